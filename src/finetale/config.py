@@ -1,0 +1,333 @@
+"""Every setting, declared once: type, range, default and help text.
+
+The flag, the key of the settings file, the Python argument and the reference page all come from the fields below.
+`Config` is flat; each stage takes the one base class that holds its own settings. Knows nothing of torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from finetale.errors import ConfigError
+from finetale.trainer_names import TRAINER_NAMES
+
+Schedule = Literal["cosine", "linear", "constant"]
+Precision = Literal["auto", "fp32", "bf16"]
+Undecodable = Literal["error", "replace"]
+
+S = TypeVar("S", bound="Settings")
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and no key is accepted that is not declared."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def resolve(cls, *layers: Mapping[str, Any]) -> Self:
+        """Merge layers of settings (later ones win; None means "not given") and validate them together.
+
+        Raises:
+            ConfigError: names every unknown key and every bad value at once.
+        """
+        values: dict[str, Any] = {}
+        for layer in layers:
+            values.update({key.replace("-", "_"): value for key, value in layer.items() if value is not None})
+        problems: list[str] = []
+        hints: list[str] = []
+        for key in sorted(set(values) - set(cls.model_fields)):
+            values.pop(key)
+            problems.append(f"there is no setting {key!r}")
+            hints.append(_hint_for_unknown(key, cls.model_fields))
+        try:
+            settings = cls.model_validate(values)
+        except ValidationError as error:
+            for item in error.errors():
+                name = ".".join(str(part) for part in item["loc"][:1])
+                seen = "" if not item["loc"] else f" = {item['input']!r}"
+                text = item["msg"].removeprefix("Value error, ")
+                problems.append(f"{name}{seen}: {text[:1].lower()}{text[1:]}" if name else text)
+            hints.append("see `finetale train --help` or docs/settings.md for the range of each setting")
+        if problems:
+            raise ConfigError("; ".join(problems) + ".", _sentence(hints))
+        return settings
+
+    def narrow(self, kind: type[S]) -> S:
+        """The same values as a narrower settings class, for a stage that must not see the rest."""
+        return kind.model_validate({name: getattr(self, name) for name in kind.model_fields})
+
+
+class TextSettings(Settings):
+    """Text: sources, decoding, cleaning, splits"""
+
+    documents: str = Field(
+        "auto",
+        description="What one document is in a text file: file, line, blank-line, or a separator of your own "
+        "(\\n and \\t are understood). auto: a file; records of jsonl, json, csv, tsv and parquet always are documents.",
+    )
+    text_column: str | None = Field(None, description="Column or key that holds the text of a record. auto: found and said.")
+    encoding: str | None = Field(None, description="Encoding of the text files. auto: detected for each file and said.")
+    undecodable: Undecodable = Field(
+        "error", description="Bytes that are not text in the file's encoding: error, or replace by U+FFFD (counted)."
+    )
+    clean_newlines: bool = Field(True, description="Turn \\r\\n and \\r into \\n (counted).")
+    clean_control: bool = Field(True, description="Remove NULs and control characters other than tab and newline (counted).")
+    clean_mojibake: bool = Field(False, description="Mend text that was decoded wrongly once, such as â€™ (counted).")
+    strip: bool = Field(True, description="Remove white space at both ends of a document.")
+    min_characters: int = Field(1, ge=1, description="Drop documents shorter than this many characters (counted).")
+    deduplicate: bool = Field(False, description="Drop exact repeats of a document within a split (counted).")
+    drop_overlap: bool = Field(
+        False, description="Drop training documents that also stand in the validation or test text (counted)."
+    )
+    validation: tuple[str, ...] = Field((), description="Sources of the validation text. Given: nothing is split off for it.")
+    test: tuple[str, ...] = Field((), description="Sources of the test text. Given: nothing is split off for it.")
+    validation_fraction: float | None = Field(
+        None, ge=0, lt=1, description="Share of the text held out for validation. auto: 0.05 unless a split was given."
+    )
+    test_fraction: float | None = Field(
+        None, ge=0, lt=1, description="Share of the text held out for the test. auto: 0.05 unless a split was given."
+    )
+    long_document: int = Field(
+        100_000, ge=1000, description="Documents of more characters than this are cut into contiguous parts, one a split."
+    )
+    streaming: bool = Field(False, description="Read hf: datasets as a stream instead of downloading them first.")
+
+    @field_validator("validation", "test", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | Path) else value
+
+    @field_validator("documents")
+    @classmethod
+    def _not_empty(cls, value: str) -> str:
+        if not value:
+            raise ValueError("the separator of documents is empty")
+        return value
+
+    @model_validator(mode="after")
+    def _something_left_to_train_on(self) -> Self:
+        if (self.validation_fraction or 0) + (self.test_fraction or 0) >= 1:
+            raise ValueError("validation_fraction + test_fraction must stay below 1")
+        return self
+
+
+class TokenSettings(Settings):
+    """Tokens: tokenizer, blocks, cache"""
+
+    tokenizer: str | None = Field(None, description="Tokenizer to use: Hub id or folder. auto: the model's own.")
+    vocab_size: int = Field(8192, ge=257, le=1_000_000, description="Vocabulary of the tokenizer trained for a new: model.")
+    block_size: int | None = Field(
+        None, ge=8, description="Tokens a block. auto: the model's positions, at most 1024, and no longer than the text needs."
+    )
+    cache_dir: Path | None = Field(
+        None, description="Where tokenised text is kept. auto: FINETALE_CACHE, else ~/.cache/finetale."
+    )
+
+
+class ModelSettings(Settings):
+    """Model: what to start from"""
+
+    model: str = Field(
+        "gpt2", min_length=1, description="Hub id, local folder, run directory, or new:SHAPE for random weights (new:1m … new:gpt2-xl)."
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
+    offline: bool = Field(False, description="Use only what is on this machine already.")
+    dropout: float | None = Field(None, ge=0, lt=1, description="Dropout while training. auto: as the model's config says.")
+
+
+class TrainSettings(Settings):
+    """Training: optimizer, schedule, batch, precision"""
+
+    epochs: float = Field(3.0, gt=0, le=10_000, description="Passes over the training text.")
+    max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever epochs says.")
+    learning_rate: float | None = Field(
+        None, gt=0, le=1, description="Peak learning rate. auto: 1e-4 x sqrt(124M / parameters), three times that for new: models."
+    )
+    schedule: Schedule = Field("cosine", description="Learning rate after the warm-up: cosine, linear or constant.")
+    final_learning_rate: float = Field(0.1, ge=0, le=1, description="Where the schedule ends, as a share of the peak.")
+    warmup_steps: float = Field(0.05, ge=0, description="Linear warm-up: below 1 a share of all steps, from 1 on a number of steps.")
+    weight_decay: float = Field(0.1, ge=0, le=10, description="AdamW weight decay, on matrices only.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the first moment.")
+    adam_beta2: float = Field(0.98, ge=0, lt=1, description="AdamW: decay of the second moment.")
+    adam_epsilon: float = Field(1e-8, gt=0, le=1, description="AdamW: term for numerical stability.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Clip the gradient's norm to this. 0: no clipping.")
+    batch_size: int | None = Field(
+        None, ge=1, description="Sequences (blocks) an optimizer step, over all devices. auto: about 50 steps an epoch."
+    )
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="Sequences a forward pass on one device. auto: what a memory probe says fits."
+    )
+    precision: Precision = Field("auto", description="auto: bf16 where the hardware computes in it, else fp32. Weights stay fp32.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory, slower.")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of everything random.")
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _whole_steps(cls, value: float) -> float:
+        if value >= 1 and value != int(value):
+            raise ValueError("from 1 on this is a number of steps and must be whole")
+        return value
+
+    @model_validator(mode="after")
+    def _micro_batch_within_batch(self) -> Self:
+        if self.batch_size and self.micro_batch_size and self.micro_batch_size > self.batch_size:
+            raise ValueError(f"micro_batch_size {self.micro_batch_size} is larger than batch_size {self.batch_size}")
+        return self
+
+
+class EvaluationSettings(Settings):
+    """Evaluation: when, how, and when to stop"""
+
+    eval_every: int | None = Field(None, ge=1, description="Steps between evaluations. auto: once an epoch.")
+    patience: int = Field(3, ge=0, description="Stop after this many evaluations without a better validation loss. 0: never.")
+    stride: int | None = Field(
+        None, ge=1, description="Evaluate with a sliding window that moves this many tokens. auto: block by block."
+    )
+    save_every: int | None = Field(None, ge=1, description="Steps between checkpoints. auto: at every evaluation.")
+    keep_checkpoints: int = Field(2, ge=1, description="How many of the newest checkpoints to keep.")
+    log_every: int = Field(1, ge=1, description="Steps between lines in metrics.jsonl.")
+    tensorboard: bool = Field(True, description="Write the numbers for TensorBoard too.")
+
+
+class SamplingSettings(Settings):
+    """Sampling: how text is generated"""
+
+    max_new_tokens: int = Field(120, ge=1, description="Most tokens to generate for one sample.")
+    temperature: float = Field(0.8, ge=0, le=100, description="Sampling temperature. 0: always the likeliest token.")
+    top_k: int = Field(0, ge=0, description="Sample from the k likeliest tokens. 0: all.")
+    top_p: float = Field(0.95, gt=0, le=1, description="Sample from the smallest set of tokens with this probability. 1: all.")
+    min_p: float = Field(0.0, ge=0, le=1, description="Leave out tokens below this share of the likeliest one's probability.")
+    repetition_penalty: float = Field(1.0, gt=0, le=10, description="Above 1: makes tokens that have occurred less likely.")
+    no_repeat_ngram_size: int = Field(0, ge=0, description="No run of this many tokens occurs twice. 0: off.")
+    num_beams: int = Field(1, ge=1, le=64, description="Beam search with this many beams instead of sampling. 1: off.")
+    stop: tuple[str, ...] = Field((), description="Strings at which a sample ends (they are left out).")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of everything random.")
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("stop")
+    @classmethod
+    def _no_empty_stop(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not item for item in value):
+            raise ValueError("a stop string is empty")
+        return value
+
+
+class CompareSettings(SamplingSettings):
+    """Comparison: prompts and samples"""
+
+    prompts: tuple[str, ...] = Field((), description="Prompts of the samples. auto: the openings of held-out documents.")
+    num_prompts: int = Field(3, ge=1, le=100, description="How many prompts to take from held-out documents.")
+    num_samples: int = Field(2, ge=1, le=100, description="Samples a prompt.")
+    bootstrap_samples: int = Field(1000, ge=100, le=100_000, description="Resamples behind each 95% interval.")
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _one_prompt_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class OutputSettings(Settings):
+    """Output: where the run goes"""
+
+    out: Path | None = Field(None, description="Run directory. auto: runs/NAME.")
+    name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run. auto: model, source and a number."
+    )
+    overwrite: bool = Field(False, description="Replace the run directory if it is a Finetale run already.")
+
+
+class Config(
+    TextSettings, TokenSettings, ModelSettings, TrainSettings, EvaluationSettings, CompareSettings, OutputSettings
+):
+    """All settings of one run. Only the pipeline sees all of them."""
+
+    sources: tuple[str, ...] = Field((), description="Text to train on: files, folders, - or hf:DATASET[/CONFIG][:SPLIT].")
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _one_source_or_many(cls, value: Any) -> Any:
+        if isinstance(value, str | Path):
+            return [str(value)]
+        return [str(item) for item in value] if isinstance(value, list | tuple) else value
+
+    def to_yaml(self) -> str:
+        """The settings as a file `from_file` takes back, grouped, each with its help text."""
+        lines = ["# The resolved settings of a Finetale run; `finetale train --config FILE` takes them back.", ""]
+        values = self.model_dump(mode="json")
+        for group, names in setting_groups():
+            lines.append(f"# {group}")
+            for name in names:
+                if values[name] is None:
+                    lines.append(f"# {name}: null")
+                else:
+                    lines.append(yaml.safe_dump({name: values[name]}, allow_unicode=True, width=10_000).rstrip())
+            lines.append("")
+        return "\n".join(lines)
+
+
+SECTIONS: tuple[type[Settings], ...] = (
+    TextSettings,
+    TokenSettings,
+    ModelSettings,
+    TrainSettings,
+    EvaluationSettings,
+    CompareSettings,
+    OutputSettings,
+)
+
+
+def setting_groups(sections: Iterable[type[Settings]] = SECTIONS) -> list[tuple[str, list[str]]]:
+    """Titles and setting names, in the order of help texts and files; each setting is in one group."""
+    seen: set[str] = set()
+    groups = [("Source", ["sources"])]
+    for section in sections:
+        names = [name for name in section.model_fields if name not in seen]
+        seen.update(names)
+        groups.append((str(section.__doc__).split("\n")[0], names))
+    return groups
+
+
+def read_settings_file(path: str | Path) -> dict[str, Any]:
+    """The keys and values of a YAML settings file.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML or is not a mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The settings file {path} can't be read: {error}.", "Check the path given to --config.") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" at line {where.line + 1}" if where else ""
+        raise ConfigError(f"The settings file {path} is not valid YAML{line}.", "Write one `name: value` a line.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"The settings file {path} does not hold `name: value` lines.", "See docs/settings.md.")
+    return values
+
+
+def _hint_for_unknown(key: str, known: Iterable[str]) -> str:
+    if key in TRAINER_NAMES:
+        ours, note = TRAINER_NAMES[key]
+        return f"{key} is {ours} here" + (f" ({note})" if note else "") if ours else f"{key}: {note}"
+    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.6)
+    return f"{key}: did you mean {near[0]}?" if near else f"{key}: docs/settings.md lists them all"
+
+
+def _sentence(parts: list[str]) -> str:
+    text = "; ".join(parts)
+    return text + ("" if text.endswith(("?", ".")) else ".")

@@ -1,0 +1,84 @@
+"""The exception tree. Knows nothing else of the package.
+
+    FinetaleError                 a mistake somebody can mend: message + hint, exit code 1
+    ├── ConfigError               a setting is unknown, out of range or contradicts another
+    ├── SourceError               text that can't be found, opened, decoded or split
+    ├── TokenizerError            a tokenizer that is empty, lossy or does not fit its model
+    ├── ModelError                a model that can't be used here
+    │   └── HubError              the hub can't be reached, or does not hold what was asked for
+    ├── RunError                  a run directory that is missing, damaged or in the way
+    ├── TrainingError             training can't start or can't go on
+    │   ├── DivergedError         the loss or the gradients stopped being finite
+    │   └── MemoryLimitError      not even one sequence at a time fits into memory
+    ├── GenerationError           a prompt or a sampling setting that can't be used
+    └── InterruptedRun            a signal stopped the run and it was saved: exit code 75
+
+Every message says the value seen and the rule broken; every hint says what to do next.
+"""
+
+from __future__ import annotations
+
+
+class FinetaleError(Exception):
+    """Root of all errors a person can mend.
+
+    Args:
+        message: one sentence: what was seen, and which rule it breaks.
+        hint: one sentence: what to do next.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} Hint: {self.hint}" if self.hint else self.message
+
+
+class ConfigError(FinetaleError):
+    """A setting is unknown, out of range or contradicts another."""
+
+
+class SourceError(FinetaleError):
+    """Text that can't be found, opened, decoded or split."""
+
+
+class TokenizerError(FinetaleError):
+    """A tokenizer that is empty, lossy or does not fit its model."""
+
+
+class ModelError(FinetaleError):
+    """A model that can't be used here."""
+
+
+class HubError(ModelError):
+    """The hub can't be reached, or does not hold what was asked for."""
+
+
+class RunError(FinetaleError):
+    """A run directory that is missing, damaged or in the way."""
+
+
+class TrainingError(FinetaleError):
+    """Training can't start or can't go on."""
+
+
+class DivergedError(TrainingError):
+    """The loss or the gradients stopped being finite."""
+
+
+class MemoryLimitError(TrainingError):
+    """Not even one sequence at a time fits into memory."""
+
+
+class GenerationError(FinetaleError):
+    """A prompt or a sampling setting that can't be used."""
+
+
+class InterruptedRun(FinetaleError):
+    """A signal stopped the run; it was saved and can be resumed."""
+
+    exit_code = 75
