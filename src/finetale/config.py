@@ -71,13 +71,17 @@ class TextSettings(Settings):
         description="What one document is in a text file: file, line, blank-line, or a separator of your own "
         "(\\n and \\t are understood). auto: a file; records of jsonl, json, csv, tsv and parquet always are documents.",
     )
-    text_column: str | None = Field(None, description="Column or key that holds the text of a record. auto: found and said.")
+    text_column: str | None = Field(
+        None, description="Column or key that holds the text of a record. auto: found and said."
+    )
     encoding: str | None = Field(None, description="Encoding of the text files. auto: detected for each file and said.")
     undecodable: Undecodable = Field(
         "error", description="Bytes that are not text in the file's encoding: error, or replace by U+FFFD (counted)."
     )
     clean_newlines: bool = Field(True, description="Turn \\r\\n and \\r into \\n (counted).")
-    clean_control: bool = Field(True, description="Remove NULs and control characters other than tab and newline (counted).")
+    clean_control: bool = Field(
+        True, description="Remove NULs and control characters other than tab and newline (counted)."
+    )
     clean_mojibake: bool = Field(False, description="Mend text that was decoded wrongly once, such as â€™ (counted).")
     strip: bool = Field(True, description="Remove white space at both ends of a document.")
     min_characters: int = Field(1, ge=1, description="Drop documents shorter than this many characters (counted).")
@@ -85,7 +89,9 @@ class TextSettings(Settings):
     drop_overlap: bool = Field(
         False, description="Drop training documents that also stand in the validation or test text (counted)."
     )
-    validation: tuple[str, ...] = Field((), description="Sources of the validation text. Given: nothing is split off for it.")
+    validation: tuple[str, ...] = Field(
+        (), description="Sources of the validation text. Given: nothing is split off for it."
+    )
     test: tuple[str, ...] = Field((), description="Sources of the test text. Given: nothing is split off for it.")
     validation_fraction: float | None = Field(
         None, ge=0, lt=1, description="Share of the text held out for validation. auto: 0.05 unless a split was given."
@@ -94,7 +100,9 @@ class TextSettings(Settings):
         None, ge=0, lt=1, description="Share of the text held out for the test. auto: 0.05 unless a split was given."
     )
     long_document: int = Field(
-        100_000, ge=1000, description="Documents of more characters than this are cut into contiguous parts, one a split."
+        100_000,
+        ge=1000,
+        description="Documents of more characters than this are cut into contiguous parts, one a split.",
     )
     streaming: bool = Field(False, description="Read hf: datasets as a stream instead of downloading them first.")
 
@@ -121,9 +129,13 @@ class TokenSettings(Settings):
     """Tokens: tokenizer, blocks, cache"""
 
     tokenizer: str | None = Field(None, description="Tokenizer to use: Hub id or folder. auto: the model's own.")
-    vocab_size: int = Field(8192, ge=257, le=1_000_000, description="Vocabulary of the tokenizer trained for a new: model.")
+    vocab_size: int = Field(
+        8192, ge=257, le=1_000_000, description="Vocabulary of the tokenizer trained for a new: model."
+    )
     block_size: int | None = Field(
-        None, ge=8, description="Tokens a block. auto: the model's positions, at most 1024, and no longer than the text needs."
+        None,
+        ge=8,
+        description="Tokens a block. auto: the model's positions, at most 1024, and no longer than the text needs.",
     )
     cache_dir: Path | None = Field(
         None, description="Where tokenised text is kept. auto: FINETALE_CACHE, else ~/.cache/finetale."
@@ -134,11 +146,15 @@ class ModelSettings(Settings):
     """Model: what to start from"""
 
     model: str = Field(
-        "gpt2", min_length=1, description="Hub id, local folder, run directory, or new:SHAPE for random weights (new:1m … new:gpt2-xl)."
+        "gpt2",
+        min_length=1,
+        description="Hub id, local folder, run directory, or new:SHAPE for random weights (new:1m … new:gpt2-xl).",
     )
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
     offline: bool = Field(False, description="Use only what is on this machine already.")
-    dropout: float | None = Field(None, ge=0, lt=1, description="Dropout while training. auto: as the model's config says.")
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="Dropout while training. auto: as the model's config says."
+    )
 
 
 class TrainSettings(Settings):
@@ -147,11 +163,16 @@ class TrainSettings(Settings):
     epochs: float = Field(3.0, gt=0, le=10_000, description="Passes over the training text.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever epochs says.")
     learning_rate: float | None = Field(
-        None, gt=0, le=1, description="Peak learning rate. auto: 1e-4 x sqrt(124M / parameters), three times that for new: models."
+        None,
+        gt=0,
+        le=1,
+        description="Peak learning rate. auto: 1e-4 x sqrt(124M / parameters), three times that for new: models.",
     )
     schedule: Schedule = Field("cosine", description="Learning rate after the warm-up: cosine, linear or constant.")
     final_learning_rate: float = Field(0.1, ge=0, le=1, description="Where the schedule ends, as a share of the peak.")
-    warmup_steps: float = Field(0.05, ge=0, description="Linear warm-up: below 1 a share of all steps, from 1 on a number of steps.")
+    warmup_steps: float = Field(
+        0.05, ge=0, description="Linear warm-up: below 1 a share of all steps, from 1 on a number of steps."
+    )
     weight_decay: float = Field(0.1, ge=0, le=10, description="AdamW weight decay, on matrices only.")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the first moment.")
     adam_beta2: float = Field(0.98, ge=0, lt=1, description="AdamW: decay of the second moment.")
@@ -163,8 +184,12 @@ class TrainSettings(Settings):
     micro_batch_size: int | None = Field(
         None, ge=1, description="Sequences a forward pass on one device. auto: what a memory probe says fits."
     )
-    precision: Precision = Field("auto", description="auto: bf16 where the hardware computes in it, else fp32. Weights stay fp32.")
-    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory, slower.")
+    precision: Precision = Field(
+        "auto", description="auto: bf16 where the hardware computes in it, else fp32. Weights stay fp32."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass: less memory, slower."
+    )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of everything random.")
 
     @field_validator("warmup_steps")
@@ -185,7 +210,9 @@ class EvaluationSettings(Settings):
     """Evaluation: when, how, and when to stop"""
 
     eval_every: int | None = Field(None, ge=1, description="Steps between evaluations. auto: once an epoch.")
-    patience: int = Field(3, ge=0, description="Stop after this many evaluations without a better validation loss. 0: never.")
+    patience: int = Field(
+        3, ge=0, description="Stop after this many evaluations without a better validation loss. 0: never."
+    )
     stride: int | None = Field(
         None, ge=1, description="Evaluate with a sliding window that moves this many tokens. auto: block by block."
     )
@@ -201,9 +228,15 @@ class SamplingSettings(Settings):
     max_new_tokens: int = Field(120, ge=1, description="Most tokens to generate for one sample.")
     temperature: float = Field(0.8, ge=0, le=100, description="Sampling temperature. 0: always the likeliest token.")
     top_k: int = Field(0, ge=0, description="Sample from the k likeliest tokens. 0: all.")
-    top_p: float = Field(0.95, gt=0, le=1, description="Sample from the smallest set of tokens with this probability. 1: all.")
-    min_p: float = Field(0.0, ge=0, le=1, description="Leave out tokens below this share of the likeliest one's probability.")
-    repetition_penalty: float = Field(1.0, gt=0, le=10, description="Above 1: makes tokens that have occurred less likely.")
+    top_p: float = Field(
+        0.95, gt=0, le=1, description="Sample from the smallest set of tokens with this probability. 1: all."
+    )
+    min_p: float = Field(
+        0.0, ge=0, le=1, description="Leave out tokens below this share of the likeliest one's probability."
+    )
+    repetition_penalty: float = Field(
+        1.0, gt=0, le=10, description="Above 1: makes tokens that have occurred less likely."
+    )
     no_repeat_ngram_size: int = Field(0, ge=0, description="No run of this many tokens occurs twice. 0: off.")
     num_beams: int = Field(1, ge=1, le=64, description="Beam search with this many beams instead of sampling. 1: off.")
     stop: tuple[str, ...] = Field((), description="Strings at which a sample ends (they are left out).")
@@ -225,7 +258,9 @@ class SamplingSettings(Settings):
 class CompareSettings(SamplingSettings):
     """Comparison: prompts and samples"""
 
-    prompts: tuple[str, ...] = Field((), description="Prompts of the samples. auto: the openings of held-out documents.")
+    prompts: tuple[str, ...] = Field(
+        (), description="Prompts of the samples. auto: the openings of held-out documents."
+    )
     num_prompts: int = Field(3, ge=1, le=100, description="How many prompts to take from held-out documents.")
     num_samples: int = Field(2, ge=1, le=100, description="Samples a prompt.")
     bootstrap_samples: int = Field(1000, ge=100, le=100_000, description="Resamples behind each 95% interval.")
@@ -251,7 +286,9 @@ class Config(
 ):
     """All settings of one run. Only the pipeline sees all of them."""
 
-    sources: tuple[str, ...] = Field((), description="Text to train on: files, folders, - or hf:DATASET[/CONFIG][:SPLIT].")
+    sources: tuple[str, ...] = Field(
+        (), description="Text to train on: files, folders, - or hf:DATASET[/CONFIG][:SPLIT]."
+    )
 
     @field_validator("sources", mode="before")
     @classmethod
@@ -306,13 +343,17 @@ def read_settings_file(path: str | Path) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The settings file {path} can't be read: {error}.", "Check the path given to --config.") from None
+        raise ConfigError(
+            f"The settings file {path} can't be read: {error}.", "Check the path given to --config."
+        ) from None
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where else ""
-        raise ConfigError(f"The settings file {path} is not valid YAML{line}.", "Write one `name: value` a line.") from None
+        raise ConfigError(
+            f"The settings file {path} is not valid YAML{line}.", "Write one `name: value` a line."
+        ) from None
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

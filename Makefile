@@ -1,0 +1,37 @@
+# Every target builds the virtual environment it needs. Set PYTHON to choose another interpreter, VENV another place.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-all lint docs build clean
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $(STAMP)
+
+demo: $(STAMP)    ## the whole path on bundled text, offline
+	HF_HUB_OFFLINE=1 $(BIN)/finetale demo
+
+test: $(STAMP) lint    ## everything that runs in minutes
+	$(BIN)/python -m pytest
+
+test-all: $(STAMP) lint    ## the slow tests too
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(STAMP)    ## write the generated reference pages again
+	$(BIN)/python docs/generate.py
+
+build: $(STAMP)    ## sdist and wheel in dist/
+	$(BIN)/python -m build
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

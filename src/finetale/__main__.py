@@ -1,0 +1,5 @@
+"""`python -m finetale`."""
+
+from finetale.cli import main
+
+main()

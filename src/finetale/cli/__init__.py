@@ -1,0 +1,93 @@
+"""The command line. Results go to stdout, everything else to stderr; see `run` for exit codes.
+
+Each command is a small file of its own that parses, calls and prints. None is imported until it is called, so that
+`finetale --help` loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+from rich.console import Console
+
+import finetale
+from finetale.cli.output import print_error
+from finetale.errors import FinetaleError
+
+COMMANDS = {
+    "demo": "The whole path, offline, on bundled text, in a few minutes.",
+    "check": "What would be trained on; names every problem by file and line.",
+    "plan": "What training would take on this machine, measured; trains nothing.",
+    "train": "Fine-tune a model on text, compare it with its base, write a report.",
+    "resume": "Go on with a run where it stopped.",
+    "evaluate": "Loss, perplexity and bits a byte of a model on text.",
+    "generate": "Continue prompts with a model.",
+    "compare": "Two models on the same text, prompts and seeds; or a run with its base again.",
+    "report": "Write report.html of a run again.",
+    "runs": "A table of the runs here.",
+    "doctor": "This machine, and what would make it faster.",
+}
+USAGE_ERROR, BUG, NOT_RESUMABLE = 2, 70, 130
+
+
+def build_app() -> App:
+    """The application with all commands, none of them imported yet."""
+    app = App(
+        name="finetale",
+        help="Fine-tune GPT-2 and its kin on your own text, and see in numbers and samples whether it got better.",
+        version=finetale.__version__,
+        help_format="plaintext",
+        console=Console(),
+        error_console=Console(stderr=True),
+        print_error=False,
+        exit_on_error=False,
+        suppress_keyboard_interrupt=False,
+        result_action="return_value",
+    )
+    for name, summary in COMMANDS.items():
+        app.command(f"finetale.cli.{name}:command", name=name, help=summary)
+    return app
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code.
+
+    0 done · 1 a user error (one `error:` line, one `hint:` line) · 2 bad usage · 70 a bug · 75 interrupted and
+    resumable · 130 interrupted before there was anything to resume.
+    """
+    app = build_app()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return int(app(words or ["--help"]) or 0)
+    except CycloptsError as error:
+        print_error(_plain(error), _usage_hint(words))
+        return USAGE_ERROR
+    except FinetaleError as error:
+        print_error(error.message, error.hint)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print_error("Stopped before training began; nothing was written.", "Run the command again to start over.")
+        return NOT_RESUMABLE
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except Exception:
+        Console(stderr=True).print_exception(width=120)
+        print_error("This is a bug in Finetale, not a mistake of yours.", "Please report it with the lines above.")
+        return BUG
+
+
+def main() -> None:
+    """Entry point of the `finetale` command."""
+    sys.exit(run())
+
+
+def _usage_hint(words: Sequence[str]) -> str:
+    command = next((word for word in words if word in COMMANDS), None)
+    return f"See `finetale {command} --help`." if command else "See `finetale --help`."
+
+
+def _plain(error: CycloptsError) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,152 @@
+"""`finetale check`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from finetale.cli.output import print_json, progress, stdout
+from finetale.cli.settings import with_settings
+from finetale.config import TextSettings
+from finetale.display import size
+
+_MOST_PROBLEMS = 20
+
+
+@with_settings(TextSettings)
+def command(
+    *source: str,
+    model: Annotated[
+        str | None, Parameter(help="Count tokens with this model's tokenizer (gpt2 if it is on this machine).")
+    ] = None,
+    tokenizer: Annotated[str | None, Parameter(help="Count tokens with this tokenizer.")] = None,
+    offline: Annotated[bool | None, Parameter(negative=(), help="Use only what is on this machine already.")] = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Print the whole report as JSON.")] = False,
+    quiet: Annotated[
+        bool, Parameter(name=["--quiet", "-q"], negative=(), help="Print only warnings and the result.")
+    ] = False,
+    **settings: Any,
+) -> int:
+    """What would be trained on: documents, encodings, splits, repeats, tokens; every problem by file and line.
+
+    Exit code 1 if something would keep `finetale train` from starting.
+    """
+    from finetale import library, pipeline
+
+    given = settings | {"model": model, "tokenizer": tokenizer, "offline": offline}
+    with progress(quiet=quiet, as_json=as_json) as display:
+        report = pipeline.check_text(library.resolve(source, None, given), display)
+    if as_json:
+        print_json(report)
+    else:
+        _show(report)
+    return 1 if any(problem["fatal"] for problem in report["text"]["problems"]) else 0
+
+
+def _show(report: dict[str, Any]) -> None:
+    console = stdout()
+    text = report["text"]
+    console.print(f"{text['documents']:,} documents, {text['characters']:,} characters, {text['words']:,} words")
+    if report["tokens"]:
+        tokens = report["tokens"]
+        console.print(
+            f"{tokens['read']:,} tokens read = {tokens['trained']:,} trained + {tokens['validation']:,} validation "
+            f"+ {tokens['test']:,} test + {tokens['dropped']:,} dropped   (tokenizer of {escape(report['tokenizer'])})",
+            soft_wrap=True,
+        )
+        for row in report["dropped"]:
+            console.print(
+                f"  dropped: {row['tokens']:,} tokens in {row['documents']:,} documents: {escape(row['reason'])}"
+            )
+    else:
+        console.print(f"Tokens are not counted: {escape(report['no_tokens'])}", soft_wrap=True)
+    console.print()
+    table = _table("split", "documents", "characters", "words")
+    for split in ("train", "validation", "test"):
+        row = text["splits"].get(split)
+        if row and row["documents"]:
+            table.add_row(split, *(f"{row[key]:,}" for key in ("documents", "characters", "words")))
+    console.print(table)
+    if text.get("split_rule"):
+        console.print(text["split_rule"], soft_wrap=True, markup=False)
+    _show_files(console, text)
+    _show_lengths(console, text["length_histogram"])
+    for line in (*report["warnings"], *_remarks(text)):
+        console.print(f"note: {line}", soft_wrap=True, markup=False)
+    _show_problems(console, text["problems"])
+
+
+def _show_files(console: Console, text: dict[str, Any]) -> None:
+    console.print()
+    table = _table("file", "kind", "encoding", "size", "documents")
+    for file in text["files"][:_MOST_PROBLEMS]:
+        table.add_row(
+            escape(file["file"]),
+            file["kind"],
+            file["encoding"] or "–",
+            size(file["bytes"] or 0),
+            f"{file['documents']:,}",
+        )
+    console.print(table)
+    if len(text["files"]) > _MOST_PROBLEMS:
+        console.print(f"… and {len(text['files']) - _MOST_PROBLEMS:,} more files")
+
+
+def _show_lengths(console: Console, histogram: list[dict[str, int]]) -> None:
+    most = max((row["documents"] for row in histogram), default=0)
+    if not most:
+        return
+    console.print()
+    table = _table("characters", "documents", "")
+    for row in histogram:
+        bar = "█" * max(1, round(30 * row["documents"] / most)) if row["documents"] else ""
+        table.add_row(f"{row['from']:,} – {row['to']:,}", f"{row['documents']:,}", bar)
+    table.columns[2].justify = "left"
+    console.print(table)
+
+
+def _remarks(text: dict[str, Any]) -> list[str]:
+    lines = []
+    if text["duplicates"]["documents"]:
+        lines.append(f"{text['duplicates']['documents']:,} documents are exact repeats (drop them with --deduplicate).")
+    overlap = text["overlap"]["documents"] if isinstance(text["overlap"], dict) else text["overlap"]
+    if overlap:
+        lines.append(
+            f"{overlap:,} training documents also stand in the validation or test text (drop them with --drop-overlap)."
+        )
+    skipped = text["skipped"]
+    if skipped["hidden"]:
+        lines.append(f"{skipped['hidden']:,} hidden files or folders were skipped.")
+    for suffix, count in skipped["other"].items():
+        lines.append(f"{count:,} files of another kind were skipped: {suffix or 'no ending'}.")
+    lines += [f"cleaning: {name.replace('_', ' ')}: {count:,}" for name, count in text["cleaning"].items() if count]
+    return lines
+
+
+def _show_problems(console: Console, problems: list[dict[str, Any]]) -> None:
+    if not problems:
+        console.print("No problems found.")
+        return
+    console.print()
+    for problem in problems[:_MOST_PROBLEMS]:
+        word, colour = ("error", "red") if problem["fatal"] else ("found", "yellow")
+        where = f"{problem['file']}:{problem['line']}" if problem["line"] else problem["file"]
+        times = f" ({problem['count']:,} times)" if (problem["count"] or 1) > 1 else ""
+        console.print(
+            f"[{colour}]{word}[/] {escape(where)}: {escape(problem['detail'] or problem['kind'])}{times}",
+            soft_wrap=True,
+        )
+    if len(problems) > _MOST_PROBLEMS:
+        console.print(f"… and {len(problems) - _MOST_PROBLEMS:,} more; --json lists them")
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    left = ("split", "file", "kind", "encoding", "characters")
+    for title in titles:
+        table.add_column(title, justify="left" if title in left and title != "characters" else "right")
+    return table

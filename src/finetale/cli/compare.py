@@ -1,0 +1,65 @@
+"""`finetale compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from finetale.cli.outcome import print_comparison
+from finetale.cli.output import print_json, progress, stdout
+from finetale.cli.settings import with_settings
+from finetale.config import CompareSettings
+from finetale.errors import ConfigError
+
+
+@with_settings(CompareSettings)
+def command(
+    model: str,
+    after: str | None = None,
+    /,
+    *,
+    text: Annotated[
+        list[str] | None, Parameter(help="Text that neither model was trained on.", consume_multiple=False)
+    ] = None,
+    html: Annotated[Path | None, Parameter(help="Write a report of the comparison there.")] = None,
+    block_size: Annotated[str | None, Parameter(help="Tokens a block of the evaluation.")] = None,
+    offline: Annotated[bool | None, Parameter(negative=(), help="Use only what is on this machine already.")] = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Print the comparison as JSON.")] = False,
+    quiet: Annotated[
+        bool, Parameter(name=["--quiet", "-q"], negative=(), help="Print only warnings and the result.")
+    ] = False,
+    **settings: Any,
+) -> int:
+    """Compare two models on the same text, prompts and seeds; or, with one run directory, the run with its base again.
+
+    With AFTER a run directory and no --text, its own held-out text is used.
+    """
+    from finetale import pipeline
+    from finetale.config import Config, read_settings_file
+    from finetale.report import render_report
+    from finetale.rundir import RunDirectory, read_json, write_bytes
+
+    settings = settings | {"offline": offline, "block_size": block_size}
+    with progress(quiet=quiet, as_json=as_json) as display:
+        if after is None:
+            if text:
+                raise ConfigError(
+                    "--text needs two models to compare.", f"Write `finetale compare BASE {model} --text …`."
+                )
+            run = RunDirectory.open(model)
+            config = Config.resolve(read_settings_file(run.config), settings, {"out": str(run.root)})
+            pipeline.finish(run, config, display)
+            result = read_json(run.comparison)
+        else:
+            result = pipeline.compare_on(model, after, text or (), settings, display)
+    if html is not None:
+        write_bytes(html, render_report(result).encode())
+    if as_json:
+        print_json(result)
+    else:
+        print_comparison(result)
+        if html is not None:
+            stdout().print(f"Report   {html}", soft_wrap=True)
+    return 0

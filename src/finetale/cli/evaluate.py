@@ -1,0 +1,70 @@
+"""`finetale evaluate`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.table import Table
+
+from finetale.cli.output import number, print_json, progress, stdout
+from finetale.cli.settings import with_settings
+from finetale.config import EvaluationSettings, TextSettings, TokenSettings
+
+_NAMES = {
+    "loss": "loss (nats a token)",
+    "perplexity": "perplexity (a token)",
+    "word_perplexity": "perplexity (a word)",
+    "bits_per_byte": "bits a byte",
+}
+_UNUSED = (
+    "validation",
+    "test",
+    "validation_fraction",
+    "test_fraction",
+    "drop_overlap",
+    "vocab_size",
+    "tokenizer",
+    "long_document",
+)
+_TRAINING_ONLY = ("eval_every", "patience", "save_every", "keep_checkpoints", "log_every", "tensorboard")
+
+
+@with_settings(TextSettings, TokenSettings, EvaluationSettings, skip=(*_UNUSED, *_TRAINING_ONLY))
+def command(
+    model: str,
+    /,
+    *source: str,
+    revision: Annotated[str | None, Parameter(help="Branch, tag or commit on the Hub.")] = None,
+    offline: Annotated[bool | None, Parameter(negative=(), help="Use only what is on this machine already.")] = None,
+    precision: Annotated[str | None, Parameter(help="fp32, bf16 or auto.")] = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")] = False,
+    quiet: Annotated[
+        bool, Parameter(name=["--quiet", "-q"], negative=(), help="Print only warnings and the result.")
+    ] = False,
+    **settings: object,
+) -> int:
+    """Loss, perplexity a token and a word, and bits a byte of MODEL on all of the text of SOURCE, with 95% intervals."""
+    from finetale import library, pipeline
+
+    given = settings | {"revision": revision, "offline": offline, "precision": precision}
+    config = library.resolve(source, None, given)
+    with progress(quiet=quiet, as_json=as_json) as display:
+        result = pipeline.evaluate_on(model, config, display)
+    if as_json:
+        print_json(result)
+        return 0
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for title in ("", "value", "95% interval"):
+        table.add_column(title, justify="left" if not title else "right")
+    for key, name in _NAMES.items():
+        digits = 4 if key in ("loss", "bits_per_byte") else 2
+        interval = result["interval"]
+        span = "–" if interval is None else " to ".join(number(value, digits) for value in interval[key])
+        table.add_row(name, number(result[key], digits), span)
+    console = stdout()
+    console.print(table)
+    console.print(
+        f"{result['tokens']:,} tokens, {result['words']:,} words, {result['bytes']:,} bytes, {result['documents']:,} documents"
+    )
+    return 0

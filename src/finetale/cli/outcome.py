@@ -1,0 +1,57 @@
+"""The end of a run in the terminal: the verdict, the numbers, samples, and what to do next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from finetale.cli.output import stdout
+from finetale.report import comparison_table
+from finetale.report.views import COPY_WARNING_WORDS
+from finetale.rundir import RunDirectory, read_json
+
+
+def print_outcome(run: RunDirectory) -> None:
+    """Verdict, table, one prompt's samples, and the next commands, on stdout."""
+    console = stdout()
+    comparison = read_json(run.comparison)
+    print_comparison(comparison, console)
+    console.print()
+    console.print(f"Model    {run.model}", soft_wrap=True)
+    console.print(f"Report   {run.report}", soft_wrap=True)
+    console.print(f'Next     finetale generate {run.root} "{escape(comparison["prompts"][0])}"', soft_wrap=True)
+
+
+def print_comparison(comparison: dict[str, Any], console: Console | None = None) -> None:
+    """The verdict first, then the numbers, then before and after side by side."""
+    console = console or stdout()
+    console.print()
+    colour = {True: "green", False: "yellow", None: "white"}[comparison["improved"]]
+    console.print(Panel(Text(comparison["verdict"], style="bold"), border_style=colour))
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("")
+    for title in ("before", "after", "change"):
+        table.add_column(title, justify="right")
+    for row in comparison_table(comparison):
+        table.add_row(*(escape(cell) for cell in row))
+    console.print(table)
+    before, after = comparison["before"], comparison["after"]
+    if before["samples"] and after["samples"]:
+        console.print()
+        samples = Table(
+            expand=True, show_lines=True, title_justify="left", title=f"“{escape(after['samples'][0]['prompt'])} …”"
+        )
+        samples.add_column(f"before ({escape(before['name'])})", ratio=1)
+        samples.add_column(f"after ({escape(after['name'])})", ratio=1)
+        samples.add_row(Text(before["samples"][0]["text"].strip()), Text(after["samples"][0]["text"].strip()))
+        console.print(samples)
+    copy = after["sample_metrics"].get("longest_match")
+    if copy and copy["words"] >= COPY_WARNING_WORDS:
+        console.print(
+            f"[yellow]A sample repeats {copy['words']} words of the training text: “{escape(copy['text'])}”[/]"
+        )

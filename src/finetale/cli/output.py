@@ -1,0 +1,55 @@
+"""How commands print: errors, JSON, tables, progress."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from finetale.display import Display
+
+
+def print_error(message: str, hint: str = "") -> None:
+    """One `error:` line and one `hint:` line on stderr, whatever line breaks the texts hold."""
+    console = Console(stderr=True)
+    console.print(f"[bold red]error:[/] {escape(' '.join(message.split()))}", soft_wrap=True, highlight=False)
+    if hint:
+        console.print(f"[bold]hint:[/] {escape(' '.join(hint.split()))}", soft_wrap=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """A result as one JSON document on stdout."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def stdout() -> Console:
+    """The console for results."""
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def progress(*, quiet: bool = False, as_json: bool = False) -> Display:
+    """The display for a command; also keeps libraries from writing between its lines."""
+    quiet_libraries()
+    return Display(quiet=quiet or as_json)
+
+
+def quiet_libraries() -> None:
+    """Silence notes and progress bars of libraries; what matters is checked and said by Finetale itself."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A figure with thousands separators; a dash for none."""
+    return "–" if value is None else f"{value:,.{digits}f}"

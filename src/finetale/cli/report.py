@@ -1,0 +1,16 @@
+"""`finetale report`."""
+
+from __future__ import annotations
+
+import sys
+
+from finetale.rundir import RunDirectory
+
+
+def command(directory: str, /) -> int:
+    """Write report.html of a run again, from the files in the run directory alone."""
+    from finetale.report import write_report
+
+    path = write_report(RunDirectory.open(directory))
+    sys.stdout.write(f"{path}\n")
+    return 0

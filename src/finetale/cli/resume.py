@@ -1,0 +1,32 @@
+"""`finetale resume`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from finetale.cli.outcome import print_outcome
+from finetale.cli.output import print_json, progress
+from finetale.rundir import read_json
+
+
+def command(
+    directory: str,
+    /,
+    *,
+    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Print comparison.json.")] = False,
+    quiet: Annotated[
+        bool, Parameter(name=["--quiet", "-q"], negative=(), help="Print only warnings and the result.")
+    ] = False,
+) -> int:
+    """Go on with a run where it stopped: from its newest whole checkpoint, to the same end as without the stop."""
+    from finetale import pipeline
+
+    with progress(quiet=quiet, as_json=as_json) as display:
+        run = pipeline.resume_run(directory, display)
+    if as_json:
+        print_json(read_json(run.comparison))
+    else:
+        print_outcome(run)
+    return 0

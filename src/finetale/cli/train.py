@@ -1,0 +1,38 @@
+"""`finetale train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from finetale.cli.outcome import print_outcome
+from finetale.cli.output import print_json, progress
+from finetale.cli.settings import with_settings
+
+
+@with_settings()
+def command(
+    *source: str,
+    config: Annotated[Path | None, Parameter(help="Settings file (YAML); flags win over it.")] = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Print comparison.json.")] = False,
+    quiet: Annotated[
+        bool, Parameter(name=["--quiet", "-q"], negative=(), help="Print only warnings and the result.")
+    ] = False,
+    **settings: object,
+) -> int:
+    """Fine-tune a model on text, compare it with its base, write a report.
+
+    SOURCE is a file, a folder, - for standard input, or hf:DATASET[/CONFIG][:SPLIT].
+    """
+    from finetale import library, pipeline
+
+    resolved = library.resolve(source, config, settings)
+    with progress(quiet=quiet, as_json=as_json) as display:
+        run = pipeline.train_run(resolved, display)
+    if as_json:
+        print_json(library.Run(run.root).comparison.values)
+    else:
+        print_outcome(run)
+    return 0

@@ -1,0 +1,233 @@
+"""Two models, the same texts, prompts and seeds → the content of comparison.json. Knows nothing of HTML."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from finetale.config import CompareSettings, SamplingSettings
+from finetale.generate import Generator
+from finetale.metrics import Measurement, change
+
+if TYPE_CHECKING:
+    from finetale.models import LoadedModel
+    from finetale.tokens import TokenStore
+
+DEFAULT_PROMPT = "Once upon a time"
+HELD_OUT = ("test", "validation")
+_WORD = re.compile(r"\w+(?:['’]\w+)*")
+_RUN = 4  # words: runs shorter than this are not looked for
+
+
+@dataclass
+class Side:
+    """One of the two models: its measurements by split, and its samples."""
+
+    name: str
+    loaded: LoadedModel
+    measurements: dict[str, Measurement] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+
+def held_out_prompts(
+    store: TokenStore, tokenizer: Any, number: int, splits: Sequence[str] = HELD_OUT, words: int = 8
+) -> list[str]:
+    """Openings of documents of the splits, in their order; DEFAULT_PROMPT if they hold no text."""
+    prompts: list[str] = []
+    for split in splits:
+        for part in store.parts_of(split).tolist():
+            opening = tokenizer.decode(store.ids(part)[: 12 * words].tolist(), skip_special_tokens=True)
+            prompt = _first_words(opening, words)
+            if prompt and prompt not in prompts:
+                prompts.append(prompt)
+            if len(prompts) == number:
+                return prompts
+    return prompts or [DEFAULT_PROMPT]
+
+
+def draw_samples(
+    side: Side, prompts: Sequence[str], settings: CompareSettings, between: Callable[[], None] | None = None
+) -> None:
+    """Fill `side.samples`: num_samples of each prompt, the same seeds for every model."""
+    generator = Generator(side.loaded.model, side.loaded.tokenizer)
+    sampling = settings.narrow(SamplingSettings)
+    for prompt in prompts:
+        if between is not None:
+            between()
+        number = 1 if sampling.temperature == 0 else settings.num_samples
+        for sample in generator.generate([prompt], sampling, n=number, truncate=True)[0]:
+            side.samples.append(
+                {
+                    "prompt": prompt,
+                    "text": sample.text,
+                    "seed": sample.seed,
+                    "num_tokens": sample.num_tokens,
+                    "finish_reason": sample.finish_reason,
+                }
+            )
+
+
+def build(
+    before: Side,
+    after: Side,
+    settings: CompareSettings,
+    prompts: Sequence[str],
+    *,
+    same_tokenizer: bool,
+    training_texts: Callable[[], Iterable[str]] | None,
+) -> dict[str, Any]:
+    """Content of comparison.json.
+
+    Args:
+        training_texts: gives the texts `after` was trained on, to look for verbatim copies; None if unknown.
+    """
+    changes = {
+        split: change(
+            before.measurements[split],
+            after.measurements[split],
+            by_word=not same_tokenizer,
+            samples=settings.bootstrap_samples,
+            seed=settings.seed,
+        )
+        if split in before.measurements and split in after.measurements
+        else None
+        for split in ("validation", "test")
+    }
+    copies = longest_copies([[s["text"] for s in side.samples] for side in (before, after)], training_texts)
+    sides = {
+        key: {
+            "name": side.name,
+            "parameters": side.loaded.provenance.parameters,
+            "validation": _summary(side, "validation", settings),
+            "test": _summary(side, "test", settings),
+            "samples": side.samples,
+            "sample_metrics": sample_metrics([s["text"] for s in side.samples]) | {"longest_match": copy},
+        }
+        for key, side, copy in (("before", before, copies[0]), ("after", after, copies[1]))
+    }
+    judged = next((split for split in HELD_OUT if changes[split]), None)
+    improved = None
+    unit = None
+    if judged is not None:
+        improved = bool(changes[judged]["percent"] < 0 and changes[judged]["excludes_zero"] is not False)  # type: ignore[index]
+        unit = after.measurements[judged].unit
+    return {
+        "schema_version": 1,
+        "verdict": verdict(sides["before"], sides["after"], changes, judged),
+        "improved": improved,
+        "judged_on": judged,
+        "interval_unit": unit,
+        "prompts": list(prompts),
+        "settings": settings.narrow(SamplingSettings).model_dump(mode="json"),
+        "before": sides["before"],
+        "after": sides["after"],
+        "change": changes,
+    }
+
+
+def verdict(before: dict[str, Any], after: dict[str, Any], changes: dict[str, Any], judged: str | None) -> str:
+    """One plain sentence that says whether the model got better on text it never saw."""
+    if judged is None:
+        return "There was no held-out text, so nothing can be said about whether the model got better."
+    moved = changes[judged]
+    word = "word perplexity" if moved["per"] == "word" else "perplexity"
+    key = "word_perplexity" if moved["per"] == "word" else "perplexity"
+    old, new = before[judged][key], after[judged][key]
+    percent = f"{moved['percent']:+.1f}%".replace("-", "−")
+    interval = ""
+    if moved["interval"] is not None:
+        low, high = (f"{value:+.1f}%".replace("-", "−") for value in moved["interval"])
+        interval = f", 95% interval {low} to {high}"
+    numbers = f"{_number(old)} to {_number(new)} ({percent}{interval})"
+    if moved["percent"] == 0:
+        return f"The model did not get better: on text it never saw, {word} stayed at {_number(old)}."
+    if moved["percent"] > 0:
+        return f"The model did not get better: on text it never saw, {word} rose from {numbers}."
+    if moved["excludes_zero"] is False:
+        return f"It can't be said that the model got better: on text it never saw, {word} went from {numbers}, and the interval includes no change."
+    if moved["interval"] is None:
+        return f"On text it never saw, {word} fell from {numbers}; there is too little held-out text for an interval."
+    return f"On text it never saw, {word} fell from {numbers}."
+
+
+def sample_metrics(texts: Sequence[str]) -> dict[str, float | None]:
+    """distinct-n (Li et al. 2016): different n-grams of words over all; repetition: share of a sample's 4-grams seen in it before."""
+    words = [_words(text) for text in texts]
+    found: dict[str, float | None] = {}
+    for n in (1, 2, 3):
+        grams = Counter(gram for item in words for gram in _grams(item, n))
+        found[f"distinct_{n}"] = len(grams) / grams.total() if grams else None
+    repeated = total = 0
+    for item in words:
+        grams = Counter(_grams(item, _RUN))
+        repeated += grams.total() - len(grams)
+        total += grams.total()
+    found["repetition"] = repeated / total if total else None
+    return found
+
+
+def longest_copies(
+    groups: Sequence[Sequence[str]], training_texts: Callable[[], Iterable[str]] | None
+) -> list[dict[str, Any] | None]:
+    """For each group of samples, the longest run of words that also stands in the training text.
+
+    Words are compared without case and punctuation. The training text is streamed once. None where the training text is unknown; runs of fewer than 4 words count as 0.
+    """
+    if training_texts is None:
+        return [None for _ in groups]
+    samples = [[(text, _words(text)) for text in group] for group in groups]
+    best: list[tuple[int, str]] = [(0, "") for _ in groups]
+    starts: dict[tuple[str, ...], list[tuple[int, int, int]]] = {}
+    for g, group in enumerate(samples):
+        for s, (_, words) in enumerate(group):
+            for at, gram in enumerate(_grams(words, _RUN)):
+                starts.setdefault(gram, []).append((g, s, at))
+    for text in training_texts():
+        words = _words(text)
+        for at, gram in enumerate(_grams(words, _RUN)):
+            for g, s, start in starts.get(gram, ()):
+                own = samples[g][s][1]
+                length = _RUN
+                while (
+                    start + length < len(own) and at + length < len(words) and own[start + length] == words[at + length]
+                ):
+                    length += 1
+                if length > best[g][0]:
+                    best[g] = (length, _original(samples[g][s][0], start, length))
+    return [{"words": length, "text": text} for length, text in best]
+
+
+def _summary(side: Side, split: str, settings: CompareSettings) -> dict[str, Any] | None:
+    if split not in side.measurements:
+        return None
+    return side.measurements[split].summary(settings.bootstrap_samples, settings.seed)
+
+
+def _words(text: str) -> list[str]:
+    return [word.lower() for word in _WORD.findall(text)]
+
+
+def _grams(words: Sequence[str], n: int) -> Iterable[tuple[str, ...]]:
+    return zip(*(words[shift:] for shift in range(n)), strict=False)
+
+
+def _original(text: str, start: int, length: int) -> str:
+    """The stretch of text that words start … start + length cover."""
+    spans = [match.span() for match in _WORD.finditer(text)]
+    return text[spans[start][0] : spans[start + length - 1][1]]
+
+
+def _first_words(text: str, number: int) -> str:
+    """The first words of the first line that has three or more (headings are skipped), as they stand."""
+    for line in text.splitlines():
+        found = line.split()
+        if len(found) >= 3:
+            return " ".join(found[:number])
+    return ""
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if value < 1000 else f"{value:,.0f}" if value < 1e6 else f"{value:.2e}"

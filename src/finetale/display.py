@@ -1,0 +1,185 @@
+"""Events of a run → the terminal. Knows nothing of torch.
+
+With a terminal: a live panel of loss, validation, speed, memory and time left. Without one, or with `quiet`: plain lines
+on stderr, few enough for a log file.
+"""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+_LINE_SECONDS = 10.0
+
+
+class Display:
+    """Context manager and listener: call it with events.
+
+    Args:
+        console: where to draw; should write to stderr.
+        quiet: only warnings.
+    """
+
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+        self.console = console or Console(stderr=True)
+        self.quiet = quiet
+        self._live: Live | None = None
+        self._progress: Progress | None = None
+        self._total = 0
+        self._first_step = 0
+        self._epoch_targets = 0
+        self._train: dict[str, Any] = {}
+        self._evaluation: dict[str, Any] = {}
+        self._best: dict[str, Any] = {}
+        self._sample: dict[str, Any] = {}
+        self._speeds: list[float] = []
+        self._began = time.monotonic()
+        self._last_line = 0.0
+        self._stage = ""
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the live panel; what it showed last stays."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "warning":
+            self.console.print(f"[yellow]warning:[/] {escape(event['message'])}", soft_wrap=True, highlight=False)
+        elif self.quiet:
+            return
+        elif kind == "stage":
+            self._on_stage(event)
+        elif kind == "begin":
+            self._on_begin(event)
+        elif kind in ("train", "evaluation", "sample", "checkpoint"):
+            self._on_training(kind, event)
+
+    def _on_stage(self, event: dict[str, Any]) -> None:
+        self.close()
+        message = event["message"]
+        if message != self._stage:
+            self._stage = message
+            self._last_line = time.monotonic()
+            self._say(f"{message} …")
+        elif "total" in event and time.monotonic() - self._last_line > _LINE_SECONDS:
+            self._last_line = time.monotonic()
+            self._say(f"{message}: {event['done']} of {event['total']}")
+
+    def _on_begin(self, event: dict[str, Any]) -> None:
+        self._total, self._first_step, self._epoch_targets = event["total"], event["step"], event["targets"]
+        self._began = time.monotonic()
+        what = f"from step {event['step']} of" if event["step"] else "for"
+        self._say(
+            f"Training {what} {event['total']} steps; {event['targets']:,} tokens an epoch; run directory {event['run']}"
+        )
+        if self.console.is_terminal:
+            self._progress = Progress(
+                TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=None), TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
+                console=self.console, expand=True,
+            )  # fmt: skip
+            self._progress.add_task("", total=self._total, completed=self._first_step, left="")
+            self._live = Live(self._panel(), console=self.console, refresh_per_second=4, transient=False)
+            self._live.start()
+
+    def _on_training(self, kind: str, event: dict[str, Any]) -> None:
+        if kind == "train":
+            self._train = event
+            self._speeds = [*self._speeds[-19:], event["tokens_per_second"]]
+        elif kind == "evaluation":
+            self._evaluation = event
+            if event["best"]:
+                self._best = event
+        elif kind == "sample":
+            self._sample = event
+        if self._live is not None and self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], completed=event["step"], left=self._left(event["step"]))
+            self._live.update(self._panel())
+        else:
+            self._plain(kind, event)
+
+    def _plain(self, kind: str, event: dict[str, Any]) -> None:
+        step = f"step {event['step']}/{self._total}"
+        if kind == "evaluation":
+            mark = "  best so far" if event["best"] else ""
+            self._say(f"{step}  validation loss {event['loss']:.4f}  perplexity {event['perplexity']:.2f}{mark}")
+        elif kind == "sample":
+            self._say(f"{step}  sample: {_one_line(event['prompt'] + event['text'], 160)}")
+        elif kind == "train" and (event["step"] <= 1 or time.monotonic() - self._last_line > _LINE_SECONDS):
+            self._last_line = time.monotonic()
+            self._say(
+                f"{step}  loss {event['loss']:.4f}  learning rate {event['learning_rate']:.2e}  "
+                f"{self._speed():,.0f} tokens/s  {event['memory_bytes'] / 2**30:.2f} GiB  {self._left(event['step'])}"
+            )
+
+    def _panel(self) -> Group:
+        table = Table.grid(padding=(0, 3))
+        row: list[str] = []
+        if self._train:
+            row += [f"loss [bold]{self._train['loss']:.4f}[/]", f"learning rate {self._train['learning_rate']:.2e}"]
+        if self._evaluation:
+            row.append(f"validation perplexity [bold]{self._evaluation['perplexity']:.2f}[/]")
+        if self._best and self._best["step"] != self._evaluation.get("step"):
+            row.append(f"best {self._best['perplexity']:.2f} at step {self._best['step']}")
+        if self._train:
+            row += [f"{self._speed():,.0f} tokens/s", f"{self._train['memory_bytes'] / 2**30:.2f} GiB"]
+        table.add_row(*row or ["starting …"])
+        assert self._progress is not None
+        parts: list[Any] = [self._progress, table]
+        if self._sample:
+            parts.append(Text(_one_line(self._sample["prompt"] + self._sample["text"], 400), style="dim"))
+        return Group(*parts)
+
+    def _speed(self) -> float:
+        return sum(self._speeds) / max(1, len(self._speeds))
+
+    def _left(self, step: int) -> str:
+        done = step - self._first_step
+        if done <= 0 or step >= self._total:
+            return ""
+        seconds = (time.monotonic() - self._began) / done * (self._total - step)
+        return f"{duration(seconds)} left"
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 45 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s" if whole < 600 else f"{whole // 60} min"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def size(count: float) -> str:
+    """Bytes as people say them: 512 MB, 1.4 GB (powers of 1000)."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit in ("bytes", "kB", "MB") or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def _one_line(text: str, limit: int) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= limit else flat[: limit - 1] + "…"

@@ -1,0 +1,123 @@
+"""What this machine is and has: processor, memory, accelerator, versions. Knows nothing of models or data."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+VERSIONED = (
+    "finetale",
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "huggingface_hub",
+    "numpy",
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide on results."""
+    found = {"python": platform.python_version()}
+    for name in VERSIONED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def num_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory() -> int:
+    """Bytes of main memory this process could still take, within the limit of its control group if there is one."""
+    available = psutil.virtual_memory().available
+    limit = _cgroup_number("memory.max", "memory/memory.limit_in_bytes")
+    used = _cgroup_number("memory.current", "memory/memory.usage_in_bytes")
+    if limit is not None and used is not None and limit < 2**60:
+        available = min(available, max(0, limit - used))
+    return int(available)
+
+
+def cpu_name() -> str:
+    """The processor's name."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        match = re.search(r"^model name\s*:\s*(.+)$", info.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+        if match:
+            return match.group(1).strip()
+    return platform.processor() or platform.machine()
+
+
+def cpu_flags() -> frozenset[str]:
+    """Instruction-set flags, where the system tells them."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return frozenset()
+    match = re.search(
+        r"^(?:flags|Features)\s*:\s*(.+)$", info.read_text(encoding="utf-8", errors="replace"), re.MULTILINE
+    )
+    return frozenset(match.group(1).split()) if match else frozenset()
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor computes in bf16 itself; without that bf16 is many times slower than fp32."""
+    return bool(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory and accelerators of this machine."""
+    import torch
+
+    found: dict[str, Any] = {
+        "system": platform.platform(terse=True),
+        "cpu": cpu_name(),
+        "cores": num_cores(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "cpu_bf16": cpu_has_bf16(),
+        "gpu": None,
+    }
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        found["gpu"] = {
+            "name": properties.name,
+            "count": torch.cuda.device_count(),
+            "memory_bytes": properties.total_memory,
+        }
+    elif torch.backends.mps.is_available():
+        found["gpu"] = {"name": "Apple GPU (MPS)", "count": 1, "memory_bytes": None}
+    return found
+
+
+def peak_memory() -> int:
+    """Highest memory use of this process so far in bytes: the accelerator's if there is one, else main memory."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_reserved())
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return int(psutil.Process().memory_info().rss)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def _cgroup_number(*names: str) -> int | None:
+    for name in names:
+        try:
+            return int((Path("/sys/fs/cgroup") / name).read_text())
+        except (OSError, ValueError):
+            continue
+    return None

@@ -1,0 +1,490 @@
+"""The one sampler: prompts → streams of tokens → text. Knows nothing of servers, files and training.
+
+Rows (one sample of one prompt each) are decoded together in batches and leave when they are finished. Every sample has a
+random stream of its own, made from the seed and the sample's number, and picks its token by the Gumbel-max rule: the
+token with the largest score + noise. That is sampling from the softmax of the scores (Gumbel 1954), and a rounding
+difference in the scores hardly ever changes the pick, so a sample does not depend on what else is in its batch. The
+noise is drawn on the CPU: the same seed gives the same noise on every device. In float32 texts are therefore the same
+alone or in a batch; in bfloat16 the model's own rounding depends on the batch, and a text may turn off at a near tie.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections import abc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    MinPLogitsWarper,
+    NoRepeatNGramLogitsProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from finetale.config import SamplingSettings
+from finetale.errors import GenerationError
+from finetale.tokens import begin_and_end, encode_batch
+
+FinishReason = Literal["end", "length", "stop"]
+
+# In the place of a token id: every token is forbidden; the scores are not numbers.
+_EXHAUSTED = -1
+_NOT_A_NUMBER = -2
+# Prompt tokens that are decoded along with the continuation: some tokenizers drop a space at the start of a text.
+_CONTEXT_TOKENS = 4
+_UNLIMITED = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One continuation of a prompt.
+
+    `text` is the continuation alone. `num_tokens` counts the generated tokens, an end-of-text not included.
+    `finish_reason`: the model ended the text (end), max_new_tokens or the context were used up (length), or a stop
+    string came (stop). `seed` is the settings' seed; with the sample's number it determines the text.
+    """
+
+    prompt: str
+    text: str
+    num_tokens: int
+    finish_reason: FinishReason
+    seed: int
+
+
+class Generator:
+    """Generates text with a model and its tokenizer.
+
+    The model keeps its device, dtype and train/eval mode; torch's global random state is not touched.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.begin, self.end = begin_and_end(tokenizer)
+        config = model.config.get_text_config()
+        self.context: int = getattr(config, "max_position_embeddings", None) or _UNLIMITED
+        # Embeddings are often padded to a round number, and vocabularies can have holes: such ids are no text.
+        known = set(tokenizer.get_vocab().values())
+        self.vocab_size: int = min(config.vocab_size, max(known) + 1)
+        self.forbidden = [token for token in range(config.vocab_size) if token not in known]
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        settings: SamplingSettings,
+        *,
+        n: int = 1,
+        truncate: bool = False,
+        batch_size: int = 16,
+    ) -> list[list[Sample]]:
+        """Continue each prompt n times.
+
+        Sample i of a prompt depends on the prompt, the settings and i; not on n, batch_size or the other prompts. With
+        temperature 0 all n are the same; with beams they are the n best.
+
+        Args:
+            prompts: texts to continue; an empty one starts a new document.
+            settings: the sampling settings.
+            n: samples a prompt.
+            truncate: cut prompts that are too long for the context at their start instead of refusing them.
+            batch_size: samples decoded at the same time, at most.
+
+        Raises:
+            GenerationError: a prompt is too long, n does not fit the settings, or the model's output is not a number.
+        """
+        if isinstance(prompts, str):
+            raise TypeError("prompts must be a sequence of strings, not one string")
+        if n < 1 or batch_size < 1:
+            raise GenerationError(
+                f"n = {n} and batch_size = {batch_size} must be at least 1.", "Give a positive number."
+            )
+        if settings.num_beams > 1:
+            _check_beams(n, settings)
+        rows = self._rows(prompts, settings, n, truncate)
+        with _inference(self.model):
+            if settings.num_beams > 1:
+                for prompt in range(len(prompts)):
+                    self._search_beams(rows[prompt * n : (prompt + 1) * n], settings)
+            else:
+                # Without randomness all samples of a prompt are the first one.
+                random = settings.temperature > 0
+                for batch in self._batches([row for row in rows if random or row.sample == 0], settings, batch_size):
+                    while batch.rows:
+                        batch.step()
+                rows = rows if random else [rows[row.prompt * n] for row in rows]
+        samples = [row.as_sample(prompts[row.prompt], settings.seed) for row in rows]
+        return [samples[start : start + n] for start in range(0, len(samples), n)]
+
+    def stream(
+        self, prompt: str, settings: SamplingSettings, *, truncate: bool = False
+    ) -> abc.Generator[str, None, Sample]:
+        """Continue a prompt piece by piece; joined, the pieces are the text of `generate([prompt], settings)[0][0]`.
+
+        A piece never ends within a character or within what may become a stop string. Beam search gives one piece, at
+        the end. The finished Sample is the generator's return value (`sample = yield from ...`). Between the pieces
+        the model is in its own mode, and the iterator can be dropped at any time.
+
+        Raises:
+            GenerationError: the prompt is too long (at once), or the model's output is not a number.
+        """
+        (row,) = self._rows([prompt], settings, 1, truncate)
+        return self._stream(row, prompt, settings)
+
+    def _stream(self, row: _Row, prompt: str, settings: SamplingSettings) -> abc.Generator[str, None, Sample]:
+        if settings.num_beams > 1:
+            with _inference(self.model):
+                self._search_beams([row], settings)
+        else:
+            (batch,) = self._batches([row], settings, 1)
+            while row.finish_reason is None:
+                with _inference(self.model):
+                    batch.step()
+                if piece := row.text.take(final=row.finish_reason is not None):
+                    yield piece
+        if piece := row.text.take(final=True):
+            yield piece
+        return row.as_sample(prompt, settings.seed)
+
+    def _rows(self, prompts: Sequence[str], settings: SamplingSettings, n: int, truncate: bool) -> list[_Row]:
+        rows = []
+        encoded = encode_batch(self.tokenizer, list(prompts)) if prompts else []
+        for prompt, array in enumerate(encoded):
+            text_ids = array.tolist()
+            ids = self._fit([self.begin, *text_ids], settings.max_new_tokens, truncate)
+            room = min(settings.max_new_tokens, self.context - len(ids))
+            for sample in range(n):
+                text = _Text(self.tokenizer, text_ids[-_CONTEXT_TOKENS:], settings.stop)
+                rows.append(_Row(prompt, sample, ids, room, self.end, text))
+        return rows
+
+    def _fit(self, ids: list[int], max_new_tokens: int, truncate: bool) -> list[int]:
+        """The prompt's ids, cut at the left if they are too long and that is allowed.
+
+        A prompt is cut further than it must be, so that max_new_tokens have room, but not below half the context.
+        """
+        if len(ids) < self.context:
+            return ids
+        if not truncate:
+            raise GenerationError(
+                f"The prompt has {len(ids)} tokens, and the model's context of {self.context} holds at most "
+                f"{self.context - 1} and one new token.",
+                "Shorten the prompt, or allow it to be cut at its start (truncate).",
+            )
+        return ids[-max(self.context - max_new_tokens, self.context // 2) :]
+
+    def _batches(self, rows: list[_Row], settings: SamplingSettings, batch_size: int) -> Iterator[_Batch]:
+        """Batches of prompts of similar length, made one after the other.
+
+        A shorter prompt joins only where the padding before it and its own text stay within the context: models with
+        a causal mask of fixed size (GPT-Neo) have no more columns than that.
+        """
+        groups: list[list[_Row]] = []
+        for row in sorted(rows, key=lambda row: -len(row.ids)):
+            if groups and len(groups[-1]) < batch_size:
+                longest = len(groups[-1][0].ids)
+                if longest == len(row.ids) or longest + row.room <= self.context:
+                    groups[-1].append(row)
+                    continue
+            groups.append([row])
+        holes = [token for token in self.forbidden if token < self.vocab_size]
+        for group in groups:
+            streams = {row.sample: random_stream(settings.seed, row.sample) for row in group}
+            yield _Batch(self.model, group, _Sampler(settings, self.vocab_size, holes, streams))
+
+    def _search_beams(self, rows: list[_Row], settings: SamplingSettings) -> None:
+        """Fill the rows of one prompt with the best beams of transformers' beam search."""
+        ids = torch.tensor([rows[0].ids], device=self.model.device)
+        config = GenerationConfig(
+            max_new_tokens=rows[0].room,
+            num_beams=settings.num_beams,
+            num_return_sequences=len(rows),
+            do_sample=False,
+            repetition_penalty=settings.repetition_penalty,
+            no_repeat_ngram_size=settings.no_repeat_ngram_size,
+            suppress_tokens=self.forbidden or None,
+            bos_token_id=self.begin,
+            eos_token_id=self.end,
+            pad_token_id=self.end,
+        )
+        found = self.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+        for row, beam in zip(rows, found[:, ids.shape[1] :].tolist(), strict=True):
+            for token in beam:
+                row.accept(token)
+                if row.finish_reason is not None:
+                    break
+
+
+class _Text:
+    """Tokens of one sample → text: holds back unfinished characters, cuts at stop strings."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, context: list[int], stop: tuple[str, ...]) -> None:
+        self.tokenizer = tokenizer
+        self.stop = stop
+        self.text = ""
+        self.stopped = False
+        self._taken = 0
+        # Only a window is decoded: the last piece of settled text (_settled tokens, _base characters) and what follows;
+        # _seen of its characters are in self.text.
+        self._window = list(context)
+        self._settled = len(context)
+        self._base = self._seen = len(self._decode())
+
+    def add(self, token: int) -> None:
+        """Take one more token."""
+        self._window.append(token)
+        text = self._decode()
+        # The bytes at the end may be the beginning of a character; until they are one they decode as U+FFFD.
+        end = len(text.rstrip("\ufffd"))
+        if end > self._seen:
+            self._append(text[self._seen : end])
+            self._seen = end
+        if end == len(text) > self._base:
+            del self._window[: self._settled]
+            self._settled = len(self._window)
+            self._base = self._seen = len(self._decode())
+
+    def finish(self) -> None:
+        """No more tokens will come: an unfinished character is text now."""
+        if not self.stopped:
+            self._append(self._decode()[self._seen :])
+
+    def take(self, *, final: bool) -> str:
+        """New text since the last call, without what may become a stop string; all of it if final."""
+        held = 0
+        if not final:
+            sizes = (size for stop in self.stop for size in range(1, len(stop)) if self.text.endswith(stop[:size]))
+            held = max(sizes, default=0)
+        start, self._taken = self._taken, len(self.text) - held
+        return self.text[start : self._taken]
+
+    def _append(self, piece: str) -> None:
+        before = len(self.text)
+        self.text += piece
+        found = [self.text.find(stop, max(0, before - len(stop) + 1)) for stop in self.stop]
+        if places := [place for place in found if place >= 0]:
+            self.text = self.text[: min(places)]
+            self.stopped = True
+
+    def _decode(self) -> str:
+        text: str = self.tokenizer.decode(self._window, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+
+@dataclass(slots=True)
+class _Row:
+    """One sample of one prompt: `ids` are the prompt's, `room` is how many tokens may follow."""
+
+    prompt: int
+    sample: int
+    ids: list[int]
+    room: int
+    end: int
+    text: _Text
+    num_tokens: int = 0
+    finish_reason: FinishReason | None = None
+
+    def accept(self, token: int) -> None:
+        """Take the next token and see whether the sample ends with it."""
+        if token == _NOT_A_NUMBER:
+            raise GenerationError(
+                f"The model's scores are not numbers (NaN) after {self.num_tokens} new tokens.",
+                "Its weights are damaged or its training diverged: use an earlier checkpoint.",
+            )
+        if token == self.end:
+            self.finish_reason = "end"
+        elif token == _EXHAUSTED:
+            self.finish_reason = "length"
+        else:
+            self.num_tokens += 1
+            self.text.add(token)
+            if self.text.stopped:
+                self.finish_reason = "stop"
+            elif self.num_tokens == self.room:
+                self.finish_reason = "length"
+        if self.finish_reason is not None:
+            self.text.finish()
+
+    def as_sample(self, prompt: str, seed: int) -> Sample:
+        assert self.finish_reason is not None, "the row is not finished"
+        return Sample(prompt, self.text.text, self.num_tokens, self.finish_reason, seed)
+
+
+class _Sampler:
+    """Scores of the next token → one token a row."""
+
+    def __init__(
+        self, settings: SamplingSettings, vocab_size: int, holes: list[int], streams: dict[int, torch.Generator]
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.holes = torch.tensor(holes, dtype=torch.long)
+        self.streams = streams
+        self.greedy = settings.temperature == 0
+        # Both in the order of transformers' generate.
+        self.history: list[LogitsProcessor] = []
+        if settings.repetition_penalty != 1:
+            self.history.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
+        if settings.no_repeat_ngram_size:
+            self.history.append(NoRepeatNGramLogitsProcessor(settings.no_repeat_ngram_size))
+        self.warpers: list[LogitsProcessor] = []
+        if not self.greedy:
+            if settings.temperature != 1:
+                self.warpers.append(TemperatureLogitsWarper(settings.temperature))
+            if settings.top_k:
+                self.warpers.append(TopKLogitsWarper(settings.top_k))
+            if settings.top_p < 1:
+                self.warpers.append(TopPLogitsWarper(settings.top_p))
+            if settings.min_p:
+                self.warpers.append(MinPLogitsWarper(settings.min_p))
+
+    def choose(self, logits: Tensor, ids: Tensor, starts: list[int], samples: list[int]) -> Tensor:
+        """One token id a row, or _EXHAUSTED or _NOT_A_NUMBER.
+
+        Args:
+            logits: scores of the next token, (rows, padded vocabulary).
+            ids: prompts and what was generated so far, padded at the left, (rows, time).
+            starts: where each row of ids begins.
+            samples: which random stream each row has.
+        """
+        scores = logits[:, : self.vocab_size].float()  # (rows, vocabulary)
+        if len(self.holes):
+            scores = scores.index_fill(1, self.holes.to(scores.device), -torch.inf)
+        for processor in self.history:
+            if any(starts):  # padding is no history: each row alone
+                rows = zip(ids, scores, starts, strict=True)
+                scores = torch.cat([processor(row[None, start:], score[None]) for row, score, start in rows])
+            else:
+                scores = processor(ids, scores)
+        for warper in self.warpers:
+            scores = warper(ids, scores)
+        if not self.greedy:
+            scores = scores + self._noise(samples).to(scores.device)
+        best, tokens = scores.max(dim=-1)
+        return tokens.masked_fill(best == -torch.inf, _EXHAUSTED).masked_fill(best.isnan(), _NOT_A_NUMBER)
+
+    def _noise(self, samples: list[int]) -> Tensor:
+        """Gumbel noise, (rows, vocabulary); rows with the same sample number have the same."""
+        # float64: a uniform number of float32 has 24 bits, too coarse for the many rare tokens of a vocabulary.
+        drawn = {
+            sample: torch.rand(self.vocab_size, generator=self.streams[sample], dtype=torch.float64)
+            for sample in dict.fromkeys(samples)
+        }
+        places = {sample: place for place, sample in enumerate(drawn)}
+        noise = torch.stack(list(drawn.values())).log_().neg_().log_().neg_().float()
+        return noise[[places[sample] for sample in samples]]
+
+
+class _Batch:
+    """Rows that are decoded in step, with their key/value cache; finished rows leave."""
+
+    def __init__(self, model: PreTrainedModel, rows: list[_Row], sampler: _Sampler) -> None:
+        self.model = model
+        self.rows = rows
+        self.sampler = sampler
+        self.cache: DynamicCache | None = None
+        self.accepted = inspect.signature(model.forward).parameters  # models with ALiBi (BLOOM) take no positions
+        lengths = [len(row.ids) for row in rows]
+        self.width = max(lengths)  # columns in use
+        self.starts = [self.width - length for length in lengths]
+        columns = self.width + max(row.room for row in rows)
+        ids = torch.zeros(len(rows), columns, dtype=torch.long)
+        mask = torch.ones_like(ids)
+        for place, (row, start) in enumerate(zip(rows, self.starts, strict=True)):
+            ids[place, start : self.width] = torch.tensor(row.ids)
+            mask[place, :start] = 0
+        self.ids = ids.to(model.device)  # (rows, columns)
+        self.mask = mask.to(model.device)  # (rows, columns)
+
+    def step(self) -> None:
+        """Add one token to each row."""
+        logits = self._read_prompts() if self.cache is None else self._read_last_tokens(self.cache)
+        samples = [row.sample for row in self.rows]
+        tokens = self.sampler.choose(logits, self.ids[:, : self.width], self.starts, samples)
+        self.ids[:, self.width] = tokens
+        self.width += 1
+        for row, token in zip(self.rows, tokens.tolist(), strict=True):
+            row.accept(token)
+        stay = [place for place, row in enumerate(self.rows) if row.finish_reason is None]
+        if len(stay) < len(self.rows):
+            self._keep(stay)
+
+    def _read_prompts(self) -> Tensor:
+        """Logits after the prompts; a prompt that stands in several rows is read once."""
+        self.cache = DynamicCache(config=self.model.config)
+        first: dict[tuple[int, ...], int] = {}
+        for place, row in enumerate(self.rows):
+            first.setdefault(tuple(row.ids), place)
+        places = list(first.values())
+        mask = self.mask[places, : self.width]
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        logits = self._forward(self.ids[places, : self.width], mask, positions, self.cache)
+        if len(places) < len(self.rows):
+            order = {key: index for index, key in enumerate(first)}
+            copies = torch.tensor([order[tuple(row.ids)] for row in self.rows], device=logits.device)
+            self.cache.reorder_cache(copies)
+            logits = logits[copies]
+        return logits
+
+    def _read_last_tokens(self, cache: DynamicCache) -> Tensor:
+        mask = self.mask[:, : self.width]
+        positions = mask.sum(-1, keepdim=True) - 1
+        return self._forward(self.ids[:, self.width - 1 : self.width], mask, positions, cache)
+
+    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+        options = {"position_ids": positions, "logits_to_keep": 1}
+        logits: Tensor = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            **{name: value for name, value in options.items() if name in self.accepted},
+        ).logits
+        return logits[:, -1]  # (rows, padded vocabulary)
+
+    def _keep(self, stay: list[int]) -> None:
+        self.rows = [self.rows[place] for place in stay]
+        self.starts = [self.starts[place] for place in stay]
+        if self.rows and self.cache is not None:
+            indices = torch.tensor(stay, device=self.ids.device)
+            self.ids, self.mask = self.ids[indices], self.mask[indices]
+            self.cache.reorder_cache(indices)
+
+
+def random_stream(seed: int, sample: int) -> torch.Generator:
+    """The random stream of one sample: neighbouring seeds and sample numbers give unrelated streams."""
+    digest = hashlib.blake2b(f"{seed}/{sample}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+
+
+@contextmanager
+def _inference(model: PreTrainedModel) -> Iterator[None]:
+    """No gradients and no dropout inside; every module in its own mode again afterwards."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _check_beams(n: int, settings: SamplingSettings) -> None:
+    if n > settings.num_beams:
+        raise GenerationError(
+            f"n = {n} samples were asked for, but {settings.num_beams} beams hold only {settings.num_beams} texts.",
+            f"Ask for at most {settings.num_beams} samples, or set num_beams to {n} or more.",
+        )

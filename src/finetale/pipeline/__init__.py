@@ -1,0 +1,18 @@
+"""The one path from text to a proven model. Only this layer sees the whole configuration."""
+
+from finetale.pipeline.data import Notify, check_text
+from finetale.pipeline.judge import compare_on, evaluate_on, open_model
+from finetale.pipeline.plan import plan_run
+from finetale.pipeline.runs import finish, resume_run, train_run
+
+__all__ = [
+    "Notify",
+    "check_text",
+    "compare_on",
+    "evaluate_on",
+    "finish",
+    "open_model",
+    "plan_run",
+    "resume_run",
+    "train_run",
+]

@@ -1,0 +1,139 @@
+"""Sources + tokenizer → token store, from the cache where it holds the same text already."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetale import text, tokens
+from finetale.config import Config, TextSettings
+from finetale.errors import FinetaleError, RunError
+from finetale.rundir import write_bytes, write_folder
+from finetale.tokens import TokenStore
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Notify = Callable[[dict[str, Any]], None]
+
+
+def stage(notify: Notify, message: str, **values: Any) -> None:
+    """Tell a listener what is being done now."""
+    notify({"event": "stage", "message": message} | values)
+
+
+def tokenise(config: Config, tokenizer: PreTrainedTokenizerBase, notify: Notify) -> TokenStore:
+    """The token store of a config's sources: opened if the cache holds it, else built."""
+    key = _key(config, tokens.tokenizer_hash(tokenizer))
+    root = tokens.cache_root(config.cache_dir)
+    if key is not None:
+        folder = root / "tokens" / key
+        if (folder / "store.json").is_file():
+            return tokens.open_store(folder)
+    else:  # a stream can't be hashed before it is read
+        root.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="stream-", dir=root)) / "store"
+    stage(notify, "Reading and tokenising the text")
+    parts, report = text.read_parts(config.sources, config, offline=config.offline)
+
+    def progress(count: int) -> None:
+        stage(notify, "Reading and tokenising the text", done=count)
+
+    try:
+        store = tokens.build_store(parts, tokenizer, folder, report=report.to_dict, progress=progress)
+    except OSError as error:
+        raise RunError(
+            f"The token cache in {root} can't be written: {error}.",
+            "Free some disk space, or choose another place with --cache-dir.",
+        ) from error
+    if key is None:
+        kept = root / "tokens" / f"stream-{store.info['sha256']}"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        if not kept.exists():
+            folder.replace(kept)
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        store = tokens.open_store(kept)
+    return store
+
+
+def trained_tokenizer(config: Config, notify: Notify) -> PreTrainedTokenizerBase:
+    """The byte-level BPE tokenizer of a new: model, trained on the training text (cached)."""
+    from finetale.models import load_tokenizer
+
+    key = _key(config, f"bpe-{config.vocab_size}")
+    folder = tokens.cache_root(config.cache_dir) / "tokenizers" / key if key else None
+    if folder is not None and folder.is_dir():
+        return load_tokenizer(folder)
+    stage(notify, "Training a tokenizer on the text")
+    parts, _ = text.read_parts(config.sources, config, offline=config.offline)
+    tokenizer = tokens.train_tokenizer(tokens.training_texts(parts), config.vocab_size)
+    if folder is not None:
+        write_folder(folder, lambda target: tokenizer.save_pretrained(str(target)))
+    return tokenizer
+
+
+def check_text(config: Config, notify: Notify) -> dict[str, Any]:
+    """`finetale check`: the data report with all problems, and the token account if a tokenizer can be had.
+
+    Tokens are counted with the model's tokenizer. When no model was named and the default one is not on this machine,
+    they are not, and `no_tokens` says so.
+    """
+    config = keep_standard_input(config)
+    stage(notify, "Reading the text")
+    parts, report = text.read_parts(config.sources, config, on_problem="collect", offline=config.offline)
+    result: dict[str, Any] = {"tokens": None, "dropped": [], "warnings": [], "tokenizer": None, "no_tokens": None}
+    try:
+        tokenizer = tokenizer_for(config, notify, offline=config.offline or "model" not in config.model_fields_set)
+    except FinetaleError as error:
+        if {"model", "tokenizer"} & config.model_fields_set:
+            raise
+        for _ in parts:
+            pass
+        return result | {"no_tokens": f"name a model with --model ({error.message})", "text": report.to_dict()}
+    with tempfile.TemporaryDirectory() as folder:
+        store = tokens.build_store(parts, tokenizer, Path(folder) / "store", report=report.to_dict)
+        counts = {"tokens": store.account["tokens"], "dropped": store.account["dropped"], "warnings": store.warnings}
+    return result | counts | {"tokenizer": config.tokenizer or config.model, "text": report.to_dict()}
+
+
+def tokenizer_for(config: Config, notify: Notify, *, offline: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer a run with these settings would use, without its model's weights."""
+    from finetale import models
+
+    if config.tokenizer is not None:
+        return models.load_tokenizer(config.tokenizer, offline=offline)
+    if models.is_new(config.model):
+        models.check_name(config.model)
+        return trained_tokenizer(config, notify)
+    return models.load_tokenizer(config.model, revision=config.revision, offline=offline)
+
+
+def keep_standard_input(config: Config) -> Config:
+    """Standard input can be read only once, so it is put into a file of the cache that later stages can open."""
+    if "-" not in config.sources:
+        return config
+    data = text.read_standard_input()
+    path = tokens.cache_root(config.cache_dir) / "stdin" / f"{hashlib.sha256(data).hexdigest()}.txt"
+    write_bytes(path, data)
+    return config.model_copy(update={"sources": tuple(str(path) if item == "-" else item for item in config.sources)})
+
+
+def data_json(store: TokenStore, blocks: dict[str, Any]) -> dict[str, Any]:
+    """Content of data.json: the token account, what the blocks look like, and the report on the text."""
+    return {"schema_version": 1} | store.account | {"blocks": blocks, "warnings": store.warnings, "text": store.report}
+
+
+def _key(config: Config, what: str) -> str | None:
+    """Hash of the sources' bytes, the settings that shape the text, and the tokenizer; None for streams."""
+    fingerprint = text.fingerprint(config.sources, config)
+    if fingerprint is None:
+        return None
+    settings = config.narrow(TextSettings).model_dump(mode="json")
+    return hashlib.sha256(
+        json.dumps([tokens.STORE_VERSION, fingerprint, settings, what], sort_keys=True).encode()
+    ).hexdigest()[:32]

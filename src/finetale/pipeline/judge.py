@@ -1,0 +1,154 @@
+"""Evaluation of one model, and the comparison of two, on the same texts and prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetale import comparison, models, tokens
+from finetale.blocks import choose_evaluation_size
+from finetale.config import Config, read_settings_file
+from finetale.forward import PackedForward
+from finetale.metrics import Measurement, measure
+from finetale.models import LoadedModel
+from finetale.pipeline.data import Notify, keep_standard_input, stage, tokenise
+from finetale.pipeline.prepare import evaluation_blocks, resolve_precision
+from finetale.rundir import RunDirectory
+
+if TYPE_CHECKING:
+    from finetale.tokens import TokenStore
+
+Between = Callable[[], None]
+HELD_OUT: Mapping[str, str] = {"validation": "validation", "test": "test"}
+WHOLE: Mapping[str, str] = {"test": "train"}
+"""All of an unsplit text, measured under the name of the test text."""
+
+
+def open_model(name: str, config: Config, notify: Notify, tokenizer: Any = None) -> LoadedModel:
+    """Load a model for use, on the accelerator if there is one."""
+    from accelerate import Accelerator
+
+    stage(notify, f"Loading {name}")
+    loaded = models.load(
+        name,
+        revision=config.revision,
+        offline=config.offline,
+        tokenizer=tokenizer,
+        dropout=config.dropout,
+        seed=config.seed,
+    )
+    loaded.model.to(Accelerator().device)
+    return loaded
+
+
+def evaluate_model(
+    loaded: LoadedModel,
+    store: TokenStore,
+    splits: Mapping[str, str],
+    config: Config,
+    notify: Notify,
+    between: Between | None = None,
+) -> dict[str, Measurement]:
+    """Measure a model on the splits of a store that hold text; `splits` maps names of measurements to splits."""
+    positions = models.positions_of(loaded.model.config.to_dict())
+    sized = config.model_copy(update={"block_size": choose_evaluation_size(positions, config.block_size)})
+    forward = PackedForward(loaded.model, precision=resolve_precision(config.precision))
+    found = {}
+    for label, split in splits.items():
+        blocks = evaluation_blocks(store, split, sized)
+        if blocks is None:
+            continue
+        message = f"Measuring {loaded.provenance.name} on the {label} text"
+        stage(notify, message)
+        found[label] = measure(
+            forward,
+            blocks,
+            batch_size=config.micro_batch_size or max(1, 4096 // blocks.block_size),
+            progress=lambda done, total, message=message: stage(notify, message, done=done, total=total),  # type: ignore[misc]
+            between=between,
+        )
+    return found
+
+
+def evaluate_on(name: str, config: Config, notify: Notify) -> dict[str, Any]:
+    """`finetale evaluate`: figures of a model on all of the text of the sources."""
+    loaded = open_model(name, config, notify)
+    store = tokenise(keep_standard_input(_unsplit(config)), loaded.tokenizer, notify)
+    measured = evaluate_model(loaded, store, WHOLE, config, notify)
+    return {"model": name} | measured["test"].summary(config.bootstrap_samples, config.seed)
+
+
+def _unsplit(config: Config) -> Config:
+    """The same sources with nothing held out: all of their text is measured."""
+    return config.model_copy(update={"validation": (), "test": (), "validation_fraction": 0.0, "test_fraction": 0.0})
+
+
+def compare_models(
+    before: LoadedModel,
+    after: LoadedModel,
+    config: Config,
+    notify: Notify,
+    *,
+    names: tuple[str, str],
+    held_out: Mapping[str, str] = HELD_OUT,
+    between: Between | None = None,
+) -> dict[str, Any]:
+    """Measure and sample two models on the held-out text of `config`; the content of comparison.json.
+
+    Args:
+        held_out: which splits of the store are measured, by the name of the measurement. With the default `after` was
+            trained on the training split of the same sources, so that copies can be looked for.
+    """
+    sides = [comparison.Side(name, loaded) for name, loaded in zip(names, (before, after), strict=True)]
+    same = tokens.tokenizer_hash(before.tokenizer) == tokens.tokenizer_hash(after.tokenizer)
+    store = None
+    for side in sides:
+        if config.sources:
+            if store is None or not same:
+                store = tokenise(config, side.loaded.tokenizer, notify)
+            side.measurements = evaluate_model(side.loaded, store, held_out, config, notify, between)
+    prompts = list(config.prompts)
+    if not prompts:
+        prompts = (
+            [comparison.DEFAULT_PROMPT]
+            if store is None
+            else comparison.held_out_prompts(
+                store, after.tokenizer, config.num_prompts, tuple(held_out.values())[::-1]
+            )
+        )
+    for side in sides:
+        stage(notify, f"Sampling from {side.name}")
+        comparison.draw_samples(side, prompts, config, between)
+    stage(notify, "Comparing")
+    texts = partial(training_texts, store, after.tokenizer) if store is not None and held_out is HELD_OUT else None
+    return comparison.build(sides[0], sides[1], config, prompts, same_tokenizer=same, training_texts=texts)
+
+
+def training_texts(store: TokenStore, tokenizer: Any) -> Iterator[str]:
+    """The training documents, decoded again from their tokens."""
+    for part in store.parts_of("train").tolist():
+        yield tokenizer.decode(store.ids(part).tolist())
+
+
+def compare_on(
+    before: str, after: str, sources: Sequence[str], settings: dict[str, Any], notify: Notify
+) -> dict[str, Any]:
+    """`finetale compare BEFORE AFTER`: on all of the text of `sources`, or else on the held-out text of the run `after`.
+
+    Raises:
+        FinetaleError: a model or a text can't be used.
+    """
+    directory = RunDirectory(Path(after).expanduser())
+    held_out: Mapping[str, str] = HELD_OUT
+    if sources or not directory.is_run():
+        config, held_out = _unsplit(Config.resolve(settings, {"sources": tuple(sources)})), WHOLE
+    else:
+        config = Config.resolve(read_settings_file(directory.config), settings)
+    models.check_name(before)
+    models.check_name(after)
+    config = keep_standard_input(config)
+    second = open_model(after, config, notify)
+    first = open_model(before, config, notify, tokenizer=second.tokenizer if models.is_new(before) else None)
+    return compare_models(first, second, config, notify, names=(before, after), held_out=held_out)

@@ -1,0 +1,163 @@
+"""Settings + sources + model name → everything a run needs, resolved, before anything is written."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetale import models
+from finetale.blocks import Blocks, check_positions, choose_block_size, pack, windows
+from finetale.config import Config
+from finetale.environment import cpu_has_bf16
+from finetale.errors import RunError, SourceError
+from finetale.models import LoadedModel
+from finetale.pipeline.data import Notify, stage, tokenise, trained_tokenizer
+from finetale.rundir import RunDirectory
+from finetale.tokens import TokenStore
+from finetale.training import MemoryPlan, default_learning_rate, plan_memory
+
+_STEPS_AN_EPOCH = 50
+_STEP_TOKENS = (2048, 32768)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that could start now. `config` has no automatic value left that the run depends on."""
+
+    config: Config
+    loaded: LoadedModel
+    store: TokenStore
+    train: Blocks
+    validation: Blocks | None
+    memory: MemoryPlan
+
+    def blocks_json(self) -> dict[str, Any]:
+        """What the training blocks look like, for data.json."""
+        return {
+            "size": self.train.block_size,
+            "count": len(self.train),
+            "padding_share": round(self.train.padding_share, 6),
+        }
+
+
+def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None) -> Prepared:
+    """Check and load everything, and resolve automatic settings. Nothing is written but caches.
+
+    Args:
+        loaded: used in place of loading `config.model`; for a run that goes on.
+    """
+    if not config.sources:
+        raise SourceError("No text was given.", "Name a file, a folder, - for standard input, or hf:DATASET.")
+    located = None
+    if loaded is not None:
+        tokenizer = loaded.tokenizer
+    elif models.is_new(config.model):
+        models.check_name(config.model)
+        tokenizer = _given_tokenizer(config) or trained_tokenizer(config, notify)
+    else:
+        stage(notify, f"Looking for {config.model}")
+        located = models.locate(config.model, revision=config.revision, offline=config.offline)
+        check_positions(config.block_size, located.positions)
+        tokenizer = _given_tokenizer(config) or models.load_tokenizer(located.folder, name=config.model)
+    store = tokenise(config, tokenizer, notify)
+    for warning in store.warnings:
+        notify({"event": "warning", "message": warning})
+    if loaded is None:
+        stage(notify, f"Loading {config.model}")
+        if located is None:
+            loaded = models.load(config.model, tokenizer=tokenizer, dropout=config.dropout, seed=config.seed)
+        else:
+            loaded = models.load_located(located, tokenizer=tokenizer, dropout=config.dropout)
+    size = choose_block_size(store, models.positions_of(loaded.model.config.to_dict()), config.block_size)
+    blocks = pack(store, "train", size, fill=True)
+    batch_size = config.batch_size or _batch_size(len(blocks), size)
+    precision = resolve_precision(config.precision)
+    memory = _plan_memory(loaded, blocks, precision, batch_size)
+    resolved = config.model_copy(
+        update={
+            "block_size": size,
+            "batch_size": batch_size,
+            "micro_batch_size": config.micro_batch_size or memory.micro_batch_size,
+            "learning_rate": config.learning_rate
+            or default_learning_rate(loaded.provenance.parameters, new=models.is_new(config.model)),
+            "precision": precision,
+            "revision": loaded.provenance.revision or config.revision,
+        }
+    )
+    return Prepared(resolved, loaded, store, blocks, evaluation_blocks(store, "validation", resolved), memory)
+
+
+def evaluation_blocks(store: TokenStore, split: str, config: Config) -> Blocks | None:
+    """Blocks of a held-out split, with sliding windows if asked for; None if it holds nothing."""
+    if not len(store.parts_of(split)):
+        return None
+    assert config.block_size is not None
+    if config.stride is not None:
+        return windows(store, split, config.block_size, config.stride)
+    return pack(store, split, config.block_size)
+
+
+def resolve_precision(setting: str) -> str:
+    """fp32 or bf16: bf16 where the device computes in it, unless the setting says otherwise."""
+    import torch
+
+    if setting != "auto":
+        return setting
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if torch.backends.mps.is_available():
+        return "fp32"
+    return "bf16" if cpu_has_bf16() else "fp32"
+
+
+def run_directory(config: Config) -> RunDirectory:
+    """Where a new run goes. Nothing is created yet.
+
+    Raises:
+        RunError: something is there already.
+    """
+    root = config.out.expanduser() if config.out is not None else Path("runs") / (config.name or _free_name(config))
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        if not RunDirectory(root).is_run():
+            raise RunError(
+                f"{root} is in the way: it exists and is no run directory.", "Choose another place with --out."
+            )
+        if not config.overwrite:
+            raise RunError(
+                f"{root} holds a run already.",
+                f"Go on with it by `finetale resume {root}`, replace it with --overwrite, or choose another --out.",
+            )
+    return RunDirectory(root)
+
+
+def _free_name(config: Config) -> str:
+    words = [Path(config.model.removeprefix("new:")).name, Path(re.sub(r"^hf:", "", config.sources[0])).stem or "text"]
+    base = "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", word).strip("-.") or "text" for word in words)
+    number = 1
+    while (Path("runs") / f"{base}-{number}").exists():
+        number += 1
+    return f"{base}-{number}"
+
+
+def _given_tokenizer(config: Config) -> Any:
+    if config.tokenizer is None:
+        return None
+    return models.load_tokenizer(config.tokenizer, offline=config.offline)
+
+
+def _batch_size(num_blocks: int, block_size: int) -> int:
+    least, most = (max(1, tokens_a_step // block_size) for tokens_a_step in _STEP_TOKENS)
+    return min(max(least, round(num_blocks / _STEPS_AN_EPOCH)), most)
+
+
+def _plan_memory(loaded: LoadedModel, blocks: Blocks, precision: str, batch_size: int) -> MemoryPlan:
+    from accelerate import Accelerator
+
+    from finetale.forward import PackedForward
+
+    accelerator = Accelerator()
+    loaded.model.to(accelerator.device)
+    most = -(-batch_size // accelerator.num_processes)
+    return plan_memory(PackedForward(loaded.model, precision=precision), blocks, most)

@@ -1,0 +1,232 @@
+"""The one path: text → blocks → training → comparison → report, and going on where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from finetale import models, training
+from finetale.config import Config, SamplingSettings, read_settings_file
+from finetale.environment import hardware, peak_memory, versions
+from finetale.errors import InterruptedRun, RunError
+from finetale.generate import Generator
+from finetale.models import LoadedModel
+from finetale.pipeline.data import Notify, data_json, keep_standard_input, stage
+from finetale.pipeline.judge import compare_models, open_model
+from finetale.pipeline.prepare import Prepared, prepare, run_directory
+from finetale.report import model_card, write_report
+from finetale.rundir import RunDirectory, write_bytes, write_json
+from finetale.training import Training, TrainState
+from finetale.training.signals import StopRequest
+
+
+def train_run(config: Config, notify: Notify) -> RunDirectory:
+    """Train a model as the settings say, compare it with its base, write the report.
+
+    Raises:
+        FinetaleError: whatever stands in the way; before training begins nothing is written.
+        InterruptedRun: a signal came; the run can be resumed.
+    """
+    run = run_directory(config)
+    config = keep_standard_input(config)
+    prepared = prepare(config, notify)
+    _start_directory(run, prepared)
+    with _status(run):
+        state = _train(run, prepared, notify, None)
+        finish(run, prepared.config, notify, state)
+    return run
+
+
+def resume_run(path: str | Path, notify: Notify) -> RunDirectory:
+    """Go on with a run from its newest valid checkpoint, or finish what came after training.
+
+    Raises:
+        RunError: there is no run, or its text has changed.
+    """
+    run = RunDirectory.open(path)
+    manifest = run.read_manifest()
+    config = Config.resolve(read_settings_file(run.config), {"out": str(run.root)})
+    if manifest.get("status") == "finished":
+        raise RunError(
+            f"{path} is finished already.",
+            f"See {run.report}, or train on from it: `finetale train SOURCE --model {path}`.",
+        )
+    checkpoint, damaged = training.newest_valid_checkpoint(run)
+    for line in damaged:
+        notify({"event": "warning", "message": line})
+    loaded = models.load(str(run.root), dropout=config.dropout)
+    if checkpoint is None and manifest.get("best_step"):
+        raise RunError(
+            f"{path} has no checkpoint left to go on from.",
+            "Train again with --overwrite; model/ holds the best model so far.",
+        )
+    prepared = prepare(config, notify, loaded=loaded)
+    if prepared.store.info["sha256"] != manifest.get("data_sha256"):
+        raise RunError(
+            f"The text of {path} has changed since the run began, so it can't go on as it was.",
+            "Restore the text, or start a new run with `finetale train`.",
+        )
+    run.update_manifest(status="running")
+    with _status(run):
+        state = _train(run, prepared, notify, checkpoint)
+        finish(run, prepared.config, notify, state)
+    return run
+
+
+def finish(run: RunDirectory, config: Config, notify: Notify, state: TrainState | None = None) -> None:
+    """Compare the run's model with its base and write comparison.json, the report and the model card.
+
+    Also `finetale compare DIR`: then `state` is None and the run's other figures stay.
+    """
+    manifest = run.read_manifest()
+    with StopRequest() as stop:
+        try:
+            after = open_model(str(run.root), config, notify)
+            before = load_base(manifest, config, after, notify)
+            result = compare_models(
+                before,
+                after,
+                config,
+                notify,
+                names=(manifest["base"]["name"], manifest["name"]),
+                between=stop.check,
+            )
+        except InterruptedRun as stopped:
+            raise InterruptedRun(
+                f"{stopped.message} Training is done and saved; only the comparison is missing.",
+                f"Go on with `finetale resume {run.root}`.",
+            ) from None
+    write_json(run.comparison, result)
+    if state is not None:
+        run.update_manifest(status="finished", finished=_now())
+    stage(notify, "Writing the report")
+    card = model_card(run.read_manifest(), result, json.loads(run.data.read_text(encoding="utf-8")))
+    write_bytes(run.model / "README.md", card.encode())
+    write_report(run)
+
+
+def load_base(manifest: dict[str, Any], config: Config, after: LoadedModel, notify: Notify) -> LoadedModel:
+    """The base a run started from, the very same weights.
+
+    Raises:
+        RunError: the base is another one by now.
+    """
+    base = manifest["base"]
+    before = open_model(
+        base["name"], config, notify, tokenizer=after.tokenizer if models.is_new(base["name"]) else None
+    )
+    if before.provenance.sha256 != base["sha256"]:
+        raise RunError(
+            f"The base model {base['name']} has changed since the run began (SHA-256 differs).",
+            "Compare the run with another model: `finetale compare BASE RUN --text SOURCE`.",
+        )
+    return before
+
+
+def _train(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Path | None) -> TrainState:
+    config, loaded = prepared.config, prepared.loaded
+    assert config.batch_size is not None
+    schedule = training.Schedule(
+        len(prepared.train), config.batch_size, config.epochs, config.max_steps, config.eval_every, config.save_every
+    )
+    resume_step = training.read_state(checkpoint).step if checkpoint is not None else None
+    listeners: list[Any] = [training.MetricsFile(run.metrics, resume_step)]
+    if config.tensorboard:
+        listeners.append(training.TensorBoardFile(run.tensorboard, resume_step))
+    prompt = config.prompts[0] if config.prompts else "Once upon a time"
+    sampling = config.narrow(SamplingSettings).model_copy(update={"max_new_tokens": min(60, config.max_new_tokens)})
+
+    def sample() -> list[tuple[str, str]]:
+        generator = Generator(loaded.model, loaded.tokenizer)
+        return [(prompt, generator.generate([prompt], sampling, truncate=True)[0][0].text)]
+
+    loop = Training(
+        model=loaded.model,
+        tokenizer=loaded.tokenizer,
+        train_blocks=prepared.train,
+        validation_blocks=prepared.validation,
+        settings=config,
+        evaluation=config,
+        directory=run,
+        schedule=schedule,
+        precision=config.precision,
+        listeners=[*listeners, notify],
+        sample=sample,
+    )
+    notify(
+        {
+            "event": "begin",
+            "step": resume_step or 0,
+            "total": schedule.total_steps,
+            "targets": prepared.train.num_targets,
+            "run": str(run.root),
+        }
+    )
+    started = time.perf_counter()
+    try:
+        state = loop.run(checkpoint)
+    finally:
+        for listener in listeners:
+            listener.close()
+        state = loop.state
+        run.update_manifest(
+            steps=state.step,
+            best_step=state.best_step,
+            best_loss=state.best_loss,
+            targets=state.tokens,
+            train_seconds=round(state.seconds, 3),
+            tokens_per_second=round(state.tokens / state.seconds, 1) if state.seconds else None,
+            peak_memory_bytes=peak_memory(),
+            seconds=round(run.read_manifest().get("seconds", 0) + time.perf_counter() - started, 3),
+        )
+    return state
+
+
+def _start_directory(run: RunDirectory, prepared: Prepared) -> None:
+    """Create the run directory with everything that is known before training."""
+    if run.root.exists():
+        shutil.rmtree(run.root)
+    config = prepared.config.model_copy(update={"out": run.root})
+    run.root.mkdir(parents=True, exist_ok=True)
+    run.update_manifest(
+        status="running",
+        name=run.root.name,
+        created=_now(),
+        finished=None,
+        seed=config.seed,
+        steps=0,
+        best_step=0,
+        total_steps=None,
+        base=prepared.loaded.provenance.to_dict(),
+        data_sha256=prepared.store.info["sha256"],
+        config=json.loads(config.model_dump_json()),
+        versions=versions(),
+        hardware=hardware(),
+        command=" ".join(["finetale", *sys.argv[1:]]) if Path(sys.argv[0]).name == "finetale" else None,
+    )
+    write_bytes(run.config, config.to_yaml().encode())
+    write_json(run.data, data_json(prepared.store, prepared.blocks_json()))
+
+
+@contextlib.contextmanager
+def _status(run: RunDirectory) -> Iterator[None]:
+    """Keep run.json's status true, whatever ends the run."""
+    try:
+        yield
+    except (InterruptedRun, KeyboardInterrupt):
+        run.update_manifest(status="interrupted")
+        raise
+    except Exception as error:
+        run.update_manifest(status="failed", error=f"{type(error).__name__}: {error}")
+        raise
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,143 @@
+"""Values from JSON as text for people: counts, measures, changes, sizes, times. Knows nothing of what they measure.
+
+Every function takes any JSON value and gives `UNKNOWN` for what is missing, not a number or not finite.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+UNKNOWN = "–"
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def at(value: Any, *keys: str) -> Any:
+    """`value[key][key]…`, or None where something on the way is missing or no object."""
+    for key in keys:
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(key)
+    return value
+
+
+def objects(value: Any) -> list[dict[str, Any]]:
+    """The objects in a JSON list; nothing for anything else."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list | tuple) else []
+
+
+def finite(value: Any) -> float | None:
+    """A finite number, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def count(value: Any) -> str:
+    """A whole number with separators: 1,234,567."""
+    number = finite(value)
+    return UNKNOWN if number is None else f"{round(number):,}"
+
+
+def measure(value: Any, decimals: int | None = None) -> str:
+    """A measured value, with as many decimals as told or as its size asks for: 8.31, 61.3, 12,345, 1.0 × 10⁹."""
+    number = finite(value)
+    if number is None:
+        return UNKNOWN
+    if abs(number) >= 1e6:
+        digits, exponent = f"{number:.1e}".split("e")
+        return f"{digits} × 10{str(int(exponent)).translate(_SUPERSCRIPTS)}".replace("-", "−")
+    if decimals is None:
+        decimals = 2 if abs(number) < 10 else 1 if abs(number) < 1000 else 0
+    return f"{number:,.{decimals}f}".replace("-", "−")
+
+
+def signed(value: Any, decimals: int) -> str:
+    """A difference with its sign; what rounds to zero has none."""
+    number = finite(value)
+    if number is None:
+        return UNKNOWN
+    text = measure(abs(number), decimals)
+    if not any(digit in text for digit in "123456789"):
+        return text
+    return ("−" if number < 0 else "+") + text
+
+
+def percent(value: Any) -> str:
+    """A change in percent with its sign: −59.6%."""
+    number = finite(value)
+    return UNKNOWN if number is None else signed(number, 1 if abs(number) < 1000 else 0) + "%"
+
+
+def share(value: Any) -> str:
+    """A share between 0 and 1, in percent: 0.0724 is 7.2%."""
+    number = finite(value)
+    if number is None:
+        return UNKNOWN
+    return "<0.1%" if 0 < number < 0.001 else f"{100 * number:.1f}%"
+
+
+def interval(ends: Any, form: Callable[[Any], str]) -> str:
+    """Two ends as "low to high"; "" when they are not two numbers."""
+    if not isinstance(ends, list | tuple) or len(ends) != 2 or any(finite(end) is None for end in ends):
+        return ""
+    return f"{form(ends[0])} to {form(ends[1])}"
+
+
+def size(value: Any) -> str:
+    """Bytes in the unit that suits: 7.6 GiB."""
+    number = finite(value)
+    if number is None:
+        return UNKNOWN
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if abs(number) < 1024:
+            return f"{number:.0f} bytes" if unit == "bytes" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:,.1f} TiB"
+
+
+def duration(value: Any) -> str:
+    """Seconds in the two units that suit: 12 min 34 s."""
+    number = finite(value)
+    if number is None or number < 0:
+        return UNKNOWN
+    if number < 10:
+        return f"{number:.1f} s"
+    seconds = round(number)
+    for unit, length, below, below_length in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if seconds >= length:
+            return f"{seconds // length} {unit} {seconds % length // below_length} {below}"
+    return f"{seconds} s"
+
+
+def moment(value: Any) -> str:
+    """A date and time in ISO 8601, or seconds since 1970, as 23 November 2026, 12:43; other text stays as it is."""
+    try:
+        number = finite(value)
+        when = datetime.fromtimestamp(number) if number is not None else datetime.fromisoformat(str(value))
+    except (ValueError, OverflowError, OSError):
+        return plain(value)
+    return f"{when.day} {when:%B %Y, %H:%M}" + (f" {when.tzname()}" if when.tzname() else "")
+
+
+def plain(value: Any) -> str:
+    """Any JSON value in one line: lists with commas, objects as `key value`, booleans as yes and no."""
+    if value is None or value == "":
+        return UNKNOWN
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {plain(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(plain(item) for item in value) or "none"
+    if isinstance(value, float):
+        return f"{value:.6g}".replace("e-0", "e-").replace("e+0", "e+")
+    if isinstance(value, int) and abs(value) >= 100_000:
+        return f"{value:,}"
+    return str(value)

@@ -1,0 +1,20 @@
+"""Sources to clean documents in splits, and the data report. Knows nothing of tokens and models.
+
+`read_parts` is the whole interface; the modules beside this one are its parts:
+
+    sources, files, hub     what a source names, and the bytes or rows in it
+    encodings, decoding     bytes to text
+    lines, plain, records   text to raw documents
+    cleaning                a raw document to a clean one
+    splits                  which split a document belongs to
+    account, languages      the data report
+    reading                 the path through all of these
+"""
+
+from __future__ import annotations
+
+from finetale.text.account import TextReport
+from finetale.text.documents import Document, Part, Split
+from finetale.text.reading import read_parts
+
+__all__ = ["Document", "Part", "Split", "TextReport", "read_parts"]

@@ -1,0 +1,239 @@
+"""The account of what was read: counts for each file, each problem with its line, what each split holds.
+
+Knows nothing of files, encodings or splitting rules: those report here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from finetale.text.documents import SPLITS, Document, FileError, Part, Split
+from finetale.text.languages import LanguageSample
+
+MAX_FILES = 1000
+MAX_PROBLEMS = 200
+MAX_EXAMPLES = 20
+MAX_LINES = 5
+
+
+@dataclass(slots=True)
+class Problem:
+    """One kind of problem in one file: how often, and the first lines where it was seen."""
+
+    file: str
+    kind: str
+    count: int = 0
+    lines: list[int] = field(default_factory=list)
+    detail: str = ""
+    fatal: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        lines = ", ".join(map(str, self.lines)) + (", …" if len(self.lines) == MAX_LINES else "")
+        where = f"lines {lines}" if len(self.lines) > 1 else ""
+        return {
+            "file": self.file,
+            "line": self.lines[0] if self.lines else None,
+            "kind": self.kind,
+            "count": self.count,
+            "detail": "; ".join(filter(None, (self.detail, where))),
+            "fatal": self.fatal,
+        }
+
+
+class FileAccount:
+    """Counts of one file (or one split of a dataset), filled while it is read."""
+
+    def __init__(self, file: str, kind: str, cleaning: Counter[str]) -> None:
+        self.file = file
+        self.kind = kind
+        self.cleaning = cleaning  # shared by all files
+        self.encoding: str | None = None
+        self.text_column: str | None = None
+        self.bytes = 0
+        self.documents = 0
+        self.characters = 0
+        self.problems: dict[str, Problem] = {}
+
+    def problem(self, kind: str, line: int | None, count: int = 1, detail: str = "", *, fatal: bool = False) -> None:
+        """Count a problem; lines must come in ascending order."""
+        entry = self.problems.setdefault(kind, Problem(self.file, kind))
+        entry.count += count
+        entry.detail = detail or entry.detail
+        entry.fatal = entry.fatal or fatal
+        if line is not None and len(entry.lines) < MAX_LINES and line not in entry.lines:
+            entry.lines.append(line)
+
+    def settle(self) -> None:
+        """Tell U+FFFD that stood in the file from those that were put in for undecodable bytes."""
+        replaced = self.problems["undecodable"].count if "undecodable" in self.problems else 0
+        found = self.problems.get("replacement_character")
+        if replaced and found is not None:
+            found.count -= replaced
+            found.detail = "besides those put in for undecodable bytes; lines count both"
+            if found.count <= 0:
+                del self.problems["replacement_character"]
+
+    def to_dict(self) -> dict[str, Any]:
+        entry: dict[str, Any] = {
+            "file": self.file,
+            "kind": self.kind,
+            "encoding": self.encoding,
+            "bytes": self.bytes,
+            "documents": self.documents,
+            "characters": self.characters,
+            "problems": {kind: problem.count for kind, problem in self.problems.items()},
+        }
+        return entry | ({"text_column": self.text_column} if self.text_column else {})
+
+
+@dataclass(slots=True)
+class SplitAccount:
+    """What one split holds."""
+
+    documents: int = 0
+    characters: int = 0
+    words: int = 0
+    bytes: int = 0
+
+
+class TextReport:
+    """The data report, filled while the parts are iterated; complete when the iteration has ended."""
+
+    def __init__(self, sources: list[str]) -> None:
+        self.sources = sources
+        self.split_rule = ""
+        self.hidden = 0
+        self.linked_folders = 0
+        self.held_out_files = 0
+        self.dataset_splits: list[str] = []
+        self.other_suffixes: Counter[str] = Counter()
+        self.documents = 0
+        self.characters = 0
+        self.words = 0
+        self.duplicates = 0
+        self.overlap = 0
+        self.cleaning: Counter[str] = Counter()
+        self._files: list[FileAccount] = []
+        self._num_files = 0
+        self._problems: list[Problem] = []
+        self._num_problems = 0
+        self._has_fatal = False
+        self._histogram: Counter[int] = Counter()
+        self._duplicate_examples: list[dict[str, Any]] = []
+        self._overlap_examples: list[dict[str, Any]] = []
+        self._splits: dict[Split, SplitAccount] = {split: SplitAccount() for split in SPLITS}
+        self._dropped: dict[str, list[int]] = {}
+        self._languages = LanguageSample()
+
+    @property
+    def has_fatal_problems(self) -> bool:
+        """Whether a file, or the rest of one, could not be read."""
+        return self._has_fatal
+
+    def open_file(self, file: str, kind: str) -> FileAccount:
+        """Start the account of one file."""
+        account = FileAccount(file, kind, self.cleaning)
+        self._num_files += 1
+        if len(self._files) < MAX_FILES:
+            self._files.append(account)
+        return account
+
+    def close_file(self, account: FileAccount) -> None:
+        """Take over the problems of a file that has been read."""
+        account.settle()
+        for problem in account.problems.values():
+            self._add_problem(problem)
+
+    def fatal(self, error: FileError) -> None:
+        """Record what could not be read at all, before an account of it was opened."""
+        lines = [] if error.line is None else [error.line]
+        self._add_problem(Problem(error.file, error.kind, 1, lines, error.detail, True))
+
+    def _add_problem(self, problem: Problem) -> None:
+        self._num_problems += 1
+        self._has_fatal = self._has_fatal or problem.fatal
+        if len(self._problems) < MAX_PROBLEMS:
+            self._problems.append(problem)
+
+    def count_document(self, document: Document, digest: bytes, words: int) -> None:
+        """Count a document that was read, whether or not it will be used."""
+        length = len(document.text)
+        self.documents += 1
+        self.characters += length
+        self.words += words
+        self._histogram[length.bit_length()] += 1
+        self._languages.offer(digest, document.text)
+
+    def count_duplicate(self, document: Document, first_seen: str) -> None:
+        """Count a document whose text has occurred in the same split before."""
+        self.duplicates += 1
+        if len(self._duplicate_examples) < MAX_EXAMPLES:
+            example = {"source": document.source, "line": document.line, "first_seen": first_seen}
+            self._duplicate_examples.append(example)
+
+    def count_overlap(self, document: Document, first_seen: str) -> None:
+        """Count a training document that also stands in the validation or test text."""
+        self.overlap += 1
+        if len(self._overlap_examples) < MAX_EXAMPLES:
+            self._overlap_examples.append({"source": document.source, "line": document.line, "also_in": first_seen})
+
+    def count_part(self, part: Part, words: int, size: int) -> None:
+        """Count a part: in its split when it is kept, else under the reason why it is not."""
+        if part.dropped is not None:
+            entry = self._dropped.setdefault(part.dropped, [0, 0])
+            entry[0] += 1
+            entry[1] += len(part.text)
+            return
+        split = self._splits[part.split]
+        split.documents += 1
+        split.characters += len(part.text)
+        split.words += words
+        split.bytes += size
+
+    def kept(self, split: Split) -> int:
+        """Documents that have text in a split."""
+        return self._splits[split].documents
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-able data. Its keys are stable; more may be added."""
+        return {
+            "sources": self.sources,
+            "files": [account.to_dict() for account in self._files],
+            "more_files": self._num_files - len(self._files),
+            "skipped": {
+                "hidden": self.hidden,
+                "linked_folders": self.linked_folders,
+                "held_out_files": self.held_out_files,
+                "dataset_splits": self.dataset_splits,
+                "other": dict(sorted(self.other_suffixes.items())),
+            },
+            "documents": self.documents,
+            "characters": self.characters,
+            "words": self.words,
+            "length_histogram": [
+                {"from": 1 << bits - 1 if bits else 0, "to": (1 << bits) - 1, "documents": count}
+                for bits, count in sorted(self._histogram.items())
+            ],
+            "languages": self._languages.to_list(),
+            "duplicates": {"documents": self.duplicates, "examples": self._duplicate_examples},
+            "overlap": {"documents": self.overlap, "examples": self._overlap_examples},
+            "splits": {
+                split: {
+                    "documents": entry.documents,
+                    "characters": entry.characters,
+                    "words": entry.words,
+                    "bytes": entry.bytes,
+                }
+                for split, entry in self._splits.items()
+            },
+            "cleaning": dict(sorted(self.cleaning.items())),
+            "problems": [problem.to_dict() for problem in self._problems],
+            "more_problems": self._num_problems - len(self._problems),
+            "dropped": [
+                {"reason": reason, "documents": documents, "characters": characters}
+                for reason, (documents, characters) in sorted(self._dropped.items())
+            ],
+            "split_rule": self.split_rule,
+        }

@@ -1,0 +1,112 @@
+"""Cleaning of one document: what is wrong with its text is counted by line, and mended as the settings say.
+
+Knows nothing of files and encodings. The order is: newlines, lone surrogates, control characters, mojibake, strip.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ftfy import fix_encoding
+from ftfy.badness import BADNESS_RE
+
+from finetale.config import TextSettings
+from finetale.text.account import MAX_LINES, FileAccount
+from finetale.text.decoding import REPLACEMENT
+from finetale.text.documents import FileError
+
+SUSPECT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\ufffd\ud800-\udfff]")
+SUSPECT_ASCII = bytes(code for code in range(32) if code not in b"\t\n") + b"\x7f"
+REPLACEMENT_PATTERN = re.compile(REPLACEMENT)
+SURROGATE = re.compile("[\ud800-\udfff]")
+CONTROL = {
+    "nul": re.compile("\x00"),
+    "byte_order_mark": re.compile("\ufeff"),
+    "control_character": re.compile("[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"),
+}
+
+# ftfy's heuristic runs at 8 MB/s, so it only sees text where a cheap pattern finds the start of something: bytes of
+# UTF-8 read as Windows-1252, Windows-1251 or Mac Roman.
+MAYBE_MOJIBAKE = re.compile(
+    "[\xc2-\xf4][\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|вЂ|[РСВГ][\x80-\xbf‚ѓ„…†‡€‰Љ‹ЊЋ‘’“”•–—™љ›њќћџ]|√[±∂†≠®™´≤≥¥µø]|‚Ä"
+)
+
+
+class Cleaner:
+    """Cleans the documents of one file.
+
+    Args:
+        account: where to report.
+        settings: the clean_… settings, `undecodable` and `strip` are used.
+        records: documents are records, whose line ends are no line ends of the file.
+    """
+
+    def __init__(self, account: FileAccount, settings: TextSettings, *, records: bool) -> None:
+        self._account = account
+        self._records = records
+        self._newlines = settings.clean_newlines
+        self._control = settings.clean_control
+        self._mojibake = settings.clean_mojibake
+        self._replace = settings.undecodable == "replace"
+        self._strip = settings.strip
+
+    def clean(self, text: str, line: int) -> str:
+        """The cleaned text of a document that starts at `line`.
+
+        Raises:
+            FileError: half of a surrogate pair, unless undecodable is "replace".
+        """
+        if text.isascii():
+            data = text.encode("ascii")
+            if len(data.translate(None, SUSPECT_ASCII)) != len(data):
+                text = self._mend(text, line)
+        else:
+            if SUSPECT.search(text):
+                text = self._mend(text, line)
+            if MAYBE_MOJIBAKE.search(text):
+                text = self._look_for_mojibake(text, line)
+        if self._strip:
+            stripped = text.strip()
+            if len(stripped) != len(text):
+                self._account.cleaning["stripped_characters"] += len(text) - len(stripped)
+            return stripped
+        return text
+
+    def _mend(self, text: str, line: int) -> str:
+        if self._newlines and "\r" in text:
+            self._account.cleaning["newlines"] += text.count("\r")
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
+        self._report("replacement_character", REPLACEMENT_PATTERN, text, line)
+        if num_surrogates := self._report("lone_surrogate", SURROGATE, text, line):
+            if not self._replace:
+                raise FileError(
+                    self._account.file,
+                    line,
+                    "undecodable",
+                    f"holds {num_surrogates} lone surrogates (halves of a character), which are not text",
+                    "Give --undecodable replace to put U+FFFD in their place.",
+                )
+            text = SURROGATE.sub(REPLACEMENT, text)
+        for kind, pattern in CONTROL.items():
+            count = self._report(kind, pattern, text, line)
+            if count and self._control:
+                self._account.cleaning["control_characters"] += count
+                text = pattern.sub("", text)
+        return text
+
+    def _look_for_mojibake(self, text: str, line: int) -> str:
+        if self._report("mojibake", BADNESS_RE, text, line) and self._mojibake:
+            mended: str = fix_encoding(text)
+            self._account.cleaning["mojibake"] += mended != text  # documents mended
+            return mended
+        return text
+
+    def _report(self, kind: str, pattern: re.Pattern[str], text: str, line: int) -> int:
+        """Count what a pattern finds; the first places with their lines."""
+        matches = list(pattern.finditer(text))
+        for match in matches[:MAX_LINES]:
+            here = line if self._records else line + text.count("\n", 0, match.start())
+            self._account.problem(kind, here)
+        if len(matches) > MAX_LINES:
+            self._account.problem(kind, None, len(matches) - MAX_LINES)
+        return len(matches)

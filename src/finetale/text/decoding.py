@@ -1,0 +1,252 @@
+"""Bytes of one file to text: encoding, binary data, undecodable bytes. Knows nothing of line ends and documents.
+
+UTF-8 is tried first and strictly. Where it fails for the first time, the bytes around that place decide: text that is
+mostly well-formed UTF-8 has damaged bytes; other text is in another encoding, which is guessed and said.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterator
+from itertools import chain
+
+from finetale.config import TextSettings
+from finetale.errors import SourceError
+from finetale.text.account import FileAccount
+from finetale.text.documents import FileError
+from finetale.text.encodings import (
+    SAMPLE_BYTES,
+    binary_kind,
+    byte_order_mark,
+    guess_encoding,
+    is_single_byte,
+    utf16_without_mark,
+    utf8_share,
+)
+
+UTF8_SHARE = 0.5  # below this share of well-formed UTF-8 the text is in another encoding (see encodings.utf8_share)
+JUDGED_BYTES = 4 * SAMPLE_BYTES
+REPLACEMENT = "\ufffd"
+
+# A line that is well-formed UTF-8 as a whole, in a file of another encoding: four characters do not come about by
+# chance (p < 0.001 in GB18030), and neither does one accented letter or typographic mark in a single-byte encoding.
+SURE_CHARACTERS = 4
+SURE_IN_SINGLE_BYTE = re.compile("[\u00c0-\u00ff\u2010-\u2026]")
+
+BINARY_HINT = "Give plain text (txt, md) or jsonl, json, csv, tsv, parquet; save documents as plain text first."
+UNDECODABLE_HINT = "Name the encoding with --encoding, or give --undecodable replace to put U+FFFD in its place."
+MIXED_HINT = "Convert the file to one encoding, or name the one to read it in with --encoding."
+
+
+class LineCounter:
+    """The number of the line that the next character is on; \\n, \\r\\n and \\r end a line."""
+
+    def __init__(self) -> None:
+        self.line = 1
+        self._after_return = False
+
+    def advance(self, text: str) -> None:
+        """Go past a piece of text."""
+        self.line += text.count("\n")
+        if self._after_return or "\r" in text:
+            self.line += text.count("\r") - text.count("\r\n") - (self._after_return and text.startswith("\n"))
+            self._after_return = text.endswith("\r")
+
+    def at(self, text: str, position: int) -> int:
+        """Line of a position within the text that comes next."""
+        ahead = LineCounter()
+        ahead.line, ahead._after_return = self.line, self._after_return
+        ahead.advance(text[:position])
+        return ahead.line
+
+
+def check_encoding(name: str | None) -> None:
+    """Raises SourceError when there is no text encoding of this name."""
+    if name is None:
+        return
+    try:
+        "".encode(name)
+    except (LookupError, ValueError):
+        raise SourceError(
+            f"There is no text encoding named {name!r}.",
+            "Names are, for example, utf-8, utf-16, cp1252, gb18030, big5, shift-jis.",
+        ) from None
+
+
+class Decoder:
+    """Decodes one file; the account gets its encoding, bytes and undecodable bytes by line.
+
+    Args:
+        raw: the file's bytes in blocks that are not empty.
+        account: where to report.
+        settings: `encoding` and `undecodable` are used.
+    """
+
+    def __init__(self, raw: Iterator[bytes], account: FileAccount, settings: TextSettings) -> None:
+        self._raw = self._counted(raw)
+        self._account = account
+        self._given = settings.encoding
+        self._replace = settings.undecodable == "replace"
+        self._encoding = "utf-8"
+        self._may_switch = False  # UTF-8 is assumed, and only ASCII has been seen
+        self._watch: Watch | None = None
+        self._lines = LineCounter()
+
+    def blocks(self) -> Iterator[str]:
+        """The text, in blocks that are not empty.
+
+        Raises:
+            FileError: binary data, bytes that are not text, two encodings in one file, or one that can't be told.
+        """
+        head = next(self._raw, b"")
+        while 0 < len(head) < 512 and (more := next(self._raw, b"")):  # a pipe may give a few bytes at a time
+            head += more
+        head = self._begin(head)
+        decoder = codecs.getincrementaldecoder(self._encoding)("strict")
+        ended = False
+        while not ended:
+            block, head = head or next(self._raw, b""), b""
+            ended = not block
+            state = decoder.getstate()
+            if self._watch:
+                self._watch.look(block)
+            try:
+                text = decoder.decode(block, ended)
+            except UnicodeDecodeError as error:
+                if self._may_switch and (encoding := self._other_encoding(error.object)):
+                    self._switch(encoding)
+                    decoder = codecs.getincrementaldecoder(encoding)("strict")
+                    head = error.object
+                    ended = False
+                    continue
+                if not self._replace:
+                    raise self._undecodable(error) from None
+                replacing = codecs.getincrementaldecoder(self._encoding)("replace")
+                replacing.setstate(state)
+                text = replacing.decode(block, ended)
+                decoder.setstate(replacing.getstate())
+                self._count_replaced(block, text)
+            if text:
+                self._may_switch = self._may_switch and text.isascii()
+                self._lines.advance(text)
+                yield text
+
+    def _counted(self, raw: Iterator[bytes]) -> Iterator[bytes]:
+        for block in raw:
+            self._account.bytes += len(block)
+            yield block
+
+    def _begin(self, head: bytes) -> bytes:
+        """Settle the encoding to start with; returns the first block without its byte order mark."""
+        mark = byte_order_mark(head)
+        if self._given:
+            self._encoding = codecs.lookup(self._given).name
+            if mark and mark[0] == self._encoding:
+                head = head[mark[1] :]
+        elif mark:
+            self._encoding = mark[0]
+            head = head[mark[1] :]
+        elif encoding := utf16_without_mark(head[:SAMPLE_BYTES]):
+            self._encoding = encoding
+        else:
+            self._may_switch = True
+        wide = self._encoding.startswith(("utf-16", "utf-32"))
+        if not wide and (kind := binary_kind(head)):
+            raise FileError(self._account.file, None, "binary", f"is {kind}, not text", BINARY_HINT)
+        self._account.encoding = (
+            f"{self._encoding} with byte order mark" if mark and not self._given else self._encoding
+        )
+        return head
+
+    def _other_encoding(self, data: bytes) -> str | None:
+        """The encoding to go on with where UTF-8 fails in `data` after nothing but ASCII; None when it is UTF-8 still."""
+        if len(data) < SAMPLE_BYTES and (more := next(self._raw, b"")):
+            self._raw = chain([more], self._raw)
+            data += more
+        if utf8_share(data[:JUDGED_BYTES]) >= UTF8_SHARE:
+            return None
+        first = re.search(rb"[\x80-\xff]", data)
+        # From the start of the line, since a character of East Asian encodings can't be entered in its middle. UTF-16
+        # is possible at the start of the file only, where nothing is cut off.
+        start = data.rfind(b"\n", 0, first.start()) + 1 if first and self._lines.line > 1 else 0
+        sample = data[start : start + SAMPLE_BYTES] if first and first.start() < start + SAMPLE_BYTES else b""
+        encoding = guess_encoding(sample or data[first.start() if first else 0 :])
+        if encoding is None:
+            raise FileError(
+                self._account.file,
+                self._lines.at(data[: first.start()].decode("ascii") if first else "", len(data)),
+                "unknown_encoding",
+                "is not UTF-8 from here on, and its encoding can't be told",
+                UNDECODABLE_HINT,
+            )
+        return encoding
+
+    def _switch(self, encoding: str) -> None:
+        self._encoding = encoding
+        self._account.encoding = encoding
+        self._may_switch = False
+        if not encoding.startswith("utf-16"):
+            self._watch = Watch(self._account.file, encoding, self._lines.line)
+
+    def _undecodable(self, error: UnicodeDecodeError) -> FileError:
+        before = bytes(error.object[: error.start]).decode(self._encoding, "replace")
+        return FileError(
+            self._account.file,
+            self._lines.at(before, len(before)),
+            "undecodable",
+            f"byte 0x{error.object[error.start]:02x} is not text in {self._encoding} ({error.reason})",
+            UNDECODABLE_HINT,
+        )
+
+    def _count_replaced(self, block: bytes, text: str) -> None:
+        try:
+            genuine = block.count(REPLACEMENT.encode(self._encoding))
+        except UnicodeEncodeError:
+            genuine = 0
+        count = text.count(REPLACEMENT) - genuine
+        lines = LineCounter()
+        lines.line = self._lines.line
+        for number, line in enumerate(text.split("\n")):
+            here = min(count, line.count(REPLACEMENT))
+            if here > 0:
+                self._account.problem("undecodable", lines.line + number, here, "U+FFFD stands in its place")
+                count -= here
+
+
+class Watch:
+    """Looks for lines in UTF-8 in a file that is being read in another encoding: they would silently become mojibake."""
+
+    def __init__(self, file: str, encoding: str, line: int) -> None:
+        self._file = file
+        self._encoding = encoding
+        self._single_byte = is_single_byte(encoding)
+        self._line = line
+        self._tail = b""
+
+    def look(self, block: bytes) -> None:
+        """Look through the next bytes; an empty block ends the file.
+
+        Raises:
+            FileError: a line is in UTF-8 beyond doubt.
+        """
+        lines = (self._tail + block).split(b"\n")
+        self._tail = lines.pop() if block else b""
+        for line in lines:
+            if not line.isascii() and self._is_utf8(line):
+                raise FileError(
+                    self._file,
+                    self._line,
+                    "mixed_encodings",
+                    f"this line is in UTF-8, but other text in the file is in {self._encoding}",
+                    MIXED_HINT,
+                )
+            self._line += 1
+
+    def _is_utf8(self, line: bytes) -> bool:
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError:
+            return False
+        num_outside = sum(1 for character in text if not character.isascii())
+        return num_outside >= SURE_CHARACTERS or (self._single_byte and bool(SURE_IN_SINGLE_BYTE.search(text)))

@@ -1,0 +1,117 @@
+"""Bytes of one file, block by block: plain, gzip, Zstandard, standard input. Knows nothing of text."""
+
+from __future__ import annotations
+
+import gzip
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import zstandard
+
+from finetale.text.documents import FileError
+
+BLOCK_BYTES = 1 << 20
+ZSTD_INPUT_BYTES = 1 << 16
+COMPRESSED = (".gz", ".zst")
+STANDARD_INPUT = "-"
+
+DAMAGED_HINT = "Get the file again, or unpack it as far as it goes and use what comes out."
+
+
+def blocks(name: str, path: Path | None) -> Iterator[bytes]:
+    """The (unpacked) bytes of a file in blocks that are not empty; `path` None is standard input.
+
+    Raises:
+        FileError: the file can't be opened or read, or its compressed data is damaged or cut off.
+    """
+    try:
+        if path is None:
+            yield from _stdin_blocks(name)
+            return
+        with path.open("rb") as file:
+            if path.suffix.lower() == ".gz":
+                yield from _gzip_blocks(name, file)
+            elif path.suffix.lower() == ".zst":
+                yield from _zstd_blocks(name, file)
+            else:
+                while block := file.read(BLOCK_BYTES):
+                    yield block
+    except OSError as error:
+        raise FileError(
+            name,
+            None,
+            "unreadable",
+            f"can't be read ({error.strerror or error})",
+            "Check the file and its permissions.",
+        ) from None
+
+
+def seekable(name: str, path: Path) -> IO[bytes]:
+    """The (unpacked) file opened for random access; the caller closes it. A compressed one is unpacked to a temporary file.
+
+    Raises:
+        FileError: as for `blocks`.
+    """
+    if path.suffix.lower() not in COMPRESSED:
+        try:
+            return path.open("rb")
+        except OSError as error:
+            reason = f"can't be read ({error.strerror or error})"
+            raise FileError(name, None, "unreadable", reason, "Check the file and its permissions.") from None
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by the caller
+    try:
+        for block in blocks(name, path):
+            file.write(block)
+    except BaseException:
+        file.close()
+        raise
+    file.seek(0)
+    return file
+
+
+def _stdin_blocks(name: str) -> Iterator[bytes]:
+    if sys.stdin is None or sys.stdin.isatty():
+        raise FileError(
+            name,
+            None,
+            "terminal",
+            "standard input is a terminal, not text",
+            "Send text into it, as in `cat story.txt | finetale check -`, or name a file.",
+        )
+    while block := sys.stdin.buffer.read(BLOCK_BYTES):
+        yield block
+
+
+def _gzip_blocks(name: str, file: IO[bytes]) -> Iterator[bytes]:
+    try:
+        with gzip.GzipFile(fileobj=file) as stream:
+            while block := stream.read(BLOCK_BYTES):
+                yield block
+    except EOFError:
+        raise FileError(name, None, "damaged", "its gzip data is cut off before the end", DAMAGED_HINT) from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise FileError(name, None, "damaged", f"its gzip data is damaged ({error})", DAMAGED_HINT) from None
+
+
+def _zstd_blocks(name: str, file: IO[bytes]) -> Iterator[bytes]:
+    # zstandard's stream reader ends a cut-off frame without a word, so the frames are driven here.
+    make = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
+    frame, started = make(), False
+    try:
+        while data := file.read(ZSTD_INPUT_BYTES):
+            while data:
+                started = True
+                block = frame.decompress(data)
+                if block:
+                    yield block
+                data = frame.unused_data if frame.eof else b""
+                if frame.eof:
+                    frame, started = make(), False
+    except zstandard.ZstdError as error:
+        raise FileError(name, None, "damaged", f"its Zstandard data is damaged ({error})", DAMAGED_HINT) from None
+    if started:
+        raise FileError(name, None, "damaged", "its Zstandard data is cut off before the end", DAMAGED_HINT)

@@ -1,0 +1,182 @@
+"""`hf:DATASET[/CONFIG][:SPLIT]` through the datasets library. Knows nothing of files and splitting rules.
+
+DATASET may be NAME or OWNER/NAME, so two names divided by a slash can mean two things. They are tried as OWNER/NAME
+first, and as NAME/CONFIG when there is no such dataset. Three names are OWNER/NAME/CONFIG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+from finetale.errors import FinetaleError, HubError, SourceError
+from finetale.text.account import FileAccount
+from finetale.text.documents import FileError, Split
+from finetale.text.records import LOOK_AHEAD, find_column, record_documents
+from finetale.text.sources import Input
+
+PREFIX = "hf:"
+BATCH_ROWS = 256
+OWN_SPLITS: dict[Split, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
+HINT = (
+    "Set HF_ENDPOINT to a mirror, use --offline when the dataset was downloaded before, or download its files "
+    "elsewhere and give their folder."
+)
+
+
+def parse(source: str) -> tuple[list[tuple[str, str | None]], str | None]:
+    """([(dataset, config), …] in the order to try, split).
+
+    Raises:
+        SourceError: the source is not of the form hf:DATASET[/CONFIG][:SPLIT].
+    """
+    names, _, split = source.removeprefix(PREFIX).partition(":")
+    pieces = names.split("/")
+    if not 1 <= len(pieces) <= 3 or not all(pieces) or (":" in source.removeprefix(PREFIX) and not split):
+        raise SourceError(
+            f"{source!r} does not name a dataset.",
+            "Write hf:NAME, hf:OWNER/NAME or hf:OWNER/NAME/CONFIG, then :SPLIT if wanted.",
+        )
+    if len(pieces) == 1:
+        return [(names, None)], split or None
+    if len(pieces) == 3:
+        return [("/".join(pieces[:2]), pieces[2])], split or None
+    return [(names, None), (pieces[0], pieces[1])], split or None
+
+
+def find_splits(source: str, role: Split, *, streaming: bool, offline: bool) -> tuple[dict[Split, Input], list[str]]:
+    """What a dataset offers for a role.
+
+    Args:
+        source: hf:DATASET[/CONFIG][:SPLIT].
+        role: for "train" without SPLIT the dataset's own validation and test splits come along.
+        streaming: read rows as they are needed instead of downloading the dataset first (not with `offline`).
+        offline: use only what was downloaded before.
+
+    Returns:
+        (an input for each split found, names of the dataset's other splits).
+
+    Raises:
+        HubError: the hub can't be reached, or has no such dataset.
+        SourceError: no such config or split, or a dataset that can't be read without running its code.
+    """
+    candidates, split = parse(source)
+    rows = _load(source, candidates, split, streaming=streaming and not offline, offline=offline)
+    if split is not None:
+        return {role: Input(source, "dataset", rows=rows)}, []
+    found: dict[Split, Input] = {}
+    names = list(rows)
+    for wanted, own_names in OWN_SPLITS.items():
+        name = next((name for name in own_names if name in rows), None)
+        if name is not None and (wanted == role or role == "train"):
+            found[wanted] = Input(f"{source}:{name}", "dataset", rows=rows[name])
+    if role not in found and len(names) == 1:
+        found[role] = Input(f"{source}:{names[0]}", "dataset", rows=rows[names[0]])
+    if role not in found:
+        raise SourceError(
+            f"{source} has no split for {role}; its splits are {', '.join(names)}.",
+            f"Name one, as in {source}:{names[0]}." if names else "Choose another dataset.",
+        )
+    used = {entry.name for entry in found.values()}
+    return found, [f"{source}:{name}" for name in names if f"{source}:{name}" not in used]
+
+
+def dataset_documents(rows: Any, column: str | None, account: FileAccount) -> Iterator[tuple[int, str]]:
+    """(record number from 1, raw text) of each row of a Dataset or IterableDataset.
+
+    Raises:
+        FileError: there is no such column, or no text in it.
+        HubError: the hub can't be reached any more.
+    """
+    try:
+        features = rows.features
+        names = list(features) if features else []
+        if column is None and features:
+            # Only strings are looked at: pictures and sounds would be decoded.
+            names = [name for name in names if getattr(features[name], "dtype", "") in ("string", "large_string")]
+            if not names:
+                there = ", ".join(map(repr, features))
+                reason = f"has no column of text; its columns are {there}"
+                raise FileError(account.file, None, "missing_column", reason, "Choose another dataset.")
+        if column is not None and names:
+            account.text_column = find_column([dict.fromkeys(names)], column, account.file, 1)
+        elif names:
+            ahead = list(rows.select_columns(names).take(LOOK_AHEAD))
+            account.text_column = find_column(ahead or [dict.fromkeys(names, "")], None, account.file, 1)
+        selected = rows.select_columns([account.text_column]) if account.text_column else rows
+        records = chain.from_iterable(_rows_of(batch) for batch in selected.iter(batch_size=BATCH_ROWS))
+        yield from record_documents(enumerate(records, 1), column, account)
+    except FinetaleError:
+        raise
+    except Exception as error:
+        if not _is_network(error):
+            reason = f"its rows can't be read ({_first_line(error)})"
+            raise FileError(
+                account.file, None, "unreadable", reason, "Try without streaming, or another dataset."
+            ) from None
+        raise HubError(f"{account.file} can't be read to its end: {_first_line(error)}.", HINT) from None
+
+
+def _rows_of(batch: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    return (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
+
+
+def _load(
+    source: str, candidates: list[tuple[str, str | None]], split: str | None, *, streaming: bool, offline: bool
+) -> Any:
+    import datasets
+
+    with _only_local(offline):
+        for name, config in candidates:
+            try:
+                return datasets.load_dataset(name, config, split=split, streaming=streaming)
+            except datasets.exceptions.DatasetNotFoundError:
+                continue
+            except Exception as error:
+                if offline and _is_network(error):
+                    continue
+                if _is_network(error):
+                    raise HubError(f"{source}: the hub can't be reached ({_first_line(error)}).", HINT) from None
+                raise SourceError(
+                    f"{source} can't be used: {_first_line(error)}.",
+                    "Check the names of config and split; a dataset that needs code of its own is not run here.",
+                ) from None
+    tried = " or ".join(name if config is None else f"{name} with config {config}" for name, config in candidates)
+    if offline:
+        raise HubError(f"{source}: {tried} was not downloaded before, and this is offline mode.", HINT)
+    raise HubError(f"{source}: the hub has no dataset {tried}, or it is not open to you.", "Check the name, or log in.")
+
+
+@contextmanager
+def _only_local(offline: bool) -> Iterator[None]:
+    """Offline mode of the libraries, for the time of a call: they read the environment at import only."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    before = config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    try:
+        if offline:
+            config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
+
+
+def _is_network(error: BaseException) -> bool:
+    seen: BaseException | None = error
+    while seen is not None:
+        module = type(seen).__module__.partition(".")[0]
+        if isinstance(seen, ConnectionError | TimeoutError) or module in ("httpx", "httpcore", "aiohttp", "requests"):
+            return True
+        seen = seen.__cause__
+    return False
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,79 @@
+"""A cheap guess at the languages of a text, from its script and its commonest words. Knows nothing of documents.
+
+charset-normalizer's coherence measure was tried first: it took a page of German for Swedish and Chinese for nothing.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections import Counter
+from typing import Any
+
+SAMPLE_DOCUMENTS = 20
+SAMPLE_CHARACTERS = 2000
+LEAST_CHARACTERS = 40  # shorter documents tell too little
+
+SCRIPTS = {
+    "Japanese": re.compile("[\u3041-\u30ff]"),
+    "Korean": re.compile("[\uac00-\ud7a3]"),
+    "Chinese": re.compile("[\u4e00-\u9fff]"),
+    "Greek": re.compile("[\u0370-\u03ff]"),
+    "Hebrew": re.compile("[\u05d0-\u05ea]"),
+    "Arabic script": re.compile("[\u0620-\u06ff]"),
+    "Devanagari": re.compile("[\u0900-\u097f]"),
+    "Thai": re.compile("[\u0e01-\u0e5b]"),
+}
+COMMON_WORDS = {
+    "English": "the and of to a in was he that it his with as for had you she not but on",
+    "German": "der die und das den dem ich nicht sie er es ist war ein eine zu mit sich auf von",
+    "French": "le la les et des un une est que qui il elle dans pas pour ne ce en du je",
+    "Spanish": "el la los las que y en de un una no se su por con para como lo más era",
+    "Italian": "il la che di e un una non per si con le era del della gli come ma mi lo",
+    "Portuguese": "o a que e de um uma não se do da os as em para com ele ela mas por",
+    "Dutch": "de het een en van ik hij dat niet was zijn op te met voor er maar ze aan in",
+    "Swedish": "och att det som en på är av för jag han den inte var med till hon sig de men",
+    "Danish": "og at det der en på er af for jeg han den ikke var med til hun sig de men",
+    "Polish": "i w nie na się że z do to jest jak co był po ale za od tak go już",
+    "Czech": "a se na v je že to s z do byl ale jak tak by po pro si jsem co",
+    "Turkish": "bir ve bu da de için ne çok ama gibi o ben daha var mi diye kadar olan her sonra",
+    "Russian": "и в не на что я он с как это то она а но все его так был по из",
+    "Ukrainian": "і в не на що я він з як це та вона а але її його так був по до",
+}
+WORD_SETS = {language: frozenset(words.split()) for language, words in COMMON_WORDS.items()}
+WORD = re.compile(r"[^\W\d_]+")
+
+
+def guess_language(text: str) -> str | None:
+    """Name of the likeliest language, None when nothing speaks for one."""
+    num_letters = sum(1 for character in text if character.isalpha())
+    for name, pattern in SCRIPTS.items():
+        # Kana are a minority of the letters of Japanese, so the bar is low; the order keeps Chinese after Japanese.
+        if num_letters and len(pattern.findall(text)) > 0.15 * num_letters:
+            return name
+    words = WORD.findall(text.lower())
+    hits = {language: sum(word in common for word in words) for language, common in WORD_SETS.items()}
+    best = max(hits, key=lambda language: hits[language])
+    return best if len(words) >= 5 and hits[best] >= 0.1 * len(words) else None
+
+
+class LanguageSample:
+    """The openings of the documents with the smallest hashes: a fair sample that does not depend on their order."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, str]] = []
+
+    def offer(self, digest: bytes, text: str) -> None:
+        """Take the document into the sample if its hash is small enough."""
+        if len(text) < LEAST_CHARACTERS:
+            return
+        key = -int.from_bytes(digest[:8], "big")
+        if len(self._heap) < SAMPLE_DOCUMENTS:
+            heapq.heappush(self._heap, (key, text[:SAMPLE_CHARACTERS]))
+        elif key > self._heap[0][0]:
+            heapq.heapreplace(self._heap, (key, text[:SAMPLE_CHARACTERS]))
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """Languages of the sampled documents, the commonest first."""
+        found = Counter(guess_language(text) or "unknown" for _, text in self._heap)
+        return [{"language": name, "sampled_documents": count} for name, count in found.most_common()]

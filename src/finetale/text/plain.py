@@ -1,0 +1,81 @@
+"""Text of one file to raw documents: the whole file, lines, paragraphs between blank lines, or what a separator divides.
+
+Knows nothing of bytes and records.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from finetale.text.account import FileAccount
+from finetale.text.lines import cut_lines
+
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+
+
+def separator_of(documents: str) -> str:
+    """The separator that the setting `documents` stands for, its escapes understood."""
+    return re.sub(r"\\([ntr\\])", lambda match: ESCAPES[match.group(1)], documents)
+
+
+def plain_documents(texts: Iterator[str], documents: str, account: FileAccount) -> Iterator[tuple[int, str]]:
+    """(first line, raw text) of each document.
+
+    Args:
+        texts: the file's text in blocks, line ends brought to \\n.
+        documents: the setting of this name.
+        account: gets the cleaning count "blank_pieces": lines, or pieces between separators, of nothing but white space,
+            which are no documents.
+    """
+    if documents in ("auto", "file"):
+        yield 1, "".join(texts)
+    elif documents == "line":
+        for number, line in cut_lines(texts):
+            if line and not line.isspace():
+                yield number, line
+            else:
+                account.cleaning["blank_pieces"] += 1
+    elif documents == "blank-line":
+        yield from _between_blank_lines(texts)
+    else:
+        for number, piece in _between(texts, separator_of(documents)):
+            if piece and not piece.isspace():
+                yield number, piece
+            else:
+                account.cleaning["blank_pieces"] += 1
+
+
+def _between_blank_lines(texts: Iterator[str]) -> Iterator[tuple[int, str]]:
+    start = 1
+    lines: list[str] = []
+    for number, line in cut_lines(texts):
+        if line and not line.isspace():
+            if not lines:
+                start = number
+            lines.append(line)
+        elif lines:
+            yield start, "\n".join(lines)
+            lines.clear()
+    if lines:
+        yield start, "\n".join(lines)
+
+
+def _between(texts: Iterator[str], separator: str) -> Iterator[tuple[int, str]]:
+    number = 1
+    pending: list[
+        str
+    ] = []  # blocks without a separator, kept apart so that a long document is not copied again and again
+    overlap = len(separator) - 1
+    for text in texts:
+        pending.append(text)
+        tail = pending[-2][-overlap:] if overlap and len(pending) > 1 else ""
+        if separator not in tail + text and len(text) > overlap:
+            continue
+        pieces = "".join(pending).split(separator)
+        pending = [pieces.pop()]
+        for piece in pieces:
+            yield number, piece
+            number += piece.count("\n") + separator.count("\n")
+    if last := "".join(pending):
+        yield number, last

@@ -1,0 +1,267 @@
+"""The path through the text layer: sources -> inputs -> documents -> parts in splits, with the report kept on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from finetale.config import TextSettings
+from finetale.errors import SourceError
+from finetale.text.account import FileAccount, TextReport
+from finetale.text.cleaning import Cleaner
+from finetale.text.decoding import Decoder, check_encoding
+from finetale.text.documents import SPLITS, Document, FileError, Part, Split, digest_of
+from finetale.text.files import STANDARD_INPUT, blocks
+from finetale.text.hub import PREFIX, dataset_documents, find_splits
+from finetale.text.lines import cut_lines, even_line_ends
+from finetale.text.plain import plain_documents
+from finetale.text.records import csv_records, json_records, jsonl_records, parquet_documents, record_documents
+from finetale.text.sources import Input, find_inputs
+from finetale.text.splits import CUT, Candidate, Placed, Splitter
+
+DEFAULT_FRACTION = 0.05
+HELD_OUT: tuple[Split, ...] = ("test", "validation")  # read before the training text, so that overlap is seen
+DUPLICATE = "duplicate"
+OVERLAP = "also in validation or test"
+
+LINE_BITS = 40
+MARK_BITS = 4
+MARKS: dict[str, int] = {"train": 1, "validation": 2, "test": 4, CUT: 8}
+
+Plan = dict[Split, list[Input]]
+
+
+def read_parts(
+    sources: Sequence[str],
+    settings: TextSettings,
+    *,
+    on_problem: Literal["raise", "collect"] = "raise",
+    offline: bool = False,
+) -> tuple[Iterator[Part], TextReport]:
+    """Read sources as parts of documents, each in its split.
+
+    All sources are looked for before any is read. Explicit test and validation text comes first, then the training
+    text. One document is in memory at a time, besides those held back until no split is empty (64 MB at most) and about
+    150 bytes a document for finding repeats.
+
+    Args:
+        sources: files, folders, `-` or hf:DATASET[/CONFIG][:SPLIT].
+        settings: how to read, clean and split; `validation` and `test` name further sources.
+        on_problem: "raise" stops at the first file that can't be read; "collect" records it as fatal in the report,
+            leaves out the file, or the rest of it, and goes on.
+        offline: use no network for hf: sources.
+
+    Returns:
+        (parts, report); the report is complete when the parts have been iterated to the end.
+
+    Raises:
+        SourceError: a source is missing or can't be read, or there is no text.
+        HubError: the hub can't be reached, or has no such dataset.
+    """
+    check_encoding(settings.encoding)
+    if not sources:
+        raise SourceError("No source of text was given.", "Name a file, a folder, - or hf:DATASET.")
+    report = TextReport([str(source) for source in sources])
+    reader = _Reader(settings, report, collect=on_problem == "collect")
+    plan = reader.plan(report.sources, offline=offline)
+    return reader.parts(plan), report
+
+
+class _Reader:
+    def __init__(self, settings: TextSettings, report: TextReport, *, collect: bool) -> None:
+        self._settings = settings
+        self._report = report
+        self._collect = collect
+        self._seen: dict[bytes, int] = {}  # digest -> number of its source, line, marks of where it stands
+        self._names: list[str] = []
+        self._numbers: dict[str, int] = {}
+
+    # -- what there is
+
+    def plan(self, sources: Sequence[str], *, offline: bool) -> Plan:
+        """The inputs of each split; raises what is wrong with all sources together."""
+        plan: Plan = {split: [] for split in SPLITS}
+        errors: list[FileError] = []
+        by_role: dict[Split, Sequence[str]] = {
+            "test": self._settings.test,
+            "validation": self._settings.validation,
+            "train": sources,
+        }
+        named = [source for role in by_role.values() for source in role]
+        if named.count(STANDARD_INPUT) > 1:
+            raise SourceError("Standard input (-) is named twice, but can be read once only.", "Give a file instead.")
+        held_out: frozenset[Path] = frozenset()
+        for role, names in by_role.items():
+            for source in names:
+                try:
+                    if source.startswith(PREFIX):
+                        self._plan_dataset(source, role, plan, offline)
+                    else:
+                        plan[role] += find_inputs(source, self._report, held_out if role == "train" else frozenset())
+                except FileError as error:
+                    errors.append(error)
+            held_out |= {entry.path.resolve() for entry in plan[role] if entry.path is not None}
+        if self._collect:
+            for each in errors:
+                self._report.fatal(each)
+        elif len(errors) == 1:
+            raise errors[0]
+        elif errors:
+            raise SourceError(
+                " ".join(each.message for each in errors), " ".join(dict.fromkeys(each.hint for each in errors))
+            )
+        return plan
+
+    def _plan_dataset(self, source: str, role: Split, plan: Plan, offline: bool) -> None:
+        found, others = find_splits(source, role, streaming=self._settings.streaming, offline=offline)
+        for split, entry in found.items():
+            given = {"validation": self._settings.validation, "test": self._settings.test}.get(split, ())
+            if split != role and given:
+                others.append(entry.name)  # text named by hand goes before a dataset's own split
+            else:
+                plan[split].append(entry)
+        self._report.dataset_splits += others
+
+    def _fractions(self, plan: Plan) -> tuple[float, float]:
+        default = (
+            0.0
+            if plan["validation"] or plan["test"] or self._settings.validation or self._settings.test
+            else DEFAULT_FRACTION
+        )
+        validation, test = self._settings.validation_fraction, self._settings.test_fraction
+        return default if validation is None else validation, default if test is None else test
+
+    # -- reading
+
+    def parts(self, plan: Plan) -> Iterator[Part]:
+        """Every part of every document of a plan."""
+        validation, test = self._fractions(plan)
+        given = [split for split in HELD_OUT if plan[split]]
+        for split in given:
+            for candidate in self._candidates(plan[split]):
+                yield from self._emit(Placed(candidate, ((split, candidate.document.text),)))
+            self._check_not_empty(split, plan[split])
+        fates = []
+        if validation or test:
+            splitter = Splitter(validation, test, self._settings.long_document)
+            for placed in splitter.place(self._candidates(plan["train"])):
+                yield from self._emit(placed)
+            fates.append(splitter.rule)
+        else:
+            for candidate in self._candidates(plan["train"]):
+                yield from self._emit(Placed(candidate, (("train", candidate.document.text),)))
+            fates.append("Every document of the training sources is trained on.")
+        if given:
+            names = " and ".join(reversed(given))
+            fates.append(f"The {names} text comes from {'a source' if len(given) == 1 else 'sources'} of its own.")
+        self._report.split_rule = " ".join(fates)
+        self._check_not_empty("train", plan["train"])
+
+    def _candidates(self, inputs: Sequence[Input]) -> Iterator[Candidate]:
+        for entry in inputs:
+            account = self._report.open_file(entry.name, entry.kind)
+            try:
+                yield from self._documents(entry, account)
+            except FileError as error:
+                if not self._collect:
+                    raise
+                account.problem(error.kind, error.line, detail=error.detail, fatal=True)
+            finally:
+                self._report.close_file(account)
+
+    def _documents(self, entry: Input, account: FileAccount) -> Iterator[Candidate]:
+        records = entry.kind != "text"
+        cleaner = Cleaner(account, self._settings, records=records)
+        strip, shortest = self._settings.strip, self._settings.min_characters
+        for line, raw in self._raw_documents(entry, account):
+            text = cleaner.clean(raw, line)
+            if strip and not records and raw[:1].isspace():
+                line += raw[: len(raw) - len(raw.lstrip())].count("\n")
+            data = text.encode("utf-8")
+            document = Document(text, entry.name, line)
+            dropped = None
+            if len(text) < shortest:
+                dropped = f"shorter than {shortest} characters" if text else "empty"
+            candidate = Candidate(document, digest_of(data), len(text.split()), len(data), records, dropped)
+            account.documents += 1
+            account.characters += len(text)
+            self._report.count_document(document, candidate.digest, candidate.num_words)
+            yield candidate
+
+    def _raw_documents(self, entry: Input, account: FileAccount) -> Iterator[tuple[int, str]]:
+        settings, name = self._settings, entry.name
+        if entry.kind == "dataset":
+            return dataset_documents(entry.rows, settings.text_column, account)
+        if entry.kind == "parquet" and entry.path is not None:
+            return parquet_documents(entry.path, settings.text_column, account)
+        texts = Decoder(blocks(name, entry.path), account, settings).blocks()
+        texts = even_line_ends(texts, account, translate=settings.clean_newlines)
+        if entry.kind == "text":
+            return plain_documents(texts, settings.documents, account)
+        if entry.kind == "jsonl":
+            records = jsonl_records(cut_lines(texts), name)
+        elif entry.kind == "json":
+            records = json_records(texts, name)
+        else:
+            records = csv_records(cut_lines(texts, keep_ends=True), name, tabs=entry.kind == "tsv")
+        return record_documents(records, settings.text_column, account)
+
+    # -- what becomes of a document
+
+    def _emit(self, placed: Placed) -> Iterator[Part]:
+        candidate, parts = placed.candidate, placed.parts
+        document, dropped = candidate.document, candidate.dropped
+        overlap = False
+        if dropped is None:
+            before, first_seen = self._look_up(placed)
+            if before & _mark_of(placed):
+                self._report.count_duplicate(document, first_seen)
+                dropped = DUPLICATE if self._settings.deduplicate else None
+            if before & (MARKS["validation"] | MARKS["test"]) and parts[0][0] == "train":
+                self._report.count_overlap(document, first_seen)
+                overlap = self._settings.drop_overlap
+        if dropped is not None:
+            parts = ((parts[0][0], document.text),)
+        line, digest = document.line, candidate.digest.hex()
+        for split, text in parts:
+            reason = OVERLAP if dropped is None and overlap and split == "train" else dropped
+            part = Part(text, document.source, line, split, digest, reason)
+            if len(parts) == 1:
+                self._report.count_part(part, candidate.num_words, candidate.num_bytes)
+            else:
+                self._report.count_part(part, len(text.split()), len(text.encode("utf-8")))
+                line += 0 if candidate.is_record else text.count("\n")
+            yield part
+
+    def _look_up(self, placed: Placed) -> tuple[int, str]:
+        """(marks of where this text has stood before, the place where it was seen first); remembers the document."""
+        document, digest = placed.candidate.document, placed.candidate.digest
+        entry = self._seen.get(digest, 0)
+        if not entry:
+            number = self._numbers.setdefault(document.source, len(self._names))
+            if number == len(self._names):
+                self._names.append(document.source)
+            # One integer for each document keeps this table small: about 150 bytes an entry.
+            self._seen[digest] = (number << LINE_BITS | document.line) << MARK_BITS | _mark_of(placed)
+            return 0, ""
+        self._seen[digest] = entry | _mark_of(placed)
+        place = entry >> MARK_BITS
+        return entry & ((1 << MARK_BITS) - 1), f"{self._names[place >> LINE_BITS]}:{place & ((1 << LINE_BITS) - 1)}"
+
+    def _check_not_empty(self, split: Split, inputs: Sequence[Input]) -> None:
+        if self._report.kept(split) or self._report.has_fatal_problems:
+            return
+        names = ", ".join(entry.name for entry in inputs[:5]) + (", …" if len(inputs) > 5 else "")
+        reasons = "; ".join(
+            f"{entry['documents']} dropped as {entry['reason']}" for entry in self._report.to_dict()["dropped"]
+        )
+        what = {"train": "training", "validation": "validation", "test": "test"}[split]
+        raise SourceError(
+            f"There is no {what} text in {names}{f' ({reasons})' if reasons else ''}.",
+            "Check that the right files are named; `finetale check` shows what is read and what is dropped.",
+        )
+
+
+def _mark_of(placed: Placed) -> int:
+    return MARKS[CUT] if len(placed.parts) > 1 else MARKS[placed.parts[0][0]]

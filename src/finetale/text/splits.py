@@ -1,0 +1,166 @@
+"""Which split a document belongs to. Knows nothing of where documents come from.
+
+A document's place follows from a hash of its text alone, so adding a document never moves another. A long document is
+cut into contiguous parts, one a split. So that no wanted split is empty, documents are held back until each has got
+one; what is done when the text ends before that is told in `Splitter.rule`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from finetale.text.documents import SPLITS, Document, Split
+
+BUFFER_BYTES = 64 << 20
+HELD_BYTES = 500  # of the objects around a text, about
+FEW_DOCUMENTS = 20
+BORDERS = ("\n\n", "\n", " ")
+CUT = "cut"
+
+
+@dataclass(slots=True)  # not frozen, which would double the time it takes to make one
+class Candidate:
+    """A document with what is known about its text."""
+
+    document: Document
+    digest: bytes
+    num_words: int
+    num_bytes: int
+    is_record: bool
+    dropped: str | None
+
+
+@dataclass(slots=True)
+class Placed:
+    """A document and its parts as (split, text); one part when it stays whole."""
+
+    candidate: Candidate
+    parts: tuple[tuple[Split, str], ...]
+
+
+def fraction_of(digest: bytes) -> float:
+    """A document's hash as a number in [0, 1)."""
+    return int.from_bytes(digest[:6], "big") / (1 << 48)
+
+
+def cut(text: str, validation: float, test: float) -> tuple[tuple[Split, str], ...]:
+    """Cut a text into contiguous parts for training, validation and test, in this order.
+
+    The cuts lie at the border of a paragraph, else a line, else a word, that is nearest to the place asked for. Nothing
+    is lost. A text too short for parts with something to read in each goes to training as a whole.
+    """
+    size = len(text)
+    shares: dict[Split, float] = {"train": 1 - validation - test, "validation": validation, "test": test}
+    wanted = [(split, share) for split, share in shares.items() if share > 0]
+    reach = int(size * min(share for _, share in wanted) / 2)
+    parts: list[tuple[Split, str]] = []
+    start, total = 0, 0.0
+    for split, share in wanted[:-1]:
+        total += share
+        end = _border(text, round(size * total), reach)
+        parts.append((split, text[start:end]))
+        start = end
+    parts.append((wanted[-1][0], text[start:]))
+    if any(not part or part.isspace() for _, part in parts):
+        return (("train", text),)
+    return tuple(parts)
+
+
+def _border(text: str, target: int, reach: int) -> int:
+    """The place just after the border nearest to the target, within reach; the target itself when there is none."""
+    for border in BORDERS:
+        before = text.rfind(border, max(0, target - reach), target)
+        after = text.find(border, target, target + reach)
+        ends = [place + len(border) for place in (before, after) if place >= 0]
+        if ends:
+            return min(ends, key=lambda end: abs(end - target))
+    return target
+
+
+class Splitter:
+    """Places documents in splits.
+
+    Args:
+        validation: share of the text for validation, 0 for none.
+        test: share of the text for the test, 0 for none.
+        long_document: documents of more characters are cut.
+    """
+
+    def __init__(self, validation: float, test: float, long_document: int) -> None:
+        self._validation = validation
+        self._test = test
+        self._long = long_document
+        self._exceptions: dict[bytes, str] = {}  # digest -> split, or CUT, against the rule of the hash
+        self._shares = {"validation": validation, "test": test}
+        held_out = [f"{share:.3g} for {name}" for name, share in self._shares.items() if share > 0]
+        self.rule = f"Each document goes to a split by a hash of its text ({', '.join(held_out)})"
+        self.rule += f"; documents of more than {long_document} characters are cut into contiguous parts, one a split."
+
+    def place(self, candidates: Iterable[Candidate]) -> Iterator[Placed]:
+        """Every document with its parts, in the order in which they come."""
+        candidates = iter(candidates)
+        held: list[Candidate] = []
+        size = 0
+        empty: set[Split] = {"train", *(split for split in SPLITS if self._shares.get(split, 0) > 0)}
+        for candidate in candidates:
+            held.append(candidate)
+            size += candidate.num_bytes + HELD_BYTES
+            if candidate.dropped is None:
+                empty -= {split for split, _ in self._parts(candidate)}
+            if not empty or size > BUFFER_BYTES:
+                break
+        if empty:
+            self._fill(empty, [candidate for candidate in held if candidate.dropped is None])
+        for candidate in held:
+            yield Placed(candidate, self._parts(candidate))
+        del held
+        for candidate in candidates:
+            yield Placed(candidate, self._parts(candidate))
+
+    def _parts(self, candidate: Candidate) -> tuple[tuple[Split, str], ...]:
+        text = candidate.document.text
+        if candidate.dropped is not None:
+            return (("train", text),)
+        exception = self._exceptions.get(candidate.digest)
+        if len(text) > self._long or exception == CUT:
+            return cut(text, self._validation, self._test)
+        for split in SPLITS:
+            if exception == split:
+                return ((split, text),)
+        return ((self._by_hash(candidate.digest), text),)
+
+    def _by_hash(self, digest: bytes) -> Split:
+        fraction = fraction_of(digest)
+        if fraction < self._test:
+            return "test"
+        return "validation" if fraction < self._test + self._validation else "train"
+
+    def _fill(self, empty: set[Split], held: list[Candidate]) -> None:
+        """Make exceptions to the rule of the hash, so that no wanted split stays empty."""
+        digests = {candidate.digest for candidate in held}
+        if not digests:
+            return
+        if len(digests) < FEW_DOCUMENTS:
+            self._exceptions = dict.fromkeys(digests, CUT)
+            if len(digests) == 1:
+                self.rule = "The one document is cut into contiguous parts, one a split."
+            else:
+                self.rule = (
+                    f"There are only {len(digests)} documents, so each is cut into contiguous parts, one a split."
+                )
+            return
+        whole = {candidate.digest for candidate in held if len(candidate.document.text) <= self._long}
+        moved = []
+        for split in sorted(empty):
+            share = self._shares.get(split, 0.0)
+            movable = sorted(
+                d for d in whole if d not in self._exceptions and (share == 0 or self._by_hash(d) == "train")
+            )
+            count = max(1, round(share * len(digests)))
+            chosen = movable[:count] if share else movable[-1:]  # training takes the largest hash
+            self._exceptions |= dict.fromkeys(chosen, split)
+            moved.append(
+                f"{split}, which would have stayed empty, got the {len(chosen)} with the {'smallest' if share else 'largest'} hash"
+            )
+        self.rule = f"{self.rule.rstrip('.')}; {'; '.join(moved)}."

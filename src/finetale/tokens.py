@@ -1,0 +1,336 @@
+"""Documents + tokenizer → a token store on disk, with an account of every token. Knows nothing of models.
+
+A document of ids t1 … tn is stored as `begin t1 … tn end`: the ids after the first are targets, so every token and one
+end-of-text a document is a target exactly once. A part of a document that is cut over several splits gets the
+end-of-text only where the document ends. The store is memory-mapped and cached under a hash of text, tokenizer and
+settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetale.errors import SourceError, TokenizerError
+from finetale.rundir import read_json, write_folder, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from finetale.text import Part
+
+SPLITS = ("train", "validation", "test", "dropped")
+STORE_VERSION = 1
+END_OF_TEXT = "<|endoftext|>"
+_BATCH_CHARACTERS = 2_000_000
+_PROBE = "The quick brown fox, 12 jumps; 你好 — naïve?"
+
+
+def begin_and_end(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """Ids of beginning-of-text and end-of-text.
+
+    GPT-2 uses one id for both; BERT-like tokenizers of Chinese GPT-2 models have [CLS] and [SEP] in their place.
+
+    Raises:
+        TokenizerError: the tokenizer has nothing that can end a text.
+    """
+    end = _first(tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id)
+    begin = _first(tokenizer.bos_token_id, tokenizer.cls_token_id, end)
+    if end is None or begin is None:
+        raise TokenizerError(
+            "The tokenizer has no end-of-text token (no eos, sep or bos token).",
+            "Set `eos_token` in its tokenizer_config.json, or choose another with --tokenizer.",
+        )
+    return begin, end
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse a tokenizer that is empty or turns text into nothing.
+
+    Raises:
+        TokenizerError: says what was seen.
+    """
+    special = set(tokenizer.all_special_ids)
+    if len(tokenizer) <= len(special):
+        raise TokenizerError(
+            f"The tokenizer of {name} is empty: its vocabulary has {len(tokenizer)} entries.",
+            "Its files are missing or damaged; give a whole tokenizer with --tokenizer.",
+        )
+    ids = [i for i in tokenizer.encode(_PROBE, add_special_tokens=False) if i not in special]
+    if not ids or not tokenizer.decode(ids).strip():
+        raise TokenizerError(
+            f"The tokenizer of {name} turns a plain English sentence into nothing.",
+            "Its vocabulary or merges are missing or damaged; give a whole tokenizer with --tokenizer.",
+        )
+    begin_and_end(tokenizer)
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of what a tokenizer does: vocabulary, merges and rules, special tokens."""
+    digest = hashlib.sha256()
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        digest.update(backend.to_str().encode())
+    else:
+        digest.update(type(tokenizer).__name__.encode())
+        digest.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
+    digest.update(repr(begin_and_end(tokenizer)).encode())
+    return digest.hexdigest()
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """A byte-level BPE tokenizer (GPT-2's kind) trained on texts: any byte can be encoded, and decoding is exact.
+
+    Args:
+        texts: training text; the result depends on their counts alone, not on their order.
+        vocab_size: entries at most; little text gives fewer.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator(texts, trainer)
+    tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        unk_token=END_OF_TEXT,
+        clean_up_tokenization_spaces=False,
+    )
+    return tokenizer
+
+
+def encode_batch(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[NDArray[np.int64]]:
+    """Ids of each text without special tokens. Fast tokenizers use all cores."""
+    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    return [np.asarray(ids, dtype=np.int64) for ids in encoded]
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """Tokens of all parts in one memory-mapped array, and what is known of each part.
+
+    Arrays have one entry a part: `start` (index of its beginning-of-text in `tokens`), `targets` (ids after the first),
+    `split` (index into SPLITS), `words`, `bytes` (of the text, UTF-8), `ends` (the document ends here).
+    """
+
+    folder: Path
+    info: dict[str, Any]
+
+    @cached_property
+    def tokens(self) -> NDArray[Any]:
+        dtype = np.dtype(self.info["dtype"])
+        path = self.folder / "tokens.bin"
+        if path.stat().st_size == 0:
+            return np.zeros(0, dtype)
+        return np.memmap(path, dtype=dtype, mode="r")
+
+    @cached_property
+    def parts(self) -> NDArray[Any]:
+        parts: NDArray[Any] = np.load(self.folder / "parts.npy", mmap_mode="r", allow_pickle=False)
+        return parts
+
+    def parts_of(self, split: str) -> NDArray[np.int64]:
+        """Indices of the parts in a split, in reading order."""
+        return np.flatnonzero(self.parts["split"] == SPLITS.index(split))
+
+    def num_targets(self, split: str) -> int:
+        """Targets in a split."""
+        return int(self.parts["targets"][self.parts_of(split)].sum())
+
+    def ids(self, part: int) -> NDArray[np.int64]:
+        """Ids of one part without beginning-of-text and end-of-text."""
+        row = self.parts[part]
+        stop = int(row["start"]) + 1 + int(row["targets"]) - int(row["ends"])
+        return np.asarray(self.tokens[int(row["start"]) + 1 : stop], dtype=np.int64)
+
+    @property
+    def account(self) -> dict[str, Any]:
+        """Every target: `tokens` = {read, trained, validation, test, dropped}, and `dropped` by reason."""
+        return {"tokens": self.info["tokens"], "dropped": self.info["dropped"]}
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The data report of the text this was made from."""
+        report: dict[str, Any] = self.info["report"]
+        return report
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a person should know before training on this."""
+        warnings: list[str] = self.info["warnings"]
+        return warnings
+
+
+PART_DTYPE = np.dtype(
+    [("start", "<i8"), ("targets", "<i8"), ("split", "<u1"), ("ends", "<u1"), ("words", "<i8"), ("bytes", "<i8")]
+)
+
+
+def build_store(
+    parts: Iterator[Part],
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    report: Callable[[], dict[str, Any]],
+    progress: Callable[[int], None] | None = None,
+) -> TokenStore:
+    """Tokenise parts into a store at `folder` (written atomically).
+
+    Args:
+        parts: documents or contiguous parts of documents, with their split.
+        report: called after the last part; its dictionary is kept with the store.
+        progress: told the number of parts so far.
+
+    Raises:
+        SourceError: whatever reading the parts raises, or no token at all.
+        TokenizerError: the tokenizer does not know most of the text.
+    """
+    begin, end = begin_and_end(tokenizer)
+    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    rows: list[tuple[int, int, int, int, int, int]] = []
+    dropped: Counter[str] = Counter()
+    dropped_tokens: Counter[str] = Counter()
+    seen = {"unknown": 0, "markers": 0, "ids": 0}
+    unknown = tokenizer.unk_token_id if tokenizer.unk_token_id not in (begin, end) else None
+
+    def fill(target: Path) -> None:
+        position = 0
+        content = hashlib.sha256()
+        with (target / "tokens.bin").open("wb") as file:
+            for batch in _batches(parts):
+                for part, ids in zip(batch, encode_batch(tokenizer, [part.text for part in batch]), strict=True):
+                    if unknown is not None:
+                        seen["unknown"] += int((ids == unknown).sum())
+                    seen["markers"] += int(((ids == begin) | (ids == end)).sum())
+                    seen["ids"] += len(ids)
+                    targets = len(ids) + part.ends if len(ids) else 0
+                    if part.dropped is not None or not targets:
+                        reason = part.dropped or "empty"
+                        dropped[reason] += 1
+                        dropped_tokens[reason] += targets
+                        continue
+                    row = np.empty(targets + 1, dtype)
+                    row[0] = begin
+                    row[1 : len(ids) + 1] = ids
+                    if part.ends:
+                        row[-1] = end
+                    file.write(row.tobytes())
+                    content.update(row.tobytes())
+                    size = len(part.text.encode("utf-8", "surrogatepass"))
+                    split = SPLITS.index(part.split)
+                    rows.append((position, targets, split, int(part.ends), len(part.text.split()), size))
+                    position += len(row)
+                if progress is not None:
+                    progress(len(rows))
+        table = np.array(rows, dtype=PART_DTYPE)
+        np.save(target / "parts.npy", table, allow_pickle=False)
+        content.update(table.tobytes())
+        totals = {name: int(table["targets"][table["split"] == i].sum()) for i, name in enumerate(SPLITS[:3])}
+        gone = sum(dropped_tokens.values())
+        account = {
+            "read": sum(totals.values()) + gone,
+            "trained": totals["train"],
+            "validation": totals["validation"],
+            "test": totals["test"],
+            "dropped": gone,
+        }
+        info = {
+            "version": STORE_VERSION,
+            "dtype": np.dtype(dtype).str,
+            "sha256": content.hexdigest(),
+            "tokens": account,
+            "dropped": [
+                {"reason": reason, "documents": count, "tokens": dropped_tokens[reason]}
+                for reason, count in sorted(dropped.items())
+            ],
+            "warnings": _warnings(seen, tokenizer),
+            "report": report(),
+        }
+        _check_known(seen, tokenizer)
+        write_json(target / "store.json", info)
+
+    write_folder(folder, fill)
+    return open_store(folder)
+
+
+def open_store(folder: Path) -> TokenStore:
+    """A store written by `build_store`.
+
+    Raises:
+        RunError: it is not there or damaged.
+    """
+    return TokenStore(folder, read_json(folder / "store.json"))
+
+
+def cache_root(setting: Path | None) -> Path:
+    """Folder of the token cache: the setting, else FINETALE_CACHE, else ~/.cache/finetale."""
+    if setting is not None:
+        return setting.expanduser()
+    return Path(os.environ.get("FINETALE_CACHE") or Path.home() / ".cache" / "finetale")
+
+
+def _first(*ids: int | None) -> int | None:
+    return next((i for i in ids if i is not None), None)
+
+
+def _batches(parts: Iterator[Part]) -> Iterator[list[Part]]:
+    batch: list[Part] = []
+    size = 0
+    for part in parts:
+        batch.append(part)
+        size += len(part.text)
+        if size >= _BATCH_CHARACTERS or len(batch) >= 4096:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _warnings(seen: dict[str, int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    warnings = []
+    if seen["markers"]:
+        warnings.append(
+            f"The text itself holds {seen['markers']} end-of-text markers ({tokenizer.eos_token}); the model sees them as ends "
+            f"of documents. To split there instead: --documents '{tokenizer.eos_token}'."
+        )
+    if seen["unknown"]:
+        share = seen["unknown"] / max(1, seen["ids"])
+        warnings.append(
+            f"{seen['unknown']} tokens ({share:.2%}) are unknown to the tokenizer and were read as {tokenizer.unk_token}."
+        )
+    return warnings
+
+
+def _check_known(seen: dict[str, int], tokenizer: PreTrainedTokenizerBase) -> None:
+    if not seen["ids"]:
+        raise SourceError("The sources hold no text at all.", "Check the path, or the text column with --text-column.")
+    if seen["unknown"] > 0.2 * seen["ids"]:
+        raise TokenizerError(
+            f"The tokenizer does not know {seen['unknown'] / seen['ids']:.0%} of the text.",
+            "Choose a model whose tokenizer was made for this language or script.",
+        )
+
+
+def training_texts(parts: Iterable[Part]) -> Iterator[str]:
+    """Texts of the training parts, for a tokenizer to be trained on."""
+    return (part.text for part in parts if part.split == "train" and part.dropped is None)

@@ -1,0 +1,319 @@
+"""The one training loop: Blocks → weights, on Accelerate. Knows nothing of text, and of the run only its directory.
+
+An optimizer step takes `batch_size` blocks in an order given by (seed, epoch). Its loss is the sum of the targets' losses divided
+by their number over all micro-batches and processes, so neither changes the numbers. Randomness (dropout) of each
+micro-batch is seeded by (seed, step, micro-batch, process): a resumed run repeats it without saved random states, and
+an interrupted accumulation is simply done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from finetale import models
+from finetale.blocks import Blocks
+from finetale.config import EvaluationSettings, TrainSettings
+from finetale.environment import peak_memory
+from finetale.errors import DivergedError, InterruptedRun, MemoryLimitError, RunError
+from finetale.forward import PackedForward
+from finetale.metrics import Measurement, measure, perplexity
+from finetale.rundir import RunDirectory, write_folder
+from finetale.training.checkpoints import TrainState, load_checkpoint, save_checkpoint
+from finetale.training.memory import is_out_of_memory
+from finetale.training.optimizer import build_optimizer, learning_rate
+from finetale.training.signals import StopRequest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How many blocks and steps a run takes, and where it evaluates and saves."""
+
+    num_blocks: int  # an epoch
+    batch_size: int
+    epochs: float
+    max_steps: int | None
+    eval_every: int | None
+    save_every: int | None
+
+    @property
+    def total_blocks(self) -> int:
+        """Blocks in the whole run; at least one."""
+        return max(1, round(self.epochs * self.num_blocks))
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps in the whole run."""
+        steps = -(-self.total_blocks // self.batch_size)
+        return min(steps, self.max_steps) if self.max_steps else steps
+
+    def blocks_of(self, step: int, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Block numbers of the step-th step, from 0. Each block comes once an epoch; epochs follow without a gap."""
+        start, stop = step * self.batch_size, min((step + 1) * self.batch_size, self.total_blocks)
+        chosen = []
+        for epoch in range(start // self.num_blocks, -(-stop // self.num_blocks)):
+            order = np.random.default_rng([seed, epoch]).permutation(self.num_blocks)
+            first = epoch * self.num_blocks
+            chosen.append(order[max(0, start - first) : stop - first])
+        return np.concatenate(chosen)
+
+    def epoch_at(self, step: int) -> float:
+        """Epochs done after so many steps."""
+        return min(step * self.batch_size, self.total_blocks) / self.num_blocks
+
+    def evaluates(self, step: int) -> bool:
+        """Whether there is an evaluation after so many steps; always before the first and after the last."""
+        if step in (0, self.total_steps):
+            return True
+        if self.eval_every:
+            return step % self.eval_every == 0
+        return math.floor(self.epoch_at(step)) > math.floor(self.epoch_at(step - 1))
+
+    def saves(self, step: int) -> bool:
+        """Whether there is a checkpoint after so many steps."""
+        if step == self.total_steps or not self.save_every:
+            return self.evaluates(step)
+        return step % self.save_every == 0
+
+
+@dataclass
+class Training:
+    """One run of the loop: what it needs, and its state. Call `run()`."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    train_blocks: Blocks
+    validation_blocks: Blocks | None
+    settings: TrainSettings
+    evaluation: EvaluationSettings
+    directory: RunDirectory
+    schedule: Schedule
+    precision: str
+    listeners: list[Listener] = field(default_factory=list)
+    sample: Callable[[], list[tuple[str, str]]] | None = None
+    accelerator: Accelerator = field(default_factory=Accelerator)
+    state: TrainState = field(default_factory=TrainState)
+
+    def run(self, checkpoint: Path | None = None) -> TrainState:
+        """Train from the start, or on from a checkpoint, to the end.
+
+        Raises:
+            DivergedError: the loss or the gradients are not finite; the last good checkpoint stays.
+            MemoryLimitError: a micro-batch of one sequence does not fit.
+            InterruptedRun: a signal came; a checkpoint was saved.
+        """
+        assert self.settings.micro_batch_size is not None
+        self.model.to(self.accelerator.device)
+        if self.settings.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        optimizer = build_optimizer(self.model, self.settings)
+        self.state.micro_batch_size = self.settings.micro_batch_size
+        isolation = PackedForward(self.model).isolation
+        if checkpoint is not None:
+            self.state = load_checkpoint(checkpoint, self.model, optimizer)
+        prepared, self._optimizer = self.accelerator.prepare(self.model, optimizer)
+        self._forward = PackedForward(prepared, precision=self.precision, isolation=isolation)
+        with StopRequest() as self._stop:
+            try:
+                if checkpoint is None:
+                    self._save_model()  # so that a run has a model from its first moment
+                self._steps()
+            except InterruptedRun as stopped:
+                path = self._save()
+                raise InterruptedRun(
+                    f"{stopped.message} {self.state.step} of {self.schedule.total_steps} steps are done and saved in {path}.",
+                    f"Go on with `finetale resume {self.directory.root}`.",
+                ) from None
+        return self.state
+
+    def _steps(self) -> None:
+        total = self.schedule.total_steps
+        while True:
+            step = self.state.step
+            if self.schedule.evaluates(step) and self.state.evaluated_step < step:
+                self._evaluate()
+            if step and self.schedule.saves(step):
+                self._save()
+            if step >= total or self._patience_is_over():
+                return
+            started = time.perf_counter()
+            loss, norm, rate, tokens = self._step()
+            seconds = time.perf_counter() - started
+            self.state.step += 1
+            self.state.tokens += tokens
+            self.state.seconds += seconds
+            if step == 0 or (step + 1) % self.evaluation.log_every == 0 or self.schedule.evaluates(step + 1):
+                self._emit(
+                    "train",
+                    epoch=round(self.schedule.epoch_at(step + 1), 4),
+                    loss=float(loss),
+                    learning_rate=rate,
+                    grad_norm=float(norm),
+                    tokens_per_second=tokens / seconds,
+                    memory_bytes=peak_memory(),
+                )
+
+    def _patience_is_over(self) -> bool:
+        return 0 < self.evaluation.patience <= self.state.bad_evaluations
+
+    def _step(self) -> tuple[torch.Tensor, torch.Tensor, float, int]:
+        """One optimizer step, done again with smaller micro-batches while memory runs out."""
+        while True:
+            try:
+                return self._try_step()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                message = str(error).splitlines()[0]
+            self._optimizer.zero_grad()
+            if self._forward.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if self.state.micro_batch_size == 1:
+                raise MemoryLimitError(
+                    f"Memory ran out with one sequence of {self.train_blocks.block_size} tokens: {message}.",
+                    "Choose a smaller --block-size or model, or --gradient-checkpointing.",
+                )
+            self.state.micro_batch_size //= 2
+            self._emit(
+                "warning", message=f"Memory ran out; going on with micro-batches of {self.state.micro_batch_size}."
+            )
+
+    def _try_step(self) -> tuple[torch.Tensor, torch.Tensor, float, int]:
+        """Forward and backward over all micro-batches, then the update. Returns loss, gradient norm, rate, targets."""
+        step, world = self.state.step, self.accelerator.num_processes
+        blocks = self.schedule.blocks_of(step, self.settings.seed)
+        targets = self.train_blocks.targets_in(blocks)
+        mine = blocks[self.accelerator.process_index :: world]
+        size = self.state.micro_batch_size
+        total = torch.zeros((), device=self._forward.device)
+        model = self._forward.model.train()
+        chunks = [mine[at : at + size] for at in range(0, len(mine), size)]
+        for number, chunk in enumerate(chunks):
+            self._stop.check()
+            seed_micro_batch(self.settings.seed, step, number, self.accelerator.process_index)
+            batch = self.train_blocks.batch(chunk)
+            last = number == len(chunks) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                loss = self._forward.token_losses(batch).sum()
+                # Gradients are averaged over processes; scaled so that they add up to the mean over all targets.
+                self.accelerator.backward(loss * (world / targets))
+            total += loss.detach()
+        limit = self.settings.max_grad_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+        mean = self.accelerator.reduce(total, "sum") / targets
+        self._check_finite(mean, norm)
+        rate = learning_rate(step, self.schedule.total_steps, self.settings)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return mean, norm, rate, targets
+
+    def _check_finite(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
+        """Stop before an update that would put NaNs into the weights."""
+        if bool(torch.isfinite(loss) & torch.isfinite(norm)):
+            return
+        raise DivergedError(
+            f"Step {self.state.step + 1}: the loss is {float(loss)} and the gradient's norm {float(norm)}; the update was not made.",
+            f"Use a lower --learning-rate (it was {self.settings.learning_rate:g}) or --precision fp32; the last good checkpoint is kept.",
+        )
+
+    def _evaluate(self) -> None:
+        """Validation loss after this step; the best model is kept, the base at step 0 being the first of them."""
+        state = self.state
+        loss, better = None, True
+        if self.validation_blocks is not None:
+            loss = self._measure(self.validation_blocks).loss
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"Step {state.step}: the validation loss is {loss}.",
+                    "Use a lower --learning-rate or --precision fp32; if step 0 says so, the base model itself is damaged.",
+                )
+            better = state.best_loss is None or loss < state.best_loss
+            self._emit("evaluation", loss=loss, perplexity=perplexity(loss), best=better)
+        if better:
+            state.best_loss, state.best_step, state.bad_evaluations = loss, state.step, 0
+            if state.step:
+                self._save_model()
+        else:
+            state.bad_evaluations += 1
+        state.evaluated_step = state.step
+        if self.sample is not None and state.step and self.accelerator.is_main_process:
+            for prompt, text in self.sample():
+                self._emit("sample", prompt=prompt, text=text)
+
+    def _measure(self, blocks: Blocks) -> Measurement:
+        device = self._forward.device
+
+        def reduce(array: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+            summed = self.accelerator.reduce(torch.from_numpy(array).to(device), "sum")
+            return np.asarray(summed.cpu().numpy(), np.float64)
+
+        return measure(
+            self._forward,
+            blocks,
+            batch_size=self.state.micro_batch_size,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+            reduce=reduce if self.accelerator.num_processes > 1 else None,
+            between=self._stop.check,
+        )
+
+    def _save(self) -> Path:
+        path = self.directory.checkpoint(self.state.step)
+        if self.accelerator.is_main_process:
+            plain = self.accelerator.unwrap_model(self._forward.model)
+            with disk_errors(path):
+                save_checkpoint(
+                    self.directory, self.state, plain, self._optimizer.optimizer, self.evaluation.keep_checkpoints
+                )
+            self._emit("checkpoint", path=str(path.relative_to(self.directory.root)))
+        self.accelerator.wait_for_everyone()
+        return path
+
+    def _save_model(self) -> None:
+        if self.accelerator.is_main_process:
+            plain = self.accelerator.unwrap_model(self._forward.model)
+            with disk_errors(self.directory.model):
+                write_folder(self.directory.model, lambda folder: models.save(plain, self.tokenizer, folder))
+        self.accelerator.wait_for_everyone()
+
+    def _emit(self, event: str, **values: Any) -> None:
+        if self.accelerator.is_main_process:
+            record = {"event": event, "step": self.state.step, "tokens": self.state.tokens} | values
+            for listener in self.listeners:
+                listener(record)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk into a sentence; what stood there before still stands."""
+    try:
+        yield
+    except Exception as error:
+        # safetensors reports a full disk as an exception of its own that names the system's error
+        if isinstance(error, OSError) or "No space left" in str(error):
+            raise RunError(
+                f"{path} can't be written: {error}.", "Free some disk space, then `finetale resume`."
+            ) from error
+        raise
+
+
+def seed_micro_batch(seed: int, step: int, micro_batch: int, process: int) -> None:
+    """Seed torch's generators for one micro-batch."""
+    mixed = np.random.SeedSequence([seed, step, micro_batch, process]).generate_state(2, np.uint32)
+    torch.manual_seed(int(mixed[0]) << 31 | int(mixed[1]) >> 1)

@@ -1,0 +1,65 @@
+"""AdamW and the learning rate at each step. Knows nothing of data."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from finetale.config import Schedule, TrainSettings
+
+REFERENCE_PARAMETERS = 124_439_808
+"""Parameters of the smallest GPT-2, for which the default learning rate is 1e-4."""
+
+
+def default_learning_rate(parameters: int, *, new: bool) -> float:
+    """1e-4 x sqrt(124M / parameters), within [1e-5, 1e-3]; three times that for random weights.
+
+    The square root follows the learning rates of the GPT-3 paper's table 2.1, which fall about so with size.
+    """
+    rate = min(1e-3, max(1e-5, 1e-4 * math.sqrt(REFERENCE_PARAMETERS / max(1, parameters))))
+    return float(f"{rate * (3 if new else 1):.2g}")
+
+
+def build_optimizer(model: torch.nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only (not on biases and norms), each parameter once."""
+    assert settings.learning_rate is not None
+    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    return torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=settings.learning_rate,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        eps=settings.adam_epsilon,
+        fused=True,
+    )
+
+
+def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
+    """Learning rate of the step-th update (from 0) of total.
+
+    Linear warm-up to the peak, reached by the first step after it; then cosine or linear down to
+    final_learning_rate x peak after the last step, or constant.
+    """
+    assert settings.learning_rate is not None
+    peak = settings.learning_rate
+    warmup = warmup_steps(total, settings)
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return peak * (
+        settings.final_learning_rate + (1 - settings.final_learning_rate) * _shape(settings.schedule, progress)
+    )
+
+
+def warmup_steps(total: int, settings: TrainSettings) -> int:
+    """Steps of the warm-up: the setting itself, or its share of all steps."""
+    if settings.warmup_steps >= 1:
+        return int(settings.warmup_steps)
+    return int(settings.warmup_steps * total)
+
+
+def _shape(schedule: Schedule, progress: float) -> float:
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    return 1.0 - progress if schedule == "linear" else 1.0

@@ -1,0 +1,255 @@
+"""Configurations that must agree are run and compared: packing, micro-batches, the Trainer, resuming, seeds."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+
+from finetale.blocks import IGNORE, Blocks, pack, windows
+from finetale.config import EvaluationSettings, TrainSettings
+from finetale.errors import InterruptedRun
+from finetale.forward import PackedForward
+from finetale.metrics import measure
+from finetale.rundir import RunDirectory
+from finetale.tokens import TokenStore
+from finetale.training import MetricsFile, Schedule, Training, newest_valid_checkpoint, read_metrics
+from tiny import model, story, store, tokenizer
+
+SETTINGS: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "batch_size": 8,
+    "micro_batch_size": 8,
+    "precision": "fp32",
+    "max_grad_norm": 1.0,
+    "schedule": "linear",
+    "final_learning_rate": 0.0,
+    "warmup_steps": 0,
+}
+
+
+@pytest.fixture
+def texts() -> list[str]:
+    return [story(number, words=20 + 11 * number % 170) for number in range(40)]
+
+
+@pytest.fixture
+def stored(tmp_path: Path, texts: list[str]) -> TokenStore:
+    return store(tmp_path, texts)
+
+
+def train(
+    folder: Path,
+    blocks: Blocks,
+    *,
+    validation: Blocks | None = None,
+    dropout: float = 0.0,
+    epochs: float = 2.0,
+    max_steps: int | None = None,
+    eval_every: int | None = None,
+    listeners: tuple[Any, ...] = (),
+    tiny: torch.nn.Module | None = None,
+    checkpoint: Path | None = None,
+    patience: int = 0,
+    **settings: Any,
+) -> Training:
+    """Run the loop on the tiny model and return it."""
+    wanted = TrainSettings.resolve(SETTINGS | settings)
+    assert wanted.batch_size is not None
+    training = Training(
+        model=tiny if tiny is not None else model(3, dropout=dropout),  # type: ignore[arg-type]
+        tokenizer=tokenizer(),
+        train_blocks=blocks,
+        validation_blocks=validation,
+        settings=wanted,
+        evaluation=EvaluationSettings.resolve({"patience": patience, "eval_every": eval_every}),
+        directory=RunDirectory(folder),
+        schedule=Schedule(len(blocks), wanted.batch_size, epochs, max_steps, eval_every, None),
+        precision=wanted.precision,
+        listeners=list(listeners),
+    )
+    training.run(checkpoint)
+    return training
+
+
+def losses_of(folder: Path, blocks: Blocks, **settings: Any) -> list[float]:
+    rows: list[dict[str, Any]] = []
+    train(folder, blocks, listeners=(rows.append,), **settings)
+    return [row["loss"] for row in rows if row["event"] == "train"]
+
+
+def weights(tiny: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in tiny.state_dict().items()}
+
+
+def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("isolation", ["restarting positions", "explicit mask", "a row each"])
+def test_packed_loss_is_the_loss_of_each_document_alone(stored: TokenStore, isolation: str) -> None:
+    tiny = model(1)
+    packed = measure(PackedForward(tiny, isolation=isolation), pack(stored, "train", 64, fill=False), batch_size=3)
+    alone = []
+    for row in stored.parts:
+        ids = torch.tensor(np.asarray(stored.tokens[row["start"] : row["start"] + row["targets"] + 1], np.int64))
+        total = 0.0
+        for at in range(0, len(ids) - 1, 64):
+            piece = ids[at : at + 65]
+            with torch.inference_mode():
+                logits = tiny(piece[None, :-1]).logits[0]
+            total += float(F.cross_entropy(logits.double(), piece[1:], reduction="sum"))
+        alone.append(total)
+    assert len(alone) == 40
+    np.testing.assert_allclose(packed.nats, alone, rtol=1e-5)
+
+
+def test_filled_blocks_lose_no_target(stored: TokenStore) -> None:
+    whole, filled = pack(stored, "train", 64), pack(stored, "train", 64, fill=True)
+    assert whole.num_targets == filled.num_targets == stored.account["tokens"]["trained"]
+    assert len(filled) <= len(whole)
+
+
+def test_more_context_never_changes_what_is_counted(stored: TokenStore) -> None:
+    forward = PackedForward(model(1))
+    plain, sliding = measure(forward, pack(stored, "train", 64)), measure(forward, windows(stored, "train", 64, 8))
+    assert plain.tokens.sum() == sliding.tokens.sum() == stored.account["tokens"]["trained"]
+    whole_windows = measure(forward, windows(stored, "train", 64, 64))
+    assert whole_windows.loss == pytest.approx(plain.loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 4])
+def test_micro_batches_do_not_change_the_run(tmp_path: Path, stored: TokenStore, micro_batch_size: int) -> None:
+    blocks = pack(stored, "train", 64)  # unequal numbers of targets a block
+    whole = losses_of(tmp_path / "a", blocks)
+    cut = losses_of(tmp_path / "b", blocks, micro_batch_size=micro_batch_size)
+    assert len(whole) == len(cut) >= 10
+    np.testing.assert_allclose(cut, whole, rtol=1e-4)
+
+
+def test_our_trajectory_is_the_trainers(tmp_path: Path, stored: TokenStore) -> None:
+    """The same blocks through transformers.Trainer: 20 steps, dropout off, documents kept apart by position ids."""
+    blocks = pack(stored, "train", 64, fill=True)
+    steps, size = 20, 4
+    schedule = Schedule(len(blocks), size, 100.0, steps, None, None)
+    ours = losses_of(tmp_path / "ours", blocks, batch_size=size, micro_batch_size=size, epochs=100.0, max_steps=steps, weight_decay=0.1)
+    rows = []
+    for step in range(steps):
+        chosen = schedule.blocks_of(step, seed=0)
+        for block in chosen:
+            batch = blocks.batch(np.array([block]))
+            rows.append({"input_ids": batch.inputs[0], "position_ids": batch.positions[0], "labels": batch.labels[0]})
+
+    class InOrder(transformers.Trainer):
+        def _get_train_sampler(self, *args: Any) -> Any:
+            return torch.utils.data.SequentialSampler(rows)  # type: ignore[arg-type]
+
+    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        # Our labels are shifted already; the model's own loss would shift them once more.
+        return F.cross_entropy(outputs.logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE)
+
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path / "theirs"),
+        per_device_train_batch_size=size,
+        max_steps=steps,
+        learning_rate=SETTINGS["learning_rate"],
+        lr_scheduler_type="linear",
+        warmup_steps=0,
+        weight_decay=0.1,
+        adam_beta2=TrainSettings().adam_beta2,
+        max_grad_norm=1.0,
+        logging_steps=1,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+        remove_unused_columns=False,
+        optim="adamw_torch",
+    )
+    trainer = InOrder(model=model(3), args=arguments, train_dataset=rows, compute_loss_func=loss)  # type: ignore[arg-type]
+    trainer.train()
+    theirs = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert len(ours) == len(theirs) == steps
+    assert max(abs(a - b) / b for a, b in zip(ours, theirs, strict=True)) <= 1e-4
+    assert ours[-1] < ours[0] - 0.1
+
+
+class StopAfter:
+    """A listener that asks the loop to stop as Ctrl-C would, once it has seen a number of train events."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["event"] == "train" and event["step"] == self.steps:
+            import signal
+
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 7, 8])
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path: Path, stored: TokenStore, stop_after: int) -> None:
+    blocks, held = pack(stored, "train", 64, fill=True), pack(stored, "train", 64)
+    options: dict[str, Any] = {"validation": held, "dropout": 0.2, "epochs": 2.0, "eval_every": 4, "micro_batch_size": 3}
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    file = MetricsFile(whole / "metrics.jsonl")
+    finished = train(whole, blocks, listeners=(file,), **options)
+    file.close()
+
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+    file = MetricsFile(stopped / "metrics.jsonl")
+    with pytest.raises(InterruptedRun, match="SIGINT"):
+        train(stopped, blocks, listeners=(file, StopAfter(stop_after)), **options)
+    file.close()
+    checkpoint, damaged = newest_valid_checkpoint(RunDirectory(stopped))
+    assert checkpoint is not None
+    assert damaged == []
+    assert checkpoint.name == f"step-{stop_after:08d}"
+    file = MetricsFile(stopped / "metrics.jsonl", stop_after)
+    resumed = train(stopped, blocks, listeners=(file,), checkpoint=checkpoint, tiny=model(99, dropout=0.2), **options)
+    file.close()
+    assert same_bits(weights(finished.model), weights(resumed.model))
+    assert finished.state.best_loss == resumed.state.best_loss
+
+    def figures(folder: Path) -> list[tuple[Any, ...]]:
+        rows = read_metrics(folder / "metrics.jsonl")
+        return [(row["event"], row["step"], row.get("loss")) for row in rows if row["event"] in ("train", "evaluation")]
+
+    assert figures(whole) == figures(stopped)
+    assert len(figures(whole)) > finished.schedule.total_steps
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Path, stored: TokenStore) -> None:
+    blocks = pack(stored, "train", 64, fill=True)
+    runs = [
+        weights(train(tmp_path / str(number), blocks, dropout=0.1, seed=seed, max_steps=5).model)
+        for number, seed in enumerate((7, 7, 8))
+    ]
+    assert same_bits(runs[0], runs[1])
+    assert not same_bits(runs[0], runs[2])
+
+
+def test_gradient_checkpointing_gives_the_same_losses(tmp_path: Path, stored: TokenStore) -> None:
+    blocks = pack(stored, "train", 64, fill=True)
+    plain = losses_of(tmp_path / "a", blocks, dropout=0.1, max_steps=4)
+    checkpointed = losses_of(tmp_path / "b", blocks, dropout=0.1, max_steps=4, gradient_checkpointing=True)
+    assert len(plain) == 4
+    np.testing.assert_allclose(plain, checkpointed, rtol=1e-5)
+
+
+def test_losses_are_sums_divided_by_counts(stored: TokenStore) -> None:
+    forward = PackedForward(model(1))
+    blocks = pack(stored, "train", 64)
+    measured = [measure(forward, blocks, batch_size=size) for size in (1, 5, 64)]
+    for other in measured[1:]:
+        assert other.loss == pytest.approx(measured[0].loss, rel=1e-6)
+    assert measured[0].piece_nats.sum() == pytest.approx(measured[0].nats.sum(), rel=1e-9)
+    assert math.isclose(measured[0].bytes.sum(), sum(int(b) for b in stored.parts["bytes"]))

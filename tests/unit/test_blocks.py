@@ -1,0 +1,123 @@
+"""Packing loses nothing, cuts little and leaves little padding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from finetale.blocks import IGNORE, Blocks, choose_block_size, pack, windows
+from finetale.errors import ConfigError, SourceError
+from finetale.tokens import PART_DTYPE
+
+
+@dataclass
+class FakeStore:
+    """A store of documents of given numbers of targets; the token at each place is its own index."""
+
+    parts: Any
+    tokens: Any
+
+    @classmethod
+    def of(cls, targets: list[int]) -> FakeStore:
+        parts = np.zeros(len(targets), PART_DTYPE)
+        parts["targets"] = targets
+        parts["start"] = np.concatenate([[0], np.cumsum(np.array(targets) + 1)[:-1]])
+        return cls(parts, np.arange(sum(targets) + len(targets)))
+
+    def parts_of(self, split: str) -> Any:
+        return np.arange(len(self.parts))
+
+    def num_targets(self, split: str) -> int:
+        return int(self.parts["targets"].sum())
+
+
+RANDOM = np.random.default_rng(0)
+LENGTHS = {
+    "one short": [10],
+    "exact blocks": [64, 64, 64],
+    "just over": [65, 66, 129],
+    "all just over half": [40] * 50,
+    "many short": RANDOM.integers(1, 20, 400).tolist(),
+    "mixed": RANDOM.integers(1, 400, 60).tolist(),
+}
+
+
+def times_a_target(store: FakeStore, blocks: Blocks) -> Any:
+    """How often each token of the store is a label, from the arrays a model sees."""
+    seen = np.zeros(len(store.tokens), int)
+    for index in range(len(blocks)):
+        batch = blocks.batch(np.array([index]))
+        np.add.at(seen, batch.labels[batch.labels != IGNORE], 1)
+    return seen
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+@pytest.mark.parametrize("kind", ["whole", "filled", "windows"])
+def test_every_token_but_the_first_of_a_document_is_a_target_exactly_once(lengths: list[int], kind: str) -> None:
+    store: Any = FakeStore.of(lengths)
+    blocks = windows(store, "train", 64, 16) if kind == "windows" else pack(store, "train", 64, fill=kind == "filled")
+    expected = np.ones(len(store.tokens), int)
+    expected[store.parts["start"]] = 0
+    assert np.array_equal(times_a_target(store, blocks), expected)
+    assert blocks.num_targets == sum(lengths) == blocks.targets_in(np.arange(len(blocks)))
+
+
+def test_labels_follow_their_inputs_and_positions_restart_with_each_document() -> None:
+    store: Any = FakeStore.of(LENGTHS["mixed"])
+    blocks = pack(store, "train", 64, fill=True)
+    starts = set(store.parts["start"].tolist())
+    batch = blocks.batch(np.arange(len(blocks)))
+    real = batch.labels != IGNORE
+    assert real.sum() == sum(LENGTHS["mixed"])
+    assert np.array_equal(batch.labels[real], batch.inputs[real] + 1)
+    jumps = np.diff(batch.positions, axis=1) != 1
+    assert np.array_equal(jumps, np.diff(batch.documents, axis=1) != 0)
+    assert starts <= set(batch.inputs[real & (batch.positions == 0)].tolist())
+
+
+def test_documents_no_longer_than_a_block_stay_whole() -> None:
+    store: Any = FakeStore.of(LENGTHS["many short"])
+    blocks = pack(store, "train", 64, fill=True)
+    assert len(blocks.segments) == len(LENGTHS["many short"])
+    assert blocks.padding_share < 0.02
+
+
+def test_blocks_that_would_stay_half_empty_are_filled_by_cutting() -> None:
+    store: Any = FakeStore.of([40] * 500)
+    assert pack(store, "train", 64).padding_share == pytest.approx(0.375)
+    assert pack(store, "train", 64, fill=True).padding_share < 0.1
+
+
+def test_windows_give_context() -> None:
+    store: Any = FakeStore.of([200])
+    blocks = windows(store, "train", 64, 16)
+    contexts = [int(skip) for skip in blocks.segments["skip"]]
+    assert len(contexts) == 1 + -(-(200 - 64) // 16)
+    assert sorted(contexts)[0] == 0
+    assert sorted(contexts)[1] >= 48
+
+
+def test_a_stride_longer_than_the_window_is_refused() -> None:
+    store: Any = FakeStore.of([200])
+    with pytest.raises(ConfigError, match="stride 65"):
+        windows(store, "train", 64, 65)
+
+
+def test_block_size() -> None:
+    long: Any = FakeStore.of([100_000])
+    short: Any = FakeStore.of([600])
+    assert choose_block_size(long, 2048, None) == 1024
+    assert choose_block_size(long, 512, None) == 512
+    assert choose_block_size(long, None, None) == 1024
+    assert choose_block_size(short, 1024, None) == 64
+    assert choose_block_size(short, 1024, 600) == 600
+    with pytest.raises(SourceError, match="600 training tokens, and block_size is 601"):
+        choose_block_size(short, 1024, 601)
+    with pytest.raises(ConfigError, match="1025 is larger than the model's 1024"):
+        choose_block_size(long, 1024, 1025)
+    tiny: Any = FakeStore.of([31])
+    with pytest.raises(SourceError, match="31 training tokens"):
+        choose_block_size(tiny, 1024, None)

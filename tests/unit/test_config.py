@@ -1,0 +1,136 @@
+"""Settings: one declaration, checked all at once, and hints for names from elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import transformers
+import yaml
+
+from finetale.config import SECTIONS, Config, TextSettings, read_settings_file, setting_groups
+from finetale.errors import ConfigError
+from finetale.trainer_names import TRAINER_NAMES
+
+OLDER_NAMES = (
+    "overwrite_output_dir evaluation_strategy logging_dir warmup_ratio per_gpu_train_batch_size per_gpu_eval_batch_size "
+    "evaluate_during_training no_cuda fp16_backend fp16_opt_level half_precision_backend tpu_num_cores sharded_ddp "
+    "group_by_length adafactor save_safetensors push_to_hub_model_id push_to_hub_organization push_to_hub_token "
+    "use_mps_device jit_mode_eval use_ipex torchdynamo ray_scope mp_parameters dispatch_batches split_batches past_index "
+    "include_inputs_for_metrics include_tokens_per_second xpu_backend tpu_metrics_debug fsdp_min_num_params "
+    "fsdp_transformer_layer_cls_to_wrap"
+).split()
+
+
+def test_flag_file_and_argument_give_the_same_object(tmp_path: Path) -> None:
+    from finetale.library import resolve
+
+    file = tmp_path / "settings.yaml"
+    file.write_text("epochs: 2\nlearning_rate: 3.0e-4\ndeduplicate: true\nvalidation: [held.txt]\nsources: [a.txt]\n")
+    by_file = resolve((), file, {})
+    by_argument = resolve("a.txt", None, {"epochs": 2, "learning_rate": 3e-4, "deduplicate": True, "validation": ["held.txt"]})
+    by_flag = resolve(["a.txt"], None, {"epochs": "2", "learning_rate": "3e-4", "deduplicate": True, "validation": ["held.txt"]})
+    assert by_file == by_argument == by_flag
+
+
+def test_flags_win_over_the_file(tmp_path: Path) -> None:
+    from finetale.library import resolve
+
+    file = tmp_path / "settings.yaml"
+    file.write_text("epochs: 2\nseed: 5\n")
+    config = resolve("a.txt", file, {"epochs": "7", "seed": None})
+    assert (config.epochs, config.seed) == (7.0, 5)
+
+
+def test_the_written_file_is_taken_back_unchanged(tmp_path: Path) -> None:
+    config = Config.resolve(
+        {"sources": ["a", "b"], "stop": ["\n\n", "ENDE: ß"], "documents": "\\n---\\n", "out": "runs/x", "max_steps": 7, "prompts": "So: "}
+    )
+    file = tmp_path / "config.yaml"
+    file.write_text(config.to_yaml(), encoding="utf-8")
+    assert Config.resolve(read_settings_file(file)) == config
+
+
+def test_every_setting_is_in_one_group_and_explained() -> None:
+    names = [name for _, group in setting_groups() for name in group]
+    assert sorted(names) == sorted(Config.model_fields)
+    assert len(names) == len(set(names)) >= 60
+    assert [n for n in names if len(Config.model_fields[n].description or "") < 10] == []
+    assert len(SECTIONS) == 7
+
+
+def test_all_problems_are_reported_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config.resolve({"eppochs": 3, "learning_rate": "fast", "batch_size": 0, "top_p": 2})
+    message = caught.value.message
+    for name in ("eppochs", "learning_rate = 'fast'", "batch_size = 0", "top_p = 2"):
+        assert name in message
+    assert "did you mean epochs?" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"batch_size": 2, "micro_batch_size": 4}, "micro_batch_size 4 is larger than batch_size 2"),
+        ({"validation_fraction": 0.6, "test_fraction": 0.4}, "must stay below 1"),
+        ({"warmup_steps": 1.5}, "must be whole"),
+        ({"stop": [""]}, "a stop string is empty"),
+        ({"documents": ""}, "separator of documents is empty"),
+        ({"precision": "fp16"}, "precision = 'fp16'"),
+        ({"name": "../x"}, "name = '../x'"),
+    ],
+)
+def test_contradictions_and_bad_values(values: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config.resolve(values)
+    assert words in caught.value.message
+
+
+def test_every_name_of_training_arguments_is_known_or_gets_a_hint() -> None:
+    current = [field.name for field in dataclasses.fields(transformers.TrainingArguments)]
+    names = [name for name in [*current, *OLDER_NAMES] if name not in Config.model_fields]
+    assert len(names) >= 130
+    for name in names:
+        with pytest.raises(ConfigError) as caught:
+            Config.resolve({name: 1})
+        ours, note = TRAINER_NAMES[name]
+        assert name in caught.value.hint
+        assert (ours in caught.value.hint and ours in Config.model_fields) if ours else len(note) > 10
+
+
+def test_hints_of_names_people_paste_most() -> None:
+    for old, ours in {
+        "evaluation_strategy": "eval_every",
+        "num_train_epochs": "epochs",
+        "per_device_train_batch_size": "micro_batch_size",
+        "output_dir": "out",
+        "warmup_ratio": "warmup_steps",
+        "lr_scheduler_type": "schedule",
+        "fp16": "precision",
+    }.items():
+        with pytest.raises(ConfigError, match=f"{old} is {ours} here"):
+            Config.resolve({old: 1})
+
+
+def test_a_settings_file_that_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    with pytest.raises(ConfigError, match="can't be read"):
+        read_settings_file(file)
+    file.write_text("a: [1\nb: 2\n")
+    with pytest.raises(ConfigError, match="not valid YAML at line"):
+        read_settings_file(file)
+    file.write_text("- a\n- b\n")
+    with pytest.raises(ConfigError, match="does not hold"):
+        read_settings_file(file)
+    file.write_text("# nothing\n")
+    assert read_settings_file(file) == {}
+
+
+def test_narrowing_keeps_the_values() -> None:
+    config = Config.resolve({"deduplicate": True, "epochs": 9})
+    narrow = config.narrow(TextSettings)
+    assert narrow.deduplicate
+    assert type(narrow) is TextSettings
+    assert not hasattr(narrow, "epochs")
+    assert yaml.safe_load(config.to_yaml())["deduplicate"] is True

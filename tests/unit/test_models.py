@@ -1,0 +1,173 @@
+"""Which models are taken, which are refused and with what reason."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, pipeline
+
+from finetale import models
+from finetale.errors import FinetaleError, ModelError, TokenizerError
+from tiny import loaded, model, save_model, tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_model(tmp_path / "model", scale=0.5)
+
+
+def refused(name: str | Path, **options: Any) -> FinetaleError:
+    with pytest.raises(FinetaleError) as caught:
+        models.load(str(name), **options)
+    assert caught.value.hint
+    return caught.value
+
+
+def test_a_saved_model_loads_in_plain_transformers(folder: Path) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.arange(10)[None]
+    with torch.inference_mode():
+        assert torch.equal(plain(ids).logits, model(scale=0.5)(ids).logits)
+    writer = pipeline("text-generation", model=str(folder))
+    text = writer("The lamp", max_new_tokens=5, do_sample=False)[0]["generated_text"]
+    assert text.startswith("The lamp")
+    assert len(text) > len("The lamp")
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+
+
+def test_provenance_and_fp32(folder: Path) -> None:
+    half = {name: value.to(torch.bfloat16) for name, value in load_file(folder / "model.safetensors").items()}
+    save_file(half, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    found = models.load(str(folder))
+    assert {p.dtype for p in found.model.parameters()} == {torch.float32}
+    assert found.provenance.kind == "local"
+    assert found.provenance.parameters == loaded().provenance.parameters
+    assert len(found.provenance.sha256) == 64
+    assert not found.model.training
+
+
+def test_dropout_is_set_everywhere(folder: Path) -> None:
+    found = models.load(str(folder), dropout=0.3)
+    rates = [m.p for m in found.model.modules() if isinstance(m, torch.nn.Dropout)]
+    assert len(rates) >= 5
+    assert set(rates) == {0.3}
+
+
+def test_new_models() -> None:
+    one, same, other = (models.load("new:1m", tokenizer=tokenizer(), seed=seed) for seed in (1, 1, 2))
+    assert one.provenance == same.provenance
+    assert one.provenance.sha256 != other.provenance.sha256
+    assert one.provenance.kind == "new"
+    assert "Did you mean new:10m?" in refused("new:10mm").hint
+    assert "needs a tokenizer" in refused("new:1m").message
+
+
+@pytest.mark.parametrize(("shape", "millions"), [("gpt2", 124.4), ("gpt2-medium", 354.8), ("gpt2-large", 774.0), ("gpt2-xl", 1557.6), ("distilgpt2", 81.9)])
+def test_shapes_have_the_published_sizes(shape: str, millions: float) -> None:
+    width, layers, _, positions = models.shape_of(f"new:{shape}")
+    parameters = 50257 * width + positions * width + layers * (12 * width**2 + 13 * width) + 2 * width
+    assert parameters / 1e6 == pytest.approx(millions, abs=0.1)
+
+
+def test_pickle_only(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    error = refused(folder)
+    assert isinstance(error, ModelError)
+    assert "pytorch_model.bin" in error.message
+    assert "safetensors only" in error.message
+    (folder / "pytorch_model.bin").unlink()
+    assert "no weights" in refused(folder).message
+
+
+def test_an_encoder(tmp_path: Path) -> None:
+    bert = BertForMaskedLM(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16, vocab_size=400))
+    bert.save_pretrained(tmp_path / "bert")
+    tokenizer().save_pretrained(tmp_path / "bert")
+    error = refused(tmp_path / "bert")
+    assert "an encoder (model_type bert)" in error.message
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model_type": "t5", "is_encoder_decoder": True}, "an encoder-decoder model"),
+        ({"model_type": "mystery", "auto_map": {"AutoModelForCausalLM": "code.Model"}}, "never runs"),
+        ({"model_type": "vit"}, "no causal language model"),
+        ({"model_type": None}, "names no model_type"),
+    ],
+)
+def test_configs_that_are_refused(folder: Path, change: dict[str, Any], words: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    assert words in refused(folder).message
+
+
+def test_code_in_the_folder_is_never_run(folder: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    (folder / "code.py").write_text(f"open({str(mark)!r}, 'w')\nclass Model: pass\n")
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "code.Model", "AutoConfig": "code.Model", "AutoTokenizer": "code.Model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    models.load(str(folder))  # GPT-2 is known to transformers: its own code is used
+    assert not mark.exists()
+
+
+def test_damaged_files(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "can't be read" in refused(folder).message
+    (folder / "config.json").write_text("{")
+    assert "config.json can't be read" in refused(folder).message
+    (folder / "config.json").unlink()
+    assert "no config.json" in refused(folder).message
+
+
+def test_weights_of_another_architecture(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["transformer.h.1.mlp.c_fc.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    error = refused(folder)
+    assert "lack 1 tensors" in error.message
+    assert "transformer.h.1.mlp.c_fc.weight" in error.message
+
+
+def test_an_empty_tokenizer(folder: Path) -> None:
+    rules = json.loads((folder / "tokenizer.json").read_text())
+    rules["model"]["vocab"], rules["model"]["merges"] = {}, []
+    (folder / "tokenizer.json").write_text(json.dumps(rules))
+    error = refused(folder)
+    assert isinstance(error, TokenizerError)
+    assert "empty" in error.message or "into nothing" in error.message
+
+
+def test_a_tokenizer_larger_than_the_model(folder: Path) -> None:
+    bigger = models.load_tokenizer(folder)
+    bigger.add_tokens([f"<extra{number}>" for number in range(5)])
+    error = refused(folder, tokenizer=bigger)
+    assert "does not fit" in error.message
+    assert "404" in error.message
+
+
+def test_a_missing_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    assert isinstance(refused(folder), TokenizerError)
+
+
+def test_paths_that_are_no_models(tmp_path: Path, folder: Path) -> None:
+    assert f"Did you mean {folder}?" in refused(tmp_path / "modell").hint
+    file = tmp_path / "file.txt"
+    file.write_text("x")
+    assert "is a file" in refused(file).message
+    shutil.rmtree(folder)
+    (folder).mkdir()
+    assert "no config.json" in refused(folder).message

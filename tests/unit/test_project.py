@@ -1,0 +1,89 @@
+"""The project itself: generated pages, imports, start-up, what it says of itself."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import finetale
+from finetale.cli import COMMANDS
+
+ROOT = Path(__file__).parents[2]
+HEAVY = "torch transformers accelerate datasets pandas pyarrow matplotlib numpy".split()
+
+
+def test_the_reference_pages_are_up_to_date() -> None:
+    generate = runpy.run_path(str(ROOT / "docs/generate.py"))
+    assert (ROOT / "docs/commands.md").read_text(encoding="utf-8") == generate["commands"](), "run `make docs`"
+    assert (ROOT / "docs/settings.md").read_text(encoding="utf-8") == generate["settings"](), "run `make docs`"
+
+
+def loaded_by(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint('\\nLOADED', *sorted(m for m in sys.modules if '.' not in m))"
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    return set(out.split("LOADED", 1)[1].split())
+
+
+def test_importing_and_help_load_nothing_heavy() -> None:
+    assert loaded_by("import finetale").isdisjoint(HEAVY)
+    assert loaded_by("from finetale.cli import run; run(['--help'])").isdisjoint(HEAVY)
+    assert loaded_by("from finetale.cli import run; run(['train', '--help'])").isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize("words", [["-c", "import finetale"], ["-m", "finetale", "--help"]])
+def test_start_up_takes_under_a_third_of_a_second(words: list[str]) -> None:
+    """CPU time of the fastest of five, so that a busy machine does not decide."""
+    import resource
+
+    spent = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *words], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(spent) < 0.3
+
+
+def test_every_command_has_help_and_stands_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(COMMANDS) == 11
+    for name in COMMANDS:
+        assert (ROOT / f"src/finetale/cli/{name}.py").is_file()
+        assert f"finetale {name}" in readme
+
+
+def test_public_names() -> None:
+    assert len(finetale.__all__) == 10
+    for name in finetale.__all__:
+        assert getattr(finetale, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        finetale.nonsense  # noqa: B018
+    assert callable(finetale.train)
+    assert callable(finetale.compare)
+
+
+def test_names_stay_functions_after_everything_is_imported() -> None:
+    """A submodule called like a public function would replace it on the package."""
+    code = "import finetale as ft, finetale.pipeline, finetale.library; assert all(callable(getattr(ft, n)) for n in ft.__all__)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_links_in_the_pages_lead_somewhere() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    links = [(page, target) for page in pages for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))]
+    assert len(links) >= 5
+    assert [(page.name, target) for page, target in links if not (page.parent / target).exists()] == []
+
+
+def test_the_readmes_tree_is_the_real_one() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = readme.split("```text\nsrc/finetale/", 1)[1].split("```", 1)[0]
+    named = {line.split()[0].rstrip("/") for line in tree.splitlines() if line.startswith("  ") and not line.startswith("   ")}
+    real = {p.name for p in (ROOT / "src/finetale").iterdir() if p.name not in ("__pycache__", "__init__.py", "__main__.py", "py.typed")}
+    assert named == real

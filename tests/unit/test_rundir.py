@@ -1,0 +1,73 @@
+"""Atomic writes, manifests, checksums."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from finetale.errors import RunError
+from finetale.rundir import RunDirectory, read_json, verify_folder, write_bytes, write_folder, write_json
+
+
+def fill_two(folder: Path) -> None:
+    (folder / "a.bin").write_bytes(b"abc")
+    (folder / "b.txt").write_text("b")
+
+
+def test_a_failed_write_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    write_json(file, {"a": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(file, {"a": float("nan")})
+    assert read_json(file) == {"a": 1}
+
+    def fail(folder: Path) -> None:
+        fill_two(folder)
+        raise OSError(28, "No space left on device")
+
+    write_folder(tmp_path / "f", fill_two)
+    with pytest.raises(OSError, match="No space"):
+        write_folder(tmp_path / "f", fail)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["f", "x.json"]
+    assert sorted(p.name for p in (tmp_path / "f").iterdir()) == ["a.bin", "b.txt"]
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    write_folder(tmp_path / "f", fill_two)
+    write_folder(tmp_path / "f", lambda folder: write_bytes(folder / "c", b"c"))
+    assert [p.name for p in (tmp_path / "f").iterdir()] == ["c"]
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_the_manifest_tells_damage(tmp_path: Path) -> None:
+    folder = tmp_path / "f"
+    write_folder(folder, fill_two, manifest=True)
+    assert verify_folder(folder) == []
+    (folder / "a.bin").write_bytes(b"abd")
+    assert verify_folder(folder) == ["a.bin: content differs from its SHA-256"]
+    (folder / "a.bin").unlink()
+    assert verify_folder(folder) == ["a.bin: missing"]
+    (folder / "manifest.json").write_text(json.dumps({"files": {"../x": {"sha256": "", "bytes": 0}}}))
+    assert verify_folder(folder) == ["../x: is outside the folder"]
+    (folder / "manifest.json").write_text("{")
+    assert len(verify_folder(folder)) == 1
+
+
+def test_opening_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="does not exist"):
+        RunDirectory.open(tmp_path / "nope")
+    with pytest.raises(RunError, match="no run directory"):
+        RunDirectory.open(tmp_path)
+    RunDirectory(tmp_path).update_manifest(status="running")
+    assert RunDirectory.open(tmp_path).read_manifest() == {"schema_version": 1, "status": "running"}
+
+
+def test_checkpoints_newest_first_and_only_whole_ones(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    for step in (5, 200, 30):
+        write_folder(run.checkpoint(step), fill_two, manifest=True)
+    (run.checkpoints / "step-00000999").mkdir()
+    (run.checkpoints / ".step-00000400.1.tmp").mkdir()
+    assert [step for step, _ in run.saved_checkpoints()] == [200, 30, 5]

@@ -1,0 +1,202 @@
+"""Sources: files, folders, compressed files, standard input, and what is wrong with them."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from finetale.config import TextSettings
+from finetale.errors import SourceError
+from finetale.text import Part, TextReport, read_parts
+
+
+def read(*sources: Path | str, on_problem: str = "raise", **settings: object) -> tuple[list[Part], TextReport]:
+    resolved = TextSettings.resolve({"validation_fraction": 0, "test_fraction": 0, **settings})
+    parts, report = read_parts([str(source) for source in sources], resolved, on_problem=on_problem)  # type: ignore[arg-type]
+    return list(parts), report
+
+
+def test_a_folder_is_read_in_order_and_the_rest_is_counted(tmp_path: Path) -> None:
+    for name in (
+        "b.txt",
+        "a/z.md",
+        "a/b/c.txt",
+        "B.TXT",
+        ".hidden.txt",
+        ".git/config.txt",
+        "cover.png",
+        "x.docx",
+        "y.docx",
+        "README",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "loop").symlink_to(tmp_path, target_is_directory=True)
+    parts, report = read(tmp_path)
+    assert [part.text for part in parts] == ["B.TXT", "a/b/c.txt", "a/z.md", "b.txt"]
+    assert report.to_dict()["skipped"] == {
+        "hidden": 2,
+        "linked_folders": 1,
+        "held_out_files": 0,
+        "dataset_splits": [],
+        "other": {".docx": 2, ".png": 1, "(no suffix)": 1},
+    }
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.jsonl", "a.json", "a.csv", "a.tsv"])
+def test_compressed_files(tmp_path: Path, name: str, suffix: str) -> None:
+    content = {
+        "a.jsonl": '{"text": "héllo"}\n',
+        "a.json": '["héllo"]',
+        "a.csv": "text\nhéllo\n",
+        "a.tsv": "text\nhéllo\n",
+    }
+    data = content.get(name, "héllo\n").encode()
+    pack = gzip.compress if suffix == ".gz" else zstandard.ZstdCompressor().compress
+    half = len(data) // 2
+    (tmp_path / (name + suffix)).write_bytes(pack(data[:half]) + pack(data[half:]))  # two members, two frames
+    assert [part.text for part in read(tmp_path)[0]] == ["héllo"]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "other"])
+def test_damaged_compressed_files(tmp_path: Path, suffix: str, damage: str) -> None:
+    data = os.urandom(5000).hex().encode()
+    packed = gzip.compress(data) if suffix == ".gz" else zstandard.ZstdCompressor(write_checksum=True).compress(data)
+    if damage == "truncated":
+        packed = packed[: len(packed) // 2]
+    elif damage == "flipped":
+        packed = packed[:2000] + bytes([packed[2000] ^ 0xFF]) + packed[2001:]
+    else:
+        packed = data
+    path = tmp_path / f"story.txt{suffix}"
+    path.write_bytes(packed)
+    with pytest.raises(SourceError, match=r"story\.txt\.\w+: its (gzip|Zstandard) data is"):
+        read(path)
+
+
+def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("one\n\ntwo — three\n".encode())))
+    parts, report = read("-", documents="blank-line")
+    assert [(part.text, part.source, part.line) for part in parts] == [("one", "-", 1), ("two — three", "-", 3)]
+    assert report.to_dict()["files"][0]["bytes"] == 19
+
+
+def test_a_terminal_is_no_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    with pytest.raises(SourceError, match="terminal"):
+        read("-")
+
+
+def test_standard_input_twice_is_refused() -> None:
+    with pytest.raises(SourceError, match="twice"):
+        read("-", validation="-")
+
+
+def test_a_missing_path_suggests_the_nearest_name(tmp_path: Path) -> None:
+    (tmp_path / "stories").mkdir()
+    with pytest.raises(SourceError, match="there is no such file or folder") as caught:
+        read(tmp_path / "storys" / "one.txt")
+    assert str(tmp_path / "stories") in caught.value.hint
+
+
+def test_all_missing_sources_are_named_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "good.txt").write_bytes(b"%PDF-")
+    with pytest.raises(SourceError) as caught:
+        read_parts([str(tmp_path / name) for name in ("good.txt", "x.txt", "y.txt")], TextSettings())
+    assert "x.txt" in caught.value.message
+    assert "y.txt" in caught.value.message
+
+
+def test_a_home_folder_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "story.txt").write_text("at home")
+    assert read("~/story.txt")[0][0].text == "at home"
+
+
+def test_folders_with_nothing_to_read(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="holds no file that can be read"):
+        read(tmp_path)
+    (tmp_path / "cover.png").write_bytes(b"")
+    with pytest.raises(SourceError, match="1 of other kinds"):
+        read(tmp_path)
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "a.txt").write_text("a")
+    real = os.scandir
+
+    def scandir(path: str | Path) -> object:
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(SourceError, match=r"locked can't be listed \(Permission denied\)"):
+        read(tmp_path)
+
+
+def test_a_broken_link_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(SourceError, match=r"a\.txt: can't be read"):
+        read(tmp_path)
+
+
+def test_nothing_to_train_on(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(" \n\n ")
+    (tmp_path / "b.txt").write_text("")
+    with pytest.raises(SourceError, match="no training text") as caught:
+        read(tmp_path)
+    assert "2 dropped as empty" in caught.value.message
+    with pytest.raises(SourceError, match="no training text"):
+        read(tmp_path, on_problem="collect")
+    with pytest.raises(SourceError, match="No source"):
+        read()
+
+
+def test_collect_goes_on_after_each_bad_file(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "good"}\n{"text": \n{"text": "lost"}\n')
+    (tmp_path / "b.txt").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"x" * 100)[:-9])
+    (tmp_path / "d.txt").write_text("fine")
+    parts, report = read(tmp_path, tmp_path / "missing", on_problem="collect")
+    assert [part.text for part in parts] == ["good", "fine"]
+    problems = report.to_dict()["problems"]
+    assert [(Path(p["file"]).name, p["line"], p["kind"], p["fatal"]) for p in problems] == [
+        ("missing", None, "missing", True),
+        ("a.jsonl", 2, "bad_json", True),
+        ("b.txt", None, "binary", True),
+        ("c.txt.gz", None, "damaged", True),
+    ]
+
+
+def test_collect_with_nothing_but_problems_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_bytes(b"\x89PNG\r\n\x1a\n")
+    parts, report = read(tmp_path, on_problem="collect")
+    assert parts == []
+    assert report.has_fatal_problems
+
+
+def test_validation_files_inside_the_training_folder_are_not_trained_on(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt", "v.txt"):
+        (tmp_path / name).write_text(name)
+    parts, report = read(tmp_path, validation=str(tmp_path / "v.txt"))
+    assert [(part.text, part.split) for part in parts] == [
+        ("v.txt", "validation"),
+        ("a.txt", "train"),
+        ("b.txt", "train"),
+    ]
+    assert report.to_dict()["skipped"]["held_out_files"] == 1
