@@ -39,7 +39,7 @@ def held_out_prompts(
     prompts: list[str] = []
     for split in splits:
         for part in store.parts_of(split).tolist():
-            opening = tokenizer.decode(store.ids(part)[: 12 * words].tolist(), skip_special_tokens=True)
+            opening = tokenizer.decode(store.ids(part)[: 32 * words].tolist(), skip_special_tokens=True)
             prompt = _first_words(opening, words)
             if prompt and prompt not in prompts:
                 prompts.append(prompt)
@@ -221,12 +221,10 @@ def _original(text: str, start: int, length: int) -> str:
 
 
 def _first_words(text: str, number: int) -> str:
-    """The first words of the first line that has three or more (headings are skipped), as they stand."""
-    for line in text.splitlines():
-        found = line.split()
-        if len(found) >= 3:
-            return " ".join(found[:number])
-    return ""
+    """The first words of the first line that is longer than that, so no heading; else of the longest line."""
+    lines = [line.split() for line in text.splitlines()]
+    line = next((words for words in lines if len(words) > number), max(lines, key=len, default=[]))
+    return " ".join(line[:number])
 
 
 def _number(value: float) -> str:

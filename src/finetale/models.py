@@ -185,6 +185,7 @@ def load(
         TokenizerError: the tokenizer is empty or does not fit the model.
     """
     if is_new(name):
+        shape_of(name)
         if tokenizer is None:
             raise TokenizerError(
                 f"{name} needs a tokenizer.", "Give one with --tokenizer, or train on text: then one is trained."
@@ -276,6 +277,11 @@ def save(
     with _no_progress_bars():
         model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
+
+
+def enable_checkpointing(model: PreTrainedModel) -> None:
+    """Recompute activations in the backward pass; transformers renamed the method within version 5."""
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
 
 
 def _checked(name: str, kind: str, folder: Path, revision: str | None) -> Located:

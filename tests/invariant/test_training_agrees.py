@@ -120,8 +120,10 @@ def test_more_context_never_changes_what_is_counted(stored: TokenStore) -> None:
     forward = PackedForward(model(1))
     plain, sliding = measure(forward, pack(stored, "train", 64)), measure(forward, windows(stored, "train", 64, 8))
     assert plain.tokens.sum() == sliding.tokens.sum() == stored.account["tokens"]["trained"]
-    whole_windows = measure(forward, windows(stored, "train", 64, 64))
-    assert whole_windows.loss == pytest.approx(plain.loss, rel=1e-5)
+    short = plain.tokens <= 64  # these have all of their context either way
+    assert 5 <= short.sum() <= 35
+    np.testing.assert_allclose(sliding.nats[short], plain.nats[short], rtol=1e-5)
+    assert np.abs(sliding.nats[~short] - plain.nats[~short]).max() > 0.01
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 3, 4])
@@ -138,7 +140,15 @@ def test_our_trajectory_is_the_trainers(tmp_path: Path, stored: TokenStore) -> N
     blocks = pack(stored, "train", 64, fill=True)
     steps, size = 20, 4
     schedule = Schedule(len(blocks), size, 100.0, steps, None, None)
-    ours = losses_of(tmp_path / "ours", blocks, batch_size=size, micro_batch_size=size, epochs=100.0, max_steps=steps, weight_decay=0.1)
+    ours = losses_of(
+        tmp_path / "ours",
+        blocks,
+        batch_size=size,
+        micro_batch_size=size,
+        epochs=100.0,
+        max_steps=steps,
+        weight_decay=0.1,
+    )
     rows = []
     for step in range(steps):
         chosen = schedule.blocks_of(step, seed=0)
@@ -196,7 +206,13 @@ class StopAfter:
 @pytest.mark.parametrize("stop_after", [1, 4, 7, 8])
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path: Path, stored: TokenStore, stop_after: int) -> None:
     blocks, held = pack(stored, "train", 64, fill=True), pack(stored, "train", 64)
-    options: dict[str, Any] = {"validation": held, "dropout": 0.2, "epochs": 2.0, "eval_every": 4, "micro_batch_size": 3}
+    options: dict[str, Any] = {
+        "validation": held,
+        "dropout": 0.2,
+        "epochs": 2.0,
+        "eval_every": 4,
+        "micro_batch_size": 3,
+    }
     whole = tmp_path / "whole"
     whole.mkdir()
     file = MetricsFile(whole / "metrics.jsonl")

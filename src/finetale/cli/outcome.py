@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetale.cli.output import stdout
-from finetale.report import comparison_table
+from finetale.report.table import table_rows
 from finetale.report.views import COPY_WARNING_WORDS
 from finetale.rundir import RunDirectory, read_json
 
@@ -35,10 +35,16 @@ def print_comparison(comparison: dict[str, Any], console: Console | None = None)
     console.print(Panel(Text(comparison["verdict"], style="bold"), border_style=colour))
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("")
-    for title in ("before", "after", "change"):
-        table.add_column(title, justify="right")
-    for row in comparison_table(comparison):
-        table.add_row(*(escape(cell) for cell in row))
+    for title in ("before", "after", "change", "95% interval"):
+        table.add_column(title, justify="right", no_wrap=True)
+    group = ""
+    for row in table_rows(comparison):
+        if row.group != group:
+            group = row.group
+            table.add_row(f"[bold]{group}[/]", "", "", "", "")
+        table.add_row(
+            *(escape(cell) for cell in (f"  {row.what}", row.before, row.after, row.change, row.intervals[2]))
+        )
     console.print(table)
     before, after = comparison["before"], comparison["after"]
     if before["samples"] and after["samples"]:

@@ -31,7 +31,7 @@ def print_json(value: Any) -> None:
 
 def stdout() -> Console:
     """The console for results."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    return Console(highlight=False)
 
 
 def progress(*, quiet: bool = False, as_json: bool = False) -> Display:

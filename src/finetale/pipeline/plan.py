@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from finetale import models
 from finetale.config import Config
 from finetale.environment import hardware
 from finetale.forward import PackedForward
@@ -65,7 +66,7 @@ def _measure(prepared: Any) -> dict[str, float]:
     config, blocks = prepared.config, prepared.train
     model = prepared.loaded.model.train()
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        models.enable_checkpointing(model)
     forward = PackedForward(model, precision=config.precision)
     optimizer = build_optimizer(model, config)
     passes_a_step = -(-config.batch_size // config.micro_batch_size)

@@ -119,7 +119,7 @@ class Training:
         assert self.settings.micro_batch_size is not None
         self.model.to(self.accelerator.device)
         if self.settings.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable()
+            models.enable_checkpointing(self.model)
         optimizer = build_optimizer(self.model, self.settings)
         self.state.micro_batch_size = self.settings.micro_batch_size
         isolation = PackedForward(self.model).isolation
