@@ -1,6 +1,6 @@
 """Sources to clean documents in splits, and the data report. Knows nothing of tokens and models.
 
-`read_parts` is the whole interface; the modules beside this one are its parts:
+`read_parts` is the interface, with `fingerprint` to tell whether the text has changed; the modules beside this one are its parts:
 
     sources, files, hub     what a source names, and the bytes or rows in it
     encodings, decoding     bytes to text
@@ -9,12 +9,14 @@
     splits                  which split a document belongs to
     account, languages      the data report
     reading                 the path through all of these
+    fingerprint             a hash of the sources' bytes
 """
 
 from __future__ import annotations
 
 from finetale.text.account import TextReport
 from finetale.text.documents import Document, Part, Split
+from finetale.text.fingerprint import fingerprint, read_standard_input
 from finetale.text.reading import read_parts
 
-__all__ = ["Document", "Part", "Split", "TextReport", "read_parts"]
+__all__ = ["Document", "Part", "Split", "TextReport", "fingerprint", "read_parts", "read_standard_input"]

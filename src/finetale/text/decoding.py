@@ -21,8 +21,8 @@ from finetale.text.encodings import (
     byte_order_mark,
     guess_encoding,
     is_single_byte,
-    utf16_without_mark,
     utf8_share,
+    utf16_without_mark,
 )
 
 UTF8_SHARE = 0.5  # below this share of well-formed UTF-8 the text is in another encoding (see encodings.utf8_share)

@@ -38,6 +38,7 @@ class Part:
         split: where it belongs.
         digest: BLAKE2b (16 bytes, hexadecimal) of the whole document's text in UTF-8.
         dropped: why it is not used; None when it is.
+        ends: whether the document ends with this part; False for the parts of a cut document but its last.
     """
 
     text: str
@@ -46,6 +47,7 @@ class Part:
     split: Split
     digest: str
     dropped: str | None
+    ends: bool = True
 
 
 class FileError(SourceError):

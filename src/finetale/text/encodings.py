@@ -77,7 +77,7 @@ EAST_ASIAN = {
 }
 EAST_ASIAN_SHARE = 0.25
 
-# Latin: the letters of each language, capitals counted by half. Other scripts: every letter, and the commonest, which
+# Latin: the letters of each language, capitals counted for less. Other scripts: every letter, and the commonest, which
 # count only in words that have no ASCII letter, as "é" in "café" does for a Cyrillic reading of it.
 WEST = (
     "äöüß",
@@ -107,6 +107,8 @@ OTHER_SCRIPTS = {
     "cp1256": ("\u0621-\u0655", "اليمونرتبةعدسفهكق"),
 }
 OTHER_SHARE = 0.6
+CAPITAL_WEIGHT = 0.6
+MAC_ROMAN_PRIOR = 0.9  # rare by now, and its letters fill the places where others have symbols
 LIBRARY_BYTES = (
     16  # bytes outside ASCII from which on the library is worth asking; below it took Chinese words for Big5
 )
@@ -134,7 +136,7 @@ _LATIN = {
     for name, alphabets in LATIN.items()
 }
 _OTHER = {
-    name: (re.compile(f"(?<![A-Za-z])[{every}]+(?![A-Za-z])"), re.compile(f"[{common}]"))
+    name: (re.compile(f"(?<![A-Za-z])[{every}]{{2,}}(?![A-Za-z])"), re.compile(f"[{common}]"))
     for name, (every, common) in OTHER_SCRIPTS.items()
 }
 
@@ -164,8 +166,12 @@ def binary_kind(head: bytes) -> str | None:
 
 def utf16_without_mark(sample: bytes) -> str | None:
     """The byte order of UTF-16 that has no mark but NUL bytes in it, as all ASCII characters have; else None."""
-    if 0 not in sample:
+    num_nuls = sample.count(0)
+    if not num_nuls:
         return None
+    text, _ = _decoded(sample, "utf-8")
+    if text and num_nuls < 0.25 * len(sample) and len(LOW_CONTROL.findall(text)) - num_nuls < 0.02 * len(sample):
+        return None  # good text but for some NULs
     shares = {}
     for encoding in ("utf-16-le", "utf-16-be"):
         text, _ = _decoded(sample, encoding)
@@ -236,8 +242,10 @@ def _score_latin(sample: bytes, encoding: str) -> float:
     _, outside = _decoded(sample, encoding)
     if encoding == "mac-roman" and len(outside) < 4:  # rare by now, and one "É" of Windows-1252 is its "…"
         return 0.0
-    hits = max(len(full.findall(outside)) + 0.5 * len(half.findall(outside)) for full, half in _LATIN[encoding])
-    return hits / max(1, len(outside))
+    hits = max(
+        len(full.findall(outside)) + CAPITAL_WEIGHT * len(half.findall(outside)) for full, half in _LATIN[encoding]
+    )
+    return hits / max(1, len(outside)) * (MAC_ROMAN_PRIOR if encoding == "mac-roman" else 1)
 
 
 def _score_other(sample: bytes, encoding: str) -> float:

@@ -224,9 +224,9 @@ class _Reader:
         if dropped is not None:
             parts = ((parts[0][0], document.text),)
         line, digest = document.line, candidate.digest.hex()
-        for split, text in parts:
+        for number, (split, text) in enumerate(parts, 1):
             reason = OVERLAP if dropped is None and overlap and split == "train" else dropped
-            part = Part(text, document.source, line, split, digest, reason)
+            part = Part(text, document.source, line, split, digest, reason, ends=number == len(parts))
             if len(parts) == 1:
                 self._report.count_part(part, candidate.num_words, candidate.num_bytes)
             else:

@@ -160,7 +160,9 @@ def csv_records(lines: Iterator[tuple[int, str]], file: str, *, tabs: bool) -> I
                 yield line, dict(zip(header, row, strict=True))
             line = reader.line_num + 1
     except csv.Error as error:
-        hint = 'Look for a quote that is not closed; inside a quoted field a quote is written as "".'
+        hint = (
+            'Look for a quote that is not closed; a field with a quote in it is written as "one ""two""", or use jsonl.'
+        )
         raise FileError(file, line, "bad_table", f"is not a well-formed row ({error})", hint) from None
 
 

@@ -1,0 +1,50 @@
+"""Sources → a hash that changes whenever a byte of them does. Knows nothing of what is in them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from finetale.config import TextSettings
+from finetale.errors import SourceError
+from finetale.text.account import TextReport
+from finetale.text.documents import FileError
+from finetale.text.files import STANDARD_INPUT, blocks
+from finetale.text.hub import PREFIX
+from finetale.text.sources import find_inputs
+
+
+def fingerprint(sources: Sequence[str], settings: TextSettings) -> str | None:
+    """SHA-256 over names and bytes of all files of the sources and of the validation and test text.
+
+    Returns:
+        None where nothing can be said before reading: standard input, datasets, and sources that are not there.
+    """
+    digest = hashlib.sha256()
+    for role, names in (("train", sources), ("validation", settings.validation), ("test", settings.test)):
+        for source in names:
+            if source == STANDARD_INPUT or source.startswith(PREFIX):
+                return None
+            try:
+                for entry in find_inputs(source, TextReport([])):
+                    assert entry.path is not None
+                    with entry.path.open("rb") as file:
+                        content = hashlib.file_digest(file, "sha256").hexdigest()
+                    digest.update(f"{role}\0{entry.name}\0{content}\n".encode("utf-8", "surrogateescape"))
+            except (FileError, OSError):
+                return None
+    return digest.hexdigest()
+
+
+def read_standard_input() -> bytes:
+    """All of standard input.
+
+    Raises:
+        SourceError: it is a terminal, or empty.
+    """
+    data = b"".join(blocks(STANDARD_INPUT, None))
+    if not data.strip():
+        raise SourceError(
+            "Standard input holds no text.", "Send text into it, as in `cat story.txt | finetale check -`."
+        )
+    return data
