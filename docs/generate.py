@@ -42,7 +42,10 @@ def settings() -> str:
         "| there | here | note |",
         "|---|---|---|",
     ]
-    lines += [f"| `{old}` | {f'`{ours}`' if ours else '–'} | {_cell(note)} |" for old, (ours, note) in sorted(TRAINER_NAMES.items())]
+    lines += [
+        f"| `{old}` | {f'`{ours}`' if ours else '–'} | {_cell(note)} |"
+        for old, (ours, note) in sorted(TRAINER_NAMES.items())
+    ]
     return NOTE + "\n".join(lines) + "\n"
 
 

@@ -108,8 +108,8 @@ class TextSettings(Settings):
 
     @field_validator("validation", "test", mode="before")
     @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str | Path) else value
+    def _held_out_sources(cls, value: Any) -> Any:
+        return as_sources(value)
 
     @field_validator("documents")
     @classmethod
@@ -292,10 +292,8 @@ class Config(
 
     @field_validator("sources", mode="before")
     @classmethod
-    def _one_source_or_many(cls, value: Any) -> Any:
-        if isinstance(value, str | Path):
-            return [str(value)]
-        return [str(item) for item in value] if isinstance(value, list | tuple) else value
+    def _training_sources(cls, value: Any) -> Any:
+        return as_sources(value)
 
     def to_yaml(self) -> str:
         """The settings as a file `from_file` takes back, grouped, each with its help text."""
@@ -359,6 +357,13 @@ def read_settings_file(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"The settings file {path} does not hold `name: value` lines.", "See docs/settings.md.")
     return values
+
+
+def as_sources(value: Any) -> Any:
+    """One source or many, as strings or paths, as a tuple of strings; anything else is left to the validation."""
+    if isinstance(value, str | Path):
+        return (str(value),)
+    return tuple(str(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 def _hint_for_unknown(key: str, known: Iterable[str]) -> str:

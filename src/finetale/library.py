@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetale import pipeline, text
-from finetale.config import CompareSettings, Config, SamplingSettings, read_settings_file
+from finetale.config import Config, SamplingSettings, as_sources, read_settings_file
 from finetale.display import Display
 from finetale.errors import RunError
 from finetale.rundir import RunDirectory, read_json
@@ -186,24 +186,17 @@ def compare(
         sources: text neither model was trained on. Without any, and with a run as `after`: the run's own held-out text.
     """
     with Display(quiet=quiet) as display:
-        return Comparison(pipeline.compare_on(str(before), str(after), _as_strings(sources), settings, display))
+        return Comparison(pipeline.compare_on(str(before), str(after), as_sources(sources), settings, display))
 
 
 def resolve(sources: Sources, config: str | Path | None, settings: dict[str, Any]) -> Config:
     """The settings of a call: the file's, with those given on top."""
     layers: list[dict[str, Any]] = [] if config is None else [read_settings_file(config)]
-    given = _as_strings(sources)
+    given = as_sources(sources)
     return Config.resolve(*layers, settings, {"sources": given} if given else {})
 
 
-def _as_strings(sources: Sources) -> tuple[str, ...]:
-    if isinstance(sources, str | Path):
-        return (str(sources),)
-    return tuple(str(item) for item in sources)
-
-
 __all__ = [
-    "CompareSettings",
     "Comparison",
     "Figures",
     "Run",

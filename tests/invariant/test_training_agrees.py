@@ -20,7 +20,7 @@ from finetale.metrics import measure
 from finetale.rundir import RunDirectory
 from finetale.tokens import TokenStore
 from finetale.training import MetricsFile, Schedule, Training, newest_valid_checkpoint, read_metrics
-from tiny import model, story, store, tokenizer
+from tiny import model, store, story, tokenizer
 
 SETTINGS: dict[str, Any] = {
     "learning_rate": 1e-3,

@@ -13,14 +13,42 @@ from finetale.config import SECTIONS, Config, TextSettings, read_settings_file, 
 from finetale.errors import ConfigError
 from finetale.trainer_names import TRAINER_NAMES
 
-OLDER_NAMES = (
-    "overwrite_output_dir evaluation_strategy logging_dir warmup_ratio per_gpu_train_batch_size per_gpu_eval_batch_size "
-    "evaluate_during_training no_cuda fp16_backend fp16_opt_level half_precision_backend tpu_num_cores sharded_ddp "
-    "group_by_length adafactor save_safetensors push_to_hub_model_id push_to_hub_organization push_to_hub_token "
-    "use_mps_device jit_mode_eval use_ipex torchdynamo ray_scope mp_parameters dispatch_batches split_batches past_index "
-    "include_inputs_for_metrics include_tokens_per_second xpu_backend tpu_metrics_debug fsdp_min_num_params "
-    "fsdp_transformer_layer_cls_to_wrap"
-).split()
+OLDER_NAMES = [
+    "overwrite_output_dir",
+    "evaluation_strategy",
+    "logging_dir",
+    "warmup_ratio",
+    "per_gpu_train_batch_size",
+    "per_gpu_eval_batch_size",
+    "evaluate_during_training",
+    "no_cuda",
+    "fp16_backend",
+    "fp16_opt_level",
+    "half_precision_backend",
+    "tpu_num_cores",
+    "sharded_ddp",
+    "group_by_length",
+    "adafactor",
+    "save_safetensors",
+    "push_to_hub_model_id",
+    "push_to_hub_organization",
+    "push_to_hub_token",
+    "use_mps_device",
+    "jit_mode_eval",
+    "use_ipex",
+    "torchdynamo",
+    "ray_scope",
+    "mp_parameters",
+    "dispatch_batches",
+    "split_batches",
+    "past_index",
+    "include_inputs_for_metrics",
+    "include_tokens_per_second",
+    "xpu_backend",
+    "tpu_metrics_debug",
+    "fsdp_min_num_params",
+    "fsdp_transformer_layer_cls_to_wrap",
+]
 
 
 def test_flag_file_and_argument_give_the_same_object(tmp_path: Path) -> None:
@@ -29,8 +57,12 @@ def test_flag_file_and_argument_give_the_same_object(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("epochs: 2\nlearning_rate: 3.0e-4\ndeduplicate: true\nvalidation: [held.txt]\nsources: [a.txt]\n")
     by_file = resolve((), file, {})
-    by_argument = resolve("a.txt", None, {"epochs": 2, "learning_rate": 3e-4, "deduplicate": True, "validation": ["held.txt"]})
-    by_flag = resolve(["a.txt"], None, {"epochs": "2", "learning_rate": "3e-4", "deduplicate": True, "validation": ["held.txt"]})
+    by_argument = resolve(
+        "a.txt", None, {"epochs": 2, "learning_rate": 3e-4, "deduplicate": True, "validation": ["held.txt"]}
+    )
+    by_flag = resolve(
+        ["a.txt"], None, {"epochs": "2", "learning_rate": "3e-4", "deduplicate": True, "validation": ["held.txt"]}
+    )
     assert by_file == by_argument == by_flag
 
 
@@ -45,7 +77,14 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
 
 def test_the_written_file_is_taken_back_unchanged(tmp_path: Path) -> None:
     config = Config.resolve(
-        {"sources": ["a", "b"], "stop": ["\n\n", "ENDE: ß"], "documents": "\\n---\\n", "out": "runs/x", "max_steps": 7, "prompts": "So: "}
+        {
+            "sources": ["a", "b"],
+            "stop": ["\n\n", "ENDE: ß"],
+            "documents": "\\n---\\n",
+            "out": "runs/x",
+            "max_steps": 7,
+            "prompts": "So: ",
+        }
     )
     file = tmp_path / "config.yaml"
     file.write_text(config.to_yaml(), encoding="utf-8")

@@ -39,7 +39,13 @@ def test_a_saved_model_loads_in_plain_transformers(folder: Path) -> None:
     assert text.startswith("The lamp")
     assert len(text) > len("The lamp")
     names = {path.name for path in folder.iterdir()}
-    assert names == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert names == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
 
 
 def test_provenance_and_fp32(folder: Path) -> None:
@@ -71,7 +77,10 @@ def test_new_models() -> None:
     assert "needs a tokenizer" in refused("new:1m").message
 
 
-@pytest.mark.parametrize(("shape", "millions"), [("gpt2", 124.4), ("gpt2-medium", 354.8), ("gpt2-large", 774.0), ("gpt2-xl", 1557.6), ("distilgpt2", 81.9)])
+@pytest.mark.parametrize(
+    ("shape", "millions"),
+    [("gpt2", 124.4), ("gpt2-medium", 354.8), ("gpt2-large", 774.0), ("gpt2-xl", 1557.6), ("distilgpt2", 81.9)],
+)
 def test_shapes_have_the_published_sizes(shape: str, millions: float) -> None:
     width, layers, _, positions = models.shape_of(f"new:{shape}")
     parameters = 50257 * width + positions * width + layers * (12 * width**2 + 13 * width) + 2 * width
@@ -89,7 +98,9 @@ def test_pickle_only(folder: Path) -> None:
 
 
 def test_an_encoder(tmp_path: Path) -> None:
-    bert = BertForMaskedLM(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16, vocab_size=400))
+    bert = BertForMaskedLM(
+        BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16, vocab_size=400)
+    )
     bert.save_pretrained(tmp_path / "bert")
     tokenizer().save_pretrained(tmp_path / "bert")
     error = refused(tmp_path / "bert")
@@ -115,7 +126,11 @@ def test_code_in_the_folder_is_never_run(folder: Path, tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     (folder / "code.py").write_text(f"open({str(mark)!r}, 'w')\nclass Model: pass\n")
     config = json.loads((folder / "config.json").read_text())
-    config["auto_map"] = {"AutoModelForCausalLM": "code.Model", "AutoConfig": "code.Model", "AutoTokenizer": "code.Model"}
+    config["auto_map"] = {
+        "AutoModelForCausalLM": "code.Model",
+        "AutoConfig": "code.Model",
+        "AutoTokenizer": "code.Model",
+    }
     (folder / "config.json").write_text(json.dumps(config))
     models.load(str(folder))  # GPT-2 is known to transformers: its own code is used
     assert not mark.exists()

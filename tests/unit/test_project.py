@@ -6,7 +6,6 @@ import re
 import runpy
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ import finetale
 from finetale.cli import COMMANDS
 
 ROOT = Path(__file__).parents[2]
-HEAVY = "torch transformers accelerate datasets pandas pyarrow matplotlib numpy".split()
+HEAVY = ["torch", "transformers", "accelerate", "datasets", "pandas", "pyarrow", "matplotlib", "numpy"]
 
 
 def test_the_reference_pages_are_up_to_date() -> None:
@@ -76,7 +75,9 @@ def test_names_stay_functions_after_everything_is_imported() -> None:
 
 def test_links_in_the_pages_lead_somewhere() -> None:
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
-    links = [(page, target) for page in pages for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))]
+    links = [
+        (page, target) for page in pages for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
+    ]
     assert len(links) >= 5
     assert [(page.name, target) for page, target in links if not (page.parent / target).exists()] == []
 
@@ -84,6 +85,14 @@ def test_links_in_the_pages_lead_somewhere() -> None:
 def test_the_readmes_tree_is_the_real_one() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     tree = readme.split("```text\nsrc/finetale/", 1)[1].split("```", 1)[0]
-    named = {line.split()[0].rstrip("/") for line in tree.splitlines() if line.startswith("  ") and not line.startswith("   ")}
-    real = {p.name for p in (ROOT / "src/finetale").iterdir() if p.name not in ("__pycache__", "__init__.py", "__main__.py", "py.typed")}
+    named = {
+        line.split()[0].rstrip("/")
+        for line in tree.splitlines()
+        if line.startswith("  ") and not line.startswith("   ")
+    }
+    real = {
+        p.name
+        for p in (ROOT / "src/finetale").iterdir()
+        if p.name not in ("__pycache__", "__init__.py", "__main__.py", "py.typed")
+    }
     assert named == real

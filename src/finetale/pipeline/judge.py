@@ -114,9 +114,7 @@ def compare_models(
         prompts = (
             [comparison.DEFAULT_PROMPT]
             if store is None
-            else comparison.held_out_prompts(
-                store, after.tokenizer, config.num_prompts, tuple(held_out.values())[::-1]
-            )
+            else comparison.held_out_prompts(store, after.tokenizer, config.num_prompts, tuple(held_out.values())[::-1])
         )
     for side in sides:
         stage(notify, f"Sampling from {side.name}")
