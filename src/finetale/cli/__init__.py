@@ -29,6 +29,7 @@ COMMANDS = {
     "runs": "A table of the runs here.",
     "doctor": "This machine, and what would make it faster.",
 }
+_DASH = "<standard input>"
 USAGE_ERROR, BUG, NOT_RESUMABLE = 2, 70, 130
 
 
@@ -60,7 +61,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     app = build_app()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return int(app(words or ["--help"]) or 0)
+        return _call(app, words or ["--help"])
     except CycloptsError as error:
         print_error(_plain(error), _usage_hint(words))
         return USAGE_ERROR
@@ -77,6 +78,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
         Console(stderr=True).print_exception(width=120)
         print_error("This is a bug in Finetale, not a mistake of yours.", "Please report it with the lines above.")
         return BUG
+
+
+def _call(app: App, words: list[str]) -> int:
+    """Parse and call; a lone - , which the parser takes for an option, goes through it under another name."""
+    command, bound, _ = app.parse_args([_DASH if word == "-" else word for word in words])
+    arguments = ["-" if value == _DASH else value for value in bound.args]
+    return int(command(*arguments, **bound.kwargs) or 0)
 
 
 def main() -> None:

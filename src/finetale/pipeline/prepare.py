@@ -18,7 +18,8 @@ from finetale.rundir import RunDirectory
 from finetale.tokens import TokenStore
 from finetale.training import MemoryPlan, default_learning_rate, plan_memory
 
-_STEPS_AN_EPOCH = 50
+_STEPS = 150
+_STEPS_FROM_NOTHING = 1500
 _STEP_TOKENS = (2048, 32768)
 
 
@@ -72,7 +73,8 @@ def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None
             loaded = models.load_located(located, tokenizer=tokenizer, dropout=config.dropout)
     size = choose_block_size(store, models.positions_of(loaded.model.config.to_dict()), config.block_size)
     blocks = pack(store, "train", size, fill=True)
-    batch_size = config.batch_size or _batch_size(len(blocks), size)
+    new = models.is_new(config.model)
+    batch_size = config.batch_size or _batch_size(round(config.epochs * len(blocks)), size, new=new)
     precision = resolve_precision(config.precision)
     memory = _plan_memory(loaded, blocks, precision, batch_size)
     resolved = config.model_copy(
@@ -81,7 +83,7 @@ def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None
             "batch_size": batch_size,
             "micro_batch_size": config.micro_batch_size or memory.micro_batch_size,
             "learning_rate": config.learning_rate
-            or default_learning_rate(loaded.provenance.parameters, new=models.is_new(config.model)),
+            or default_learning_rate(loaded.provenance.parameters, new=new),
             "precision": precision,
             "revision": loaded.provenance.revision or config.revision,
         }
@@ -147,9 +149,10 @@ def _given_tokenizer(config: Config) -> Any:
     return models.load_tokenizer(config.tokenizer, offline=config.offline)
 
 
-def _batch_size(num_blocks: int, block_size: int) -> int:
+def _batch_size(total_blocks: int, block_size: int, *, new: bool) -> int:
+    """Blocks a step: about 150 steps in all (1,500 from random weights), of 2,048 to 32,768 tokens each."""
     least, most = (max(1, tokens_a_step // block_size) for tokens_a_step in _STEP_TOKENS)
-    return min(max(least, round(num_blocks / _STEPS_AN_EPOCH)), most)
+    return min(max(least, round(total_blocks / (_STEPS_FROM_NOTHING if new else _STEPS))), most)
 
 
 def _plan_memory(loaded: LoadedModel, blocks: Blocks, precision: str, batch_size: int) -> MemoryPlan:

@@ -1,0 +1,357 @@
+"""The commands, from text to report, on a tiny model: what they write, print and agree on."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+import finetale as ft
+from finetale.cli import demo, run
+from finetale.config import TextSettings
+from finetale.rundir import verify_folder
+from finetale.text import read_parts
+from finetale.training import read_metrics
+from tiny import story, write_stories
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
+    """Run a command that must succeed; gives its standard output."""
+    capsys.readouterr()
+    code = run([str(word) for word in words])
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    return out
+
+
+def call_json(capsys: pytest.CaptureFixture[str], *words: str | Path) -> Any:
+    return json.loads(call(capsys, *words, "--json"))
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_run_writes_exactly_these_files(here: Path) -> None:
+    files = sorted(p.relative_to(here / "run").as_posix() for p in (here / "run").rglob("*") if p.is_file())
+    boards = [name for name in files if name.startswith("tensorboard/events.out.tfevents.")]
+    steps = sorted({name.split("/")[1] for name in files if name.startswith("checkpoints/")})
+    assert len(boards) == 1
+    assert len(steps) == 2
+    per_checkpoint = ("manifest.json", "model.safetensors", "optimizer.safetensors", "state.json")
+    assert files == sorted(
+        [
+            "comparison.json",
+            "config.yaml",
+            "data.json",
+            "metrics.jsonl",
+            "report.html",
+            "run.json",
+            *boards,
+            *(f"checkpoints/{step}/{name}" for step in steps for name in per_checkpoint),
+            *(
+                f"model/{name}"
+                for name in (
+                    "README.md",
+                    "config.json",
+                    "generation_config.json",
+                    "model.safetensors",
+                    "tokenizer.json",
+                    "tokenizer_config.json",
+                )
+            ),
+        ]
+    )
+    for step in steps:
+        assert verify_folder(here / "run/checkpoints" / step) == []
+
+
+def test_the_account_balances_to_the_token(here: Path) -> None:
+    tokens = read(here / "run/data.json")["tokens"]
+    tokenizer = AutoTokenizer.from_pretrained(here / "base")
+    files = sorted((here / "stories").glob("*.txt"))
+    assert len(files) == 60
+    counted = sum(len(tokenizer(file.read_text(), add_special_tokens=False)["input_ids"]) + 1 for file in files)
+    assert tokens["read"] == counted
+    assert tokens["read"] == tokens["trained"] + tokens["validation"] + tokens["test"] + tokens["dropped"]
+    assert min(tokens["trained"], tokens["validation"], tokens["test"]) > 0
+    comparison = read(here / "run/comparison.json")
+    assert comparison["after"]["validation"]["tokens"] == tokens["validation"]
+    assert comparison["after"]["test"]["tokens"] == tokens["test"]
+    trained = [row for row in read_metrics(here / "run/metrics.jsonl") if row["event"] == "train"]
+    assert trained[-1]["tokens"] == 3 * tokens["trained"]  # three epochs, every target once in each
+
+
+def test_it_got_better_and_says_so(here: Path) -> None:
+    comparison = read(here / "run/comparison.json")
+    assert comparison["improved"] is True
+    assert comparison["verdict"].startswith("On text it never saw, perplexity fell from ")
+    for split in ("validation", "test"):
+        before, after = comparison["before"][split], comparison["after"][split]
+        assert after["perplexity"] < 0.8 * before["perplexity"]
+        assert after["perplexity"] == pytest.approx(math.exp(after["loss"]))
+        assert {"loss", "perplexity", "word_perplexity", "bits_per_byte", "tokens"} <= set(after)
+    assert len(comparison["before"]["samples"]) == len(comparison["after"]["samples"]) == 6
+
+
+def test_the_manifest(here: Path) -> None:
+    manifest = read(here / "run/run.json")
+    assert manifest["status"] == "finished"
+    assert manifest["steps"] >= manifest["best_step"] > 0
+    assert (
+        manifest["base"]["sha256"] == hashlib.sha256(bytes.fromhex(sha256(here / "base/model.safetensors"))).hexdigest()
+    )
+    assert {"torch", "transformers", "finetale", "python"} <= set(manifest["versions"])
+    assert manifest["config"]["batch_size"] == 8
+
+
+def test_plain_transformers_gives_the_same_loss(here: Path) -> None:
+    """Loads model/ without Finetale and measures the validation documents one by one."""
+    model = AutoModelForCausalLM.from_pretrained(here / "run/model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(here / "run/model")
+    figures = read(here / "run/comparison.json")["after"]["validation"]
+    parts, _ = read_parts([str(here / "stories")], TextSettings())
+    nats = tokens = documents = 0.0
+    for part in parts:
+        if part.split != "validation":
+            continue
+        ids = [
+            tokenizer.bos_token_id,
+            *tokenizer(part.text, add_special_tokens=False)["input_ids"],
+            tokenizer.eos_token_id,
+        ]
+        documents += 1
+        for at in range(0, len(ids) - 1, 64):
+            piece = torch.tensor(ids[at : at + 65])
+            with torch.inference_mode():
+                logits = model(piece[None, :-1]).logits[0]
+            nats += float(F.cross_entropy(logits.double(), piece[1:], reduction="sum"))
+            tokens += len(piece) - 1
+    assert documents == figures["documents"]
+    assert tokens == figures["tokens"]
+    assert nats / tokens == pytest.approx(figures["loss"], rel=1e-4)
+
+
+def test_the_saved_model_works_in_a_text_generation_pipeline(here: Path) -> None:
+    writer = pipeline("text-generation", model=str(here / "run/model"))
+    text = writer("The lamp", max_new_tokens=8)[0]["generated_text"]
+    assert text.startswith("The lamp")
+    assert len(text) > len("The lamp")
+
+
+def test_the_model_card_has_valid_metadata(here: Path) -> None:
+    card = (here / "run/model/README.md").read_text(encoding="utf-8")
+    _, front, body = card.split("---\n", 2)
+    metadata = yaml.safe_load(front)
+    assert metadata["library_name"] == "transformers"
+    assert metadata["pipeline_tag"] == "text-generation"
+    comparison = read(here / "run/comparison.json")
+    assert comparison["verdict"].split(" (")[0] in body
+    assert f"{read(here / 'run/data.json')['tokens']['read']:,}" in body
+
+
+def test_the_resolved_settings_give_the_same_weights_again(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(capsys, "train", "--config", "run/config.yaml", "--out", "again", "--quiet")
+    assert sha256(here / "again/model/model.safetensors") == sha256(here / "run/model/model.safetensors")
+    assert read(here / "again/run.json")["data_sha256"] == read(here / "run/run.json")["data_sha256"]
+
+
+def test_the_cache_notices_changed_text(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stories = write_stories(tmp_path / "stories", 25)
+    stores = lambda: len(list((here / "cache/tokens").iterdir()))  # noqa: E731
+    before = stores()
+    reports = []
+    for _ in range(2):
+        reports.append(call_json(capsys, "plan", stories, "--model", "base"))
+    assert stores() == before + 1
+    assert reports[0]["data"] == reports[1]["data"]
+    (stories / "003.txt").write_text(story(77), encoding="utf-8")
+    changed = call_json(capsys, "plan", stories, "--model", "base")
+    assert stores() == before + 2
+    assert changed["data"]["tokens"] != reports[0]["data"]["tokens"]
+
+
+def test_plan_measures_and_writes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(here.iterdir())
+    plan = call_json(capsys, "plan", "stories", "--model", "base", "--epochs", "3", "--batch-size", "8")
+    assert sorted(here.iterdir()) == before
+    manifest = read(here / "run/run.json")
+    assert plan["steps"] == manifest["steps"] or manifest["config"]["patience"]
+    assert plan["config"]["batch_size"] == 8
+    assert plan["tokens_per_second"] > 0
+    assert plan["train_seconds"] == pytest.approx(plan["targets"] / plan["tokens_per_second"], abs=0.1)
+    assert plan["memory"]["expected_bytes"] > 16 * plan["model"]["parameters"]
+    text = call(capsys, "plan", "stories", "--model", "base")
+    for word in ("Model", "Tokens", "Steps", "Speed", "Memory", "Time", "Settings"):
+        assert f"\n{word} " in "\n" + text
+
+
+def test_check(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = call_json(capsys, "check", "stories", "--model", "base")
+    assert report["tokens"] == read(here / "run/data.json")["tokens"]
+    assert report["text"]["documents"] == 60
+    text = call(capsys, "check", "stories", "--model", "base")
+    assert "60 documents" in text
+    assert "No problems found." in text
+    assert "Tokens are not counted" in call(capsys, "check", "stories", "--offline")
+
+
+def test_generate(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--max-new-tokens", "12", "--seed", "5")
+    one = call_json(capsys, "generate", "run", "The lamp", "-n", "3", *options)
+    two = call_json(capsys, "generate", "run", "The lamp", "-n", "3", *options)
+    assert one == two
+    texts = [sample["text"] for sample in one["samples"]]
+    assert len(texts) == 3
+    assert len(set(texts)) > 1
+    assert call(capsys, "generate", "run", "The lamp", "--stream", *options) == "The lamp" + texts[0] + "\n"
+    prompts = here / "prompts.txt"
+    prompts.write_text("The lamp\nA heron\n", encoding="utf-8")
+    many = call_json(capsys, "generate", "run", "--prompts-file", prompts, *options)
+    assert [sample["prompt"] for sample in many["samples"]] == ["The lamp", "A heron"]
+    assert many["samples"][0]["text"] == texts[0]
+
+
+def test_evaluate_agrees_with_the_comparison(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts, _ = read_parts([str(here / "stories")], TextSettings())
+    held = here / "held.jsonl"
+    held.write_text(
+        "".join(json.dumps({"text": part.text}) + "\n" for part in parts if part.split == "test"), encoding="utf-8"
+    )
+    result = call_json(capsys, "evaluate", "run", held, "--block-size", "64", "--precision", "fp32")
+    figures = read(here / "run/comparison.json")["after"]["test"]
+    for key in ("loss", "perplexity", "word_perplexity", "bits_per_byte"):
+        assert result[key] == pytest.approx(figures[key], rel=1e-6)
+    sliding = call_json(capsys, "evaluate", "run", held, "--block-size", "64", "--stride", "16", "--precision", "fp32")
+    assert sliding["tokens"] == result["tokens"]
+    assert sliding["loss"] != result["loss"]
+    assert "bits a byte" in call(capsys, "evaluate", "run", held)
+
+
+def test_compare_two_models_and_a_run_again(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = read(here / "run/comparison.json")
+    pair = call_json(capsys, "compare", "base", "run", "--html", here / "pair.html")
+    assert pair["after"]["test"] == first["after"]["test"]
+    assert pair["before"]["validation"] == first["before"]["validation"]
+    assert (here / "pair.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    reverse = call_json(capsys, "compare", "run", "base", "--text", "stories", "--prompt", "The lamp")
+    assert reverse["improved"] is False
+    assert "did not get better" in reverse["verdict"]
+    assert reverse["prompts"] == ["The lamp"]
+    assert reverse["after"]["test"]["tokens"] == read(here / "run/data.json")["tokens"]["read"]
+    call(capsys, "compare", "run", "--quiet")
+    assert read(here / "run/comparison.json") == first
+
+
+def test_report_again(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (here / "run/report.html").read_bytes()
+    (here / "run/report.html").unlink()
+    assert call(capsys, "report", "run").strip() == "run/report.html"
+    assert (here / "run/report.html").read_bytes() == before
+
+
+def test_runs_and_doctor(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {row["run"]: row for row in call_json(capsys, "runs")}
+    assert rows["run"]["status"] == "finished"
+    assert rows["run"]["after"] == read(here / "run/comparison.json")["after"]["test"]["perplexity"]
+    assert "finished" in call(capsys, "runs")
+    empty = here / "nothing"
+    empty.mkdir()
+    assert "There are no runs here." in call(capsys, "runs", empty)
+    doctor = call_json(capsys, "doctor")
+    assert doctor["hardware"]["cores"] >= 1
+    assert doctor["advice"]
+    assert "Processor" in call(capsys, "doctor")
+
+
+def test_standard_input_and_a_new_model(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "\n\n".join(story(number) for number in range(40)).encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+    words = ["train", "-", "--documents", "blank-line", "--model", "new:1m", "--vocab-size", "300", "--max-steps", "3"]
+    call(capsys, *words, "--out", "piped", "--max-new-tokens", "5", "--no-tensorboard", "--quiet")
+    manifest, data = read(here / "piped/run.json"), read(here / "piped/data.json")
+    assert manifest["base"]["kind"] == "new"
+    assert manifest["steps"] == 3
+    assert data["text"]["documents"] == 40
+    assert not (here / "piped/tensorboard").exists()
+    call(capsys, "compare", "piped", "--quiet")  # the base's random weights are made again from the seed
+
+
+def test_explicit_validation_text(here: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    held = tmp_path / "held.txt"
+    held.write_text(story(500, words=300), encoding="utf-8")
+    call(
+        capsys,
+        "train",
+        "stories",
+        "--model",
+        "base",
+        "--validation",
+        held,
+        "--max-steps",
+        "2",
+        "--out",
+        "explicit",
+        "--quiet",
+    )
+    tokens = read(here / "explicit/data.json")["tokens"]
+    assert tokens["test"] == 0
+    assert tokens["trained"] == read(here / "run/data.json")["tokens"]["read"]
+    comparison = read(here / "explicit/comparison.json")
+    assert comparison["after"]["test"] is None
+    assert comparison["after"]["validation"]["documents"] == 1
+    assert comparison["interval_unit"] == "piece"
+
+
+def test_the_python_interface_is_the_same_path(here: Path) -> None:
+    run = ft.train(
+        "stories",
+        model="base",
+        epochs=3,
+        batch_size=8,
+        learning_rate=3e-3,
+        precision="fp32",
+        max_new_tokens=20,
+        out="from-python",
+        quiet=True,
+    )
+    command = ft.Run("run")
+    assert run.comparison.after.perplexity == command.comparison.after.perplexity
+    assert run.comparison.verdict == command.comparison.verdict
+    assert sha256(run.path / "model/model.safetensors") == sha256(command.path / "model/model.safetensors")
+    writer = ft.load(run)
+    texts = writer.generate("The lamp", n=2, seed=0, max_new_tokens=10)
+    assert len(texts) == 2
+    assert "".join(writer.stream("The lamp", seed=0, max_new_tokens=10)) == texts[0]
+    assert ft.check("stories")["documents"] == 60
+    assert ft.evaluate(run, "stories", precision="fp32")["documents"] == 60
+    assert ft.compare("base", run).improved is True
+    assert ft.plan("stories", model="base")["config"]["model"] == "base"
+
+
+def test_demo(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo's own path with fewer epochs; `make demo` runs it in full."""
+    monkeypatch.setitem(demo.BASE, "epochs", 2)
+    monkeypatch.setitem(demo.TALES, "epochs", 1)
+    text = call(capsys, "demo", "--out", "demo", "--quiet")
+    assert "perplexity" in text
+    assert "demo/demo/report.html" in text
+    assert read(here / "demo/demo/run.json")["base"]["name"] == "demo/demo-base"
+    assert read(here / "demo/demo/data.json")["text"]["documents"] == 28
+    call(capsys, "demo", "--out", "demo", "--quiet")  # again, over the old one
