@@ -98,16 +98,15 @@ def pack(store: TokenStore, split: str, block_size: int, *, fill: bool = False) 
         fill: cut documents to fill blocks that would stay emptier than 2% on the whole (for training).
     """
     parts = store.parts_of(split)
-    table = store.parts
-    full: list[tuple[int, int, int, int]] = []
-    rest: list[tuple[int, int, int, int]] = []
-    for part in parts.tolist():
-        start, targets = int(table["start"][part]), int(table["targets"][part])
-        for at in range(0, targets, block_size):
-            count = min(block_size, targets - at)
-            (full if count == block_size else rest).append((start + at, count, part, 0))
-    bins = [[segment] for segment in full] + _best_fit(rest, block_size, fill)
-    return _assemble(store, block_size, bins)
+    starts, targets = store.parts["start"][parts], store.parts["targets"][parts]
+    counts = -(-targets // block_size)  # segments of each part
+    of = np.repeat(np.arange(len(parts)), counts)
+    number = np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)  # of a segment within its part
+    segments = np.zeros(len(of), SEGMENT_DTYPE)
+    segments["start"] = starts[of] + number * block_size
+    segments["targets"] = np.minimum(block_size, targets[of] - number * block_size)
+    segments["part"] = parts[of]
+    return _share_blocks(store, block_size, segments, fill)
 
 
 def windows(store: TokenStore, split: str, window: int, stride: int) -> Blocks:
@@ -120,19 +119,16 @@ def windows(store: TokenStore, split: str, window: int, stride: int) -> Blocks:
         raise ConfigError(
             f"stride {stride} is longer than the block of {window} tokens.", "Choose a stride up to the block size."
         )
-    table = store.parts
-    segments: list[tuple[int, int, int, int]] = []
+    rows: list[tuple[int, int, int, int]] = []
     for part in store.parts_of(split).tolist():
-        start, targets = int(table["start"][part]), int(table["targets"][part])
+        start, targets = int(store.parts["start"][part]), int(store.parts["targets"][part])
         done = 0
         while done < targets:
             stop = min(targets, window if done == 0 else done + stride)
             first = max(0, stop - window)
-            segments.append((start + first, stop - first, part, done - first))
+            rows.append((start + first, stop - first, part, done - first))
             done = stop
-    whole = [[segment] for segment in segments if segment[1] == window]
-    short = [segment for segment in segments if segment[1] < window]
-    return _assemble(store, window, whole + _best_fit(short, window, fill=False))
+    return _share_blocks(store, window, np.array(rows, SEGMENT_DTYPE), fill=False)
 
 
 def choose_block_size(store: TokenStore, positions: int | None, wanted: int | None) -> int:
@@ -185,63 +181,76 @@ def check_positions(block_size: int | None, positions: int | None) -> None:
         )
 
 
-def _best_fit(
-    segments: list[tuple[int, int, int, int]], size: int, fill: bool
-) -> list[list[tuple[int, int, int, int]]]:
-    """Best-fit decreasing in O(n): a bit mask says which amounts of free room some open block has."""
-    bins: list[list[tuple[int, int, int, int]]] = []
-    room: list[int] = []
+def _share_blocks(store: TokenStore, size: int, segments: NDArray[Any], fill: bool) -> Blocks:
+    """Give each full segment a block and let the shorter ones share; blocks come in reading order."""
+    full = segments["targets"] == size
+    short = segments[~full]
+    bins = _best_fit(short["targets"], size)
+    if fill:
+        short, bins = _fill_gaps(short, bins, size)
+    alone = segments[full]
+    order = np.concatenate([np.array(members, np.int64) for members in bins]) if bins else np.zeros(0, np.int64)
+    lengths = np.concatenate([np.ones(len(alone), np.int64), [len(members) for members in bins]]).astype(np.int64)
+    grouped = np.concatenate([alone, short[order]])
+    first = np.concatenate([[0], np.cumsum(lengths)])
+    reading = np.argsort(grouped["start"][first[:-1]], kind="stable")  # so that a memory map is read forwards
+    moved = np.concatenate([np.arange(first[b], first[b + 1]) for b in reading]) if len(reading) else order
+    offsets = np.concatenate([[0], np.cumsum(lengths[reading])]).astype(np.int64)
+    return Blocks(store, size, grouped[moved], offsets)
+
+
+def _best_fit(lengths: NDArray[np.int64], size: int) -> list[list[int]]:
+    """Indices of the segments that share each block: best-fit decreasing.
+
+    A bit mask says which amounts of free room some open block has, so each segment takes constant time.
+    """
+    bins: list[list[int]] = []
     by_room: list[list[int]] = [[] for _ in range(size + 1)]
     mask = 0
-    for segment in sorted(segments, key=lambda item: -item[1]):
-        fitting = mask >> segment[1]
+    order = np.argsort(-lengths, kind="stable")
+    for segment, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        fitting = mask >> length
         if fitting:
-            free = segment[1] + (fitting & -fitting).bit_length() - 1
+            free = length + (fitting & -fitting).bit_length() - 1
             index = by_room[free].pop()
             if not by_room[free]:
                 mask &= ~(1 << free)
         else:
             index, free = len(bins), size
             bins.append([])
-            room.append(size)
         bins[index].append(segment)
-        free -= segment[1]
-        room[index] = free
+        free -= length
         if free:
             by_room[free].append(index)
             mask |= 1 << free
-    return _fill_gaps(bins, room, size) if fill else bins
+    return bins
 
 
-def _fill_gaps(
-    bins: list[list[tuple[int, int, int, int]]], room: list[int], size: int
-) -> list[list[tuple[int, int, int, int]]]:
+def _fill_gaps(segments: NDArray[Any], bins: list[list[int]], size: int) -> tuple[NDArray[Any], list[list[int]]]:
     """If blocks are too empty on the whole, dissolve the emptiest and cut their segments into the largest gaps."""
+    content = [int(segments["targets"][members].sum()) for members in bins]
     crumb = min(16, max(1, size // 32))  # too short to be worth a cut
-    content = len(bins) * size - sum(room)
-    enough = -(-content // (size - crumb))
-    if sum(room) <= _MAX_PADDING * len(bins) * size or len(bins) <= enough:
-        return bins
-    fullest_first = sorted(range(len(bins)), key=lambda index: room[index])
+    enough = -(-sum(content) // (size - crumb))
+    if len(bins) * size - sum(content) <= _MAX_PADDING * len(bins) * size or len(bins) <= enough:
+        return segments, bins
+    fullest_first = sorted(range(len(bins)), key=lambda index: -content[index])
     kept, dissolved = fullest_first[:enough], fullest_first[enough:]
-    pieces = [segment for index in dissolved for segment in bins[index]]
+    waiting = [tuple(segments[member].tolist()) for index in dissolved for member in bins[index]]
+    pieces: list[tuple[int, ...]] = []
     for index in reversed(kept):
-        while pieces and room[index] >= crumb:
-            start, count, part, skip = pieces.pop()
-            taken = min(count, room[index])
+        room = size - content[index]
+        while waiting and room >= crumb:
+            start, count, part, skip = waiting.pop()
+            taken = min(count, room)
             if 0 < count - taken < crumb < taken - crumb:
-                taken -= crumb
-            bins[index].append((start, taken, part, skip))
-            room[index] -= taken
+                taken -= crumb  # leave a rest that is worth a place of its own
+            bins[index].append(len(segments) + len(pieces))
+            pieces.append((start, taken, part, skip))
+            room -= taken
             if taken < count:
-                pieces.append((start + taken, count - taken, part, skip))
-                if room[index]:
-                    break
-    return [bins[index] for index in kept] + _best_fit(pieces, size, fill=False)
-
-
-def _assemble(store: TokenStore, size: int, bins: list[list[tuple[int, int, int, int]]]) -> Blocks:
-    bins.sort(key=lambda items: items[0][0])  # reading order, so that a memory map is read forwards
-    offsets = np.concatenate([[0], np.cumsum([len(items) for items in bins])]).astype(np.int64)
-    segments = np.array([item for items in bins for item in items], dtype=SEGMENT_DTYPE)
-    return Blocks(store, size, segments, offsets)
+                waiting.append((start + taken, count - taken, part, skip))
+                break
+    rest = _best_fit(np.array([piece[1] for piece in waiting], np.int64), size)
+    shifted = [[len(segments) + len(pieces) + member for member in members] for members in rest]
+    grown = np.concatenate([segments, np.array(pieces + waiting, SEGMENT_DTYPE)])
+    return grown, [bins[index] for index in kept] + shifted

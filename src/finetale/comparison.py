@@ -58,10 +58,11 @@ def draw_samples(
         if between is not None:
             between()
         number = 1 if sampling.temperature == 0 else settings.num_samples
-        for sample in generator.generate([prompt], sampling, n=number, truncate=True)[0]:
+        for index, sample in enumerate(generator.generate([prompt], sampling, n=number, truncate=True)[0], 1):
             side.samples.append(
                 {
                     "prompt": prompt,
+                    "number": index,
                     "text": sample.text,
                     "seed": sample.seed,
                     "num_tokens": sample.num_tokens,

@@ -179,7 +179,9 @@ class TrainSettings(Settings):
     adam_epsilon: float = Field(1e-8, gt=0, le=1, description="AdamW: term for numerical stability.")
     max_grad_norm: float = Field(1.0, ge=0, description="Clip the gradient's norm to this. 0: no clipping.")
     batch_size: int | None = Field(
-        None, ge=1, description="Sequences (blocks) an optimizer step, over all devices. auto: about 150 steps in all, 1,500 for new: models, of 2,048 to 32,768 tokens each."
+        None,
+        ge=1,
+        description="Sequences (blocks) an optimizer step, over all devices. auto: about 150 steps in all, 1,500 for new: models, of 2,048 to 32,768 tokens each.",
     )
     micro_batch_size: int | None = Field(
         None, ge=1, description="Sequences a forward pass on one device. auto: what a memory probe says fits."

@@ -208,6 +208,7 @@ def build_store(
     begin, end = begin_and_end(tokenizer)
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     rows: list[tuple[int, int, int, int, int, int]] = []
+    tables: list[NDArray[Any]] = []
     dropped: Counter[str] = Counter()
     dropped_tokens: Counter[str] = Counter()
     seen = {"unknown": 0, "markers": 0, "ids": 0}
@@ -240,9 +241,11 @@ def build_store(
                     split = SPLITS.index(part.split)
                     rows.append((position, targets, split, int(part.ends), len(part.text.split()), size))
                     position += len(row)
+                tables.append(np.array(rows, dtype=PART_DTYPE))
+                rows.clear()
                 if progress is not None:
-                    progress(len(rows))
-        table = np.array(rows, dtype=PART_DTYPE)
+                    progress(sum(len(table) for table in tables))
+        table = np.concatenate([np.zeros(0, PART_DTYPE), *tables])
         np.save(target / "parts.npy", table, allow_pickle=False)
         content.update(table.tobytes())
         totals = {name: int(table["targets"][table["split"] == i].sum()) for i, name in enumerate(SPLITS[:3])}

@@ -69,7 +69,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         print_error(error.message, error.hint)
         return error.exit_code
     except KeyboardInterrupt:
-        print_error("Stopped before training began; nothing was written.", "Run the command again to start over.")
+        print_error("Stopped. Nothing was left half-written.", "Run the command again to start over.")
         return NOT_RESUMABLE
     except BrokenPipeError:
         sys.stderr.close()

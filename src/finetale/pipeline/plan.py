@@ -6,13 +6,14 @@ import time
 from typing import Any
 
 import numpy as np
+import psutil
 
 from finetale import models
 from finetale.config import Config
 from finetale.environment import hardware
 from finetale.forward import PackedForward
 from finetale.pipeline.data import Notify, data_json, keep_standard_input, stage
-from finetale.pipeline.prepare import prepare
+from finetale.pipeline.prepare import Prepared, prepare
 from finetale.training import Schedule
 from finetale.training.optimizer import build_optimizer
 
@@ -31,6 +32,7 @@ def plan_run(config: Config, notify: Notify) -> dict[str, Any]:
     assert resolved.batch_size is not None
     assert resolved.micro_batch_size is not None
     stage(notify, "Measuring a few steps")
+    program = _program_bytes(prepared)
     measured = _measure(prepared)
     schedule = Schedule(
         len(blocks), resolved.batch_size, resolved.epochs, resolved.max_steps, resolved.eval_every, resolved.save_every
@@ -49,7 +51,7 @@ def plan_run(config: Config, notify: Notify) -> dict[str, Any]:
         "steps_per_epoch": -(-len(blocks) // resolved.batch_size),
         "targets": round(targets),
         "memory": {
-            "expected_bytes": prepared.memory.fixed_bytes + resolved.micro_batch_size * prepared.memory.sequence_bytes,
+            "expected_bytes": prepared.memory.expected_bytes(resolved.micro_batch_size) + program,
             "available_bytes": prepared.memory.available_bytes,
         },
         **measured,
@@ -59,11 +61,13 @@ def plan_run(config: Config, notify: Notify) -> dict[str, Any]:
     }
 
 
-def _measure(prepared: Any) -> dict[str, float]:
+def _measure(prepared: Prepared) -> dict[str, float]:
     """Tokens a second of training steps and of evaluation, after one pass that warms up."""
     import torch
 
     config, blocks = prepared.config, prepared.train
+    assert config.batch_size is not None
+    assert config.micro_batch_size is not None
     model = prepared.loaded.model.train()
     if config.gradient_checkpointing:
         models.enable_checkpointing(model)
@@ -102,6 +106,13 @@ def _measure(prepared: Any) -> dict[str, float]:
         "tokens_per_second": round(targets / (spent + passes * share), 1),
         "evaluation_tokens_per_second": round(evaluation, 1),
     }
+
+
+def _program_bytes(prepared: Prepared) -> int:
+    """Main memory the program itself takes before training, the weights aside; 0 when training is on a GPU."""
+    if next(prepared.loaded.model.parameters()).is_cuda:
+        return 0
+    return max(0, psutil.Process().memory_info().rss - 4 * prepared.loaded.provenance.parameters)
 
 
 def _wait(device: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from finetale import models
 from finetale.blocks import Blocks, check_positions, choose_block_size, pack, windows
 from finetale.config import Config
 from finetale.environment import cpu_has_bf16
-from finetale.errors import RunError, SourceError
+from finetale.errors import RunError, SourceError, TrainingError
 from finetale.models import LoadedModel
 from finetale.pipeline.data import Notify, stage, tokenise, trained_tokenizer
 from finetale.rundir import RunDirectory
@@ -49,6 +50,11 @@ def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None
     Args:
         loaded: used in place of loading `config.model`; for a run that goes on.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise TrainingError(
+            f"Several processes were started (WORLD_SIZE={os.environ['WORLD_SIZE']}), and runs take one so far.",
+            "Start `finetale` without torchrun or accelerate launch.",
+        )
     if not config.sources:
         raise SourceError("No text was given.", "Name a file, a folder, - for standard input, or hf:DATASET.")
     located = None
@@ -82,8 +88,7 @@ def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None
             "block_size": size,
             "batch_size": batch_size,
             "micro_batch_size": config.micro_batch_size or memory.micro_batch_size,
-            "learning_rate": config.learning_rate
-            or default_learning_rate(loaded.provenance.parameters, new=new),
+            "learning_rate": config.learning_rate or default_learning_rate(loaded.provenance.parameters, new=new),
             "precision": precision,
             "revision": loaded.provenance.revision or config.revision,
         }

@@ -32,10 +32,9 @@ class MemoryPlan:
     available_bytes: int
     micro_batch_size: int
 
-    @property
-    def expected_bytes(self) -> int:
-        """Fixed and activation memory at this micro-batch."""
-        return self.fixed_bytes + self.micro_batch_size * self.sequence_bytes
+    def expected_bytes(self, micro_batch_size: int) -> int:
+        """Fixed and activation memory at a micro-batch."""
+        return self.fixed_bytes + micro_batch_size * self.sequence_bytes
 
 
 def plan_memory(forward: PackedForward, blocks: Blocks, most: int) -> MemoryPlan:

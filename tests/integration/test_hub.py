@@ -1,0 +1,360 @@
+"""Models and datasets from the Hub: the real clients against a hub on loopback, one that is gone, and their caches."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from transformers import BertConfig
+
+import hub
+from commands import Result, Worker, environment
+from tiny import save_model, story, tokenizer, write_stories
+
+TINY = (
+    *("--max-steps", "2", "--batch-size", "2", "--max-new-tokens", "4", "--num-samples", "1", "--num-prompts", "1"),
+    *("--bootstrap-samples", "100", "--no-tensorboard"),
+)
+SPLITS = {"train": 20, "validation": 4, "test": 5}
+NEEDED = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+
+
+@dataclass
+class Machine:
+    """A hub, a machine that can reach it, and the working directory of its commands."""
+
+    requests: list[str]
+    worker: Worker
+    work: Path
+    home: Path
+
+    def run(self, *arguments: str | Path) -> Result:
+        """Run a command; `requests` then holds what it asked the hub."""
+        self.requests.clear()
+        return self.worker.run(*arguments)
+
+    def fetched(self, repo: str) -> set[str]:
+        """The files of a repository that the last command read."""
+        start = f"GET {repo}/resolve/"
+        return {line.removeprefix(start).partition("/")[2] for line in self.requests if line.startswith(start)}
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    base = tmp_path_factory.mktemp("hub")
+    work = base / "work"
+    write_stories(work / "stories", 30, 60)
+    _fill_hub(base / "hub")
+    with (
+        hub.serve(base / "hub") as (url, requests),
+        Worker(work, environment(base / "home", HF_ENDPOINT=url)) as worker,
+    ):
+        yield Machine(requests, worker, work, base / "home")
+
+
+def _fill_hub(root: Path) -> None:
+    models, datasets = root / "models", root / "datasets"
+    tale = save_model(models / "owner" / "tale")
+    (tale / "pytorch_model.bin").write_bytes(b"a pickle")
+    (tale / "modeling_tale.py").write_text("raise SystemExit('code of a repository was run')\n")
+    (tale / "README.md").write_text("# Tale\n")
+    (tale / "onnx").mkdir()
+    (tale / "onnx" / "config.json").write_text("{}")
+    (tale / "onnx" / "model.safetensors").write_bytes(b"another format")
+    shutil.copytree(tale, models / "owner" / "damaged")
+    (models / "owner" / "damaged" / "config.json").write_text("{")
+    shutil.copytree(tale, models / "gated" / "tale")
+    pickled = save_model(models / "owner" / "pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    encoder = models / "owner" / "encoder"
+    BertConfig(architectures=["BertForMaskedLM"]).save_pretrained(encoder)
+    tokenizer().save_pretrained(encoder)
+    (encoder / "model.safetensors").write_bytes(b"never asked for")
+
+    texts = datasets / "owner" / "texts"
+    texts.mkdir(parents=True)
+    tables = datasets / "owner" / "tables"
+    for folder in ("long", "short"):
+        (tables / folder).mkdir(parents=True)
+    first = 0
+    for split, count in SPLITS.items():
+        stories = [story(first + number, 60) for number in range(count)]
+        first += count
+        lines = (json.dumps({"id": number, "text": text}) + "\n" for number, text in enumerate(stories))
+        (texts / f"{split}.jsonl").write_text("".join(lines))
+        pq.write_table(pa.table({"title": ["t"] * count, "story": stories}), tables / "long" / f"{split}.parquet")
+        short = pa.table({"title": ["t"] * 2, "story": stories[:2]})
+        pq.write_table(short, tables / "short" / f"{split}.parquet")
+    (tables / "README.md").write_text(
+        "---\nconfigs:\n"
+        + "".join(
+            f"- config_name: {name}\n  data_files:\n"
+            + "".join(f"  - split: {split}\n    path: {name}/{split}.parquet\n" for split in SPLITS)
+            for name in ("long", "short")
+        )
+        + "---\n"
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(machine: Machine) -> tuple[dict[str, Any], set[str], list[str]]:
+    """A run from a Hub id, made once: its manifest, the files it fetched, and all of its requests."""
+    result = machine.run("train", "stories", "--model", "owner/tale", "--out", "online", *TINY)
+    assert result.code == 0, result.stderr
+    manifest = json.loads((machine.work / "online" / "run.json").read_text())
+    return manifest, machine.fetched("owner/tale"), list(machine.requests)
+
+
+@pytest.fixture(scope="module")
+def cut_off(machine: Machine, trained: Any) -> Iterator[Worker]:
+    """The same machine and caches, but the hub's port is closed."""
+    with socket.socket() as closed:  # bound but not listening: no other server can take the port meanwhile
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        with Worker(machine.work, environment(machine.home, HF_ENDPOINT=url), impatient=True) as worker:
+            yield worker
+
+
+def refused(result: Result) -> tuple[str, str]:
+    """The error and the hint of a command that was refused as commands are."""
+    assert result.code == 1, result.stderr
+    assert len(result.errors) == 1, result.stderr
+    assert len(result.hints) == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    return result.errors[0], result.hints[0]
+
+
+def account(result: Result) -> dict[str, Any]:
+    assert result.code == 0, result.stderr
+    report: dict[str, Any] = json.loads(result.stdout)
+    return report
+
+
+def splits(report: dict[str, Any]) -> dict[str, int]:
+    """Documents in each split that has some."""
+    found = {split: row["documents"] for split, row in report["text"]["splits"].items()}
+    return {split: count for split, count in found.items() if count}
+
+
+# -- models
+
+
+def test_only_what_is_needed_is_fetched(trained: tuple[dict[str, Any], set[str], list[str]]) -> None:
+    manifest, fetched, requests = trained
+    assert manifest["status"] == "finished"
+    assert fetched == NEEDED
+    unwanted = ("pytorch_model.bin", "onnx", ".py", "README.md")
+    assert not [line for line in requests if any(word in line for word in unwanted)]
+    assert len(requests) >= len(NEEDED) + 1
+
+
+def test_the_commit_is_recorded(machine: Machine, trained: tuple[dict[str, Any], set[str], list[str]]) -> None:
+    base = trained[0]["base"]
+    assert (base["name"], base["kind"], base["revision"]) == ("owner/tale", "hub", hub.COMMIT)
+    assert f"revision: {hub.COMMIT}" in (machine.work / "online" / "config.yaml").read_text().splitlines()
+
+
+def test_weights_are_fetched_once(machine: Machine, trained: Any) -> None:
+    result = machine.run("generate", "owner/tale", "The lamp", "--max-new-tokens", "3")
+    assert result.code == 0, result.stderr
+    assert result.stdout.startswith("The lamp")
+    assert machine.requests  # the commit of the branch is asked for
+    assert machine.fetched("owner/tale") == set()
+
+
+@pytest.mark.parametrize("revision", [(), ("--revision", hub.COMMIT)], ids=["branch", "commit"])
+def test_offline_from_the_clients_cache(cut_off: Worker, machine: Machine, trained: Any, revision: Any) -> None:
+    out = machine.work / f"offline-{len(revision)}"
+    result = cut_off.run("train", "stories", "--model", "owner/tale", *revision, "--offline", "--out", out, *TINY)
+    assert result.code == 0, result.stderr
+    manifest = json.loads((out / "run.json").read_text())
+    assert manifest["base"] == trained[0]["base"]
+    weights = [(machine.work / name / "model" / "model.safetensors").read_bytes() for name in ("online", out)]
+    assert weights[0] == weights[1]
+
+
+def test_offline_without_the_model(machine: Machine) -> None:
+    error, hint = refused(
+        machine.run("train", "stories", "--model", "owner/other", "--offline", "--out", "none", *TINY)
+    )
+    assert "owner/other is not on this machine" in error
+    assert "without --offline" in hint
+    assert machine.requests == []
+    assert not (machine.work / "none").exists()
+
+
+def test_pickle_only_is_refused_before_its_weights(machine: Machine) -> None:
+    error, hint = refused(machine.run("train", "stories", "--model", "owner/pickled", "--out", "none", *TINY))
+    assert "owner/pickled has its weights only as pytorch_model.bin" in error
+    assert "safetensors" in error
+    assert "model.save_pretrained" in hint
+    assert machine.fetched("owner/pickled") == {"config.json"}
+    assert not (machine.work / "none").exists()
+
+
+def test_an_encoder_is_refused_by_its_config(machine: Machine) -> None:
+    error, hint = refused(machine.run("train", "stories", "--model", "owner/encoder", "--out", "none", *TINY))
+    assert "owner/encoder is an encoder (model_type bert)" in error
+    assert "gpt2" in hint
+    assert machine.fetched("owner/encoder") == {"config.json"}
+
+
+def test_a_damaged_config_on_the_hub(machine: Machine) -> None:
+    error, _ = refused(machine.run("generate", "owner/damaged", "The lamp"))
+    assert "config.json" in error
+    assert machine.fetched("owner/damaged") == {"config.json"}
+
+
+def test_a_missing_repository(machine: Machine) -> None:
+    error, hint = refused(machine.run("train", "stories", "--model", "owner/tail", "--out", "none", *TINY))
+    assert "There is no model 'owner/tail' on the Hub" in error
+    assert "spelling" in hint
+    assert len(machine.requests) == 1
+
+
+def test_a_missing_revision(machine: Machine) -> None:
+    words = ("train", "stories", "--model", "owner/tale", "--revision", "v9", "--out", "none")
+    error, hint = refused(machine.run(*words, *TINY))
+    assert "owner/tale has no revision 'v9'" in error
+    assert "--revision" in hint
+
+
+def test_a_gated_repository(machine: Machine) -> None:
+    error, hint = refused(machine.run("train", "stories", "--model", "gated/tale", "--out", "none", *TINY))
+    assert "gated/tale is gated" in error
+    assert "HF_TOKEN" in hint
+    assert machine.fetched("gated/tale") <= {"config.json"}
+
+
+def test_sources_are_looked_for_before_the_model_is_fetched(machine: Machine) -> None:
+    error, hint = refused(machine.run("train", "storys", "--model", "owner/tale", "--out", "none", *TINY))
+    assert "storys" in error
+    assert "Did you mean stories?" in hint
+    assert machine.requests == []
+
+
+@pytest.mark.parametrize("what", ["model", "tokenizer", "dataset"])
+def test_a_hub_that_can_not_be_reached(cut_off: Worker, machine: Machine, what: str) -> None:
+    words: dict[str, tuple[str | Path, ...]] = {
+        "model": ("train", "stories", "--model", "owner/new", "--out", "none", *TINY),
+        "tokenizer": ("check", "stories", "--tokenizer", "owner/new"),
+        "dataset": ("train", "hf:owner/new", "--model", machine.work / "online", "--out", "none", *TINY),
+    }
+    error, hint = refused(cut_off.run(*words[what]))
+    assert "hub can't be reached" in error
+    assert "owner/new" in error
+    assert "HF_ENDPOINT" in hint
+    assert "--offline" in hint
+    assert not (machine.work / "none").exists()
+
+
+# -- datasets
+
+
+def test_a_datasets_own_splits_are_used(machine: Machine) -> None:
+    result = machine.run("train", "hf:owner/texts", "--model", "owner/tale", "--out", "texts", *TINY)
+    assert result.code == 0, result.stderr
+    data = json.loads((machine.work / "texts" / "data.json").read_text())
+    assert splits(data) == SPLITS
+    tokens = data["tokens"]
+    assert all(tokens[name] > 0 for name in ("trained", "validation", "test"))
+    assert tokens["read"] == tokens["trained"] + tokens["validation"] + tokens["test"] + tokens["dropped"]
+    assert [file["file"] for file in data["text"]["files"]] == [
+        f"hf:owner/texts:{split}" for split in ("test", "validation", "train")
+    ]
+
+
+def test_one_split_is_divided(machine: Machine) -> None:
+    report = account(machine.run("check", "hf:owner/texts:train", "--model", "owner/tale", "--json"))
+    assert report["text"]["documents"] == SPLITS["train"]
+    assert set(splits(report)) == set(SPLITS)
+
+
+@pytest.mark.parametrize(("config", "expected"), [("long", SPLITS), ("short", dict.fromkeys(SPLITS, 2))])
+def test_a_config_of_a_dataset(machine: Machine, config: str, expected: dict[str, int]) -> None:
+    report = account(machine.run("check", f"hf:owner/tables/{config}", "--model", "owner/tale", "--json"))
+    assert splits(report) == expected
+    assert {file["text_column"] for file in report["text"]["files"]} == {"story"}
+    split = account(machine.run("check", f"hf:owner/tables/{config}:test", "--model", "owner/tale", "--json"))
+    assert split["text"]["documents"] == expected["test"]
+
+
+@pytest.mark.parametrize("source", ["hf:owner/texts", "hf:owner/tables/long"])
+def test_streaming_reads_the_same(machine: Machine, source: str) -> None:
+    words = ("check", source, "--model", "owner/tale", "--json")
+    whole, streamed = account(machine.run(*words)), account(machine.run(*words, "--streaming"))
+    assert splits(streamed) == SPLITS
+    assert streamed["tokens"] == whole["tokens"]
+    assert streamed["text"]["words"] == whole["text"]["words"] > 0
+
+
+def test_streamed_training_is_the_same_run(machine: Machine) -> None:
+    for name, more in (("kept", ()), ("streamed", ("--streaming",))):
+        result = machine.run("train", "hf:owner/texts", *more, "--model", "owner/tale", "--out", name, *TINY)
+        assert result.code == 0, result.stderr
+    weights = [(machine.work / name / "model" / "model.safetensors").read_bytes() for name in ("kept", "streamed")]
+    assert weights[0] == weights[1]
+
+
+def test_a_dataset_offline(cut_off: Worker, machine: Machine) -> None:
+    online = account(machine.run("check", "hf:owner/texts", "--model", machine.work / "online", "--json"))
+    words = ("--model", machine.work / "online", "--offline", "--json")
+    assert account(cut_off.run("check", "hf:owner/texts", *words))["tokens"] == online["tokens"]
+    error, hint = refused(cut_off.run("check", "hf:owner/unseen", *words))
+    assert "hf:owner/unseen" in error
+    assert "not downloaded before" in error
+    assert "HF_ENDPOINT" in hint
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("hf:owner/nothing", "the hub has no dataset owner/nothing"),
+        ("hf:owner/texts:dev", "train"),
+        ("hf:owner/tables/middle", "long"),
+        ("hf:owner/tables", "long"),
+        ("hf:a/b/c/d", "does not name a dataset"),
+        ("hf:owner/texts:", "does not name a dataset"),
+    ],
+)
+def test_datasets_that_are_refused(machine: Machine, source: str, words: str) -> None:
+    error, hint = refused(machine.run("check", source, "--model", machine.work / "online", "--json"))
+    assert source in error
+    assert words in error
+    assert hint
+
+
+def test_quiet_is_quiet(machine: Machine) -> None:
+    for source in ("hf:owner/tables/short", "stories"):
+        result = machine.run("check", source, "--model", "owner/tale", "--quiet")
+        assert result.code == 0
+        assert result.stderr == ""
+        assert machine.requests
+
+
+def test_a_missing_column_of_a_dataset(machine: Machine) -> None:
+    words = ("train", "hf:owner/texts", "--text-column", "story", "--model", "owner/tale", "--out", "none", *TINY)
+    error, hint = refused(machine.run(*words))
+    assert "has no column 'story'" in error
+    assert "'id', 'text'" in error
+    assert "--text-column" in hint
+    assert not (machine.work / "none").exists()
+
+
+def test_nothing_half_written_is_left(machine: Machine, trained: Any) -> None:
+    for source in ("storys", "hf:owner/nothing"):
+        refused(machine.run("train", source, "--model", "owner/tale", "--out", "none", *TINY))
+    cache = machine.home / "finetale"
+    assert {item.name for item in cache.iterdir()} <= {"tokens", "tokenizers", "stdin"}
+    stores = list((cache / "tokens").iterdir())
+    assert stores
+    assert all((store / "store.json").is_file() for store in stores)

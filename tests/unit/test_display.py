@@ -1,0 +1,270 @@
+"""A run is shown as plain lines without a terminal, as a live panel with one, and with `quiet` only its warnings are."""
+
+from __future__ import annotations
+
+import re
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from finetale import display
+from finetale.display import Display, duration, size
+
+BEGIN: dict[str, Any] = {"event": "begin", "step": 0, "total": 200, "targets": 12_345, "run": "runs/x"}
+
+
+class Clock:
+    """A clock that a test turns."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(display, "time", made)
+    return made
+
+
+def train(step: int, loss: float = 3.25, speed: float = 1000.0) -> dict[str, Any]:
+    return {
+        "event": "train",
+        "step": step,
+        "loss": loss,
+        "learning_rate": 5e-4,
+        "tokens_per_second": speed,
+        "memory_bytes": 3 * 2**29,
+    }
+
+
+def evaluation(step: int, perplexity: float, *, best: bool) -> dict[str, Any]:
+    return {"event": "evaluation", "step": step, "loss": 2.5, "perplexity": perplexity, "best": best}
+
+
+SAMPLE: dict[str, Any] = {"event": "sample", "step": 4, "prompt": "Once upon", "text": " a\n\ttime [bold]"}
+WARNING: dict[str, Any] = {"event": "warning", "step": 4, "message": "Memory ran out [at once]"}
+
+
+def show(events: list[dict[str, Any]], *, quiet: bool = False) -> list[str]:
+    """Lines of a display without a terminal."""
+    file = StringIO()
+    with Display(Console(file=file, width=60), quiet=quiet) as shown:
+        for event in events:
+            shown(event)
+    return file.getvalue().splitlines()
+
+
+# Without a terminal
+
+
+def test_plain_lines(clock: Clock) -> None:
+    assert show(
+        [
+            {"event": "stage", "message": "Reading stories/"},
+            BEGIN,
+            evaluation(0, 60.0, best=True),
+            train(1),
+            evaluation(4, 70.5, best=False),
+            SAMPLE,
+            WARNING,
+            {"event": "checkpoint", "step": 4, "path": "checkpoints/step-00000004"},
+        ]
+    ) == [
+        "Reading stories/ …",
+        "Training for 200 steps; 12,345 tokens an epoch; run directory runs/x",
+        "step 0/200  validation loss 2.5000  perplexity 60.00  best so far",
+        "step 1/200  loss 3.2500  learning rate 5.00e-04  1,000 tokens/s  1.50 GiB  0 s left",
+        "step 4/200  validation loss 2.5000  perplexity 70.50",
+        "step 4/200  sample: Once upon a time [bold]",
+        "warning: Memory ran out [at once]",
+    ]
+
+
+def test_a_resumed_run_says_where_it_goes_on() -> None:
+    assert show([BEGIN | {"step": 60}]) == [
+        "Training from step 60 of 200 steps; 12,345 tokens an epoch; run directory runs/x"
+    ]
+
+
+def test_plain_lines_are_few(clock: Clock) -> None:
+    file = StringIO()
+    shown = Display(Console(file=file))
+    shown(BEGIN)
+    for step in range(1, 101):
+        clock.now += 1.0
+        shown(train(step))
+    steps = [int(step) for step in re.findall(r"^step (\d+)/", file.getvalue(), re.MULTILINE)]
+    assert steps == [1, 12, 23, 34, 45, 56, 67, 78, 89, 100]
+    assert "1 min 40 s left" in file.getvalue().splitlines()[-1]  # 100 steps took 100 s, 100 are left
+
+
+def test_stages_are_said_once_and_long_ones_now_and_then(clock: Clock) -> None:
+    file = StringIO()
+    shown = Display(Console(file=file))
+    for done in range(1, 31):
+        shown({"event": "stage", "message": "Measuring", "done": done, "total": 30})
+        clock.now += 1.0
+    shown({"event": "stage", "message": "Comparing"})
+    assert file.getvalue().splitlines() == [
+        "Measuring …",
+        "Measuring: 12 of 30",
+        "Measuring: 23 of 30",
+        "Comparing …",
+    ]
+
+
+def test_speed_is_the_mean_of_the_last_20_steps(clock: Clock) -> None:
+    file = StringIO()
+    shown = Display(Console(file=file))
+    shown(BEGIN)
+    for step in range(1, 31):
+        clock.now += 11.0
+        shown(train(step, speed=100.0 if step <= 10 else 500.0 + step))
+    assert f"  {sum(500.0 + step for step in range(11, 31)) / 20:,.0f} tokens/s" in file.getvalue().splitlines()[-1]
+
+
+def test_time_left_counts_only_the_steps_of_this_session(clock: Clock) -> None:
+    file = StringIO()
+    shown = Display(Console(file=file))
+    shown(BEGIN | {"step": 100})
+    clock.now += 20.0
+    shown(train(110))
+    assert file.getvalue().splitlines()[-1].endswith("3 min 0 s left")  # 90 steps of 2 s
+
+
+def test_quiet_shows_only_warnings() -> None:
+    events = [{"event": "stage", "message": "Reading"}, BEGIN, train(1), evaluation(1, 9.0, best=True), SAMPLE, WARNING]
+    assert show(events, quiet=True) == ["warning: Memory ran out [at once]"]
+
+
+# With a terminal
+
+
+def panel(events: list[dict[str, Any]], *, width: int = 160, quiet: bool = False) -> str:
+    """What a display draws on a terminal, without the codes that move the cursor."""
+    file = StringIO()
+    console = Console(force_terminal=True, file=file, width=width, color_system=None, legacy_windows=False)
+    with Display(console, quiet=quiet) as shown:
+        for event in events:
+            shown(event)
+    drawn = file.getvalue()
+    assert quiet or "\x1b[" in drawn
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn)
+
+
+def test_the_live_panel_shows_loss_perplexity_speed_memory_and_time_left(clock: Clock) -> None:
+    file = StringIO()
+    console = Console(force_terminal=True, file=file, width=160, color_system=None, legacy_windows=False)
+    with Display(console) as shown:
+        shown(BEGIN)
+        shown(evaluation(0, 60.0, best=True))
+        clock.now += 30.0
+        shown(train(100))
+        shown(evaluation(100, 70.5, best=False))
+        shown(SAMPLE | {"step": 100})
+    frame = file.getvalue()[file.getvalue().rindex("100/200") :]
+    for text in (
+        "30 s left",
+        "loss 3.2500",
+        "learning rate 5.00e-04",
+        "validation perplexity 70.50",
+        "best 60.00 at step 0",
+        "1,000 tokens/s",
+        "1.50 GiB",
+        "Once upon a time [bold]",
+    ):
+        assert text in frame
+
+
+def test_the_panel_is_whole_before_the_first_step_and_at_the_last() -> None:
+    assert "starting …" in panel([BEGIN])
+    done = panel([BEGIN, train(200)])
+    assert "200/200" in done
+    assert "left" not in done[done.rindex("200/200") :]
+    assert "best" not in panel([BEGIN, train(1), evaluation(1, 9.0, best=True)])
+
+
+@pytest.mark.xfail(strict=True, reason="figures are columns of one table, which a narrow terminal cuts with …")
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_figures_stay_whole_on_a_narrow_terminal(width: int) -> None:
+    drawn = panel([BEGIN, evaluation(0, 60.0, best=True), train(5), evaluation(5, 70.5, best=False)], width=width)
+    frame = drawn[drawn.rindex("5/200") :]
+    for figure in ("loss 3.2500", "validation perplexity 70.50", "best 60.00 at step 0", "1,000 tokens/s", "1.50 GiB"):
+        assert figure in frame
+    assert max(len(line) for line in frame.splitlines()) <= width
+
+
+def test_warnings_stand_beside_the_panel_and_what_follows_closes_it() -> None:
+    drawn = panel([BEGIN, train(1), WARNING, train(2), {"event": "stage", "message": "Comparing"}])
+    assert drawn.count("warning: Memory ran out [at once]") == 1
+    assert drawn.rstrip().splitlines()[-1] == "Comparing …"
+    assert drawn.rindex("2/200") < drawn.rindex("Comparing")
+
+
+def test_the_cursor_comes_back_when_a_run_fails() -> None:
+    file = StringIO()
+    console = Console(force_terminal=True, file=file, width=80, legacy_windows=False)
+    shown = Display(console)
+
+    def fail() -> None:
+        with shown:
+            shown(BEGIN)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert file.getvalue().count("\x1b[?25l") == file.getvalue().count("\x1b[?25h") == 1
+    shown.close()
+
+
+def test_quiet_draws_no_panel() -> None:
+    assert panel([BEGIN, train(1), WARNING], quiet=True).splitlines() == ["warning: Memory ran out [at once]"]
+
+
+# Numbers for people
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 0 s"),
+        (200, "3 min 20 s"),
+        (600, "10 min"),
+        (3599.6, "1 h 0 min"),
+        (7500, "2 h 5 min"),
+        (200_000, "55 h 33 min"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1 kB"),
+        (512e6, "512 MB"),
+        (1.44e9, "1.4 GB"),
+        (256e9, "256 GB"),
+        (2.5e12, "2.5 TB"),
+    ],
+)
+def test_sizes(count: float, text: str) -> None:
+    assert size(count) == text
+
+
+def test_long_samples_are_cut_to_one_line() -> None:
+    line = show([BEGIN, SAMPLE | {"text": " word" * 100}])[-1]
+    assert line.startswith("step 4/200  sample: Once upon word word")
+    assert line.endswith("…")
+    assert len(line) == len("step 4/200  sample: ") + 160

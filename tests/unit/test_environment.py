@@ -1,0 +1,123 @@
+"""What the machine is said to be is what it is, as far as a test can know."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+
+from finetale import __version__, environment
+
+
+def test_versions_are_those_of_what_runs() -> None:
+    found = environment.versions()
+    assert set(found) <= {"python", *environment.VERSIONED}
+    assert len(found) == 1 + len(environment.VERSIONED) == 10
+    assert found["python"] == platform.python_version()
+    assert found["torch"] == torch.__version__
+    assert found["finetale"] == __version__
+
+
+def test_a_missing_package_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "VERSIONED", ("torch", "no-such-package-anywhere"))
+    assert set(environment.versions()) == {"python", "torch"}
+
+
+def test_hardware_can_be_written_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    found = environment.hardware()
+    assert set(found) == {"system", "cpu", "cores", "memory_bytes", "cpu_bf16", "gpu"}
+    assert found["gpu"] is None
+    assert found["memory_bytes"] == psutil.virtual_memory().total
+    assert found["cpu"]
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_accelerators_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert environment.hardware()["gpu"] == {"name": "Apple GPU (MPS)", "count": 1, "memory_bytes": None}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(name="Some GPU", total_memory=8 * 2**30)
+    )
+    assert environment.hardware()["gpu"] == {"name": "Some GPU", "count": 2, "memory_bytes": 8 * 2**30}
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 77)
+    assert environment.peak_memory() == 77
+
+
+def test_cores_are_those_this_process_may_use() -> None:
+    assert 1 <= environment.num_cores() <= (os.cpu_count() or 1)
+    if hasattr(os, "sched_getaffinity"):
+        program = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from finetale import environment; print(environment.num_cores())"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+        assert done.stdout == "1\n"
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "expected"),
+    [
+        (None, None, 1000),
+        (800, 300, 500),
+        (5000, 300, 1000),
+        (800, 900, 0),
+        (2**63 - 4096, 300, 1000),  # what "no limit" looks like in control groups of version 1
+        (800, None, 1000),
+    ],
+)
+def test_available_memory_keeps_to_the_limit_of_the_control_group(
+    monkeypatch: pytest.MonkeyPatch, limit: int | None, used: int | None, expected: int
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(environment, "_cgroup_number", lambda *names: limit if names[0] == "memory.max" else used)
+    assert environment.available_memory() == expected
+
+
+def test_available_memory_of_this_machine_is_within_its_memory() -> None:
+    assert 0 < environment.available_memory() <= psutil.virtual_memory().total
+
+
+def test_peak_memory_counts_what_was_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    resident = psutil.Process().memory_info().rss
+    taken = torch.ones(max(0, environment.peak_memory() - resident) // 4 + 16 * 2**20)  # 64 MiB above the last peak
+    after = environment.peak_memory()
+    assert after >= resident + 0.9 * taken.numel() * 4
+    del taken
+    assert environment.peak_memory() >= after
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="the system does not tell")
+def test_the_processor_is_described_by_the_system() -> None:
+    content = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    flags = environment.cpu_flags()
+    assert all(f" {flag}" in content for flag in flags)
+    assert len(flags) > 5
+    assert environment.cpu_name()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"avx2", "avx512f"}, False),
+        ({"avx512_bf16"}, True),
+        ({"amx_bf16", "avx2"}, True),
+        ({"asimd", "bf16"}, True),
+        (set(), False),
+    ],
+)
+def test_bf16_is_used_only_where_the_processor_has_it(
+    monkeypatch: pytest.MonkeyPatch, flags: set[str], expected: bool
+) -> None:
+    monkeypatch.setattr(environment, "cpu_flags", lambda: frozenset(flags))
+    assert environment.cpu_has_bf16() is expected

@@ -1,0 +1,227 @@
+"""Documents of a packed row are kept apart in every architecture, and losses are those of the targets alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+)
+
+from finetale.blocks import IGNORE, Batch, pack
+from finetale.forward import PackedForward, find_isolation
+from tiny import model, store, story, tokenizer
+
+SIZE = 64
+HIDDEN: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def gpt2(kind: type[GPT2LMHeadModel] = GPT2LMHeadModel) -> PreTrainedModel:
+    return kind(
+        GPT2Config(vocab_size=len(tokenizer()), n_positions=SIZE, n_embd=32, n_layer=2, n_head=2, initializer_range=0.2)
+    )
+
+
+def gpt_neox() -> PreTrainedModel:
+    return GPTNeoXForCausalLM(
+        GPTNeoXConfig(vocab_size=len(tokenizer()), intermediate_size=64, initializer_range=0.2, **HIDDEN)
+    )
+
+
+def llama() -> PreTrainedModel:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer()), intermediate_size=64, num_key_value_heads=1, initializer_range=0.2, **HIDDEN
+        )
+    )
+
+
+def opt() -> PreTrainedModel:
+    return OPTForCausalLM(
+        OPTConfig(
+            vocab_size=len(tokenizer()),
+            ffn_dim=64,
+            word_embed_proj_dim=32,
+            max_position_embeddings=SIZE,
+            init_std=0.2,
+            **HIDDEN,
+        )
+    )
+
+
+def bloom() -> PreTrainedModel:
+    return BloomForCausalLM(
+        BloomConfig(vocab_size=len(tokenizer()), hidden_size=32, n_layer=2, n_head=2, initializer_range=0.2)
+    )
+
+
+class LeaksByPosition(GPT2LMHeadModel):
+    """Numbers positions as it is told, but attends to all that came before unless a mask forbids it."""
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        use_cache: bool = False,
+    ) -> Any:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return super().forward(input_ids=input_ids, position_ids=position_ids, attention_mask=mask, use_cache=use_cache)
+
+
+class LeaksByMaskToo(GPT2LMHeadModel):
+    """Attends to all that came before, whatever mask it gets."""
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        use_cache: bool = False,
+    ) -> Any:
+        return super().forward(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            attention_mask=torch.ones_like(input_ids),
+            use_cache=use_cache,
+        )
+
+
+class KnowsNoPositions(GPT2LMHeadModel):
+    """Takes nothing but the ids."""
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool = False) -> Any:  # type: ignore[override]
+        return super().forward(input_ids=input_ids, use_cache=use_cache)
+
+
+MODELS: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
+    "gpt2": (gpt2, "restarting positions"),
+    "gpt-neox": (gpt_neox, "restarting positions"),
+    "llama": (llama, "restarting positions"),
+    "opt": (opt, "explicit mask"),
+    "bloom": (bloom, "a row each"),
+    "leaks by position": (lambda: gpt2(LeaksByPosition), "explicit mask"),
+    "leaks by mask too": (lambda: gpt2(LeaksByMaskToo), "a row each"),
+    "knows no positions": (lambda: gpt2(KnowsNoPositions), "a row each"),
+}
+
+
+def built(name: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return MODELS[name][0]().eval()
+
+
+@pytest.fixture(scope="module")
+def batch(tmp_path_factory: pytest.TempPathFactory) -> Batch:
+    """Rows of one, two and more documents, and padding."""
+    stored = store(tmp_path_factory.mktemp("forward"), [story(n, 4 + 3 * (n % 5)) for n in range(16)])
+    blocks = pack(stored, "train", SIZE)
+    packed = blocks.batch(np.arange(len(blocks)))
+    assert len(packed.labels) >= 4
+    assert (packed.parts.min(), packed.documents.max() >= 2) == (-1, True)
+    return packed
+
+
+def alone(tiny: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """Losses of each document by itself, straight from the model."""
+    losses = torch.zeros(batch.labels.shape)
+    number = 0
+    for row in range(len(batch.inputs)):
+        for part in set(batch.parts[row].tolist()) - {-1}:
+            at = torch.from_numpy(batch.parts[row] == part)
+            ids, labels = torch.from_numpy(batch.inputs[row])[at], torch.from_numpy(batch.labels[row])[at]
+            with torch.inference_mode():
+                losses[row, at] = F.cross_entropy(tiny(input_ids=ids[None]).logits[0], labels, reduction="none")
+            number += 1
+    assert number == 16
+    return losses
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_documents_are_kept_apart(name: str, batch: Batch) -> None:
+    tiny = built(name)
+    assert find_isolation(tiny) == MODELS[name][1]
+    with torch.inference_mode():
+        losses = PackedForward(tiny).token_losses(batch)
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, alone(tiny, batch), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("opt", "restarting positions"),
+        ("bloom", "restarting positions"),
+        ("leaks by position", "restarting positions"),
+        ("leaks by mask too", "restarting positions"),
+        ("leaks by mask too", "explicit mask"),
+    ],
+)
+def test_what_is_not_chosen_would_leak(name: str, wrong: str, batch: Batch) -> None:
+    tiny = built(name)
+    with torch.inference_mode():
+        leaking = PackedForward(tiny, isolation=wrong).token_losses(batch)
+    assert (leaking - alone(tiny, batch)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("isolation", ["restarting positions", "explicit mask", "a row each"])
+def test_gradients_are_the_same_however_documents_are_kept_apart(isolation: str, batch: Batch) -> None:
+    gradients = []
+    for way in ("restarting positions", isolation):
+        tiny = built("gpt2")
+        PackedForward(tiny, isolation=way).token_losses(batch).sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in tiny.parameters() if p.grad is not None]))
+    assert gradients[0].abs().max() > 1
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_trying_leaves_the_model_as_it_was(training: bool) -> None:
+    tiny = model(0, dropout=0.5).train(training)
+    assert find_isolation(tiny) == "restarting positions"  # dropout would hide it
+    assert tiny.training is training
+    assert tiny.transformer.drop.training is training
+    assert all(p.grad is None for p in tiny.parameters())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt", "bloom"])
+def test_ignored_labels_have_no_loss(name: str, batch: Batch) -> None:
+    labels = batch.labels.copy()
+    labels[:, ::3] = IGNORE
+    ignored = labels == IGNORE
+    assert ignored.sum() > 100
+    masked = Batch(batch.inputs, labels, batch.positions, batch.documents, batch.parts)
+    forward = PackedForward(built(name))
+    with torch.inference_mode():
+        losses, whole = forward.token_losses(masked), forward.token_losses(batch)
+    assert losses[ignored].eq(0).all()
+    assert torch.equal(losses[~ignored], whole[~ignored])
+    assert whole[~ignored].gt(0).all()
+
+
+def test_bf16_is_within_two_percent_of_fp32(batch: Batch) -> None:
+    tiny = model(1)
+    with torch.inference_mode():
+        full = PackedForward(tiny).token_losses(batch)
+        half = PackedForward(tiny, precision="bf16").token_losses(batch)
+    assert half.dtype == torch.float32
+    assert (half - full).abs().max() > 0
+    assert float(half.sum()) == pytest.approx(float(full.sum()), rel=0.02)
+    counted = torch.from_numpy(batch.labels != IGNORE)
+    assert ((half - full).abs() / full)[counted].median() < 0.02
+    assert next(tiny.parameters()).dtype == torch.float32
