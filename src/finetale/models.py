@@ -291,10 +291,7 @@ def _checked(name: str, kind: str, folder: Path, revision: str | None) -> Locate
             f"{name} has no config.json, so it is no model folder.",
             "Give the folder that holds config.json and model.safetensors.",
         )
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{config_file} can't be read: {_first_line(error)}", "Download the model again.") from None
+    config = _read_config(config_file)
     _check_config(name, config)
     _check_weight_files(name, sorted(file.name for file in folder.iterdir()))
     return Located(name, kind, folder, revision, config)
@@ -351,29 +348,38 @@ def _download(name: str, revision: str | None, offline: bool, *, weights: bool =
     """Root-level files of a Hub repository that are needed, as a local snapshot, and its commit."""
     from huggingface_hub import HfApi, snapshot_download
 
+    # Offline the client must be asked for the very files it was asked for online, or it takes them for missing.
+    wanted = ["*.json", "*.txt", "*.model", *(["*.safetensors"] if weights else [])]
+    below = ["*/*"]
     with _hub_errors(name, revision, offline):
         if offline or _hub_is_offline():
-            folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+            folder = Path(
+                snapshot_download(
+                    name, revision=revision, local_files_only=True, allow_patterns=wanted, ignore_patterns=below
+                )
+            )
             return folder, folder.name
         info = HfApi().model_info(name, revision=revision)
-    files = [item.rfilename for item in info.siblings or [] if "/" not in item.rfilename]
     if weights:
+        files = [item.rfilename for item in info.siblings or [] if "/" not in item.rfilename]
         if "config.json" not in files:
             raise ModelError(
                 f"{name} on the Hub has no config.json, so it is no transformers model.", "Choose another model."
             )
         with _hub_errors(name, revision, offline):
             config = Path(snapshot_download(name, revision=info.sha, allow_patterns=["config.json"])) / "config.json"
-        _check_config(name, json.loads(config.read_text(encoding="utf-8")))
+        _check_config(name, _read_config(config))
         _check_weight_files(name, files)
-    endings = (".json", ".txt", ".model") + ((".safetensors",) if weights else ())
     with _hub_errors(name, revision, offline):
-        folder = Path(
-            snapshot_download(
-                name, revision=info.sha, allow_patterns=[file for file in files if file.endswith(endings)]
-            )
-        )
-    return folder, info.sha
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=below))
+    return folder, folder.name
+
+
+def _read_config(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} can't be read: {_first_line(error)}", "Download the model again.") from None
 
 
 def _hub_is_offline() -> bool:

@@ -6,6 +6,7 @@ Each command is a small file of its own that parses, calls and prints. None is i
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 
@@ -29,6 +30,7 @@ COMMANDS = {
     "runs": "A table of the runs here.",
     "doctor": "This machine, and what would make it faster.",
 }
+_WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO})
 _DASH = "<standard input>"
 USAGE_ERROR, BUG, NOT_RESUMABLE = 2, 70, 130
 
@@ -68,16 +70,28 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except FinetaleError as error:
         print_error(error.message, error.hint)
         return error.exit_code
+    except BrokenPipeError:  # as in `finetale runs | head -1`
+        sys.stderr.close()
+        return 0
+    except OSError as error:
+        if error.errno not in _WRITE_ERRORS:
+            return _bug()
+        print_error(
+            f"{error.filename or 'A file'} can't be written: {error.strerror}.",
+            "Free some disk space, or check the permissions.",
+        )
+        return 1
     except KeyboardInterrupt:
         print_error("Stopped. Nothing was left half-written.", "Run the command again to start over.")
         return NOT_RESUMABLE
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
     except Exception:
-        Console(stderr=True).print_exception(width=120)
-        print_error("This is a bug in Finetale, not a mistake of yours.", "Please report it with the lines above.")
-        return BUG
+        return _bug()
+
+
+def _bug() -> int:
+    Console(stderr=True).print_exception(width=120)
+    print_error("This is a bug in Finetale, not a mistake of yours.", "Please report it with the lines above.")
+    return BUG
 
 
 def _call(app: App, words: list[str]) -> int:

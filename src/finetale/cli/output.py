@@ -37,6 +37,8 @@ def stdout() -> Console:
 def progress(*, quiet: bool = False, as_json: bool = False) -> Display:
     """The display for a command; also keeps libraries from writing between its lines."""
     quiet_libraries()
+    if quiet or as_json:
+        hide_progress_bars()
     return Display(quiet=quiet or as_json)
 
 
@@ -48,6 +50,15 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
+
+
+def hide_progress_bars() -> None:
+    """No bars of downloads: by the environment for libraries not yet loaded, by a call for those that are."""
+    for name in ("HF_HUB", "HF_DATASETS"):
+        os.environ[f"{name}_DISABLE_PROGRESS_BARS"] = "1"
+    for module, function in (("huggingface_hub.utils", "disable_progress_bars"), ("datasets", "disable_progress_bars")):
+        if module in sys.modules:
+            getattr(sys.modules[module], function)()
 
 
 def number(value: float | None, digits: int = 2) -> str:

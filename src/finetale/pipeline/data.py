@@ -38,19 +38,23 @@ def tokenise(config: Config, tokenizer: PreTrainedTokenizerBase, notify: Notify)
     else:  # a stream can't be hashed before it is read
         root.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="stream-", dir=root)) / "store"
-    stage(notify, "Reading and tokenising the text")
-    parts, report = text.read_parts(config.sources, config, offline=config.offline)
 
     def progress(count: int) -> None:
         stage(notify, "Reading and tokenising the text", done=count)
 
+    stage(notify, "Reading and tokenising the text")
     try:
+        parts, report = text.read_parts(config.sources, config, offline=config.offline)
         store = tokens.build_store(parts, tokenizer, folder, report=report.to_dict, progress=progress)
-    except OSError as error:
-        raise RunError(
-            f"The token cache in {root} can't be written: {error}.",
-            "Free some disk space, or choose another place with --cache-dir.",
-        ) from error
+    except BaseException as error:
+        if key is None:
+            shutil.rmtree(folder.parent, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise RunError(
+                f"The token cache in {root} can't be written: {error}.",
+                "Free some disk space, or choose another place with --cache-dir.",
+            ) from error
+        raise
     if key is None:
         kept = root / "tokens" / f"stream-{store.info['sha256']}"
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -87,10 +91,11 @@ def check_text(config: Config, notify: Notify) -> dict[str, Any]:
     stage(notify, "Reading the text")
     parts, report = text.read_parts(config.sources, config, on_problem="collect", offline=config.offline)
     result: dict[str, Any] = {"tokens": None, "dropped": [], "warnings": [], "tokenizer": None, "no_tokens": None}
+    named = bool({"model", "tokenizer"} & config.model_fields_set)
     try:
-        tokenizer = tokenizer_for(config, notify, offline=config.offline or "model" not in config.model_fields_set)
+        tokenizer = tokenizer_for(config, notify, offline=config.offline or not named)
     except FinetaleError as error:
-        if {"model", "tokenizer"} & config.model_fields_set:
+        if named:
             raise
         for _ in parts:
             pass

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetale import models
+from finetale import models, text
 from finetale.blocks import Blocks, check_positions, choose_block_size, pack, windows
 from finetale.config import Config
 from finetale.environment import cpu_has_bf16
@@ -57,6 +57,8 @@ def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None
         )
     if not config.sources:
         raise SourceError("No text was given.", "Name a file, a folder, - for standard input, or hf:DATASET.")
+    text.check_sources(config.sources, config)
+    given, config = config.model, _from_anywhere(config)
     located = None
     if loaded is not None:
         tokenizer = loaded.tokenizer
@@ -77,6 +79,7 @@ def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None
             loaded = models.load(config.model, tokenizer=tokenizer, dropout=config.dropout, seed=config.seed)
         else:
             loaded = models.load_located(located, tokenizer=tokenizer, dropout=config.dropout)
+        loaded = replace(loaded, provenance=replace(loaded.provenance, name=given))
     size = choose_block_size(store, models.positions_of(loaded.model.config.to_dict()), config.block_size)
     blocks = pack(store, "train", size, fill=True)
     new = models.is_new(config.model)
@@ -94,6 +97,18 @@ def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None
         }
     )
     return Prepared(resolved, loaded, store, blocks, evaluation_blocks(store, "validation", resolved), memory)
+
+
+def _from_anywhere(config: Config) -> Config:
+    """The same settings with absolute paths, so that the run can be resumed and compared from another folder."""
+
+    def absolute(name: str) -> str:
+        path = Path(name).expanduser()
+        return str(path.absolute()) if path.exists() else name
+
+    sources = {key: tuple(map(absolute, getattr(config, key))) for key in ("sources", "validation", "test")}
+    tokenizer = None if config.tokenizer is None else absolute(config.tokenizer)
+    return config.model_copy(update=sources | {"model": absolute(config.model), "tokenizer": tokenizer})
 
 
 def evaluation_blocks(store: TokenStore, split: str, config: Config) -> Blocks | None:

@@ -61,13 +61,11 @@ def resume_run(path: str | Path, notify: Notify) -> RunDirectory:
     checkpoint, damaged = training.newest_valid_checkpoint(run)
     for line in damaged:
         notify({"event": "warning", "message": line})
-    loaded = models.load(str(run.root), dropout=config.dropout)
-    if checkpoint is None and manifest.get("best_step"):
-        raise RunError(
-            f"{path} has no checkpoint left to go on from.",
-            "Train again with --overwrite; model/ holds the best model so far.",
-        )
+    # model/ may hold better weights than a lost checkpoint, so without a checkpoint the run begins again from its base.
+    loaded = None if checkpoint is None else models.load(str(run.root), dropout=config.dropout)
     prepared = prepare(config, notify, loaded=loaded)
+    if loaded is None:
+        _check_base(manifest, prepared.loaded)
     if prepared.store.info["sha256"] != manifest.get("data_sha256"):
         raise RunError(
             f"The text of {path} has changed since the run began, so it can't go on as it was.",
@@ -105,11 +103,13 @@ def finish(run: RunDirectory, config: Config, notify: Notify, state: TrainState 
             ) from None
     write_json(run.comparison, result)
     if state is not None:
-        run.update_manifest(status="finished", finished=_now())
+        run.update_manifest(finished=_now())
     stage(notify, "Writing the report")
     card = model_card(run.read_manifest(), result, json.loads(run.data.read_text(encoding="utf-8")))
     write_bytes(run.model / "README.md", card.encode())
     write_report(run)
+    if state is not None:
+        run.update_manifest(status="finished")
 
 
 def load_base(manifest: dict[str, Any], config: Config, after: LoadedModel, notify: Notify) -> LoadedModel:
@@ -118,16 +118,19 @@ def load_base(manifest: dict[str, Any], config: Config, after: LoadedModel, noti
     Raises:
         RunError: the base is another one by now.
     """
-    base = manifest["base"]
     before = open_model(
-        base["name"], config, notify, tokenizer=after.tokenizer if models.is_new(base["name"]) else None
+        config.model, config, notify, tokenizer=after.tokenizer if models.is_new(config.model) else None
     )
-    if before.provenance.sha256 != base["sha256"]:
-        raise RunError(
-            f"The base model {base['name']} has changed since the run began (SHA-256 differs).",
-            "Compare the run with another model: `finetale compare BASE RUN --text SOURCE`.",
-        )
+    _check_base(manifest, before)
     return before
+
+
+def _check_base(manifest: dict[str, Any], loaded: LoadedModel) -> None:
+    if loaded.provenance.sha256 != manifest["base"]["sha256"]:
+        raise RunError(
+            f"The base model {manifest['base']['name']} has changed since the run began (SHA-256 differs).",
+            "Compare the run with another model: `finetale compare BASE RUN --text SOURCE`; or train again.",
+        )
 
 
 def _train(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Path | None) -> TrainState:
@@ -195,6 +198,14 @@ def _start_directory(run: RunDirectory, prepared: Prepared) -> None:
         shutil.rmtree(run.root)
     config = prepared.config.model_copy(update={"out": run.root})
     run.root.mkdir(parents=True, exist_ok=True)
+    try:
+        _describe(run, config, prepared)
+    except BaseException:
+        shutil.rmtree(run.root, ignore_errors=True)
+        raise
+
+
+def _describe(run: RunDirectory, config: Config, prepared: Prepared) -> None:
     run.update_manifest(
         status="running",
         name=run.root.name,
@@ -224,7 +235,8 @@ def _status(run: RunDirectory) -> Iterator[None]:
         run.update_manifest(status="interrupted")
         raise
     except Exception as error:
-        run.update_manifest(status="failed", error=f"{type(error).__name__}: {error}")
+        with contextlib.suppress(OSError):  # a full disk must not hide what went wrong first
+            run.update_manifest(status="failed", error=f"{type(error).__name__}: {error}")
         raise
 
 

@@ -17,6 +17,15 @@ from __future__ import annotations
 from finetale.text.account import TextReport
 from finetale.text.documents import Document, Part, Split
 from finetale.text.fingerprint import fingerprint, read_standard_input
-from finetale.text.reading import read_parts
+from finetale.text.reading import check_sources, read_parts
 
-__all__ = ["Document", "Part", "Split", "TextReport", "fingerprint", "read_parts", "read_standard_input"]
+__all__ = [
+    "Document",
+    "Part",
+    "Split",
+    "TextReport",
+    "check_sources",
+    "fingerprint",
+    "read_parts",
+    "read_standard_input",
+]

@@ -172,11 +172,18 @@ def _is_network(error: BaseException) -> bool:
     seen: BaseException | None = error
     while seen is not None:
         module = type(seen).__module__.partition(".")[0]
-        if isinstance(seen, ConnectionError | TimeoutError) or module in ("httpx", "httpcore", "aiohttp", "requests"):
+        if isinstance(seen, ConnectionError | TimeoutError) or module in (
+            "httpx",
+            "httpx2",
+            "httpcore",
+            "httpcore2",
+            "aiohttp",
+            "requests",
+        ):
             return True
         seen = seen.__cause__
     return False
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return (" ".join(str(error).split()) or type(error).__name__).rstrip(".")

@@ -68,6 +68,20 @@ def read_parts(
     return reader.parts(plan), report
 
 
+def check_sources(sources: Sequence[str], settings: TextSettings) -> None:
+    """Look for all files and folders of the sources, opening none and asking no hub.
+
+    Raises:
+        SourceError: names all that are missing or hold nothing that can be read.
+    """
+    local = {
+        role: tuple(name for name in names if not name.startswith(PREFIX))
+        for role, names in (("validation", settings.validation), ("test", settings.test))
+    }
+    reader = _Reader(settings.model_copy(update=local), TextReport([]), collect=False)
+    reader.plan([source for source in sources if not source.startswith(PREFIX)], offline=True)
+
+
 class _Reader:
     def __init__(self, settings: TextSettings, report: TextReport, *, collect: bool) -> None:
         self._settings = settings

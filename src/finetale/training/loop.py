@@ -305,8 +305,8 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # safetensors reports a full disk as an exception of its own that names the system's error
-        if isinstance(error, OSError) or "No space left" in str(error):
+        # safetensors reports the system's errors as an exception of its own, with their text
+        if isinstance(error, OSError) or "(os error " in str(error):
             raise RunError(
                 f"{path} can't be written: {error}.", "Free some disk space, then `finetale resume`."
             ) from error
