@@ -342,7 +342,7 @@ def test_the_python_interface_is_the_same_path(here: Path) -> None:
     assert ft.check("stories")["documents"] == 60
     assert ft.evaluate(run, "stories", precision="fp32")["documents"] == 60
     assert ft.compare("base", run).improved is True
-    assert ft.plan("stories", model="base")["config"]["model"] == "base"
+    assert ft.plan("stories", model="base")["model"]["name"] == "base"
 
 
 def test_demo(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

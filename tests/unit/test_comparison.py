@@ -86,7 +86,7 @@ def test_verdict_worse() -> None:
 
 
 def test_verdict_worse_within_chance() -> None:
-    result = both(measured(spread(3.0)), measured(spread(3.01, seed=1)))
+    result = both(measured(spread(3.0)), measured(spread(3.001, seed=1)))
     assert result["verdict"].startswith(
         "The model did not get better: on text it never saw, perplexity rose from 20.1 to"
     )

@@ -223,6 +223,13 @@ def test_change_includes_zero_where_only_chance_differs() -> None:
     assert sum(included) >= 16
 
 
+def test_the_interval_of_a_change_is_as_wide_as_95_percent_of_a_normal_distribution() -> None:
+    before, after = noisy(0, 500), noisy(1, 500)
+    interval = change(documents(before), documents(after), by_word=False, samples=4000)["interval"]
+    low, high = np.log1p(np.array(interval) / 100)
+    assert high - low == pytest.approx(2 * 1.96 * (after - before).std() / 100 / math.sqrt(500), rel=0.06)
+
+
 def test_change_of_the_same_model_is_none() -> None:
     found = change(documents(noisy(0)), documents(noisy(0)), by_word=False)
     assert found == {"percent": 0.0, "interval": [0.0, 0.0], "excludes_zero": False, "per": "token"}
