@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 DEFAULT_PROMPT = "Once upon a time"
 HELD_OUT = ("test", "validation")
-_WORD = re.compile(r"\w+(?:['’]\w+)*")
+_SYLLABLES = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # Japanese and Chinese write no spaces: a character is a word
+_WORD = re.compile(rf"[{_SYLLABLES}]|[^\W{_SYLLABLES}]+(?:['’][^\W{_SYLLABLES}]+)*")
 _RUN = 4  # words: runs shorter than this are not looked for
 
 
@@ -224,8 +225,11 @@ def _original(text: str, start: int, length: int) -> str:
 def _first_words(text: str, number: int) -> str:
     """The first words of the first line that is longer than that, so no heading; else of the longest line."""
     lines = [line.split() for line in text.splitlines()]
-    line = next((words for words in lines if len(words) > number), max(lines, key=len, default=[]))
-    return " ".join(line[:number])
+    longest = max(lines, key=lambda words: sum(map(len, words)), default=[])
+    words = next((words for words in lines if len(words) > number), longest)[:number]
+    prompt = " ".join(words)
+    # Scripts without spaces show as endless words; two of their characters make about one.
+    return prompt[: 2 * number] if max(map(len, words), default=0) > 24 else prompt
 
 
 def _number(value: float) -> str:

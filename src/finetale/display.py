@@ -1,7 +1,7 @@
 """Events of a run → the terminal. Knows nothing of torch.
 
-With a terminal: a live panel of loss, validation, speed, memory and time left. Without one, or with `quiet`: plain lines
-on stderr, few enough for a log file.
+With a terminal: a live panel of loss, validation, speed, memory and time left. Without one: plain lines
+on stderr, few enough for a log file. With `quiet`: warnings only.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import time
 from types import TracebackType
 from typing import Any
 
+from rich.columns import Columns
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
 _LINE_SECONDS = 10.0
@@ -130,7 +130,6 @@ class Display:
             )
 
     def _panel(self) -> Group:
-        table = Table.grid(padding=(0, 3))
         row: list[str] = []
         if self._train:
             row += [f"loss [bold]{self._train['loss']:.4f}[/]", f"learning rate {self._train['learning_rate']:.2e}"]
@@ -140,9 +139,9 @@ class Display:
             row.append(f"best {self._best['perplexity']:.2f} at step {self._best['step']}")
         if self._train:
             row += [f"{self._speed():,.0f} tokens/s", f"{self._train['memory_bytes'] / 2**30:.2f} GiB"]
-        table.add_row(*row or ["starting …"])
+        figures = Columns([Text.from_markup(item) for item in row or ["starting …"]], padding=(0, 3))
         assert self._progress is not None
-        parts: list[Any] = [self._progress, table]
+        parts: list[Any] = [self._progress, figures]
         if self._sample:
             parts.append(Text(_one_line(self._sample["prompt"] + self._sample["text"], 400), style="dim"))
         return Group(*parts)
@@ -174,7 +173,7 @@ def duration(seconds: float) -> str:
 def size(count: float) -> str:
     """Bytes as people say them: 512 MB, 1.4 GB (powers of 1000)."""
     for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
+        if round(count) < 1000:
             return f"{count:.0f} {unit}" if unit in ("bytes", "kB", "MB") or count >= 100 else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"

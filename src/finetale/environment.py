@@ -46,7 +46,7 @@ def available_memory() -> int:
     limit = _cgroup_number("memory.max", "memory/memory.limit_in_bytes")
     used = _cgroup_number("memory.current", "memory/memory.usage_in_bytes")
     if limit is not None and used is not None and limit < 2**60:
-        available = min(available, max(0, limit - used))
+        available = min(available, max(0, limit - used + _reclaimable()))
     return int(available)
 
 
@@ -112,6 +112,18 @@ def peak_memory() -> int:
         return int(psutil.Process().memory_info().rss)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def _reclaimable() -> int:
+    """Bytes of file cache that the control group counts as used but gives back when asked."""
+    for name in ("memory.stat", "memory/memory.stat"):
+        try:
+            text = (Path("/sys/fs/cgroup") / name).read_text()
+        except OSError:
+            continue
+        match = re.search(r"^(?:total_)?inactive_file (\d+)$", text, re.MULTILINE)
+        return int(match.group(1)) if match else 0
+    return 0
 
 
 def _cgroup_number(*names: str) -> int | None:

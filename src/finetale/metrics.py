@@ -164,7 +164,7 @@ def change(
     log_ratio = after.nats.sum() / denominators[1].sum() - before.nats.sum() / denominators[0].sum()
     units_before, units_after = before.units(), after.units()
     interval = None
-    if paired and len(units_before[0]) > 1:
+    if paired and len(units_before[0]) == len(units_after[0]) > 1:
         index = 2 if by_word else 1
         sums = bootstrap_sums((units_before[0], units_before[index], units_after[0], units_after[index]), samples, seed)
         ratios = _percent(sums[2] / sums[3] - sums[0] / sums[1])

@@ -80,7 +80,11 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     digest = hashlib.sha256()
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        digest.update(backend.to_str().encode())
+        rules = json.loads(backend.to_str()) | {
+            "truncation": None,
+            "padding": None,
+        }  # a call of the tokenizer sets these
+        digest.update(json.dumps(rules, sort_keys=True).encode())
     else:
         digest.update(type(tokenizer).__name__.encode())
         digest.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
@@ -206,7 +210,8 @@ def build_store(
         TokenizerError: the tokenizer does not know most of the text.
     """
     begin, end = begin_and_end(tokenizer)
-    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    largest = max(tokenizer.get_vocab().values())  # ids may have gaps
+    dtype = np.uint16 if largest < 2**16 else np.uint32
     rows: list[tuple[int, int, int, int, int, int]] = []
     tables: list[NDArray[Any]] = []
     dropped: Counter[str] = Counter()
@@ -311,10 +316,11 @@ def _batches(parts: Iterator[Part]) -> Iterator[list[Part]]:
 
 def _warnings(seen: dict[str, int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     warnings = []
+    marker = tokenizer.convert_ids_to_tokens(begin_and_end(tokenizer)[1])
     if seen["markers"]:
         warnings.append(
-            f"The text itself holds {seen['markers']} end-of-text markers ({tokenizer.eos_token}); the model sees them as ends "
-            f"of documents. To split there instead: --documents '{tokenizer.eos_token}'."
+            f"The text itself holds {seen['markers']} end-of-text markers ({marker}); the model sees them as ends "
+            f"of documents. To split there instead: --documents '{marker}'."
         )
     if seen["unknown"]:
         share = seen["unknown"] / max(1, seen["ids"])

@@ -370,7 +370,6 @@ def test_once_upon_a_time_where_nothing_is_held_out(tmp_path: Path) -> None:
     assert held_out_prompts(held, tokenizer(), 3) == ["Once upon a time"]
 
 
-@pytest.mark.xfail(strict=True, reason="a line of Chinese has no spaces, so all of it counts as one word")
 def test_prompts_of_text_without_spaces_are_openings_too(tmp_path: Path) -> None:
     held = store(tmp_path, [part("从前有一座山，山上有一座庙，庙里有一个老和尚在讲故事。" * 20, "test")])
     prompt = held_out_prompts(held, tokenizer(), 1)[0]

@@ -190,7 +190,6 @@ def test_the_panel_is_whole_before_the_first_step_and_at_the_last() -> None:
     assert "best" not in panel([BEGIN, train(1), evaluation(1, 9.0, best=True)])
 
 
-@pytest.mark.xfail(strict=True, reason="figures are columns of one table, which a narrow terminal cuts with …")
 @pytest.mark.parametrize("width", [40, 60, 80])
 def test_figures_stay_whole_on_a_narrow_terminal(width: int) -> None:
     drawn = panel([BEGIN, evaluation(0, 60.0, best=True), train(5), evaluation(5, 70.5, best=False)], width=width)

@@ -65,21 +65,23 @@ def test_cores_are_those_this_process_may_use() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "used", "expected"),
+    ("limit", "used", "cached", "expected"),
     [
-        (None, None, 1000),
-        (800, 300, 500),
-        (5000, 300, 1000),
-        (800, 900, 0),
-        (2**63 - 4096, 300, 1000),  # what "no limit" looks like in control groups of version 1
-        (800, None, 1000),
+        (None, None, 0, 1000),
+        (800, 300, 0, 500),
+        (800, 300, 100, 600),  # file cache is counted as used, but is given back
+        (5000, 300, 0, 1000),
+        (800, 900, 0, 0),
+        (2**63 - 4096, 300, 0, 1000),  # what "no limit" looks like in control groups of version 1
+        (800, None, 0, 1000),
     ],
 )
 def test_available_memory_keeps_to_the_limit_of_the_control_group(
-    monkeypatch: pytest.MonkeyPatch, limit: int | None, used: int | None, expected: int
+    monkeypatch: pytest.MonkeyPatch, limit: int | None, used: int | None, cached: int, expected: int
 ) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     monkeypatch.setattr(environment, "_cgroup_number", lambda *names: limit if names[0] == "memory.max" else used)
+    monkeypatch.setattr(environment, "_reclaimable", lambda: cached)
     assert environment.available_memory() == expected
 
 

@@ -259,7 +259,6 @@ def test_what_can_not_be_paired_has_no_interval() -> None:
     }
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="documents are paired by place, whatever their number")
 def test_a_document_that_one_tokenizer_reads_as_nothing_does_not_break_the_comparison() -> None:
     assert change(documents(noisy(0, 60)), documents(noisy(0, 59)), by_word=True)["interval"] is None
 

@@ -321,9 +321,6 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     assert names_of(run) == [10, 11]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="checkpoints of later steps, damaged ones included, push out the one just written"
-)
 def test_the_checkpoint_just_written_is_never_deleted(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     saved(run, 4, 8)
@@ -460,15 +457,11 @@ def test_one_sequence_that_does_not_fit_is_an_error(tmp_path: Path, blocks: Bloc
     assert same_bits(before, weights(loop.model))
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="the first line of an empty message is asked for")
 def test_memory_errors_without_a_message_are_errors_too(tmp_path: Path, blocks: Blocks) -> None:
     with pytest.raises(MemoryLimitError, match="one sequence of 32 tokens"):
         training(tmp_path, blocks, Recorder(), tiny=hungry(0, error=MemoryError())).run()
 
 
-@pytest.mark.xfail(
-    strict=True, raises=torch.OutOfMemoryError, reason="only training steps are done again, not evaluations"
-)
 def test_memory_that_runs_out_in_an_evaluation_makes_smaller_batches_too(
     tmp_path: Path, blocks: Blocks, held_out: Blocks
 ) -> None:
@@ -511,7 +504,7 @@ def test_the_memory_plan_is_the_largest_power_of_two_that_fits(blocks: Blocks, m
     first = planned(blocks, monkeypatch, 1e12)
     assert first.fixed_bytes == 16 * parameters
     assert first.available_bytes == 1e12 + 4 * parameters
-    assert first.micro_batch_size == 4096 // SIZE  # more than that brings nothing on a CPU
+    assert first.micro_batch_size == 2048 // SIZE  # more than that brings nothing on a CPU
     vocabulary = len(tokenizer())
     assert first.sequence_bytes > 4 * SIZE * (3 * vocabulary + 2 * 12 * 32)
     assert first.expected_bytes(3) == first.fixed_bytes + 3 * first.sequence_bytes
@@ -797,14 +790,12 @@ def test_a_line_cut_short_is_left_out(tmp_path: Path) -> None:
     assert read_metrics(path) == [{"event": "train", "step": 1}]
 
 
-@pytest.mark.xfail(strict=True, raises=UnicodeDecodeError, reason="the file is decoded before its lines are looked at")
 def test_a_line_cut_short_within_a_character_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes('{"event": "train", "step": 1}\n{"event": "sample", "text": "é'.encode()[:-1])
     assert read_metrics(path) == [{"event": "train", "step": 1}]
 
 
-@pytest.mark.xfail(strict=True, reason="str.splitlines also splits at separators that JSON leaves as they are")
 def test_samples_with_unusual_line_separators_are_kept(tmp_path: Path) -> None:
     file = MetricsFile(tmp_path / "metrics.jsonl")
     rows = [event(1, text=f"one{separator}two") for separator in ("\n", "\r", "\x0b", "\x85", "\u2028", "\u2029")]

@@ -102,6 +102,12 @@ def compare_models(
             trained on the training split of the same sources, so that copies can be looked for.
     """
     sides = [comparison.Side(name, loaded) for name, loaded in zip(names, (before, after), strict=True)]
+    # Blocks of one size for both, so that the same pieces of text are compared and neither sees more context.
+    sizes = [
+        choose_evaluation_size(models.positions_of(side.loaded.model.config.to_dict()), config.block_size)
+        for side in sides
+    ]
+    config = config.model_copy(update={"block_size": min(sizes)})
     same = tokens.tokenizer_hash(before.tokenizer) == tokens.tokenizer_hash(after.tokenizer)
     store = None
     for side in sides:

@@ -46,7 +46,9 @@ def save_checkpoint(
 
     path = run.checkpoint(state.step)
     write_folder(path, fill, manifest=True)
-    for _, old in list(run.saved_checkpoints())[keep:]:
+    saved = list(run.saved_checkpoints())
+    later = [old for step, old in saved if step > state.step]  # of steps that will be done again
+    for old in later + [old for step, old in saved if step <= state.step][keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return path
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from finetale.training.signals import StopRequest
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+T = TypeVar("T")
 Listener = Callable[[dict[str, Any]], None]
 
 
@@ -151,7 +152,7 @@ class Training:
             if step >= total or self._patience_is_over():
                 return
             started = time.perf_counter()
-            loss, norm, rate, tokens = self._step()
+            loss, norm, rate, tokens = self._within_memory(self._try_step)
             seconds = time.perf_counter() - started
             self.state.step += 1
             self.state.tokens += tokens
@@ -170,15 +171,15 @@ class Training:
     def _patience_is_over(self) -> bool:
         return 0 < self.evaluation.patience <= self.state.bad_evaluations
 
-    def _step(self) -> tuple[torch.Tensor, torch.Tensor, float, int]:
-        """One optimizer step, done again with smaller micro-batches while memory runs out."""
+    def _within_memory(self, attempt: Callable[[], T]) -> T:
+        """The result of an attempt, made again with smaller micro-batches while memory runs out."""
         while True:
             try:
-                return self._try_step()
+                return attempt()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                message = str(error).splitlines()[0]
+                message = (str(error).splitlines() or [type(error).__name__])[0]
             self._optimizer.zero_grad()
             if self._forward.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -237,7 +238,8 @@ class Training:
         state = self.state
         loss, better = None, True
         if self.validation_blocks is not None:
-            loss = self._measure(self.validation_blocks).loss
+            held_out = self.validation_blocks
+            loss = self._within_memory(lambda: self._measure(held_out)).loss
             if not math.isfinite(loss):
                 raise DivergedError(
                     f"Step {state.step}: the validation loss is {loss}.",

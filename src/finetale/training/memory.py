@@ -16,8 +16,8 @@ from finetale.environment import available_memory
 from finetale.forward import PackedForward
 
 _SHARE = 0.7
-_CPU_TOKENS = 4096
-"""On a CPU more tokens a pass only grow the working set: 2,048 to 8,192 measured within 3% of each other."""
+_CPU_TOKENS = 2048
+"""On a CPU more tokens a pass only grow the working set: docs/log.md has the numbers."""
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The events in a metrics.jsonl; a last line cut short by a crash is left out."""
     rows = []
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
             with contextlib.suppress(ValueError):
                 row = json.loads(line)
                 if isinstance(row, dict) and isinstance(row.get("step"), int):
