@@ -194,17 +194,3 @@ def resolve(sources: Sources, config: str | Path | None, settings: dict[str, Any
     layers: list[dict[str, Any]] = [] if config is None else [read_settings_file(config)]
     given = as_sources(sources)
     return Config.resolve(*layers, settings, {"sources": given} if given else {})
-
-
-__all__ = [
-    "Comparison",
-    "Figures",
-    "Run",
-    "Writer",
-    "check",
-    "compare",
-    "evaluate",
-    "load",
-    "plan",
-    "train",
-]

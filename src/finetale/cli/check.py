@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from finetale.cli.output import print_json, progress, stdout
+from finetale.cli.output import Json, Quiet, Source, print_json, progress, stdout
 from finetale.cli.settings import with_settings
 from finetale.config import TextSettings
 from finetale.display import size
@@ -19,16 +19,14 @@ _MOST_PROBLEMS = 20
 
 @with_settings(TextSettings)
 def command(
-    *source: str,
+    *source: Source,
     model: Annotated[
         str | None, Parameter(help="Count tokens with this model's tokenizer (gpt2 if it is on this machine).")
     ] = None,
     tokenizer: Annotated[str | None, Parameter(help="Count tokens with this tokenizer.")] = None,
     offline: Annotated[bool | None, Parameter(negative=(), help="Use only what is on this machine already.")] = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Print the whole report as JSON.")] = False,
-    quiet: Annotated[
-        bool, Parameter(name=["--quiet", "-q"], negative=(), help="Print only warnings and the result.")
-    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
     **settings: Any,
 ) -> int:
     """What would be trained on: documents, encodings, splits, repeats, tokens; every problem by file and line.

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from finetale.cli.outcome import print_comparison
-from finetale.cli.output import print_json, progress, stdout
+from finetale.cli.output import Json, Quiet, print_json, progress, stdout
 from finetale.cli.settings import with_settings
 from finetale.config import CompareSettings
 from finetale.errors import ConfigError
@@ -16,8 +16,8 @@ from finetale.errors import ConfigError
 
 @with_settings(CompareSettings)
 def command(
-    model: str,
-    after: str | None = None,
+    model: Annotated[str, Parameter(help="The model before; or, alone, a run directory.")],
+    after: Annotated[str | None, Parameter(help="The model after.")] = None,
     /,
     *,
     text: Annotated[
@@ -26,10 +26,8 @@ def command(
     html: Annotated[Path | None, Parameter(help="Write a report of the comparison there.")] = None,
     block_size: Annotated[str | None, Parameter(help="Tokens a block of the evaluation.")] = None,
     offline: Annotated[bool | None, Parameter(negative=(), help="Use only what is on this machine already.")] = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Print the comparison as JSON.")] = False,
-    quiet: Annotated[
-        bool, Parameter(name=["--quiet", "-q"], negative=(), help="Print only warnings and the result.")
-    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
     **settings: Any,
 ) -> int:
     """Compare two models on the same text, prompts and seeds; or, with one run directory, the run with its base again.

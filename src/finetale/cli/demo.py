@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from finetale.cli.outcome import print_outcome
-from finetale.cli.output import progress, stdout
+from finetale.cli.output import Quiet, progress, stdout
 from finetale.config import Config
 from finetale.errors import RunError
 
@@ -28,9 +28,7 @@ TALES: dict[str, Any] = _SHARED | {"epochs": 12, "batch_size": 8, "learning_rate
 def command(
     *,
     out: Annotated[Path, Parameter(help="Where the two runs go.")] = Path("runs"),
-    quiet: Annotated[
-        bool, Parameter(name=["--quiet", "-q"], negative=(), help="Print only warnings and the result.")
-    ] = False,
+    quiet: Quiet = False,
 ) -> int:
     """The whole path, offline: a small model learns plain English, then the tales of Tarrowside, and is compared.
 

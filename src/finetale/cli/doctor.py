@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import Parameter
 from rich.markup import escape
 
-from finetale.cli.output import print_json, quiet_libraries, stdout
+from finetale.cli.output import Json, print_json, quiet_libraries, stdout
 from finetale.display import size
 
 
-def command(*, as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")] = False) -> int:
+def command(*, as_json: Json = False) -> int:
     """This machine: what Finetale would use, and what would make it faster."""
     quiet_libraries()
     from finetale.environment import available_memory, hardware, versions

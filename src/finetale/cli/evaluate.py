@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.table import Table
 
-from finetale.cli.output import number, print_json, progress, stdout
+from finetale.cli.output import Json, Model, Quiet, Source, number, print_json, progress, stdout
 from finetale.cli.settings import with_settings
 from finetale.config import EvaluationSettings, TextSettings, TokenSettings
 
@@ -32,16 +32,14 @@ _TRAINING_ONLY = ("eval_every", "patience", "save_every", "keep_checkpoints", "l
 
 @with_settings(TextSettings, TokenSettings, EvaluationSettings, skip=(*_UNUSED, *_TRAINING_ONLY))
 def command(
-    model: str,
+    model: Model,
     /,
-    *source: str,
+    *source: Source,
     revision: Annotated[str | None, Parameter(help="Branch, tag or commit on the Hub.")] = None,
     offline: Annotated[bool | None, Parameter(negative=(), help="Use only what is on this machine already.")] = None,
     precision: Annotated[str | None, Parameter(help="fp32, bf16 or auto.")] = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")] = False,
-    quiet: Annotated[
-        bool, Parameter(name=["--quiet", "-q"], negative=(), help="Print only warnings and the result.")
-    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
     **settings: object,
 ) -> int:
     """Loss, perplexity a token and a word, and bits a byte of MODEL on all of the text of SOURCE, with 95% intervals."""

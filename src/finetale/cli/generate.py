@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from finetale.cli.output import print_json, progress
+from finetale.cli.output import Json, Model, Quiet, print_json, progress
 from finetale.cli.settings import with_settings
 from finetale.config import SamplingSettings
 from finetale.errors import GenerationError
@@ -17,9 +17,9 @@ from finetale.errors import GenerationError
 
 @with_settings(SamplingSettings)
 def command(
-    model: str,
+    model: Model,
     /,
-    *prompt: str,
+    *prompt: Annotated[str, Parameter(help="Text to continue; - reads one prompt from standard input.")],
     n: Annotated[int, Parameter(name=["-n", "--num-samples"], help="Samples a prompt.")] = 1,
     prompts_file: Annotated[
         Path | None, Parameter(help="File of prompts: one a line, or .jsonl with the key prompt.")
@@ -28,10 +28,8 @@ def command(
     truncate: Annotated[bool, Parameter(negative=(), help="Cut prompts that are too long on their left.")] = False,
     revision: Annotated[str | None, Parameter(help="Branch, tag or commit on the Hub.")] = None,
     offline: Annotated[bool, Parameter(negative=(), help="Use only what is on this machine already.")] = False,
-    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")] = False,
-    quiet: Annotated[
-        bool, Parameter(name=["--quiet", "-q"], negative=(), help="Print only warnings and the result.")
-    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
     **settings: Any,
 ) -> int:
     """Continue each PROMPT with MODEL; without a prompt the model begins a text. - reads one prompt from standard input."""

@@ -7,12 +7,19 @@ import logging
 import os
 import sys
 import warnings
-from typing import Any
+from typing import Annotated, Any
 
+from cyclopts import Parameter
 from rich.console import Console
 from rich.markup import escape
 
 from finetale.display import Display
+
+Source = Annotated[str, Parameter(help="A file, a folder, - for standard input, or hf:DATASET[/CONFIG][:SPLIT].")]
+Model = Annotated[str, Parameter(help="Hub id, model folder, run directory, or new:SHAPE.")]
+RunFolder = Annotated[str, Parameter(help="A run directory.")]
+Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print the result as JSON.")]
+Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), help="Print only warnings and the result.")]
 
 
 def print_error(message: str, hint: str = "") -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from finetale.cli.output import print_json, progress, stdout
+from finetale.cli.output import Json, Quiet, Source, print_json, progress, stdout
 from finetale.cli.settings import with_settings
 from finetale.display import duration, size
 
@@ -16,12 +16,10 @@ _SHOWN = ("block_size", "batch_size", "micro_batch_size", "learning_rate", "sche
 
 @with_settings()
 def command(
-    *source: str,
+    *source: Source,
     config: Annotated[Path | None, Parameter(help="Settings file (YAML); flags win over it.")] = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")] = False,
-    quiet: Annotated[
-        bool, Parameter(name=["--quiet", "-q"], negative=(), help="Print only warnings and the result.")
-    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
     **settings: object,
 ) -> int:
     """What training on SOURCE would take on this machine: memory, tokens/s and time, measured by a few real steps.

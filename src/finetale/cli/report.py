@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 
+from finetale.cli.output import RunFolder
 from finetale.rundir import RunDirectory
 
 
-def command(directory: str, /) -> int:
+def command(directory: RunFolder, /) -> int:
     """Write report.html of a run again, from the files in the run directory alone."""
     from finetale.report import write_report
 

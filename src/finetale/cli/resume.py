@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from cyclopts import Parameter
-
 from finetale.cli.outcome import print_outcome
-from finetale.cli.output import print_json, progress
+from finetale.cli.output import Json, Quiet, RunFolder, print_json, progress
 from finetale.rundir import read_json
 
 
 def command(
-    directory: str,
+    directory: RunFolder,
     /,
     *,
-    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Print comparison.json.")] = False,
-    quiet: Annotated[
-        bool, Parameter(name=["--quiet", "-q"], negative=(), help="Print only warnings and the result.")
-    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> int:
     """Go on with a run where it stopped: from its newest whole checkpoint, to the same end as without the stop."""
     from finetale import pipeline

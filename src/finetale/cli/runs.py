@@ -8,17 +8,17 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.table import Table
 
-from finetale.cli.output import number, print_json, stdout
+from finetale.cli.output import Json, number, print_json, stdout
 from finetale.display import duration
 from finetale.errors import RunError
 from finetale.rundir import RunDirectory, read_json
 
 
 def command(
-    folder: Path = Path(),
+    folder: Annotated[Path, Parameter(help="Where to look.")] = Path(),
     /,
     *,
-    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> int:
     """A table of the runs in FOLDER and in FOLDER/runs, newest last."""
     if not folder.is_dir():

@@ -8,18 +8,16 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from finetale.cli.outcome import print_outcome
-from finetale.cli.output import print_json, progress
+from finetale.cli.output import Json, Quiet, Source, print_json, progress
 from finetale.cli.settings import with_settings
 
 
 @with_settings()
 def command(
-    *source: str,
+    *source: Source,
     config: Annotated[Path | None, Parameter(help="Settings file (YAML); flags win over it.")] = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative=(), help="Print comparison.json.")] = False,
-    quiet: Annotated[
-        bool, Parameter(name=["--quiet", "-q"], negative=(), help="Print only warnings and the result.")
-    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
     **settings: object,
 ) -> int:
     """Fine-tune a model on text, compare it with its base, write a report.

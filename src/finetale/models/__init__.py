@@ -1,0 +1,35 @@
+"""A model name → model, tokenizer, provenance. Knows nothing of data or training.
+
+Names: a Hub id, a local folder, a run directory (its model/), `bundled`, or `new:SHAPE` for random weights. Everything is checked before weights
+are read: weights come from safetensors alone, code in a model's folder is never run, and they are held in fp32.
+"""
+
+from finetale.models.files import positions_of
+from finetale.models.loading import (
+    LoadedModel,
+    Located,
+    Provenance,
+    enable_checkpointing,
+    load,
+    load_located,
+    load_tokenizer,
+    locate,
+    save,
+)
+from finetale.models.names import check_name, is_new, shape_of
+
+__all__ = [
+    "LoadedModel",
+    "Located",
+    "Provenance",
+    "check_name",
+    "enable_checkpointing",
+    "is_new",
+    "load",
+    "load_located",
+    "load_tokenizer",
+    "locate",
+    "positions_of",
+    "save",
+    "shape_of",
+]

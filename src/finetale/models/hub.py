@@ -1,0 +1,96 @@
+"""Models on the Hub, through its own client. Knows nothing of architectures beyond what `files` checks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from finetale.errors import HubError, ModelError
+from finetale.models.files import check_config, check_weight_files, first_line, read_config
+from finetale.models.names import BUNDLED
+
+_UNREACHABLE = "Check the network; use a mirror with HF_ENDPOINT=https://…; with the model on this machine already use --offline; or give a local folder"
+
+
+def download(name: str, revision: str | None, offline: bool, *, weights: bool = True) -> tuple[Path, str | None]:
+    """Root-level files of a Hub repository that are needed, as a local snapshot, and its commit."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    # Offline the client must be asked for the very files it was asked for online, or it takes them for missing.
+    wanted = ["*.json", "*.txt", "*.model", *(["*.safetensors"] if weights else [])]
+    below = ["*/*"]
+    with _hub_errors(name, revision, offline):
+        if offline or _hub_is_offline():
+            folder = Path(
+                snapshot_download(
+                    name, revision=revision, local_files_only=True, allow_patterns=wanted, ignore_patterns=below
+                )
+            )
+            return folder, folder.name
+        info = HfApi().model_info(name, revision=revision)
+    if weights:
+        files = [item.rfilename for item in info.siblings or [] if "/" not in item.rfilename]
+        if "config.json" not in files:
+            raise ModelError(
+                f"{name} on the Hub has no config.json, so it is no transformers model.", "Choose another model."
+            )
+        with _hub_errors(name, revision, offline):
+            config = Path(snapshot_download(name, revision=info.sha, allow_patterns=["config.json"])) / "config.json"
+        check_config(name, read_config(config))
+        check_weight_files(name, files)
+    with _hub_errors(name, revision, offline):
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=below))
+    return folder, folder.name
+
+
+def _hub_is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+@contextlib.contextmanager
+def _hub_errors(name: str, revision: str | None, offline: bool) -> Iterator[None]:
+    """Turn the hub client's errors into ours."""
+    from huggingface_hub import errors
+
+    where = f"{name} at {revision}" if revision else name
+    elsewhere = "; `--model bundled` needs no network" if BUNDLED.is_dir() else "; `--model new:10m` needs no network"
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise HubError(
+            f"{where} is gated: its owner wants its terms accepted.",
+            "Accept them on its page on the Hub, then set HF_TOKEN.",
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise HubError(
+            f"{name} has no revision {revision!r}.", "Check --revision: a branch, a tag or a commit."
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise HubError(
+            f"There is no model {name!r} on the Hub, nor a folder of that name.",
+            "Check the spelling; for a private model set HF_TOKEN.",
+        ) from None
+    except errors.LocalEntryNotFoundError:
+        if offline or _hub_is_offline():
+            raise HubError(
+                f"{where} is not on this machine, and offline mode is on.",
+                "Run once without --offline (or HF_HUB_OFFLINE=1), or give a local folder" + elsewhere + ".",
+            ) from None
+        raise HubError(f"The hub can't be reached for {where}.", _UNREACHABLE + elsewhere + ".") from None
+    except (OSError, errors.HfHubHTTPError) as error:
+        if getattr(error, "errno", None) == 28:
+            raise HubError(
+                f"The disk is full while downloading {where}.", "Free some space, or set HF_HOME to a larger disk."
+            ) from None
+        raise HubError(
+            f"The hub can't be reached for {where}: {first_line(error)}", _UNREACHABLE + elsewhere + "."
+        ) from None
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in {"httpx", "httpx2", "httpcore", "httpcore2", "requests"}:
+            raise
+        raise HubError(
+            f"The hub can't be reached for {where}: {first_line(error)}", _UNREACHABLE + elsewhere + "."
+        ) from None

@@ -1,0 +1,81 @@
+"""What a model name can be, checked before anything slow is done. Opens no model."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+
+from finetale.errors import ModelError
+
+SHAPES: dict[str, tuple[int, int, int, int]] = {  # width, layers, heads, positions
+    "1m": (96, 4, 4, 512),
+    "3m": (192, 4, 4, 512),
+    "10m": (320, 6, 5, 512),
+    "30m": (512, 8, 8, 1024),
+    "distilgpt2": (768, 6, 12, 1024),
+    "gpt2": (768, 12, 12, 1024),
+    "gpt2-medium": (1024, 24, 16, 1024),
+    "gpt2-large": (1280, 36, 20, 1024),
+    "gpt2-xl": (1600, 48, 25, 1024),
+}
+BUNDLED = Path(__file__).parents[1] / "bundled" / "model"
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+
+
+def is_new(name: str) -> bool:
+    """Whether a name stands for random weights."""
+    return name.startswith("new:")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form NAME or OWNER/NAME."""
+    return bool(_HUB_ID.match(name))
+
+
+def check_name(name: str) -> None:
+    """Refuse a model name that can't be meant, before anything slow is done.
+
+    Raises:
+        ModelError: says what would be accepted.
+    """
+    if is_new(name):
+        shape_of(name)
+    elif name == "bundled":
+        if not BUNDLED.is_dir():
+            raise ModelError(
+                "There is no bundled model in this installation.",
+                "Use a Hub id, a folder, or new:10m for random weights.",
+            )
+    elif not Path(name).expanduser().exists() and not is_hub_id(name):
+        raise ModelError(
+            f"The model {name!r} is neither an existing folder nor a Hub id (NAME or OWNER/NAME).",
+            _near_folder(name) or "Check the path, or name a model on the Hub such as gpt2.",
+        )
+
+
+def shape_of(name: str) -> tuple[int, int, int, int]:
+    """Width, layers, heads and positions of `new:SHAPE`.
+
+    Raises:
+        ModelError: there is no such shape; names the nearest.
+    """
+    shape = name.removeprefix("new:")
+    if shape not in SHAPES:
+        near = difflib.get_close_matches(shape, SHAPES, n=1)
+        raise ModelError(
+            f"There is no shape {shape!r} for a new model.",
+            (f"Did you mean new:{near[0]}? " if near else "")
+            + "Shapes: "
+            + ", ".join(f"new:{key}" for key in SHAPES)
+            + ".",
+        )
+    return SHAPES[shape]
+
+
+def _near_folder(name: str) -> str:
+    path = Path(name).expanduser()
+    if not path.parent.is_dir():
+        return ""
+    near = difflib.get_close_matches(path.name, [item.name for item in path.parent.iterdir() if item.is_dir()], n=1)
+    return f"Did you mean {path.parent / near[0]}?" if near else ""
