@@ -20,9 +20,7 @@ def command(
     after: Annotated[str | None, Parameter(help="The model after.")] = None,
     /,
     *,
-    text: Annotated[
-        list[str] | None, Parameter(help="Text that neither model was trained on.", consume_multiple=False)
-    ] = None,
+    text: Annotated[list[str] | None, Parameter(help="Text that neither model was trained on.", negative=())] = None,
     html: Annotated[Path | None, Parameter(help="Write a report of the comparison there.")] = None,
     block_size: Annotated[str | None, Parameter(help="Tokens a block of the evaluation.")] = None,
     offline: Annotated[bool | None, Parameter(negative=(), help="Use only what is on this machine already.")] = None,
