@@ -3,25 +3,31 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
 
 .PHONY: demo test test-all lint docs build clean
 
 $(STAMP): pyproject.toml constraints.txt
+	@echo "Installing into $(VENV); this takes one to three minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install --quiet -c constraints.txt -e .
 	touch $(STAMP)
+
+$(DEV): $(STAMP)
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $(DEV)
 
 demo: $(STAMP)    ## the whole path on bundled text, offline
 	HF_HUB_OFFLINE=1 $(BIN)/finetale demo
 
-test: $(STAMP) lint    ## everything that runs in minutes
+test: $(DEV) lint    ## everything that runs in minutes
 	$(BIN)/python -m pytest
 
-test-all: $(STAMP) lint    ## the slow tests too
+test-all: $(DEV) lint    ## the slow tests too
 	$(BIN)/python -m pytest -m "slow or not slow"
 
-lint: $(STAMP)
+lint: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -30,7 +36,7 @@ lint: $(STAMP)
 docs: $(STAMP)    ## write the generated reference pages again
 	$(BIN)/python docs/generate.py
 
-build: $(STAMP)    ## sdist and wheel in dist/
+build: $(DEV)    ## sdist and wheel in dist/
 	$(BIN)/python -m build
 
 clean:

@@ -51,7 +51,7 @@ class Settings(BaseModel):
             for item in error.errors():
                 name = ".".join(str(part) for part in item["loc"][:1])
                 seen = "" if not item["loc"] else f" = {item['input']!r}"
-                text = item["msg"].removeprefix("Value error, ")
+                text = item["msg"].removeprefix("Value error, ").split(", unable to")[0]
                 problems.append(f"{name}{seen}: {text[:1].lower()}{text[1:]}" if name else text)
             hints.append("see `finetale train --help` or docs/settings.md for the range of each setting")
         if problems:

@@ -6,6 +6,7 @@ on stderr, few enough for a log file. With `quiet`: warnings only.
 
 from __future__ import annotations
 
+import io
 import time
 from types import TracebackType
 from typing import Any
@@ -60,6 +61,13 @@ class Display:
             self._live = None
 
     def __call__(self, event: dict[str, Any]) -> None:
+        try:
+            self._show(event)
+        except OSError:  # the terminal is gone; the run goes on without it
+            self.quiet, self._live = True, None
+            self.console = Console(file=io.StringIO())
+
+    def _show(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "warning":
             self.console.print(f"[yellow]warning:[/] {escape(event['message'])}", soft_wrap=True, highlight=False)
@@ -67,6 +75,9 @@ class Display:
             return
         elif kind == "stage":
             self._on_stage(event)
+        elif kind == "stopped":
+            self.close()
+            self._say(event["message"])
         elif kind == "begin":
             self._on_begin(event)
         elif kind in ("train", "evaluation", "sample", "checkpoint"):

@@ -181,7 +181,7 @@ class Generator:
             raise GenerationError(
                 f"The prompt has {len(ids)} tokens, and the model's context of {self.context} holds at most "
                 f"{self.context - 1} and one new token.",
-                "Shorten the prompt, or allow it to be cut at its start (truncate).",
+                "Shorten the prompt, or allow it to be cut at its start with --truncate (truncate=True).",
             )
         return ids[-max(self.context - max_new_tokens, self.context // 2) :]
 

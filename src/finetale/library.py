@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 from finetale import pipeline, text
 from finetale.config import Config, SamplingSettings, as_sources, read_settings_file
 from finetale.display import Display
+from finetale.environment import calm_threads
 from finetale.errors import RunError
 from finetale.rundir import RunDirectory, read_json
 
 if TYPE_CHECKING:
     from finetale.generate import Generator
     from finetale.models import Provenance
+
+calm_threads()  # before anything below loads torch
 
 Sources = str | Path | Sequence[str | Path]
 

@@ -48,6 +48,9 @@ def command(
 def _show(report: dict[str, Any]) -> None:
     console = stdout()
     text = report["text"]
+    if not text["documents"] and text["problems"]:
+        _show_problems(console, text["problems"])
+        return
     console.print(f"{text['documents']:,} documents, {text['characters']:,} characters, {text['words']:,} words")
     if report["tokens"]:
         tokens = report["tokens"]
@@ -138,6 +141,8 @@ def _show_problems(console: Console, problems: list[dict[str, Any]]) -> None:
             f"[{colour}]{word}[/] {escape(where)}: {escape(problem['detail'] or problem['kind'])}{times}",
             soft_wrap=True,
         )
+    if any(problem["fatal"] for problem in problems):
+        console.print("hint: mend what is marked as error, or name other sources; training would stop there.")
     if len(problems) > _MOST_PROBLEMS:
         console.print(f"… and {len(problems) - _MOST_PROBLEMS:,} more; --json lists them")
 

@@ -33,18 +33,18 @@ def print_comparison(comparison: dict[str, Any], console: Console | None = None)
     console.print()
     colour = {True: "green", False: "yellow", None: "white"}[comparison["improved"]]
     console.print(Panel(Text(comparison["verdict"], style="bold"), border_style=colour))
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("")
-    for title in ("before", "after", "change", "95% interval"):
-        table.add_column(title, justify="right", no_wrap=True)
+    wide = console.width >= 72
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("", min_width=16)
+    for title in ("before", "after", "change", "95% interval")[: 4 if wide else 3]:
+        table.add_column(title, justify="right", no_wrap=wide)
     group = ""
     for row in table_rows(comparison):
         if row.group != group:
             group = row.group
-            table.add_row(f"[bold]{group}[/]", "", "", "", "")
-        table.add_row(
-            *(escape(cell) for cell in (f"  {row.what}", row.before, row.after, row.change, row.intervals[2]))
-        )
+            table.add_row(f"[bold]{group}[/]")
+        cells = (f"  {row.what}", row.before, row.after, row.change, row.intervals[2])
+        table.add_row(*(escape(cell) for cell in cells[: 5 if wide else 4]))
     console.print(table)
     before, after = comparison["before"], comparison["after"]
     if before["samples"] and after["samples"]:

@@ -35,8 +35,8 @@ def command(
         console.print("There are no runs here. `finetale train SOURCE` makes one, `finetale demo` shows how.")
         return 0
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for title in ("run", "status", "base", "steps", "perplexity before", "after", "time"):
-        table.add_column(title, justify="left" if title in ("run", "status", "base") else "right")
+    for title in ("run", "status", "base", "steps", "before", "after", "time"):
+        table.add_column(title, justify="left" if title in ("run", "status", "base") else "right", overflow="fold")
     for row in rows:
         table.add_row(
             row["run"],
@@ -48,6 +48,7 @@ def command(
             duration(row["seconds"]) if row["seconds"] else "–",
         )
     console.print(table)
+    console.print("before and after: perplexity on held-out text")
     return 0
 
 

@@ -94,12 +94,13 @@ def check_text(config: Config, notify: Notify) -> dict[str, Any]:
     named = bool({"model", "tokenizer"} & config.model_fields_set)
     try:
         tokenizer = tokenizer_for(config, notify, offline=config.offline or not named)
-    except FinetaleError as error:
+    except FinetaleError:
         if named:
             raise
         for _ in parts:
             pass
-        return result | {"no_tokens": f"name a model with --model ({error.message})", "text": report.to_dict()}
+        why = "name a model with --model; gpt2, the default, is not on this machine, and nothing is downloaded unasked"
+        return result | {"no_tokens": why, "text": report.to_dict()}
     with tempfile.TemporaryDirectory() as folder:
         store = tokens.build_store(parts, tokenizer, Path(folder) / "store", report=report.to_dict)
         counts = {"tokens": store.account["tokens"], "dropped": store.account["dropped"], "warnings": store.warnings}

@@ -55,8 +55,7 @@ def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None
             f"Several processes were started (WORLD_SIZE={os.environ['WORLD_SIZE']}), and runs take one so far.",
             "Start `finetale` without torchrun or accelerate launch.",
         )
-    if not config.sources:
-        raise SourceError("No text was given.", "Name a file, a folder, - for standard input, or hf:DATASET.")
+    require_sources(config)
     text.check_sources(config.sources, config)
     given, config = config.model, _from_anywhere(config)
     located = None
@@ -134,12 +133,24 @@ def resolve_precision(setting: str) -> str:
     return "bf16" if cpu_has_bf16() else "fp32"
 
 
+def require_sources(config: Config) -> None:
+    """Refuse settings without any text.
+
+    Raises:
+        SourceError: says what a source can be.
+    """
+    if not config.sources:
+        raise SourceError("No text was given.", "Name a file, a folder, - for standard input, or hf:DATASET.")
+
+
 def run_directory(config: Config) -> RunDirectory:
     """Where a new run goes. Nothing is created yet.
 
     Raises:
+        SourceError: there is no text to train on.
         RunError: something is there already.
     """
+    require_sources(config)
     root = config.out.expanduser() if config.out is not None else Path("runs") / (config.name or _free_name(config))
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         if not RunDirectory(root).is_run():

@@ -53,7 +53,7 @@ def resume_run(path: str | Path, notify: Notify) -> RunDirectory:
     run = RunDirectory.open(path)
     manifest = run.read_manifest()
     config = Config.resolve(read_settings_file(run.config), {"out": str(run.root)})
-    if manifest.get("status") == "finished":
+    if manifest.get("status") == "finished" and run.report.is_file():
         raise RunError(
             f"{path} is finished already.",
             f"See {run.report}, or train on from it: `finetale train SOURCE --model {path}`.",
@@ -102,14 +102,12 @@ def finish(run: RunDirectory, config: Config, notify: Notify, state: TrainState 
                 f"Go on with `finetale resume {run.root}`.",
             ) from None
     write_json(run.comparison, result)
-    if state is not None:
-        run.update_manifest(finished=_now())
     stage(notify, "Writing the report")
+    if state is not None:
+        run.update_manifest(status="finished", finished=_now())
     card = model_card(run.read_manifest(), result, json.loads(run.data.read_text(encoding="utf-8")))
     write_bytes(run.model / "README.md", card.encode())
     write_report(run)
-    if state is not None:
-        run.update_manifest(status="finished")
 
 
 def load_base(manifest: dict[str, Any], config: Config, after: LoadedModel, notify: Notify) -> LoadedModel:

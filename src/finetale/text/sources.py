@@ -100,6 +100,8 @@ def _find_in_folder(source: str, folder: Path, report: TextReport, held_out: fro
         what = f"holds no file that can be read ({num_others} of other kinds)"
         if num_held_out:
             what = "holds only files that are validation or test text"
+        elif not num_others:
+            what = "holds no file"
         known = ", ".join(suffix.removeprefix(".") for suffix in KINDS)
         raise FileError(
             source, None, "empty_folder", what, f"Put files of these kinds there: {known}, or these as .gz or .zst."

@@ -149,7 +149,12 @@ class Training:
                 self._evaluate()
             if step and self.schedule.saves(step):
                 self._save()
-            if step >= total or self._patience_is_over():
+            if step >= total:
+                return
+            if self._patience_is_over():
+                tried = f"{self.state.bad_evaluations} evaluations without a better validation loss"
+                best = f"the best is from step {self.state.best_step}"
+                self._emit("stopped", message=f"Stopped after {step} of {total} steps: {tried}; {best}.")
                 return
             started = time.perf_counter()
             loss, norm, rate, tokens = self._within_memory(self._try_step)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM → a flag that the loop asks for between micro-batches. A second signal leaves at once."""
+"""Ctrl-C, SIGTERM and SIGHUP → a flag that the loop asks for between micro-batches. A second signal leaves at once."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from typing import Any
 
 from finetale.errors import InterruptedRun
 
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""SIGHUP is what a closed terminal sends; Windows has none."""
+
 
 class StopRequest:
-    """Context manager that catches SIGINT and SIGTERM while it is open, in the main thread.
+    """Context manager that catches SIGNALS while it is open, in the main thread.
 
     `requested` holds the signal's name after the first one; the second one ends the process with exit code 75.
     """
@@ -23,7 +26,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in SIGNALS:
                 self._previous[number] = signal.signal(number, self._caught)
         return self
 
