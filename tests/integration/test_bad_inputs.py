@@ -103,6 +103,8 @@ CASES = [
     bad_text("undecodable", "text.txt", LINES + b"caf\xe9 noir\n", "text.txt:41: … 0xe9 … utf-8", "--undecodable replace", "--encoding", "utf-8"),
     Case("too little text", ("train", "text.txt", *GOOD), ("too little text to train on",), ("Add text",), {"text.txt": b"One tale."}),
     Case("no source", ("train", *GOOD), ("No text was given",), ("hf:DATASET",)),
+    Case("nothing at all", ("train",), ("No text was given",), ("hf:DATASET",)),
+    Case("plan without a source", ("plan",), ("No text was given",), ("hf:DATASET",)),
     Case("no such encoding", ("train", "text.txt", "--encoding", "utf-9", *GOOD), ("'utf-9'",), ("gb18030",), {"text.txt": LINES}),
     Case("held-out path", ("train", "text.txt", "--validation", "val.txt", *GOOD), ("val.txt", "no such file"), ("Check the path",), {"text.txt": LINES}),
     # models
@@ -254,7 +256,7 @@ def put_files(folder: Path, case: Case) -> None:
 
 def test_there_are_enough_cases() -> None:
     names = [case.name for case in CASES]
-    assert len(names) == len(set(names)) == 64
+    assert len(names) == len(set(names)) == 66
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name.replace(" ", "-") for case in CASES])
@@ -391,7 +393,8 @@ def test_a_run_killed_before_its_first_checkpoint(
     assert (killed.model / "model.safetensors").read_bytes() == weights
 
 
-def test_an_interrupted_run_goes_on_to_the_same_weights(shared: Path, work: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])  # Ctrl-C, and a closed terminal
+def test_an_interrupted_run_goes_on_to_the_same_weights(shared: Path, work: Path, name: str) -> None:
     env = environment(work.parent / "home", HF_HUB_OFFLINE="1")
     steps = 100
     words = ("train", shared / "stories", "--model", shared / "good", "--max-steps", str(steps), "--epochs", "100")
@@ -404,13 +407,13 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(shared: Path, work: Path
         assert stopped.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    stopped.send_signal(signal.SIGINT)
+    stopped.send_signal(getattr(signal, name))
     result = finish(stopped)
     assert result.code == 75, result.stderr
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
     assert len(result.errors) == len(result.hints) == 1
-    assert "SIGINT" in result.errors[0]
+    assert name in result.errors[0]
     assert f"of {steps} steps are done and saved" in result.errors[0]
     assert "finetale resume stopped" in result.hints[0]
     manifest = rundir.read_json(work / "stopped" / "run.json")
@@ -422,10 +425,10 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(shared: Path, work: Path
     resumed = finetale("resume", "stopped", cwd=work, env=env)
     assert resumed.code == 0, resumed.stderr
     assert finish(whole).code == 0
-    ends = [rundir.read_json(work / name / "run.json") for name in ("whole", "stopped")]
+    ends = [rundir.read_json(work / run / "run.json") for run in ("whole", "stopped")]
     assert [end["status"] for end in ends] == ["finished", "finished"]
     assert ends[0]["steps"] == ends[1]["steps"] == steps
     assert ends[0]["best_step"] == ends[1]["best_step"] > 0
-    models_written = [(work / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
+    models_written = [(work / run / "model" / "model.safetensors").read_bytes() for run in ("whole", "stopped")]
     assert models_written[0] == models_written[1]
     assert models_written[0] != (shared / "good" / "model.safetensors").read_bytes()

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,9 @@ def test_it_got_better_and_says_so(here: Path) -> None:
         assert after["perplexity"] == pytest.approx(math.exp(after["loss"]))
         assert {"loss", "perplexity", "word_perplexity", "bits_per_byte", "tokens"} <= set(after)
     assert len(comparison["before"]["samples"]) == len(comparison["after"]["samples"]) == 6
+    report = (here / "run/report.html").read_text(encoding="utf-8")
+    assert "It got better" in report
+    assert "not finished" not in report
 
 
 def test_the_manifest(here: Path) -> None:
@@ -354,4 +358,27 @@ def test_demo(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     assert "demo/demo/report.html" in text
     assert read(here / "demo/demo/run.json")["base"]["name"] == "demo/demo-base"
     assert read(here / "demo/demo/data.json")["text"]["documents"] == 28
-    call(capsys, "demo", "--out", "demo", "--quiet")  # again, over the old one
+    base = sha256(here / "demo/demo-base/model/model.safetensors")
+    first = (here / "demo/demo-base/run.json").read_text()
+    call(capsys, "demo", "--out", "demo", "--quiet")  # again: the base stays, for later runs may be built on it
+    assert (here / "demo/demo-base/run.json").read_text() == first
+    assert sha256(here / "demo/demo-base/model/model.safetensors") == base
+    capsys.readouterr()
+    (here / "mine").mkdir()
+    shutil.copytree(here / "run", here / "mine/demo")
+    assert run(["demo", "--out", "mine"]) == 1
+    assert "a run of your own" in capsys.readouterr().err
+
+
+def test_early_stopping_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "stories", "--model", "run", "--learning-rate", "0.3", "--patience", "1", "--epochs", "5"]
+    capsys.readouterr()
+    assert run([*words, "--out", "early", "--max-new-tokens", "5"]) == 0
+    err = capsys.readouterr().err
+    manifest = read(here / "early/run.json")
+    assert manifest["best_step"] == 0
+    assert f"Stopped after {manifest['steps']} of " in err
+    assert "the best is from step 0" in err
+    comparison = read(here / "early/comparison.json")
+    assert comparison["improved"] is False
+    assert "did not get better" in comparison["verdict"]

@@ -267,3 +267,18 @@ def test_long_samples_are_cut_to_one_line() -> None:
     assert line.startswith("step 4/200  sample: Once upon word word")
     assert line.endswith("…")
     assert len(line) == len("step 4/200  sample: ") + 160
+
+
+class Gone(StringIO):
+    """A terminal that was closed."""
+
+    def write(self, text: str) -> int:
+        raise OSError(5, "Input/output error")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_closed_terminal_does_not_end_the_run(terminal: bool) -> None:
+    with Display(Console(file=Gone(), width=60, force_terminal=terminal)) as shown:
+        for event in (BEGIN, train(1), evaluation(1, 12.0, best=True), WARNING, SAMPLE, train(2)):
+            shown(event)
+        assert shown.quiet

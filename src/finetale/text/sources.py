@@ -101,7 +101,7 @@ def _find_in_folder(source: str, folder: Path, report: TextReport, held_out: fro
         if num_held_out:
             what = "holds only files that are validation or test text"
         elif not num_others:
-            what = "holds no file"
+            what = "holds no file that can be read"
         known = ", ".join(suffix.removeprefix(".") for suffix in KINDS)
         raise FileError(
             source, None, "empty_folder", what, f"Put files of these kinds there: {known}, or these as .gz or .zst."
