@@ -46,6 +46,7 @@ _NOT_A_NUMBER = -2
 # Prompt tokens that are decoded along with the continuation: some tokenizers drop a space at the start of a text.
 _CONTEXT_TOKENS = 4
 _UNLIMITED = 2**62
+Stream = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Sample:
 
     `text` is the continuation alone. `num_tokens` counts the generated tokens, an end-of-text not included.
     `finish_reason`: the model ended the text (end), max_new_tokens or the context were used up (length), or a stop
-    string came (stop). `seed` is the settings' seed; with the sample's number it determines the text.
+    string came (stop). `seed` is the settings' seed; with prompt and sample number it determines the text.
     """
 
     prompt: str
@@ -201,7 +202,7 @@ class Generator:
             groups.append([row])
         holes = [token for token in self.forbidden if token < self.vocab_size]
         for group in groups:
-            streams = {row.sample: random_stream(settings.seed, row.sample) for row in group}
+            streams = {row.stream: random_stream(settings.seed, row.sample, row.ids) for row in group}
             yield _Batch(self.model, group, _Sampler(settings, self.vocab_size, holes, streams))
 
     def _search_beams(self, rows: list[_Row], settings: SamplingSettings) -> None:
@@ -296,6 +297,11 @@ class _Row:
     num_tokens: int = 0
     finish_reason: FinishReason | None = None
 
+    @property
+    def stream(self) -> Stream:
+        """Names the random stream: the same prompt and sample number have the same one in any batch."""
+        return (self.sample, *self.ids)
+
     def accept(self, token: int) -> None:
         """Take the next token and see whether the sample ends with it."""
         if token == _NOT_A_NUMBER:
@@ -326,7 +332,7 @@ class _Sampler:
     """Scores of the next token → one token a row."""
 
     def __init__(
-        self, settings: SamplingSettings, vocab_size: int, holes: list[int], streams: dict[int, torch.Generator]
+        self, settings: SamplingSettings, vocab_size: int, holes: list[int], streams: dict[Stream, torch.Generator]
     ) -> None:
         self.vocab_size = vocab_size
         self.holes = torch.tensor(holes, dtype=torch.long)
@@ -349,14 +355,14 @@ class _Sampler:
             if settings.min_p:
                 self.warpers.append(MinPLogitsWarper(settings.min_p))
 
-    def choose(self, logits: Tensor, ids: Tensor, starts: list[int], samples: list[int]) -> Tensor:
+    def choose(self, logits: Tensor, ids: Tensor, starts: list[int], streams: list[Stream]) -> Tensor:
         """One token id a row, or _EXHAUSTED or _NOT_A_NUMBER.
 
         Args:
             logits: scores of the next token, (rows, padded vocabulary).
             ids: prompts and what was generated so far, padded at the left, (rows, time).
             starts: where each row of ids begins.
-            samples: which random stream each row has.
+            streams: which random stream each row has.
         """
         scores = logits[:, : self.vocab_size].float()  # (rows, vocabulary)
         if len(self.holes):
@@ -370,20 +376,20 @@ class _Sampler:
         for warper in self.warpers:
             scores = warper(ids, scores)
         if not self.greedy:
-            scores = scores + self._noise(samples).to(scores.device)
+            scores = scores + self._noise(streams).to(scores.device)
         best, tokens = scores.max(dim=-1)
         return tokens.masked_fill(best == -torch.inf, _EXHAUSTED).masked_fill(best.isnan(), _NOT_A_NUMBER)
 
-    def _noise(self, samples: list[int]) -> Tensor:
-        """Gumbel noise, (rows, vocabulary); rows with the same sample number have the same."""
+    def _noise(self, streams: list[Stream]) -> Tensor:
+        """Gumbel noise, (rows, vocabulary); rows of the same stream have the same."""
         # float64: a uniform number of float32 has 24 bits, too coarse for the many rare tokens of a vocabulary.
         drawn = {
-            sample: torch.rand(self.vocab_size, generator=self.streams[sample], dtype=torch.float64)
-            for sample in dict.fromkeys(samples)
+            stream: torch.rand(self.vocab_size, generator=self.streams[stream], dtype=torch.float64)
+            for stream in dict.fromkeys(streams)
         }
-        places = {sample: place for place, sample in enumerate(drawn)}
+        places = {stream: place for place, stream in enumerate(drawn)}
         noise = torch.stack(list(drawn.values())).log_().neg_().log_().neg_().float()
-        return noise[[places[sample] for sample in samples]]
+        return noise[[places[stream] for stream in streams]]
 
 
 class _Batch:
@@ -410,8 +416,8 @@ class _Batch:
     def step(self) -> None:
         """Add one token to each row."""
         logits = self._read_prompts() if self.cache is None else self._read_last_tokens(self.cache)
-        samples = [row.sample for row in self.rows]
-        tokens = self.sampler.choose(logits, self.ids[:, : self.width], self.starts, samples)
+        streams = [row.stream for row in self.rows]
+        tokens = self.sampler.choose(logits, self.ids[:, : self.width], self.starts, streams)
         self.ids[:, self.width] = tokens
         self.width += 1
         for row, token in zip(self.rows, tokens.tolist(), strict=True):
@@ -462,9 +468,9 @@ class _Batch:
             self.cache.reorder_cache(indices)
 
 
-def random_stream(seed: int, sample: int) -> torch.Generator:
-    """The random stream of one sample: neighbouring seeds and sample numbers give unrelated streams."""
-    digest = hashlib.blake2b(f"{seed}/{sample}".encode(), digest_size=8).digest()
+def random_stream(seed: int, sample: int, prompt: Sequence[int] = ()) -> torch.Generator:
+    """The random stream of one sample of a prompt (token ids): neighbouring seeds and numbers give unrelated streams."""
+    digest = hashlib.blake2b(f"{seed}/{sample}/{list(prompt)}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 

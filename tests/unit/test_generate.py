@@ -102,6 +102,20 @@ def test_sample_carries_prompt_seed_and_count(generator: Generator) -> None:
     assert (sample.prompt, sample.seed, sample.finish_reason, sample.num_tokens) == ("The river", 5, "length", 3)
 
 
+def test_prompts_have_random_streams_of_their_own() -> None:
+    """Else a weak model says much the same after every prompt."""
+    flat = make_model()
+    with torch.no_grad():
+        for weight in flat.parameters():
+            weight.zero_()  # every token is as likely as any other, whatever the prompt
+    texts = [
+        samples[0].text
+        for samples in Generator(flat, TOKENIZER).generate(["The river", "A fox", "The river"], settings())
+    ]
+    assert texts[0] == texts[2]
+    assert texts[0] != texts[1]
+
+
 def test_random_streams_of_neighbours_are_unrelated() -> None:
     draws = [torch.rand(1, generator=random_stream(seed, sample)).item() for seed in range(20) for sample in range(20)]
     assert len(set(draws)) == 400
@@ -195,7 +209,7 @@ def test_padding_is_no_history() -> None:
     scores = torch.tensor([[3.0, 2.0, 1.0, 1.0, 2.5], [3.0, 2.0, 1.0, 1.0, 2.5]])
     for changes in ({"repetition_penalty": 2.0}, {"no_repeat_ngram_size": 1}):
         sampler = _Sampler(settings(temperature=0, **changes), 5, [], {})
-        assert sampler.choose(scores, ids, [0, 3], [0, 0]).tolist() == [4, 0]
+        assert sampler.choose(scores, ids, [0, 3], [(0,), (0,)]).tolist() == [4, 0]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neo"])
@@ -288,8 +302,8 @@ def test_more_samples_than_beams_are_refused(generator: Generator) -> None:
 
 def choose(logits: list[float], times: int = 1, **changes: Any) -> list[int]:
     scores = torch.tensor([logits])
-    sampler = _Sampler(settings(**changes), len(logits), [], {0: random_stream(0, 0)})
-    return [sampler.choose(scores, torch.zeros(1, 1, dtype=torch.long), [0], [0]).item() for _ in range(times)]
+    sampler = _Sampler(settings(**changes), len(logits), [], {(0,): random_stream(0, 0)})
+    return [sampler.choose(scores, torch.zeros(1, 1, dtype=torch.long), [0], [(0,)]).item() for _ in range(times)]
 
 
 def test_tokens_come_as_often_as_the_softmax_says() -> None:
@@ -332,8 +346,8 @@ def test_ids_without_text_are_never_chosen() -> None:
         ((sample,),) = generator.generate(["The river"], settings(**changes))
         assert sample.num_tokens > 0
         assert sample.text
-    tokens = _Sampler(settings(), 4, [2], {0: random_stream(0, 0)}).choose(
-        torch.tensor([[0.0, 0.0, 99.0, 0.0, 99.0]]), torch.zeros(1, 1, dtype=torch.long), [0], [0]
+    tokens = _Sampler(settings(), 4, [2], {(0,): random_stream(0, 0)}).choose(
+        torch.tensor([[0.0, 0.0, 99.0, 0.0, 99.0]]), torch.zeros(1, 1, dtype=torch.long), [0], [(0,)]
     )
     assert tokens.item() in {0, 1, 3}
 
