@@ -115,10 +115,7 @@ def windows(store: TokenStore, split: str, window: int, stride: int) -> Blocks:
     Raises:
         ConfigError: the stride is longer than the window.
     """
-    if stride > window:
-        raise ConfigError(
-            f"stride {stride} is longer than the block of {window} tokens.", "Choose a stride up to the block size."
-        )
+    check_stride(stride, window)
     rows: list[tuple[int, int, int, int]] = []
     for part in store.parts_of(split).tolist():
         start, targets = int(store.parts["start"][part]), int(store.parts["targets"][part])
@@ -166,6 +163,18 @@ def choose_evaluation_size(positions: int | None, wanted: int | None) -> int:
     """
     check_positions(wanted, positions)
     return wanted or min(positions or 1024, 1024)
+
+
+def check_stride(stride: int, window: int) -> None:
+    """Refuse a stride that would leave tokens out.
+
+    Raises:
+        ConfigError: the stride is longer than the window.
+    """
+    if stride > window:
+        raise ConfigError(
+            f"stride {stride} is longer than the block of {window} tokens.", "Choose a stride up to the block size."
+        )
 
 
 def check_positions(block_size: int | None, positions: int | None) -> None:

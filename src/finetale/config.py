@@ -22,6 +22,8 @@ Precision = Literal["auto", "fp32", "bf16"]
 Undecodable = Literal["error", "replace"]
 
 S = TypeVar("S", bound="Settings")
+DEFAULT_FRACTION = 0.05
+"""Share of the text for validation, and for the test, where nothing else was said."""
 
 
 class Settings(BaseModel):
@@ -120,7 +122,9 @@ class TextSettings(Settings):
 
     @model_validator(mode="after")
     def _something_left_to_train_on(self) -> Self:
-        if (self.validation_fraction or 0) + (self.test_fraction or 0) >= 1:
+        default = 0.0 if self.validation or self.test else DEFAULT_FRACTION
+        fractions = (self.validation_fraction, self.test_fraction)
+        if sum(default if fraction is None else fraction for fraction in fractions) >= 1:
             raise ValueError("validation_fraction + test_fraction must stay below 1")
         return self
 
@@ -266,6 +270,12 @@ class CompareSettings(SamplingSettings):
     num_prompts: int = Field(3, ge=1, le=100, description="How many prompts to take from held-out documents.")
     num_samples: int = Field(2, ge=1, le=100, description="Samples a prompt.")
     bootstrap_samples: int = Field(1000, ge=100, le=100_000, description="Resamples behind each 95% interval.")
+
+    @model_validator(mode="after")
+    def _samples_of_a_beam_search(self) -> Self:
+        if 1 < self.num_beams < self.num_samples:
+            raise ValueError(f"num_samples {self.num_samples} is larger than num_beams {self.num_beams}")
+        return self
 
     @field_validator("prompts", mode="before")
     @classmethod

@@ -97,9 +97,8 @@ def measure(
     nats, counts = np.zeros(num_parts), np.zeros(num_parts)
     piece_nats, piece_counts = np.zeros(num_pieces), np.zeros(num_pieces)
     starts = list(range(0, len(blocks), batch_size))
-    sizes = np.concatenate([[0], np.cumsum([blocks.targets_in(np.array([i])) for i in range(len(blocks))])]).astype(
-        np.int64
-    )
+    net = blocks.segments["targets"] - blocks.segments["skip"]
+    sizes = np.concatenate([[0], np.cumsum(np.add.reduceat(net, blocks.offsets[:-1]))]).astype(np.int64)
     model = forward.model
     was_training = model.training
     model.eval()
@@ -114,11 +113,13 @@ def measure(
                 batch = blocks.batch(chosen)
                 losses = forward.token_losses(batch).double().cpu().numpy()  # (batch, time)
                 counted = batch.labels != IGNORE
-                nats += np.bincount(batch.parts[counted], losses[counted], num_parts)
-                counts += np.bincount(batch.parts[counted], minlength=num_parts)
+                ids, where = np.unique(batch.parts[counted], return_inverse=True)
+                nats[ids] += np.bincount(where, losses[counted])
+                counts[ids] += np.bincount(where)
                 pieces = (sizes[start] + np.arange(int(counted.sum()))) // PIECE
-                piece_nats += np.bincount(pieces, losses[counted], num_pieces)
-                piece_counts += np.bincount(pieces, minlength=num_pieces)
+                first, last = int(pieces[0]), int(pieces[-1]) + 1
+                piece_nats[first:last] += np.bincount(pieces - first, losses[counted])
+                piece_counts[first:last] += np.bincount(pieces - first)
                 if progress is not None:
                     progress(done + 1, len(starts))
     finally:

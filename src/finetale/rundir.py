@@ -173,6 +173,16 @@ def write_folder(path: Path, fill: Callable[[Path], None], *, manifest: bool = F
     sync_folder(path.parent)
 
 
+def recover_folder(path: Path) -> None:
+    """Put back a folder that a crash caught between its two renames, and delete what dead writers left beside it."""
+    leftovers = sorted(path.parent.glob(f".{path.name}.*.old")) + sorted(path.parent.glob(f".{path.name}.*.tmp"))
+    for leftover in leftovers:
+        if leftover.suffix == ".old" and not path.exists():
+            leftover.replace(path)
+        elif leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
 def verify_folder(path: Path) -> list[str]:
     """What is wrong with a folder that has a manifest; empty when all is well."""
     try:

@@ -154,7 +154,9 @@ class TokenStore:
         return parts
 
     def parts_of(self, split: str) -> NDArray[np.int64]:
-        """Indices of the parts in a split, in reading order."""
+        """Indices of the parts in a split, or of "all" parts, in reading order."""
+        if split == "all":
+            return np.arange(len(self.parts))
         return np.flatnonzero(self.parts["split"] == SPLITS.index(split))
 
     def num_targets(self, split: str) -> int:

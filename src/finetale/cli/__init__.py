@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from cyclopts import App, CycloptsError
 from rich.console import Console
@@ -99,8 +100,14 @@ def _bug() -> int:
 def _call(app: App, words: list[str]) -> int:
     """Parse and call; a lone - , which the parser takes for an option, goes through it under another name."""
     command, bound, _ = app.parse_args([_DASH if word == "-" else word for word in words])
-    arguments = ["-" if value == _DASH else value for value in bound.args]
-    return int(command(*arguments, **bound.kwargs) or 0)
+    named = {name: _undash(value) for name, value in bound.kwargs.items()}
+    return int(command(*map(_undash, bound.args), **named) or 0)
+
+
+def _undash(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_undash(item) for item in value]
+    return "-" if value == _DASH else value
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ def download(name: str, revision: str | None, offline: bool, *, weights: bool = 
     from huggingface_hub import HfApi, snapshot_download
 
     # Offline the client must be asked for the very files it was asked for online, or it takes them for missing.
-    wanted = ["*.json", "*.txt", "*.model", *(["*.safetensors"] if weights else [])]
+    wanted = ["*.json", "*.jinja", "*.txt", "*.model", *(["*.safetensors"] if weights else [])]
     below = ["*/*"]
     with _hub_errors(name, revision, offline):
         if offline or _hub_is_offline():

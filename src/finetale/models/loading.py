@@ -17,6 +17,7 @@ from finetale.rundir import RunDirectory, sha256_of
 from finetale.tokens import begin_and_end, check_tokenizer
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -195,6 +196,14 @@ def save(
 def enable_checkpointing(model: PreTrainedModel) -> None:
     """Recompute activations in the backward pass; transformers renamed the method within version 5."""
     getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+
+
+def is_checkpointing(model: torch.nn.Module) -> bool:
+    """Whether `enable_checkpointing` was called."""
+    for name in ("is_activation_checkpointing", "is_gradient_checkpointing"):
+        if hasattr(type(model), name):
+            return bool(getattr(model, name))
+    return False
 
 
 def _checked(name: str, kind: str, folder: Path, revision: str | None) -> Located:

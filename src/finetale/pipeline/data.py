@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetale import text, tokens
+from finetale import __version__, text, tokens
 from finetale.config import Config, TextSettings
 from finetale.errors import FinetaleError, RunError
 from finetale.rundir import write_bytes, write_folder
@@ -121,12 +121,14 @@ def tokenizer_for(config: Config, notify: Notify, *, offline: bool) -> PreTraine
 
 def keep_standard_input(config: Config) -> Config:
     """Standard input can be read only once, so it is put into a file of the cache that later stages can open."""
-    if "-" not in config.sources:
+    fields = ("sources", "validation", "test")
+    if not any("-" in getattr(config, field) for field in fields):
         return config
     data = text.read_standard_input()
     path = tokens.cache_root(config.cache_dir) / "stdin" / f"{hashlib.sha256(data).hexdigest()}.txt"
     write_bytes(path, data)
-    return config.model_copy(update={"sources": tuple(str(path) if item == "-" else item for item in config.sources)})
+    kept = {field: tuple(str(path) if item == "-" else item for item in getattr(config, field)) for field in fields}
+    return config.model_copy(update=kept)
 
 
 def data_json(store: TokenStore, blocks: dict[str, Any]) -> dict[str, Any]:
@@ -141,5 +143,5 @@ def _key(config: Config, what: str) -> str | None:
         return None
     settings = config.narrow(TextSettings).model_dump(mode="json")
     return hashlib.sha256(
-        json.dumps([tokens.STORE_VERSION, fingerprint, settings, what], sort_keys=True).encode()
+        json.dumps([__version__, tokens.STORE_VERSION, fingerprint, settings, what], sort_keys=True).encode()
     ).hexdigest()[:32]

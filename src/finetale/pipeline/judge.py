@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from finetale import comparison, models, tokens
 from finetale.blocks import choose_evaluation_size
 from finetale.config import Config, read_settings_file
+from finetale.errors import RunError
 from finetale.forward import PackedForward
 from finetale.metrics import Measurement, measure
 from finetale.models import LoadedModel
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 Between = Callable[[], None]
 HELD_OUT: Mapping[str, str] = {"validation": "validation", "test": "test"}
-WHOLE: Mapping[str, str] = {"test": "train"}
+WHOLE: Mapping[str, str] = {"test": "all"}
 """All of an unsplit text, measured under the name of the test text."""
 
 
@@ -65,7 +66,7 @@ def evaluate_model(
         found[label] = measure(
             forward,
             blocks,
-            batch_size=config.micro_batch_size or max(1, 4096 // blocks.block_size),
+            batch_size=config.micro_batch_size or _batch_size(loaded, blocks.block_size),
             progress=lambda done, total, message=message: stage(notify, message, done=done, total=total),  # type: ignore[misc]
             between=between,
         )
@@ -78,6 +79,12 @@ def evaluate_on(name: str, config: Config, notify: Notify) -> dict[str, Any]:
     store = tokenise(keep_standard_input(_unsplit(config)), loaded.tokenizer, notify)
     measured = evaluate_model(loaded, store, WHOLE, config, notify)
     return {"model": name} | measured["test"].summary(config.bootstrap_samples, config.seed)
+
+
+def _batch_size(loaded: LoadedModel, block_size: int) -> int:
+    """Blocks a pass: at most 4,096 tokens, and at most 1 GiB of logits in fp32."""
+    vocabulary = int(loaded.model.get_input_embeddings().weight.shape[0])
+    return max(1, min(4096, 2**28 // vocabulary) // block_size)
 
 
 def _unsplit(config: Config) -> Config:
@@ -93,6 +100,7 @@ def compare_models(
     *,
     names: tuple[str, str],
     held_out: Mapping[str, str] = HELD_OUT,
+    data_sha256: str | None = None,
     between: Between | None = None,
 ) -> dict[str, Any]:
     """Measure and sample two models on the held-out text of `config`; the content of comparison.json.
@@ -100,6 +108,10 @@ def compare_models(
     Args:
         held_out: which splits of the store are measured, by the name of the measurement. With the default `after` was
             trained on the training split of the same sources, so that copies can be looked for.
+        data_sha256: of the token store `after` was trained from.
+
+    Raises:
+        RunError: the text is another one by now, so that held-out text may have been trained on.
     """
     sides = [comparison.Side(name, loaded) for name, loaded in zip(names, (before, after), strict=True)]
     # Blocks of one size for both, so that the same pieces of text are compared and neither sees more context.
@@ -115,6 +127,11 @@ def compare_models(
             if store is None or not same:
                 store = tokenise(config, side.loaded.tokenizer, notify)
             side.measurements = evaluate_model(side.loaded, store, held_out, config, notify, between)
+    if store is not None and data_sha256 is not None and store.info["sha256"] != data_sha256:
+        raise RunError(
+            "The text has changed since the run began, so what is held out now may have been trained on.",
+            "Restore the text, or name other text with --text.",
+        )
     prompts = list(config.prompts)
     if not prompts:
         prompts = (
@@ -126,13 +143,17 @@ def compare_models(
         stage(notify, f"Sampling from {side.name}")
         comparison.draw_samples(side, prompts, config, between)
     stage(notify, "Comparing")
-    texts = partial(training_texts, store, after.tokenizer) if store is not None and held_out is HELD_OUT else None
+    texts = (
+        partial(training_texts, store, after.tokenizer, between) if store is not None and held_out is HELD_OUT else None
+    )
     return comparison.build(sides[0], sides[1], config, prompts, same_tokenizer=same, training_texts=texts)
 
 
-def training_texts(store: TokenStore, tokenizer: Any) -> Iterator[str]:
+def training_texts(store: TokenStore, tokenizer: Any, between: Between | None = None) -> Iterator[str]:
     """The training documents, decoded again from their tokens."""
     for part in store.parts_of("train").tolist():
+        if between is not None:
+            between()
         yield tokenizer.decode(store.ids(part).tolist())
 
 
@@ -147,12 +168,19 @@ def compare_on(
     directory = RunDirectory(Path(after).expanduser())
     held_out: Mapping[str, str] = HELD_OUT
     if sources or not directory.is_run():
-        config, held_out = _unsplit(Config.resolve(settings, {"sources": tuple(sources)})), WHOLE
+        config, held_out, sha256 = _unsplit(Config.resolve(settings, {"sources": tuple(sources)})), WHOLE, None
     else:
         config = Config.resolve(read_settings_file(directory.config), settings)
+        sha256 = directory.read_manifest().get("data_sha256")
     models.check_name(before)
     models.check_name(after)
     config = keep_standard_input(config)
     second = open_model(after, config, notify)
-    first = open_model(before, config, notify, tokenizer=second.tokenizer if models.is_new(before) else None)
-    return compare_models(first, second, config, notify, names=(before, after), held_out=held_out)
+    own = before == config.model  # the run's own base: its commit is no other model's
+    first = open_model(
+        before,
+        config if own else config.model_copy(update={"revision": None}),
+        notify,
+        tokenizer=second.tokenizer if models.is_new(before) else None,
+    )
+    return compare_models(first, second, config, notify, names=(before, after), held_out=held_out, data_sha256=sha256)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetale import models, text
-from finetale.blocks import Blocks, check_positions, choose_block_size, pack, windows
+from finetale.blocks import Blocks, check_positions, check_stride, choose_block_size, pack, windows
 from finetale.config import Config
 from finetale.environment import cpu_has_bf16
 from finetale.errors import RunError, SourceError, TrainingError
@@ -70,7 +70,7 @@ def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None
         check_positions(config.block_size, located.positions)
         tokenizer = _given_tokenizer(config) or models.load_tokenizer(located.folder, name=config.model)
     store = tokenise(config, tokenizer, notify)
-    for warning in store.warnings:
+    for warning in [*store.warnings, *_overlap(store)]:
         notify({"event": "warning", "message": warning})
     if loaded is None:
         stage(notify, f"Loading {config.model}")
@@ -80,6 +80,10 @@ def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None
             loaded = models.load_located(located, tokenizer=tokenizer, dropout=config.dropout)
         loaded = replace(loaded, provenance=replace(loaded.provenance, name=given))
     size = choose_block_size(store, models.positions_of(loaded.model.config.to_dict()), config.block_size)
+    if config.stride is not None:
+        check_stride(config.stride, size)
+    if config.gradient_checkpointing:
+        models.enable_checkpointing(loaded.model)
     blocks = pack(store, "train", size, fill=True)
     new = models.is_new(config.model)
     batch_size = config.batch_size or _batch_size(round(config.epochs * len(blocks)), size, new=new)
@@ -103,11 +107,19 @@ def _from_anywhere(config: Config) -> Config:
 
     def absolute(name: str) -> str:
         path = Path(name).expanduser()
-        return str(path.absolute()) if path.exists() else name
+        return str(path.absolute()) if path.exists() and name != "bundled" else name
 
     sources = {key: tuple(map(absolute, getattr(config, key))) for key in ("sources", "validation", "test")}
     tokenizer = None if config.tokenizer is None else absolute(config.tokenizer)
     return config.model_copy(update=sources | {"model": absolute(config.model), "tokenizer": tokenizer})
+
+
+def _overlap(store: TokenStore) -> list[str]:
+    count = (store.report.get("overlap") or {}).get("documents", 0)
+    if not count:
+        return []
+    what = f"{count:,} training documents also stand in the validation or test text"
+    return [f"{what}, so the numbers on it will flatter the model: --drop-overlap leaves them out of training."]
 
 
 def evaluation_blocks(store: TokenStore, split: str, config: Config) -> Blocks | None:
@@ -157,12 +169,24 @@ def run_directory(config: Config) -> RunDirectory:
             raise RunError(
                 f"{root} is in the way: it exists and is no run directory.", "Choose another place with --out."
             )
+        _check_not_inside(root, config)
         if not config.overwrite:
             raise RunError(
                 f"{root} holds a run already.",
                 f"Go on with it by `finetale resume {root}`, replace it with --overwrite, or choose another --out.",
             )
     return RunDirectory(root)
+
+
+def _check_not_inside(root: Path, config: Config) -> None:
+    """A run that is replaced must not take its own text or base with it."""
+    tokenizer = () if config.tokenizer is None else (config.tokenizer,)
+    for name in (config.model, *tokenizer, *config.sources, *config.validation, *config.test):
+        path = Path(name).expanduser()
+        if path.exists() and path.resolve().is_relative_to(root.resolve()):
+            raise RunError(
+                f"{root} can't be replaced by a run that needs {name} in it.", "Choose another place with --out."
+            )
 
 
 def _free_name(config: Config) -> str:

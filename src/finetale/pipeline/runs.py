@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import json
 import shutil
 import sys
@@ -15,14 +16,14 @@ from typing import Any
 from finetale import models, training
 from finetale.config import Config, SamplingSettings, read_settings_file
 from finetale.environment import hardware, peak_memory, versions
-from finetale.errors import InterruptedRun, RunError
+from finetale.errors import HubError, InterruptedRun, RunError
 from finetale.generate import Generator
 from finetale.models import LoadedModel
 from finetale.pipeline.data import Notify, data_json, keep_standard_input, stage
 from finetale.pipeline.judge import compare_models, open_model
 from finetale.pipeline.prepare import Prepared, prepare, run_directory
 from finetale.report import model_card, write_report
-from finetale.rundir import RunDirectory, write_bytes, write_json
+from finetale.rundir import RunDirectory, recover_folder, write_bytes, write_json
 from finetale.training import Training, TrainState
 from finetale.training.signals import StopRequest
 
@@ -34,14 +35,12 @@ def train_run(config: Config, notify: Notify) -> RunDirectory:
         FinetaleError: whatever stands in the way; before training begins nothing is written.
         InterruptedRun: a signal came; the run can be resumed.
     """
-    run = run_directory(config)
+    run_directory(config)  # what stands in the way is better known before the work
     config = keep_standard_input(config)
     prepared = prepare(config, notify)
+    run = run_directory(config)  # again: another run may have taken the place meanwhile
     _start_directory(run, prepared)
-    with _status(run):
-        state = _train(run, prepared, notify, None)
-        finish(run, prepared.config, notify, state)
-    return run
+    return _train_and_finish(run, prepared, notify, None)
 
 
 def resume_run(path: str | Path, notify: Notify) -> RunDirectory:
@@ -58,11 +57,14 @@ def resume_run(path: str | Path, notify: Notify) -> RunDirectory:
             f"{path} is finished already.",
             f"See {run.report}, or train on from it: `finetale train SOURCE --model {path}`.",
         )
+    for folder in (run.model, *(run.checkpoint(step) for step, _ in run.saved_checkpoints())):
+        recover_folder(folder)
     checkpoint, damaged = training.newest_valid_checkpoint(run)
     for line in damaged:
         notify({"event": "warning", "message": line})
     # model/ may hold better weights than a lost checkpoint, so without a checkpoint the run begins again from its base.
-    loaded = None if checkpoint is None else models.load(str(run.root), dropout=config.dropout)
+    has_model = (run.model / "config.json").is_file()
+    loaded = models.load(str(run.root), dropout=config.dropout) if checkpoint is not None and has_model else None
     prepared = prepare(config, notify, loaded=loaded)
     if loaded is None:
         _check_base(manifest, prepared.loaded)
@@ -71,10 +73,16 @@ def resume_run(path: str | Path, notify: Notify) -> RunDirectory:
             f"The text of {path} has changed since the run began, so it can't go on as it was.",
             "Restore the text, or start a new run with `finetale train`.",
         )
-    run.update_manifest(status="running")
+    run.update_manifest(status="running", error=None)
+    return _train_and_finish(run, prepared, notify, checkpoint)
+
+
+def _train_and_finish(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Path | None) -> RunDirectory:
     with _status(run):
         state = _train(run, prepared, notify, checkpoint)
-        finish(run, prepared.config, notify, state)
+        config = prepared.config.model_copy(update={"micro_batch_size": state.micro_batch_size})
+        gc.collect()  # of optimizer and gradients, for the comparison loads two models of its own
+        finish(run, config, notify, state)
     return run
 
 
@@ -94,6 +102,7 @@ def finish(run: RunDirectory, config: Config, notify: Notify, state: TrainState 
                 config,
                 notify,
                 names=(manifest["base"]["name"], manifest["name"]),
+                data_sha256=manifest.get("data_sha256"),
                 between=stop.check,
             )
         except InterruptedRun as stopped:
@@ -116,9 +125,13 @@ def load_base(manifest: dict[str, Any], config: Config, after: LoadedModel, noti
     Raises:
         RunError: the base is another one by now.
     """
-    before = open_model(
-        config.model, config, notify, tokenizer=after.tokenizer if models.is_new(config.model) else None
-    )
+    # A tokenizer given by --tokenizer replaced the base's own, which may not exist.
+    shared = after.tokenizer if models.is_new(config.model) or config.tokenizer else None
+    config = config.model_copy(update={"seed": manifest["seed"]})
+    try:  # what the run began from is on this machine
+        before = open_model(config.model, config.model_copy(update={"offline": True}), notify, tokenizer=shared)
+    except HubError:
+        before = open_model(config.model, config, notify, tokenizer=shared)
     _check_base(manifest, before)
     return before
 
@@ -170,6 +183,7 @@ def _train(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Pa
             "run": str(run.root),
         }
     )
+    run.update_manifest(total_steps=schedule.total_steps)
     started = time.perf_counter()
     try:
         state = loop.run(checkpoint)
@@ -192,10 +206,14 @@ def _train(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Pa
 
 def _start_directory(run: RunDirectory, prepared: Prepared) -> None:
     """Create the run directory with everything that is known before training."""
-    if run.root.exists():
-        shutil.rmtree(run.root)
-    config = prepared.config.model_copy(update={"out": run.root})
+    for item in run.root.iterdir() if run.root.is_dir() else ():  # the folder itself may be a link or a mount
+        if item.is_dir() and not item.is_symlink():
+            shutil.rmtree(item)
+        else:
+            item.unlink()
     run.root.mkdir(parents=True, exist_ok=True)
+    # Where the run lies is not written into it, so that its settings can be taken for another run.
+    config = prepared.config.model_copy(update={"out": None, "name": None, "overwrite": False})
     try:
         _describe(run, config, prepared)
     except BaseException:
@@ -212,7 +230,6 @@ def _describe(run: RunDirectory, config: Config, prepared: Prepared) -> None:
         seed=config.seed,
         steps=0,
         best_step=0,
-        total_steps=None,
         base=prepared.loaded.provenance.to_dict(),
         data_sha256=prepared.store.info["sha256"],
         config=json.loads(config.model_dump_json()),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from finetale.config import TextSettings
+from finetale.config import DEFAULT_FRACTION, TextSettings
 from finetale.errors import SourceError
 from finetale.text.account import FileAccount, TextReport
 from finetale.text.cleaning import Cleaner
@@ -20,7 +20,6 @@ from finetale.text.records import csv_records, json_records, jsonl_records, parq
 from finetale.text.sources import Input, find_inputs
 from finetale.text.splits import CUT, Candidate, Placed, Splitter
 
-DEFAULT_FRACTION = 0.05
 HELD_OUT: tuple[Split, ...] = ("test", "validation")  # read before the training text, so that overlap is seen
 DUPLICATE = "duplicate"
 OVERLAP = "also in validation or test"

@@ -152,12 +152,15 @@ class Training:
             if step >= total:
                 return
             if self._patience_is_over():
+                if not self.schedule.saves(step):
+                    self._save()
                 tried = f"{self.state.bad_evaluations} evaluations without a better validation loss"
                 best = f"the best is from step {self.state.best_step}"
                 self._emit("stopped", message=f"Stopped after {step} of {total} steps: {tried}; {best}.")
                 return
             started = time.perf_counter()
-            loss, norm, rate, tokens = self._within_memory(self._try_step)
+            loss, norm, tokens = self._within_memory(self._gradients)
+            rate = self._update()
             seconds = time.perf_counter() - started
             self.state.step += 1
             self.state.tokens += tokens
@@ -198,8 +201,8 @@ class Training:
                 "warning", message=f"Memory ran out; going on with micro-batches of {self.state.micro_batch_size}."
             )
 
-    def _try_step(self) -> tuple[torch.Tensor, torch.Tensor, float, int]:
-        """Forward and backward over all micro-batches, then the update. Returns loss, gradient norm, rate, targets."""
+    def _gradients(self) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Forward and backward over all micro-batches of a step. Returns loss, gradient norm and number of targets."""
         step, world = self.state.step, self.accelerator.num_processes
         blocks = self.schedule.blocks_of(step, self.settings.seed)
         targets = self.train_blocks.targets_in(blocks)
@@ -222,12 +225,16 @@ class Training:
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
         mean = self.accelerator.reduce(total, "sum") / targets
         self._check_finite(mean, norm)
-        rate = learning_rate(step, self.schedule.total_steps, self.settings)
+        return mean, norm, targets
+
+    def _update(self) -> float:
+        """The optimizer's step; returns its learning rate. Never made twice, so it is no part of `_within_memory`."""
+        rate = learning_rate(self.state.step, self.schedule.total_steps, self.settings)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return mean, norm, rate, targets
+        return rate
 
     def _check_finite(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
         """Stop before an update that would put NaNs into the weights."""

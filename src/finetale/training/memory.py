@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from finetale import models
 from finetale.blocks import Blocks
 from finetale.environment import available_memory
 from finetale.forward import PackedForward
@@ -95,4 +96,8 @@ def _sequence_bytes(forward: PackedForward, blocks: Blocks) -> int:
     finally:
         model.train(was_training)
     vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
-    return sum(kept.values()) + 3 * 4 * vocabulary * blocks.block_size
+    inputs = 0  # of checkpointed layers, which are kept out of the hooks' sight
+    if models.is_checkpointing(model):
+        config = model.config.get_text_config()  # type: ignore[operator,union-attr]
+        inputs = 4 * config.num_hidden_layers * config.hidden_size * blocks.block_size
+    return sum(kept.values()) + inputs + 3 * 4 * vocabulary * blocks.block_size

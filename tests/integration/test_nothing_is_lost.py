@@ -1,0 +1,189 @@
+"""Runs, bases and texts survive what people do; numbers are refused when they would not mean what they say."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetale.cli import run
+from finetale.pipeline import runs
+from finetale.rundir import RunDirectory, recover_folder
+from tiny import save_model, story, write_stories
+
+QUICK = ("--max-steps", "2", "--max-new-tokens", "5", "--num-prompts", "1", "--no-tensorboard")
+Call = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with stories/ and base/, as the current directory."""
+    monkeypatch.setenv("FINETALE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    write_stories(tmp_path / "stories", 40)
+    save_model(tmp_path / "base")
+    return tmp_path
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    def run_command(*words: str | Path) -> tuple[int, str]:
+        capsys.readouterr()
+        code = run([str(word) for word in words])
+        return code, capsys.readouterr().err
+
+    return run_command
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_a_run_that_came_meanwhile_is_not_deleted(place: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = runs.prepare
+
+    def slow(*args: Any, **options: Any) -> Any:
+        RunDirectory(place / "out").update_manifest(status="running", name="somebody else's")
+        return prepare(*args, **options)
+
+    monkeypatch.setattr(runs, "prepare", slow)
+    code, err = call("train", "stories", "--model", "base", "--out", "out", *QUICK)
+    assert code == 1
+    assert "holds a run already" in err
+    assert read(place / "out/run.json")["name"] == "somebody else's"
+
+
+def test_a_run_is_not_replaced_by_one_that_needs_it(place: Path, call: Call) -> None:
+    assert call("train", "stories", "--model", "base", "--out", "out", *QUICK)[0] == 0
+    before = (place / "out/model/model.safetensors").read_bytes()
+    shutil.copytree("stories", "out/texts")
+    for words in (("stories", "--model", "out"), ("out/texts", "--model", "base")):
+        code, err = call("train", *words, "--out", "out", "--overwrite", *QUICK)
+        assert code == 1
+        assert "can't be replaced by a run that needs" in err
+    assert (place / "out/model/model.safetensors").read_bytes() == before
+    assert call("train", "stories", "--model", "base", "--out", "out", "--overwrite", *QUICK)[0] == 0
+    assert not (place / "out/texts").exists()
+
+
+def test_the_settings_of_a_run_make_another_run(place: Path, call: Call) -> None:
+    assert call("train", "stories", "--model", "base", "--out", "out", "--overwrite", *QUICK)[0] == 0
+    settings = yaml.safe_load((place / "out/config.yaml").read_text(encoding="utf-8"))
+    assert settings["overwrite"] is False
+    assert "out" not in settings
+    assert call("train", "--config", "out/config.yaml")[0] == 0
+    assert (place / "runs/base-stories-1/report.html").is_file()
+
+
+def test_an_empty_folder_behind_a_link_is_used(place: Path, call: Call) -> None:
+    (place / "elsewhere").mkdir()
+    (place / "link").symlink_to("elsewhere")
+    assert call("train", "stories", "--model", "base", "--out", "link", *QUICK)[0] == 0
+    assert read(place / "elsewhere/run.json")["status"] == "finished"
+
+
+def test_a_run_can_be_used_from_another_folder(place: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call("train", "stories", "--model", "base", "--out", "out", *QUICK)[0] == 0
+    first = read(place / "out/comparison.json")
+    (place / "below").mkdir()
+    monkeypatch.chdir(place / "below")
+    assert call("compare", "../out", "--quiet")[0] == 0
+    assert read(place / "out/comparison.json") == first
+
+
+def test_a_comparison_on_changed_text_is_refused(place: Path, call: Call) -> None:
+    """19 documents are cut into parts; with a 20th whole ones are held out, whose first parts were trained on."""
+    write_stories(place / "few", 19)
+    assert call("train", "few", "--model", "base", "--out", "out", *QUICK)[0] == 0
+    before = (place / "out/comparison.json").read_bytes()
+    (place / "few/new.txt").write_text(story(99), encoding="utf-8")
+    for words in (("compare", "out"), ("compare", "base", "out")):
+        code, err = call(*words)
+        assert code == 1
+        assert "The text has changed since the run began" in err
+    assert (place / "out/comparison.json").read_bytes() == before
+
+
+def test_held_out_text_that_is_also_trained_on_is_said(place: Path, call: Call) -> None:
+    shutil.copytree("stories", "held")
+    for number in range(10, 40):
+        (place / f"held/{number:03}.txt").unlink()
+    words = ("train", "stories", "--model", "base", "--validation", "held", *QUICK)
+    code, err = call(*words, "--out", "kept")
+    assert code == 0
+    assert "10 training documents also stand in the validation or test text" in err
+    assert call(*words, "--out", "clean", "--drop-overlap")[0] == 0
+    dropped = read(place / "clean/data.json")["dropped"]
+    assert [(row["reason"], row["documents"]) for row in dropped] == [("also in validation or test", 10)]
+
+
+def test_an_early_stop_is_saved(place: Path, call: Call) -> None:
+    options = "--learning-rate 0.5 --patience 1 --eval-every 1 --save-every 50 --batch-size 2 --max-steps 9".split()
+    assert call("train", "stories", "--model", "base", "--out", "out", *options, *QUICK[2:])[0] == 0
+    manifest = read(place / "out/run.json")
+    assert manifest["steps"] < manifest["total_steps"] == 9
+    assert [step for step, _ in RunDirectory(place / "out").saved_checkpoints()] == [manifest["steps"]]
+
+
+def test_another_sampling_seed_does_not_change_a_random_base(place: Path, call: Call) -> None:
+    assert call("train", "stories", "--model", "new:1m", "--vocab-size", "300", "--out", "out", *QUICK)[0] == 0
+    first = read(place / "out/comparison.json")
+    assert call("compare", "out", "--seed", "5")[0] == 0
+    again = read(place / "out/comparison.json")
+    assert again["before"]["validation"]["loss"] == first["before"]["validation"]["loss"]
+    assert again["settings"]["seed"] == 5
+
+
+def test_standard_input_as_validation_text(place: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(story(77, words=200).encode())))
+    assert call("train", "stories", "--model", "base", "--validation", "-", "--out", "out", *QUICK)[0] == 0
+    assert read(place / "out/comparison.json")["after"]["validation"]["documents"] == 1
+
+
+def test_a_model_folder_caught_between_two_renames_is_put_back(place: Path, call: Call) -> None:
+    assert call("train", "stories", "--model", "base", "--out", "out", *QUICK)[0] == 0
+    directory = RunDirectory(place / "out")
+    for file in (directory.report, directory.comparison):
+        file.unlink()
+    directory.update_manifest(status="running", error="something")
+    directory.model.rename(place / "out/.model.99999.old")
+    (place / "out/.model.99998.tmp").mkdir()
+    code, err = call("resume", "out")
+    assert code == 0, err
+    assert [path.name for path in (place / "out").iterdir() if path.name.startswith(".")] == []
+    assert read(directory.manifest)["status"] == "finished"
+    assert read(directory.manifest)["error"] is None
+    assert (directory.model / "model.safetensors").is_file()
+
+
+def test_recovering_keeps_a_folder_that_is_there(tmp_path: Path) -> None:
+    for name in ("model", ".model.1.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "which").write_text(name)
+    recover_folder(tmp_path / "model")
+    assert (tmp_path / "model/which").read_text() == "model"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--num-beams", "2", "--num-samples", "3"), "num_samples 3 is larger than num_beams 2"),
+        (("--stride", "65"), "stride 65 is longer than the block"),
+        (("--test-fraction", "0.96"), "must stay below 1"),
+    ],
+)
+def test_what_could_only_fail_after_training_is_refused_before(
+    place: Path, call: Call, words: tuple[str, ...], message: str
+) -> None:
+    code, err = call("train", "stories", "--model", "base", "--out", "out", *QUICK, *words)
+    assert code == 1
+    assert message in err
+    assert not (place / "out").exists()
