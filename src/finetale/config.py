@@ -292,6 +292,12 @@ class OutputSettings(Settings):
     )
     overwrite: bool = Field(False, description="Replace the run directory if it is a Finetale run already.")
 
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if self.out is not None and self.name is not None:
+            raise ValueError(f"out {self.out} and name {self.name} both say where the run goes; give one of them")
+        return self
+
 
 class Config(
     TextSettings, TokenSettings, ModelSettings, TrainSettings, EvaluationSettings, CompareSettings, OutputSettings

@@ -125,7 +125,20 @@ def test_held_out_text_that_is_also_trained_on_is_said(place: Path, call: Call) 
 
 
 def test_an_early_stop_is_saved(place: Path, call: Call) -> None:
-    options = "--learning-rate 0.5 --patience 1 --eval-every 1 --save-every 50 --batch-size 2 --max-steps 9".split()
+    options = [
+        "--learning-rate",
+        "0.5",
+        "--patience",
+        "1",
+        "--eval-every",
+        "1",
+        "--save-every",
+        "50",
+        "--batch-size",
+        "2",
+        "--max-steps",
+        "9",
+    ]
     assert call("train", "stories", "--model", "base", "--out", "out", *options, *QUICK[2:])[0] == 0
     manifest = read(place / "out/run.json")
     assert manifest["steps"] < manifest["total_steps"] == 9
