@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -174,6 +177,17 @@ def test_a_model_folder_caught_between_two_renames_is_put_back(place: Path, call
     assert read(directory.manifest)["status"] == "finished"
     assert read(directory.manifest)["error"] is None
     assert (directory.model / "model.safetensors").is_file()
+
+
+def test_a_killed_run_is_not_shown_as_running(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for name, pid in (("killed", gone.pid), ("alive", os.getpid())):
+        process = {"pid": pid, "host": platform.node()}
+        RunDirectory(place / "runs" / name).update_manifest(status="running", process=process, created=name)
+    assert run(["runs", "--json"]) == 0
+    rows = {row["run"]: row["status"] for row in json.loads(capsys.readouterr().out)}
+    assert rows == {"runs/killed": "interrupted", "runs/alive": "running"}
 
 
 def test_recovering_keeps_a_folder_that_is_there(tmp_path: Path) -> None:

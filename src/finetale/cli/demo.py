@@ -42,7 +42,7 @@ def command(
 ) -> int:
     """The whole path, offline: a small model learns plain English, then the tales of Tarrowside, and is compared.
 
-    Trains a model of about a million parameters on 28 short texts for a minute, then fine-tunes it on 28 tales.
+    Trains a model of 0.7 million parameters on 28 short texts for about 40 seconds, then fine-tunes it on 28 tales.
     """
     from finetale import pipeline
 

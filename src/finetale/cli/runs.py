@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 from typing import Annotated, Any
 
+import psutil
 from cyclopts import Parameter
 from rich.table import Table
 
@@ -62,7 +64,7 @@ def _row(run: RunDirectory) -> dict[str, Any]:
             for side in figures:
                 held_out = comparison[side]["test"] or comparison[side]["validation"]
                 figures[side] = held_out["perplexity"] if held_out else None
-        status = manifest.get("status", "unknown")
+        status = "interrupted" if _was_killed(manifest) else manifest.get("status", "unknown")
     except (RunError, KeyError):
         status = "damaged"
     return {
@@ -74,3 +76,10 @@ def _row(run: RunDirectory) -> dict[str, Any]:
         "created": manifest.get("created"),
         **figures,
     }
+
+
+def _was_killed(manifest: dict[str, Any]) -> bool:
+    """Whether a run that calls itself running has no process on this machine any more."""
+    process = manifest.get("process") or {}
+    here = process.get("host") == platform.node()
+    return manifest.get("status") == "running" and here and not psutil.pid_exists(process["pid"])

@@ -6,6 +6,8 @@ import contextlib
 import datetime
 import gc
 import json
+import os
+import platform
 import shutil
 import sys
 import time
@@ -73,7 +75,7 @@ def resume_run(path: str | Path, notify: Notify) -> RunDirectory:
             f"The text of {path} has changed since the run began, so it can't go on as it was.",
             "Restore the text, or start a new run with `finetale train`.",
         )
-    run.update_manifest(status="running", error=None)
+    run.update_manifest(status="running", error=None, process=_process())
     return _train_and_finish(run, prepared, notify, checkpoint)
 
 
@@ -224,6 +226,7 @@ def _start_directory(run: RunDirectory, prepared: Prepared) -> None:
 def _describe(run: RunDirectory, config: Config, prepared: Prepared) -> None:
     run.update_manifest(
         status="running",
+        process=_process(),
         name=run.root.name,
         created=_now(),
         finished=None,
@@ -253,6 +256,11 @@ def _status(run: RunDirectory) -> Iterator[None]:
         with contextlib.suppress(OSError):  # a full disk must not hide what went wrong first
             run.update_manifest(status="failed", error=f"{type(error).__name__}: {error}")
         raise
+
+
+def _process() -> dict[str, Any]:
+    """Who is at work on a run, so that a run that was killed is not taken for a running one."""
+    return {"pid": os.getpid(), "host": platform.node()}
 
 
 def _now() -> str:
