@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from finetale.cli import run
-from finetale.pipeline import runs
+from finetale.pipeline import judge, runs
 from finetale.rundir import RunDirectory, recover_folder
 from tiny import save_model, story, write_stories
 
@@ -177,6 +178,30 @@ def test_a_model_folder_caught_between_two_renames_is_put_back(place: Path, call
     assert read(directory.manifest)["status"] == "finished"
     assert read(directory.manifest)["error"] is None
     assert (directory.model / "model.safetensors").is_file()
+
+
+def test_evaluating_goes_on_with_less_when_memory_runs_out(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["evaluate", "base", "stories", "--precision", "fp32", "--json"]
+    assert run(words) == 0
+    plenty = json.loads(capsys.readouterr().out)
+    measure, tried = judge.measure, []
+
+    def limited(forward: Any, blocks: Any, *, batch_size: int, **options: Any) -> Any:
+        tried.append(batch_size)
+        if batch_size > most:
+            raise torch.OutOfMemoryError("out of memory")
+        return measure(forward, blocks, batch_size=batch_size, **options)
+
+    monkeypatch.setattr(judge, "measure", limited)
+    most = 3
+    assert run(words) == 0
+    assert tried == [64, 32, 16, 8, 4, 2]
+    assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(plenty["loss"], rel=1e-6)
+    most = 0
+    assert run(words) == 1
+    assert "Memory ran out with one sequence of 64 tokens" in capsys.readouterr().err
 
 
 def test_a_killed_run_is_not_shown_as_running(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetale import comparison, models, tokens
-from finetale.blocks import choose_evaluation_size
+from finetale.blocks import Blocks, choose_evaluation_size
 from finetale.config import Config, read_settings_file
-from finetale.errors import RunError
+from finetale.errors import MemoryLimitError, RunError
 from finetale.forward import PackedForward
 from finetale.metrics import Measurement, measure
 from finetale.models import LoadedModel
 from finetale.pipeline.data import Notify, keep_standard_input, stage, tokenise
 from finetale.pipeline.prepare import evaluation_blocks, resolve_precision
 from finetale.rundir import RunDirectory
+from finetale.training import is_out_of_memory
 
 if TYPE_CHECKING:
     from finetale.tokens import TokenStore
@@ -63,11 +64,11 @@ def evaluate_model(
             continue
         message = f"Measuring {loaded.provenance.name} on the {label} text"
         stage(notify, message)
-        found[label] = measure(
+        found[label] = _measure_within_memory(
             forward,
             blocks,
-            batch_size=config.micro_batch_size or _batch_size(loaded, blocks.block_size),
-            progress=lambda done, total, message=message: stage(notify, message, done=done, total=total),  # type: ignore[misc]
+            config.micro_batch_size or _batch_size(loaded, blocks.block_size),
+            progress=lambda done, total, message=message: stage(notify, message, done=done, total=total),
             between=between,
         )
     return found
@@ -79,6 +80,26 @@ def evaluate_on(name: str, config: Config, notify: Notify) -> dict[str, Any]:
     store = tokenise(keep_standard_input(_unsplit(config)), loaded.tokenizer, notify)
     measured = evaluate_model(loaded, store, WHOLE, config, notify)
     return {"model": name} | measured["test"].summary(config.bootstrap_samples, config.seed)
+
+
+def _measure_within_memory(forward: PackedForward, blocks: Blocks, batch_size: int, **options: Any) -> Measurement:
+    """`measure`, done again with smaller batches while memory runs out.
+
+    Raises:
+        MemoryLimitError: one block at a time does not fit.
+    """
+    while True:
+        try:
+            return measure(forward, blocks, batch_size=batch_size, **options)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        if batch_size == 1:
+            raise MemoryLimitError(
+                f"Memory ran out with one sequence of {blocks.block_size} tokens.",
+                "Choose a smaller --block-size or model.",
+            )
+        batch_size //= 2
 
 
 def _batch_size(loaded: LoadedModel, block_size: int) -> int:

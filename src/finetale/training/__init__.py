@@ -2,7 +2,7 @@
 
 from finetale.training.checkpoints import TrainState, newest_valid_checkpoint, read_state
 from finetale.training.loop import Listener, Schedule, Training
-from finetale.training.memory import MemoryPlan, plan_memory
+from finetale.training.memory import MemoryPlan, is_out_of_memory, plan_memory
 from finetale.training.optimizer import default_learning_rate
 from finetale.training.records import MetricsFile, TensorBoardFile, read_metrics
 
@@ -15,6 +15,7 @@ __all__ = [
     "TrainState",
     "Training",
     "default_learning_rate",
+    "is_out_of_memory",
     "newest_valid_checkpoint",
     "plan_memory",
     "read_metrics",
