@@ -1,15 +1,15 @@
-"""What this machine is and has: processor, memory, accelerator, versions. Knows nothing of models or data."""
+"""What this machine is and has: processor, memory, accelerator, versions. Knows nothing of models or data.
+
+What takes time to import is imported where it is used: every start of the command passes through here.
+"""
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import re
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 VERSIONED = (
     "finetale",
@@ -26,6 +26,8 @@ VERSIONED = (
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide on results."""
+    import importlib.metadata
+
     found = {"python": platform.python_version()}
     for name in VERSIONED:
         try:
@@ -52,6 +54,8 @@ def calm_threads() -> None:
 
 def available_memory() -> int:
     """Bytes of main memory this process could still take, within the limit of its control group if there is one."""
+    import psutil
+
     available = psutil.virtual_memory().available
     limit = _cgroup_number("memory.max", "memory/memory.limit_in_bytes")
     used = _cgroup_number("memory.current", "memory/memory.usage_in_bytes")
@@ -88,6 +92,7 @@ def cpu_has_bf16() -> bool:
 
 def hardware() -> dict[str, Any]:
     """Processor, cores, memory and accelerators of this machine."""
+    import psutil
     import torch
 
     found: dict[str, Any] = {
@@ -112,6 +117,7 @@ def hardware() -> dict[str, Any]:
 
 def peak_memory() -> int:
     """Highest memory use of this process so far in bytes: the accelerator's if there is one, else main memory."""
+    import psutil
     import torch
 
     if torch.cuda.is_available():

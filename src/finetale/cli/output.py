@@ -7,13 +7,14 @@ import logging
 import os
 import sys
 import warnings
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
 from rich.markup import escape
 
-from finetale.display import Display
+if TYPE_CHECKING:
+    from finetale.display import Display
 
 Source = Annotated[str, Parameter(help="A file, a folder, - for standard input, or hf:DATASET[/CONFIG][:SPLIT].")]
 Model = Annotated[str, Parameter(help="Hub id, model folder, run directory, or new:SHAPE.")]
@@ -43,6 +44,8 @@ def stdout() -> Console:
 
 def progress(*, quiet: bool = False, as_json: bool = False) -> Display:
     """The display for a command; also keeps libraries from writing between its lines."""
+    from finetale.display import Display
+
     quiet_libraries()
     if quiet or as_json:
         hide_progress_bars()
