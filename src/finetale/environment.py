@@ -45,7 +45,7 @@ def num_cores() -> int:
 def calm_threads() -> None:
     """Keep threads from spinning while they wait; takes effect only before torch is loaded.
 
-    GNU OpenMP spins for milliseconds by default. With another process on the same cores that cost a third of the speed, and
+    GNU OpenMP spins for milliseconds by default. With another process on the same cores that cost over a quarter of the speed, and
     a short spin cost none on idle ones (docs/log.md).
     """
     if "OMP_WAIT_POLICY" not in os.environ:

@@ -1,7 +1,8 @@
 """Names of the files in a run directory, atomic writes, checksums, the manifest. Knows nothing of torch.
 
 The run directory is the only contract between stages. Whatever is written here is written to a temporary name beside
-its place, flushed to disk and renamed, so that a reader sees the old content or the new one and never half of it.
+its place, flushed to disk and renamed, so that a reader never sees half of it. Replacing a folder takes two renames; what a crash
+leaves between them `recover` puts right.
 """
 
 from __future__ import annotations
@@ -173,14 +174,17 @@ def write_folder(path: Path, fill: Callable[[Path], None], *, manifest: bool = F
     sync_folder(path.parent)
 
 
-def recover_folder(path: Path) -> None:
-    """Put back a folder that a crash caught between its two renames, and delete what dead writers left beside it."""
-    leftovers = sorted(path.parent.glob(f".{path.name}.*.old")) + sorted(path.parent.glob(f".{path.name}.*.tmp"))
-    for leftover in leftovers:
-        if leftover.suffix == ".old" and not path.exists():
-            leftover.replace(path)
-        elif leftover.is_dir():
+def recover(parent: Path) -> None:
+    """Put back folders that a crash caught between their two renames, and delete what dead writers left in `parent`."""
+    for leftover in sorted(parent.glob(".*.*.old")):
+        place = parent / leftover.name[1:].rsplit(".", 2)[0]
+        if not place.exists():
+            leftover.replace(place)
+    for leftover in [*parent.glob(".*.*.old"), *parent.glob(".*.*.tmp")]:
+        if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def verify_folder(path: Path) -> list[str]:

@@ -19,7 +19,7 @@ import yaml
 
 from finetale.cli import run
 from finetale.pipeline import judge, runs
-from finetale.rundir import RunDirectory, recover_folder
+from finetale.rundir import RunDirectory, recover
 from tiny import save_model, story, write_stories
 
 QUICK = ("--max-steps", "2", "--max-new-tokens", "5", "--num-prompts", "1", "--no-tensorboard")
@@ -219,7 +219,9 @@ def test_recovering_keeps_a_folder_that_is_there(tmp_path: Path) -> None:
     for name in ("model", ".model.1.old"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "which").write_text(name)
-    recover_folder(tmp_path / "model")
+    (tmp_path / ".step-00000004.7.tmp").mkdir()
+    (tmp_path / ".run.json.7.tmp").write_text("{")
+    recover(tmp_path)
     assert (tmp_path / "model/which").read_text() == "model"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

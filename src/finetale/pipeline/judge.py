@@ -143,16 +143,16 @@ def compare_models(
     config = config.model_copy(update={"block_size": min(sizes)})
     same = tokens.tokenizer_hash(before.tokenizer) == tokens.tokenizer_hash(after.tokenizer)
     store = None
-    for side in sides:
-        if config.sources:
-            if store is None or not same:
-                store = tokenise(config, side.loaded.tokenizer, notify)
-            side.measurements = evaluate_model(side.loaded, store, held_out, config, notify, between)
-    if store is not None and data_sha256 is not None and store.info["sha256"] != data_sha256:
-        raise RunError(
-            "The text has changed since the run began, so what is held out now may have been trained on.",
-            "Restore the text, or name other text with --text.",
-        )
+    if config.sources:
+        store = tokenise(config, after.tokenizer, notify)
+        if data_sha256 is not None and store.info["sha256"] != data_sha256:
+            raise RunError(
+                "The text has changed since the run began, so what is held out now may have been trained on.",
+                "Restore the text, or name other text with --text.",
+            )
+        stores = (store if same else tokenise(config, before.tokenizer, notify), store)
+        for side, own_tokens in zip(sides, stores, strict=True):
+            side.measurements = evaluate_model(side.loaded, own_tokens, held_out, config, notify, between)
     prompts = list(config.prompts)
     if not prompts:
         prompts = (

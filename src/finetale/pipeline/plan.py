@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import psutil
 
-from finetale import models
 from finetale.config import Config
 from finetale.environment import hardware
 from finetale.forward import PackedForward
@@ -69,8 +68,6 @@ def _measure(prepared: Prepared) -> dict[str, float]:
     assert config.batch_size is not None
     assert config.micro_batch_size is not None
     model = prepared.loaded.model.train()
-    if config.gradient_checkpointing:
-        models.enable_checkpointing(model)
     forward = PackedForward(model, precision=config.precision)
     optimizer = build_optimizer(model, config)
     passes_a_step = -(-config.batch_size // config.micro_batch_size)

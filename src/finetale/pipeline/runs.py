@@ -25,7 +25,7 @@ from finetale.pipeline.data import Notify, data_json, keep_standard_input, stage
 from finetale.pipeline.judge import compare_models, open_model
 from finetale.pipeline.prepare import Prepared, prepare, run_directory
 from finetale.report import model_card, write_report
-from finetale.rundir import RunDirectory, recover_folder, write_bytes, write_json
+from finetale.rundir import RunDirectory, recover, write_bytes, write_json
 from finetale.training import Training, TrainState
 from finetale.training.signals import StopRequest
 
@@ -59,8 +59,8 @@ def resume_run(path: str | Path, notify: Notify) -> RunDirectory:
             f"{path} is finished already.",
             f"See {run.report}, or train on from it: `finetale train SOURCE --model {path}`.",
         )
-    for folder in (run.model, *(run.checkpoint(step) for step, _ in run.saved_checkpoints())):
-        recover_folder(folder)
+    recover(run.root)
+    recover(run.checkpoints)
     checkpoint, damaged = training.newest_valid_checkpoint(run)
     for line in damaged:
         notify({"event": "warning", "message": line})
