@@ -132,7 +132,7 @@ class TextSettings(Settings):
 class TokenSettings(Settings):
     """Tokens: tokenizer, blocks, cache"""
 
-    tokenizer: str | None = Field(None, description="Tokenizer to use: Hub id or folder. auto: the model's own.")
+    tokenizer: str | None = Field(None, description="Tokenizer to use: Hub id, folder or bundled. auto: the model's own.")
     vocab_size: int = Field(
         8192, ge=257, le=1_000_000, description="Vocabulary of the tokenizer trained for a new: model."
     )
@@ -152,7 +152,7 @@ class ModelSettings(Settings):
     model: str = Field(
         "gpt2",
         min_length=1,
-        description="Hub id, local folder, run directory, or new:SHAPE for random weights (new:1m … new:gpt2-xl).",
+        description="Hub id, local folder, run directory, bundled, or new:SHAPE for random weights (new:1m … new:gpt2-xl, new:WIDTHxLAYERS).",
     )
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
     offline: bool = Field(False, description="Use only what is on this machine already.")
@@ -305,7 +305,7 @@ class Config(
     """All settings of one run. Only the pipeline sees all of them."""
 
     sources: tuple[str, ...] = Field(
-        (), description="Text to train on: files, folders, - or hf:DATASET[/CONFIG][:SPLIT]."
+        (), description="Text to train on: files, folders, -, bundled:tales or hf:DATASET[/CONFIG][:SPLIT]."
     )
 
     @field_validator("sources", mode="before")

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
+from finetale import speed
 from finetale.blocks import IGNORE, Batch
 
 if TYPE_CHECKING:
@@ -52,8 +52,7 @@ class PackedForward:
                 self._tensor(batch.documents),
                 self.isolation,
             )  # (batch, time, vocabulary)
-        losses = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="none")
-        return losses.view_as(labels)
+        return speed.cross_entropy(logits.flatten(0, 1), labels.flatten(), IGNORE).view_as(labels)
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)

@@ -138,7 +138,7 @@ def train(sources: Sources = (), *, config: str | Path | None = None, quiet: boo
     """Train a model on text, the same path as `finetale train`.
 
     Args:
-        sources: files, folders, or "hf:DATASET".
+        sources: files, folders, "bundled:tales", or "hf:DATASET".
         config: a settings file; `settings` win over it.
         settings: any setting of `finetale.config.Config`.
 

@@ -186,3 +186,13 @@ def test_paths_that_are_no_models(tmp_path: Path, folder: Path) -> None:
     shutil.rmtree(folder)
     (folder).mkdir()
     assert "no config.json" in refused(folder).message
+
+
+def test_new_models_of_any_width_and_depth() -> None:
+    assert models.shape_of("new:128x3") == (128, 3, 2, 512)
+    assert models.shape_of("new:768x12") == models.shape_of("new:gpt2")
+    found = models.load("new:128x3", tokenizer=tokenizer()).model
+    assert (found.config.n_embd, found.config.n_layer, found.config.n_head) == (128, 3, 2)
+    assert "such as new:256x4" in refused("new:250x4").hint
+    assert "such as new:64x2" in refused("new:0x2").hint
+    assert "WIDTHxLAYERS" in refused("new:64x0").hint

@@ -16,7 +16,7 @@ from rich.markup import escape
 if TYPE_CHECKING:
     from finetale.display import Display
 
-Source = Annotated[str, Parameter(help="A file, a folder, - for standard input, or hf:DATASET[/CONFIG][:SPLIT].")]
+Source = Annotated[str, Parameter(help="A file, a folder, - for standard input, bundled:tales, or hf:DATASET[/CONFIG][:SPLIT].")]
 Model = Annotated[str, Parameter(help="Hub id, model folder, run directory, or new:SHAPE.")]
 RunFolder = Annotated[str, Parameter(help="A run directory.")]
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print the result as JSON.")]

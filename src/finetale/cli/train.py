@@ -22,7 +22,7 @@ def command(
 ) -> int:
     """Fine-tune a model on text, compare it with its base, write a report.
 
-    SOURCE is a file, a folder, - for standard input, or hf:DATASET[/CONFIG][:SPLIT].
+    SOURCE is a file, a folder, - for standard input, bundled:tales, or hf:DATASET[/CONFIG][:SPLIT].
     """
     from finetale import library, pipeline
 

@@ -145,6 +145,9 @@ def load_tokenizer(
 
     name = name or str(source)
     folder = Path(source).expanduser()
+    if source == "bundled":
+        check_name("bundled")
+        folder = BUNDLED
     if (folder / "run.json").is_file():
         folder = folder / "model"
     if not folder.is_dir():
@@ -223,6 +226,8 @@ def _read_weights(located: Located, dropout: float | None) -> PreTrainedModel:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from finetale import speed
+
     try:
         config = AutoConfig.from_pretrained(str(located.folder), local_files_only=True, trust_remote_code=False)
         _set_dropout(config, dropout)
@@ -247,7 +252,7 @@ def _read_weights(located: Located, dropout: float | None) -> PreTrainedModel:
             f"The weights of {located.name} lack {len(missing)} tensors of its architecture, such as {missing[0]}.",
             "The files do not belong to this config.json; fetch the model again.",
         )
-    loaded: PreTrainedModel = model.eval()
+    loaded: PreTrainedModel = speed.apply(model.eval())
     return loaded
 
 
@@ -287,6 +292,8 @@ def _new(name: str, tokenizer: PreTrainedTokenizerBase, dropout: float | None, s
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
+    from finetale import speed
+
     width, layers, heads, positions = shape_of(name)
     begin, end = begin_and_end(tokenizer)
     rate = 0.1 if dropout is None else dropout
@@ -304,7 +311,7 @@ def _new(name: str, tokenizer: PreTrainedTokenizerBase, dropout: float | None, s
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = GPT2LMHeadModel(config).eval()
+        model: PreTrainedModel = speed.apply(GPT2LMHeadModel(config).eval())
     return model
 
 

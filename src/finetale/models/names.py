@@ -20,6 +20,8 @@ SHAPES: dict[str, tuple[int, int, int, int]] = {  # width, layers, heads, positi
     "gpt2-xl": (1600, 48, 25, 1024),
 }
 BUNDLED = Path(__file__).parents[1] / "bundled" / "model"
+_HEAD = 64
+_SIZES = re.compile(r"^([0-9]{1,5})x([1-9][0-9]{0,2})$")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
@@ -55,12 +57,21 @@ def check_name(name: str) -> None:
 
 
 def shape_of(name: str) -> tuple[int, int, int, int]:
-    """Width, layers, heads and positions of `new:SHAPE`.
+    """Width, layers, heads and positions of `new:SHAPE`, a name from SHAPES or WIDTHxLAYERS such as 256x6.
 
     Raises:
         ModelError: there is no such shape; names the nearest.
     """
     shape = name.removeprefix("new:")
+    sizes = _SIZES.match(shape)
+    if sizes:
+        width, layers = int(sizes[1]), int(sizes[2])
+        if not width or width % _HEAD:
+            raise ModelError(
+                f"new:{shape} is {width} wide, and heads are {_HEAD} wide.",
+                f"Choose a multiple of {_HEAD}, such as new:{max(_HEAD, round(width / _HEAD) * _HEAD)}x{layers}.",
+            )
+        return width, layers, width // _HEAD, 512 if width < 512 else 1024
     if shape not in SHAPES:
         near = difflib.get_close_matches(shape, SHAPES, n=1)
         raise ModelError(
@@ -68,7 +79,7 @@ def shape_of(name: str) -> tuple[int, int, int, int]:
             (f"Did you mean new:{near[0]}? " if near else "")
             + "Shapes: "
             + ", ".join(f"new:{key}" for key in SHAPES)
-            + ".",
+            + ", or new:WIDTHxLAYERS.",
         )
     return SHAPES[shape]
 

@@ -45,7 +45,7 @@ def read_parts(
     150 bytes a document for finding repeats.
 
     Args:
-        sources: files, folders, `-` or hf:DATASET[/CONFIG][:SPLIT].
+        sources: files, folders, `-`, bundled:tales or hf:DATASET[/CONFIG][:SPLIT].
         settings: how to read, clean and split; `validation` and `test` name further sources.
         on_problem: "raise" stops at the first file that can't be read; "collect" records it as fatal in the report,
             leaves out the file, or the rest of it, and goes on.

@@ -15,6 +15,10 @@ from finetale.text.files import COMPRESSED, STANDARD_INPUT
 
 Kind = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "dataset"]
 
+BUNDLED = "bundled:tales"
+"""The source that comes with the package: the tales of Tarrowside."""
+_BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled" / "tales"
+
 KINDS: dict[str, Kind] = {
     ".txt": "text",
     ".text": "text",
@@ -58,7 +62,7 @@ def find_inputs(source: str, report: TextReport, held_out: frozenset[Path] = fro
     """What a source other than hf:… stands for.
 
     Args:
-        source: path of a file or folder, or `-`. A file of unknown kind that is named is read as plain text.
+        source: path of a file or folder, `-` or `bundled:tales`. A file of unknown kind that is named is read as plain text.
         report: gets the counts of what was passed over in folders.
         held_out: resolved paths of validation and test files; a folder's files among them are passed over.
 
@@ -67,6 +71,8 @@ def find_inputs(source: str, report: TextReport, held_out: frozenset[Path] = fro
     """
     if source == STANDARD_INPUT:
         return [Input(source, "text")]
+    if source == BUNDLED:
+        return _find_in_folder(source, _BUNDLED_FOLDER, report, held_out)
     try:
         path = Path(source).expanduser()
     except RuntimeError:

@@ -1,0 +1,83 @@
+"""Is the bundled base worth starting from? Fine-tuned against the same architecture from random weights, on the tales.
+
+    python benchmarks/transfer.py [--quick]
+
+Three kinds of run on the same tokens, blocks and order: `bundled` with the demo's settings, `bundled` with a quarter of the steps,
+and random weights with the tokenizer of `bundled`, the same number of steps and the best of several peak learning rates (chosen by
+its validation loss, so in its favour; --quick tries one). Prints a table, and one JSON object as its last line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import finetale as ft
+from finetale import models
+from finetale.cli.demo import SETTINGS
+from finetale.environment import hardware, versions
+
+RATES = (1e-3, 2e-3, 4e-3)
+QUICK_RATES = (2e-3,)
+
+
+def tune(out: Path, **settings: Any) -> dict[str, Any]:
+    """Fine-tune on the tales; what is told of a run."""
+    run = ft.train(out=out, quiet=True, **SETTINGS | settings)
+    held_out = run.comparison.after
+    assert held_out.test is not None
+    assert held_out.validation is not None
+    return {
+        "model": run.manifest["base"]["name"],
+        "learning_rate": run.manifest["config"]["learning_rate"],
+        "steps": run.manifest["total_steps"],
+        "best_step": run.manifest["best_step"],
+        "seconds": run.manifest["train_seconds"],
+        "before": run.comparison.before.perplexity,
+        "validation": held_out.validation["perplexity"],
+        "test": held_out.test["perplexity"],
+        "bits_per_byte": held_out.test["bits_per_byte"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one learning rate for the random weights")
+    arguments = parser.parse_args()
+    shape = models.load("bundled").model.config
+    scratch = f"new:{shape.n_embd}x{shape.n_layer}"
+    with tempfile.TemporaryDirectory() as folder:
+        bundled = tune(Path(folder) / "bundled")
+        steps = bundled["steps"]
+        quarter = tune(Path(folder) / "quarter", max_steps=steps // 4)
+        tried = [
+            tune(Path(folder) / f"scratch-{rate}", model=scratch, tokenizer="bundled", max_steps=steps, learning_rate=rate)
+            for rate in (QUICK_RATES if arguments.quick else RATES)
+        ]
+    best = min(tried, key=lambda row: row["validation"])
+    print(f"{'start':<12}{'peak rate':>11}{'steps':>7}{'seconds':>9}{'validation':>12}{'test perplexity':>17}")
+    for row in (bundled, quarter, *tried):
+        print(
+            f"{row['model']:<12}{row['learning_rate']:>11.1e}{row['steps']:>7}{row['seconds']:>9.1f}"
+            f"{row['validation']:>12.1f}{row['test']:>17.1f}"
+        )
+    print(
+        json.dumps(
+            {
+                "bundled": bundled,
+                "quarter": quarter,
+                "scratch": best,
+                "ratio": bundled["test"] / best["test"],
+                "ratio_in_a_quarter": quarter["test"] / best["test"],
+                "hardware": hardware(),
+                "versions": versions(),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
