@@ -54,7 +54,13 @@ def main() -> None:
         steps = bundled["steps"]
         quarter = tune(Path(folder) / "quarter", max_steps=steps // 4)
         tried = [
-            tune(Path(folder) / f"scratch-{rate}", model=scratch, tokenizer="bundled", max_steps=steps, learning_rate=rate)
+            tune(
+                Path(folder) / f"scratch-{rate}",
+                model=scratch,
+                tokenizer="bundled",
+                max_steps=steps,
+                learning_rate=rate,
+            )
             for rate in (QUICK_RATES if arguments.quick else RATES)
         ]
     best = min(tried, key=lambda row: row["validation"])

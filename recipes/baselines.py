@@ -80,7 +80,7 @@ class KneserNey:
                 _, longer = np.unique(hashes[n + 1], return_index=True)
                 grams, first, counts = np.unique(hashes[n][longer], return_index=True, return_counts=True)
                 first = longer[first]
-            context, place = np.unique(hashes[n - 1][first - 1], return_inverse=True)
+            context, place = np.unique(_earlier(hashes[n - 1])[first], return_inverse=True)
             once, twice = int((counts == 1).sum()), int((counts == 2).sum())
             self.orders.append(
                 Order(
@@ -99,7 +99,7 @@ class KneserNey:
         probability = np.full(len(stream), 1 / self.vocabulary)
         for n, order in enumerate(self.orders, start=1):
             counts, _ = _look_up(order.grams, order.counts, hashes[n])
-            before = np.roll(hashes[n - 1], 1)
+            before = _earlier(hashes[n - 1])
             totals, seen = _look_up(order.contexts, order.totals, before)
             types, _ = _look_up(order.contexts, order.types, before)
             total = np.maximum(totals, 1)
@@ -110,11 +110,11 @@ class KneserNey:
 
 
 def _ngram_hashes(stream: NDArray[np.int64], order: int) -> list[Hashes]:
-    """Hash of the n tokens that end at each place, for n = 0 to order, each of shape (tokens,); the stream wraps around."""
+    """Hash of the n tokens that end at each place, for n = 0 to order, each of shape (tokens,)."""
     ids = stream.astype(np.uint64) + np.uint64(1)
     hashes = [np.zeros(len(stream), np.uint64)]
     for n in range(1, order + 1):
-        mixed = (np.roll(hashes[-1], 1) if n > 1 else hashes[-1]) * _MIX + ids
+        mixed = (_earlier(hashes[-1]) if n > 1 else hashes[-1]) * _MIX + ids
         mixed ^= mixed >> np.uint64(29)
         mixed *= np.uint64(0xBF58476D1CE4E5B9)
         mixed ^= mixed >> np.uint64(32)
@@ -122,9 +122,12 @@ def _ngram_hashes(stream: NDArray[np.int64], order: int) -> list[Hashes]:
     return hashes
 
 
-def _look_up(
-    keys: Hashes, values: NDArray[np.int64], wanted: Hashes
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def _earlier(hashes: Hashes) -> Hashes:
+    """The hash one place earlier; before the first stands what no n-gram hashes to."""
+    return np.concatenate([[np.uint64(1) if hashes.any() else np.uint64(0)], hashes[:-1]])
+
+
+def _look_up(keys: Hashes, values: NDArray[np.int64], wanted: Hashes) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     found: NDArray[np.bool_] = keys[place] == wanted
     return np.where(found, values[place], 0), found
@@ -140,9 +143,8 @@ def stream_of(texts: list[str], tokenizer: Any) -> NDArray[np.int64]:
     return np.concatenate(pieces).astype(np.int64)
 
 
-def baselines(train: str, heldout: str, tokenizer: Any, order: int = 5) -> dict[str, float]:
-    """Bits a byte on held-out text by name of the baseline."""
-    known, unseen = texts_of(train), texts_of(heldout)
+def baselines(known: list[str], unseen: list[str], tokenizer: Any, order: int = 5) -> dict[str, float]:
+    """Bits a byte on unseen texts by name of the baseline."""
     model = KneserNey(stream_of(known, tokenizer), max(tokenizer.get_vocab().values()) + 1, order)
     nats = float(model.losses(stream_of(unseen, tokenizer)).sum())
     size = sum(len(item.encode()) for item in unseen)
@@ -155,7 +157,8 @@ def main() -> None:
     parser.add_argument("heldout", help="text it was not")
     parser.add_argument("--tokenizer", default="bundled", help="bundled, a model folder, a run directory or a Hub id")
     arguments = parser.parse_args()
-    print(json.dumps(baselines(arguments.train, arguments.heldout, models.load_tokenizer(arguments.tokenizer))))
+    tokenizer = models.load_tokenizer(arguments.tokenizer)
+    print(json.dumps(baselines(texts_of(arguments.train), texts_of(arguments.heldout), tokenizer)))
 
 
 if __name__ == "__main__":

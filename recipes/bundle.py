@@ -74,7 +74,7 @@ def main() -> None:
             shape=loaded.model.config,
             vocabulary=len(loaded.tokenizer),
             figures=figures,
-            baselines=baselines(arguments.train, arguments.heldout, loaded.tokenizer),
+            baselines=baselines(known, unseen, loaded.tokenizer),
             samples=ft.load(arguments.out).generate(n=SAMPLES, seed=0),
             train={"documents": len(known), "bytes": sum(len(item.encode()) for item in known)},
             heldout={"documents": len(unseen), "bytes": sum(len(item.encode()) for item in unseen)},

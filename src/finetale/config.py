@@ -132,7 +132,9 @@ class TextSettings(Settings):
 class TokenSettings(Settings):
     """Tokens: tokenizer, blocks, cache"""
 
-    tokenizer: str | None = Field(None, description="Tokenizer to use: Hub id, folder or bundled. auto: the model's own.")
+    tokenizer: str | None = Field(
+        None, description="Tokenizer to use: Hub id, folder or bundled. auto: the model's own."
+    )
     vocab_size: int = Field(
         8192, ge=257, le=1_000_000, description="Vocabulary of the tokenizer trained for a new: model."
     )

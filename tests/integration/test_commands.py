@@ -350,24 +350,60 @@ def test_the_python_interface_is_the_same_path(here: Path) -> None:
 
 
 def test_demo(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The demo's own path with fewer epochs; `make demo` runs it in full."""
-    monkeypatch.setitem(demo.BASE, "epochs", 2)
-    monkeypatch.setitem(demo.TALES, "epochs", 1)
+    """The demo's own path with a few steps; `make demo` runs it in full."""
+    monkeypatch.setitem(demo.SETTINGS, "max_steps", 12)
+    monkeypatch.setitem(demo.SETTINGS, "max_new_tokens", 20)
+    monkeypatch.setitem(demo.SETTINGS, "num_samples", 1)
     text = call(capsys, "demo", "--out", "demo", "--quiet")
     assert "perplexity" in text
-    assert "demo/demo/report.html" in text
-    assert read(here / "demo/demo/run.json")["base"]["name"] == "demo/demo-base"
-    assert read(here / "demo/demo/data.json")["text"]["documents"] == 28
-    base = sha256(here / "demo/demo-base/model/model.safetensors")
-    first = (here / "demo/demo-base/run.json").read_text()
-    call(capsys, "demo", "--out", "demo", "--quiet")  # again: the base stays, for later runs may be built on it
-    assert (here / "demo/demo-base/run.json").read_text() == first
-    assert sha256(here / "demo/demo-base/model/model.safetensors") == base
-    capsys.readouterr()
-    (here / "mine").mkdir()
-    shutil.copytree(here / "run", here / "mine/demo")
+    assert "demo/report.html" in text
+    assert "finetale train YOUR-FOLDER --model bundled" in text
+    manifest = read(here / "demo/run.json")
+    assert (manifest["base"]["kind"], manifest["config"]["sources"]) == ("bundled", ["bundled:tales"])
+    comparison = read(here / "demo/comparison.json")
+    assert comparison["improved"] is True
+    assert read(here / "demo/data.json")["text"]["documents"] == 132
+    call(capsys, "demo", "--out", "demo", "--quiet")  # again, in place of its own run
+    assert read(here / "demo/comparison.json") == comparison
+
+
+def test_demo_leaves_other_runs_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(here / "run", here / "mine")
+    before = sha256(here / "mine/model/model.safetensors")
     assert run(["demo", "--out", "mine"]) == 1
     assert "a run of your own" in capsys.readouterr().err
+    assert sha256(here / "mine/model/model.safetensors") == before
+
+
+def test_bundled_is_taken_wherever_a_model_is(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, "generate", "bundled", "The old", "--max-new-tokens", "5", "--seed", "1").strip()
+    assert call_json(capsys, "evaluate", "bundled", "stories/000.txt")["documents"] == 1
+    words = ("--text", "stories/000.txt", "--max-new-tokens", "5", "--num-samples", "1")
+    assert call_json(capsys, "compare", "new:64x1", "bundled", *words)["improved"] is True
+    assert call_json(capsys, "plan", "stories", "--model", "bundled")["model"]["name"] == "bundled"
+    assert call_json(capsys, "check", "stories", "--model", "bundled")["tokens"]["read"] > 0
+    call(
+        capsys,
+        "train",
+        "stories",
+        "--model",
+        "new:64x1",
+        "--tokenizer",
+        "bundled",
+        "--max-steps",
+        "2",
+        "--out",
+        "tok",
+        "-q",
+    )
+    assert (
+        read(here / "tok/model/config.json")["vocab_size"]
+        == read(Path(ft.__file__).parent / "bundled/model/config.json")["vocab_size"]
+    )
+    assert ft.load("bundled").generate("The old", max_new_tokens=5)
+    call(capsys, "train", "stories", "--model", "bundled", "--max-steps", "2", "--out", "from-bundled", "-q")
+    call(capsys, "compare", "from-bundled", "--max-new-tokens", "5")
+    call(capsys, "resume", "from-bundled")
 
 
 def test_early_stopping_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

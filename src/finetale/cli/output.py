@@ -16,8 +16,10 @@ from rich.markup import escape
 if TYPE_CHECKING:
     from finetale.display import Display
 
-Source = Annotated[str, Parameter(help="A file, a folder, - for standard input, bundled:tales, or hf:DATASET[/CONFIG][:SPLIT].")]
-Model = Annotated[str, Parameter(help="Hub id, model folder, run directory, or new:SHAPE.")]
+Source = Annotated[
+    str, Parameter(help="A file, a folder, - for standard input, bundled:tales, or hf:DATASET[/CONFIG][:SPLIT].")
+]
+Model = Annotated[str, Parameter(help="Hub id, model folder, run directory, bundled, or new:SHAPE.")]
 RunFolder = Annotated[str, Parameter(help="A run directory.")]
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print the result as JSON.")]
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), help="Print only warnings and the result.")]

@@ -152,7 +152,9 @@ def require_sources(config: Config) -> None:
         SourceError: says what a source can be.
     """
     if not config.sources:
-        raise SourceError("No text was given.", "Name a file, a folder, - for standard input, bundled:tales, or hf:DATASET.")
+        raise SourceError(
+            "No text was given.", "Name a file, a folder, - for standard input, bundled:tales, or hf:DATASET."
+        )
 
 
 def run_directory(config: Config) -> RunDirectory:
