@@ -3,8 +3,9 @@
     python benchmarks/transfer.py [--quick]
 
 Three kinds of run on the same tokens, blocks and order: `bundled` with the demo's settings, `bundled` with a quarter of the steps,
-and random weights with the tokenizer of `bundled`, the same number of steps and the best of several peak learning rates (chosen by
-its validation loss, so in its favour; --quick tries one). Prints a table, and one JSON object as its last line.
+and random weights with the tokenizer, dropout, steps and batches of the first and the best of several peak learning rates (chosen by
+validation loss; `best_rate_inside` says whether lower and higher ones were worse; --quick tries one). Prints a table, and one
+JSON object as its last line.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from finetale import models
 from finetale.cli.demo import SETTINGS
 from finetale.environment import hardware, versions
 
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 QUICK_RATES = (2e-3,)
 
 
@@ -33,6 +34,7 @@ def tune(out: Path, **settings: Any) -> dict[str, Any]:
     return {
         "model": run.manifest["base"]["name"],
         "learning_rate": run.manifest["config"]["learning_rate"],
+        "batch_size": run.manifest["config"]["batch_size"],
         "steps": run.manifest["total_steps"],
         "best_step": run.manifest["best_step"],
         "seconds": run.manifest["train_seconds"],
@@ -59,6 +61,8 @@ def main() -> None:
                 model=scratch,
                 tokenizer="bundled",
                 max_steps=steps,
+                dropout=shape.resid_pdrop if SETTINGS.get("dropout") is None else SETTINGS["dropout"],
+                batch_size=bundled["batch_size"],
                 learning_rate=rate,
             )
             for rate in (QUICK_RATES if arguments.quick else RATES)
@@ -76,6 +80,7 @@ def main() -> None:
                 "bundled": bundled,
                 "quarter": quarter,
                 "scratch": best,
+                "best_rate_inside": min(RATES) < best["learning_rate"] < max(RATES) and not arguments.quick,
                 "ratio": bundled["test"] / best["test"],
                 "ratio_in_a_quarter": quarter["test"] / best["test"],
                 "hardware": hardware(),

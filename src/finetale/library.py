@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetale import pipeline, text
+from finetale import models, pipeline, text
 from finetale.config import Config, SamplingSettings, as_sources, read_settings_file
 from finetale.display import Display
 from finetale.environment import calm_threads
@@ -154,8 +154,8 @@ def load(model: str | Path | Run, *, revision: str | None = None, offline: bool 
     """Load a model to generate with: a run, a folder, a Hub id, or `bundled`."""
     from finetale.generate import Generator
 
-    config = Config.resolve({"model": str(model), "revision": revision, "offline": offline})
-    loaded = pipeline.open_model(str(model), config, lambda event: None)
+    config = Config.resolve({"model": _name(model), "revision": revision, "offline": offline})
+    loaded = pipeline.open_model(config.model, config, lambda event: None)
     return Writer(Generator(loaded.model, loaded.tokenizer), loaded.provenance)
 
 
@@ -177,7 +177,7 @@ def plan(sources: Sources, *, quiet: bool = True, **settings: Any) -> dict[str, 
 def evaluate(model: str | Path | Run, sources: Sources, *, quiet: bool = True, **settings: Any) -> dict[str, Any]:
     """Loss, perplexity and bits a byte of a model on text: see `finetale evaluate`."""
     with Display(quiet=quiet) as display:
-        return pipeline.evaluate_on(str(model), resolve(sources, None, settings), display)
+        return pipeline.evaluate_on(_name(model), resolve(sources, None, settings), display)
 
 
 def compare(
@@ -189,7 +189,12 @@ def compare(
         sources: text neither model was trained on. Without any, and with a run as `after`: the run's own held-out text.
     """
     with Display(quiet=quiet) as display:
-        return Comparison(pipeline.compare_on(str(before), str(after), as_sources(sources), settings, display))
+        return Comparison(pipeline.compare_on(_name(before), _name(after), as_sources(sources), settings, display))
+
+
+def _name(model: str | Path | Run) -> str:
+    """A path stands for that folder, whatever it is called; only a string can be `bundled`, new:SHAPE or a Hub id."""
+    return model if isinstance(model, str) else models.name_of_folder(Path(model))
 
 
 def resolve(sources: Sources, config: str | Path | None, settings: dict[str, Any]) -> Config:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from finetale.cli.outcome import print_outcome
-from finetale.cli.output import Quiet, progress, stdout
+from finetale.cli.output import Quiet, progress
 from finetale.config import Config
 from finetale.errors import RunError
 from finetale.rundir import RunDirectory
@@ -23,7 +23,7 @@ SETTINGS: dict[str, Any] = {
     ],
     "tensorboard": False,
 }
-"""What `finetale train` is given; see docs/log.md for why."""
+"""What `finetale train` is given."""
 
 
 def command(
@@ -39,14 +39,19 @@ def command(
     from finetale import pipeline
 
     run = RunDirectory(out)
-    if run.is_run() and run.read_manifest().get("config", {}).get("sources") != SETTINGS["sources"]:
+    if run.is_run() and not _is_demo(run):
         raise RunError(f"{out} holds a run of your own.", "Choose another place for the demo with --out.")
     with progress(quiet=quiet) as display:
         run = pipeline.train_run(Config.resolve(SETTINGS, {"out": out, "overwrite": run.is_run()}), display)
-    print_outcome(run)
-    for line in (
-        f"finetale compare {out}",
+    print_outcome(
+        run,
+        f"finetale generate bundled \"{SETTINGS['prompts'][0]}\"      (the base, for comparison)",
         "finetale train YOUR-FOLDER --model bundled      (or --model gpt2, from the Hub)",
-    ):
-        stdout().print(f"         {line}", soft_wrap=True)
+    )
     return 0
+
+
+def _is_demo(run: RunDirectory) -> bool:
+    """Whether a run has the demo's settings, so that nothing of anybody's is lost with it."""
+    config = run.read_manifest().get("config", {})
+    return all(config.get(key) == value for key, value in SETTINGS.items())

@@ -53,7 +53,7 @@ def _advice(machine: dict[str, Any]) -> list[str]:
     lines = []
     if machine["gpu"] is None:
         lines.append(
-            "There is no GPU that torch can use. Small models (new:1m to 10m, distilgpt2) train well on a processor; for gpt2-medium and larger a GPU is many times faster."
+            "There is no GPU that torch can use. Small models (bundled, new:1m to 10m, distilgpt2) train well on a processor; for gpt2-medium and larger a GPU is many times faster."
         )
         if not machine["cpu_bf16"]:
             lines.append("This processor does not compute in bf16, so training runs in fp32.")

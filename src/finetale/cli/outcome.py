@@ -16,15 +16,20 @@ from finetale.report.views import COPY_WARNING_WORDS
 from finetale.rundir import RunDirectory, read_json
 
 
-def print_outcome(run: RunDirectory) -> None:
-    """Verdict, table, one prompt's samples, and the next commands, on stdout."""
+def print_outcome(run: RunDirectory, *then: str) -> None:
+    """Verdict, table, one prompt's samples, and the next commands (`then` after the usual one), on stdout."""
     console = stdout()
     comparison = read_json(run.comparison)
     print_comparison(comparison, console)
     console.print()
-    console.print(f"Model    {run.model}", soft_wrap=True)
-    console.print(f"Report   {run.report}", soft_wrap=True)
-    console.print(f'Next     finetale generate {run.root} "{escape(comparison["prompts"][0])}"', soft_wrap=True)
+    lines = [
+        f"Model    {run.model}",
+        f"Report   {run.report}",
+        f'Next     finetale generate {run.root} "{comparison["prompts"][0]}"',
+        *(f"         {command}" for command in then),
+    ]
+    for line in lines:
+        console.print(escape(line), soft_wrap=True, highlight=False)
 
 
 def print_comparison(comparison: dict[str, Any], console: Console | None = None) -> None:

@@ -17,9 +17,10 @@ from finetale.models.loading import (
     locate,
     save,
 )
-from finetale.models.names import check_name, is_new, shape_of
+from finetale.models.names import BUNDLED_NAME, check_name, is_new, name_of_folder, shape_of
 
 __all__ = [
+    "BUNDLED_NAME",
     "LoadedModel",
     "Located",
     "Provenance",
@@ -31,6 +32,7 @@ __all__ = [
     "load_located",
     "load_tokenizer",
     "locate",
+    "name_of_folder",
     "positions_of",
     "save",
     "shape_of",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from finetale.errors import HubError, ModelError
 from finetale.models.files import check_config, check_weight_files, first_line, read_config
-from finetale.models.names import BUNDLED
+from finetale.models.names import BUNDLED_FOLDER
 
 _UNREACHABLE = "Check the network; use a mirror with HF_ENDPOINT=https://…; with the model on this machine already use --offline; or give a local folder"
 
@@ -56,7 +56,7 @@ def _hub_errors(name: str, revision: str | None, offline: bool) -> Iterator[None
     from huggingface_hub import errors
 
     where = f"{name} at {revision}" if revision else name
-    elsewhere = "; `--model bundled` needs no network" if BUNDLED.is_dir() else "; `--model new:10m` needs no network"
+    elsewhere = "; `--model bundled` needs no network" if BUNDLED_FOLDER.is_dir() else "; `--model new:10m` needs no network"
     try:
         yield
     except errors.GatedRepoError:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from finetale.errors import ModelError, TokenizerError
 from finetale.models.files import check_config, check_weight_files, first_line, positions_of, read_config
 from finetale.models.hub import download
-from finetale.models.names import BUNDLED, check_name, is_hub_id, is_new, shape_of
+from finetale.models.names import BUNDLED_FOLDER, BUNDLED_NAME, check_name, is_hub_id, is_new, shape_of
 from finetale.rundir import RunDirectory, sha256_of
 from finetale.tokens import begin_and_end, check_tokenizer
 
@@ -69,8 +69,8 @@ def locate(name: str, *, revision: str | None = None, offline: bool = False) -> 
     """
     check_name(name)
     path = Path(name).expanduser()
-    if name == "bundled":
-        return _checked(name, "bundled", BUNDLED, None)
+    if name == BUNDLED_NAME:
+        return _checked(name, "bundled", BUNDLED_FOLDER, None)
     if path.is_dir():
         run = RunDirectory(path)
         if run.is_run():
@@ -136,7 +136,7 @@ def load_located(
 def load_tokenizer(
     source: str | Path, *, name: str | None = None, revision: str | None = None, offline: bool = False
 ) -> PreTrainedTokenizerBase:
-    """A tokenizer from a folder, a run directory or the Hub, checked not to be empty.
+    """A tokenizer from a folder, a run directory, the package (`bundled`) or the Hub, checked not to be empty.
 
     Raises:
         TokenizerError, ModelError, HubError: as in `load`.
@@ -145,9 +145,9 @@ def load_tokenizer(
 
     name = name or str(source)
     folder = Path(source).expanduser()
-    if source == "bundled":
-        check_name("bundled")
-        folder = BUNDLED
+    if source == BUNDLED_NAME:
+        check_name(BUNDLED_NAME)
+        folder = BUNDLED_FOLDER
     if (folder / "run.json").is_file():
         folder = folder / "model"
     if not folder.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from pathlib import Path
 
@@ -19,9 +20,10 @@ SHAPES: dict[str, tuple[int, int, int, int]] = {  # width, layers, heads, positi
     "gpt2-large": (1280, 36, 20, 1024),
     "gpt2-xl": (1600, 48, 25, 1024),
 }
-BUNDLED = Path(__file__).parents[1] / "bundled" / "model"
+BUNDLED_NAME = "bundled"
+BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled" / "model"
 _HEAD = 64
-_SIZES = re.compile(r"^([0-9]{1,5})x([1-9][0-9]{0,2})$")
+_SIZES = re.compile(r"([0-9]{1,4})x([1-9][0-9]?)")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
@@ -35,6 +37,12 @@ def is_hub_id(name: str) -> bool:
     return bool(_HUB_ID.match(name))
 
 
+def name_of_folder(path: Path) -> str:
+    """A name that stands for this folder and nothing else, even if the folder is called like a bundled or new model."""
+    name = str(path)
+    return f".{os.sep}{name}" if name == BUNDLED_NAME or is_new(name) else name
+
+
 def check_name(name: str) -> None:
     """Refuse a model name that can't be meant, before anything slow is done.
 
@@ -43,8 +51,10 @@ def check_name(name: str) -> None:
     """
     if is_new(name):
         shape_of(name)
-    elif name == "bundled":
-        if not BUNDLED.is_dir():
+    elif name.startswith(f"{BUNDLED_NAME}:") and not Path(name).exists():
+        raise ModelError(f"{name} is text, not a model.", f"The model of the package is called {BUNDLED_NAME}.")
+    elif name == BUNDLED_NAME:
+        if not BUNDLED_FOLDER.is_dir():
             raise ModelError(
                 "There is no bundled model in this installation.",
                 "Use a Hub id, a folder, or new:10m for random weights.",
@@ -52,18 +62,20 @@ def check_name(name: str) -> None:
     elif not Path(name).expanduser().exists() and not is_hub_id(name):
         raise ModelError(
             f"The model {name!r} is neither an existing folder nor a Hub id (NAME or OWNER/NAME).",
-            _near_folder(name) or "Check the path, or name a model on the Hub such as gpt2.",
+            _near_folder(name) or "Check the path, or name a model on the Hub such as gpt2, or bundled.",
         )
 
 
 def shape_of(name: str) -> tuple[int, int, int, int]:
     """Width, layers, heads and positions of `new:SHAPE`, a name from SHAPES or WIDTHxLAYERS such as 256x6.
 
+    Given by numbers, heads are 64 wide, and there are 512 positions below a width of 512, else 1,024.
+
     Raises:
         ModelError: there is no such shape; names the nearest.
     """
     shape = name.removeprefix("new:")
-    sizes = _SIZES.match(shape)
+    sizes = _SIZES.fullmatch(shape)
     if sizes:
         width, layers = int(sizes[1]), int(sizes[2])
         if not width or width % _HEAD:

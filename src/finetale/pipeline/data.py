@@ -99,7 +99,7 @@ def check_text(config: Config, notify: Notify) -> dict[str, Any]:
             raise
         for _ in parts:
             pass
-        why = "name a model with --model; gpt2, the default, is not on this machine, and nothing is downloaded unasked"
+        why = "name a model with --model (bundled is here); gpt2, the default, is not on this machine, and nothing is downloaded unasked"
         return result | {"no_tokens": why, "text": report.to_dict()}
     with tempfile.TemporaryDirectory() as folder:
         store = tokens.build_store(parts, tokenizer, Path(folder) / "store", report=report.to_dict)

@@ -105,13 +105,19 @@ def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None
 def _from_anywhere(config: Config) -> Config:
     """The same settings with absolute paths, so that the run can be resumed and compared from another folder."""
 
-    def absolute(name: str) -> str:
+    def absolute(name: str, in_package: str) -> str:
         path = Path(name).expanduser()
-        return str(path.absolute()) if path.exists() and name != "bundled" else name
+        return str(path.absolute()) if name != in_package and path.exists() else name
 
-    sources = {key: tuple(map(absolute, getattr(config, key))) for key in ("sources", "validation", "test")}
-    tokenizer = None if config.tokenizer is None else absolute(config.tokenizer)
-    return config.model_copy(update=sources | {"model": absolute(config.model), "tokenizer": tokenizer})
+    sources = {
+        key: tuple(absolute(name, text.BUNDLED_SOURCE) for name in getattr(config, key))
+        for key in ("sources", "validation", "test")
+    }
+    names = {key: getattr(config, key) for key in ("model", "tokenizer")}
+    return config.model_copy(
+        update=sources
+        | {key: name if name is None else absolute(name, models.BUNDLED_NAME) for key, name in names.items()}
+    )
 
 
 def _overlap(store: TokenStore) -> list[str]:
@@ -166,6 +172,8 @@ def run_directory(config: Config) -> RunDirectory:
     """
     require_sources(config)
     root = config.out.expanduser() if config.out is not None else Path("runs") / (config.name or _free_name(config))
+    if models.name_of_folder(root) != str(root):
+        raise RunError(f"{root} is the name of a model, so a run can't be called that.", "Choose another place with --out.")
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         if not RunDirectory(root).is_run():
             raise RunError(
@@ -182,9 +190,9 @@ def run_directory(config: Config) -> RunDirectory:
 
 def _check_not_inside(root: Path, config: Config) -> None:
     """A run that is replaced must not take its own text or base with it."""
-    tokenizer = () if config.tokenizer is None else (config.tokenizer,)
-    for name in (config.model, *tokenizer, *config.sources, *config.validation, *config.test):
-        path = Path(name).expanduser()
+    names = {config.model, config.tokenizer} - {models.BUNDLED_NAME, None}
+    for name in (*names, *({*config.sources, *config.validation, *config.test} - {text.BUNDLED_SOURCE})):
+        path = Path(str(name)).expanduser()
         if path.exists() and path.resolve().is_relative_to(root.resolve()):
             raise RunError(
                 f"{root} can't be replaced by a run that needs {name} in it.", "Choose another place with --out."
@@ -192,7 +200,7 @@ def _check_not_inside(root: Path, config: Config) -> None:
 
 
 def _free_name(config: Config) -> str:
-    words = [Path(config.model.removeprefix("new:")).name, Path(re.sub(r"^hf:", "", config.sources[0])).stem or "text"]
+    words = [Path(config.model.removeprefix("new:")).name, Path(re.sub(r"^(hf|bundled):", "", config.sources[0])).stem or "text"]
     base = "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", word).strip("-.") or "text" for word in words)
     number = 1
     while (Path("runs") / f"{base}-{number}").exists():

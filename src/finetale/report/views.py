@@ -13,7 +13,13 @@ from finetale.report.formats import UNKNOWN, at, count, duration, finite, moment
 from finetale.report.table import SPLITS, other_tokens, table_rows
 
 COPY_WARNING_WORDS = 12
-_ORIGINS = {"hub": "the Hub", "local": "a local folder", "run": "an earlier run", "new": "random weights"}
+_ORIGINS = {
+    "hub": "the Hub",
+    "local": "a local folder",
+    "run": "an earlier run",
+    "bundled": "the Finetale package",
+    "new": "random weights",
+}
 
 
 def shared_view(

@@ -18,8 +18,10 @@ from finetale.text.account import TextReport
 from finetale.text.documents import Document, Part, Split
 from finetale.text.fingerprint import fingerprint, read_standard_input
 from finetale.text.reading import check_sources, read_parts
+from finetale.text.sources import BUNDLED_SOURCE
 
 __all__ = [
+    "BUNDLED_SOURCE",
     "Document",
     "Part",
     "Split",

@@ -60,7 +60,7 @@ def read_parts(
     """
     check_encoding(settings.encoding)
     if not sources:
-        raise SourceError("No source of text was given.", "Name a file, a folder, - or hf:DATASET.")
+        raise SourceError("No source of text was given.", "Name a file, a folder, -, bundled:tales or hf:DATASET.")
     report = TextReport([str(source) for source in sources])
     reader = _Reader(settings, report, collect=on_problem == "collect")
     plan = reader.plan(report.sources, offline=offline)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from finetale.text.files import COMPRESSED, STANDARD_INPUT
 
 Kind = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "dataset"]
 
-BUNDLED = "bundled:tales"
+BUNDLED_SOURCE = "bundled:tales"
 """The source that comes with the package: the tales of Tarrowside."""
 _BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled" / "tales"
 
@@ -71,8 +71,11 @@ def find_inputs(source: str, report: TextReport, held_out: frozenset[Path] = fro
     """
     if source == STANDARD_INPUT:
         return [Input(source, "text")]
-    if source == BUNDLED:
-        return _find_in_folder(source, _BUNDLED_FOLDER, report, held_out)
+    if source == BUNDLED_SOURCE:
+        if not _BUNDLED_FOLDER.is_dir():
+            raise FileError(source, None, "missing", "the tales are missing from the installation", "Install Finetale again.")
+        found = _find_in_folder(source, _BUNDLED_FOLDER, report, held_out)
+        return [replace(each, name=f"{source}/{Path(each.name).name}") for each in found]
     try:
         path = Path(source).expanduser()
     except RuntimeError:
@@ -83,7 +86,8 @@ def find_inputs(source: str, report: TextReport, held_out: frozenset[Path] = fro
     except (OSError, ValueError) as error:
         raise FileError(source, None, "unreadable", f"can't be looked at ({error})", "Check the path.") from None
     if not exists:
-        raise FileError(source, None, "missing", "there is no such file or folder", _nearest(path))
+        hint = f"The text of the package is called {BUNDLED_SOURCE}." if source.startswith("bundled") else _nearest(path)
+        raise FileError(source, None, "missing", "there is no such file or folder", hint)
     if not is_folder:
         return [Input(source, kind_of(path) or "text", path)]
     return _find_in_folder(source, path, report, held_out)

@@ -75,7 +75,7 @@ def _available(device: torch.device) -> int:
 
 
 def _sequence_bytes(forward: PackedForward, blocks: Blocks) -> int:
-    """Bytes kept for the backward pass of one sequence, and three arrays of the logits' size on top."""
+    """Bytes kept for the backward pass of one sequence, and what the loss takes on top."""
     kept: dict[int, int] = {}
     own = {p.untyped_storage().data_ptr() for p in forward.model.parameters()}
 
@@ -100,4 +100,8 @@ def _sequence_bytes(forward: PackedForward, blocks: Blocks) -> int:
     if models.is_checkpointing(model):
         config = model.config.get_text_config()  # type: ignore[operator,union-attr]
         inputs = 4 * config.num_hidden_layers * config.hidden_size * blocks.block_size
-    return sum(kept.values()) + inputs + 3 * 4 * vocabulary * blocks.block_size
+    # The loss: the logits' gradient in their own type on a CPU (speed.cross_entropy), three fp32 arrays elsewhere.
+    each = 3 * 4
+    if forward.device.type == "cpu":
+        each = 2 if forward.precision == "bf16" else 4
+    return sum(kept.values()) + inputs + each * vocabulary * blocks.block_size
