@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,45 +45,61 @@ def facts_of(run: RunDirectory) -> dict[str, Any]:
     best = [event for event in best if event["step"] == manifest["best_step"]]
     if manifest["status"] != "finished" or not best:
         raise SystemExit(f"The run {run.root} is not finished.")
+    tokens = json.loads(run.data.read_text(encoding="utf-8"))["tokens"]
     return {
         "manifest": manifest,
         "config": manifest["config"],
         "best_tokens": best[-1]["tokens"],
-        "trained_tokens": json.loads(run.data.read_text(encoding="utf-8"))["tokens"]["trained"],
+        "trained_tokens": tokens["trained"],
+        "validation_share": tokens["validation"] / tokens["read"],
     }
+
+
+def books_of(source: str) -> list[str]:
+    """Titles, authors and years of the books in a .jsonl.gz file with these keys, in the order of their titles."""
+    with gzip.open(source, "rt", encoding="utf-8") as file:
+        records = [json.loads(line) for line in file]
+    return sorted({f"{record['book']} ({record['author']}, {record['year']})" for record in records})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
-    parser.add_argument("train", help="text the run was trained on")
-    parser.add_argument("heldout", help="text it was not")
+    parser.add_argument("train", help="text the run was trained on: .jsonl.gz with the keys text, book, author, year")
+    parser.add_argument("heldout", help="text of other books, in the same form")
     parser.add_argument("--out", type=Path, required=True, help="folder of the bundled model; replaced")
     arguments = parser.parse_args()
 
     run = RunDirectory.open(arguments.run)
-    loaded = models.load(str(run.root))
+    facts = facts_of(run)
+    texts = {"train": texts_of(arguments.train), "heldout": texts_of(arguments.heldout)}
+    books = {"train": books_of(arguments.train), "heldout": books_of(arguments.heldout)}
+    if set(books["train"]) & set(books["heldout"]) or set(texts["train"]) & set(texts["heldout"]):
+        raise SystemExit("Some of the held-out text was trained on.")
+    loaded = models.load(models.name_of_folder(run.root))
     figures = {"fp32": ft.evaluate(run.root, arguments.heldout, precision="fp32")}
     half(loaded.model)
-    write_folder(arguments.out, lambda folder: models.save(loaded.model, loaded.tokenizer, folder))
-    figures["fp16"] = ft.evaluate(arguments.out, arguments.heldout, precision="fp32")
-    known, unseen = texts_of(arguments.train), texts_of(arguments.heldout)
-    card = Template(CARD.read_text(encoding="utf-8"), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    (arguments.out / "README.md").write_text(
-        card.render(
-            facts_of(run),
-            parameters=loaded.model.num_parameters(),
-            shape=loaded.model.config,
-            vocabulary=len(loaded.tokenizer),
-            figures=figures,
-            baselines=baselines(known, unseen, loaded.tokenizer),
-            samples=ft.load(arguments.out).generate(n=SAMPLES, seed=0),
-            train={"documents": len(known), "bytes": sum(len(item.encode()) for item in known)},
-            heldout={"documents": len(unseen), "bytes": sum(len(item.encode()) for item in unseen)},
-            today=datetime.date.today().isoformat(),
-        ),
-        encoding="utf-8",
-    )
+
+    def fill(folder: Path) -> None:
+        models.save(loaded.model, loaded.tokenizer, folder)
+        figures["fp16"] = ft.evaluate(folder, arguments.heldout, precision="fp32")
+        view = facts | {
+            "shape": loaded.model.config,
+            "parameters": loaded.model.num_parameters(),
+            "vocabulary": len(loaded.tokenizer),
+            "figures": figures,
+            "baselines": baselines(texts["train"], texts["heldout"], loaded.tokenizer),
+            "samples": ft.load(folder).generate(n=SAMPLES, seed=0),
+            "documents": {key: len(value) for key, value in texts.items()},
+            "bytes": {key: sum(len(item.encode()) for item in value) for key, value in texts.items()},
+            "books": books,
+            "years": sorted(int(year) for book in books["train"] for year in re.findall(r"\b1[0-9]{3}\b", book)),
+            "today": datetime.date.today().isoformat(),
+        }
+        template = Template(CARD.read_text(encoding="utf-8"), trim_blocks=True, lstrip_blocks=True)
+        (folder / "README.md").write_text(template.render(view) + "\n", encoding="utf-8")
+
+    write_folder(arguments.out, fill)
     size = sum(file.stat().st_size for file in arguments.out.iterdir())
     print(json.dumps({"bytes": size, "bits_per_byte": {key: value["bits_per_byte"] for key, value in figures.items()}}))
     if size > LIMIT:

@@ -373,6 +373,23 @@ def test_demo_leaves_other_runs_alone(here: Path, capsys: pytest.CaptureFixture[
     assert run(["demo", "--out", "mine"]) == 1
     assert "a run of your own" in capsys.readouterr().err
     assert sha256(here / "mine/model/model.safetensors") == before
+    tales = [
+        "train",
+        "bundled:tales",
+        "--model",
+        "run",
+        "--max-steps",
+        "1",
+        "--name",
+        "demo",
+        "-q",
+        "--max-new-tokens",
+        "5",
+    ]
+    assert run(tales) == 0
+    capsys.readouterr()
+    assert run(["demo"]) == 1  # the same text, but not the demo's settings
+    assert "a run of your own" in capsys.readouterr().err
 
 
 def test_bundled_is_taken_wherever_a_model_is(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -400,10 +417,45 @@ def test_bundled_is_taken_wherever_a_model_is(here: Path, capsys: pytest.Capture
         read(here / "tok/model/config.json")["vocab_size"]
         == read(Path(ft.__file__).parent / "bundled/model/config.json")["vocab_size"]
     )
-    assert ft.load("bundled").generate("The old", max_new_tokens=5)
+    assert ft.load("bundled").generate("The old", max_new_tokens=5)[0].strip()
     call(capsys, "train", "stories", "--model", "bundled", "--max-steps", "2", "--out", "from-bundled", "-q")
     call(capsys, "compare", "from-bundled", "--max-new-tokens", "5")
-    call(capsys, "resume", "from-bundled")
+    assert "the Finetale package" in (here / "from-bundled/report.html").read_text(encoding="utf-8")
+
+
+def test_a_folder_called_like_the_package_is_a_folder(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(here / "run/model", "bundled")
+    shutil.copytree(here / "stories", "bundled:tales")
+    own = sha256(Path("bundled/model.safetensors"))
+    assert ft.load(Path("bundled")).provenance.sha256 == ft.load("./bundled").provenance.sha256
+    assert ft.load("bundled").provenance.kind == "bundled"
+    assert call_json(capsys, "check", "./bundled:tales", "--model", "./bundled")["text"]["documents"] == 60
+    call(
+        capsys,
+        "train",
+        "bundled:tales",
+        "--validation",
+        "./bundled:tales",
+        "--model",
+        "./bundled",
+        "--max-steps",
+        "1",
+        "--out",
+        "r",
+        "-q",
+    )
+    manifest = read(Path("r/run.json"))
+    assert manifest["base"]["kind"] == "local"
+    assert manifest["config"]["sources"] == ["bundled:tales"]
+    assert manifest["config"]["validation"] == [str(tmp_path / "bundled:tales")]
+    assert read(Path("r/data.json"))["text"]["documents"] == 132 + 60
+    assert sha256(Path("bundled/model.safetensors")) == own
+    capsys.readouterr()
+    assert run(["train", "bundled:tales", "--model", "bundled", "--out", "bundled", "--overwrite"]) == 1
+    assert "the name of a model" in capsys.readouterr().err
 
 
 def test_early_stopping_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

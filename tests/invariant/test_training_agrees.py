@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 
+from finetale import speed
 from finetale.blocks import IGNORE, Blocks, pack, windows
 from finetale.config import EvaluationSettings, TrainSettings
 from finetale.errors import InterruptedRun
@@ -241,6 +242,22 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path: Path, store
 
     assert figures(whole) == figures(stopped)
     assert len(figures(whole)) > finished.schedule.total_steps
+
+
+def test_the_speed_layer_does_not_change_the_run(
+    tmp_path: Path, stored: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 steps with it and without it: losses within 1e-5 relative in fp32."""
+    blocks = pack(stored, "train", 64, fill=True)
+    fast = losses_of(tmp_path / "fast", blocks, tiny=speed.apply(model(3)), max_steps=20, epochs=20.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            speed, "cross_entropy", lambda x, y, ignore: F.cross_entropy(x, y, ignore_index=ignore, reduction="none")
+        )
+        plain = losses_of(tmp_path / "plain", blocks, tiny=model(3), max_steps=20, epochs=20.0)
+    assert len(fast) == len(plain) == 20
+    assert plain[-1] < plain[0] - 0.1
+    np.testing.assert_allclose(fast, plain, rtol=1e-5)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Path, stored: TokenStore) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AutoModelForCausalLM
 from transformers.activations import NewGELUActivation
 
 from finetale import models, speed
@@ -34,10 +36,14 @@ def test_a_copied_model_can_be_undone_too() -> None:
     assert activations(speed.undo(copy.deepcopy(speed.apply(model())))) == ["NewGELUActivation"] * 2
 
 
-def test_loaded_and_new_models_are_sped_up_and_saved_as_they_came() -> None:
-    loaded = models.load("new:64x2", tokenizer=tokenizer()).model
-    assert activations(loaded) == ["FusedGELU"] * 2
-    assert loaded.config.activation_function == "gelu_new"
+def test_loaded_and_new_models_are_sped_up_and_saved_as_they_came(tmp_path: Path) -> None:
+    new = models.load("new:64x2", tokenizer=tokenizer()).model
+    models.save(new, tokenizer(), tmp_path)
+    loaded = models.load(str(tmp_path)).model
+    assert activations(new) == activations(loaded) == ["FusedGELU"] * 2
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert activations(plain) == ["NewGELUActivation"] * 2
+    assert plain.state_dict().keys() == loaded.state_dict().keys()
 
 
 def test_the_fused_activation_is_the_plain_one() -> None:
@@ -76,3 +82,20 @@ def test_a_loss_of_infinity_stays_infinite() -> None:
     losses = speed.cross_entropy(logits, torch.tensor([1, 0]), IGNORE)
     assert losses[0] == float("inf")
     assert bool(losses[1].isnan())
+
+
+@pytest.mark.parametrize("offset", [0.0, -100.0, -1000.0])
+def test_logits_far_from_zero_lose_no_precision(offset: float) -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(40, 500) + offset, torch.randint(0, 500, (40,))
+    torch.testing.assert_close(
+        speed.cross_entropy(logits, labels, IGNORE).double(),
+        F.cross_entropy(logits.double(), labels, reduction="none"),
+        rtol=0,
+        atol=2e-6,
+    )
+
+
+def test_a_label_that_is_no_token_is_an_error() -> None:
+    with pytest.raises((IndexError, RuntimeError)):
+        speed.cross_entropy(torch.zeros(2, 5), torch.tensor([1, -1]), IGNORE)

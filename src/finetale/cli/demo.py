@@ -45,7 +45,7 @@ def command(
         run = pipeline.train_run(Config.resolve(SETTINGS, {"out": out, "overwrite": run.is_run()}), display)
     print_outcome(
         run,
-        f"finetale generate bundled \"{SETTINGS['prompts'][0]}\"      (the base, for comparison)",
+        f'finetale generate bundled "{SETTINGS["prompts"][0]}"      (the base, for comparison)',
         "finetale train YOUR-FOLDER --model bundled      (or --model gpt2, from the Hub)",
     )
     return 0

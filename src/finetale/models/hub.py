@@ -56,7 +56,9 @@ def _hub_errors(name: str, revision: str | None, offline: bool) -> Iterator[None
     from huggingface_hub import errors
 
     where = f"{name} at {revision}" if revision else name
-    elsewhere = "; `--model bundled` needs no network" if BUNDLED_FOLDER.is_dir() else "; `--model new:10m` needs no network"
+    elsewhere = (
+        "; `--model bundled` needs no network" if BUNDLED_FOLDER.is_dir() else "; `--model new:10m` needs no network"
+    )
     try:
         yield
     except errors.GatedRepoError:

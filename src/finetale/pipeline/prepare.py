@@ -173,7 +173,9 @@ def run_directory(config: Config) -> RunDirectory:
     require_sources(config)
     root = config.out.expanduser() if config.out is not None else Path("runs") / (config.name or _free_name(config))
     if models.name_of_folder(root) != str(root):
-        raise RunError(f"{root} is the name of a model, so a run can't be called that.", "Choose another place with --out.")
+        raise RunError(
+            f"{root} is the name of a model, so a run can't be called that.", "Choose another place with --out."
+        )
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         if not RunDirectory(root).is_run():
             raise RunError(
@@ -200,7 +202,10 @@ def _check_not_inside(root: Path, config: Config) -> None:
 
 
 def _free_name(config: Config) -> str:
-    words = [Path(config.model.removeprefix("new:")).name, Path(re.sub(r"^(hf|bundled):", "", config.sources[0])).stem or "text"]
+    words = [
+        Path(config.model.removeprefix("new:")).name,
+        Path(re.sub(r"^(hf|bundled):", "", config.sources[0])).stem or "text",
+    ]
     base = "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", word).strip("-.") or "text" for word in words)
     number = 1
     while (Path("runs") / f"{base}-{number}").exists():

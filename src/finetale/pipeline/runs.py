@@ -66,7 +66,11 @@ def resume_run(path: str | Path, notify: Notify) -> RunDirectory:
         notify({"event": "warning", "message": line})
     # model/ may hold better weights than a lost checkpoint, so without a checkpoint the run begins again from its base.
     has_model = (run.model / "config.json").is_file()
-    loaded = models.load(models.name_of_folder(run.root), dropout=config.dropout) if checkpoint is not None and has_model else None
+    loaded = (
+        models.load(models.name_of_folder(run.root), dropout=config.dropout)
+        if checkpoint is not None and has_model
+        else None
+    )
     prepared = prepare(config, notify, loaded=loaded)
     if loaded is None:
         _check_base(manifest, prepared.loaded)

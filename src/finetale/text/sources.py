@@ -73,7 +73,9 @@ def find_inputs(source: str, report: TextReport, held_out: frozenset[Path] = fro
         return [Input(source, "text")]
     if source == BUNDLED_SOURCE:
         if not _BUNDLED_FOLDER.is_dir():
-            raise FileError(source, None, "missing", "the tales are missing from the installation", "Install Finetale again.")
+            raise FileError(
+                source, None, "missing", "the tales are missing from the installation", "Install Finetale again."
+            )
         found = _find_in_folder(source, _BUNDLED_FOLDER, report, held_out)
         return [replace(each, name=f"{source}/{Path(each.name).name}") for each in found]
     try:
@@ -86,7 +88,9 @@ def find_inputs(source: str, report: TextReport, held_out: frozenset[Path] = fro
     except (OSError, ValueError) as error:
         raise FileError(source, None, "unreadable", f"can't be looked at ({error})", "Check the path.") from None
     if not exists:
-        hint = f"The text of the package is called {BUNDLED_SOURCE}." if source.startswith("bundled") else _nearest(path)
+        hint = (
+            f"The text of the package is called {BUNDLED_SOURCE}." if source.startswith("bundled") else _nearest(path)
+        )
         raise FileError(source, None, "missing", "there is no such file or folder", hint)
     if not is_folder:
         return [Input(source, kind_of(path) or "text", path)]
