@@ -21,8 +21,8 @@ from finetale import models
 from finetale.cli.demo import SETTINGS
 from finetale.environment import hardware, versions
 
-RATES = (1e-3, 2e-3, 4e-3, 8e-3)
-QUICK_RATES = (2e-3,)
+RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
+QUICK_RATES = (1e-3,)
 
 
 def tune(out: Path, **settings: Any) -> dict[str, Any]:
