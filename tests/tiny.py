@@ -15,6 +15,14 @@ from finetale.models import LoadedModel, Provenance
 from finetale.text import Part
 from finetale.tokens import TokenStore
 
+MODEL_FILES = (
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 WORDS = (
     "The lamp stood on the sill and the boat lay in the reeds. Nobody came down to the water before noon. "
     "She counted the eggs twice, then once more, and wrote the number on the door. A heron waited in the shallows, "

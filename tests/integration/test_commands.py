@@ -23,7 +23,7 @@ from finetale.config import TextSettings
 from finetale.rundir import verify_folder
 from finetale.text import read_parts
 from finetale.training import read_metrics
-from tiny import story, write_stories
+from tiny import MODEL_FILES, story, write_stories
 
 
 def call(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
@@ -64,17 +64,7 @@ def test_a_run_writes_exactly_these_files(here: Path) -> None:
             "run.json",
             *boards,
             *(f"checkpoints/{step}/{name}" for step in steps for name in per_checkpoint),
-            *(
-                f"model/{name}"
-                for name in (
-                    "README.md",
-                    "config.json",
-                    "generation_config.json",
-                    "model.safetensors",
-                    "tokenizer.json",
-                    "tokenizer_config.json",
-                )
-            ),
+            *(f"model/{name}" for name in MODEL_FILES),
         ]
     )
     for step in steps:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tiny import MODEL_FILES
+
 ROOT = Path(__file__).parents[2]
 LIMIT = 26_000_000
 
@@ -36,14 +38,7 @@ def test_the_wheel_holds_the_package_whole(wheel: Path) -> None:
     if listed.returncode == 0 and listed.stdout:
         assert names == {name.removeprefix("src/") for name in listed.stdout.split()}
     model = {name.rpartition("/")[2] for name in names if name.startswith("finetale/bundled/model/")}
-    assert model == {
-        "README.md",
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    }
+    assert model == set(MODEL_FILES)
     assert sum(name.startswith("finetale/bundled/tales/") for name in names) >= 120
     assert "finetale/py.typed" in names
     assert any(name.startswith("finetale/templates/") for name in names)
