@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, pipeline
 
 from finetale import models
-from finetale.errors import FinetaleError, ModelError, TokenizerError
+from finetale.errors import FinetaleError, HubError, ModelError, TokenizerError
+from finetale.models.names import meant
 from tiny import loaded, model, save_model, tokenizer
 
 
@@ -196,3 +197,15 @@ def test_new_models_of_any_width_and_depth() -> None:
     assert "such as new:256x4" in refused("new:250x4").hint
     assert "such as new:64x2" in refused("new:0x2").hint
     assert "WIDTHxLAYERS" in refused("new:64x0").hint
+
+
+def test_a_name_that_is_nearly_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/tales").mkdir(parents=True)
+    assert meant("bundeld") == "Did you mean bundled? "
+    assert meant("runs/tale") == "Did you mean runs/tales? "
+    assert meant("gpt2") == meant("someone/else") == ""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(HubError) as caught:
+        models.locate("bundeld", offline=True)
+    assert caught.value.hint.startswith("Did you mean bundled? ")

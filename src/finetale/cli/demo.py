@@ -34,7 +34,7 @@ def command(
     """The whole path, offline: the bundled model learns the tales of Tarrowside and is compared with what it was.
 
     Fine-tunes a small GPT-2 that has read old children's books on 132 tales from one invented valley, measures both on tales
-    that were held out, lets both write, and says where the report is.
+    that were held out, lets both write, and says where the report is. A second demo replaces the first.
     """
     from finetale import pipeline
 
@@ -42,6 +42,8 @@ def command(
     if run.is_run() and not _is_demo(run):
         raise RunError(f"{out} holds a run of your own.", "Choose another place for the demo with --out.")
     with progress(quiet=quiet) as display:
+        if run.is_run():
+            display({"event": "stage", "message": f"Replacing the demo's earlier run in {out}"})
         run = pipeline.train_run(Config.resolve(SETTINGS, {"out": out, "overwrite": run.is_run()}), display)
     print_outcome(
         run,

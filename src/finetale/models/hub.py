@@ -8,7 +8,7 @@ from pathlib import Path
 
 from finetale.errors import HubError, ModelError
 from finetale.models.files import check_config, check_weight_files, first_line, read_config
-from finetale.models.names import BUNDLED_FOLDER
+from finetale.models.names import BUNDLED_FOLDER, meant
 
 _UNREACHABLE = "Check the network; use a mirror with HF_ENDPOINT=https://…; with the model on this machine already use --offline; or give a local folder"
 
@@ -73,26 +73,29 @@ def _hub_errors(name: str, revision: str | None, offline: bool) -> Iterator[None
     except errors.RepositoryNotFoundError:
         raise HubError(
             f"There is no model {name!r} on the Hub, nor a folder of that name.",
-            "Check the spelling; for a private model set HF_TOKEN.",
+            meant(name) + "Check the spelling; for a private model set HF_TOKEN.",
         ) from None
     except errors.LocalEntryNotFoundError:
         if offline or _hub_is_offline():
             raise HubError(
                 f"{where} is not on this machine, and offline mode is on.",
-                "Run once without --offline (or HF_HUB_OFFLINE=1), or give a local folder" + elsewhere + ".",
+                meant(name)
+                + "Run once without --offline (or HF_HUB_OFFLINE=1), or give a local folder"
+                + elsewhere
+                + ".",
             ) from None
-        raise HubError(f"The hub can't be reached for {where}.", _UNREACHABLE + elsewhere + ".") from None
+        raise HubError(f"The hub can't be reached for {where}.", meant(name) + _UNREACHABLE + elsewhere + ".") from None
     except (OSError, errors.HfHubHTTPError) as error:
         if getattr(error, "errno", None) == 28:
             raise HubError(
                 f"The disk is full while downloading {where}.", "Free some space, or set HF_HOME to a larger disk."
             ) from None
         raise HubError(
-            f"The hub can't be reached for {where}: {first_line(error)}", _UNREACHABLE + elsewhere + "."
+            f"The hub can't be reached for {where}: {first_line(error)}", meant(name) + _UNREACHABLE + elsewhere + "."
         ) from None
     except Exception as error:
         if type(error).__module__.split(".")[0] not in {"httpx", "httpx2", "httpcore", "httpcore2", "requests"}:
             raise
         raise HubError(
-            f"The hub can't be reached for {where}: {first_line(error)}", _UNREACHABLE + elsewhere + "."
+            f"The hub can't be reached for {where}: {first_line(error)}", meant(name) + _UNREACHABLE + elsewhere + "."
         ) from None

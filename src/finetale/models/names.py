@@ -96,6 +96,14 @@ def shape_of(name: str) -> tuple[int, int, int, int]:
     return SHAPES[shape]
 
 
+def meant(name: str) -> str:
+    """A hint at the start of a sentence, if a name is close to `bundled` or to a folder that exists; else empty."""
+    if difflib.get_close_matches(name, [BUNDLED_NAME], cutoff=0.8):
+        return f"Did you mean {BUNDLED_NAME}? "
+    near = _near_folder(name)
+    return f"{near} " if near else ""
+
+
 def _near_folder(name: str) -> str:
     path = Path(name).expanduser()
     if not path.parent.is_dir():
