@@ -49,8 +49,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one learning rate for the random weights")
     arguments = parser.parse_args()
-    shape = models.load("bundled").model.config
-    scratch = f"new:{shape.n_embd}x{shape.n_layer}"
+    shape = models.locate("bundled").config
+    scratch = f"new:{shape['n_embd']}x{shape['n_layer']}"
     with tempfile.TemporaryDirectory() as folder:
         bundled = tune(Path(folder) / "bundled")
         steps = bundled["steps"]
@@ -61,7 +61,7 @@ def main() -> None:
                 model=scratch,
                 tokenizer="bundled",
                 max_steps=steps,
-                dropout=shape.resid_pdrop if SETTINGS.get("dropout") is None else SETTINGS["dropout"],
+                dropout=shape["resid_pdrop"],
                 batch_size=bundled["batch_size"],
                 learning_rate=rate,
             )

@@ -113,8 +113,8 @@ def _ngram_hashes(stream: NDArray[np.int64], order: int) -> list[Hashes]:
     """Hash of the n tokens that end at each place, for n = 0 to order, each of shape (tokens,)."""
     ids = stream.astype(np.uint64) + np.uint64(1)
     hashes = [np.zeros(len(stream), np.uint64)]
-    for n in range(1, order + 1):
-        mixed = (_earlier(hashes[-1]) if n > 1 else hashes[-1]) * _MIX + ids
+    for _ in range(order):
+        mixed = _earlier(hashes[-1]) * _MIX + ids
         mixed ^= mixed >> np.uint64(29)
         mixed *= np.uint64(0xBF58476D1CE4E5B9)
         mixed ^= mixed >> np.uint64(32)
@@ -123,8 +123,8 @@ def _ngram_hashes(stream: NDArray[np.int64], order: int) -> list[Hashes]:
 
 
 def _earlier(hashes: Hashes) -> Hashes:
-    """The hash one place earlier; before the first stands what no n-gram hashes to."""
-    return np.concatenate([[np.uint64(1) if hashes.any() else np.uint64(0)], hashes[:-1]])
+    """The hash one place earlier; before the first stands that of no tokens."""
+    return np.concatenate([np.zeros(1, np.uint64), hashes[:-1]])
 
 
 def _look_up(keys: Hashes, values: NDArray[np.int64], wanted: Hashes) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

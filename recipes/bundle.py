@@ -41,15 +41,14 @@ def half(model: torch.nn.Module) -> None:
 def facts_of(run: RunDirectory) -> dict[str, Any]:
     """What the card says of the training, from the run directory."""
     manifest = run.read_manifest()
-    best = [event for event in read_metrics(run.metrics) if event["event"] == "evaluation"]
-    best = [event for event in best if event["step"] == manifest["best_step"]]
-    if manifest["status"] != "finished" or not best:
+    if manifest["status"] != "finished":
         raise SystemExit(f"The run {run.root} is not finished.")
+    evaluated = {event["step"]: event for event in read_metrics(run.metrics) if event["event"] == "evaluation"}
     tokens = json.loads(run.data.read_text(encoding="utf-8"))["tokens"]
     return {
         "manifest": manifest,
         "config": manifest["config"],
-        "best_tokens": best[-1]["tokens"],
+        "best_tokens": evaluated[manifest["best_step"]]["tokens"],
         "trained_tokens": tokens["trained"],
         "validation_share": tokens["validation"] / tokens["read"],
     }

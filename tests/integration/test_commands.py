@@ -204,6 +204,19 @@ def test_check(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Tokens are not counted" in call(capsys, "check", "stories", "--offline")
 
 
+def test_check_names_what_is_wrong_where_there_is_no_text_at_all(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["check", "nowhere", "empty.txt", "--model", "base", "--json"]) == 1
+    problems = json.loads(capsys.readouterr().out)["text"]["problems"]
+    assert [(row["file"], row["kind"], row["fatal"]) for row in problems] == [
+        ("nowhere", "missing", True),
+        ("empty.txt", "missing", True),
+    ]
+    assert run(["check", "nowhere", "--model", "base"]) == 1
+    assert "nowhere: there is no such file or folder" in capsys.readouterr().out
+
+
 def test_generate(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--max-new-tokens", "12", "--seed", "5")
     one = call_json(capsys, "generate", "run", "The lamp", "-n", "3", *options)

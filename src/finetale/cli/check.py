@@ -142,7 +142,9 @@ def _show_problems(console: Console, problems: list[dict[str, Any]]) -> None:
             soft_wrap=True,
         )
     if any(problem["fatal"] for problem in problems):
-        console.print("hint: mend what is marked as error, or name other sources; training would stop there.")
+        console.print(
+            "hint: mend what is marked as error, or name other sources; training would stop there.", soft_wrap=True
+        )
     if len(problems) > _MOST_PROBLEMS:
         console.print(f"… and {len(problems) - _MOST_PROBLEMS:,} more; --json lists them")
 

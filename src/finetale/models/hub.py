@@ -8,9 +8,10 @@ from pathlib import Path
 
 from finetale.errors import HubError, ModelError
 from finetale.models.files import check_config, check_weight_files, first_line, read_config
-from finetale.models.names import BUNDLED_FOLDER, meant
+from finetale.models.names import meant
 
-_UNREACHABLE = "Check the network; use a mirror with HF_ENDPOINT=https://…; with the model on this machine already use --offline; or give a local folder"
+_NO_NETWORK = "or give a local folder; `--model bundled` needs no network."
+_UNREACHABLE = f"Check the network; use a mirror with HF_ENDPOINT=https://…; with the model on this machine already use --offline; {_NO_NETWORK}"
 
 
 def download(name: str, revision: str | None, offline: bool, *, weights: bool = True) -> tuple[Path, str | None]:
@@ -56,9 +57,6 @@ def _hub_errors(name: str, revision: str | None, offline: bool) -> Iterator[None
     from huggingface_hub import errors
 
     where = f"{name} at {revision}" if revision else name
-    elsewhere = (
-        "; `--model bundled` needs no network" if BUNDLED_FOLDER.is_dir() else "; `--model new:10m` needs no network"
-    )
     try:
         yield
     except errors.GatedRepoError:
@@ -79,23 +77,20 @@ def _hub_errors(name: str, revision: str | None, offline: bool) -> Iterator[None
         if offline or _hub_is_offline():
             raise HubError(
                 f"{where} is not on this machine, and offline mode is on.",
-                meant(name)
-                + "Run once without --offline (or HF_HUB_OFFLINE=1), or give a local folder"
-                + elsewhere
-                + ".",
+                f"{meant(name)}Run once without --offline (or HF_HUB_OFFLINE=1), {_NO_NETWORK}",
             ) from None
-        raise HubError(f"The hub can't be reached for {where}.", meant(name) + _UNREACHABLE + elsewhere + ".") from None
+        raise HubError(f"The hub can't be reached for {where}.", meant(name) + _UNREACHABLE) from None
     except (OSError, errors.HfHubHTTPError) as error:
         if getattr(error, "errno", None) == 28:
             raise HubError(
                 f"The disk is full while downloading {where}.", "Free some space, or set HF_HOME to a larger disk."
             ) from None
         raise HubError(
-            f"The hub can't be reached for {where}: {first_line(error)}", meant(name) + _UNREACHABLE + elsewhere + "."
+            f"The hub can't be reached for {where}: {first_line(error)}", meant(name) + _UNREACHABLE
         ) from None
     except Exception as error:
         if type(error).__module__.split(".")[0] not in {"httpx", "httpx2", "httpcore", "httpcore2", "requests"}:
             raise
         raise HubError(
-            f"The hub can't be reached for {where}: {first_line(error)}", meant(name) + _UNREACHABLE + elsewhere + "."
+            f"The hub can't be reached for {where}: {first_line(error)}", meant(name) + _UNREACHABLE
         ) from None

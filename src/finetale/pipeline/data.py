@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetale import __version__, text, tokens
 from finetale.config import Config, TextSettings
-from finetale.errors import FinetaleError, RunError
+from finetale.errors import FinetaleError, RunError, SourceError
 from finetale.rundir import write_bytes, write_folder
 from finetale.tokens import TokenStore
 
@@ -102,7 +102,12 @@ def check_text(config: Config, notify: Notify) -> dict[str, Any]:
         why = "name a model with --model (bundled is here); gpt2, the default, is not on this machine, and nothing is downloaded unasked"
         return result | {"no_tokens": why, "text": report.to_dict()}
     with tempfile.TemporaryDirectory() as folder:
-        store = tokens.build_store(parts, tokenizer, Path(folder) / "store", report=report.to_dict)
+        try:
+            store = tokens.build_store(parts, tokenizer, Path(folder) / "store", report=report.to_dict)
+        except SourceError:  # no text at all; what stands in the way says more
+            if not any(problem["fatal"] for problem in report.to_dict()["problems"]):
+                raise
+            return result | {"text": report.to_dict()}
         counts = {"tokens": store.account["tokens"], "dropped": store.account["dropped"], "warnings": store.warnings}
     return result | counts | {"tokenizer": config.tokenizer or config.model, "text": report.to_dict()}
 

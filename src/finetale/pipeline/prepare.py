@@ -106,18 +106,23 @@ def _from_anywhere(config: Config) -> Config:
     """The same settings with absolute paths, so that the run can be resumed and compared from another folder."""
 
     def absolute(name: str, in_package: str) -> str:
-        path = Path(name).expanduser()
-        return str(path.absolute()) if name != in_package and path.exists() else name
+        path = _local(name, in_package)
+        return name if path is None else str(path.absolute())
 
-    sources = {
+    update: dict[str, Any] = {
         key: tuple(absolute(name, text.BUNDLED_SOURCE) for name in getattr(config, key))
         for key in ("sources", "validation", "test")
     }
-    names = {key: getattr(config, key) for key in ("model", "tokenizer")}
-    return config.model_copy(
-        update=sources
-        | {key: name if name is None else absolute(name, models.BUNDLED_NAME) for key, name in names.items()}
-    )
+    update["model"] = absolute(config.model, models.BUNDLED_NAME)
+    if config.tokenizer is not None:
+        update["tokenizer"] = absolute(config.tokenizer, models.BUNDLED_NAME)
+    return config.model_copy(update=update)
+
+
+def _local(name: str, in_package: str) -> Path | None:
+    """The path that a name stands for; None if it is that of something in the package, or nothing is there."""
+    path = Path(name).expanduser()
+    return path if name != in_package and path.exists() else None
 
 
 def _overlap(store: TokenStore) -> list[str]:
@@ -192,10 +197,11 @@ def run_directory(config: Config) -> RunDirectory:
 
 def _check_not_inside(root: Path, config: Config) -> None:
     """A run that is replaced must not take its own text or base with it."""
-    names = {config.model, config.tokenizer} - {models.BUNDLED_NAME, None}
-    for name in (*names, *({*config.sources, *config.validation, *config.test} - {text.BUNDLED_SOURCE})):
-        path = Path(str(name)).expanduser()
-        if path.exists() and path.resolve().is_relative_to(root.resolve()):
+    named = [(name, models.BUNDLED_NAME) for name in (config.model, config.tokenizer) if name is not None]
+    named += [(name, text.BUNDLED_SOURCE) for name in (*config.sources, *config.validation, *config.test)]
+    for name, in_package in named:
+        path = _local(name, in_package)
+        if path is not None and path.resolve().is_relative_to(root.resolve()):
             raise RunError(
                 f"{root} can't be replaced by a run that needs {name} in it.", "Choose another place with --out."
             )

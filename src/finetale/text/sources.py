@@ -88,9 +88,8 @@ def find_inputs(source: str, report: TextReport, held_out: frozenset[Path] = fro
     except (OSError, ValueError) as error:
         raise FileError(source, None, "unreadable", f"can't be looked at ({error})", "Check the path.") from None
     if not exists:
-        hint = (
-            f"The text of the package is called {BUNDLED_SOURCE}." if source.startswith("bundled") else _nearest(path)
-        )
+        package = source.partition(":")[0] == BUNDLED_SOURCE.partition(":")[0]
+        hint = f"The text of the package is called {BUNDLED_SOURCE}." if package else _nearest(path)
         raise FileError(source, None, "missing", "there is no such file or folder", hint)
     if not is_folder:
         return [Input(source, kind_of(path) or "text", path)]
