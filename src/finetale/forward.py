@@ -1,18 +1,23 @@
 """Batch → loss of every token, with the documents of a packed row kept apart. Knows nothing of training or evaluation.
 
 How documents are kept apart depends on the model's code, so it is not believed but tried: a small batch of two packed
-documents must give the logits of the two alone. transformers keeps them apart by restarting positions when it gets no
-attention mask; where that fails an explicit mask is tried; where that fails too, each document gets a row of its own.
+documents must give the logits of the two alone. Tried in this order: the speed layer's attention, which is told where
+documents end; transformers' own way, restarting positions without an attention mask; an explicit mask; and, where all of
+that fails, a row for each document. In the same way it is tried whether the logits are nothing but the last hidden states
+times the output layer, so that the loss can be computed without keeping them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from finetale import speed
 from finetale.blocks import IGNORE, Batch
@@ -20,10 +25,29 @@ from finetale.blocks import IGNORE, Batch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Integers = NDArray[np.int64]
 _TOLERANCE = 1e-3
+_BY_BORDERS = "borders told to the attention"
 _BY_POSITION = "restarting positions"
 _BY_MASK = "explicit mask"
 _BY_ROW = "a row each"
+
+
+@dataclass(frozen=True)
+class Route:
+    """How a model's losses are computed.
+
+    `isolation` says how documents are kept apart; `head` whether the logits are the last hidden states times the output
+    layer; `tied` whether these weights embed the tokens too, and nothing else is done to them.
+    """
+
+    isolation: str
+    head: bool = False
+    tied: bool = False
+
+    def to_dict(self) -> dict[str, str]:
+        """In words, for run.json."""
+        return {"documents": self.isolation, "logits": "a chunk at a time" if self.head else "whole"}
 
 
 class PackedForward:
@@ -32,89 +56,167 @@ class PackedForward:
     Args:
         model: any causal language model; may be wrapped (DDP) as long as it forwards the same arguments.
         precision: "fp32", or "bf16" for autocast.
-        isolation: how documents are kept apart; found by trying when None.
+        route: how the losses are computed; found by trying when None.
     """
 
-    def __init__(self, model: torch.nn.Module, *, precision: str = "fp32", isolation: str | None = None) -> None:
+    def __init__(self, model: torch.nn.Module, *, precision: str = "fp32", route: Route | None = None) -> None:
         self.model = model
         self.precision = precision
         self.device = next(model.parameters()).device
-        self.isolation = isolation or find_isolation(model)
+        self.route = route or find_route(model)
+        if not hasattr(model, "get_output_embeddings"):  # wrapped, and the wrapper has to see the pass
+            self.route = Route(self.route.isolation)
 
     def token_losses(self, batch: Batch) -> torch.Tensor:
-        """Negative log likelihood in nats of each target, fp32, shape (batch, time); 0 where labels are IGNORE."""
-        labels = self._tensor(batch.labels)
-        with self._autocast():
-            logits = _logits(
-                self.model,
-                self._tensor(batch.inputs),
-                self._tensor(batch.positions),
-                self._tensor(batch.documents),
-                self.isolation,
-            )  # (batch, time, vocabulary)
-        return speed.cross_entropy(logits.flatten(0, 1), labels.flatten(), IGNORE).view_as(labels)
+        """Negative log likelihood in nats of each target, fp32, shape (batch, time); 0 where labels are IGNORE.
 
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
+        Without gradients; training takes `loss`.
+        """
+        labels = _on(self.device, batch.labels)
+        with self.autocast(), torch.no_grad():
+            if self.route.head:
+                states, head = _outputs(self.model, batch, self.route), _head(self.model)
+                losses = speed.linear_cross_entropy(
+                    states.flatten(0, 1), head.weight, head.bias, labels.flatten(), IGNORE
+                )
+            else:
+                logits = _outputs(self.model, batch, self.route)  # (batch, time, vocabulary)
+                losses = speed.cross_entropy(logits.flatten(0, 1), labels.flatten(), IGNORE)
+        return losses.view_as(labels)
 
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+    def loss(self, batch: Batch, scale: float = 1.0) -> torch.Tensor:
+        """Sum of the losses of a batch times `scale`, fp32, to call backward on."""
+        labels = _on(self.device, batch.labels).flatten()
+        with self.autocast():
+            if not self.route.head:
+                logits = _outputs(self.model, batch, self.route)
+                return speed.cross_entropy(logits.flatten(0, 1), labels, IGNORE).sum() * scale
+            head = _head(self.model)
+            tied = speed.TiedWeights(head.weight) if self.route.tied and head.weight.requires_grad else None
+            states = _outputs(self.model, batch, self.route, tied).flatten(0, 1)
+            return speed.summed_cross_entropy(states, head.weight, head.bias, labels, IGNORE, scale, tied)
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """The precision of a pass. Around several passes it keeps the weights' bf16 copies from one to the next."""
         if self.precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
+    def no_autocast(self) -> contextlib.AbstractContextManager[object]:
+        """For a backward pass within `autocast`: its types are those of the forward pass."""
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, enabled=False)
+        return contextlib.nullcontext()
 
-def find_isolation(model: PreTrainedModel) -> str:
-    """How this model keeps packed documents apart, found by comparing packed and separate logits."""
-    device = next(model.parameters()).device
+
+def find_route(model: PreTrainedModel) -> Route:
+    """How to compute this model's losses, found by comparing with the logits of each document alone."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    first = torch.arange(7) % vocabulary
-    second = (torch.arange(5) * 3 + 1) % vocabulary
-    inputs = torch.cat([first, second])[None].to(device)
-    positions = torch.cat([torch.arange(7), torch.arange(5)])[None].to(device)
-    documents = torch.cat([torch.zeros(7), torch.ones(5)])[None].long().to(device)
+    lengths = (7, 5)
+    inputs = np.concatenate([np.arange(7), np.arange(5) * 3 + 1]) % vocabulary
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    rows = [row[None].astype(np.int64) for row in (inputs, inputs, positions, np.repeat([0, 1], lengths), inputs)]
+    batch = Batch(*rows)
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            alone = _logits(model, inputs, positions, documents, _BY_ROW)[0].float()
+            alone = _outputs(model, batch, Route(_BY_ROW)).float()
             scale = alone.abs().max().clamp(min=1.0)
-            for isolation in (_BY_POSITION, _BY_MASK):
+
+            def agrees(route: Route) -> bool:
                 try:
-                    packed = _logits(model, inputs, positions, documents, isolation)[0].float()
-                except (TypeError, ValueError, RuntimeError):
-                    continue
-                if bool((packed - alone).abs().max() <= _TOLERANCE * scale):
-                    return isolation
+                    outputs = _outputs(
+                        model, batch, route, speed.TiedWeights(_head(model).weight) if route.tied else None
+                    )
+                    if route.head:
+                        head = _head(model)
+                        outputs = torch.nn.functional.linear(outputs, head.weight, head.bias)
+                except (TypeError, ValueError, RuntimeError, AttributeError):
+                    return False
+                return bool((outputs.float() - alone).abs().max() <= _TOLERANCE * scale)
+
+            ways = [_BY_POSITION, _BY_MASK]
+            if speed.packs_documents(model):
+                ways.insert(0, _BY_BORDERS)
+            isolation = next((way for way in ways if agrees(Route(way))), _BY_ROW)
+            if not speed.is_applied(model) or not agrees(Route(isolation, head=True)):
+                return Route(isolation)
+            same = (
+                _is_lookup(model.get_input_embeddings()) and _head(model).weight is model.get_input_embeddings().weight
+            )
+            return Route(isolation, head=True, tied=same and agrees(Route(isolation, head=True, tied=True)))
     finally:
         model.train(was_training)
-    return _BY_ROW
 
 
-def _logits(
-    model: torch.nn.Module, inputs: torch.Tensor, positions: torch.Tensor, documents: torch.Tensor, isolation: str
-) -> torch.Tensor:
-    if isolation == _BY_ROW:
-        return _logits_by_row(model, inputs, documents)
-    arguments: dict[str, torch.Tensor] = {"position_ids": positions}
-    if isolation == _BY_MASK:
+def _outputs(model: torch.nn.Module, batch: Batch, route: Route, tied: speed.TiedWeights | None = None) -> torch.Tensor:
+    """Logits, or last hidden states if the route has a head of its own, shape (batch, time, vocabulary or width)."""
+    device = next(model.parameters()).device
+    module = model.base_model if route.head else model
+    assert isinstance(module, torch.nn.Module)
+
+    def run(tokens: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        words = {"input_ids": tokens} if tied is None else {"inputs_embeds": tied.embed(tokens)}
+        outputs = module(use_cache=False, **words, **arguments)
+        result: torch.Tensor = outputs.last_hidden_state if route.head else outputs.logits
+        return result
+
+    inputs = _on(device, batch.inputs)
+    if route.isolation == _BY_ROW:
+        return _row_by_row(run, inputs, batch.documents)
+    positions = _on(device, batch.positions)
+    if route.isolation == _BY_BORDERS:
+        borders = _borders(batch.documents)
+        longest = int(np.diff(borders).max())
+        told = _on(device, borders)
+        flat = run(
+            inputs.view(1, -1),
+            position_ids=positions.view(1, -1),
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),  # so that nobody makes one
+            cu_seq_lens_q=told,
+            cu_seq_lens_k=told,
+            max_length_q=longest,
+            max_length_k=longest,
+        )
+        return flat.view(*inputs.shape, -1)
+    arguments = {"position_ids": positions}
+    if route.isolation == _BY_MASK:
+        documents = _on(device, batch.documents)
         same = documents[:, :, None] == documents[:, None, :]
         arguments["attention_mask"] = (same & torch.ones_like(same).tril())[:, None]  # (batch, 1, query, key)
-        if "position_ids" not in inspect.signature(model.forward).parameters:
+        if "position_ids" not in inspect.signature(module.forward).parameters:
             del arguments["position_ids"]
-    logits: torch.Tensor = model(input_ids=inputs, use_cache=False, **arguments).logits
-    return logits
+    return run(inputs, **arguments)
 
 
-def _logits_by_row(model: torch.nn.Module, inputs: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
-    """Unpack documents into rows padded on the right, which causal attention can't see, and pack the logits again."""
-    pieces = []
-    for row, numbers in zip(inputs, documents, strict=True):
-        _, lengths = torch.unique_consecutive(numbers, return_counts=True)
-        pieces += list(row.split(lengths.tolist()))
-    rows = torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True)
-    logits = model(input_ids=rows, use_cache=False).logits
-    flat = torch.cat([logits[index, : len(piece)] for index, piece in enumerate(pieces)])
+def _row_by_row(run: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, documents: Integers) -> torch.Tensor:
+    """Unpack documents into rows padded on the right, which causal attention can't see, and pack the outputs again."""
+    pieces = list(torch.split(inputs.flatten(), np.diff(_borders(documents)).tolist()))
+    outputs = run(torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True))
+    flat = torch.cat([outputs[index, : len(piece)] for index, piece in enumerate(pieces)])
     return flat.view(*inputs.shape, -1)
+
+
+def _borders(documents: Integers) -> NDArray[np.int32]:
+    """Where documents begin in the flattened rows, and where the last ends; rows are documents of their own."""
+    starts = np.ones(documents.shape, bool)
+    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return np.append(np.flatnonzero(starts), documents.size).astype(np.int32)
+
+
+def _head(model: torch.nn.Module) -> torch.nn.Linear:
+    head: torch.nn.Linear = model.get_output_embeddings()  # type: ignore[operator]
+    return head
+
+
+def _is_lookup(embedding: torch.nn.Module) -> bool:
+    """Whether an embedding does nothing but look rows up."""
+    return type(embedding) is torch.nn.Embedding and embedding.max_norm is None and not embedding.scale_grad_by_freq
+
+
+def _on(device: torch.device, array: np.ndarray[Any, Any]) -> torch.Tensor:
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

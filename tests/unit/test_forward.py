@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from finetale.blocks import IGNORE, Batch, pack
-from finetale.forward import PackedForward, find_isolation
+from finetale.forward import PackedForward, Route, find_route
 from tiny import model, store, story, tokenizer
 
 SIZE = 64
@@ -155,7 +155,7 @@ def alone(tiny: PreTrainedModel, batch: Batch) -> torch.Tensor:
 @pytest.mark.parametrize("name", MODELS)
 def test_documents_are_kept_apart(name: str, batch: Batch) -> None:
     tiny = built(name)
-    assert find_isolation(tiny) == MODELS[name][1]
+    assert find_route(tiny) == Route(MODELS[name][1])
     with torch.inference_mode():
         losses = PackedForward(tiny).token_losses(batch)
     assert losses.dtype == torch.float32
@@ -175,7 +175,7 @@ def test_documents_are_kept_apart(name: str, batch: Batch) -> None:
 def test_what_is_not_chosen_would_leak(name: str, wrong: str, batch: Batch) -> None:
     tiny = built(name)
     with torch.inference_mode():
-        leaking = PackedForward(tiny, isolation=wrong).token_losses(batch)
+        leaking = PackedForward(tiny, route=Route(wrong)).token_losses(batch)
     assert (leaking - alone(tiny, batch)).abs().max() > 0.1
 
 
@@ -184,7 +184,7 @@ def test_gradients_are_the_same_however_documents_are_kept_apart(isolation: str,
     gradients = []
     for way in ("restarting positions", isolation):
         tiny = built("gpt2")
-        PackedForward(tiny, isolation=way).token_losses(batch).sum().backward()
+        PackedForward(tiny, route=Route(way)).loss(batch).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in tiny.parameters() if p.grad is not None]))
     assert gradients[0].abs().max() > 1
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-3)
@@ -193,7 +193,7 @@ def test_gradients_are_the_same_however_documents_are_kept_apart(isolation: str,
 @pytest.mark.parametrize("training", [True, False])
 def test_trying_leaves_the_model_as_it_was(training: bool) -> None:
     tiny = model(0, dropout=0.5).train(training)
-    assert find_isolation(tiny) == "restarting positions"  # dropout would hide it
+    assert find_route(tiny) == Route("restarting positions")  # dropout would hide it
     assert tiny.training is training
     assert tiny.transformer.drop.training is training
     assert all(p.grad is None for p in tiny.parameters())

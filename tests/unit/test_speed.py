@@ -13,6 +13,7 @@ from transformers.activations import NewGELUActivation
 
 from finetale import models, speed
 from finetale.blocks import IGNORE
+from finetale.speed import loss
 from tiny import model, tokenizer
 
 
@@ -61,7 +62,7 @@ def test_the_fused_activation_is_the_plain_one() -> None:
 def test_chunked_loss_and_gradient_are_those_of_pytorch(
     dtype: torch.dtype, tolerance: float, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speed, "_CHUNK_BYTES", 4 * 500 * 7)  # chunks of seven rows, and a rest
+    monkeypatch.setattr(loss, "_ROWS_BYTES", 4 * 500 * 7)  # chunks of seven rows, and a rest
     torch.manual_seed(0)
     logits = torch.randn(rows, 500).mul(4).to(dtype).requires_grad_()
     labels = torch.randint(0, 500, (rows,))

@@ -75,7 +75,7 @@ def _measure(prepared: Prepared) -> dict[str, float]:
     for number in range(_PASSES):
         chosen = (np.arange(config.micro_batch_size) + number * config.micro_batch_size) % len(blocks)
         started = time.perf_counter()
-        loss = forward.token_losses(blocks.batch(chosen)).sum()
+        loss = forward.loss(blocks.batch(chosen))
         loss.backward()  # type: ignore[no-untyped-call]
         _wait(forward.device)
         seconds = time.perf_counter() - started

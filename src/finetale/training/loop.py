@@ -25,7 +25,7 @@ from finetale.blocks import Blocks
 from finetale.config import EvaluationSettings, TrainSettings
 from finetale.environment import peak_memory
 from finetale.errors import DivergedError, InterruptedRun, MemoryLimitError, RunError
-from finetale.forward import PackedForward
+from finetale.forward import PackedForward, find_route
 from finetale.metrics import Measurement, measure, perplexity
 from finetale.rundir import RunDirectory, write_folder
 from finetale.training.checkpoints import TrainState, load_checkpoint, save_checkpoint
@@ -123,11 +123,11 @@ class Training:
             models.enable_checkpointing(self.model)
         optimizer = build_optimizer(self.model, self.settings)
         self.state.micro_batch_size = self.settings.micro_batch_size
-        isolation = PackedForward(self.model).isolation
+        route = find_route(self.model)
         if checkpoint is not None:
             self.state = load_checkpoint(checkpoint, self.model, optimizer)
         prepared, self._optimizer = self.accelerator.prepare(self.model, optimizer)
-        self._forward = PackedForward(prepared, precision=self.precision, isolation=isolation)
+        self._forward = PackedForward(prepared, precision=self.precision, route=route)
         with StopRequest() as self._stop:
             try:
                 if checkpoint is None:
@@ -211,19 +211,21 @@ class Training:
         total = torch.zeros((), device=self._forward.device)
         model = self._forward.model.train()
         chunks = [mine[at : at + size] for at in range(0, len(mine), size)]
-        for number, chunk in enumerate(chunks):
-            self._stop.check()
-            seed_micro_batch(self.settings.seed, step, number, self.accelerator.process_index)
-            batch = self.train_blocks.batch(chunk)
-            last = number == len(chunks) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                loss = self._forward.token_losses(batch).sum()
-                # Gradients are averaged over processes; scaled so that they add up to the mean over all targets.
-                self.accelerator.backward(loss * (world / targets))
-            total += loss.detach()
+        with self._forward.autocast():  # around all of them, so that the weights are cast once a step
+            for number, chunk in enumerate(chunks):
+                self._stop.check()
+                seed_micro_batch(self.settings.seed, step, number, self.accelerator.process_index)
+                batch = self.train_blocks.batch(chunk)
+                last = number == len(chunks) - 1
+                with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                    # Gradients are averaged over processes; scaled so that they add up to the mean over all targets.
+                    loss = self._forward.loss(batch, world / targets)
+                    with self._forward.no_autocast():
+                        self.accelerator.backward(loss)
+                total += loss.detach()
         limit = self.settings.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
-        mean = self.accelerator.reduce(total, "sum") / targets
+        mean = self.accelerator.reduce(total, "sum") / world
         self._check_finite(mean, norm)
         return mean, norm, targets
 

@@ -91,7 +91,7 @@ def _sequence_bytes(forward: PackedForward, blocks: Blocks) -> int:
     try:
         with torch.random.fork_rng(devices=[forward.device] if forward.device.type == "cuda" else []):
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                losses = forward.token_losses(blocks.batch(np.array([0])))
+                losses = forward.loss(blocks.batch(np.array([0])))
             del losses
     finally:
         model.train(was_training)

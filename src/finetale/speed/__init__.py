@@ -1,0 +1,96 @@
+"""What makes a model faster with the same numbers, to the tolerance stated with each. Knows nothing of training.
+
+`apply` changes how modules compute, never their parameters or what is saved of the config, so what is saved is the model as
+it came; `undo` takes it back. What can't be applied to a model is left out, and `applied` says what is in place.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import torch.nn as nn
+
+from finetale.speed import attention
+from finetale.speed.loss import TiedWeights, cross_entropy, linear_cross_entropy, summed_cross_entropy
+from finetale.speed.modules import FastDropout, FusedGELU
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+M = TypeVar("M", bound="nn.Module")
+
+__all__ = [
+    "FastDropout",
+    "FusedGELU",
+    "TiedWeights",
+    "applied",
+    "apply",
+    "cross_entropy",
+    "is_applied",
+    "linear_cross_entropy",
+    "packs_documents",
+    "summed_cross_entropy",
+    "undo",
+]
+
+
+def apply(model: M) -> M:
+    """Put faster modules and attention in place of the model's own. Returns the model; a second time changes nothing."""
+    for parent, name, child in _children(model):
+        if type(child).__name__ == "NewGELUActivation":
+            setattr(parent, name, FusedGELU(child))
+        elif type(child) is nn.Dropout:
+            setattr(parent, name, FastDropout(child))
+    _set_attention(model, "sdpa", attention.NAME)
+    model.finetale_speed = True  # type: ignore[assignment]
+    return model
+
+
+def undo(model: M) -> M:
+    """Put back what `apply` replaced. Returns the model."""
+    for parent, name, child in _children(model):
+        if isinstance(child, FusedGELU | FastDropout):
+            original = child.replaced[0]
+            setattr(parent, name, original.train(child.training))
+    _set_attention(model, attention.NAME, "sdpa")
+    model.finetale_speed = False  # type: ignore[assignment]
+    return model
+
+
+def is_applied(model: nn.Module) -> bool:
+    """Whether `apply` was called, even if nothing of it fits the model."""
+    return bool(getattr(model, "finetale_speed", False))
+
+
+def applied(model: nn.Module) -> dict[str, str]:
+    """What is in place of the model's own, by part."""
+    kinds = {type(module) for module in model.modules()}
+    return {
+        "activation": "fused tanh-GELU" if FusedGELU in kinds else "the model's own",
+        "attention": "documents in tiles" if packs_documents(model) else "the model's own",
+        "dropout": "16-bit random numbers" if FastDropout in kinds else "the model's own",
+    }
+
+
+def packs_documents(model: nn.Module) -> bool:
+    """Whether the model's attention takes the borders of packed documents (`cu_seq_lens_q`)."""
+    config = getattr(model, "config", None)
+    return getattr(config, "_attn_implementation", None) == attention.NAME
+
+
+def _set_attention(model: nn.Module, old: str, new: str) -> None:
+    """Switch the attention of a model that can be switched."""
+    config = getattr(model, "config", None)
+    if getattr(config, "_attn_implementation", None) != old or not _is_switchable(model):
+        return
+    attention.register()
+    model.set_attn_implementation(new)  # type: ignore[operator]
+
+
+def _is_switchable(model: PreTrainedModel | nn.Module) -> bool:
+    check = getattr(model, "_can_set_attn_implementation", None)
+    return check is not None and bool(check())
+
+
+def _children(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+    return [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()]

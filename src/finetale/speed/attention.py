@@ -1,0 +1,235 @@
+"""Causal attention of packed documents: no mask over all pairs, and no work for pairs that can't see each other.
+
+Registered with transformers as one more attention implementation. A caller that packs documents gives `cu_seq_lens_q`,
+the borders of the documents in a single row, as the flash kernels take them; without it (generation) PyTorch's own
+attention runs as ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+from finetale.speed.modules import keep_mask
+
+NAME = "finetale"
+_TILE = 128
+"""Queries worked on at a time. Fewer and there are too many calls, more and too much is computed only to be masked."""
+
+
+def register() -> None:
+    """Make the implementation known to transformers; a second time changes nothing."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention in the way transformers calls it.
+
+    Args:
+        query: shape (batch, heads, time, head size); key and value may have fewer heads.
+        cu_seq_lens_q: borders of the documents, int32, from 0 to time; then batch is 1.
+        max_length_q: the longest document, in tokens.
+
+    Returns:
+        The output, shape (batch, time, heads, head size), and None for the weights.
+
+    Raises:
+        ValueError: packed documents in a kind of attention that is not plain causal attention.
+    """
+    if cu_seq_lens_q is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        output, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+        )
+        return output, None
+    unknown = [
+        name for name in ("sliding_window", "softcap", "position_bias", "s_aux") if options.get(name) is not None
+    ]
+    if unknown:
+        raise ValueError(f"packed attention knows nothing of {unknown[0]}")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if query.device.type == "cuda" and dropout == 0 and query.dtype in (torch.bfloat16, torch.float16):
+        return _varlen(query, key, value, cu_seq_lens_q, max_length_q, scale), None
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    if query.device.type != "cpu":
+        return _masked(query, key, value, cu_seq_lens_q, scale, dropout), None
+    tiles = tuple(cu_seq_lens_q.tolist())
+    output = _TiledAttention.apply(query[0], key[0], value[0], tiles, scale, dropout)  # type: ignore[no-untyped-call]
+    return output[None], None
+
+
+def _varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    borders: torch.Tensor,
+    longest: int | None,
+    scale: float,
+) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    most = query.shape[2] if longest is None else longest
+    output = varlen_attn(
+        query[0].transpose(0, 1),  # (time, heads, head size)
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        borders,
+        borders,
+        most,
+        most,
+        scale=scale,
+        window_size=(-1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    assert isinstance(output, torch.Tensor)
+    return output[None]
+
+
+def _masked(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, borders: torch.Tensor, scale: float, dropout: float
+) -> torch.Tensor:
+    """With a mask over all pairs, where there is no kernel for documents."""
+    places = torch.arange(query.shape[2], device=query.device)
+    document = torch.searchsorted(borders, places, right=True)
+    mask = (document[:, None] == document[None, :]) & (places[:, None] >= places[None, :])
+    output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
+    return output.transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Queries [start, stop) and the keys [first, stop) that they may see; `hidden` is true where one may not.
+
+    `hidden` covers the last stop - start keys; those before are seen by all queries of the tile.
+    """
+
+    start: int
+    stop: int
+    first: int
+    hidden: torch.Tensor
+
+
+@lru_cache(maxsize=8)
+def tiles_of(borders: tuple[int, ...], size: int = _TILE) -> tuple[Tile, ...]:
+    """Tiles of at most `size` queries: pieces of a long document, or several short ones together."""
+    future = torch.ones(size, size, dtype=torch.bool).triu(1)
+    tiles = []
+    number, last = 0, len(borders) - 1
+    while number < last:
+        start, stop = borders[number], borders[number + 1]
+        following = number + 1
+        if stop - start > size:
+            for at in range(start, stop, size):
+                end = min(stop, at + size)
+                tiles.append(Tile(at, end, start, future[: end - at, : end - at]))
+        else:
+            while following < last and borders[following + 1] - start <= size:
+                following += 1
+            stop = borders[following]
+            if stop > start:
+                hidden = _hidden(borders[number : following + 1]) | future[: stop - start, : stop - start]
+                tiles.append(Tile(start, stop, start, hidden))
+        number = following
+    return tuple(tiles)
+
+
+def _hidden(borders: Sequence[int]) -> torch.Tensor:
+    """True for pairs of places in different documents, shape (places, places)."""
+    lengths = torch.tensor(borders).diff()
+    document = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    return document[:, None] != document[None, :]
+
+
+class _TiledAttention(torch.autograd.Function):
+    """Attention tile by tile with batched matrix products, which on a CPU run several times faster than its flash kernels.
+
+    The probabilities are kept for the backward pass, as many as there are pairs that see each other.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        borders: tuple[int, ...],
+        scale: float,
+        dropout: float,
+    ) -> torch.Tensor:
+        heads, time, _ = query.shape
+        tiles = tiles_of(borders)
+        with torch.autocast("cpu", enabled=False):  # the types are those of the arguments
+            query, key, value = (query * scale).contiguous(), key.contiguous(), value.contiguous()
+            output = query.new_empty(time, heads, value.shape[2])
+            kept = _masks(tiles, heads, dropout)
+            weights = []
+            for number, tile in enumerate(tiles):
+                rows, seen = slice(tile.start, tile.stop), slice(tile.first, tile.stop)
+                scores = torch.bmm(query[:, rows], key[:, seen].transpose(1, 2))  # (heads, queries, keys)
+                scores[:, :, tile.start - tile.first :].masked_fill_(tile.hidden, float("-inf"))
+                weight = torch.softmax(scores, dim=2)
+                weights.append(weight)
+                if kept:
+                    weight = weight * kept[number]
+                output[rows] = torch.bmm(weight, value[:, seen]).transpose(0, 1)
+        ctx.save_for_backward(query, key, value, *weights, *kept)
+        ctx.tiles, ctx.scale, ctx.dropout = tiles, scale, dropout
+        return output.mul_(1 / (1 - dropout)) if dropout else output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, *rest = ctx.saved_tensors
+        weights, kept = rest[: len(ctx.tiles)], rest[len(ctx.tiles) :]
+        gradient = outer[0].transpose(0, 1).contiguous()  # (heads, time, head size)
+        if ctx.dropout:
+            gradient = gradient * (1 / (1 - ctx.dropout))
+        to_query = torch.empty_like(query)
+        to_key, to_value = (torch.zeros_like(x, dtype=torch.float32) for x in (key, value))
+        for number, tile in enumerate(ctx.tiles):
+            rows, seen = slice(tile.start, tile.stop), slice(tile.first, tile.stop)
+            weight = weights[number]
+            used = weight * kept[number] if kept else weight
+            to_value[:, seen] += torch.bmm(used.transpose(1, 2), gradient[:, rows])
+            to_weight = torch.bmm(gradient[:, rows], value[:, seen].transpose(1, 2))
+            if kept:
+                to_weight *= kept[number]
+            to_scores = torch.ops.aten._softmax_backward_data(to_weight, weight, 2, weight.dtype)
+            to_query[:, rows] = torch.bmm(to_scores, key[:, seen])
+            to_key[:, seen] += torch.bmm(to_scores.transpose(1, 2), query[:, rows])
+        return to_query.mul_(ctx.scale), to_key.to(key.dtype), to_value.to(value.dtype), None, None, None
+
+
+def _masks(tiles: tuple[Tile, ...], heads: int, dropout: float) -> list[torch.Tensor]:
+    """What dropout keeps of each tile's weights; empty without dropout."""
+    if not dropout:
+        return []
+    shapes = [(heads, tile.stop - tile.start, tile.stop - tile.first) for tile in tiles]
+    sizes = [a * b * c for a, b, c in shapes]
+    pieces = torch.split(keep_mask(sum(sizes), 1 - dropout), sizes)
+    return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]

@@ -1,0 +1,216 @@
+"""Cross-entropy of a large vocabulary without keeping its logits.
+
+The logits are made a chunk of targets at a time, and their softmax in fp32 a few rows at a time. While training, a chunk's
+gradients are taken at once (as Liger does, Hsu et al. 2024), so that no logits have to be kept for the backward pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+_CHUNK_BYTES = 128 * 2**20
+"""Size of the logits made at a time. Each chunk costs a pass over the gradient of the whole vocabulary's weights."""
+_ROWS_BYTES = 4 * 2**20
+"""Size of the fp32 logits worked on at a time: little enough to stay in a processor's cache."""
+
+
+class TiedWeights:
+    """Weights that are both the embedding and the output layer, in one pass: their gradient is one array, not a sum of two.
+
+    Use an object for one forward and backward pass: `embed` the tokens, then give it to `summed_cross_entropy`.
+    """
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.weight = weight
+        self.gradient: torch.Tensor | None = None
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The rows of the tokens, of shape (*tokens.shape, width)."""
+        rows: torch.Tensor = _TiedEmbedding.apply(self.weight, tokens, self)  # type: ignore[no-untyped-call]
+        return rows
+
+
+def summed_cross_entropy(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    ignore: int,
+    scale: float = 1.0,
+    tied: TiedWeights | None = None,
+) -> torch.Tensor:
+    """Sum of the negative log likelihoods in nats of all labels times `scale`, fp32; gradients are made in the forward pass.
+
+    Args:
+        hidden: last hidden states, shape (targets, width).
+        weight: of the output layer, shape (vocabulary, width); the product is computed in autocast's type.
+        labels: shape (targets,); `ignore` where there is nothing to learn.
+        tied: what embedded the tokens, if by the same weights.
+    """
+    total: torch.Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, labels, ignore, scale, tied)  # type: ignore[no-untyped-call]
+    return total
+
+
+def linear_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, ignore: int
+) -> torch.Tensor:
+    """Negative log likelihood in nats of each label, fp32, shape (targets,), without gradients; arguments as above."""
+    losses = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
+    with torch.no_grad():
+        kind = compute_type(hidden)
+        weight = weight.to(kind)
+        for chunk in _slices(len(labels), weight.shape[0] * weight.element_size(), _CHUNK_BYTES):
+            losses[chunk] = cross_entropy(_logits(hidden[chunk].to(kind), weight, bias), labels[chunk], ignore)
+    return losses
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore: int) -> torch.Tensor:
+    """Negative log likelihood in nats of each label, fp32, shape (targets,); 0 where the label is `ignore`.
+
+    Args:
+        logits: shape (targets, vocabulary), of any floating type.
+        labels: shape (targets,).
+
+    On a CPU no fp32 copy of the logits is made: softmax and its gradient are computed in fp32, a few rows at a time. The losses
+    are PyTorch's own; the gradient is its own to rounding, in the type of the logits.
+    """
+    if logits.device.type != "cpu":
+        return F.cross_entropy(logits.float(), labels, ignore_index=ignore, reduction="none")
+    losses: torch.Tensor = _RowsCrossEntropy.apply(logits, labels, ignore)  # type: ignore[no-untyped-call]
+    return losses
+
+
+def compute_type(tensor: torch.Tensor) -> torch.dtype:
+    """The type matrix products of a tensor are computed in: autocast's if it is on, else the tensor's own."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+
+
+class _RowsCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor, ignore: int) -> torch.Tensor:
+        losses = torch.empty(len(labels), dtype=torch.float32, device=logits.device)
+        for rows in _row_slices(logits):
+            losses[rows] = F.cross_entropy(logits[rows].float(), labels[rows], ignore_index=ignore, reduction="none")
+        ctx.save_for_backward(logits, labels)
+        ctx.ignore = ignore
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        logits, labels = ctx.saved_tensors
+        counted = labels != ctx.ignore
+        targets, weights = torch.where(counted, labels, 0), torch.where(counted, outer[0], 0.0)
+        gradient = torch.empty_like(logits)
+        for rows in _row_slices(logits):
+            share = torch.softmax(logits[rows].float(), dim=1)
+            gradient[rows] = _minus_target(share, targets[rows], weights[rows])
+        return gradient, None, None
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        labels: torch.Tensor,
+        ignore: int,
+        scale: float,
+        tied: TiedWeights | None,
+    ) -> torch.Tensor:
+        wanted = ctx.needs_input_grad
+        kind = compute_type(hidden)
+        counted = labels != ignore
+        with torch.autocast(hidden.device.type, enabled=False):
+            matrix = weight.to(kind)
+            total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+            to_hidden = torch.empty_like(hidden) if wanted[0] else None
+            to_weight, to_bias = None, None
+            for chunk in _slices(len(labels), weight.shape[0] * matrix.element_size(), _CHUNK_BYTES):
+                states = hidden[chunk].to(kind)
+                logits = _logits(states, matrix, bias)
+                total += _loss_and_gradient(logits, labels[chunk], counted[chunk], scale)
+                if to_hidden is not None:
+                    to_hidden[chunk] = logits @ matrix
+                if wanted[1]:
+                    to_weight = _added(to_weight, logits.t() @ states)
+                if wanted[2]:
+                    to_bias = _added(to_bias, logits.sum(0, dtype=torch.float32))
+        ctx.save_for_backward(to_hidden, to_weight, to_bias)
+        ctx.tied = tied
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        gradients = ctx.saved_tensors
+        if (
+            outer[0].device.type != "cpu" or float(outer[0]) != 1.0
+        ):  # elsewhere looking would cost more than multiplying
+            gradients = tuple(None if gradient is None else gradient * outer[0] for gradient in gradients)
+        to_hidden, to_weight, to_bias = gradients
+        if ctx.tied is not None:  # the embedding adds its rows and hands it on
+            ctx.tied.gradient, to_weight = to_weight, None
+        return to_hidden, to_weight, to_bias, None, None, None, None
+
+
+class _TiedEmbedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor, tokens: torch.Tensor, tied: TiedWeights) -> torch.Tensor:
+        ctx.save_for_backward(tokens)
+        ctx.tied = tied
+        return F.embedding(tokens, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (tokens,) = ctx.saved_tensors
+        total, ctx.tied.gradient = ctx.tied.gradient, None
+        total.index_add_(0, tokens.flatten(), outer[0].flatten(0, -2).to(total.dtype))
+        return total, None, None
+
+
+def _added(total: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor:
+    return part.float() if total is None else total.add_(part)
+
+
+def _loss_and_gradient(logits: torch.Tensor, labels: torch.Tensor, counted: torch.Tensor, scale: float) -> torch.Tensor:
+    """Sum of the losses of a chunk times `scale`; puts its gradient in the place of the logits."""
+    targets = torch.where(counted, labels, 0)
+    weights = torch.where(counted, scale, 0.0)
+    total = torch.zeros((), dtype=torch.float32, device=logits.device)
+    slices = _row_slices(logits) if logits.device.type == "cpu" else [slice(None)]
+    for rows in slices:
+        log_share = torch.log_softmax(logits[rows].float(), dim=1)
+        likelihood = log_share.gather(1, targets[rows, None])[:, 0]
+        total -= torch.where(counted[rows], likelihood, 0.0).sum()
+        logits[rows] = _minus_target(log_share.exp_(), targets[rows], weights[rows])
+    return total * scale
+
+
+def _minus_target(share: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The cross-entropy's gradient from softmax, in its place: less 1 at the target, times a weight a row."""
+    share.scatter_add_(1, targets[:, None], share.new_full((len(share), 1), -1.0))
+    return share.mul_(weights[:, None])
+
+
+def _logits(states: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return states @ matrix.t() if bias is None else torch.addmm(bias.to(matrix.dtype), states, matrix.t())
+
+
+def _row_slices(logits: torch.Tensor) -> list[slice]:
+    return _slices(len(logits), 4 * logits.shape[1], _ROWS_BYTES)
+
+
+def _slices(rows: int, row_bytes: int, most_bytes: int) -> list[slice]:
+    """Equal slices of at most so many bytes, but at least one row."""
+    count = max(1, -(-rows * row_bytes // most_bytes))
+    size = max(1, -(-rows // count))
+    return [slice(at, min(rows, at + size)) for at in range(0, rows, size)]
