@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from finetale import speed
 from finetale.blocks import IGNORE, Blocks
 from finetale.forward import PackedForward
 
@@ -103,7 +104,7 @@ def measure(
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with speed.kept_memory(), torch.inference_mode():
             for done, start in enumerate(starts):
                 if between is not None:
                     between()

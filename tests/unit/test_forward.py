@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from finetale import speed
 from finetale.blocks import IGNORE, Batch, pack
 from finetale.forward import PackedForward, Route, find_route
 from tiny import model, store, story, tokenizer
@@ -160,6 +161,63 @@ def test_documents_are_kept_apart(name: str, batch: Batch) -> None:
         losses = PackedForward(tiny).token_losses(batch)
     assert losses.dtype == torch.float32
     torch.testing.assert_close(losses, alone(tiny, batch), rtol=1e-4, atol=1e-4)
+
+
+FAST = {
+    "gpt2": Route("borders told to the attention", head=True, tied=True),
+    "gpt-neox": Route("borders told to the attention", head=True),
+    "llama": Route("borders told to the attention", head=True),
+    "opt": Route("borders told to the attention", head=True, tied=True),
+    "bloom": Route("a row each", head=True, tied=True),
+    "leaks by mask too": Route("a row each", head=True, tied=True),
+}
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_the_speed_layer_changes_neither_losses_nor_gradients(name: str, batch: Batch) -> None:
+    plain, fast = built(name), speed.apply(built(name))
+    assert find_route(fast) == FAST[name]
+    torch.testing.assert_close(PackedForward(fast).token_losses(batch), alone(plain, batch), rtol=1e-4, atol=1e-4)
+    results = []
+    for tiny in (plain, fast):
+        total = PackedForward(tiny).loss(batch, 1 / 100)
+        total.backward()  # type: ignore[no-untyped-call]
+        results.append((total.detach(), {n: p.grad for n, p in tiny.named_parameters() if p.grad is not None}))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=0)
+    assert results[0][1].keys() == results[1][1].keys() == dict(plain.named_parameters()).keys()
+    for parameter, gradient in results[0][1].items():
+        torch.testing.assert_close(
+            results[1][1][parameter], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max() + 1)
+        )
+
+
+def test_gradients_of_several_passes_add_up(batch: Batch) -> None:
+    plain, fast = built("gpt2"), speed.apply(built("gpt2"))
+    for tiny in (plain, fast):
+        forward = PackedForward(tiny)
+        for scale in (1.0, 0.5):
+            forward.loss(batch, scale).backward()  # type: ignore[no-untyped-call]
+    for one, other in zip(plain.parameters(), fast.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_frozen_weights_get_no_gradient(batch: Batch) -> None:
+    tiny = speed.apply(built("gpt2"))
+    tiny.get_input_embeddings().requires_grad_(False)
+    PackedForward(tiny).loss(batch).backward()  # type: ignore[no-untyped-call]
+    assert tiny.get_input_embeddings().weight.grad is None
+    assert all(p.grad is not None for p in tiny.parameters() if p.requires_grad)
+
+
+def test_generation_is_untouched_by_the_speed_layer() -> None:
+    ids = torch.tensor([[5, 6, 7, 8], [0, 0, 9, 10]])
+    mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
+    written = [
+        tiny.generate(input_ids=ids, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=0)  # type: ignore[operator]
+        for tiny in (built("gpt2"), speed.apply(built("gpt2")))
+    ]
+    assert torch.equal(written[0], written[1])
+    assert written[0].shape == (2, 16)
 
 
 @pytest.mark.parametrize(

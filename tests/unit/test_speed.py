@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from transformers.activations import NewGELUActivation
 
 from finetale import models, speed
 from finetale.blocks import IGNORE
-from finetale.speed import loss
+from finetale.speed import allocator, attention, loss
+from finetale.speed.modules import keep_mask
 from tiny import model, tokenizer
 
 
@@ -21,15 +23,24 @@ def activations(network: torch.nn.Module) -> list[str]:
     return [type(module).__name__ for name, module in network.named_modules() if name.endswith(".act")]
 
 
-def test_apply_replaces_the_activation_and_undo_puts_the_same_one_back() -> None:
-    tiny = model()
-    before, parameters = list(tiny.modules()), dict(tiny.state_dict())
+def test_apply_replaces_modules_and_undo_puts_the_same_ones_back() -> None:
+    tiny = model(dropout=0.1)
+    before, parameters, config = list(tiny.modules()), dict(tiny.state_dict()), tiny.config.to_dict()
     assert speed.apply(tiny) is tiny
+    assert speed.is_applied(tiny)
+    assert speed.packs_documents(tiny)
+    assert set(speed.applied(tiny).values()) == {"fused tanh-GELU", "documents in tiles", "16-bit random numbers"}
+    assert tiny.config.to_dict() == config
     assert activations(tiny) == ["FusedGELU", "FusedGELU"]
     assert tiny.state_dict().keys() == parameters.keys()
     assert speed.apply(tiny) is tiny  # a second time changes nothing
+    tiny.train()
     speed.undo(tiny)
     assert list(tiny.modules()) == before
+    assert all(module.training for module in before)
+    assert not speed.is_applied(tiny)
+    assert not speed.packs_documents(tiny)
+    assert set(speed.applied(tiny).values()) == {"the model's own"}
     assert activations(tiny) == ["NewGELUActivation", "NewGELUActivation"]
 
 
@@ -100,3 +111,199 @@ def test_logits_far_from_zero_lose_no_precision(offset: float) -> None:
 def test_a_label_that_is_no_token_is_an_error() -> None:
     with pytest.raises((IndexError, RuntimeError)):
         speed.cross_entropy(torch.zeros(2, 5), torch.tensor([1, -1]), IGNORE)
+
+
+# Attention of packed documents
+
+BORDERS = [0, 3, 4, 40, 300, 310, 311, 500]
+
+
+def heads(dtype: torch.dtype, *, keys: int = 4) -> list[torch.Tensor]:
+    """Query, key and value of shape (1, heads, 500, 16), laid out as a projection gives them."""
+    torch.manual_seed(0)
+    return [torch.randn(1, 500, number, 16).to(dtype).transpose(1, 2).requires_grad_() for number in (4, keys, keys)]
+
+
+def attend(tensors: list[torch.Tensor], **options: object) -> torch.Tensor:
+    borders = torch.tensor(BORDERS, dtype=torch.int32)
+    output, weights = attention.attend(torch.nn.Module(), *tensors, None, cu_seq_lens_q=borders, **options)  # type: ignore[arg-type]
+    assert weights is None
+    return output
+
+
+def masked(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: float) -> torch.Tensor:
+    """The same with PyTorch's attention and a mask over all pairs."""
+    document = torch.repeat_interleave(torch.arange(len(BORDERS) - 1), torch.tensor(BORDERS).diff())
+    mask = (document[:, None] == document[None, :]) & torch.ones(500, 500, dtype=torch.bool).tril()
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True, **options).transpose(1, 2)
+
+
+@pytest.mark.parametrize("keys", [4, 2, 1])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.03)]
+)
+def test_attention_in_tiles_is_attention_with_a_mask(dtype: torch.dtype, tolerance: float, keys: int) -> None:
+    ours, theirs = heads(dtype, keys=keys), heads(torch.float64, keys=keys)
+    for one, other in zip(theirs, ours, strict=True):
+        one.data.copy_(other.data)
+    outer = torch.randn(1, 500, 4, 16)
+    outputs = [attend(ours, scaling=0.3), masked(*theirs, scale=0.3)]
+    assert outputs[0].dtype == dtype
+    for output in outputs:
+        (output * outer.to(output.dtype)).sum().backward()
+    pairs = [[output.detach() for output in outputs], *([a.grad, b.grad] for a, b in zip(ours, theirs, strict=True))]
+    for one, other in pairs:
+        assert one is not None
+        assert float((one.double() - other).norm() / other.norm()) < tolerance
+
+
+@pytest.mark.parametrize("size", [1, 7, 96, 192, 1000])
+def test_tiles_cover_each_pair_that_may_see_each_other_once(size: int) -> None:
+    seen = torch.zeros(500, 500, dtype=torch.int64)
+    for tile in attention.tiles_of(tuple(BORDERS), size):
+        assert 0 < tile.stop - tile.start <= size
+        block = torch.ones(tile.stop - tile.start, tile.stop - tile.first, dtype=torch.int64)
+        block[:, tile.start - tile.first :][tile.hidden] = 0
+        seen[tile.start : tile.stop, tile.first : tile.stop] += block
+    document = torch.repeat_interleave(torch.arange(len(BORDERS) - 1), torch.tensor(BORDERS).diff())
+    assert torch.equal(seen, ((document[:, None] == document[None, :]).long().tril()))
+
+
+def test_attention_of_no_documents_is_the_packaged_one() -> None:
+    tensors = heads(torch.float32)
+    output, _ = attention.attend(torch.nn.Module(), *tensors, None, scaling=0.25)
+    torch.testing.assert_close(
+        output, F.scaled_dot_product_attention(*tensors, is_causal=True, scale=0.25).transpose(1, 2)
+    )
+
+
+@pytest.mark.parametrize("option", ["sliding_window", "softcap", "position_bias", "s_aux"])
+def test_other_kinds_of_attention_are_refused(option: str) -> None:
+    with pytest.raises(ValueError, match=option):
+        attend(heads(torch.float32), **{option: 8})
+
+
+def test_dropout_of_attention_is_unbiased_and_its_gradient_fits() -> None:
+    query, key, value = heads(torch.float64)
+    exact = masked(query, key, value).detach()
+    torch.manual_seed(1)
+    drawn = torch.stack([attend([query, key, value], dropout=0.3).detach() for _ in range(200)])
+    assert float((drawn - exact).abs().max()) > 0.1
+    assert float((drawn.mean(0) - exact).norm() / exact.norm()) < 0.15
+
+    def loss(value: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(2)
+        return attend([query, key, value], dropout=0.3).pow(2).sum()
+
+    (gradient,) = torch.autograd.grad(loss(value), value)
+    direction = torch.randn_like(value)
+    step = 1e-6
+    with torch.no_grad():
+        slope = (loss(value + step * direction) - loss(value - step * direction)) / (2 * step)
+    assert float(slope) == pytest.approx(float((gradient * direction).sum()), rel=1e-6)
+
+
+# Dropout
+
+
+def test_masks_keep_their_share_and_repeat_with_the_seed() -> None:
+    for keep in (0.9, 0.5, 0.01):
+        torch.manual_seed(3)
+        one = keep_mask(1_000_003, keep)
+        assert one.shape == (1_000_003,)
+        assert float(one.double().mean()) == pytest.approx(keep, abs=0.002)
+        torch.manual_seed(3)
+        assert torch.equal(keep_mask(1_000_003, keep), one)
+        assert not torch.equal(keep_mask(1_000_003, keep), one)
+
+
+def test_fast_dropout_is_dropout() -> None:
+    torch.manual_seed(0)
+    dropout = speed.FastDropout(torch.nn.Dropout(0.25))
+    x = torch.rand(300, 400).add(1).requires_grad_()
+    output = dropout(x)
+    kept = output != 0
+    assert float(kept.float().mean()) == pytest.approx(0.75, abs=0.01)
+    torch.testing.assert_close(output[kept], x[kept] / 0.75)
+    output.sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, kept / 0.75)
+    assert dropout.eval()(x) is x
+    assert bool((speed.FastDropout(torch.nn.Dropout(1.0))(x) == 0).all())
+
+
+# The loss without logits
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("outer", [1.0, 3.0])
+def test_the_loss_without_logits_is_pytorchs(
+    with_bias: bool, tied: bool, outer: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss, "_CHUNK_BYTES", 8 * 90 * 16)  # several chunks
+    monkeypatch.setattr(loss, "_ROWS_BYTES", 4 * 90 * 5)
+    torch.manual_seed(0)
+    tokens, labels = torch.randint(0, 90, (50,)), torch.randint(0, 90, (50,))
+    labels[::3] = IGNORE
+    results = []
+    for ours in (True, False):
+        torch.manual_seed(1)
+        weight = torch.randn(90, 12, dtype=torch.float64, requires_grad=True)
+        bias = torch.randn(90, dtype=torch.float64, requires_grad=True) if with_bias else None
+        hidden = torch.randn(50, 12, dtype=torch.float64, requires_grad=True)
+        shared = speed.TiedWeights(weight) if tied and ours else None
+        rows = hidden
+        if tied:
+            rows = hidden + (F.embedding(tokens, weight) if shared is None else shared.embed(tokens))
+        if ours:
+            total = speed.summed_cross_entropy(rows, weight, bias, labels, IGNORE, 0.1, shared)
+            torch.testing.assert_close(
+                speed.linear_cross_entropy(rows, weight, bias, labels, IGNORE).sum() * 0.1, total, rtol=1e-5, atol=0
+            )
+        else:
+            logits = F.linear(rows, weight, bias)
+            total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") * 0.1
+        (total * outer).backward()
+        results.append([total.detach().double(), hidden.grad, weight.grad, *([bias.grad] if bias is not None else [])])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-6)
+
+
+def test_no_more_logits_than_a_chunk_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    made = loss._logits
+
+    def watched(*arguments: torch.Tensor) -> torch.Tensor:
+        logits = made(*arguments)
+        sizes.append(logits.numel() * logits.element_size())
+        return logits
+
+    monkeypatch.setattr(loss, "_logits", watched)
+    monkeypatch.setattr(loss, "_CHUNK_BYTES", 100_000)
+    hidden, weight = torch.randn(700, 8, requires_grad=True), torch.randn(500, 8, requires_grad=True)
+    speed.summed_cross_entropy(hidden, weight, None, torch.randint(0, 500, (700,)), IGNORE).backward()
+    assert len(sizes) == 14
+    assert max(sizes) <= 100_000
+
+
+def test_memory_is_kept_only_inside() -> None:
+    calls: list[tuple[int, int]] = []
+
+    class Libc:
+        def mallopt(self, name: int, value: int) -> int:
+            calls.append((name, value))
+            return 1
+
+        def malloc_trim(self, pad: int) -> int:
+            return 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(allocator, "_glibc", Libc)
+        with contextlib.suppress(KeyError), speed.kept_memory():
+            with speed.kept_memory():
+                assert len(calls) == 2
+            assert len(calls) == 2
+            raise KeyError
+    assert calls[:2] == [(-4, 0), (-1, 2**31 - 1)]
+    assert calls[2:] == [(-4, 65536), (-1, 128 * 1024)]

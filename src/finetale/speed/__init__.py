@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch.nn as nn
 
 from finetale.speed import attention
+from finetale.speed.allocator import kept_memory
 from finetale.speed.loss import TiedWeights, cross_entropy, linear_cross_entropy, summed_cross_entropy
 from finetale.speed.modules import FastDropout, FusedGELU
 
@@ -27,6 +28,7 @@ __all__ = [
     "apply",
     "cross_entropy",
     "is_applied",
+    "kept_memory",
     "linear_cross_entropy",
     "packs_documents",
     "summed_cross_entropy",

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from finetale.speed.modules import keep_mask
 
 NAME = "finetale"
-_TILE = 128
+_TILE = {torch.bfloat16: 192, torch.float32: 96}
 """Queries worked on at a time. Fewer and there are too many calls, more and too much is computed only to be masked."""
 
 
@@ -135,7 +135,7 @@ class Tile:
 
 
 @lru_cache(maxsize=8)
-def tiles_of(borders: tuple[int, ...], size: int = _TILE) -> tuple[Tile, ...]:
+def tiles_of(borders: tuple[int, ...], size: int) -> tuple[Tile, ...]:
     """Tiles of at most `size` queries: pieces of a long document, or several short ones together."""
     future = torch.ones(size, size, dtype=torch.bool).triu(1)
     tiles = []
@@ -182,7 +182,7 @@ class _TiledAttention(torch.autograd.Function):
         dropout: float,
     ) -> torch.Tensor:
         heads, time, _ = query.shape
-        tiles = tiles_of(borders)
+        tiles = tiles_of(borders, _TILE.get(query.dtype, 128))
         with torch.autocast("cpu", enabled=False):  # the types are those of the arguments
             query, key, value = (query * scale).contiguous(), key.contiguous(), value.contiguous()
             output = query.new_empty(time, heads, value.shape[2])
@@ -210,7 +210,8 @@ class _TiledAttention(torch.autograd.Function):
         if ctx.dropout:
             gradient = gradient * (1 / (1 - ctx.dropout))
         to_query = torch.empty_like(query)
-        to_key, to_value = (torch.zeros_like(x, dtype=torch.float32) for x in (key, value))
+        wide = torch.promote_types(key.dtype, torch.float32)
+        to_key, to_value = (torch.zeros_like(x, dtype=wide) for x in (key, value))
         for number, tile in enumerate(ctx.tiles):
             rows, seen = slice(tile.start, tile.stop), slice(tile.first, tile.stop)
             weight = weights[number]

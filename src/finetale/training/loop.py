@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from finetale import models
+from finetale import models, speed
 from finetale.blocks import Blocks
 from finetale.config import EvaluationSettings, TrainSettings
 from finetale.environment import peak_memory
@@ -128,7 +128,7 @@ class Training:
             self.state = load_checkpoint(checkpoint, self.model, optimizer)
         prepared, self._optimizer = self.accelerator.prepare(self.model, optimizer)
         self._forward = PackedForward(prepared, precision=self.precision, route=route)
-        with StopRequest() as self._stop:
+        with speed.kept_memory(), StopRequest() as self._stop:
             try:
                 if checkpoint is None:
                     self._save_model()  # so that a run has a model from its first moment

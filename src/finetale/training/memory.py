@@ -17,8 +17,8 @@ from finetale.environment import available_memory
 from finetale.forward import PackedForward
 
 _SHARE = 0.7
-_CPU_TOKENS = 2048
-"""On a CPU more tokens a pass only grow the working set: docs/log.md has the numbers."""
+_CPU_VALUES = 400_000
+"""Hidden states (tokens x width) of a pass on a CPU. More leave its cache and are slower: docs/performance.md has the numbers."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ def plan_memory(forward: PackedForward, blocks: Blocks, most: int) -> MemoryPlan
     available = _available(device) + 4 * parameters  # the weights are in memory already
     limit = most
     if device.type == "cpu":
-        limit = min(limit, max(1, _CPU_TOKENS // blocks.block_size))
+        width = int(forward.model.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
+        limit = min(limit, max(1, _CPU_VALUES // (width * blocks.block_size)))
     fits = max(1, int((_SHARE * available - fixed) // sequence))
     size = min(limit, fits)
     if size < most:
