@@ -19,6 +19,8 @@ from finetale.trainer_names import TRAINER_NAMES
 
 Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["auto", "fp32", "bf16"]
+Attention = Literal["auto", "documents", "model"]
+Compile = Literal["auto", "on", "off"]
 Undecodable = Literal["error", "replace"]
 
 S = TypeVar("S", bound="Settings")
@@ -198,6 +200,10 @@ class TrainSettings(Settings):
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, slower."
     )
+    freeze: str | None = Field(
+        None,
+        description="What stays as it is: embeddings, or a number of lowest layers with the embeddings below them. Less memory, faster.",
+    )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of everything random.")
 
     @field_validator("warmup_steps")
@@ -207,11 +213,47 @@ class TrainSettings(Settings):
             raise ValueError("from 1 on this is a number of steps and must be whole")
         return value
 
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _embeddings_or_layers(cls, value: Any) -> Any:
+        text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        if text is None or text == "embeddings" or (isinstance(text, str) and text.isdigit() and int(text) > 0):
+            return text
+        raise ValueError("this must be embeddings, or a number of layers from 1 on")
+
     @model_validator(mode="after")
     def _micro_batch_within_batch(self) -> Self:
         if self.batch_size and self.micro_batch_size and self.micro_batch_size > self.batch_size:
             raise ValueError(f"micro_batch_size {self.micro_batch_size} is larger than batch_size {self.batch_size}")
         return self
+
+
+class SpeedSettings(Settings):
+    """Speed: how it is computed"""
+
+    speed: bool = Field(
+        True,
+        description="Faster attention, loss, activation and dropout with the same numbers to rounding. Off: the model's own code.",
+    )
+    attention: Attention = Field(
+        "auto",
+        description="documents: an attention that skips what packed documents can't see of each other. model: the model's own. auto: what the probe finds faster, else documents.",
+    )
+    compile: Compile = Field(
+        "auto", description="torch.compile: on or off. auto: what the probe finds faster on a GPU, else off."
+    )
+    threads: int | None = Field(
+        None, ge=1, description="Threads of a processor. auto: what the probe finds faster, else one a core."
+    )
+    probe: bool = Field(
+        True,
+        description="Try what is left to auto (precision, micro-batch, attention, compile, threads) for a few passes and take the fastest. Runs of under two minutes are not probed.",
+    )
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _yaml_reads_on_as_true(cls, value: Any) -> Any:
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
 class EvaluationSettings(Settings):
@@ -302,7 +344,14 @@ class OutputSettings(Settings):
 
 
 class Config(
-    TextSettings, TokenSettings, ModelSettings, TrainSettings, EvaluationSettings, CompareSettings, OutputSettings
+    TextSettings,
+    TokenSettings,
+    ModelSettings,
+    TrainSettings,
+    SpeedSettings,
+    EvaluationSettings,
+    CompareSettings,
+    OutputSettings,
 ):
     """All settings of one run. Only the pipeline sees all of them."""
 
@@ -335,6 +384,7 @@ SECTIONS: tuple[type[Settings], ...] = (
     TokenSettings,
     ModelSettings,
     TrainSettings,
+    SpeedSettings,
     EvaluationSettings,
     CompareSettings,
     OutputSettings,

@@ -78,6 +78,8 @@ class Display:
         elif kind == "stopped":
             self.close()
             self._say(event["message"])
+        elif kind == "probe":
+            self._on_probe(event)
         elif kind == "begin":
             self._on_begin(event)
         elif kind in ("train", "evaluation", "sample", "checkpoint"):
@@ -93,6 +95,12 @@ class Display:
         elif "total" in event and time.monotonic() - self._last_line > _LINE_SECONDS:
             self._last_line = time.monotonic()
             self._say(f"{message}: {event['done']} of {event['total']}")
+
+    def _on_probe(self, event: dict[str, Any]) -> None:
+        best, trials = event["chosen"], event["trials"]
+        attention = "attention by documents" if best["attention"] == "documents" else "the model's own attention"
+        tried = "" if event["skipped"] else f", the fastest of {len(trials)} tried in {event['seconds']:.0f} s"
+        self._say(f"Computing in {best['precision']}, {best['micro_batch_size']} sequences a pass, {attention}{tried}")
 
     def _on_begin(self, event: dict[str, Any]) -> None:
         self._total, self._first_step, self._epoch_targets = event["total"], event["step"], event["targets"]

@@ -5,6 +5,7 @@ What takes time to import is imported where it is used: every start of the comma
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
@@ -38,8 +39,17 @@ def versions() -> dict[str, str]:
 
 
 def num_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use, within the share of its control group if there is one (containers)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = _cgroup_cores()
+    return cores if share is None else max(1, min(cores, math.ceil(share)))
+
+
+def num_physical_cores() -> int:
+    """Cores without the second threads that share one, as far as they can be told apart."""
+    import psutil
+
+    return min(num_cores(), psutil.cpu_count(logical=False) or num_cores())
 
 
 def calm_threads() -> None:
@@ -140,6 +150,17 @@ def _reclaimable() -> int:
         match = re.search(r"^(?:total_)?inactive_file (\d+)$", text, re.MULTILINE)
         return int(match.group(1)) if match else 0
     return 0
+
+
+def _cgroup_cores() -> float | None:
+    """How many cores' time the control group may take; None without a limit."""
+    try:
+        quota, period = (Path("/sys/fs/cgroup") / "cpu.max").read_text().split()[:2]
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        pass
+    allowed, every = (_cgroup_number(f"cpu/cpu.cfs_{name}_us") or 0 for name in ("quota", "period"))
+    return allowed / every if allowed > 0 and every > 0 else None
 
 
 def _cgroup_number(*names: str) -> int | None:

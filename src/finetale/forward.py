@@ -57,15 +57,19 @@ class PackedForward:
         model: any causal language model; may be wrapped (DDP) as long as it forwards the same arguments.
         precision: "fp32", or "bf16" for autocast.
         route: how the losses are computed; found by trying when None.
+        compiled: run the model through torch.compile, with shapes that stay the same from batch to batch.
     """
 
-    def __init__(self, model: torch.nn.Module, *, precision: str = "fp32", route: Route | None = None) -> None:
+    def __init__(
+        self, model: torch.nn.Module, *, precision: str = "fp32", route: Route | None = None, compiled: bool = False
+    ) -> None:
         self.model = model
         self.precision = precision
         self.device = next(model.parameters()).device
         self.route = route or find_route(model)
         if not hasattr(model, "get_output_embeddings"):  # wrapped, and the wrapper has to see the pass
             self.route = Route(self.route.isolation)
+        self._compiled = torch.compile(_module(model, self.route), dynamic=False) if compiled else None
 
     def token_losses(self, batch: Batch) -> torch.Tensor:
         """Negative log likelihood in nats of each target, fp32, shape (batch, time); 0 where labels are IGNORE.
@@ -75,12 +79,12 @@ class PackedForward:
         labels = _on(self.device, batch.labels)
         with self.autocast(), torch.no_grad():
             if self.route.head:
-                states, head = _outputs(self.model, batch, self.route), _head(self.model)
+                states, head = self._outputs(batch), _head(self.model)
                 losses = speed.linear_cross_entropy(
                     states.flatten(0, 1), head.weight, head.bias, labels.flatten(), IGNORE
                 )
             else:
-                logits = _outputs(self.model, batch, self.route)  # (batch, time, vocabulary)
+                logits = self._outputs(batch)  # (batch, time, vocabulary)
                 losses = speed.cross_entropy(logits.flatten(0, 1), labels.flatten(), IGNORE)
         return losses.view_as(labels)
 
@@ -89,12 +93,23 @@ class PackedForward:
         labels = _on(self.device, batch.labels).flatten()
         with self.autocast():
             if not self.route.head:
-                logits = _outputs(self.model, batch, self.route)
+                logits = self._outputs(batch)
                 return speed.cross_entropy(logits.flatten(0, 1), labels, IGNORE).sum() * scale
             head = _head(self.model)
             tied = speed.TiedWeights(head.weight) if self.route.tied and head.weight.requires_grad else None
-            states = _outputs(self.model, batch, self.route, tied).flatten(0, 1)
+            states = self._outputs(batch, tied).flatten(0, 1)
             return speed.summed_cross_entropy(states, head.weight, head.bias, labels, IGNORE, scale, tied)
+
+    def _outputs(self, batch: Batch, tied: speed.TiedWeights | None = None) -> torch.Tensor:
+        return _outputs(self.model, batch, self.route, tied, self._compiled)
+
+    def loss_bytes(self, tokens: int, vocabulary: int) -> int:
+        """What the loss of so many tokens takes besides what autograd keeps: logits, or their gradient."""
+        each = 2 if self.precision == "bf16" else 4
+        if self.route.head:
+            return speed.chunk_bytes(tokens, vocabulary, each)
+        # The logits' gradient in their own type on a CPU (speed.cross_entropy), three fp32 arrays elsewhere.
+        return (each if self.device.type == "cpu" else 3 * 4) * vocabulary * tokens
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """The precision of a pass. Around several passes it keeps the weights' bf16 copies from one to the next."""
@@ -150,11 +165,22 @@ def find_route(model: PreTrainedModel) -> Route:
         model.train(was_training)
 
 
-def _outputs(model: torch.nn.Module, batch: Batch, route: Route, tied: speed.TiedWeights | None = None) -> torch.Tensor:
-    """Logits, or last hidden states if the route has a head of its own, shape (batch, time, vocabulary or width)."""
-    device = next(model.parameters()).device
+def _module(model: torch.nn.Module, route: Route) -> torch.nn.Module:
     module = model.base_model if route.head else model
     assert isinstance(module, torch.nn.Module)
+    return module
+
+
+def _outputs(
+    model: torch.nn.Module,
+    batch: Batch,
+    route: Route,
+    tied: speed.TiedWeights | None = None,
+    compiled: Any = None,
+) -> torch.Tensor:
+    """Logits, or last hidden states if the route has a head of its own, shape (batch, time, vocabulary or width)."""
+    device = next(model.parameters()).device
+    module = compiled or _module(model, route)
 
     def run(tokens: torch.Tensor, **arguments: Any) -> torch.Tensor:
         words = {"input_ids": tokens} if tied is None else {"inputs_embeds": tied.embed(tokens)}
@@ -169,6 +195,8 @@ def _outputs(model: torch.nn.Module, batch: Batch, route: Route, tied: speed.Tie
     if route.isolation == _BY_BORDERS:
         borders = _borders(batch.documents)
         longest = int(np.diff(borders).max())
+        if compiled is not None:  # each new shape would be compiled anew
+            borders, longest = _padded(borders), inputs.shape[1]
         told = _on(device, borders)
         flat = run(
             inputs.view(1, -1),
@@ -203,6 +231,12 @@ def _borders(documents: Integers) -> NDArray[np.int32]:
     starts = np.ones(documents.shape, bool)
     starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
     return np.append(np.flatnonzero(starts), documents.size).astype(np.int32)
+
+
+def _padded(borders: NDArray[np.int32]) -> NDArray[np.int32]:
+    """With empty documents at the end, so that there are a power of two of them, at least 64."""
+    number = max(64, 1 << (len(borders) - 2).bit_length())
+    return np.pad(borders, (0, number + 1 - len(borders)), mode="edge")
 
 
 def _head(model: torch.nn.Module) -> torch.nn.Linear:

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
+from finetale import speed
 from finetale.blocks import Blocks, pack
 from finetale.config import EvaluationSettings, TrainSettings
 from finetale.errors import DivergedError, MemoryLimitError, RunError
@@ -507,16 +508,35 @@ def test_the_memory_plan_is_the_largest_power_of_two_that_fits(blocks: Blocks, m
     assert first.micro_batch_size == 2048 // SIZE  # more than that brings nothing on a CPU
     vocabulary = len(tokenizer())
     assert first.sequence_bytes > 4 * SIZE * (3 * vocabulary + 2 * 12 * 32)
-    assert first.expected_bytes(3) == first.fixed_bytes + 3 * first.sequence_bytes
+    assert first.expected_bytes(3) == first.fixed_bytes + first.pass_bytes + 3 * first.sequence_bytes
+    assert first.most_sequences == 1000
 
     def room(sequences: float) -> float:
-        return (first.fixed_bytes + sequences * first.sequence_bytes) / 0.7 - 4 * parameters + 10
+        return (first.fixed_bytes + first.pass_bytes + sequences * first.sequence_bytes) / 0.7 - 4 * parameters + 10
 
     sizes = [planned(blocks, monkeypatch, room(number)).micro_batch_size for number in (0, 1, 1.9, 2, 7.9, 8)]
     assert sizes == [1, 1, 1, 2, 4, 8]
     assert planned(blocks, monkeypatch, 0).micro_batch_size == 1
     assert planned(blocks, monkeypatch, 1e12, most=6).micro_batch_size == 6
     assert planned(blocks, monkeypatch, room(5), most=6).micro_batch_size == 4
+    assert planned(blocks, monkeypatch, room(300)).most_sequences == 256
+
+
+def test_wide_models_take_fewer_tokens_a_pass(blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_CPU_VALUES", 32 * 8 * SIZE)  # the tiny model is 32 wide
+    assert planned(blocks, monkeypatch, 1e12).micro_batch_size == 8
+
+
+def test_a_pass_takes_memory_of_its_own_once(blocks: Blocks) -> None:
+    """Copies of the weights in bf16 and the output layer's gradient are there once, however many the sequences."""
+    tiny = speed.apply(model(0))
+    plan = plan_memory(PackedForward(tiny, precision="bf16"), blocks, 4)
+    matrices = sum(p.numel() for n, p in tiny.named_parameters() if p.ndim == 2 and "wpe" not in n)
+    head = tiny.get_output_embeddings().weight.numel()
+    expected = 2 * (matrices - head) + 4 * head
+    assert 0.8 * expected < plan.pass_bytes < 1.2 * expected  # two such short blocks share a tile of the attention
+    whole = plan_memory(PackedForward(model(0), precision="bf16"), blocks, 4)
+    assert plan.sequence_bytes < 0.8 * whole.sequence_bytes  # no logits are kept
 
 
 def test_the_memory_probe_is_repeatable_and_leaves_no_trace(blocks: Blocks) -> None:

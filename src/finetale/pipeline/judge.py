@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetale import comparison, models, tokens
+from finetale import comparison, models, speed, tokens
 from finetale.blocks import Blocks, choose_evaluation_size
 from finetale.config import Config, read_settings_file
 from finetale.errors import MemoryLimitError, RunError
@@ -15,7 +15,8 @@ from finetale.forward import PackedForward
 from finetale.metrics import Measurement, measure
 from finetale.models import LoadedModel
 from finetale.pipeline.data import Notify, keep_standard_input, stage, tokenise
-from finetale.pipeline.prepare import evaluation_blocks, resolve_precision
+from finetale.pipeline.prepare import evaluation_blocks
+from finetale.pipeline.tuning import resolve_precision
 from finetale.rundir import RunDirectory
 from finetale.training import is_out_of_memory
 
@@ -42,6 +43,8 @@ def open_model(name: str, config: Config, notify: Notify, tokenizer: Any = None)
         seed=config.seed,
     )
     loaded.model.to(Accelerator().device)
+    if not config.speed:
+        speed.undo(loaded.model)
     return loaded
 
 

@@ -7,17 +7,20 @@ from typing import Any
 
 import numpy as np
 import psutil
+import torch
 
-from finetale.config import Config
+from finetale.comparison import DEFAULT_PROMPT
+from finetale.config import Config, SamplingSettings
 from finetale.environment import hardware
 from finetale.forward import PackedForward
+from finetale.generate import Generator
 from finetale.pipeline.data import Notify, data_json, keep_standard_input, stage
 from finetale.pipeline.prepare import Prepared, prepare
-from finetale.training import Schedule
+from finetale.pipeline.tuning import targets_of
+from finetale.training import measure_choice
 from finetale.training.optimizer import build_optimizer
 
-_SECONDS = 8.0
-_PASSES = 12
+_FEW_TOKENS = 12
 
 
 def plan_run(config: Config, notify: Notify) -> dict[str, Any]:
@@ -27,82 +30,92 @@ def plan_run(config: Config, notify: Notify) -> dict[str, Any]:
         FinetaleError: whatever would also keep the run from starting.
     """
     prepared = prepare(keep_standard_input(config), notify)
-    resolved, blocks = prepared.config, prepared.train
-    assert resolved.batch_size is not None
+    resolved, blocks, schedule = prepared.config, prepared.train, prepared.schedule
     assert resolved.micro_batch_size is not None
     stage(notify, "Measuring a few steps")
     program = _program_bytes(prepared)
-    measured = _measure(prepared)
-    schedule = Schedule(
-        len(blocks), resolved.batch_size, resolved.epochs, resolved.max_steps, resolved.eval_every, resolved.save_every
-    )
-    steps = schedule.total_steps
-    targets = blocks.num_targets * min(schedule.total_blocks, steps * resolved.batch_size) / max(1, len(blocks))
+    evaluating = _evaluation_rate(prepared)
+    sampling = _sampling_seconds(prepared)
+    training = _training_rate(prepared)  # last, for it changes the weights
+    steps, targets = schedule.total_steps, targets_of(schedule, blocks)
     evaluations = sum(schedule.evaluates(step) for step in range(steps + 1))
-    held_out = prepared.validation.num_targets if prepared.validation is not None else 0
-    train_seconds = targets / measured["tokens_per_second"]
-    evaluation_seconds = evaluations * held_out / measured["evaluation_tokens_per_second"]
+    held_out = {split: prepared.store.num_targets(split) for split in ("validation", "test")}
+    train_seconds = targets / training
+    evaluation_seconds = evaluations * held_out["validation"] / evaluating
+    comparison_seconds = 2 * sum(held_out.values()) / evaluating + 2 * sampling
     return {
         "model": prepared.loaded.provenance.to_dict(),
         "hardware": hardware(),
         "data": data_json(prepared.store, prepared.blocks_json()),
         "steps": steps,
-        "steps_per_epoch": -(-len(blocks) // resolved.batch_size),
-        "targets": round(targets),
+        "steps_per_epoch": -(-len(blocks) // schedule.batch_size),
+        "targets": targets,
         "memory": {
-            "expected_bytes": prepared.memory.expected_bytes(resolved.micro_batch_size) + program,
-            "available_bytes": prepared.memory.available_bytes,
+            "expected_bytes": prepared.tuned.memory.expected_bytes(resolved.micro_batch_size) + program,
+            "available_bytes": prepared.tuned.memory.available_bytes,
         },
-        **measured,
+        "tokens_per_second": round(training, 1),
+        "evaluation_tokens_per_second": round(evaluating, 1),
         "train_seconds": round(train_seconds, 1),
         "evaluation_seconds": round(evaluation_seconds, 1),
+        "comparison_seconds": round(comparison_seconds, 1),
+        "total_seconds": round(train_seconds + evaluation_seconds + comparison_seconds, 1),
+        "probe": prepared.tuned.probe.to_dict(),
         "config": resolved.model_dump(mode="json"),
     }
 
 
-def _measure(prepared: Prepared) -> dict[str, float]:
-    """Tokens a second of training steps and of evaluation, after one pass that warms up."""
-    import torch
-
-    config, blocks = prepared.config, prepared.train
-    assert config.batch_size is not None
+def _training_rate(prepared: Prepared) -> float:
+    """Tokens a second of training steps: passes, and each pass's share of an update."""
+    config, blocks, model = prepared.config, prepared.train, prepared.loaded.model
     assert config.micro_batch_size is not None
-    model = prepared.loaded.model.train()
-    forward = PackedForward(model, precision=config.precision)
+    assert config.batch_size is not None
+    trial = measure_choice(model, blocks, prepared.tuned.choice, passes=8, seconds=8.0)
     optimizer = build_optimizer(model, config)
-    passes_a_step = -(-config.batch_size // config.micro_batch_size)
-    targets, spent, update_seconds = 0, 0.0, 0.0
-    for number in range(_PASSES):
-        chosen = (np.arange(config.micro_batch_size) + number * config.micro_batch_size) % len(blocks)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    seconds = []
+    for _ in range(2):  # the first makes Adam's moments
         started = time.perf_counter()
-        loss = forward.loss(blocks.batch(chosen))
-        loss.backward()  # type: ignore[no-untyped-call]
-        _wait(forward.device)
-        seconds = time.perf_counter() - started
-        if number == 1:
-            started = time.perf_counter()
-            optimizer.step()
-            _wait(forward.device)
-            update_seconds = time.perf_counter() - started
-        if number:
-            spent += seconds
-            targets += blocks.targets_in(chosen)
-        if spent > _SECONDS:
-            break
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        _wait(next(model.parameters()).device)
+        seconds.append(time.perf_counter() - started)
     optimizer.zero_grad()
+    tokens = config.batch_size * blocks.num_targets / len(blocks)  # a step
+    return tokens / (tokens / trial.tokens_per_second + seconds[-1])
+
+
+def _evaluation_rate(prepared: Prepared) -> float:
+    """Tokens a second without gradients."""
+    config, blocks, model = prepared.config, prepared.train, prepared.loaded.model.eval()
+    assert config.micro_batch_size is not None
+    forward = PackedForward(model, precision=config.precision)
     chosen = np.arange(min(len(blocks), config.micro_batch_size))
-    model.eval()
+    seconds = []
     with torch.inference_mode():
-        forward.token_losses(blocks.batch(chosen))
+        for _ in range(3):
+            started = time.perf_counter()
+            forward.token_losses(blocks.batch(chosen)).sum().item()
+            seconds.append(time.perf_counter() - started)
+    return blocks.targets_in(chosen) / min(seconds[1:])
+
+
+def _sampling_seconds(prepared: Prepared) -> float:
+    """Seconds for one model's samples of the comparison, if none of them ends early."""
+    config = prepared.config
+    generator = Generator(prepared.loaded.model.eval(), prepared.loaded.tokenizer)
+    prompt = (config.prompts or (DEFAULT_PROMPT,))[0]
+    most = config.max_new_tokens
+    seconds = {}
+    for number in (1, 1, min(_FEW_TOKENS, most)):
+        settings = config.narrow(SamplingSettings).model_copy(update={"max_new_tokens": number, "stop": ()})
         started = time.perf_counter()
-        forward.token_losses(blocks.batch(chosen)).sum().item()
-    evaluation = blocks.targets_in(chosen) / (time.perf_counter() - started)
-    share = update_seconds / passes_a_step  # of an update that each pass has to bear
-    passes = max(1, number)
-    return {
-        "tokens_per_second": round(targets / (spent + passes * share), 1),
-        "evaluation_tokens_per_second": round(evaluation, 1),
-    }
+        generator.generate([prompt], settings, n=config.num_samples, truncate=True)
+        seconds[number] = time.perf_counter() - started
+    first, several = seconds[1], seconds[max(seconds)]
+    token = (several - first) / max(1, max(seconds) - 1)
+    return (len(config.prompts) or config.num_prompts) * (first + max(0.0, token) * (most - 1))
 
 
 def _program_bytes(prepared: Prepared) -> int:
@@ -113,7 +126,5 @@ def _program_bytes(prepared: Prepared) -> int:
 
 
 def _wait(device: Any) -> None:
-    import torch
-
     if device.type == "cuda":
         torch.cuda.synchronize(device)

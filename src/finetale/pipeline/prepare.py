@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetale import models, text
+from finetale import models, speed, text
 from finetale.blocks import Blocks, check_positions, check_stride, choose_block_size, pack, windows
 from finetale.config import Config
-from finetale.environment import cpu_has_bf16
 from finetale.errors import RunError, SourceError, TrainingError
 from finetale.models import LoadedModel
 from finetale.pipeline.data import Notify, stage, tokenise, trained_tokenizer
+from finetale.pipeline.tuning import Tuned, tune
 from finetale.rundir import RunDirectory
 from finetale.tokens import TokenStore
-from finetale.training import MemoryPlan, default_learning_rate, plan_memory
+from finetale.training import Schedule, default_learning_rate
 
 _STEPS = 150
 _STEPS_FROM_NOTHING = 1500
@@ -33,7 +33,12 @@ class Prepared:
     store: TokenStore
     train: Blocks
     validation: Blocks | None
-    memory: MemoryPlan
+    tuned: Tuned
+
+    @property
+    def schedule(self) -> Schedule:
+        """The steps of the run."""
+        return schedule_of(self.config, self.train)
 
     def blocks_json(self) -> dict[str, Any]:
         """What the training blocks look like, for data.json."""
@@ -50,6 +55,8 @@ def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None
     Args:
         loaded: used in place of loading `config.model`; for a run that goes on.
     """
+    from accelerate import Accelerator
+
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise TrainingError(
             f"Several processes were started (WORLD_SIZE={os.environ['WORLD_SIZE']}), and runs take one so far.",
@@ -87,19 +94,27 @@ def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None
     blocks = pack(store, "train", size, fill=True)
     new = models.is_new(config.model)
     batch_size = config.batch_size or _batch_size(round(config.epochs * len(blocks)), size, new=new)
-    precision = resolve_precision(config.precision)
-    memory = _plan_memory(loaded, blocks, precision, batch_size)
+    config = config.model_copy(update={"block_size": size, "batch_size": batch_size})
+    loaded.model.to(Accelerator().device)
+    if not config.speed:
+        speed.undo(loaded.model)
+    tuned = tune(config, loaded.model, blocks, schedule_of(config, blocks), notify)
     resolved = config.model_copy(
-        update={
-            "block_size": size,
-            "batch_size": batch_size,
-            "micro_batch_size": config.micro_batch_size or memory.micro_batch_size,
+        update=tuned.choice.to_dict()
+        | {
             "learning_rate": config.learning_rate or default_learning_rate(loaded.provenance.parameters, new=new),
-            "precision": precision,
             "revision": loaded.provenance.revision or config.revision,
         }
     )
-    return Prepared(resolved, loaded, store, blocks, evaluation_blocks(store, "validation", resolved), memory)
+    return Prepared(resolved, loaded, store, blocks, evaluation_blocks(store, "validation", resolved), tuned)
+
+
+def schedule_of(config: Config, blocks: Blocks) -> Schedule:
+    """The steps of a run with these settings."""
+    assert config.batch_size is not None
+    return Schedule(
+        len(blocks), config.batch_size, config.epochs, config.max_steps, config.eval_every, config.save_every
+    )
 
 
 def _from_anywhere(config: Config) -> Config:
@@ -141,19 +156,6 @@ def evaluation_blocks(store: TokenStore, split: str, config: Config) -> Blocks |
     if config.stride is not None:
         return windows(store, split, config.block_size, config.stride)
     return pack(store, split, config.block_size)
-
-
-def resolve_precision(setting: str) -> str:
-    """fp32 or bf16: bf16 where the device computes in it, unless the setting says otherwise."""
-    import torch
-
-    if setting != "auto":
-        return setting
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if torch.backends.mps.is_available():
-        return "fp32"
-    return "bf16" if cpu_has_bf16() else "fp32"
 
 
 def require_sources(config: Config) -> None:
@@ -229,14 +231,3 @@ def _batch_size(total_blocks: int, block_size: int, *, new: bool) -> int:
     """Blocks a step: about 150 steps in all (1,500 from random weights), of 2,048 to 32,768 tokens each."""
     least, most = (max(1, tokens_a_step // block_size) for tokens_a_step in _STEP_TOKENS)
     return min(max(least, round(total_blocks / (_STEPS_FROM_NOTHING if new else _STEPS))), most)
-
-
-def _plan_memory(loaded: LoadedModel, blocks: Blocks, precision: str, batch_size: int) -> MemoryPlan:
-    from accelerate import Accelerator
-
-    from finetale.forward import PackedForward
-
-    accelerator = Accelerator()
-    loaded.model.to(accelerator.device)
-    most = -(-batch_size // accelerator.num_processes)
-    return plan_memory(PackedForward(loaded.model, precision=precision), blocks, most)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from finetale import models, training
+from finetale import models, speed, training
 from finetale.config import Config, SamplingSettings, read_settings_file
 from finetale.environment import hardware, peak_memory, versions
 from finetale.errors import HubError, InterruptedRun, RunError
@@ -152,10 +152,7 @@ def _check_base(manifest: dict[str, Any], loaded: LoadedModel) -> None:
 
 def _train(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Path | None) -> TrainState:
     config, loaded = prepared.config, prepared.loaded
-    assert config.batch_size is not None
-    schedule = training.Schedule(
-        len(prepared.train), config.batch_size, config.epochs, config.max_steps, config.eval_every, config.save_every
-    )
+    schedule = prepared.schedule
     resume_step = training.read_state(checkpoint).step if checkpoint is not None else None
     listeners: list[Any] = [training.MetricsFile(run.metrics, resume_step)]
     if config.tensorboard:
@@ -177,6 +174,7 @@ def _train(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Pa
         directory=run,
         schedule=schedule,
         precision=config.precision,
+        compiled=config.compile == "on",
         listeners=[*listeners, notify],
         sample=sample,
     )
@@ -240,6 +238,7 @@ def _describe(run: RunDirectory, config: Config, prepared: Prepared) -> None:
         base=prepared.loaded.provenance.to_dict(),
         data_sha256=prepared.store.info["sha256"],
         config=json.loads(config.model_dump_json()),
+        speed=speed.applied(prepared.loaded.model) | {"probe": prepared.tuned.probe.to_dict()},
         versions=versions(),
         hardware=hardware(),
         command=" ".join(["finetale", *sys.argv[1:]]) if Path(sys.argv[0]).name == "finetale" else None,

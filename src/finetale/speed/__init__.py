@@ -12,7 +12,7 @@ import torch.nn as nn
 
 from finetale.speed import attention
 from finetale.speed.allocator import kept_memory
-from finetale.speed.loss import TiedWeights, cross_entropy, linear_cross_entropy, summed_cross_entropy
+from finetale.speed.loss import TiedWeights, chunk_bytes, cross_entropy, linear_cross_entropy, summed_cross_entropy
 from finetale.speed.modules import FastDropout, FusedGELU
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ __all__ = [
     "TiedWeights",
     "applied",
     "apply",
+    "chunk_bytes",
     "cross_entropy",
     "is_applied",
     "kept_memory",
@@ -33,6 +34,7 @@ __all__ = [
     "packs_documents",
     "summed_cross_entropy",
     "undo",
+    "use_documents",
 ]
 
 
@@ -57,6 +59,12 @@ def undo(model: M) -> M:
     _set_attention(model, attention.NAME, "sdpa")
     model.finetale_speed = False  # type: ignore[assignment]
     return model
+
+
+def use_documents(model: nn.Module, yes: bool) -> None:
+    """Switch between the attention of packed documents and the model's own, where there is a choice."""
+    if is_applied(model):
+        _set_attention(model, *(("sdpa", attention.NAME) if yes else (attention.NAME, "sdpa")))
 
 
 def is_applied(model: nn.Module) -> bool:

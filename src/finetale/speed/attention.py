@@ -78,9 +78,17 @@ def attend(
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     if query.device.type != "cpu":
         return _masked(query, key, value, cu_seq_lens_q, scale, dropout), None
-    tiles = tuple(cu_seq_lens_q.tolist())
-    output = _TiledAttention.apply(query[0], key[0], value[0], tiles, scale, dropout)  # type: ignore[no-untyped-call]
-    return output[None], None
+    return _tiled(query, key, value, cu_seq_lens_q, scale, dropout), None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _tiled(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, borders: torch.Tensor, scale: float, dropout: float
+) -> torch.Tensor:
+    output: torch.Tensor = _TiledAttention.apply(  # type: ignore[no-untyped-call]
+        query[0], key[0], value[0], tuple(borders.tolist()), scale, dropout
+    )
+    return output[None]
 
 
 def _varlen(

@@ -84,6 +84,11 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore: int) -> to
     return losses
 
 
+def chunk_bytes(targets: int, vocabulary: int, each: int) -> int:
+    """The most that the logits of so many targets take at a time, at so many bytes each."""
+    return _slice_size(targets, vocabulary * each, _CHUNK_BYTES) * vocabulary * each
+
+
 def compute_type(tensor: torch.Tensor) -> torch.dtype:
     """The type matrix products of a tensor are computed in: autocast's if it is on, else the tensor's own."""
     device = tensor.device.type
@@ -211,6 +216,10 @@ def _row_slices(logits: torch.Tensor) -> list[slice]:
 
 def _slices(rows: int, row_bytes: int, most_bytes: int) -> list[slice]:
     """Equal slices of at most so many bytes, but at least one row."""
-    count = max(1, -(-rows * row_bytes // most_bytes))
-    size = max(1, -(-rows // count))
+    size = _slice_size(rows, row_bytes, most_bytes)
     return [slice(at, min(rows, at + size)) for at in range(0, rows, size)]
+
+
+def _slice_size(rows: int, row_bytes: int, most_bytes: int) -> int:
+    count = max(1, -(-rows * row_bytes // most_bytes))
+    return max(1, -(-rows // count))

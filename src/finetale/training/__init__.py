@@ -4,20 +4,26 @@ from finetale.training.checkpoints import TrainState, newest_valid_checkpoint, r
 from finetale.training.loop import Listener, Schedule, Training
 from finetale.training.memory import MemoryPlan, is_out_of_memory, plan_memory
 from finetale.training.optimizer import default_learning_rate
+from finetale.training.probe import Choice, Probe, default_threads, measure_choice, probe
 from finetale.training.records import MetricsFile, TensorBoardFile, read_metrics
 
 __all__ = [
+    "Choice",
     "Listener",
     "MemoryPlan",
     "MetricsFile",
+    "Probe",
     "Schedule",
     "TensorBoardFile",
     "TrainState",
     "Training",
     "default_learning_rate",
+    "default_threads",
     "is_out_of_memory",
+    "measure_choice",
     "newest_valid_checkpoint",
     "plan_memory",
+    "probe",
     "read_metrics",
     "read_state",
 ]

@@ -104,6 +104,7 @@ class Training:
     directory: RunDirectory
     schedule: Schedule
     precision: str
+    compiled: bool = False
     listeners: list[Listener] = field(default_factory=list)
     sample: Callable[[], list[tuple[str, str]]] | None = None
     accelerator: Accelerator = field(default_factory=Accelerator)
@@ -127,7 +128,7 @@ class Training:
         if checkpoint is not None:
             self.state = load_checkpoint(checkpoint, self.model, optimizer)
         prepared, self._optimizer = self.accelerator.prepare(self.model, optimizer)
-        self._forward = PackedForward(prepared, precision=self.precision, route=route)
+        self._forward = PackedForward(prepared, precision=self.precision, route=route, compiled=self.compiled)
         with speed.kept_memory(), StopRequest() as self._stop:
             try:
                 if checkpoint is None:

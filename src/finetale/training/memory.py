@@ -1,7 +1,7 @@
 """How many sequences fit a forward and backward pass. Knows nothing of the loop.
 
-The probe counts what autograd keeps for the backward pass of one real block. That number is the same on every run, so
-that the micro-batch, and with it the rounding of sums, only changes where memory is short.
+The probe counts what autograd keeps for the backward pass of one real block, and of two. These numbers are the same on every
+run, so that the micro-batch, and with it the rounding of sums, only changes where memory is short.
 """
 
 from __future__ import annotations
@@ -17,25 +17,28 @@ from finetale.environment import available_memory
 from finetale.forward import PackedForward
 
 _SHARE = 0.7
-_CPU_VALUES = 400_000
-"""Hidden states (tokens x width) of a pass on a CPU. More leave its cache and are slower: docs/performance.md has the numbers."""
+_CPU_TOKENS, _CPU_VALUES = 2048, 400_000
+"""Tokens and hidden states (tokens x width) of a pass on a CPU. More leave its cache and are slower (docs/performance.md)."""
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
     """Bytes a run needs, and the micro-batch that fits.
 
-    `fixed_bytes` are weights, gradients and Adam's two moments in fp32; `sequence_bytes` what a sequence adds.
+    `fixed_bytes` are weights, gradients and Adam's two moments in fp32; `pass_bytes` what a pass takes whatever its size, such
+    as copies of the weights in bf16; `sequence_bytes` what a sequence adds. `most_sequences` would fit too.
     """
 
     fixed_bytes: int
+    pass_bytes: int
     sequence_bytes: int
     available_bytes: int
     micro_batch_size: int
+    most_sequences: int
 
     def expected_bytes(self, micro_batch_size: int) -> int:
         """Fixed and activation memory at a micro-batch."""
-        return self.fixed_bytes + micro_batch_size * self.sequence_bytes
+        return self.fixed_bytes + self.pass_bytes + micro_batch_size * self.sequence_bytes
 
 
 def plan_memory(forward: PackedForward, blocks: Blocks, most: int) -> MemoryPlan:
@@ -45,19 +48,23 @@ def plan_memory(forward: PackedForward, blocks: Blocks, most: int) -> MemoryPlan
         most: sequences an optimizer step on this device.
     """
     device = forward.device
-    parameters = sum(p.numel() for p in forward.model.parameters())
-    fixed = 16 * parameters
-    sequence = _sequence_bytes(forward, blocks)
-    available = _available(device) + 4 * parameters  # the weights are in memory already
+    parameters = list(forward.model.parameters())
+    # Weights in fp32; gradients and Adam's two moments of those that are trained.
+    fixed = sum(4 * p.numel() + (12 * p.numel() if p.requires_grad else 0) for p in parameters)
+    one, two = (_kept_bytes(forward, blocks, number) for number in (1, 2))
+    sequence, once = max(1, two - one), max(0, 2 * one - two)
+    available = _available(device) + 4 * sum(p.numel() for p in parameters)  # the weights are in memory already
     limit = most
     if device.type == "cpu":
         width = int(forward.model.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
-        limit = min(limit, max(1, _CPU_VALUES // (width * blocks.block_size)))
-    fits = max(1, int((_SHARE * available - fixed) // sequence))
-    size = min(limit, fits)
-    if size < most:
-        size = 2 ** (size.bit_length() - 1)
-    return MemoryPlan(fixed, sequence, available, size)
+        limit = min(limit, max(1, min(_CPU_TOKENS, _CPU_VALUES // width) // blocks.block_size))
+    fits = max(1, int((_SHARE * available - fixed - once) // sequence))
+    return MemoryPlan(fixed, once, sequence, available, _rounded(min(limit, fits), most), _rounded(fits, most))
+
+
+def _rounded(size: int, most: int) -> int:
+    """All of a step's sequences, or else a power of two."""
+    return most if size >= most else 2 ** (size.bit_length() - 1)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -75,8 +82,8 @@ def _available(device: torch.device) -> int:
     return available_memory()
 
 
-def _sequence_bytes(forward: PackedForward, blocks: Blocks) -> int:
-    """Bytes kept for the backward pass of one sequence, and what the loss takes on top."""
+def _kept_bytes(forward: PackedForward, blocks: Blocks, number: int) -> int:
+    """Bytes kept for the backward pass of so many sequences, and what the loss takes on top."""
     kept: dict[int, int] = {}
     own = {p.untyped_storage().data_ptr() for p in forward.model.parameters()}
 
@@ -92,17 +99,13 @@ def _sequence_bytes(forward: PackedForward, blocks: Blocks) -> int:
     try:
         with torch.random.fork_rng(devices=[forward.device] if forward.device.type == "cuda" else []):
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                losses = forward.loss(blocks.batch(np.array([0])))
-            del losses
+                loss = forward.loss(blocks.batch(np.zeros(number, np.int64)))
+            del loss
     finally:
         model.train(was_training)
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     inputs = 0  # of checkpointed layers, which are kept out of the hooks' sight
     if models.is_checkpointing(model):
         config = model.config.get_text_config()  # type: ignore[operator,union-attr]
-        inputs = 4 * config.num_hidden_layers * config.hidden_size * blocks.block_size
-    # The loss: the logits' gradient in their own type on a CPU (speed.cross_entropy), three fp32 arrays elsewhere.
-    each = 3 * 4
-    if forward.device.type == "cpu":
-        each = 2 if forward.precision == "bf16" else 4
-    return sum(kept.values()) + inputs + each * vocabulary * blocks.block_size
+        inputs = 4 * config.num_hidden_layers * config.hidden_size * blocks.block_size * number
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+    return sum(kept.values()) + inputs + forward.loss_bytes(number * blocks.block_size, vocabulary)

@@ -1,0 +1,81 @@
+"""How a run is computed here: precision, attention, micro-batch, compile, threads. By rule, and by the probe where it pays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from finetale import speed
+from finetale.blocks import Blocks
+from finetale.config import Config
+from finetale.environment import cpu_has_bf16
+from finetale.forward import PackedForward
+from finetale.pipeline.data import Notify, stage
+from finetale.training import Choice, MemoryPlan, Probe, Schedule, default_threads, plan_memory, probe
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was chosen, the memory it takes, and what the probe saw."""
+
+    choice: Choice
+    memory: MemoryPlan
+    probe: Probe
+
+
+def tune(config: Config, model: Any, blocks: Blocks, schedule: Schedule, notify: Notify) -> Tuned:
+    """Choose what the settings leave to auto. The model is on its device, and has the chosen attention afterwards."""
+    from accelerate import Accelerator
+
+    processes = Accelerator().num_processes
+    most = -(-schedule.batch_size // processes)
+    device = next(model.parameters()).device
+    precision = resolve_precision(config.precision)
+    if config.attention == "model":
+        speed.use_documents(model, False)
+    memory = plan_memory(PackedForward(model, precision=precision), blocks, most)
+    start = Choice(
+        precision=precision,
+        attention="documents" if speed.packs_documents(model) else "model",
+        micro_batch_size=config.micro_batch_size or memory.micro_batch_size,
+        compile="off" if config.compile == "auto" else config.compile,
+        threads=config.threads or default_threads(device),
+    )
+    free = {name for name in ("attention", "compile") if getattr(config, name) == "auto"}
+    free |= {name for name in ("micro_batch_size", "threads") if getattr(config, name) is None}
+    if config.precision == "auto" and device.type == "cpu":
+        free.add("precision")
+    if not config.probe or not config.speed or processes > 1:
+        free.clear()
+    if free:
+        stage(notify, "Trying what is fastest here")
+    found = probe(
+        model, blocks, start, frozenset(free), targets_of(schedule, blocks), most_sequences=memory.most_sequences
+    )
+    speed.use_documents(model, found.best.attention == "documents")
+    if found.best.threads is not None:
+        torch.set_num_threads(found.best.threads)
+    if found.trials:
+        notify({"event": "probe", "step": 0} | found.to_dict())
+    if found.best != start:
+        memory = plan_memory(PackedForward(model, precision=found.best.precision), blocks, most)
+    return Tuned(found.best, memory, found)
+
+
+def targets_of(schedule: Schedule, blocks: Blocks) -> int:
+    """Tokens that a run trains on, each epoch counted."""
+    share = min(schedule.total_blocks, schedule.total_steps * schedule.batch_size) / max(1, len(blocks))
+    return round(blocks.num_targets * share)
+
+
+def resolve_precision(setting: str) -> str:
+    """fp32 or bf16: bf16 where the device computes in it, unless the setting says otherwise."""
+    if setting != "auto":
+        return setting
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if torch.backends.mps.is_available():
+        return "fp32"
+    return "bf16" if cpu_has_bf16() else "fp32"

@@ -1,0 +1,239 @@
+"""What is fastest on this machine: a few real passes of each candidate. Trains nothing.
+
+Starting from what the rules say (bf16 where the hardware has it, as many sequences a pass as fit, the speed layer's
+attention), one thing is changed at a time, and a change is kept only if it is a tenth faster, twice in a row: noise must
+not change a run's numbers. A probe takes at most a tenth of the run's expected time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetale import speed
+from finetale.blocks import Blocks
+from finetale.environment import num_cores, num_physical_cores
+from finetale.forward import PackedForward
+from finetale.training.memory import is_out_of_memory
+
+SHORTEST_RUN = 120.0
+"""Seconds of training below which nothing is tried."""
+_SHARE, _MOST_SECONDS, _MOST_SECONDS_COMPILING = 0.08, 60.0, 240.0
+_GAIN = 1.1
+_WARM_UP, _PASSES, _GPU_PASSES = 1, 2, 20
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a probe decides."""
+
+    precision: str
+    attention: str
+    micro_batch_size: int
+    compile: str
+    threads: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate and what it reached; `error` says why it could not be tried."""
+
+    choice: Choice
+    tokens_per_second: float
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For run.json and the table of `finetale plan`."""
+        shown: dict[str, Any] = self.choice.to_dict() | {"tokens_per_second": round(self.tokens_per_second, 1)}
+        return shown if self.error is None else shown | {"error": self.error}
+
+
+@dataclass
+class Probe:
+    """The candidates tried, and the best. `seconds` is what the probe itself took, `left_out` what there was no time for."""
+
+    best: Choice
+    trials: list[Trial] = field(default_factory=list)
+    seconds: float = 0.0
+    left_out: int = 0
+    skipped: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "chosen": self.best.to_dict(),
+            "trials": [trial.to_dict() for trial in self.trials],
+            "seconds": round(self.seconds, 1),
+            "left_out": self.left_out,
+            "skipped": self.skipped,
+        }
+
+
+def probe(
+    model: Any,
+    blocks: Blocks,
+    start: Choice,
+    free: frozenset[str],
+    targets: int,
+    *,
+    most_sequences: int,
+    between: Callable[[], None] | None = None,
+) -> Probe:
+    """Try candidates and choose.
+
+    Args:
+        start: what the rules say.
+        free: names of `Choice` that may be changed.
+        targets: tokens the run will train on, which says how long it takes.
+        most_sequences: the largest micro-batch that makes sense and fits.
+    """
+    result = Probe(start)
+    if not free:
+        result.skipped = "every setting was given"
+        return result
+    passes = targets / max(1, start.micro_batch_size * blocks.block_size)
+    if passes < 20 * (_WARM_UP + _PASSES):
+        result.skipped = "the run is very short"
+        return result
+    began = time.perf_counter()
+    with _as_it_was(model):
+        first = measure_choice(model, blocks, start)
+        result.trials.append(first)
+        expected = targets / max(first.tokens_per_second, 1e-9)
+        if first.error is not None or expected < SHORTEST_RUN:
+            result.skipped = first.error or "the run is very short"
+        else:
+            _search(result, first, model, blocks, free, most_sequences, expected, began, between)
+    result.seconds = time.perf_counter() - began
+    return result
+
+
+def _search(
+    result: Probe,
+    best: Trial,
+    model: Any,
+    blocks: Blocks,
+    free: frozenset[str],
+    most: int,
+    expected: float,
+    began: float,
+    between: Callable[[], None] | None,
+) -> None:
+    """Change one thing at a time, keep what helps."""
+    for name in ("compile", "precision", "attention", "micro_batch_size", "threads"):
+        if name not in free:
+            continue
+        for value in _values(name, best.choice, model, most):
+            if between is not None:
+                between()
+            candidate = replace(best.choice, **{name: value})
+            most_seconds = _MOST_SECONDS_COMPILING if candidate.compile == "on" else _MOST_SECONDS
+            allowed = min(_SHARE * expected, most_seconds) - (time.perf_counter() - began)
+            if _cost(candidate, best, blocks) > allowed:
+                result.left_out += 1
+                continue
+            trial = measure_choice(model, blocks, candidate)
+            result.trials.append(trial)
+            if trial.tokens_per_second > _GAIN * best.tokens_per_second:
+                again = [measure_choice(model, blocks, choice) for choice in (best.choice, candidate)]
+                if again[1].tokens_per_second > _GAIN * again[0].tokens_per_second:
+                    best = trial
+    result.best = best.choice
+
+
+def _values(name: str, choice: Choice, model: Any, most: int) -> list[Any]:
+    """What else a setting could be."""
+    if name == "precision":
+        return ["fp32"] if choice.precision == "bf16" else []
+    if name == "attention":
+        return ["model"] if choice.attention == "documents" and speed.packs_documents(model) else []
+    if name == "micro_batch_size":
+        size = choice.micro_batch_size
+        return [other for other in (size // 2, size * 2) if 1 <= other <= most]
+    if name == "threads":
+        return [other for other in {num_physical_cores()} if choice.threads is not None and other < choice.threads]
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    return ["on"] if name == "compile" and choice.compile == "off" and on_gpu else []
+
+
+def _cost(candidate: Choice, best: Trial, blocks: Blocks) -> float:
+    """About how many seconds a trial takes; one in fp32 may be four times slower, and compiling takes a minute."""
+    seconds = (_WARM_UP + _PASSES) * candidate.micro_batch_size * blocks.block_size / best.tokens_per_second
+    if candidate.precision != best.choice.precision:
+        seconds *= 4
+    return seconds + (60 if candidate.compile == "on" else 0)
+
+
+def measure_choice(
+    model: Any, blocks: Blocks, choice: Choice, *, passes: int = _PASSES, seconds: float = math.inf
+) -> Trial:
+    """Tokens a second of forward and backward passes on the first blocks, the median after a warm-up.
+
+    Args:
+        passes: how many are measured; more on a GPU.
+        seconds: no further pass begins after these.
+    """
+    speed.use_documents(model, choice.attention == "documents")
+    threads = torch.get_num_threads()
+    if choice.threads is not None:
+        torch.set_num_threads(choice.threads)
+    rates = []
+    try:
+        forward = PackedForward(model.train(), precision=choice.precision, compiled=choice.compile == "on")
+        if forward.device.type == "cuda":
+            passes = max(passes, _GPU_PASSES)
+        started = time.perf_counter()
+        with speed.kept_memory(), forward.autocast():
+            for number in range(_WARM_UP + passes):
+                chosen = (np.arange(choice.micro_batch_size) + number * choice.micro_batch_size) % len(blocks)
+                batch = blocks.batch(chosen)
+                _wait(forward.device)
+                began = time.perf_counter()
+                loss = forward.loss(batch, 1.0)
+                with forward.no_autocast():
+                    loss.backward()  # type: ignore[no-untyped-call]
+                _wait(forward.device)
+                if number >= _WARM_UP:
+                    rates.append(blocks.targets_in(chosen) / (time.perf_counter() - began))
+                    if time.perf_counter() - started > seconds:
+                        break
+    except (RuntimeError, MemoryError) as error:
+        reason = "memory ran out" if is_out_of_memory(error) else str(error).splitlines()[0]
+        return Trial(choice, 0.0, reason)
+    finally:
+        model.zero_grad()
+        torch.set_num_threads(threads)
+    return Trial(choice, statistics.median(rates))
+
+
+@contextlib.contextmanager
+def _as_it_was(model: Any) -> Iterator[None]:
+    """Leave mode, attention and random numbers as they were."""
+    training, documents = model.training, speed.packs_documents(model)
+    devices = [p.device for p in model.parameters() if p.device.type == "cuda"][:1]
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        model.train(training)
+        speed.use_documents(model, documents)
+
+
+def default_threads(device: torch.device) -> int | None:
+    """One thread a core for a processor, within the limits of a container; None where it does not matter."""
+    return num_cores() if device.type == "cpu" else None
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
