@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import contenders
 
 BLOCK, BATCH, CUT = 512, 4, 128
 SHAPES = {"gpt2": "new:gpt2", "bundled": "bundled"}
@@ -30,27 +30,6 @@ CONTENDERS = ("tutorial", "packed fp32", "packed bf16", "finetale")
 STEPS = {"gpt2": {"tutorial": 6, "packed fp32": 2, "packed bf16": 2, "finetale": 4}}
 """Steps timed in a turn. The bundled base takes ten times as many."""
 MATRIX_PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::addbmm", "aten::baddbmm"}
-
-
-class Clock:
-    """CPU and wall seconds since the first step ended, and the process's peak memory."""
-
-    def __init__(self) -> None:
-        self.started: tuple[float, float] | None = None
-        self.figures: dict[str, float] = {}
-
-    def step_done(self) -> None:
-        now = (time.process_time(), time.perf_counter())
-        if self.started is None:
-            self.started = now
-            return
-        from finetale.environment import peak_memory
-
-        self.figures = {
-            "cpu_seconds": now[0] - self.started[0],
-            "wall_seconds": now[1] - self.started[1],
-            "peak_bytes": peak_memory(),
-        }
 
 
 def main() -> None:
@@ -86,8 +65,12 @@ def compare(shape: str, arguments: argparse.Namespace) -> dict[str, Any]:
     for _ in range(1 if arguments.quick else arguments.turns):
         for name in CONTENDERS:
             steps = STEPS["gpt2"][name] // (2 if arguments.quick else 1) * (1 if shape == "gpt2" else 10)
-            turns[name].append(in_process(shape, name, max(1, steps), arguments))
-    rows = {name: median(turns[name]) for name in CONTENDERS}
+            words = ("--contender", shape, name, "--steps", str(max(1, steps)))
+            words += ("--text", arguments.text, "--tokenizer", arguments.tokenizer)
+            turns[name].append(contenders.in_process(__file__, *words))
+            rate = turns[name][-1]["tokens"] / turns[name][-1]["cpu_seconds"]
+            print(f"{shape} {name}: {rate:,.0f} tokens/CPU-s", file=sys.stderr)
+    rows = {name: contenders.median(turns[name]) for name in CONTENDERS}
     ours = rows["finetale"]
     packed = max(rows["packed fp32"], rows["packed bf16"], key=lambda row: row["tokens_per_cpu_second"])
     limit = 1e9 * ours["matmul_gflops"] / ours["flop_per_token"]
@@ -108,28 +91,11 @@ def compare(shape: str, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def in_process(shape: str, name: str, steps: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    words = [sys.executable, __file__, "--contender", shape, name, "--steps", str(steps)]
-    words += ["--text", arguments.text, "--tokenizer", arguments.tokenizer]
-    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(f"{shape} {name}: {figures['tokens'] / figures['cpu_seconds']:,.0f} tokens/CPU-s", file=sys.stderr)
-    return figures
-
-
-def median(turns: list[dict[str, Any]]) -> dict[str, Any]:
-    return turns[-1] | {
-        "tokens_per_cpu_second": statistics.median(turn["tokens"] / turn["cpu_seconds"] for turn in turns),
-        "tokens_per_second": statistics.median(turn["tokens"] / turn["wall_seconds"] for turn in turns),
-        "peak_bytes": max(turn["peak_bytes"] for turn in turns),
-    }
-
-
 def run_contender(shape: str, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     tokenizer = arguments.tokenizer if shape == "gpt2" else "bundled"
     if name == "finetale":
         return run_finetale(SHAPES[shape], tokenizer, arguments)
-    return run_trainer(SHAPES[shape], tokenizer, name, arguments)
+    return run_packed_or_tutorial(SHAPES[shape], tokenizer, name, arguments)
 
 
 def run_finetale(model: str, tokenizer: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -137,7 +103,7 @@ def run_finetale(model: str, tokenizer: str, arguments: argparse.Namespace) -> d
     from finetale.config import Config
     from finetale.pipeline import train_run
 
-    clock, tokens = Clock(), []
+    clock, tokens = contenders.Clock(), []
 
     def notify(event: dict[str, Any]) -> None:
         if event["event"] == "train":
@@ -165,58 +131,23 @@ def run_finetale(model: str, tokenizer: str, arguments: argparse.Namespace) -> d
     return clock.figures | {"tokens": tokens[-1] - tokens[0]} | profile(model, tokenizer)
 
 
-def run_trainer(model: str, tokenizer: str, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def run_packed_or_tutorial(model: str, tokenizer: str, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """`transformers.Trainer` on a data set made as tutorials (or run_clm) make it."""
     import transformers
 
     from finetale import models
 
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    contenders.quiet_transformers()
     read = models.load_tokenizer(tokenizer)
     network = plain_model(model, read)
-    lines = [line for line in text_of(arguments.text).split("\n") if line.strip()]
+    lines = contenders.lines_of(arguments.text)
     if name == "tutorial":
-        read.pad_token = read.eos_token
-        encoded = read(lines, truncation=True, max_length=CUT, padding="max_length")
-        rows = [
-            {"input_ids": ids, "attention_mask": mask}
-            for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True)
-        ]
-        collate: Any = transformers.DataCollatorForLanguageModeling(read, mlm=False)
+        rows, collate = contenders.padded_lines(lines, read, CUT)
     else:
-        joined = [token for ids in read(lines, verbose=False)["input_ids"] for token in ids]
-        rows = [
-            {"input_ids": joined[at : at + BLOCK], "labels": joined[at : at + BLOCK]}
-            for at in range(0, len(joined) - BLOCK + 1, BLOCK)
-        ]
-        collate = transformers.default_data_collator
-    clock, tokens = Clock(), []
-
-    class Counted(transformers.Trainer):
-        def training_step(self, model: Any, inputs: Any, *rest: Any) -> Any:
-            tokens.append(int((inputs["labels"][:, 1:] != -100).sum()))
-            return super().training_step(model, inputs, *rest)
-
-    class Timed(transformers.TrainerCallback):
-        def on_step_end(self, *rest: Any, **more: Any) -> None:
-            clock.step_done()
-
-    with tempfile.TemporaryDirectory() as folder:
-        settings = transformers.TrainingArguments(
-            output_dir=folder,
-            per_device_train_batch_size=BATCH,
-            max_steps=arguments.steps + 1,
-            learning_rate=5e-5,
-            bf16=name.endswith("bf16"),
-            use_cpu=True,
-            logging_strategy="no",
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-        )
-        Counted(model=network, args=settings, train_dataset=rows, data_collator=collate, callbacks=[Timed()]).train()
-    return clock.figures | {"tokens": sum(tokens[1:])}
+        rows, collate = contenders.blocks_of(lines, read, BLOCK), transformers.default_data_collator
+    return contenders.run_trainer(
+        network, rows, collate, batch_size=BATCH, steps=arguments.steps, bf16=name.endswith("bf16"), use_cpu=True
+    )
 
 
 def plain_model(model: str, tokenizer: Any) -> Any:
@@ -231,16 +162,6 @@ def plain_model(model: str, tokenizer: Any) -> Any:
     return GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer)))
 
 
-def text_of(source: str) -> str:
-    if source != "bundled:tales":
-        return Path(source).read_text(encoding="utf-8")
-    from finetale.config import TextSettings
-    from finetale.text import read_parts
-
-    parts, _ = read_parts((source,), TextSettings())
-    return "\n".join(part.text for part in parts)
-
-
 def profile(model: str, tokenizer: str) -> dict[str, Any]:
     """Where the time of a pass goes, by kind of operation, and what the processor's matrix products reach."""
     import numpy as np
@@ -250,7 +171,7 @@ def profile(model: str, tokenizer: str) -> dict[str, Any]:
     from finetale import models
     from finetale.blocks import Batch
     from finetale.forward import PackedForward
-    from finetale.pipeline.prepare import resolve_precision
+    from finetale.pipeline.tuning import resolve_precision
 
     loaded = models.load(model, tokenizer=models.load_tokenizer(tokenizer))
     network, precision = loaded.model.train(), resolve_precision("auto")

@@ -98,7 +98,9 @@ class PackedForward:
             head = _head(self.model)
             tied = speed.TiedWeights(head.weight) if self.route.tied and head.weight.requires_grad else None
             states = self._outputs(batch, tied).flatten(0, 1)
-            return speed.summed_cross_entropy(states, head.weight, head.bias, labels, IGNORE, scale, tied)
+            return speed.summed_cross_entropy(
+                states, head.weight, head.bias, labels, IGNORE, scale, tied, self._compiled is not None
+            )
 
     def _outputs(self, batch: Batch, tied: speed.TiedWeights | None = None) -> torch.Tensor:
         return _outputs(self.model, batch, self.route, tied, self._compiled)
@@ -107,7 +109,7 @@ class PackedForward:
         """What the loss of so many tokens takes besides what autograd keeps: logits, or their gradient."""
         each = 2 if self.precision == "bf16" else 4
         if self.route.head:
-            return speed.chunk_bytes(tokens, vocabulary, each)
+            return speed.chunk_bytes(tokens, vocabulary, each, self.device)
         # The logits' gradient in their own type on a CPU (speed.cross_entropy), three fp32 arrays elsewhere.
         return (each if self.device.type == "cpu" else 3 * 4) * vocabulary * tokens
 

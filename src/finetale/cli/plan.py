@@ -69,8 +69,11 @@ def _show(plan: dict[str, Any]) -> None:
         f"Speed     {plan['tokens_per_second']:,.0f} tokens/s training, {plan['evaluation_tokens_per_second']:,.0f} evaluating (measured)"
     )
     console.print(f"Memory    about {size(memory['expected_bytes'])} of {size(memory['available_bytes'])} free")
-    parts = [f"{duration(plan[f'{name}_seconds'])} {name}" for name in ("evaluation", "comparison")]
-    console.print(f"Time      about {duration(plan['total_seconds'])}, of it {' and '.join(parts)}")
+    parts = [
+        f"{duration(plan[f'{name}_seconds'])} {name.replace('train', 'training')}"
+        for name in ("train", "evaluation", "comparison")
+    ]
+    console.print(f"Time      about {duration(plan['total_seconds'])}, of it {', '.join(parts)}")
     console.print("Settings  " + ", ".join(f"{name} {settings[name]}" for name in _SHOWN), soft_wrap=True)
     _show_probe(console, plan["probe"])
 

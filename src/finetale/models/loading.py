@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetale.errors import ModelError, TokenizerError
+from finetale.errors import ConfigError, ModelError, TokenizerError
 from finetale.models.files import check_config, check_weight_files, first_line, positions_of, read_config
 from finetale.models.hub import download
 from finetale.models.names import BUNDLED_FOLDER, BUNDLED_NAME, check_name, is_hub_id, is_new, shape_of
@@ -194,6 +194,44 @@ def save(
     with _no_progress_bars():
         model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
+
+
+def freeze(model: PreTrainedModel, what: str | None) -> None:
+    """Leave a part of the model as it is: its embeddings ("embeddings"), or they and a number of lowest layers ("3").
+
+    Raises:
+        ConfigError: the model has no more layers than that.
+    """
+    if what is None:
+        return
+    for embedding in (model.get_input_embeddings(), *_position_embeddings(model)):
+        embedding.requires_grad_(False)
+    if what == "embeddings":
+        return
+    layers = _layers(model)
+    if int(what) >= len(layers):
+        raise ConfigError(
+            f"freeze {what} would leave nothing to train: the model has {len(layers)} layers.",
+            f"Choose --freeze {max(1, len(layers) - 1)} or less, or --freeze embeddings.",
+        )
+    for layer in layers[: int(what)]:
+        layer.requires_grad_(False)
+
+
+def _layers(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """The blocks of a model, from the lowest: its longest list of modules."""
+    import torch
+
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    return max((list(layers) for layers in lists), key=len, default=[])
+
+
+def _position_embeddings(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """Embeddings besides that of the tokens which are no part of a block."""
+    import torch
+
+    inside = {id(module) for layer in _layers(model) for module in layer.modules()}
+    return [module for module in model.modules() if isinstance(module, torch.nn.Embedding) and id(module) not in inside]
 
 
 def enable_checkpointing(model: PreTrainedModel) -> None:

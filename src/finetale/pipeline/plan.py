@@ -29,7 +29,9 @@ def plan_run(config: Config, notify: Notify) -> dict[str, Any]:
     Raises:
         FinetaleError: whatever would also keep the run from starting.
     """
+    started = time.perf_counter()
     prepared = prepare(keep_standard_input(config), notify)
+    preparation_seconds = time.perf_counter() - started
     resolved, blocks, schedule = prepared.config, prepared.train, prepared.schedule
     assert resolved.micro_batch_size is not None
     stage(notify, "Measuring a few steps")
@@ -59,7 +61,8 @@ def plan_run(config: Config, notify: Notify) -> dict[str, Any]:
         "train_seconds": round(train_seconds, 1),
         "evaluation_seconds": round(evaluation_seconds, 1),
         "comparison_seconds": round(comparison_seconds, 1),
-        "total_seconds": round(train_seconds + evaluation_seconds + comparison_seconds, 1),
+        "preparation_seconds": round(preparation_seconds, 1),
+        "total_seconds": round(preparation_seconds + train_seconds + evaluation_seconds + comparison_seconds, 1),
         "probe": prepared.tuned.probe.to_dict(),
         "config": resolved.model_dump(mode="json"),
     }

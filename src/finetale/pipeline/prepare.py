@@ -91,6 +91,7 @@ def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None
         check_stride(config.stride, size)
     if config.gradient_checkpointing:
         models.enable_checkpointing(loaded.model)
+    models.freeze(loaded.model, config.freeze)
     blocks = pack(store, "train", size, fill=True)
     new = models.is_new(config.model)
     batch_size = config.batch_size or _batch_size(round(config.epochs * len(blocks)), size, new=new)

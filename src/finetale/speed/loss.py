@@ -6,13 +6,15 @@ gradients are taken at once (as Liger does, Hsu et al. 2024), so that no logits 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-_CHUNK_BYTES = 128 * 2**20
+_CHUNK_BYTES, _GPU_CHUNK_BYTES = 128 * 2**20, 512 * 2**20
 """Size of the logits made at a time. Each chunk costs a pass over the gradient of the whole vocabulary's weights."""
 _ROWS_BYTES = 4 * 2**20
 """Size of the fp32 logits worked on at a time: little enough to stay in a processor's cache."""
@@ -42,6 +44,7 @@ def summed_cross_entropy(
     ignore: int,
     scale: float = 1.0,
     tied: TiedWeights | None = None,
+    compiled: bool = False,
 ) -> torch.Tensor:
     """Sum of the negative log likelihoods in nats of all labels times `scale`, fp32; gradients are made in the forward pass.
 
@@ -50,8 +53,11 @@ def summed_cross_entropy(
         weight: of the output layer, shape (vocabulary, width); the product is computed in autocast's type.
         labels: shape (targets,); `ignore` where there is nothing to learn.
         tied: what embedded the tokens, if by the same weights.
+        compiled: fuse softmax and gradient by torch.compile; for GPUs.
     """
-    total: torch.Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, labels, ignore, scale, tied)  # type: ignore[no-untyped-call]
+    total: torch.Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, bias, labels, ignore, scale, tied, compiled
+    )
     return total
 
 
@@ -63,7 +69,7 @@ def linear_cross_entropy(
     with torch.no_grad():
         kind = compute_type(hidden)
         weight = weight.to(kind)
-        for chunk in _slices(len(labels), weight.shape[0] * weight.element_size(), _CHUNK_BYTES):
+        for chunk in _slices(len(labels), weight.shape[0] * weight.element_size(), _most_bytes(hidden.device)):
             losses[chunk] = cross_entropy(_logits(hidden[chunk].to(kind), weight, bias), labels[chunk], ignore)
     return losses
 
@@ -84,9 +90,13 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore: int) -> to
     return losses
 
 
-def chunk_bytes(targets: int, vocabulary: int, each: int) -> int:
+def chunk_bytes(targets: int, vocabulary: int, each: int, device: torch.device) -> int:
     """The most that the logits of so many targets take at a time, at so many bytes each."""
-    return _slice_size(targets, vocabulary * each, _CHUNK_BYTES) * vocabulary * each
+    return _slice_size(targets, vocabulary * each, _most_bytes(device)) * vocabulary * each
+
+
+def _most_bytes(device: torch.device) -> int:
+    return _GPU_CHUNK_BYTES if device.type == "cuda" else _CHUNK_BYTES
 
 
 def compute_type(tensor: torch.Tensor) -> torch.dtype:
@@ -129,25 +139,31 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ignore: int,
         scale: float,
         tied: TiedWeights | None,
+        compiled: bool,
     ) -> torch.Tensor:
         wanted = ctx.needs_input_grad
         kind = compute_type(hidden)
         counted = labels != ignore
+        targets, weights = torch.where(counted, labels, 0), torch.where(counted, scale, 0.0)
+        into_gradient = _compiled_gradient() if compiled else _loss_and_gradient
+        vocabulary = len(weight)
         with torch.autocast(hidden.device.type, enabled=False):
-            matrix = weight.to(kind)
+            matrix = _padded(weight.to(kind))
             total = torch.zeros((), dtype=torch.float32, device=hidden.device)
             to_hidden = torch.empty_like(hidden) if wanted[0] else None
             to_weight, to_bias = None, None
-            for chunk in _slices(len(labels), weight.shape[0] * matrix.element_size(), _CHUNK_BYTES):
+            most = _most_bytes(hidden.device)
+            for chunk in _slices(len(labels), matrix.shape[0] * matrix.element_size(), most):
                 states = hidden[chunk].to(kind)
-                logits = _logits(states, matrix, bias)
-                total += _loss_and_gradient(logits, labels[chunk], counted[chunk], scale)
+                logits = _logits(states, matrix, None if bias is None else _padded(bias))
+                logits[:, vocabulary:] = float("-inf")
+                total += into_gradient(logits, targets[chunk], weights[chunk])
                 if to_hidden is not None:
                     to_hidden[chunk] = logits @ matrix
                 if wanted[1]:
-                    to_weight = _added(to_weight, logits.t() @ states)
+                    to_weight = _added(to_weight, (logits.t() @ states)[:vocabulary])
                 if wanted[2]:
-                    to_bias = _added(to_bias, logits.sum(0, dtype=torch.float32))
+                    to_bias = _added(to_bias, logits.sum(0, dtype=torch.float32)[:vocabulary])
         ctx.save_for_backward(to_hidden, to_weight, to_bias)
         ctx.tied = tied
         return total
@@ -156,14 +172,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradients = ctx.saved_tensors
-        if (
-            outer[0].device.type != "cpu" or float(outer[0]) != 1.0
-        ):  # elsewhere looking would cost more than multiplying
+        # On a GPU looking at the number would cost more than multiplying by it.
+        if outer[0].device.type != "cpu" or float(outer[0]) != 1.0:
             gradients = tuple(None if gradient is None else gradient * outer[0] for gradient in gradients)
         to_hidden, to_weight, to_bias = gradients
         if ctx.tied is not None:  # the embedding adds its rows and hands it on
             ctx.tied.gradient, to_weight = to_weight, None
-        return to_hidden, to_weight, to_bias, None, None, None, None
+        return to_hidden, to_weight, to_bias, None, None, None, None, None
 
 
 class _TiedEmbedding(torch.autograd.Function):
@@ -186,18 +201,37 @@ def _added(total: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor:
     return part.float() if total is None else total.add_(part)
 
 
-def _loss_and_gradient(logits: torch.Tensor, labels: torch.Tensor, counted: torch.Tensor, scale: float) -> torch.Tensor:
-    """Sum of the losses of a chunk times `scale`; puts its gradient in the place of the logits."""
-    targets = torch.where(counted, labels, 0)
-    weights = torch.where(counted, scale, 0.0)
+def _padded(weights: torch.Tensor) -> torch.Tensor:
+    """On a GPU with zeros up to a multiple of 64 entries, for which its matrix products are faster."""
+    missing = -len(weights) % 64
+    if weights.device.type != "cuda" or not missing:
+        return weights
+    return F.pad(weights, (0, 0) * (weights.ndim - 1) + (0, missing))
+
+
+def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Sum of the losses of a chunk, each times its weight; puts its gradient in the place of the logits."""
     total = torch.zeros((), dtype=torch.float32, device=logits.device)
-    slices = _row_slices(logits) if logits.device.type == "cpu" else [slice(None)]
-    for rows in slices:
+    for rows in _row_slices(logits) if logits.device.type == "cpu" else [slice(None)]:
         log_share = torch.log_softmax(logits[rows].float(), dim=1)
         likelihood = log_share.gather(1, targets[rows, None])[:, 0]
-        total -= torch.where(counted[rows], likelihood, 0.0).sum()
+        total -= torch.where(weights[rows] == 0, 0.0, likelihood * weights[rows]).sum()
         logits[rows] = _minus_target(log_share.exp_(), targets[rows], weights[rows])
-    return total * scale
+    return total
+
+
+@cache
+def _compiled_gradient() -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+    """`_loss_and_gradient` in two passes over the logits, as torch.compile makes it."""
+
+    def fused(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        log_share = torch.log_softmax(logits.float(), dim=1)
+        likelihood = log_share.gather(1, targets[:, None])[:, 0]
+        at_target = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
+        logits.copy_((log_share.exp() - at_target.float()) * weights[:, None])
+        return -torch.where(weights == 0, 0.0, likelihood * weights).sum()
+
+    return torch.compile(fused)
 
 
 def _minus_target(share: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

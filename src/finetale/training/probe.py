@@ -28,7 +28,7 @@ SHORTEST_RUN = 120.0
 """Seconds of training below which nothing is tried."""
 _SHARE, _MOST_SECONDS, _MOST_SECONDS_COMPILING = 0.08, 60.0, 240.0
 _GAIN = 1.1
-_WARM_UP, _PASSES, _GPU_PASSES = 1, 2, 20
+_WARM_UP, _PASSES, _GPU_PASSES = 1, 3, 20
 
 
 @dataclass(frozen=True)

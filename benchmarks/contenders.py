@@ -1,0 +1,129 @@
+"""What the benchmarks against transformers.Trainer share: the clock, the Trainer itself, and processes of their own."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+
+class Clock:
+    """CPU and wall seconds since the first steps ended, and the process's peak memory then."""
+
+    def __init__(self, skipped: int = 1) -> None:
+        self.skipped = skipped
+        self.done = 0
+        self.started = (0.0, 0.0)
+        self.figures: dict[str, float] = {}
+
+    def step_done(self) -> None:
+        """Call after each step."""
+        import torch
+
+        from finetale.environment import peak_memory
+
+        self.done += 1
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = (time.process_time(), time.perf_counter())
+        if self.done == self.skipped:
+            self.started = now
+        elif self.done > self.skipped:
+            self.figures = {
+                "cpu_seconds": now[0] - self.started[0],
+                "wall_seconds": now[1] - self.started[1],
+                "peak_bytes": peak_memory(),
+            }
+
+
+def run_trainer(
+    network: Any, rows: Any, collate: Any, *, batch_size: int, steps: int, skipped: int = 1, **settings: Any
+) -> dict[str, Any]:
+    """Steps of `transformers.Trainer` after the skipped ones: seconds, useful tokens (targets that are text), memory."""
+    import transformers
+
+    clock, tokens = Clock(skipped), []
+    passes = settings.get("gradient_accumulation_steps", 1)
+
+    class Counted(transformers.Trainer):
+        def training_step(self, model: Any, inputs: Any, *rest: Any) -> Any:
+            tokens.append((inputs["labels"][:, 1:] != -100).sum())
+            return super().training_step(model, inputs, *rest)
+
+    class Timed(transformers.TrainerCallback):
+        def on_step_end(self, *rest: Any, **more: Any) -> None:
+            clock.step_done()
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = transformers.TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=batch_size,
+            max_steps=steps + skipped,
+            logging_strategy="no",
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            **{"learning_rate": 5e-5} | settings,
+        )
+        Counted(model=network, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[Timed()]).train()
+    return clock.figures | {"tokens": int(sum(tokens[skipped * passes :]))}
+
+
+def in_process(script: str, *words: str) -> dict[str, Any]:
+    """Run a benchmark script for one contender in a process of its own; its last line is its figures."""
+    done = subprocess.run([sys.executable, script, *words], check=True, stdout=subprocess.PIPE, text=True)
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def median(turns: list[dict[str, Any]]) -> dict[str, Any]:
+    """One contender's figures over its turns."""
+    return turns[-1] | {
+        "tokens_per_cpu_second": statistics.median(turn["tokens"] / turn["cpu_seconds"] for turn in turns),
+        "tokens_per_second": statistics.median(turn["tokens"] / turn["wall_seconds"] for turn in turns),
+        "peak_bytes": max(turn["peak_bytes"] for turn in turns),
+    }
+
+
+def blocks_of(lines: list[str], tokenizer: Any, size: int) -> list[dict[str, Any]]:
+    """Rows as run_clm makes them: the joined text in blocks of equal length, the rest dropped."""
+    joined = [token for ids in tokenizer(lines, verbose=False)["input_ids"] for token in ids]
+    starts = range(0, len(joined) - size + 1, size)
+    return [{"input_ids": joined[at : at + size], "labels": joined[at : at + size]} for at in starts]
+
+
+def padded_lines(lines: list[str], tokenizer: Any, cut: int) -> tuple[list[dict[str, Any]], Any]:
+    """Rows and collator as tutorials make them: a line an example, cut and padded to one length."""
+    import transformers
+
+    tokenizer.pad_token = tokenizer.eos_token
+    encoded = tokenizer(lines, truncation=True, max_length=cut, padding="max_length")
+    pairs = zip(encoded["input_ids"], encoded["attention_mask"], strict=True)
+    rows = [{"input_ids": ids, "attention_mask": mask} for ids, mask in pairs]
+    return rows, transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False)
+
+
+def lines_of(source: str) -> list[str]:
+    """The lines of a text file, or of the tales of the package, that are not empty."""
+    if source == "bundled:tales":
+        from finetale.config import TextSettings
+        from finetale.text import read_parts
+
+        parts, _ = read_parts((source,), TextSettings())
+        text = "\n".join(part.text for part in parts)
+    else:
+        text = Path(source).read_text(encoding="utf-8")
+    return [line for line in text.split("\n") if line.strip()]
+
+
+def quiet_transformers() -> None:
+    """No bars and no advice between the figures."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,181 @@
+"""How long until the model is as good: Finetale against the recipe of most tutorials, on the same lines.
+
+    python benchmarks/time_to_quality.py [--text FILE] [--epochs N] [--quick]
+
+Both start from the bundled base and train on the same lines of the text; one line in twenty is held out. The tutorial's recipe
+(transformers.Trainer, fp32, a line an example, cut and padded to 128 tokens, 4 a step, learning rate 5e-5 falling to 0) runs for its
+epochs. Finetale runs with its defaults, a line a document, until its validation loss is below the tutorial's last one. The loss is
+the tutorial's own, measured by one and the same function for both: nats a token over the held-out lines, cut at 128 tokens. Time
+is wall time of training; evaluations are left out on both sides. Several learning rates can be given for the tutorial; the best
+counts. Prints one JSON object as its last line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import contenders
+
+CUT, BATCH, EVALUATIONS = 128, 4, 24
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--text", default="bundled:tales")
+    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--rates", type=float, nargs="+", default=[5e-5, 5e-4])
+    parser.add_argument("--quick", action="store_true", help="a quarter of the text")
+    parser.add_argument("--rate", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--goal", type=float, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    lines = contenders.lines_of(arguments.text)
+    if arguments.quick:
+        lines = lines[: len(lines) // 4]
+    held_out, train = lines[::20], [line for number, line in enumerate(lines) if number % 20]
+    if arguments.rate is not None:
+        print(json.dumps(run_tutorial(train, held_out, arguments)))
+        return
+    if arguments.goal is not None:
+        print(json.dumps(run_finetale(train, held_out, arguments)))
+        return
+    from finetale.environment import hardware, versions
+
+    words = ["--text", arguments.text, "--epochs", str(arguments.epochs), *(["--quick"] if arguments.quick else [])]
+    tried = []
+    for rate in arguments.rates[: 1 if arguments.quick else None]:
+        tried.append(contenders.in_process(__file__, *words, "--rate", str(rate)) | {"learning_rate": rate})
+        print(f"tutorial at {rate:g}: loss {tried[-1]['loss']:.4f} after {tried[-1]['seconds']:.1f} s", file=sys.stderr)
+    ratios = []
+    for tutorial in tried:
+        ours = contenders.in_process(__file__, *words, "--goal", str(tutorial["loss"]))
+        tutorial["finetale"] = ours
+        if ours["seconds"] is not None:
+            ratios.append(ours["seconds"] / tutorial["seconds"])
+        print(f"Finetale: {ours}", file=sys.stderr)
+    print(
+        json.dumps(
+            {
+                "ratio_time_to_quality": max(ratios) if len(ratios) == len(tried) else None,
+                "tutorial": tried,
+                "lines": len(train),
+                "text": Path(arguments.text).name,
+                "hardware": hardware(),
+                "versions": versions(),
+            }
+        )
+    )
+
+
+def loss_of(network: Any, examples: list[list[int]]) -> float:
+    """Nats a token over lines, without what the speed layer does, in fp32."""
+    import torch
+
+    total, count = 0.0, 0
+    was_training = network.training
+    network.eval()
+    with torch.inference_mode():
+        for ids in examples:
+            row = torch.tensor([ids])
+            logits = network(input_ids=row[:, :-1]).logits[0].float()
+            total += float(torch.nn.functional.cross_entropy(logits, row[0, 1:], reduction="sum"))
+            count += len(ids) - 1
+    network.train(was_training)
+    return total / count
+
+
+def examples_of(lines: list[str], tokenizer: Any) -> list[list[int]]:
+    return [ids for ids in tokenizer(lines, truncation=True, max_length=CUT)["input_ids"] if len(ids) > 1]
+
+
+def run_tutorial(train: list[str], held_out: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from finetale import models
+
+    contenders.quiet_transformers()
+    tokenizer = models.load_tokenizer("bundled")
+    network = AutoModelForCausalLM.from_pretrained(models.locate("bundled").folder, dtype=torch.float32)
+    rows, collate = contenders.padded_lines(train, tokenizer, CUT)
+    steps = max(2, round(arguments.epochs * len(rows) / BATCH))
+    first = loss_of(network, examples_of(held_out, tokenizer))
+    figures = contenders.run_trainer(
+        network, rows, collate, batch_size=BATCH, steps=steps - 1, use_cpu=True, learning_rate=arguments.rate
+    )
+    seconds = figures["wall_seconds"] * steps / (steps - 1)
+    return {
+        "first_loss": first,
+        "loss": loss_of(network, examples_of(held_out, tokenizer)),
+        "steps": steps,
+        "seconds": seconds,
+    }
+
+
+def run_finetale(train: list[str], held_out: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train until the goal; the model is looked at after every so many steps, off the clock."""
+    from finetale.config import Config
+    from finetale.pipeline.prepare import prepare
+    from finetale.rundir import RunDirectory
+    from finetale.training import Training
+
+    class Reached(Exception):
+        pass
+
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder) / "train.txt"
+        text.write_text("\n".join(train), encoding="utf-8")
+        settings: dict[str, Any] = {
+            "sources": (str(text),),
+            "documents": "line",
+            "model": "bundled",
+            "validation_fraction": 0,
+            "test_fraction": 0,
+            "cache_dir": Path(folder) / "cache",
+        }
+        prepared = prepare(Config.resolve(settings), lambda event: None)
+        config, schedule, loaded = prepared.config, prepared.schedule, prepared.loaded
+        examples = examples_of(held_out, loaded.tokenizer)
+        every = max(1, schedule.total_steps // EVALUATIONS)
+        found: dict[str, Any] = {"seconds": None, "steps": schedule.total_steps, "losses": []}
+        spent, began = 0.0, time.perf_counter()
+
+        def listen(event: dict[str, Any]) -> None:
+            nonlocal spent, began
+            if event["event"] != "train" or event["step"] % every:
+                return
+            spent += time.perf_counter() - began
+            loss = loss_of(loaded.model, examples)
+            found["losses"].append([event["step"], round(spent, 2), round(loss, 4)])
+            if loss <= arguments.goal:
+                found.update(seconds=spent, reached_at=event["step"], loss=loss)
+                raise Reached
+            began = time.perf_counter()
+
+        loop = Training(
+            model=loaded.model,
+            tokenizer=loaded.tokenizer,
+            train_blocks=prepared.train,
+            validation_blocks=None,
+            settings=config,
+            evaluation=config,
+            directory=RunDirectory(Path(folder) / "run"),
+            schedule=schedule,
+            precision=config.precision,
+            listeners=[listen],
+        )
+        try:
+            began = time.perf_counter()
+            loop.run()
+        except Reached:
+            pass
+        return found
+
+
+if __name__ == "__main__":
+    main()

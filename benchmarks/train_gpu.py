@@ -1,0 +1,224 @@
+"""Tokens a second on a GPU: Finetale against transformers.Trainer (bf16, SDPA, with and without torch.compile).
+
+    python benchmarks/train_gpu.py [--shapes gpt2 gpt2-medium gpt2-large] [--quick]
+
+Random weights of each shape, context 1024, 64 sequences a step, dropout 0, the tales of the package over and over (with the bundled
+tokenizer, in an embedding of GPT-2's 50,257 entries). The Trainer gets the largest micro-batch that fits of 64, 32, 16, 8 and 4,
+Finetale what its own memory plan says. Every contender runs in a process of its own; the steps before compilation has settled are
+not counted. MFU is 6 x matrix parameters and the attention's products, over the GPU's dense bf16 peak. Without a GPU a tiny shape
+runs on the processor, to show that the script works. Prints a table, and one JSON object as its last line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import contenders
+
+CONTEXT, STEP, SKIPPED = 1024, 64, 5
+CONTENDERS = ("trainer", "trainer compiled", "finetale")
+SHAPES = {
+    "gpt2": {"n_embd": 768, "n_layer": 12, "n_head": 12},
+    "gpt2-medium": {"n_embd": 1024, "n_layer": 24, "n_head": 16},
+    "gpt2-large": {"n_embd": 1280, "n_layer": 36, "n_head": 20},
+    "tiny": {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 128, "vocab_size": 8192},
+}
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40": 181e12, "4090": 165e12}
+"""Dense bf16 FLOP a second, from the makers' data sheets."""
+
+
+def main() -> None:
+    import torch
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES))
+    parser.add_argument("--quick", action="store_true", help="GPT-2 alone, few steps")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--contender", nargs=2, metavar=("SHAPE", "NAME"), help=argparse.SUPPRESS)
+    parser.add_argument("--micro-batch", type=int, default=STEP, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.contender:
+        shape, name = arguments.contender
+        run = run_finetale if name == "finetale" else run_trainer
+        print(json.dumps(run(shape, name, arguments)))
+        return
+    from finetale.environment import hardware, versions
+
+    on_gpu = torch.cuda.is_available()
+    steps = (10 if arguments.quick else arguments.steps) if on_gpu else 2
+    shapes = arguments.shapes or (["gpt2"] if arguments.quick else ["gpt2", "gpt2-medium", "gpt2-large"])
+    results = {shape: compare(shape, steps) for shape in (shapes if on_gpu else ["tiny"])}
+    first = next(iter(results.values()))
+    print(
+        json.dumps(
+            {
+                "on_gpu": on_gpu,
+                "tokens_per_second": first["finetale"].get("tokens_per_second"),
+                "ratio_vs_trainer": first["ratio"],
+                "shapes": results,
+                "hardware": hardware(),
+                "versions": versions(),
+            }
+        )
+    )
+
+
+def compare(shape: str, steps: int) -> dict[str, Any]:
+    """All contenders on one shape."""
+    rows: dict[str, Any] = {}
+    print(f"\n{shape}\n{'':<18}{'tokens/s':>12}{'MFU':>8}{'memory':>14}{'micro-batch':>13}")
+    for name in CONTENDERS:
+        rows[name] = largest_that_fits(shape, name, steps)
+        row = rows[name]
+        if "error" in row:
+            print(f"{name:<18}{row['error']}")
+            continue
+        row["tokens_per_second"] = row["tokens"] / row["wall_seconds"]
+        row["mfu"] = row["tokens_per_second"] * row["flop_per_token"] / row["peak_flops"] if row["peak_flops"] else None
+        mfu = "-" if row["mfu"] is None else f"{row['mfu']:.1%}"
+        memory = f"{row['peak_bytes'] / 2**20:,.0f} MiB"
+        print(f"{name:<18}{row['tokens_per_second']:>12,.0f}{mfu:>8}{memory:>14}{row['micro_batch_size']:>13}")
+    others = [rows[name]["tokens_per_second"] for name in CONTENDERS[:2] if "error" not in rows[name]]
+    ours = rows["finetale"].get("tokens_per_second")
+    return rows | {"ratio": ours / max(others) if ours and others else None}
+
+
+def largest_that_fits(shape: str, name: str, steps: int) -> dict[str, Any]:
+    """A contender's figures with the largest micro-batch that fits."""
+    import subprocess
+
+    for size in (64, 32, 16, 8, 4):
+        words = ("--contender", shape, name, "--steps", str(steps), "--micro-batch", str(size))
+        try:
+            return contenders.in_process(__file__, *words)
+        except subprocess.CalledProcessError as error:
+            print(f"{shape} {name} with micro-batches of {size}: exit code {error.returncode}", file=sys.stderr)
+        if name == "finetale":  # chooses its own
+            break
+    return {"error": "failed"}
+
+
+def network_of(shape: str) -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0, **SHAPES[shape]
+    )
+    return GPT2LMHeadModel(config)
+
+
+def store_of(folder: Path, tokenizer: Any) -> Any:
+    from finetale import tokens
+    from finetale.config import TextSettings
+    from finetale.text import read_parts
+
+    settings = TextSettings(validation_fraction=0, test_fraction=0)
+    parts, report = read_parts(("bundled:tales",), settings)
+    return tokens.build_store(parts, tokenizer, folder / "store", report=report.to_dict)
+
+
+def facts_of(network: Any, micro_batch_size: int) -> dict[str, Any]:
+    import torch
+
+    config = network.config
+    matrices = sum(p.numel() for n, p in network.named_parameters() if p.ndim == 2 and "wpe" not in n)
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return {
+        "flop_per_token": 6 * matrices + 6 * config.n_layer * config.n_embd * min(CONTEXT, config.n_positions),
+        "peak_flops": next((peak for part, peak in PEAKS.items() if part in name), None),
+        "micro_batch_size": micro_batch_size,
+    }
+
+
+def run_finetale(shape: str, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from finetale import models, speed
+    from finetale.blocks import pack
+    from finetale.config import Config
+    from finetale.pipeline.prepare import schedule_of
+    from finetale.pipeline.tuning import tune
+    from finetale.rundir import RunDirectory
+    from finetale.training import Training
+
+    tokenizer = models.load_tokenizer("bundled")
+    network = speed.apply(network_of(shape))
+    size = min(CONTEXT, network.config.n_positions)
+    with tempfile.TemporaryDirectory() as folder:
+        blocks = pack(store_of(Path(folder), tokenizer), "train", size, fill=True)
+        on_gpu = torch.cuda.is_available()
+        settings: dict[str, Any] = {
+            "batch_size": STEP,
+            "max_steps": arguments.steps + SKIPPED,
+            "epochs": 10_000,
+            "learning_rate": 5e-5,
+            "compile": "on" if on_gpu else "off",
+            "save_every": 1_000_000,
+            "log_every": 1_000_000,
+            "probe": False,
+        }
+        config = Config.resolve(settings)
+        network.to("cuda" if on_gpu else "cpu")
+        schedule = schedule_of(config, blocks)
+        tuned = tune(config, network, blocks, schedule, lambda event: None)
+        clock, tokens = contenders.Clock(SKIPPED), []
+
+        class Timed(Training):
+            def _update(self) -> float:
+                rate = super()._update()
+                tokens.append(self.train_blocks.targets_in(self.schedule.blocks_of(self.state.step, 0)))
+                if len(tokens) in (SKIPPED, arguments.steps + SKIPPED):  # nothing waits for the GPU in between
+                    clock.done = len(tokens) - 1
+                    clock.step_done()
+                return rate
+
+        Timed(
+            model=network,
+            tokenizer=tokenizer,
+            train_blocks=blocks,
+            validation_blocks=None,
+            settings=config.model_copy(update={"micro_batch_size": tuned.choice.micro_batch_size}),
+            evaluation=config,
+            directory=RunDirectory(Path(folder) / "run"),
+            schedule=schedule,
+            precision=tuned.choice.precision,
+            compiled=tuned.choice.compile == "on",
+        ).run()
+    return clock.figures | {"tokens": sum(tokens[SKIPPED:])} | facts_of(network, tuned.choice.micro_batch_size)
+
+
+def run_trainer(shape: str, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    import torch
+    import transformers
+
+    from finetale import models
+    from finetale.pipeline.tuning import resolve_precision
+
+    contenders.quiet_transformers()
+    network = network_of(shape)
+    size = min(CONTEXT, network.config.n_positions)
+    rows = contenders.blocks_of(contenders.lines_of("bundled:tales"), models.load_tokenizer("bundled"), size)
+    on_gpu = torch.cuda.is_available()
+    figures = contenders.run_trainer(
+        network,
+        rows,
+        transformers.default_data_collator,
+        batch_size=arguments.micro_batch,
+        steps=arguments.steps,
+        skipped=SKIPPED,
+        gradient_accumulation_steps=STEP // arguments.micro_batch,
+        bf16=resolve_precision("auto") == "bf16",
+        torch_compile=on_gpu and name.endswith("compiled"),
+        use_cpu=not on_gpu,
+        num_train_epochs=10_000,
+    )
+    return figures | facts_of(network, arguments.micro_batch)
+
+
+if __name__ == "__main__":
+    main()
