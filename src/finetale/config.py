@@ -21,6 +21,7 @@ Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["auto", "fp32", "bf16"]
 Attention = Literal["auto", "documents", "model"]
 Compile = Literal["auto", "on", "off"]
+OptimizerState = Literal["fp32", "bf16"]
 Undecodable = Literal["error", "replace"]
 
 S = TypeVar("S", bound="Settings")
@@ -199,6 +200,10 @@ class TrainSettings(Settings):
     )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, slower."
+    )
+    optimizer_state: OptimizerState = Field(
+        "fp32",
+        description="AdamW's two moments: fp32, or bf16 rounded stochastically (4 bytes a weight less, slower on a CPU).",
     )
     freeze: str | None = Field(
         None,

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 import finetale as ft
@@ -164,6 +165,35 @@ def test_the_resolved_settings_give_the_same_weights_again(here: Path, capsys: p
     assert read(here / "again/run.json")["data_sha256"] == read(here / "run/run.json")["data_sha256"]
 
 
+def test_how_a_run_was_computed_is_written_down(here: Path) -> None:
+    manifest, settings = read(here / "run/run.json"), yaml.safe_load((here / "run/config.yaml").read_text())
+    chosen = manifest["speed"]["probe"]["chosen"]
+    assert manifest["speed"]["probe"]["skipped"] == "the run is very short"
+    assert manifest["speed"]["attention"] == "documents in tiles"
+    assert {name: settings[name] for name in chosen} == chosen
+    assert set(chosen) == {"precision", "attention", "micro_batch_size", "compile", "threads"}
+    assert None not in chosen.values()
+
+
+def test_without_the_speed_layer_a_run_says_the_same(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--config", "run/config.yaml", "--out", "plain", "--no-speed", "--attention", "model", "--quiet")
+    call(capsys, "train", *words)
+    assert set(read(here / "plain/run.json")["speed"]) == {"activation", "attention", "dropout", "probe"}
+    assert read(here / "plain/run.json")["speed"]["attention"] == "the model's own"
+    before, after = (read(here / f"{name}/comparison.json")["after"]["validation"]["loss"] for name in ("run", "plain"))
+    assert after == pytest.approx(before, rel=5e-3)
+    assert sha256(here / "plain/model/model.safetensors") != sha256(here / "run/model/model.safetensors")
+
+
+def test_frozen_weights_stay_as_they_are(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(capsys, "train", "--config", "run/config.yaml", "--out", "frozen", "--freeze", "1", "--quiet")
+    base, tuned = (load_file(here / name / "model.safetensors") for name in ("base", "frozen/model"))
+    same = {name for name in base if torch.equal(base[name], tuned[name])}
+    assert {"transformer.wte.weight", "transformer.wpe.weight", "transformer.h.0.mlp.c_fc.weight"} <= same
+    assert len(same) == 14
+    assert "transformer.h.1.mlp.c_fc.weight" in base.keys() - same
+
+
 def test_the_cache_notices_changed_text(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stories = write_stories(tmp_path / "stories", 25)
     stores = lambda: len(list((here / "cache/tokens").iterdir()))  # noqa: E731
@@ -190,7 +220,10 @@ def test_plan_measures_and_writes_nothing(here: Path, capsys: pytest.CaptureFixt
     assert plan["train_seconds"] == pytest.approx(plan["targets"] / plan["tokens_per_second"], abs=0.1)
     assert plan["memory"]["expected_bytes"] > 16 * plan["model"]["parameters"]
     text = call(capsys, "plan", "stories", "--model", "base")
-    for word in ("Model", "Tokens", "Steps", "Speed", "Memory", "Time", "Settings"):
+    parts = [plan[f"{name}_seconds"] for name in ("preparation", "train", "evaluation", "comparison")]
+    assert plan["total_seconds"] == pytest.approx(sum(parts), abs=0.3)
+    assert min(parts) > 0
+    for word in ("Model", "Tokens", "Steps", "Speed", "Memory", "Time", "Settings", "Probe"):
         assert f"\n{word} " in "\n" + text
 
 

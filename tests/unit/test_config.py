@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
 import yaml
 
-from finetale.config import SECTIONS, Config, TextSettings, read_settings_file, setting_groups
+from finetale.config import SECTIONS, Config, TextSettings, TrainSettings, read_settings_file, setting_groups
 from finetale.errors import ConfigError
 from finetale.trainer_names import TRAINER_NAMES
 
@@ -174,3 +175,20 @@ def test_narrowing_keeps_the_values() -> None:
     assert type(narrow) is TextSettings
     assert not hasattr(narrow, "epochs")
     assert yaml.safe_load(config.to_yaml())["deduplicate"] is True
+
+
+@pytest.mark.parametrize(("given", "expected"), [("embeddings", "embeddings"), (3, "3"), ("12", "12"), (None, None)])
+def test_what_can_be_frozen(given: Any, expected: str | None) -> None:
+    assert TrainSettings.resolve({"freeze": given}).freeze == expected
+
+
+@pytest.mark.parametrize("given", ["all", "0", 0, -1, "", True, "1.5"])
+def test_what_can_not_be_frozen(given: Any) -> None:
+    with pytest.raises(ConfigError, match="must be embeddings, or a number of layers"):
+        TrainSettings.resolve({"freeze": given})
+
+
+def test_yaml_reads_on_and_off_as_true_and_false(tmp_path: Path) -> None:
+    for word in ("on", "off", "auto"):
+        (tmp_path / "settings.yaml").write_text(f"compile: {word}\n", encoding="utf-8")
+        assert Config.resolve(read_settings_file(tmp_path / "settings.yaml")).compile == word

@@ -282,3 +282,12 @@ def test_a_closed_terminal_does_not_end_the_run(terminal: bool) -> None:
         for event in (BEGIN, train(1), evaluation(1, 12.0, best=True), WARNING, SAMPLE, train(2)):
             shown(event)
         assert shown.quiet
+
+
+def test_what_the_probe_chose_is_said_in_a_line() -> None:
+    chosen = {"precision": "bf16", "attention": "documents", "micro_batch_size": 2, "compile": "off", "threads": 2}
+    event = {"event": "probe", "step": 0, "chosen": chosen, "trials": [{}, {}, {}], "seconds": 4.4, "skipped": None}
+    line = " ".join(show([event]))
+    assert line == "Computing in bf16, 2 sequences a pass, attention by documents, the fastest of 3 tried in 4 s"
+    alone = event | {"skipped": "the run is very short", "chosen": chosen | {"attention": "model"}}
+    assert " ".join(show([alone])) == "Computing in bf16, 2 sequences a pass, the model's own attention"

@@ -56,7 +56,34 @@ def test_accelerators_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment.peak_memory() == 77
 
 
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu.max": "150000 100000"}, 1.5),
+        ({"cpu.max": "max 100000"}, None),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3.0),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({"cpu.max": "rubbish"}, None),
+        ({}, None),
+    ],
+)
+def test_a_containers_share_of_the_processor_counts(
+    files: dict[str, str], expected: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: Path, *arguments: object, **more: object) -> str:
+        name = str(path).removeprefix("/sys/fs/cgroup/")
+        if name not in files:
+            raise FileNotFoundError(name)
+        return files[name]
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert environment._cgroup_cores() == expected
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert environment.num_cores() == {1.5: 2, 3.0: 3, None: 64}[expected]
+
+
 def test_cores_are_those_this_process_may_use() -> None:
+    assert 1 <= environment.num_physical_cores() <= environment.num_cores()
     assert 1 <= environment.num_cores() <= (os.cpu_count() or 1)
     if hasattr(os, "sched_getaffinity"):
         program = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from finetale import environment; print(environment.num_cores())"

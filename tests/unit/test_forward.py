@@ -26,6 +26,7 @@ from transformers import (
 from finetale import speed
 from finetale.blocks import IGNORE, Batch, pack
 from finetale.forward import PackedForward, Route, find_route
+from finetale.speed import loss
 from tiny import model, store, story, tokenizer
 
 SIZE = 64
@@ -207,6 +208,41 @@ def test_frozen_weights_get_no_gradient(batch: Batch) -> None:
     PackedForward(tiny).loss(batch).backward()  # type: ignore[no-untyped-call]
     assert tiny.get_input_embeddings().weight.grad is None
     assert all(p.grad is not None for p in tiny.parameters() if p.requires_grad)
+
+
+def test_a_compiled_model_sees_few_shapes(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def compiled(module: Any, **options: Any) -> Any:
+        if not isinstance(module, torch.nn.Module):  # the loss
+            return module
+        assert options == {"dynamic": False}
+
+        def call(**arguments: Any) -> Any:
+            seen.append(arguments)
+            return module(**arguments)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    loss._compiled_gradient.cache_clear()
+    tiny = speed.apply(built("gpt2"))
+    one, other = PackedForward(tiny, compiled=True), PackedForward(tiny)
+    few = Batch(*(array[:, :32].copy() for array in vars(batch).values()))
+    few.documents[:] = 0
+    for piece in (batch, few):
+        torch.testing.assert_close(one.token_losses(piece), other.token_losses(piece), rtol=1e-4, atol=1e-5)
+        totals = []
+        for forward in (one, other):
+            tiny.zero_grad()
+            total = forward.loss(piece, 0.01)
+            total.backward()  # type: ignore[no-untyped-call]
+            totals.append((total.detach(), tiny.transformer.wte.weight.grad.clone()))  # type: ignore[union-attr]
+        torch.testing.assert_close(totals[0], totals[1], rtol=1e-4, atol=1e-5)
+    loss._compiled_gradient.cache_clear()
+    assert len(seen) == 4
+    assert {len(arguments["cu_seq_lens_q"]) for arguments in seen} == {65}
+    assert [arguments["max_length_q"] for arguments in seen] == [64, 64, 32, 32]
 
 
 def test_generation_is_untouched_by_the_speed_layer() -> None:

@@ -10,10 +10,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, pipeline
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForMaskedLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    pipeline,
+)
 
 from finetale import models
-from finetale.errors import FinetaleError, HubError, ModelError, TokenizerError
+from finetale.errors import ConfigError, FinetaleError, HubError, ModelError, TokenizerError
 from finetale.models.names import meant
 from tiny import loaded, model, save_model, tokenizer
 
@@ -187,6 +194,36 @@ def test_paths_that_are_no_models(tmp_path: Path, folder: Path) -> None:
     shutil.rmtree(folder)
     (folder).mkdir()
     assert "no config.json" in refused(folder).message
+
+
+def test_freezing() -> None:
+    def trained(what: str | None) -> set[str]:
+        tiny = model()
+        models.freeze(tiny, what)
+        return {name for name, parameter in tiny.named_parameters() if parameter.requires_grad}
+
+    everything = trained(None)
+    assert len(everything) == len(dict(model().named_parameters()))
+    embeddings = {"transformer.wte.weight", "transformer.wpe.weight"}
+    assert everything - trained("embeddings") == embeddings  # the output layer is the embedding
+    lowest = {name for name in everything if name.startswith("transformer.h.0.")}
+    assert len(lowest) == 12
+    assert everything - trained("1") == embeddings | lowest
+    with pytest.raises(ConfigError, match="freeze 2 would leave nothing to train: the model has 2 layers") as caught:
+        trained("2")
+    assert "--freeze 1" in caught.value.hint
+
+
+def test_freezing_the_embeddings_of_an_untied_model_leaves_its_output_layer() -> None:
+    config = GPTNeoXConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=16
+    )
+    network = GPTNeoXForCausalLM(config)
+    models.freeze(network, "2")
+    left = {name.split(".layers.")[-1][:2] for name, value in network.named_parameters() if value.requires_grad}
+    assert left == {"2.", "gp", "lm"}  # the last layer, the final norm (gpt_neox) and lm_head
+    assert not network.get_input_embeddings().weight.requires_grad
+    assert network.get_output_embeddings().weight.requires_grad
 
 
 def test_new_models_of_any_width_and_depth() -> None:

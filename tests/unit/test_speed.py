@@ -157,6 +157,25 @@ def test_attention_in_tiles_is_attention_with_a_mask(dtype: torch.dtype, toleran
         assert float((one.double() - other).norm() / other.norm()) < tolerance
 
 
+@pytest.mark.parametrize("lengths", [[100] * 5, [500], [250, 250]])
+def test_documents_of_one_length_are_worked_on_side_by_side(
+    lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    borders = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+    assert attention._equal_rows(tuple(borders)) == (len(lengths), (0, lengths[0]))
+    assert attention._equal_rows(tuple(BORDERS)) == (1, tuple(BORDERS))
+    results = []
+    for fold in (True, False):
+        if not fold:
+            monkeypatch.setattr(attention, "_equal_rows", lambda borders: (1, borders))
+        tensors = heads(torch.float64)
+        output, _ = attention.attend(torch.nn.Module(), *tensors, None, cu_seq_lens_q=torch.tensor(borders))
+        (output * torch.arange(output.numel()).view_as(output).cos()).sum().backward()
+        results.append([output.detach(), *(tensor.grad for tensor in tensors)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("size", [1, 7, 96, 192, 1000])
 def test_tiles_cover_each_pair_that_may_see_each_other_once(size: int) -> None:
     seen = torch.zeros(500, 500, dtype=torch.int64)
@@ -270,6 +289,27 @@ def test_the_loss_without_logits_is_pytorchs(
         torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("offset", [0.0, -100.0, 1000.0])
+@pytest.mark.parametrize("spread", [1.0, 60.0])
+def test_the_loss_without_logits_is_exact_far_from_zero_too(offset: float, spread: float) -> None:
+    """With a spread of 60 the target's share is too small for fp32 in many rows."""
+    torch.manual_seed(0)
+    hidden, bias = torch.randn(60, 4), torch.full((50,), offset)
+    weight, labels = torch.randn(50, 4) * spread, torch.randint(0, 50, (60,))
+    logits = F.linear(hidden, weight, bias)
+    losses = F.cross_entropy(logits.double(), labels, reduction="none")
+    assert bool((losses > 104).any()) is (spread == 60)
+    ours = speed.summed_cross_entropy(hidden, weight, bias, labels, IGNORE)
+    assert float(ours) == pytest.approx(float(losses.sum()), rel=1e-5)
+
+
+def test_a_loss_that_is_not_a_number_stays_so() -> None:
+    hidden, weight = torch.randn(3, 2), torch.randn(5, 2)
+    hidden[1, 0] = float("nan")
+    assert speed.summed_cross_entropy(hidden, weight, None, torch.tensor([0, 1, 2]), IGNORE).isnan()
+    assert not speed.summed_cross_entropy(hidden, weight, None, torch.tensor([0, IGNORE, 2]), IGNORE).isnan()
+
+
 def test_no_more_logits_than_a_chunk_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     made = loss._logits
@@ -307,3 +347,16 @@ def test_memory_is_kept_only_inside() -> None:
             raise KeyError
     assert calls[:2] == [(-4, 0), (-1, 2**31 - 1)]
     assert calls[2:] == [(-4, 65536), (-1, 128 * 1024)]
+
+
+def test_stochastic_rounding_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    value = torch.tensor([1.0 + 2.0**-10, -3.0 - 2.0**-8, 1e-12, 0.0, 2.0]).repeat(200_000, 1)
+    rounded = speed.round_stochastically(value)
+    assert rounded.dtype == torch.bfloat16
+    low, high = rounded.float().min(0).values, rounded.float().max(0).values
+    assert bool((low <= value[0]).all() & (value[0] <= high).all())
+    assert bool(((high - low) <= value[0].abs() * 2.0**-7).all())
+    torch.testing.assert_close(rounded.double().mean(0), value[0].double(), rtol=2e-5, atol=0)
+    assert torch.equal(low[3:], value[0, 3:])  # what bf16 holds stays
+    assert torch.equal(high[3:], value[0, 3:])

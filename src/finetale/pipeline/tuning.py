@@ -35,7 +35,8 @@ def tune(config: Config, model: Any, blocks: Blocks, schedule: Schedule, notify:
     precision = resolve_precision(config.precision)
     if config.attention == "model":
         speed.use_documents(model, False)
-    memory = plan_memory(PackedForward(model, precision=precision), blocks, most)
+    moment_bytes = 2 if config.optimizer_state == "bf16" else 4
+    memory = plan_memory(PackedForward(model, precision=precision), blocks, most, moment_bytes=moment_bytes)
     start = Choice(
         precision=precision,
         attention="documents" if speed.packs_documents(model) else "model",
@@ -60,7 +61,8 @@ def tune(config: Config, model: Any, blocks: Blocks, schedule: Schedule, notify:
     if found.trials:
         notify({"event": "probe", "step": 0} | found.to_dict())
     if found.best != start:
-        memory = plan_memory(PackedForward(model, precision=found.best.precision), blocks, most)
+        best = PackedForward(model, precision=found.best.precision)
+        memory = plan_memory(best, blocks, most, moment_bytes=moment_bytes)
     return Tuned(found.best, memory, found)
 
 

@@ -14,6 +14,7 @@ from finetale.speed import attention
 from finetale.speed.allocator import kept_memory
 from finetale.speed.loss import TiedWeights, chunk_bytes, cross_entropy, linear_cross_entropy, summed_cross_entropy
 from finetale.speed.modules import FastDropout, FusedGELU
+from finetale.speed.rounding import round_stochastically
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,6 +33,7 @@ __all__ = [
     "kept_memory",
     "linear_cross_entropy",
     "packs_documents",
+    "round_stochastically",
     "summed_cross_entropy",
     "undo",
     "use_documents",

@@ -190,23 +190,26 @@ class _TiledAttention(torch.autograd.Function):
         dropout: float,
     ) -> torch.Tensor:
         heads, time, _ = query.shape
+        rows, borders = _equal_rows(borders)
         tiles = tiles_of(borders, _TILE.get(query.dtype, 128))
         with torch.autocast("cpu", enabled=False):  # the types are those of the arguments
-            query, key, value = (query * scale).contiguous(), key.contiguous(), value.contiguous()
-            output = query.new_empty(time, heads, value.shape[2])
-            kept = _masks(tiles, heads, dropout)
+            query, key, value = _folded(query * scale, rows), _folded(key, rows), _folded(value, rows)
+            output = query.new_empty(rows, time // rows, heads, value.shape[2])
+            kept = _masks(tiles, len(query), dropout)
             weights = []
             for number, tile in enumerate(tiles):
-                rows, seen = slice(tile.start, tile.stop), slice(tile.first, tile.stop)
-                scores = torch.bmm(query[:, rows], key[:, seen].transpose(1, 2))  # (heads, queries, keys)
+                asked, seen = slice(tile.start, tile.stop), slice(tile.first, tile.stop)
+                scores = torch.bmm(query[:, asked], key[:, seen].transpose(1, 2))  # (rows x heads, queries, keys)
                 scores[:, :, tile.start - tile.first :].masked_fill_(tile.hidden, float("-inf"))
                 weight = torch.softmax(scores, dim=2)
                 weights.append(weight)
                 if kept:
                     weight = weight * kept[number]
-                output[rows] = torch.bmm(weight, value[:, seen]).transpose(0, 1)
+                mixed = torch.bmm(weight, value[:, seen])
+                output[:, asked] = mixed.view(rows, heads, -1, mixed.shape[2]).transpose(1, 2)
         ctx.save_for_backward(query, key, value, *weights, *kept)
-        ctx.tiles, ctx.scale, ctx.dropout = tiles, scale, dropout
+        ctx.rows, ctx.tiles, ctx.scale, ctx.dropout = rows, tiles, scale, dropout
+        output = output.flatten(0, 1)
         return output.mul_(1 / (1 - dropout)) if dropout else output
 
     @staticmethod
@@ -214,24 +217,46 @@ class _TiledAttention(torch.autograd.Function):
     def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, *rest = ctx.saved_tensors
         weights, kept = rest[: len(ctx.tiles)], rest[len(ctx.tiles) :]
-        gradient = outer[0].transpose(0, 1).contiguous()  # (heads, time, head size)
+        gradient = _folded(outer[0].transpose(0, 1), ctx.rows)
         if ctx.dropout:
             gradient = gradient * (1 / (1 - ctx.dropout))
         to_query = torch.empty_like(query)
         wide = torch.promote_types(key.dtype, torch.float32)
         to_key, to_value = (torch.zeros_like(x, dtype=wide) for x in (key, value))
         for number, tile in enumerate(ctx.tiles):
-            rows, seen = slice(tile.start, tile.stop), slice(tile.first, tile.stop)
+            asked, seen = slice(tile.start, tile.stop), slice(tile.first, tile.stop)
             weight = weights[number]
             used = weight * kept[number] if kept else weight
-            to_value[:, seen] += torch.bmm(used.transpose(1, 2), gradient[:, rows])
-            to_weight = torch.bmm(gradient[:, rows], value[:, seen].transpose(1, 2))
+            to_value[:, seen] += torch.bmm(used.transpose(1, 2), gradient[:, asked])
+            to_weight = torch.bmm(gradient[:, asked], value[:, seen].transpose(1, 2))
             if kept:
                 to_weight *= kept[number]
             to_scores = torch.ops.aten._softmax_backward_data(to_weight, weight, 2, weight.dtype)
-            to_query[:, rows] = torch.bmm(to_scores, key[:, seen])
-            to_key[:, seen] += torch.bmm(to_scores.transpose(1, 2), query[:, rows])
-        return to_query.mul_(ctx.scale), to_key.to(key.dtype), to_value.to(value.dtype), None, None, None
+            to_query[:, asked] = torch.bmm(to_scores, key[:, seen])
+            to_key[:, seen] += torch.bmm(to_scores.transpose(1, 2), query[:, asked])
+        gradients = (to_query.mul_(ctx.scale), to_key.to(key.dtype), to_value.to(value.dtype))
+        return *(_unfolded(x, ctx.rows) for x in gradients), None, None, None
+
+
+def _equal_rows(borders: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+    """Documents that are all of one length are worked on side by side: their number, and the borders of one of them."""
+    number = len(borders) - 1
+    length = borders[-1] // number
+    if all(border == index * length for index, border in enumerate(borders)):
+        return number, (0, length)
+    return 1, borders
+
+
+def _folded(x: torch.Tensor, rows: int) -> torch.Tensor:
+    """(heads, time, head size) → (rows x heads, time / rows, head size), contiguous."""
+    heads, time, size = x.shape
+    return x.reshape(heads, rows, time // rows, size).transpose(0, 1).reshape(rows * heads, -1, size).contiguous()
+
+
+def _unfolded(x: torch.Tensor, rows: int) -> torch.Tensor:
+    """The way back from `_folded`."""
+    both, time, size = x.shape
+    return x.view(rows, both // rows, time, size).transpose(0, 1).reshape(both // rows, rows * time, size)
 
 
 def _masks(tiles: tuple[Tile, ...], heads: int, dropout: float) -> list[torch.Tensor]:

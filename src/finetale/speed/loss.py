@@ -20,6 +20,10 @@ _ROWS_BYTES = 4 * 2**20
 """Size of the fp32 logits worked on at a time: little enough to stay in a processor's cache."""
 
 
+_SMALLEST = -80.0
+"""Log likelihood near which softmax's fp32 loses precision, and soon becomes 0."""
+
+
 class TiedWeights:
     """Weights that are both the embedding and the output layer, in one pass: their gradient is one array, not a sum of two.
 
@@ -213,11 +217,20 @@ def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor, weights: tor
     """Sum of the losses of a chunk, each times its weight; puts its gradient in the place of the logits."""
     total = torch.zeros((), dtype=torch.float32, device=logits.device)
     for rows in _row_slices(logits) if logits.device.type == "cpu" else [slice(None)]:
-        log_share = torch.log_softmax(logits[rows].float(), dim=1)
-        likelihood = log_share.gather(1, targets[rows, None])[:, 0]
-        total -= torch.where(weights[rows] == 0, 0.0, likelihood * weights[rows]).sum()
-        logits[rows] = _minus_target(log_share.exp_(), targets[rows], weights[rows])
+        share = torch.softmax(logits[rows].float(), dim=1)
+        likelihood = share.gather(1, targets[rows, None])[:, 0].log()
+        total -= torch.where(
+            weights[rows] == 0, 0.0, _exact(likelihood, logits[rows], targets[rows]) * weights[rows]
+        ).sum()
+        logits[rows] = _minus_target(share, targets[rows], weights[rows])
     return total
+
+
+def _exact(likelihood: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Log likelihoods from softmax; those too small for fp32's precision there are taken from log-softmax."""
+    if logits.device.type == "cpu" and not bool((likelihood < _SMALLEST).any()):
+        return likelihood
+    return torch.log_softmax(logits.float(), dim=1).gather(1, targets[:, None])[:, 0]
 
 
 @cache

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn as nn
+from numpy.typing import NDArray
 from torch.autograd.function import once_differentiable
 
 _LANES = 2**16
@@ -55,11 +56,15 @@ class _Dropout(torch.autograd.Function):
 
 
 def keep_mask(size: int, keep: float) -> torch.Tensor:
-    """A boolean vector on the CPU, each value true with probability `keep`.
+    """A boolean vector on the CPU, each value true with probability `keep`, to 16 bits."""
+    return torch.from_numpy(random_16_bits(size) < round(keep * _LANES))
+
+
+def random_16_bits(size: int) -> NDArray[np.uint16]:
+    """Integers from 0 to 65,535, shape (size,).
 
     PyTorch draws 32 bits a value with the Mersenne Twister; here 16 bits a value come from SFC64, seeded by one draw of
     PyTorch's generator, so a seeded run repeats itself.
     """
     seed = int(torch.randint(2**63 - 1, ()))
-    lanes = np.random.SFC64(seed).random_raw(-(-size // 4)).view(np.uint16)
-    return torch.from_numpy(lanes[:size] < round(keep * _LANES))
+    return np.random.SFC64(seed).random_raw(-(-size // 4)).view(np.uint16)[:size]

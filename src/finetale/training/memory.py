@@ -25,7 +25,7 @@ _CPU_TOKENS, _CPU_VALUES = 2048, 400_000
 class MemoryPlan:
     """Bytes a run needs, and the micro-batch that fits.
 
-    `fixed_bytes` are weights, gradients and Adam's two moments in fp32; `pass_bytes` what a pass takes whatever its size, such
+    `fixed_bytes` are weights, gradients and Adam's two moments; `pass_bytes` what a pass takes whatever its size, such
     as copies of the weights in bf16; `sequence_bytes` what a sequence adds. `most_sequences` would fit too.
     """
 
@@ -41,16 +41,18 @@ class MemoryPlan:
         return self.fixed_bytes + self.pass_bytes + micro_batch_size * self.sequence_bytes
 
 
-def plan_memory(forward: PackedForward, blocks: Blocks, most: int) -> MemoryPlan:
+def plan_memory(forward: PackedForward, blocks: Blocks, most: int, *, moment_bytes: int = 4) -> MemoryPlan:
     """Probe one sequence and choose the largest micro-batch, a power of two or `most`, that fits.
 
     Args:
         most: sequences an optimizer step on this device.
+        moment_bytes: size of each of Adam's moments for a weight.
     """
     device = forward.device
     parameters = list(forward.model.parameters())
     # Weights in fp32; gradients and Adam's two moments of those that are trained.
-    fixed = sum(4 * p.numel() + (12 * p.numel() if p.requires_grad else 0) for p in parameters)
+    trained = 4 + 2 * moment_bytes
+    fixed = sum((4 + (trained if p.requires_grad else 0)) * p.numel() for p in parameters)
     one, two = (_kept_bytes(forward, blocks, number) for number in (1, 2))
     sequence, once = max(1, two - one), max(0, 2 * one - two)
     available = _available(device) + 4 * sum(p.numel() for p in parameters)  # the weights are in memory already

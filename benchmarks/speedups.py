@@ -1,0 +1,124 @@
+"""What each part of the speed layer brings: training steps with all of it, and with one part at a time taken away.
+
+    python benchmarks/speedups.py [--shapes gpt2 bundled] [--quick]
+
+Random weights of GPT-2's shape (124M, dropout 0.1) and of the bundled base's (no dropout), blocks of 512 tokens of one document each, steps
+of 2,048 tokens in micro-batches of the size Finetale takes. All variants run in one process, in turns; the figure is CPU time a step over that
+of the whole layer (the median of the turns; above 1: the part helps). Prints a table, and one JSON object as its last line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetale import speed
+from finetale.blocks import Batch
+from finetale.environment import calm_threads, hardware, versions
+from finetale.forward import PackedForward, Route
+from finetale.pipeline.tuning import resolve_precision
+
+BLOCK, STEP = 512, 4
+SHAPES = {
+    "gpt2": ({"n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257, "n_positions": 1024}, 0.1, 1),
+    "bundled": ({"n_embd": 256, "n_layer": 6, "n_head": 4, "vocab_size": 8192, "n_positions": 512}, 0.0, 2),
+}
+PARTS = (
+    "nothing",
+    "attention",
+    "activation",
+    "dropout",
+    "loss",
+    "tied gradient",
+    "kept memory",
+    "kept casts",
+    "everything",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--quick", action="store_true", help="one turn")
+    parser.add_argument("--turns", type=int, default=5)
+    arguments = parser.parse_args()
+    results = {shape: compare(shape, 1 if arguments.quick else arguments.turns) for shape in arguments.shapes}
+    print(f"{'CPU time without ...':<24}" + "".join(f"{shape:>12}" for shape in results))
+    for part in PARTS:
+        print(f"{part:<24}" + "".join(f"{results[shape].get(part, float('nan')):>12.2f}" for shape in results))
+    print(json.dumps({"time_without": results, "hardware": hardware(), "versions": versions()}))
+
+
+def compare(shape: str, turns: int) -> dict[str, float]:
+    """CPU time a step without each part, over that with all of them."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    values, rate, micro = SHAPES[shape]
+    torch.manual_seed(0)
+    rates = {"resid_pdrop": rate, "embd_pdrop": rate, "attn_pdrop": rate}
+    network = GPT2LMHeadModel(GPT2Config(**values, **rates, bos_token_id=0, eos_token_id=0))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
+    rng = np.random.default_rng(0)
+    parts = [part for part in PARTS if part != "dropout" or rate]
+    times: dict[str, list[float]] = {part: [] for part in parts}
+    repeats = 1 if shape == "gpt2" else 4
+    for _ in range(turns):
+        for part in parts:
+            forward = without(part, network)
+            with contextlib.nullcontext() if part in ("kept memory", "everything") else speed.kept_memory():
+                for number in range(repeats + 1):  # the first warms up
+                    started = time.process_time()
+                    with contextlib.nullcontext() if part in ("kept casts", "everything") else forward.autocast():
+                        for _ in range(STEP // micro):
+                            batch = batch_of(rng, micro, values["vocab_size"])
+                            loss = forward.loss(batch, 1 / (STEP * BLOCK))
+                            with forward.no_autocast():
+                                loss.backward()
+                    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    if number:
+                        times[part].append(time.process_time() - started)
+    ratios = {
+        part: statistics.median(mine / whole for mine, whole in zip(times[part], times["nothing"], strict=True))
+        for part in parts
+    }
+    return ratios | {"tokens_per_cpu_second": STEP * BLOCK / statistics.median(times["nothing"])}
+
+
+def without(part: str, network: Any) -> PackedForward:
+    """The forward pass of a network with the speed layer but for one part."""
+    speed.undo(network).train()
+    if part != "everything":
+        speed.apply(network)
+    if part == "attention":
+        speed.use_documents(network, False)
+    kind = {"activation": speed.FusedGELU, "dropout": speed.FastDropout}.get(part)
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if kind is not None and isinstance(child, kind):
+                setattr(parent, name, child.replaced[0].train())
+    forward = PackedForward(network, precision=resolve_precision("auto"))
+    if part == "loss":
+        forward.route = Route(forward.route.isolation)
+    if part == "tied gradient":
+        forward.route = Route(forward.route.isolation, head=True)
+    return forward
+
+
+def batch_of(rng: np.random.Generator, rows: int, vocabulary: int) -> Batch:
+    ids = rng.integers(0, vocabulary, (rows, BLOCK))
+    zeros = np.zeros((rows, BLOCK), np.int64)
+    return Batch(ids, ids, np.tile(np.arange(BLOCK), (rows, 1)), zeros, zeros)
+
+
+if __name__ == "__main__":
+    calm_threads()
+    main()

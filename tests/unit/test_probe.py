@@ -1,0 +1,170 @@
+"""The probe keeps what is clearly faster, within its time, and leaves the model as it was."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetale import speed
+from finetale.blocks import Blocks, pack
+from finetale.training import Choice, measure_choice, probe
+from tiny import model, store, story
+
+probing = importlib.import_module("finetale.training.probe")  # the name of the module is the function's
+
+START = Choice("bf16", "documents", 4, "off", 2)
+ALL = frozenset({"precision", "attention", "micro_batch_size", "compile", "threads"})
+LONG = 10_000_000
+
+
+@pytest.fixture
+def blocks(tmp_path: Path) -> Blocks:
+    return pack(store(tmp_path, [story(number) for number in range(12)]), "train", 64, fill=True)
+
+
+class Machine:
+    """Rates of choices as a rule gives them, in place of measurements; each takes a second of a clock that stands."""
+
+    def __init__(self, rate: Callable[[Choice], float], seconds: float = 1.0) -> None:
+        self.rate, self.seconds = rate, seconds
+        self.now = 0.0
+        self.asked: list[Choice] = []
+
+    def measure(self, model: Any, blocks: Blocks, choice: Choice) -> Any:
+        self.asked.append(choice)
+        self.now += self.seconds
+        return probing.Trial(choice, self.rate(choice))
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def run(
+    blocks: Blocks,
+    monkeypatch: pytest.MonkeyPatch,
+    rate: Callable[[Choice], float],
+    *,
+    free: frozenset[str] = ALL,
+    targets: int = LONG,
+    seconds: float = 1.0,
+    physical: int = 1,
+) -> tuple[Any, Machine]:
+    machine = Machine(rate, seconds)
+    monkeypatch.setattr(probing, "measure_choice", machine.measure)
+    monkeypatch.setattr(probing, "time", machine)
+    monkeypatch.setattr(probing, "num_physical_cores", lambda: physical)
+    found = probe(speed.apply(model(0)), blocks, START, free, targets, most_sequences=8)
+    return found, machine
+
+
+def test_what_is_clearly_faster_is_kept(blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {"fp32": 0.3, "bf16": 1.0, "model": 1.3, "documents": 1.0}
+
+    def rate(choice: Choice) -> float:
+        threads = 1.5 if choice.threads == 1 else 1.0
+        return 1000 * rates[choice.precision] * rates[choice.attention] * choice.micro_batch_size**0.5 * threads
+
+    found, machine = run(blocks, monkeypatch, rate)
+    assert found.best == Choice("bf16", "model", 8, "off", 1)
+    assert found.skipped is None
+    assert found.left_out == 0
+    assert [trial.choice for trial in found.trials] == [
+        START,
+        Choice("fp32", "documents", 4, "off", 2),
+        Choice("bf16", "model", 4, "off", 2),
+        Choice("bf16", "model", 2, "off", 2),
+        Choice("bf16", "model", 8, "off", 2),
+        Choice("bf16", "model", 8, "off", 1),
+    ]
+    assert len(machine.asked) == 6 + 2 * 3  # three changes were measured again before they were believed
+    assert found.to_dict()["chosen"] == found.best.to_dict()
+
+
+def test_a_little_faster_is_not_enough(blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _ = run(blocks, monkeypatch, lambda choice: 1000.0 if choice == START else 1090.0)
+    assert found.best == START
+    assert len(found.trials) == 6
+
+
+def test_what_was_faster_only_once_is_noise(blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[Choice] = set()
+
+    def rate(choice: Choice) -> float:
+        first = choice not in seen
+        seen.add(choice)
+        return 1500.0 if first and choice != START else 1000.0
+
+    found, machine = run(blocks, monkeypatch, rate)
+    assert found.best == START
+    assert len(machine.asked) == 1 + 5 * 3
+
+
+def test_what_was_given_is_not_changed(blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _ = run(
+        blocks, monkeypatch, lambda choice: 2000.0 if choice != START else 1000.0, free=frozenset({"threads"})
+    )
+    assert found.best == Choice("bf16", "documents", 4, "off", 1)
+    found, machine = run(blocks, monkeypatch, lambda choice: 1000.0, free=frozenset())
+    assert (found.best, found.skipped, machine.asked) == (START, "every setting was given", [])
+
+
+def test_short_runs_are_not_probed(blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, machine = run(blocks, monkeypatch, lambda choice: 1000.0, targets=64 * 4 * 20)
+    assert (found.best, found.skipped, machine.asked) == (START, "the run is very short", [])
+    found, machine = run(blocks, monkeypatch, lambda choice: 1000.0, targets=119_000)  # 119 seconds
+    assert (found.best, found.skipped, machine.asked) == (START, "the run is very short", [START])
+    found, machine = run(blocks, monkeypatch, lambda choice: 1000.0, targets=121_000)
+    assert found.skipped is None
+    assert len(machine.asked) > 1
+
+
+@pytest.mark.parametrize("seconds", [1.0, 4.0, 9.0, 30.0])
+def test_the_probe_keeps_to_its_share_of_the_run(
+    blocks: Blocks, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    expected = 200.0
+    rate = 4 * 4 * 64 / seconds  # a trial of the start takes so many seconds
+    found, machine = run(
+        blocks,
+        monkeypatch,
+        lambda choice: rate * (1 if choice == START else 0.9),
+        targets=int(expected * rate),
+        seconds=seconds,
+    )
+    if found.skipped is None:
+        assert found.left_out + len(found.trials) == 6
+        assert machine.now <= max(0.1 * expected, seconds)
+
+
+def test_a_choice_that_fails_is_said_and_not_taken(blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = speed.apply(model(0))
+
+    def broken(*arguments: Any, **more: Any) -> Any:
+        raise RuntimeError("no kernel for this\nmore")
+
+    monkeypatch.setattr(probing.PackedForward, "loss", broken)
+    trial = measure_choice(tiny, blocks, START)
+    assert (trial.tokens_per_second, trial.error) == (0.0, "no kernel for this")
+    assert trial.to_dict()["error"] == "no kernel for this"
+    found = probe(tiny, blocks, START, ALL, LONG, most_sequences=8)
+    assert (found.best, found.skipped) == (START, "no kernel for this")
+
+
+def test_measuring_leaves_no_trace(blocks: Blocks) -> None:
+    tiny = speed.apply(model(0, dropout=0.1))
+    before = {name: value.clone() for name, value in tiny.state_dict().items()}
+    generator, threads = torch.get_rng_state(), torch.get_num_threads()
+    found = probe(tiny, blocks, START, ALL, LONG, most_sequences=8)
+    assert all(trial.tokens_per_second > 0 for trial in found.trials)
+    assert len(found.trials) >= 4
+    assert torch.equal(generator, torch.get_rng_state())
+    assert torch.get_num_threads() == threads
+    assert speed.packs_documents(tiny)
+    assert not tiny.training
+    assert all(parameter.grad is None for parameter in tiny.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in tiny.state_dict().items())
