@@ -4,10 +4,13 @@
 
 Both start from the bundled base and train on the same lines of the text; one line in twenty is held out. The tutorial's recipe
 (transformers.Trainer, fp32, a line an example, cut and padded to 128 tokens, 4 a step, learning rate 5e-5 falling to 0) runs for its
-epochs. Finetale runs with its defaults, a line a document, until its validation loss is below the tutorial's last one. The loss is
-the tutorial's own, measured by one and the same function for both: nats a token over the held-out lines, cut at 128 tokens. Time
-is wall time of training; evaluations are left out on both sides. Several learning rates can be given for the tutorial; the best
-counts. Prints one JSON object as its last line.
+epochs. Finetale runs with its defaults for as many epochs, a line a document, until its validation loss is below the tutorial's last
+one. The loss is the tutorial's own, measured by one and the same function for both: nats a token over the held-out lines, cut at
+128 tokens, without a begin-of-text (which Finetale trains with and the tutorial does not). Time is wall time of training;
+evaluations are left out on both sides.
+
+`ratio_time_to_quality` is against the recipe as it stands. For a reader who tunes it there is `ratio_tuned`: the tutorial at ten times
+its learning rate, and Finetale at that rate with one block a step. Prints one JSON object as its last line.
 """
 
 from __future__ import annotations
@@ -22,15 +25,15 @@ from typing import Any
 
 import contenders
 
-CUT, BATCH, EVALUATIONS = 128, 4, 24
+CUT, BATCH, RATE, EVALUATIONS = 128, 4, 5e-5, 24
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--text", default="bundled:tales")
     parser.add_argument("--epochs", type=float, default=1.0)
-    parser.add_argument("--rates", type=float, nargs="+", default=[5e-5, 5e-4])
-    parser.add_argument("--quick", action="store_true", help="a quarter of the text")
+    parser.add_argument("--quick", action="store_true", help="a quarter of the text, and not the tuned pair")
+    parser.add_argument("--contender", choices=("tutorial", "finetale"), help=argparse.SUPPRESS)
     parser.add_argument("--rate", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--goal", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -38,31 +41,22 @@ def main() -> None:
     if arguments.quick:
         lines = lines[: len(lines) // 4]
     held_out, train = lines[::20], [line for number, line in enumerate(lines) if number % 20]
-    if arguments.rate is not None:
-        print(json.dumps(run_tutorial(train, held_out, arguments)))
-        return
-    if arguments.goal is not None:
-        print(json.dumps(run_finetale(train, held_out, arguments)))
+    if arguments.contender:
+        run = run_tutorial if arguments.contender == "tutorial" else run_finetale
+        print(json.dumps(run(train, held_out, arguments)))
         return
     from finetale.environment import hardware, versions
 
     words = ["--text", arguments.text, "--epochs", str(arguments.epochs), *(["--quick"] if arguments.quick else [])]
-    tried = []
-    for rate in arguments.rates[: 1 if arguments.quick else None]:
-        tried.append(contenders.in_process(__file__, *words, "--rate", str(rate)) | {"learning_rate": rate})
-        print(f"tutorial at {rate:g}: loss {tried[-1]['loss']:.4f} after {tried[-1]['seconds']:.1f} s", file=sys.stderr)
-    ratios = []
-    for tutorial in tried:
-        ours = contenders.in_process(__file__, *words, "--goal", str(tutorial["loss"]))
-        tutorial["finetale"] = ours
-        if ours["seconds"] is not None:
-            ratios.append(ours["seconds"] / tutorial["seconds"])
-        print(f"Finetale: {ours}", file=sys.stderr)
+    default = race(words, RATE, [])
+    tuned = None if arguments.quick else race(words, 10 * RATE, ["--rate", str(10 * RATE)])
     print(
         json.dumps(
             {
-                "ratio_time_to_quality": max(ratios) if len(ratios) == len(tried) else None,
-                "tutorial": tried,
+                "ratio_time_to_quality": default["ratio"],
+                "ratio_tuned": tuned and tuned["ratio"],
+                "default": default,
+                "tuned": tuned,
                 "lines": len(train),
                 "text": Path(arguments.text).name,
                 "hardware": hardware(),
@@ -70,6 +64,17 @@ def main() -> None:
             }
         )
     )
+
+
+def race(words: list[str], rate: float, ours: list[str]) -> dict[str, Any]:
+    """The tutorial at a learning rate, and Finetale until it is as good."""
+    tutorial = contenders.in_process(__file__, *words, "--contender", "tutorial", "--rate", str(rate))
+    print(f"tutorial at {rate:g}: loss {tutorial['loss']:.4f} after {tutorial['seconds']:.1f} s", file=sys.stderr)
+    words = [*words, "--contender", "finetale", "--goal", str(tutorial["loss"]), *ours]
+    finetale = contenders.in_process(__file__, *words)
+    print(f"Finetale: {finetale}", file=sys.stderr)
+    ratio = None if finetale["seconds"] is None else finetale["seconds"] / tutorial["seconds"]
+    return {"ratio": ratio, "tutorial": tutorial | {"learning_rate": rate}, "finetale": finetale}
 
 
 def loss_of(network: Any, examples: list[list[int]]) -> float:
@@ -134,10 +139,13 @@ def run_finetale(train: list[str], held_out: list[str], arguments: argparse.Name
             "sources": (str(text),),
             "documents": "line",
             "model": "bundled",
+            "epochs": arguments.epochs,
             "validation_fraction": 0,
             "test_fraction": 0,
             "cache_dir": Path(folder) / "cache",
         }
+        if arguments.rate is not None:
+            settings |= {"learning_rate": arguments.rate, "batch_size": 1}
         prepared = prepare(Config.resolve(settings), lambda event: None)
         config, schedule, loaded = prepared.config, prepared.schedule, prepared.loaded
         examples = examples_of(held_out, loaded.tokenizer)
