@@ -41,6 +41,17 @@ class Clock:
             }
 
 
+def library_bytes() -> int:
+    """Memory of this process once torch and transformers are loaded, which all contenders need."""
+    import accelerate
+    import psutil
+    import torch
+    import transformers
+
+    _ = accelerate.Accelerator, torch.nn.Module, transformers.GPT2LMHeadModel, transformers.Trainer
+    return int(psutil.Process().memory_info().rss)
+
+
 def run_trainer(
     network: Any, rows: Any, collate: Any, *, batch_size: int, steps: int, skipped: int = 1, **settings: Any
 ) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def calm_threads() -> None:
     a short spin cost none on idle ones (docs/log.md).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
 def available_memory() -> int:
