@@ -16,14 +16,17 @@ import statistics
 import time
 from typing import Any
 
-import numpy as np
-import torch
-
-from finetale import speed
-from finetale.blocks import Batch
 from finetale.environment import calm_threads, hardware, versions
-from finetale.forward import PackedForward, Route
-from finetale.pipeline.tuning import resolve_precision
+
+calm_threads()  # as the command does; before torch is loaded
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from finetale import speed  # noqa: E402
+from finetale.blocks import Batch  # noqa: E402
+from finetale.forward import PackedForward, Route  # noqa: E402
+from finetale.pipeline.tuning import resolve_precision  # noqa: E402
 
 BLOCK, STEP = 512, 4
 SHAPES = {
@@ -120,5 +123,4 @@ def batch_of(rng: np.random.Generator, rows: int, vocabulary: int) -> Batch:
 
 
 if __name__ == "__main__":
-    calm_threads()
     main()

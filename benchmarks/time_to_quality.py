@@ -25,6 +25,8 @@ from typing import Any
 
 import contenders
 
+from finetale.environment import calm_threads
+
 CUT, BATCH, RATE, EVALUATIONS = 128, 4, 5e-5, 24
 
 
@@ -43,6 +45,8 @@ def main() -> None:
     held_out, train = lines[::20], [line for number, line in enumerate(lines) if number % 20]
     if arguments.contender:
         run = run_tutorial if arguments.contender == "tutorial" else run_finetale
+        if run is run_finetale:
+            calm_threads()  # as the command does
         print(json.dumps(run(train, held_out, arguments)))
         return
     from finetale.environment import hardware, versions

@@ -24,6 +24,8 @@ from typing import Any
 
 import contenders
 
+from finetale.environment import calm_threads
+
 BLOCK, BATCH, CUT = 512, 4, 128
 SHAPES = {"gpt2": "new:gpt2", "bundled": "bundled"}
 CONTENDERS = ("tutorial", "packed fp32", "packed bf16", "finetale")
@@ -44,6 +46,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.contender:
         shape, name = arguments.contender
+        if name == "finetale":
+            calm_threads()  # as the command does
         libraries = contenders.library_bytes()
         print(json.dumps(run_contender(shape, name, arguments) | {"library_bytes": libraries}))
         return
