@@ -48,7 +48,7 @@ def library_bytes() -> int:
     import torch
     import transformers
 
-    _ = accelerate.Accelerator, torch.nn.Module, transformers.GPT2LMHeadModel, transformers.Trainer
+    _ = accelerate.Accelerator, torch.nn.Module, transformers.GPT2LMHeadModel
     return int(psutil.Process().memory_info().rss)
 
 

@@ -273,7 +273,11 @@ class EvaluationSettings(Settings):
     )
     save_every: int | None = Field(None, ge=1, description="Steps between checkpoints. auto: at every evaluation.")
     keep_checkpoints: int = Field(2, ge=1, description="How many of the newest checkpoints to keep.")
-    log_every: int = Field(1, ge=1, description="Steps between lines in metrics.jsonl.")
+    log_every: int | None = Field(
+        None,
+        ge=1,
+        description="Steps between lines in metrics.jsonl. auto: 1, and 10 on a GPU, which would have to wait.",
+    )
     tensorboard: bool = Field(True, description="Write the numbers for TensorBoard too.")
 
 

@@ -10,7 +10,7 @@ _AUTOMATIC = "done without a setting"
 _TOKENS = "the loss is a sum over tokens divided by their number"
 _DEVICES = "devices and processes are set by torchrun or accelerate launch"
 _SAFE = "checkpoints are always safetensors with a manifest"
-_FULL = "kernels are chosen by what this machine has"
+_FULL = "kernels are chosen by what this machine has, or by the probe"
 _LOCAL = "a run stays in its directory; push model/ with `hf upload` when you want to"
 _MEMORY = "the memory probe and its back-off do this"
 _LOADER = "blocks are read from a memory map; there are no loader workers to set"
@@ -68,14 +68,14 @@ TRAINER_NAMES: dict[str, tuple[str, str]] = {
     "activation_checkpointing": ("gradient_checkpointing", ""),
     "activation_checkpointing_kwargs": ("gradient_checkpointing", ""),
     "gradient_checkpointing_kwargs": ("gradient_checkpointing", ""),
-    "torch_compile": ("", _FULL),
-    "torch_compile_backend": ("", _FULL),
-    "torch_compile_mode": ("", _FULL),
-    "torchdynamo": ("", _FULL),
+    "torch_compile": ("compile", "on, off, or what the probe finds faster"),
+    "torch_compile_backend": ("compile", ""),
+    "torch_compile_mode": ("compile", ""),
+    "torchdynamo": ("compile", ""),
     "jit_mode_eval": ("", _FULL),
     "use_ipex": ("", _FULL),
-    "use_liger_kernel": ("", _FULL),
-    "liger_kernel_config": ("", _FULL),
+    "use_liger_kernel": ("speed", "the loss never keeps the logits"),
+    "liger_kernel_config": ("speed", ""),
     "use_cache": ("", "off while training, on while generating"),
     "torch_empty_cache_steps": ("", _MEMORY),
     "no_cuda": ("", "hide the GPU with CUDA_VISIBLE_DEVICES="),

@@ -128,9 +128,9 @@ CASES = [
     Case(
         "several bad settings",
         ("train", "--config", "c.yaml", "--epochs", "-1", "--learning-rate", "2", "--schedule", "step", "--batch-size", "two"),
-        ("epochs = '-1'", "learning_rate = '2'", "schedule = 'step'", "batch_size = 'two'", "no setting 'speed'"),
+        ("epochs = '-1'", "learning_rate = '2'", "schedule = 'step'", "batch_size = 'two'", "no setting 'velocity'"),
         ("docs/settings.md",),
-        {"c.yaml": b"speed: 9\n"},
+        {"c.yaml": b"velocity: 9\n"},
     ),
     # where the run goes
     Case("out is in the way", ("train", "text.txt", *GOOD), ("out is in the way", "no run directory"), ("--out",), {"text.txt": LINES, "out/letter.txt": b"mine"}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -49,6 +50,8 @@ from tiny import model, store, story, tokenizer
 
 SIZE = 32
 Weights = dict[str, torch.Tensor]
+
+loop_module = importlib.import_module("finetale.training.loop")
 
 
 def settings(**values: Any) -> TrainSettings:
@@ -713,6 +716,41 @@ def test_nans_stop_the_run_before_they_reach_the_weights(
     tensors = [tensor for file in files for tensor in load_file(str(file)).values()]
     assert len(tensors) > 100
     assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
+def test_on_a_device_that_runs_ahead_nothing_is_looked_at_between_lines(
+    tmp_path: Path, blocks: Blocks, held_out: Blocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = []
+    for number, devices in enumerate([(), ("cpu",)]):
+        monkeypatch.setattr(loop_module, "_ASYNCHRONOUS", devices)
+        recorder = Recorder()
+        options: dict[str, Any] = {"max_steps": 23, "epochs": 50.0, "evaluation": {"eval_every": 15}}
+        loop = training(tmp_path / str(number), blocks, recorder, validation=held_out, **options)
+        loop.run()
+        ends.append((weights(loop.model), {event["step"]: event["loss"] for event in recorder.of("train")}))
+    assert same_bits(ends[0][0], ends[1][0])
+    assert list(ends[0][1]) == list(range(1, 24))
+    assert list(ends[1][1]) == [1, 10, 15, 20, 23]
+    assert all(ends[0][1][step] == loss for step, loss in ends[1][1].items())
+
+
+@pytest.mark.parametrize("gradients_only", [False, True], ids=["loss", "gradients"])
+def test_nans_never_reach_the_weights_of_a_device_that_runs_ahead(
+    tmp_path: Path, blocks: Blocks, gradients_only: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_module, "_ASYNCHRONOUS", ("cpu",))
+    options: dict[str, Any] = {"schedule": "constant", "warmup_steps": 0, "epochs": 50.0}
+    good = training(tmp_path / "good", blocks, Recorder(), max_steps=3, **options)
+    good.run()
+    tiny = BreakingModel(model(0).config)
+    tiny.load_state_dict(model(0).state_dict())
+    tiny.gradients_only = gradients_only
+    loop = training(tmp_path / "bad", blocks, Recorder(), tiny=tiny, max_steps=30, **options)
+    with pytest.raises(DivergedError, match="one of the last 10 steps up to 10; no update was made from there on"):
+        loop.run()
+    assert same_bits(weights(tiny), weights(good.model))
+    assert newest_valid_checkpoint(RunDirectory(tmp_path / "bad")) == (None, [])
 
 
 def test_a_base_model_full_of_nans_is_refused_before_training(tmp_path: Path, blocks: Blocks, held_out: Blocks) -> None:

@@ -36,6 +36,9 @@ from finetale.training.signals import StopRequest
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_ASYNCHRONOUS = ("cuda",)
+"""Devices that work while the program goes on: looking at a number of theirs would make it wait."""
+_LOG_EVERY_ASYNCHRONOUS = 10
 T = TypeVar("T")
 Listener = Callable[[dict[str, Any]], None]
 
@@ -129,6 +132,10 @@ class Training:
             self.state = load_checkpoint(checkpoint, self.model, optimizer)
         prepared, self._optimizer = self.accelerator.prepare(self.model, optimizer)
         self._forward = PackedForward(prepared, precision=self.precision, route=route, compiled=self.compiled)
+        # The fused AdamW can be told on the device to leave the weights alone; others have to be stopped before they step.
+        self._deferred = self._forward.device.type in _ASYNCHRONOUS and type(optimizer) is torch.optim.AdamW
+        self._bad = torch.zeros((), device=self._forward.device)
+        self._log_every = self.evaluation.log_every or (_LOG_EVERY_ASYNCHRONOUS if self._deferred else 1)
         with speed.kept_memory(), StopRequest() as self._stop:
             try:
                 if checkpoint is None:
@@ -144,6 +151,7 @@ class Training:
 
     def _steps(self) -> None:
         total = self.schedule.total_steps
+        since = (0, 0.0)  # tokens and seconds since the last line
         while True:
             step = self.state.step
             if self.schedule.evaluates(step) and self.state.evaluated_step < step:
@@ -162,20 +170,25 @@ class Training:
             started = time.perf_counter()
             loss, norm, tokens = self._within_memory(self._gradients)
             rate = self._update()
+            logged = step == 0 or (step + 1) % self._log_every == 0 or self.schedule.evaluates(step + 1)
+            if logged:
+                self._check_deferred()  # waits for the device
             seconds = time.perf_counter() - started
             self.state.step += 1
             self.state.tokens += tokens
             self.state.seconds += seconds
-            if step == 0 or (step + 1) % self.evaluation.log_every == 0 or self.schedule.evaluates(step + 1):
+            since = (since[0] + tokens, since[1] + seconds)
+            if logged:
                 self._emit(
                     "train",
                     epoch=round(self.schedule.epoch_at(step + 1), 4),
                     loss=float(loss),
                     learning_rate=rate,
                     grad_norm=float(norm),
-                    tokens_per_second=tokens / seconds,
+                    tokens_per_second=since[0] / since[1],
                     memory_bytes=peak_memory(),
                 )
+                since = (0, 0.0)
 
     def _patience_is_over(self) -> bool:
         return 0 < self.evaluation.patience <= self.state.bad_evaluations
@@ -227,7 +240,11 @@ class Training:
         limit = self.settings.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
         mean = self.accelerator.reduce(total, "sum") / world
-        self._check_finite(mean, norm)
+        if self._deferred:
+            self._bad = torch.maximum(self._bad, 1.0 - (torch.isfinite(mean) & torch.isfinite(norm)).float())
+            self._optimizer.optimizer.found_inf = self._bad
+        else:
+            self._check_finite(mean, norm)
         return mean, norm, targets
 
     def _update(self) -> float:
@@ -247,6 +264,14 @@ class Training:
             f"Step {self.state.step + 1}: the loss is {float(loss)} and the gradient's norm {float(norm)}; the update was not made.",
             f"Use a lower --learning-rate (it was {self.settings.learning_rate:g}) or --precision fp32; the last good checkpoint is kept.",
         )
+
+    def _check_deferred(self) -> None:
+        """Stop if a step since the last look was not finite; no update was made from then on."""
+        if self._deferred and bool(self._bad):
+            raise DivergedError(
+                f"The loss or the gradient is not finite in one of the last {self._log_every} steps up to {self.state.step + 1}; no update was made from there on.",
+                f"Use a lower --learning-rate (it was {self.settings.learning_rate:g}) or --precision fp32; the last good checkpoint is kept.",
+            )
 
     def _evaluate(self) -> None:
         """Validation loss after this step; the best model is kept, the base at step 0 being the first of them."""
@@ -291,6 +316,7 @@ class Training:
         )
 
     def _save(self) -> Path:
+        self._check_deferred()
         path = self.directory.checkpoint(self.state.step)
         if self.accelerator.is_main_process:
             plain = self.accelerator.unwrap_model(self._forward.model)
