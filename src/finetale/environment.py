@@ -140,6 +140,19 @@ def peak_memory() -> int:
     return peak if platform.system() == "Darwin" else peak * 1024
 
 
+def reset_peak_memory() -> None:
+    """Let `peak_memory` begin anew, where the system can do that (CUDA, Linux)."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
 def _reclaimable() -> int:
     """Bytes of file cache that the control group counts as used but gives back when asked."""
     for name in ("memory.stat", "memory/memory.stat"):

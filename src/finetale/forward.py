@@ -45,6 +45,11 @@ class Route:
     head: bool = False
     tied: bool = False
 
+    @property
+    def packs(self) -> bool:
+        """Whether the attention is told where documents end."""
+        return self.isolation == _BY_BORDERS
+
     def to_dict(self) -> dict[str, str]:
         """In words, for run.json."""
         return {"documents": self.isolation, "logits": "a chunk at a time" if self.head else "whole"}
@@ -109,7 +114,8 @@ class PackedForward:
         """What the loss of so many tokens takes besides what autograd keeps: logits, or their gradient."""
         each = 2 if self.precision == "bf16" else 4
         if self.route.head:
-            return speed.chunk_bytes(tokens, vocabulary, each, self.device)
+            copies = 1 if self.device.type == "cpu" else 1 + 3 * 4 // each  # in fp32, whole, besides the chunk itself
+            return copies * speed.chunk_bytes(tokens, vocabulary, each, self.device)
         # The logits' gradient in their own type on a CPU (speed.cross_entropy), three fp32 arrays elsewhere.
         return (each if self.device.type == "cpu" else 3 * 4) * vocabulary * tokens
 
@@ -157,7 +163,8 @@ def find_route(model: PreTrainedModel) -> Route:
             if speed.packs_documents(model):
                 ways.insert(0, _BY_BORDERS)
             isolation = next((way for way in ways if agrees(Route(way))), _BY_ROW)
-            if not speed.is_applied(model) or not agrees(Route(isolation, head=True)):
+            plain = speed.is_applied(model) and not _changes_logits(model.config)
+            if not plain or not agrees(Route(isolation, head=True)):
                 return Route(isolation)
             same = (
                 _is_lookup(model.get_input_embeddings()) and _head(model).weight is model.get_input_embeddings().weight
@@ -215,7 +222,7 @@ def _outputs(
         documents = _on(device, batch.documents)
         same = documents[:, :, None] == documents[:, None, :]
         arguments["attention_mask"] = (same & torch.ones_like(same).tril())[:, None]  # (batch, 1, query, key)
-        if "position_ids" not in inspect.signature(module.forward).parameters:
+        if "position_ids" not in inspect.signature(_module(model, route).forward).parameters:
             del arguments["position_ids"]
     return run(inputs, **arguments)
 
@@ -248,7 +255,16 @@ def _head(model: torch.nn.Module) -> torch.nn.Linear:
 
 def _is_lookup(embedding: torch.nn.Module) -> bool:
     """Whether an embedding does nothing but look rows up."""
-    return type(embedding) is torch.nn.Embedding and embedding.max_norm is None and not embedding.scale_grad_by_freq
+    if type(embedding) is not torch.nn.Embedding or embedding.padding_idx is not None:
+        return False
+    return embedding.max_norm is None and not embedding.scale_grad_by_freq and not embedding.sparse
+
+
+def _changes_logits(config: Any) -> bool:
+    """Whether a config tells that logits are capped or scaled, which a small batch may not show."""
+    config = config.get_text_config()
+    names = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+    return any(getattr(config, name, None) not in (None, 1, 1.0) for name in names)
 
 
 def _on(device: torch.device, array: np.ndarray[Any, Any]) -> torch.Tensor:

@@ -168,7 +168,7 @@ FAST = {
     "gpt2": Route("borders told to the attention", head=True, tied=True),
     "gpt-neox": Route("borders told to the attention", head=True),
     "llama": Route("borders told to the attention", head=True),
-    "opt": Route("borders told to the attention", head=True, tied=True),
+    "opt": Route("borders told to the attention", head=True),  # its embedding has a padding entry without a gradient
     "bloom": Route("a row each", head=True, tied=True),
     "leaks by mask too": Route("a row each", head=True, tied=True),
 }
@@ -190,6 +190,41 @@ def test_the_speed_layer_changes_neither_losses_nor_gradients(name: str, batch: 
         torch.testing.assert_close(
             results[1][1][parameter], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max() + 1)
         )
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt-neox", "llama", "opt", "bloom"])
+def test_bf16_works_in_every_architecture(name: str, batch: Batch) -> None:
+    """Rotary positions leave query and key in fp32 under autocast, and the value in bf16."""
+    exact, half = (PackedForward(speed.apply(built(name)), precision=kind) for kind in ("fp32", "bf16"))
+    totals = []
+    for forward in (exact, half):
+        total = forward.loss(batch, 0.01)
+        total.backward()  # type: ignore[no-untyped-call]
+        totals.append(float(total.detach()))
+    assert totals[0] != totals[1] == pytest.approx(totals[0], rel=0.02)
+    gradients = [
+        torch.cat([p.grad.flatten() for p in f.model.parameters() if p.grad is not None]) for f in (exact, half)
+    ]
+    assert float((gradients[1] - gradients[0]).norm() / gradients[0].norm()) < 0.1
+    assert float(half.token_losses(batch).sum()) * 0.01 == pytest.approx(totals[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "route"),
+    [
+        ({"sliding_window": 4}, Route("restarting positions", head=True)),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, Route("restarting positions", head=True)),
+        ({"final_logit_softcapping": 30.0}, Route("borders told to the attention")),
+        ({"logits_scaling": 8.0}, Route("borders told to the attention")),
+        ({"logit_scale": 1.0}, Route("borders told to the attention", head=True)),
+    ],
+)
+def test_what_a_config_tells_is_believed_before_a_small_batch(change: dict[str, Any], route: Route) -> None:
+    tiny = built("llama")
+    for name, value in change.items():
+        setattr(tiny.config, name, value)
+    found = find_route(speed.apply(tiny))
+    assert (found.packs, found.head) == (route.packs, route.head)
 
 
 def test_gradients_of_several_passes_add_up(batch: Batch) -> None:

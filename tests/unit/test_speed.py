@@ -29,7 +29,7 @@ def test_apply_replaces_modules_and_undo_puts_the_same_ones_back() -> None:
     assert speed.apply(tiny) is tiny
     assert speed.is_applied(tiny)
     assert speed.packs_documents(tiny)
-    assert set(speed.applied(tiny).values()) == {"fused tanh-GELU", "documents in tiles", "16-bit random numbers"}
+    assert set(speed.applied(tiny).values()) == {"fused tanh-GELU", "16-bit random numbers"}
     assert tiny.config.to_dict() == config
     assert activations(tiny) == ["FusedGELU", "FusedGELU"]
     assert tiny.state_dict().keys() == parameters.keys()
@@ -196,7 +196,7 @@ def test_attention_of_no_documents_is_the_packaged_one() -> None:
     )
 
 
-@pytest.mark.parametrize("option", ["sliding_window", "softcap", "position_bias", "s_aux"])
+@pytest.mark.parametrize("option", ["sliding_window", "softcap", "position_bias", "s_aux", "indices"])
 def test_other_kinds_of_attention_are_refused(option: str) -> None:
     with pytest.raises(ValueError, match=option):
         attend(heads(torch.float32), **{option: 8})
@@ -327,6 +327,36 @@ def test_no_more_logits_than_a_chunk_are_in_memory(monkeypatch: pytest.MonkeyPat
     assert max(sizes) <= 100_000
 
 
+@pytest.mark.parametrize(
+    ("device", "head_size", "dropout", "capability", "expected"),
+    [
+        ("cpu", 7, 0.5, 0, True),
+        ("cuda", 64, 0.0, 9, True),
+        ("cuda", 64, 0.1, 9, False),
+        ("cuda", 60, 0.0, 9, False),
+        ("cuda", 512, 0.0, 9, False),
+        ("cuda", 64, 0.0, 7, False),
+        ("mps", 64, 0.0, 9, False),
+    ],
+)
+def test_where_documents_have_a_kernel(
+    device: str, head_size: int, dropout: float, capability: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 0))
+    assert attention.has_kernel(torch.device(device), head_size, dropout) is expected
+
+
+def test_memory_is_left_alone_where_the_environment_sets_malloc_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("MALLOC_ARENA_MAX", "1"), ("GLIBC_TUNABLES", "glibc.malloc.check=3")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            allocator._glibc.cache_clear()
+            assert allocator._glibc() is None
+            with speed.kept_memory():
+                pass
+    allocator._glibc.cache_clear()
+
+
 def test_memory_is_kept_only_inside() -> None:
     calls: list[tuple[int, int]] = []
 
@@ -346,7 +376,7 @@ def test_memory_is_kept_only_inside() -> None:
             assert len(calls) == 2
             raise KeyError
     assert calls[:2] == [(-4, 0), (-1, 2**31 - 1)]
-    assert calls[2:] == [(-4, 65536), (-1, 128 * 1024)]
+    assert calls[2:] == [(-4, 65536), (-3, 32 * 2**20), (-1, 64 * 2**20)]
 
 
 def test_stochastic_rounding_keeps_the_mean() -> None:

@@ -236,7 +236,10 @@ def _position_embeddings(model: PreTrainedModel) -> list[torch.nn.Module]:
 
 def enable_checkpointing(model: PreTrainedModel) -> None:
     """Recompute activations in the backward pass; transformers renamed the method within version 5."""
+    if is_checkpointing(model):
+        return
     getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    model.disable_input_require_grads()  # only the older kind needs it, and it would undo `freeze`
 
 
 def is_checkpointing(model: torch.nn.Module) -> bool:

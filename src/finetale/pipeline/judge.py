@@ -43,8 +43,11 @@ def open_model(name: str, config: Config, notify: Notify, tokenizer: Any = None)
         seed=config.seed,
     )
     loaded.model.to(Accelerator().device)
+    precision = resolve_precision(config.precision)
     if not config.speed:
         speed.undo(loaded.model)
+    elif config.attention == "model" or not speed.has_kernel(loaded.model, precision=precision, training=False):
+        speed.use_documents(loaded.model, False)
     return loaded
 
 

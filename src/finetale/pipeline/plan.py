@@ -9,9 +9,11 @@ import numpy as np
 import psutil
 import torch
 
+from finetale import speed
 from finetale.comparison import DEFAULT_PROMPT
 from finetale.config import Config, SamplingSettings
 from finetale.environment import hardware
+from finetale.errors import MemoryLimitError
 from finetale.forward import PackedForward
 from finetale.generate import Generator
 from finetale.pipeline.data import Notify, data_json, keep_standard_input, stage
@@ -74,6 +76,11 @@ def _training_rate(prepared: Prepared) -> float:
     assert config.micro_batch_size is not None
     assert config.batch_size is not None
     trial = measure_choice(model, blocks, prepared.tuned.choice, passes=8, seconds=8.0)
+    if trial.error is not None:
+        raise MemoryLimitError(
+            f"A pass of {config.micro_batch_size} sequences of {blocks.block_size} tokens fails: {trial.error}.",
+            "Choose a smaller --micro-batch-size, --block-size or model, or --gradient-checkpointing.",
+        )
     optimizer = build_optimizer(model, config)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
@@ -96,7 +103,7 @@ def _evaluation_rate(prepared: Prepared) -> float:
     forward = PackedForward(model, precision=config.precision)
     chosen = np.arange(min(len(blocks), config.micro_batch_size))
     seconds = []
-    with torch.inference_mode():
+    with speed.kept_memory(), torch.inference_mode():
         for _ in range(3):
             started = time.perf_counter()
             forward.token_losses(blocks.batch(chosen)).sum().item()

@@ -238,7 +238,9 @@ def _describe(run: RunDirectory, config: Config, prepared: Prepared) -> None:
         base=prepared.loaded.provenance.to_dict(),
         data_sha256=prepared.store.info["sha256"],
         config=json.loads(config.model_dump_json()),
-        speed=speed.applied(prepared.loaded.model) | {"probe": prepared.tuned.probe.to_dict()},
+        speed=speed.applied(prepared.loaded.model)
+        | prepared.tuned.route.to_dict()
+        | {"probe": prepared.tuned.probe.to_dict()},
         versions=versions(),
         hardware=hardware(),
         command=" ".join(["finetale", *sys.argv[1:]]) if Path(sys.argv[0]).name == "finetale" else None,

@@ -10,8 +10,8 @@ import torch
 from finetale import speed
 from finetale.blocks import Blocks
 from finetale.config import Config
-from finetale.environment import cpu_has_bf16
-from finetale.forward import PackedForward
+from finetale.environment import cpu_has_bf16, num_cores, reset_peak_memory
+from finetale.forward import PackedForward, Route, find_route
 from finetale.pipeline.data import Notify, stage
 from finetale.training import Choice, MemoryPlan, Probe, Schedule, default_threads, plan_memory, probe
 
@@ -23,6 +23,7 @@ class Tuned:
     choice: Choice
     memory: MemoryPlan
     probe: Probe
+    route: Route
 
 
 def tune(config: Config, model: Any, blocks: Blocks, schedule: Schedule, notify: Notify) -> Tuned:
@@ -33,13 +34,16 @@ def tune(config: Config, model: Any, blocks: Blocks, schedule: Schedule, notify:
     most = -(-schedule.batch_size // processes)
     device = next(model.parameters()).device
     precision = resolve_precision(config.precision)
-    if config.attention == "model":
+    if config.attention == "model" or not speed.has_kernel(model, precision=precision, training=True):
         speed.use_documents(model, False)
+    packs = find_route(model).packs
+    if config.attention == "documents" and not packs:
+        notify({"event": "warning", "message": "This model takes no attention by documents here; its own is used."})
     moment_bytes = 2 if config.optimizer_state == "bf16" else 4
     memory = plan_memory(PackedForward(model, precision=precision), blocks, most, moment_bytes=moment_bytes)
     start = Choice(
         precision=precision,
-        attention="documents" if speed.packs_documents(model) else "model",
+        attention="documents" if packs else "model",
         micro_batch_size=config.micro_batch_size or memory.micro_batch_size,
         compile="off" if config.compile == "auto" else config.compile,
         threads=config.threads or default_threads(device),
@@ -57,13 +61,14 @@ def tune(config: Config, model: Any, blocks: Blocks, schedule: Schedule, notify:
     )
     speed.use_documents(model, found.best.attention == "documents")
     if found.best.threads is not None:
-        torch.set_num_threads(found.best.threads)
+        torch.set_num_threads(min(found.best.threads, num_cores()))
     if found.trials:
         notify({"event": "probe", "step": 0} | found.to_dict())
     if found.best != start:
         best = PackedForward(model, precision=found.best.precision)
         memory = plan_memory(best, blocks, most, moment_bytes=moment_bytes)
-    return Tuned(found.best, memory, found)
+    reset_peak_memory()  # so that what is reported later is the run's, not the probe's
+    return Tuned(found.best, memory, found, find_route(model))
 
 
 def targets_of(schedule: Schedule, blocks: Blocks) -> int:

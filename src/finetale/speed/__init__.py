@@ -29,6 +29,7 @@ __all__ = [
     "apply",
     "chunk_bytes",
     "cross_entropy",
+    "has_kernel",
     "is_applied",
     "kept_memory",
     "linear_cross_entropy",
@@ -69,6 +70,18 @@ def use_documents(model: nn.Module, yes: bool) -> None:
         _set_attention(model, *(("sdpa", attention.NAME) if yes else (attention.NAME, "sdpa")))
 
 
+def has_kernel(model: nn.Module, *, precision: str, training: bool) -> bool:
+    """Whether the attention of packed documents has a kernel on the model's device; without one it would need much memory."""
+    config = model.config.get_text_config()  # type: ignore[union-attr,operator]
+    device = next(model.parameters()).device
+    heads = getattr(config, "num_attention_heads", None) or 1
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    rates = [getattr(config, name, 0.0) or 0.0 for name in ("attn_pdrop", "attention_dropout")]
+    if device.type == "cuda" and precision != "bf16":
+        return False
+    return attention.has_kernel(device, size, max(rates) if training else 0.0)
+
+
 def is_applied(model: nn.Module) -> bool:
     """Whether `apply` was called, even if nothing of it fits the model."""
     return bool(getattr(model, "finetale_speed", False))
@@ -79,7 +92,6 @@ def applied(model: nn.Module) -> dict[str, str]:
     kinds = {type(module) for module in model.modules()}
     return {
         "activation": "fused tanh-GELU" if FusedGELU in kinds else "the model's own",
-        "attention": "documents in tiles" if packs_documents(model) else "the model's own",
         "dropout": "16-bit random numbers" if FastDropout in kinds else "the model's own",
     }
 
@@ -94,6 +106,8 @@ def _set_attention(model: nn.Module, old: str, new: str) -> None:
     """Switch the attention of a model that can be switched."""
     config = getattr(model, "config", None)
     if getattr(config, "_attn_implementation", None) != old or not _is_switchable(model):
+        return
+    if new == attention.NAME and not attention.is_plain(config):
         return
     attention.register()
     model.set_attn_implementation(new)  # type: ignore[operator]

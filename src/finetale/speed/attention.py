@@ -7,6 +7,7 @@ attention runs as ever.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,9 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from finetale.speed.loss import compute_type
 from finetale.speed.modules import keep_mask
 
 NAME = "finetale"
+_UNKNOWN = ("sliding_window", "softcap", "position_bias", "s_aux", "indices")
+"""Arguments of kinds of attention that are not plain causal attention."""
+_NOT_PLAIN = ("sliding_window", "attention_chunk_size", "index_topk", "attn_logit_softcapping")
+"""Names in a config that tell of such kinds."""
 _TILE = {torch.bfloat16: 192, torch.float32: 96}
 """Queries worked on at a time. Fewer and there are too many calls, more and too much is computed only to be masked."""
 
@@ -30,6 +36,31 @@ def register() -> None:
 
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def is_plain(config: Any) -> bool:
+    """Whether a model's attention is plain causal attention in all layers, as far as its config tells."""
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    windowed = getattr(config, "use_sliding_window", True)  # Qwen has a window in its config that it does not use
+    set_names = [name for name in _NOT_PLAIN if getattr(config, name, None) is not None]
+    if not windowed and "sliding_window" in set_names:
+        set_names.remove("sliding_window")
+    return kinds == {"full_attention"} and not set_names
+
+
+def has_kernel(device: torch.device, head_size: int, dropout: float) -> bool:
+    """Whether packed documents have a kernel of their own: tiles on a CPU, variable-length attention on newer GPUs in bf16."""
+    if device.type == "cpu":
+        return True
+    if device.type != "cuda" or dropout or head_size % 8 or head_size > 256:
+        return False
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # before torch 2.10
+        return False
+    wanted = {"window_size", "scale", "enable_gqa"}
+    return wanted <= set(inspect.signature(varlen_attn).parameters) and torch.cuda.get_device_capability(device)[0] >= 8
 
 
 def attend(
@@ -65,12 +96,12 @@ def attend(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
         return output, None
-    unknown = [
-        name for name in ("sliding_window", "softcap", "position_bias", "s_aux") if options.get(name) is not None
-    ]
+    unknown = [name for name in _UNKNOWN if options.get(name) is not None]
     if unknown:
         raise ValueError(f"packed attention knows nothing of {unknown[0]}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    kind = compute_type(query)  # rotary positions leave query and key in fp32, which PyTorch's attention would cast too
+    query, key, value = query.to(kind), key.to(kind), value.to(kind)
     if query.device.type == "cuda" and dropout == 0 and query.dtype in (torch.bfloat16, torch.float16):
         return _varlen(query, key, value, cu_seq_lens_q, max_length_q, scale), None
     groups = query.shape[1] // key.shape[1]

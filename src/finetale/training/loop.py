@@ -269,7 +269,7 @@ class Training:
         """Stop if a step since the last look was not finite; no update was made from then on."""
         if self._deferred and bool(self._bad):
             raise DivergedError(
-                f"The loss or the gradient is not finite in one of the last {self._log_every} steps up to {self.state.step + 1}; no update was made from there on.",
+                f"The loss or the gradient is no finite number in or shortly before step {self.state.step + 1}; no update was made from there on.",
                 f"Use a lower --learning-rate (it was {self.settings.learning_rate:g}) or --precision fp32; the last good checkpoint is kept.",
             )
 

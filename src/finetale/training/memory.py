@@ -1,7 +1,7 @@
 """How many sequences fit a forward and backward pass. Knows nothing of the loop.
 
 The probe counts what autograd keeps for the backward pass of one real block, and of two. These numbers are the same on every
-run, so that the micro-batch, and with it the rounding of sums, only changes where memory is short.
+run, so that by this alone the micro-batch, and with it the rounding of sums, only changes where memory is short.
 """
 
 from __future__ import annotations
@@ -64,6 +64,12 @@ def plan_memory(forward: PackedForward, blocks: Blocks, most: int, *, moment_byt
     return MemoryPlan(fixed, once, sequence, available, _rounded(min(limit, fits), most), _rounded(fits, most))
 
 
+def _hungriest(blocks: Blocks) -> int:
+    """The block whose documents are longest: attention keeps about as much as their lengths squared."""
+    squares = blocks.segments["targets"].astype(np.float64) ** 2
+    return int(np.argmax(np.add.reduceat(squares, blocks.offsets[:-1])))
+
+
 def _rounded(size: int, most: int) -> int:
     """All of a step's sequences, or else a power of two."""
     return most if size >= most else 2 ** (size.bit_length() - 1)
@@ -101,7 +107,7 @@ def _kept_bytes(forward: PackedForward, blocks: Blocks, number: int) -> int:
     try:
         with torch.random.fork_rng(devices=[forward.device] if forward.device.type == "cuda" else []):
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                loss = forward.loss(blocks.batch(np.zeros(number, np.int64)))
+                loss = forward.loss(blocks.batch(np.full(number, _hungriest(blocks))))
             del loss
     finally:
         model.train(was_training)

@@ -98,8 +98,9 @@ def probe(
         most_sequences: the largest micro-batch that makes sense and fits.
     """
     result = Probe(start)
+    free = frozenset(name for name in free if _values(name, start, model, most_sequences))
     if not free:
-        result.skipped = "every setting was given"
+        result.skipped = "there is nothing to choose from"
         return result
     passes = targets / max(1, start.micro_batch_size * blocks.block_size)
     if passes < 20 * (_WARM_UP + _PASSES):
@@ -168,7 +169,9 @@ def _values(name: str, choice: Choice, model: Any, most: int) -> list[Any]:
 
 def _cost(candidate: Choice, best: Trial, blocks: Blocks) -> float:
     """About how many seconds a trial takes; one in fp32 may be four times slower, and compiling takes a minute."""
-    seconds = (_WARM_UP + _PASSES) * candidate.micro_batch_size * blocks.block_size / best.tokens_per_second
+    on_gpu = candidate.threads is None
+    passes = 3 * (_WARM_UP + (_GPU_PASSES if on_gpu else _PASSES))  # a gain is measured again, on both sides
+    seconds = passes * candidate.micro_batch_size * blocks.block_size / best.tokens_per_second
     if candidate.precision != best.choice.precision:
         seconds *= 4
     return seconds + (60 if candidate.compile == "on" else 0)
@@ -230,8 +233,8 @@ def _as_it_was(model: Any) -> Iterator[None]:
 
 
 def default_threads(device: torch.device) -> int | None:
-    """One thread a core for a processor, within the limits of a container; None where it does not matter."""
-    return num_cores() if device.type == "cpu" else None
+    """As many threads as torch would take, within the limits of a container; None where it does not matter."""
+    return min(num_cores(), torch.get_num_threads()) if device.type == "cpu" else None
 
 
 def _wait(device: torch.device) -> None:
