@@ -72,8 +72,8 @@ def compare(shape: str, turns: int) -> dict[str, float]:
     parts = [part for part in PARTS if part != "dropout" or rate]
     times: dict[str, list[float]] = {part: [] for part in parts}
     repeats = 1 if shape == "gpt2" else 4
-    for _ in range(turns):
-        for part in parts:
+    for turn in range(turns):
+        for part in parts[turn % len(parts) :] + parts[: turn % len(parts)]:  # none is always the first
             forward = without(part, network)
             with contextlib.nullcontext() if part in ("kept memory", "everything") else speed.kept_memory():
                 for number in range(repeats + 1):  # the first warms up
