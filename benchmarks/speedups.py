@@ -15,6 +15,7 @@ import json
 import statistics
 import time
 from typing import Any
+from unittest import mock
 
 from finetale.environment import calm_threads, hardware, versions
 
@@ -31,7 +32,7 @@ from finetale.pipeline.tuning import resolve_precision  # noqa: E402
 BLOCK, STEP = 512, 4
 SHAPES = {
     "gpt2": ({"n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257, "n_positions": 1024}, 0.1, 1),
-    "bundled": ({"n_embd": 256, "n_layer": 6, "n_head": 4, "vocab_size": 8192, "n_positions": 512}, 0.0, 2),
+    "bundled": ({"n_embd": 256, "n_layer": 6, "n_head": 4, "vocab_size": 8192, "n_positions": 512}, 0.0, 4),
 }
 PARTS = (
     "nothing",
@@ -41,9 +42,12 @@ PARTS = (
     "loss",
     "tied gradient",
     "kept memory",
+    "loss and kept memory",
     "kept casts",
     "everything",
 )
+PLAIN_LOSS = {"loss", "loss and kept memory", "everything"}
+PLAIN_MEMORY = {"kept memory", "loss and kept memory", "everything"}
 
 
 def main() -> None:
@@ -59,8 +63,8 @@ def main() -> None:
     print(json.dumps({"time_without": results, "hardware": hardware(), "versions": versions()}))
 
 
-def compare(shape: str, turns: int) -> dict[str, float]:
-    """CPU time a step without each part, over that with all of them."""
+def compare(shape: str, turns: int) -> dict[str, Any]:
+    """CPU time a step without each part, over that with all of them in the same turn: the median, and all of them."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     values, rate, micro = SHAPES[shape]
@@ -71,13 +75,18 @@ def compare(shape: str, turns: int) -> dict[str, float]:
     rng = np.random.default_rng(0)
     parts = [part for part in PARTS if part != "dropout" or rate]
     times: dict[str, list[float]] = {part: [] for part in parts}
-    repeats = 1 if shape == "gpt2" else 4
-    for turn in range(turns):
+    warm_up, repeats = (1, 1) if shape == "gpt2" else (2, 8)
+    for turn in range(-1, turns):  # the first is not counted
         for part in parts[turn % len(parts) :] + parts[: turn % len(parts)]:  # none is always the first
             forward = without(part, network)
-            with contextlib.nullcontext() if part in ("kept memory", "everything") else speed.kept_memory():
-                for number in range(repeats + 1):  # the first warms up
-                    started = time.process_time()
+            with contextlib.ExitStack() as stack:
+                if part in PLAIN_LOSS:
+                    stack.enter_context(mock.patch.object(speed, "cross_entropy", plain_cross_entropy))
+                if part not in PLAIN_MEMORY:
+                    stack.enter_context(speed.kept_memory())
+                for number in range(warm_up + repeats):
+                    if number == warm_up:
+                        started = time.process_time()
                     with contextlib.nullcontext() if part in ("kept casts", "everything") else forward.autocast():
                         for _ in range(STEP // micro):
                             batch = batch_of(rng, micro, values["vocab_size"])
@@ -87,13 +96,13 @@ def compare(shape: str, turns: int) -> dict[str, float]:
                     torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
                     optimizer.step()
                     optimizer.zero_grad()
-                    if number:
-                        times[part].append(time.process_time() - started)
+                if turn >= 0:
+                    times[part].append((time.process_time() - started) / repeats)
     ratios = {
-        part: statistics.median(mine / whole for mine, whole in zip(times[part], times["nothing"], strict=True))
-        for part in parts
+        part: [mine / whole for mine, whole in zip(times[part], times["nothing"], strict=True)] for part in parts
     }
-    return ratios | {"tokens_per_cpu_second": STEP * BLOCK / statistics.median(times["nothing"])}
+    rates = {"tokens_per_cpu_second": STEP * BLOCK / statistics.median(times["nothing"])}
+    return {part: statistics.median(found) for part, found in ratios.items()} | rates | {"turns": ratios}
 
 
 def without(part: str, network: Any) -> PackedForward:
@@ -109,11 +118,16 @@ def without(part: str, network: Any) -> PackedForward:
             if kind is not None and isinstance(child, kind):
                 setattr(parent, name, child.replaced[0].train())
     forward = PackedForward(network, precision=resolve_precision("auto"))
-    if part == "loss":
+    if part in PLAIN_LOSS:
         forward.route = Route(forward.route.isolation)
     if part == "tied gradient":
         forward.route = Route(forward.route.isolation, head=True)
     return forward
+
+
+def plain_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore: int) -> torch.Tensor:
+    """The loss as transformers computes it: on an fp32 copy of all logits."""
+    return torch.nn.functional.cross_entropy(logits.float(), labels, ignore_index=ignore, reduction="none")
 
 
 def batch_of(rng: np.random.Generator, rows: int, vocabulary: int) -> Batch:

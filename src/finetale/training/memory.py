@@ -17,7 +17,7 @@ from finetale.environment import available_memory
 from finetale.forward import PackedForward
 
 _SHARE = 0.7
-_CPU_TOKENS, _CPU_VALUES = 2048, 400_000
+_CPU_TOKENS, _CPU_VALUES = 2048, 2**19
 """Tokens and hidden states (tokens x width) of a pass on a CPU. More leave its cache and are slower (docs/performance.md)."""
 
 
