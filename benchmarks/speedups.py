@@ -98,9 +98,7 @@ def compare(shape: str, turns: int) -> dict[str, Any]:
                     optimizer.zero_grad()
                 if turn >= 0:
                     times[part].append((time.process_time() - started) / repeats)
-    ratios = {
-        part: [mine / whole for mine, whole in zip(times[part], times["nothing"], strict=True)] for part in parts
-    }
+    ratios = {part: [mine / whole for mine, whole in zip(times[part], times["nothing"], strict=True)] for part in parts}
     rates = {"tokens_per_cpu_second": STEP * BLOCK / statistics.median(times["nothing"])}
     return {part: statistics.median(found) for part, found in ratios.items()} | rates | {"turns": ratios}
 

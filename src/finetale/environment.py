@@ -140,17 +140,19 @@ def peak_memory() -> int:
     return peak if platform.system() == "Darwin" else peak * 1024
 
 
-def reset_peak_memory() -> None:
-    """Let `peak_memory` begin anew, where the system can do that (CUDA, Linux)."""
+def reset_peak_memory() -> bool:
+    """Let `peak_memory` begin anew, where the system can do that (CUDA, Linux); returns whether it can."""
     import torch
 
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+        return True
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return
+        return False
+    return True
 
 
 def _reclaimable() -> int:

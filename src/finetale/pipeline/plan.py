@@ -12,7 +12,7 @@ import torch
 from finetale import speed
 from finetale.comparison import DEFAULT_PROMPT
 from finetale.config import Config, SamplingSettings
-from finetale.environment import hardware
+from finetale.environment import hardware, peak_memory, reset_peak_memory
 from finetale.errors import MemoryLimitError
 from finetale.forward import PackedForward
 from finetale.generate import Generator
@@ -23,6 +23,8 @@ from finetale.training import measure_choice
 from finetale.training.optimizer import build_optimizer
 
 _FEW_TOKENS = 12
+_GROWTH = 1.08
+"""What a run's memory grows by beyond its first passes, as batches of other documents are cut into other pieces."""
 
 
 def plan_run(config: Config, notify: Notify) -> dict[str, Any]:
@@ -40,7 +42,8 @@ def plan_run(config: Config, notify: Notify) -> dict[str, Any]:
     program = _program_bytes(prepared)
     evaluating = _evaluation_rate(prepared)
     sampling = _sampling_seconds(prepared)
-    training = _training_rate(prepared)  # last, for it changes the weights
+    training, peak = _training_rate(prepared)  # last, for it changes the weights
+    expected = prepared.tuned.memory.expected_bytes(resolved.micro_batch_size) + program
     steps, targets = schedule.total_steps, targets_of(schedule, blocks)
     evaluations = sum(schedule.evaluates(step) for step in range(steps + 1))
     held_out = {split: prepared.store.num_targets(split) for split in ("validation", "test")}
@@ -55,7 +58,7 @@ def plan_run(config: Config, notify: Notify) -> dict[str, Any]:
         "steps_per_epoch": -(-len(blocks) // schedule.batch_size),
         "targets": targets,
         "memory": {
-            "expected_bytes": prepared.tuned.memory.expected_bytes(resolved.micro_batch_size) + program,
+            "expected_bytes": expected if peak is None else round(_GROWTH * peak),
             "available_bytes": prepared.tuned.memory.available_bytes,
         },
         "tokens_per_second": round(training, 1),
@@ -70,17 +73,11 @@ def plan_run(config: Config, notify: Notify) -> dict[str, Any]:
     }
 
 
-def _training_rate(prepared: Prepared) -> float:
-    """Tokens a second of training steps: passes, and each pass's share of an update."""
+def _training_rate(prepared: Prepared) -> tuple[float, int | None]:
+    """Tokens a second of training steps: passes, and each pass's share of an update; and the most memory they took, where that is known."""
     config, blocks, model = prepared.config, prepared.train, prepared.loaded.model
     assert config.micro_batch_size is not None
     assert config.batch_size is not None
-    trial = measure_choice(model, blocks, prepared.tuned.choice, passes=8, seconds=8.0)
-    if trial.error is not None:
-        raise MemoryLimitError(
-            f"A pass of {config.micro_batch_size} sequences of {blocks.block_size} tokens fails: {trial.error}.",
-            "Choose a smaller --micro-batch-size, --block-size or model, or --gradient-checkpointing.",
-        )
     optimizer = build_optimizer(model, config)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
@@ -92,8 +89,16 @@ def _training_rate(prepared: Prepared) -> float:
         _wait(next(model.parameters()).device)
         seconds.append(time.perf_counter() - started)
     optimizer.zero_grad()
+    counted = reset_peak_memory()
+    trial = measure_choice(model, blocks, prepared.tuned.choice, passes=8, seconds=8.0)
+    if trial.error is not None:
+        raise MemoryLimitError(
+            f"A pass of {config.micro_batch_size} sequences of {blocks.block_size} tokens fails: {trial.error}.",
+            "Choose a smaller --micro-batch-size, --block-size or model, or --gradient-checkpointing.",
+        )
+    peak = peak_memory() if counted else None
     tokens = config.batch_size * blocks.num_targets / len(blocks)  # a step
-    return tokens / (tokens / trial.tokens_per_second + seconds[-1])
+    return tokens / (tokens / trial.tokens_per_second + seconds[-1]), peak
 
 
 def _evaluation_rate(prepared: Prepared) -> float:
