@@ -7,6 +7,7 @@ Modeling"); only where the blocks would stay too empty are the worst ones dissol
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +85,13 @@ class Blocks:
             positions[row, at:] = np.arange(self.block_size - at)
             documents[row, at:] = len(segments)
         return Batch(inputs, labels, positions, documents, parts)
+
+    def names_in(self, blocks: Iterable[int], most: int = 5) -> str:
+        """Where the documents of some blocks come from: the first few names, and how many more there are."""
+        parts = dict.fromkeys(int(part) for i in blocks for part in self._segments_of(int(i))["part"])
+        names = [self.store.name_of(part) for part in list(parts)[:most]]
+        more = f" and {len(parts) - most} more" if len(parts) > most else ""
+        return ", ".join(names) + more
 
     def _segments_of(self, block: int) -> NDArray[Any]:
         segments: NDArray[Any] = self.segments[self.offsets[block] : self.offsets[block + 1]]

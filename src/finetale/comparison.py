@@ -59,7 +59,8 @@ def draw_samples(
         if between is not None:
             between()
         number = 1 if sampling.temperature == 0 else settings.num_samples
-        for index, sample in enumerate(generator.generate([prompt], sampling, n=number, truncate=True)[0], 1):
+        samples = generator.generate([prompt], sampling, n=number, truncate=True, between=between)[0]
+        for index, sample in enumerate(samples, 1):
             side.samples.append(
                 {
                     "prompt": prompt,

@@ -209,6 +209,12 @@ class TrainSettings(Settings):
         None,
         description="What stays as it is: embeddings, or a number of lowest layers with the embeddings below them. Less memory, faster.",
     )
+    skip_updates: int = Field(
+        3,
+        ge=0,
+        description="Updates a run may leave out, saying so, because the loss or the gradient is not finite, or the loss is both 2 nats "
+        "and 6 standard deviations above the last 20 steps. After these it stops.",
+    )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of everything random.")
 
     @field_validator("warmup_steps")
@@ -411,6 +417,9 @@ def setting_groups(sections: Iterable[type[Settings]] = SECTIONS) -> list[tuple[
     return groups
 
 
+_MOST_SETTINGS_BYTES = 2**20
+
+
 def read_settings_file(path: str | Path) -> dict[str, Any]:
     """The keys and values of a YAML settings file.
 
@@ -418,13 +427,19 @@ def read_settings_file(path: str | Path) -> dict[str, Any]:
         ConfigError: the file is missing, is not YAML or is not a mapping.
     """
     try:
+        if Path(path).stat().st_size > _MOST_SETTINGS_BYTES:
+            raise ConfigError(f"The settings file {path} has more than {_MOST_SETTINGS_BYTES:,} bytes.", "Check the path.")
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"The settings file {path} can't be read: {error}.", "Check the path given to --config."
         ) from None
     try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ConfigError(f"The settings file {path} has YAML aliases (*name).", "Write the values out.")
         values = yaml.safe_load(text)
+    except RecursionError:
+        raise ConfigError(f"The settings file {path} is nested too deeply.", "See docs/settings.md.") from None
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where else ""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -90,6 +90,7 @@ class Generator:
         n: int = 1,
         truncate: bool = False,
         batch_size: int = 16,
+        between: Callable[[], None] | None = None,
     ) -> list[list[Sample]]:
         """Continue each prompt n times.
 
@@ -102,6 +103,7 @@ class Generator:
             n: samples a prompt.
             truncate: cut prompts that are too long for the context at their start instead of refusing them.
             batch_size: samples decoded at the same time, at most.
+            between: called between tokens; what it raises ends the work.
 
         Raises:
             GenerationError: a prompt is too long, n does not fit the settings, or the model's output is not a number.
@@ -124,6 +126,8 @@ class Generator:
                 random = settings.temperature > 0
                 for batch in self._batches([row for row in rows if random or row.sample == 0], settings, batch_size):
                     while batch.rows:
+                        if between is not None:
+                            between()
                         batch.step()
                 rows = rows if random else [rows[row.prompt * n] for row in rows]
         samples = [row.as_sample(prompts[row.prompt], settings.seed) for row in rows]

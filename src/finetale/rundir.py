@@ -7,19 +7,24 @@ leaves between them `recover` puts right.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from finetale.errors import RunError
 
 SCHEMA_VERSION = 1
+LOCK_NAME, MANIFEST_NAME = ".lock", "manifest.json"
+_MOST_JSON_BYTES = 256 * 2**20
 CHECKPOINT_PATTERN = re.compile(r"^step-(\d{8})$")
 
 
@@ -69,6 +74,56 @@ class RunDirectory:
         """Folder of the checkpoint after `step` optimizer steps."""
         return self.checkpoints / f"step-{step:08d}"
 
+    def holds_anything(self) -> bool:
+        """Whether there is something at this path besides a lock."""
+        if not self.root.is_dir():
+            return self.root.exists()
+        return any(item.name != LOCK_NAME for item in self.root.iterdir())
+
+    def refuse_links(self) -> None:
+        """Refuse a run directory in which what would be written to leads somewhere else.
+
+        Raises:
+            RunError: names the link.
+        """
+        for path in (self.checkpoints, self.model, self.tensorboard, self.root / LOCK_NAME):
+            if path.is_symlink():
+                raise RunError(
+                    f"{path} is a link, and a run keeps its files in its own directory.", "Put the folder itself there."
+                )
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from writing here. The system lets the lock go when its holder dies, however it dies.
+
+        Raises:
+            RunError: another process is at work here.
+        """
+        self.refuse_links()
+        self.root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.root / LOCK_NAME)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(
+                f"{self.root} is in use: another process is working on this run{self._holder()}.",
+                "Wait until it is done, or stop it.",
+            ) from None
+        except NotImplementedError:  # a file system without locks
+            yield
+            return
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _holder(self) -> str:
+        try:
+            process = self.read_manifest().get("process") or {}
+        except RunError:
+            return ""
+        return f" (process {process['pid']} on {process['host']})" if {"pid", "host"} <= set(process) else ""
+
     def is_run(self) -> bool:
         """Whether a manifest stands here."""
         return self.manifest.is_file()
@@ -101,7 +156,7 @@ class RunDirectory:
         if self.checkpoints.is_dir():
             for folder in self.checkpoints.iterdir():
                 match = CHECKPOINT_PATTERN.match(folder.name)
-                if match and (folder / "manifest.json").is_file():
+                if match and (folder / MANIFEST_NAME).is_file() and not folder.is_symlink():
                     found.append((int(match.group(1)), folder))
         yield from sorted(found, reverse=True)
 
@@ -113,10 +168,12 @@ def read_json(path: Path) -> dict[str, Any]:
         RunError: the file is missing, damaged or no object.
     """
     try:
+        if path.stat().st_size > _MOST_JSON_BYTES:
+            raise ValueError(f"it has more than {_MOST_JSON_BYTES:,} bytes")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError(f"{path} is missing.", "The run may have been stopped before it was written.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} can't be read: {error}.", "Restore the file or start the run again.") from None
     if not isinstance(value, dict):
         raise RunError(f"{path} does not hold a JSON object.", "Restore the file or start the run again.")
@@ -125,8 +182,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically. NaN and infinities are refused: they are not JSON."""
-    text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, _json_bytes(value))
+
+
+def _json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode("utf-8")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -150,7 +210,7 @@ def write_folder(path: Path, fill: Callable[[Path], None], *, manifest: bool = F
     Args:
         path: where the folder shall stand; a folder already there is replaced.
         fill: writes the files into the folder it is given.
-        manifest: write manifest.json with the SHA-256 and size of each file, after the files are on disk.
+        manifest: seal the folder, after the files are on disk, with a manifest.json of their SHA-256 and size.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -162,11 +222,7 @@ def write_folder(path: Path, fill: Callable[[Path], None], *, manifest: bool = F
         for file in files:
             _sync_file(file)
         if manifest:
-            entries = {
-                file.relative_to(temporary).as_posix(): {"sha256": sha256_of(file), "bytes": file.stat().st_size}
-                for file in files
-            }
-            write_json(temporary / "manifest.json", {"schema_version": SCHEMA_VERSION, "files": entries})
+            _seal(temporary, {file.relative_to(temporary).as_posix(): _entry(file) for file in files})
         sync_folder(temporary)
         _swap(temporary, path)
     finally:
@@ -187,22 +243,65 @@ def recover(parent: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def verify_folder(path: Path) -> list[str]:
-    """What is wrong with a folder that has a manifest; empty when all is well."""
+def add_file(folder: Path, name: str, data: bytes) -> None:
+    """Write a file into a sealed folder, in place of one of that name; the seal holds at every moment."""
+    entries = _entries(folder)
+    if entries.pop(name, None) is not None:
+        _seal(folder, entries)
+    write_bytes(folder / name, data)
+    _seal(folder, entries | {name: _entry(folder / name)})
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a folder has a manifest of `write_folder`, whole or damaged."""
     try:
-        entries = read_json(path / "manifest.json")["files"]
-    except (RunError, KeyError) as error:
-        return [f"manifest.json: {error}"]
+        return b'"sha256"' in (path / MANIFEST_NAME).read_bytes()
+    except OSError:
+        return False
+
+
+def verify_folder(path: Path) -> list[str]:
+    """What is wrong with a sealed folder; empty when all is well. Files that were added to it do not matter."""
+    try:
+        entries = _entries(path)
+    except RunError as error:
+        return [f"{MANIFEST_NAME}: {error.message}"]
     problems = []
     for name, entry in entries.items():
         file = path / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
             problems.append(f"{name}: is outside the folder")
-        elif not file.is_file():
+        elif not file.is_file() or file.is_symlink():
             problems.append(f"{name}: missing")
-        elif file.stat().st_size != entry["bytes"] or sha256_of(file) != entry["sha256"]:
+        elif _entry(file) != entry:
             problems.append(f"{name}: content differs from its SHA-256")
     return problems
+
+
+def _entries(folder: Path) -> dict[str, Any]:
+    """What a manifest says of each file.
+
+    Raises:
+        RunError: it is missing, or not to the letter what `_seal` writes.
+    """
+    path = folder / MANIFEST_NAME
+    manifest = read_json(path)
+    entries = manifest.get("files")
+    if not isinstance(entries, dict) or path.read_bytes() != _sealed(entries):
+        raise RunError(f"{path} is damaged.", "Restore the file or start the run again.")
+    return entries
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    return {"sha256": sha256_of(file), "bytes": file.stat().st_size}
+
+
+def _seal(folder: Path, entries: Mapping[str, Any]) -> None:
+    write_bytes(folder / MANIFEST_NAME, _sealed(entries))
+
+
+def _sealed(entries: Mapping[str, Any]) -> bytes:
+    return _json_bytes({"schema_version": SCHEMA_VERSION, "files": dict(entries)})
 
 
 def sha256_of(path: Path) -> str:

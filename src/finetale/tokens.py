@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from finetale.text import Part
 
 SPLITS = ("train", "validation", "test", "dropped")
-STORE_VERSION = 1
+STORE_VERSION = 2
 END_OF_TEXT = "<|endoftext|>"
 _BATCH_CHARACTERS = 2_000_000
 _PROBE = "The quick brown fox, 12 jumps; 你好 — naïve?"
@@ -134,7 +134,8 @@ class TokenStore:
     """Tokens of all parts in one memory-mapped array, and what is known of each part.
 
     Arrays have one entry a part: `start` (index of its beginning-of-text in `tokens`), `targets` (ids after the first),
-    `split` (index into SPLITS), `words`, `bytes` (of the text, UTF-8), `ends` (the document ends here).
+    `split` (index into SPLITS), `words`, `bytes` (of the text, UTF-8), `ends` (the document ends here), `source` (index into
+    the names of files or datasets), `line` (first line in the file, or number of the record).
     """
 
     folder: Path
@@ -152,6 +153,16 @@ class TokenStore:
     def parts(self) -> NDArray[Any]:
         parts: NDArray[Any] = np.load(self.folder / "parts.npy", mmap_mode="r", allow_pickle=False)
         return parts
+
+    def name_of(self, part: int) -> str:
+        """Where a part comes from, as file:line."""
+        row = self.parts[part]
+        return f"{self._sources[int(row['source'])]}:{int(row['line'])}"
+
+    @cached_property
+    def _sources(self) -> list[str]:
+        names: list[str] = read_json(self.folder / "sources.json")["names"]
+        return names
 
     def parts_of(self, split: str) -> NDArray[np.int64]:
         """Indices of the parts in a split, or of "all" parts, in reading order."""
@@ -188,8 +199,19 @@ class TokenStore:
 
 
 PART_DTYPE = np.dtype(
-    [("start", "<i8"), ("targets", "<i8"), ("split", "<u1"), ("ends", "<u1"), ("words", "<i8"), ("bytes", "<i8")]
+    [
+        ("start", "<i8"),
+        ("targets", "<i8"),
+        ("split", "<u1"),
+        ("ends", "<u1"),
+        ("source", "<u4"),
+        ("words", "<i8"),
+        ("bytes", "<i8"),
+        ("line", "<i8"),
+    ]
 )
+
+_CONTENT = ("start", "targets", "split", "ends", "words", "bytes")
 
 
 def build_store(
@@ -214,7 +236,8 @@ def build_store(
     begin, end = begin_and_end(tokenizer)
     largest = max(tokenizer.get_vocab().values())  # ids may have gaps
     dtype = np.uint16 if largest < 2**16 else np.uint32
-    rows: list[tuple[int, int, int, int, int, int]] = []
+    rows: list[tuple[int, ...]] = []
+    sources: dict[str, int] = {}
     tables: list[NDArray[Any]] = []
     dropped: Counter[str] = Counter()
     dropped_tokens: Counter[str] = Counter()
@@ -246,7 +269,9 @@ def build_store(
                     content.update(row.tobytes())
                     size = len(part.text.encode("utf-8", "surrogatepass"))
                     split = SPLITS.index(part.split)
-                    rows.append((position, targets, split, int(part.ends), len(part.text.split()), size))
+                    source = sources.setdefault(part.source, len(sources))
+                    words = len(part.text.split())
+                    rows.append((position, targets, split, int(part.ends), source, words, size, part.line))
                     position += len(row)
                 tables.append(np.array(rows, dtype=PART_DTYPE))
                 rows.clear()
@@ -254,7 +279,10 @@ def build_store(
                     progress(sum(len(table) for table in tables))
         table = np.concatenate([np.zeros(0, PART_DTYPE), *tables])
         np.save(target / "parts.npy", table, allow_pickle=False)
-        content.update(table.tobytes())
+        write_json(target / "sources.json", {"names": list(sources)})
+        # What the tokens are, not where they came from: a text that was moved is the same text.
+        for name in _CONTENT:
+            content.update(np.ascontiguousarray(table[name]).tobytes())
         totals = {name: int(table["targets"][table["split"] == i].sum()) for i, name in enumerate(SPLITS[:3])}
         gone = sum(dropped_tokens.values())
         account = {

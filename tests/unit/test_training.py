@@ -45,7 +45,7 @@ from finetale.training.checkpoints import load_checkpoint, save_checkpoint
 from finetale.training.loop import disk_errors, seed_micro_batch
 from finetale.training.memory import is_out_of_memory
 from finetale.training.optimizer import build_optimizer, learning_rate, warmup_steps
-from finetale.training.signals import StopRequest
+from finetale.signals import StopRequest
 from tiny import model, store, story, tokenizer
 
 SIZE = 32
@@ -804,7 +804,7 @@ def test_threads_leave_signals_alone() -> None:
 def test_the_second_signal_leaves_at_once() -> None:
     program = (
         "import signal\n"
-        "from finetale.training.signals import StopRequest\n"
+        "from finetale.signals import StopRequest\n"
         "with StopRequest() as stop:\n"
         "    signal.raise_signal(signal.SIGINT)\n"
         "    print('asked', stop.requested, flush=True)\n"

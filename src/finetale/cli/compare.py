@@ -46,7 +46,8 @@ def command(
                 )
             run = RunDirectory.open(model)
             config = Config.resolve(read_settings_file(run.config), settings, {"out": str(run.root)})
-            pipeline.finish(run, config, display)
+            with run.locked():
+                pipeline.finish(run, config, display)
             result = read_json(run.comparison)
         else:
             result = pipeline.compare_on(model, after, text or (), settings, display)

@@ -69,6 +69,8 @@ def _show(plan: dict[str, Any]) -> None:
         f"Speed     {plan['tokens_per_second']:,.0f} tokens/s training, {plan['evaluation_tokens_per_second']:,.0f} evaluating (measured)"
     )
     console.print(f"Memory    about {size(memory['expected_bytes'])} of {size(memory['available_bytes'])} free")
+    disk = plan["disk"]
+    console.print(f"Disk      {size(disk['peak_bytes'])} of {size(disk['free_bytes'])} free")
     parts = [
         f"{duration(plan[f'{name}_seconds'])} {name.replace('train', 'training')}"
         for name in ("train", "evaluation", "comparison")

@@ -12,6 +12,8 @@ def command(directory: RunFolder, /) -> int:
     """Write report.html of a run again, from the files in the run directory alone."""
     from finetale.report import write_report
 
-    path = write_report(RunDirectory.open(directory))
+    run = RunDirectory.open(directory)
+    with run.locked():
+        path = write_report(run)
     sys.stdout.write(f"{path}\n")
     return 0

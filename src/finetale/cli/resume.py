@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from cyclopts import Parameter
+
 from finetale.cli.outcome import print_outcome
 from finetale.cli.output import Json, Quiet, RunFolder, print_json, progress
 from finetale.rundir import read_json
@@ -11,6 +15,10 @@ def command(
     directory: RunFolder,
     /,
     *,
+    accept_changes: Annotated[
+        bool,
+        Parameter(negative=(), help="Go on although the text or config.yaml is not what the run began with."),
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
@@ -18,7 +26,7 @@ def command(
     from finetale import pipeline
 
     with progress(quiet=quiet, as_json=as_json) as display:
-        run = pipeline.resume_run(directory, display)
+        run = pipeline.resume_run(directory, display, accept_changes=accept_changes)
     if as_json:
         print_json(read_json(run.comparison))
     else:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from finetale.errors import ModelError
+from finetale.models.safety import read_bounded_json
 
 _ENCODERS = frozenset(
     {
@@ -39,6 +39,11 @@ def check_config(name: str, config: Any) -> None:
             f"The config.json of {name} names no model_type.", "It may be damaged, or not be a transformers model."
         )
     kind = config["model_type"]
+    if config.get("quantization_config"):
+        raise ModelError(
+            f"{name} is quantised (quantization_config), and Finetale trains weights in full precision.",
+            "Choose the model it was made from.",
+        )
     if config.get("auto_map") and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ModelError(
             f"{name} needs code from its own folder (auto_map), which Finetale never runs.",
@@ -90,8 +95,8 @@ def read_config(file: Path) -> Any:
         ModelError: it can't be read or is no JSON.
     """
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_bounded_json(file)
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} can't be read: {first_line(error)}", "Download the model again.") from None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,8 @@ from finetale.errors import ConfigError, ModelError, TokenizerError
 from finetale.models.files import check_config, check_weight_files, first_line, positions_of, read_config
 from finetale.models.hub import download
 from finetale.models.names import BUNDLED_FOLDER, BUNDLED_NAME, check_name, is_hub_id, is_new, shape_of
-from finetale.rundir import RunDirectory, sha256_of
+from finetale.models.safety import check_tensors, check_tokenizer_files, clean_config
+from finetale.rundir import MANIFEST_NAME, RunDirectory, is_sealed, sha256_of, verify_folder
 from finetale.tokens import begin_and_end, check_tokenizer
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     provenance: Provenance
+    warning: str | None = None
+    """What a person should know of the files it came from."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Located:
     folder: Path
     revision: str | None
     config: dict[str, Any]
+    warning: str | None = None
 
     @property
     def positions(self) -> int | None:
@@ -74,9 +78,12 @@ def locate(name: str, *, revision: str | None = None, offline: bool = False) -> 
     if path.is_dir():
         run = RunDirectory(path)
         if run.is_run():
-            if not (run.model / "config.json").is_file():
-                raise ModelError(f"The run {name} has no model yet.", f"Go on with `finetale resume {name}`.")
-            return _checked(name, "run", run.model, None)
+            return _of_run(name, run)
+        if is_sealed(path) and (problems := verify_folder(path)):
+            raise ModelError(
+                f"The model in {name} is damaged ({problems[0]}).",
+                f"Give the run's directory instead of its model folder, or delete {path / MANIFEST_NAME} if the change was meant.",
+            )
         return _checked(name, "local", path, None)
     if path.exists():
         raise ModelError(
@@ -84,6 +91,25 @@ def locate(name: str, *, revision: str | None = None, offline: bool = False) -> 
         )
     folder, commit = download(name, revision, offline)
     return _checked(name, "hub", folder, commit)
+
+
+def _of_run(name: str, run: RunDirectory) -> Located:
+    """A run's model; where its files are damaged, the checkpoint of its best step or else the newest whole one."""
+    problems = verify_folder(run.model)
+    if not problems:
+        return _checked(name, "run", run.model, None)
+    best = run.read_manifest().get("best_step")
+    saved = sorted(run.saved_checkpoints(), key=lambda item: (item[0] != best, -item[0]))
+    for step, folder in saved:
+        if not verify_folder(folder):
+            warning = f"{run.model} is damaged ({problems[0]}); the checkpoint of step {step} is used in its place."
+            return replace(_checked(name, "run", folder, None), warning=warning)
+    if not run.model.exists():
+        raise ModelError(f"The run {name} has no model yet.", f"Go on with `finetale resume {name}`.")
+    raise ModelError(
+        f"The model of the run {name} is damaged ({problems[0]}), and no checkpoint is whole.",
+        f"Restore the file, or delete {run.model / MANIFEST_NAME} and give {run.model} if the change was meant.",
+    )
 
 
 def load(
@@ -130,7 +156,7 @@ def load_located(
     for file in sorted(located.folder.glob("*.safetensors")):
         digest.update(bytes.fromhex(sha256_of(file)))
     provenance = Provenance(located.name, located.kind, located.revision, digest.hexdigest(), model.num_parameters())
-    return LoadedModel(model, tokenizer, provenance)
+    return LoadedModel(model, tokenizer, provenance, located.warning)
 
 
 def load_tokenizer(
@@ -154,6 +180,7 @@ def load_tokenizer(
         if not is_hub_id(str(source)):
             raise TokenizerError(f"The tokenizer {source} is neither a folder nor a Hub id.", "Check the path.")
         folder, _ = download(str(source), revision, offline, weights=False)
+    check_tokenizer_files(name, folder)
     try:
         with _no_progress_bars():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -260,6 +287,7 @@ def _checked(name: str, kind: str, folder: Path, revision: str | None) -> Locate
     config = read_config(config_file)
     check_config(name, config)
     check_weight_files(name, sorted(file.name for file in folder.iterdir()))
+    check_tensors(name, folder)
     return Located(name, kind, folder, revision, config)
 
 
@@ -270,7 +298,7 @@ def _read_weights(located: Located, dropout: float | None) -> PreTrainedModel:
     from finetale import speed
 
     try:
-        config = AutoConfig.from_pretrained(str(located.folder), local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.for_model(located.config["model_type"], **clean_config(located.config))
         _set_dropout(config, dropout)
         with _no_progress_bars():
             model, info = AutoModelForCausalLM.from_pretrained(

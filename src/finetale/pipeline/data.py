@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Notify = Callable[[dict[str, Any]], None]
+_MOST_HASHES = 10_000
+"""Files named in data.json with their hash; a text of more is known by its tokens alone."""
 
 
 def stage(notify: Notify, message: str, **values: Any) -> None:
@@ -136,9 +138,14 @@ def keep_standard_input(config: Config) -> Config:
     return config.model_copy(update=kept)
 
 
-def data_json(store: TokenStore, blocks: dict[str, Any]) -> dict[str, Any]:
-    """Content of data.json: the token account, what the blocks look like, and the report on the text."""
-    return {"schema_version": 1} | store.account | {"blocks": blocks, "warnings": store.warnings, "text": store.report}
+def data_json(config: Config, store: TokenStore, blocks: dict[str, Any]) -> dict[str, Any]:
+    """Content of data.json: the token account, what the blocks look like, the files' hashes, and the report on the text."""
+    hashes = text.file_hashes(config.sources, config)
+    files = None
+    if hashes is not None and len(hashes) <= _MOST_HASHES:
+        files = {name if role == "train" else f"{name} ({role})": content for (role, name), content in hashes}
+    described = {"blocks": blocks, "warnings": store.warnings, "file_sha256": files, "text": store.report}
+    return {"schema_version": 1} | store.account | described
 
 
 def _key(config: Config, what: str) -> str | None:

@@ -42,6 +42,8 @@ def open_model(name: str, config: Config, notify: Notify, tokenizer: Any = None)
         dropout=config.dropout,
         seed=config.seed,
     )
+    if loaded.warning:
+        notify({"event": "warning", "message": loaded.warning})
     loaded.model.to(Accelerator().device)
     precision = resolve_precision(config.precision)
     if not config.speed:

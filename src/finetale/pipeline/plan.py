@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from finetale.errors import MemoryLimitError
 from finetale.forward import PackedForward
 from finetale.generate import Generator
 from finetale.pipeline.data import Notify, data_json, keep_standard_input, stage
+from finetale.pipeline.disk import free_bytes, plan_disk
 from finetale.pipeline.prepare import Prepared, prepare
 from finetale.pipeline.tuning import targets_of
 from finetale.training import measure_choice
@@ -53,7 +55,7 @@ def plan_run(config: Config, notify: Notify) -> dict[str, Any]:
     return {
         "model": prepared.loaded.provenance.to_dict(),
         "hardware": hardware(),
-        "data": data_json(prepared.store, prepared.blocks_json()),
+        "data": data_json(prepared.config, prepared.store, prepared.blocks_json()),
         "steps": steps,
         "steps_per_epoch": -(-len(blocks) // schedule.batch_size),
         "targets": targets,
@@ -61,6 +63,7 @@ def plan_run(config: Config, notify: Notify) -> dict[str, Any]:
             "expected_bytes": expected if peak is None else round(_GROWTH * peak),
             "available_bytes": prepared.tuned.memory.available_bytes,
         },
+        "disk": plan_disk(prepared).to_dict() | {"free_bytes": free_bytes(Path(config.out or "runs"))},
         "tokens_per_second": round(training, 1),
         "evaluation_tokens_per_second": round(evaluating, 1),
         "train_seconds": round(train_seconds, 4),

@@ -64,7 +64,7 @@ def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None
         )
     require_sources(config)
     text.check_sources(config.sources, config)
-    given, config = config.model, _from_anywhere(config)
+    given, config = config.model, absolute_names(config)
     located = None
     if loaded is not None:
         tokenizer = loaded.tokenizer
@@ -74,6 +74,8 @@ def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None
     else:
         stage(notify, f"Looking for {config.model}")
         located = models.locate(config.model, revision=config.revision, offline=config.offline)
+        if located.warning:
+            notify({"event": "warning", "message": located.warning})
         check_positions(config.block_size, located.positions)
         tokenizer = _given_tokenizer(config) or models.load_tokenizer(located.folder, name=config.model)
     store = tokenise(config, tokenizer, notify)
@@ -118,7 +120,7 @@ def schedule_of(config: Config, blocks: Blocks) -> Schedule:
     )
 
 
-def _from_anywhere(config: Config) -> Config:
+def absolute_names(config: Config) -> Config:
     """The same settings with absolute paths, so that the run can be resumed and compared from another folder."""
 
     def absolute(name: str, in_package: str) -> str:
@@ -184,7 +186,7 @@ def run_directory(config: Config) -> RunDirectory:
         raise RunError(
             f"{root} is the name of a model, so a run can't be called that.", "Choose another place with --out."
         )
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+    if RunDirectory(root).holds_anything():
         if not RunDirectory(root).is_run():
             raise RunError(
                 f"{root} is in the way: it exists and is no run directory.", "Choose another place with --out."

@@ -11,7 +11,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from finetale.errors import HubError, InterruptedRun, RunError
 from finetale.generate import Generator
 from finetale.models import LoadedModel
 from finetale.pipeline.data import Notify, data_json, keep_standard_input, stage
+from finetale.pipeline.disk import check_disk, plan_disk
 from finetale.pipeline.judge import compare_models, open_model
-from finetale.pipeline.prepare import Prepared, prepare, run_directory
+from finetale.pipeline.prepare import Prepared, absolute_names, prepare, run_directory
 from finetale.report import model_card, write_report
-from finetale.rundir import RunDirectory, recover, write_bytes, write_json
+from finetale.rundir import LOCK_NAME, RunDirectory, add_file, read_json, recover, write_bytes, write_json
+from finetale.signals import Stopped, StopRequest
 from finetale.training import Training, TrainState
-from finetale.training.signals import StopRequest
 
 
 def train_run(config: Config, notify: Notify) -> RunDirectory:
@@ -38,26 +39,60 @@ def train_run(config: Config, notify: Notify) -> RunDirectory:
         InterruptedRun: a signal came; the run can be resumed.
     """
     run_directory(config)  # what stands in the way is better known before the work
-    config = keep_standard_input(config)
-    prepared = prepare(config, notify)
-    run = run_directory(config)  # again: another run may have taken the place meanwhile
-    _start_directory(run, prepared)
-    return _train_and_finish(run, prepared, notify, None)
+    with StopRequest():
+        try:
+            with StopRequest(at_once=True):
+                config = keep_standard_input(config)
+                prepared = prepare(config, notify)
+        except Stopped as stopped:
+            raise _kept_for_later(config, str(stopped)) from None
+        with _taken(config) as run:
+            check_disk(run.root, plan_disk(prepared))
+            _start_directory(run, prepared)
+            return _train_and_finish(run, prepared, notify, None)
 
 
-def resume_run(path: str | Path, notify: Notify) -> RunDirectory:
+def resume_run(path: str | Path, notify: Notify, *, accept_changes: bool = False) -> RunDirectory:
     """Go on with a run from its newest valid checkpoint, or finish what came after training.
 
+    Args:
+        accept_changes: go on although the text or config.yaml is not what the run began with; run.json then says so.
+
     Raises:
-        RunError: there is no run, or its text has changed.
+        RunError: there is no run, its text or settings have changed, or another process is at work on it.
     """
     run = RunDirectory.open(path)
-    manifest = run.read_manifest()
-    config = Config.resolve(read_settings_file(run.config), {"out": str(run.root)})
+    with StopRequest(), run.locked():
+        try:
+            with StopRequest(at_once=True):
+                prepared, checkpoint = _prepare_again(run, notify, accept_changes)
+        except Stopped as stopped:
+            raise InterruptedRun(
+                f"Stopped by {stopped} before anything new was done.", f"Go on with `finetale resume {path}`."
+            ) from None
+        if not run.read_manifest().get("base"):  # it was stopped before it began
+            _start_directory(run, prepared)
+        run.update_manifest(status="running", error=None, process=_process())
+        return _train_and_finish(run, prepared, notify, checkpoint)
+
+
+def _prepare_again(run: RunDirectory, notify: Notify, accept_changes: bool) -> tuple[Prepared, Path | None]:
+    """A run as it was, and the checkpoint to go on from."""
+    path, manifest = run.root, run.read_manifest()
+    # A run that came from somewhere else does not say where to write on this machine.
+    config = Config.resolve(read_settings_file(run.config), {"out": str(run.root), "cache_dir": None})
     if manifest.get("status") == "finished" and run.report.is_file():
         raise RunError(
             f"{path} is finished already.",
             f"See {run.report}, or train on from it: `finetale train SOURCE --model {path}`.",
+        )
+    if not manifest.get("base"):
+        return prepare(config, notify), None
+    changes = _changed_settings(config, manifest.get("config") or {})
+    if changes and not accept_changes:
+        raise RunError(
+            f"{run.config} is not what the run began with: {'; '.join(changes)}.",
+            "Put it back, or take the new settings with --accept-changes.",
         )
     recover(run.root)
     recover(run.checkpoints)
@@ -65,22 +100,55 @@ def resume_run(path: str | Path, notify: Notify) -> RunDirectory:
     for line in damaged:
         notify({"event": "warning", "message": line})
     # model/ may hold better weights than a lost checkpoint, so without a checkpoint the run begins again from its base.
-    has_model = (run.model / "config.json").is_file()
-    loaded = (
-        models.load(models.name_of_folder(run.root), dropout=config.dropout)
-        if checkpoint is not None and has_model
-        else None
-    )
+    loaded = None
+    if checkpoint is not None:
+        loaded = models.load(models.name_of_folder(checkpoint), dropout=config.dropout)
     prepared = prepare(config, notify, loaded=loaded)
     if loaded is None:
         _check_base(manifest, prepared.loaded)
     if prepared.store.info["sha256"] != manifest.get("data_sha256"):
-        raise RunError(
-            f"The text of {path} has changed since the run began, so it can't go on as it was.",
-            "Restore the text, or start a new run with `finetale train`.",
+        what = _changed_files(run, prepared)
+        if not accept_changes:
+            raise RunError(
+                f"The text of {path} has changed since the run began ({what}), so it can't go on as it was.",
+                "Restore the text, go on with the new one by --accept-changes, or start a new run with `finetale train`.",
+            )
+        changes.append(f"the text: {what}")
+        write_json(run.data, _data(prepared))
+    if changes:
+        notify({"event": "warning", "message": f"Going on with what has changed: {'; '.join(changes)}."})
+        step = training.read_state(checkpoint).step if checkpoint is not None else 0
+        run.update_manifest(
+            config=_portable(prepared.config).model_dump(mode="json"),
+            data_sha256=prepared.store.info["sha256"],
+            changes=[*manifest.get("changes", ()), {"step": step, "what": changes}],
         )
-    run.update_manifest(status="running", error=None, process=_process())
-    return _train_and_finish(run, prepared, notify, checkpoint)
+    return prepared, checkpoint
+
+
+def _changed_settings(config: Config, before: dict[str, Any]) -> list[str]:
+    """Settings that differ from those in run.json, in words."""
+    now = _portable(config).model_dump(mode="json")
+    names = sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name))
+    return [f"{name} is {now.get(name)}, was {before.get(name)}" for name in names]
+
+
+def _changed_files(run: RunDirectory, prepared: Prepared) -> str:
+    """Which files of the text differ from those in data.json, in words."""
+    before, now = read_json(run.data).get("file_sha256"), _data(prepared)["file_sha256"]
+    if before is None or now is None or before == now:
+        return "its tokens differ"
+    kinds = {
+        "changed": [name for name in before if name in now and before[name] != now[name]],
+        "new": [name for name in now if name not in before],
+        "missing": [name for name in before if name not in now],
+    }
+    lines = [
+        f"{kind}: {', '.join(names[:3])}" + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+        for kind, names in kinds.items()
+        if names
+    ]
+    return "; ".join(lines)
 
 
 def _train_and_finish(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Path | None) -> RunDirectory:
@@ -121,7 +189,7 @@ def finish(run: RunDirectory, config: Config, notify: Notify, state: TrainState 
     if state is not None:
         run.update_manifest(status="finished", finished=_now())
     card = model_card(run.read_manifest(), result, json.loads(run.data.read_text(encoding="utf-8")))
-    write_bytes(run.model / "README.md", card.encode())
+    add_file(run.model, "README.md", card.encode())
     write_report(run)
 
 
@@ -160,9 +228,9 @@ def _train(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Pa
     prompt = config.prompts[0] if config.prompts else "Once upon a time"
     sampling = config.narrow(SamplingSettings).model_copy(update={"max_new_tokens": min(60, config.max_new_tokens)})
 
-    def sample() -> list[tuple[str, str]]:
+    def sample(between: Callable[[], None]) -> list[tuple[str, str]]:
         generator = Generator(loaded.model, loaded.tokenizer)
-        return [(prompt, generator.generate([prompt], sampling, truncate=True)[0][0].text)]
+        return [(prompt, generator.generate([prompt], sampling, truncate=True, between=between)[0][0].text)]
 
     loop = Training(
         model=loaded.model,
@@ -208,20 +276,52 @@ def _train(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Pa
     return state
 
 
+@contextlib.contextmanager
+def _taken(config: Config) -> Iterator[RunDirectory]:
+    """The directory of a new run, locked; it goes again if nothing was put into it."""
+    run = run_directory(config)
+    try:
+        with run.locked():
+            run_directory(config)  # again: another run may have taken the place meanwhile
+            yield run
+    finally:
+        if run.root.is_dir() and not run.holds_anything():
+            shutil.rmtree(run.root, ignore_errors=True)
+
+
+def _kept_for_later(config: Config, signal: str) -> BaseException:
+    """What to raise after a stop before training: the settings stand in a run directory, unless a run is there that they would replace."""
+    begun = run_directory(config)
+    if begun.is_run():
+        return Stopped(signal)
+    with _taken(config) as run:
+        run.update_manifest(status="interrupted", process=_process(), created=_now(), seed=config.seed, steps=0, base=None)
+        write_bytes(run.config, _portable(absolute_names(config)).to_yaml().encode())
+    return InterruptedRun(
+        f"Stopped by {signal} before the first step; the settings are kept in {run.root}.",
+        f"Begin with `finetale resume {run.root}`.",
+    )
+
+
+def _portable(config: Config) -> Config:
+    """Without the places of this machine and run, so that its settings can be taken for another run."""
+    return config.model_copy(update={"out": None, "name": None, "overwrite": False, "cache_dir": None})
+
+
 def _start_directory(run: RunDirectory, prepared: Prepared) -> None:
-    """Create the run directory with everything that is known before training."""
-    for item in run.root.iterdir() if run.root.is_dir() else ():  # the folder itself may be a link or a mount
+    """Fill the run directory with everything that is known before training, in place of what is there."""
+    for item in run.root.iterdir():  # the folder itself may be a link or a mount
+        if item.name == LOCK_NAME:
+            continue
         if item.is_dir() and not item.is_symlink():
             shutil.rmtree(item)
         else:
             item.unlink()
-    run.root.mkdir(parents=True, exist_ok=True)
-    # Where the run lies is not written into it, so that its settings can be taken for another run.
-    config = prepared.config.model_copy(update={"out": None, "name": None, "overwrite": False})
     try:
-        _describe(run, config, prepared)
+        _describe(run, _portable(prepared.config), prepared)
     except BaseException:
-        shutil.rmtree(run.root, ignore_errors=True)
+        for file in (run.manifest, run.config, run.data):
+            file.unlink(missing_ok=True)
         raise
 
 
@@ -246,7 +346,11 @@ def _describe(run: RunDirectory, config: Config, prepared: Prepared) -> None:
         command=" ".join(["finetale", *sys.argv[1:]]) if Path(sys.argv[0]).name == "finetale" else None,
     )
     write_bytes(run.config, config.to_yaml().encode())
-    write_json(run.data, data_json(prepared.store, prepared.blocks_json()))
+    write_json(run.data, _data(prepared))
+
+
+def _data(prepared: Prepared) -> dict[str, Any]:
+    return data_json(prepared.config, prepared.store, prepared.blocks_json())
 
 
 @contextlib.contextmanager

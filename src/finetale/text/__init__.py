@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from finetale.text.account import TextReport
 from finetale.text.documents import Document, Part, Split
-from finetale.text.fingerprint import fingerprint, read_standard_input
+from finetale.text.fingerprint import file_hashes, fingerprint, read_standard_input
 from finetale.text.reading import check_sources, read_parts
 from finetale.text.sources import BUNDLED_SOURCE
 
@@ -27,6 +27,7 @@ __all__ = [
     "Split",
     "TextReport",
     "check_sources",
+    "file_hashes",
     "fingerprint",
     "read_parts",
     "read_standard_input",

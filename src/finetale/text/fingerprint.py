@@ -1,4 +1,4 @@
-"""Sources → a hash that changes whenever a byte of them does. Knows nothing of what is in them."""
+"""Sources → hashes that change whenever a byte of them does. Knows nothing of what is in them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,18 @@ def fingerprint(sources: Sequence[str], settings: TextSettings) -> str | None:
     Returns:
         None where nothing can be said before reading: standard input, datasets, and sources that are not there.
     """
+    files = file_hashes(sources, settings)
+    if files is None:
+        return None
     digest = hashlib.sha256()
+    for (role, name), content in files:
+        digest.update(f"{role}\0{name}\0{content}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def file_hashes(sources: Sequence[str], settings: TextSettings) -> list[tuple[tuple[str, str], str]] | None:
+    """((role, name), SHA-256) of each file, where the role is train, validation or test; None as in `fingerprint`."""
+    found = []
     for role, names in (("train", sources), ("validation", settings.validation), ("test", settings.test)):
         for source in names:
             if source == STANDARD_INPUT or source.startswith(PREFIX):
@@ -30,10 +41,10 @@ def fingerprint(sources: Sequence[str], settings: TextSettings) -> str | None:
                     assert entry.path is not None
                     with entry.path.open("rb") as file:
                         content = hashlib.file_digest(file, "sha256").hexdigest()
-                    digest.update(f"{role}\0{entry.name}\0{content}\n".encode("utf-8", "surrogateescape"))
+                    found.append(((role, entry.name), content))
             except (FileError, OSError):
                 return None
-    return digest.hexdigest()
+    return found
 
 
 def read_standard_input() -> bytes:

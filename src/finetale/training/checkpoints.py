@@ -1,24 +1,28 @@
 """Weights, optimizer and counters of a run ↔ a checkpoint folder. Knows nothing of the loop.
 
-A checkpoint is safetensors and JSON, never pickle. It is written to a temporary folder, flushed, sealed with a manifest
-of SHA-256 sums and renamed (see `rundir.write_folder`). Dropout needs no random state here: the loop seeds each
-micro-batch from (seed, step, micro-batch).
+A checkpoint is a model folder with two files more, safetensors and JSON, never pickle. It is written to a temporary folder, flushed,
+sealed with a manifest of SHA-256 sums and renamed (see `rundir.write_folder`). Dropout needs no random state here: the loop seeds
+each micro-batch from (seed, step, micro-batch).
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_file, load_model, save_file
 
-from finetale.errors import RunError
+from finetale.errors import DivergedError, RunError
 from finetale.rundir import RunDirectory, read_json, verify_folder, write_folder, write_json
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+WEIGHTS_NAME, OPTIMIZER_NAME, STATE_NAME = "model.safetensors", "optimizer.safetensors", "state.json"
 
 @dataclass
 class TrainState:
@@ -32,25 +36,56 @@ class TrainState:
     best_step: int = 0
     best_loss: float | None = None
     bad_evaluations: int = 0
+    skipped: int = 0  # updates that were not made, see `guard`
+    recent: list[float] = field(default_factory=list)  # losses of the last steps
 
 
 def save_checkpoint(
-    run: RunDirectory, state: TrainState, model: torch.nn.Module, optimizer: torch.optim.Optimizer, keep: int
+    run: RunDirectory,
+    state: TrainState,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    optimizer: torch.optim.Optimizer,
+    keep: int,
 ) -> Path:
-    """Write the checkpoint of `state.step`, then delete all but the `keep` newest."""
+    """Write the checkpoint of `state.step`, then delete all but the `keep` newest and the best.
+
+    Raises:
+        DivergedError: a weight or a moment is not finite; nothing is written.
+    """
+    weights, moments = _weights(model), _moments(model, optimizer)
+    check_finite(weights | moments, state.step)
 
     def fill(folder: Path) -> None:
-        save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})
-        save_file(_moments(model, optimizer), str(folder / "optimizer.safetensors"))
-        write_json(folder / "state.json", asdict(state))
+        model.config.save_pretrained(str(folder))
+        tokenizer.save_pretrained(str(folder))
+        save_file(weights, str(folder / WEIGHTS_NAME), metadata={"format": "pt"})
+        save_file(moments, str(folder / OPTIMIZER_NAME))
+        write_json(folder / STATE_NAME, asdict(state))
 
     path = run.checkpoint(state.step)
     write_folder(path, fill, manifest=True)
     saved = list(run.saved_checkpoints())
     later = [old for step, old in saved if step > state.step]  # of steps that will be done again
-    for old in later + [old for step, old in saved if step <= state.step][keep:]:
+    earlier = [(step, old) for step, old in saved if step <= state.step][keep:]
+    for old in later + [old for step, old in earlier if step != state.best_step]:
         shutil.rmtree(old, ignore_errors=True)
     return path
+
+
+def check_finite(tensors: dict[str, torch.Tensor], step: int) -> None:
+    """Refuse to save tensors with a NaN or an infinity in them.
+
+    Raises:
+        DivergedError: names the first one.
+    """
+    for name, tensor in tensors.items():
+        # One pass: a sum is finite only if all of its terms are, but for overflow, which is then looked at again.
+        if tensor.is_floating_point() and not bool(tensor.sum(dtype=torch.float64).isfinite() or tensor.isfinite().all()):
+            raise DivergedError(
+                f"After step {step} {name} holds numbers that are not finite; nothing of it was saved.",
+                "Use a lower --learning-rate or --precision fp32; the last good checkpoint is kept.",
+            )
 
 
 def newest_valid_checkpoint(run: RunDirectory) -> tuple[Path | None, list[str]]:
@@ -70,16 +105,16 @@ def read_state(folder: Path) -> TrainState:
     Raises:
         RunError: it was written by another version.
     """
-    values = read_json(folder / "state.json")
+    values = read_json(folder / STATE_NAME)
     if set(values) != {field.name for field in fields(TrainState)}:
-        raise RunError(f"{folder / 'state.json'} was written by another version of Finetale.", "Start the run again.")
+        raise RunError(f"{folder / STATE_NAME} was written by another version of Finetale.", "Start the run again.")
     return TrainState(**values)
 
 
 def load_checkpoint(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
     """Put weights and moments of a checkpoint into model and optimizer, in place; returns the counters."""
-    load_model(model, str(folder / "model.safetensors"))
-    stored = load_file(str(folder / "optimizer.safetensors"))
+    load_model(model, str(folder / WEIGHTS_NAME))
+    stored = load_file(str(folder / OPTIMIZER_NAME))
     state: dict[int, dict[str, torch.Tensor]] = {}
     for index, (name, parameter) in enumerate(_optimized(model, optimizer)):
         if f"step.{name}" in stored:
@@ -90,6 +125,17 @@ def load_checkpoint(folder: Path, model: torch.nn.Module, optimizer: torch.optim
             }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return read_state(folder)
+
+
+def _weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The model's state under its own names, shared tensors once, under the name that comes first."""
+    weights: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            weights[name] = tensor.detach().contiguous()
+    return weights
 
 
 def _moments(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,10 +28,11 @@ from finetale.errors import DivergedError, InterruptedRun, MemoryLimitError, Run
 from finetale.forward import PackedForward, find_route
 from finetale.metrics import Measurement, measure, perplexity
 from finetale.rundir import RunDirectory, write_folder
-from finetale.training.checkpoints import TrainState, load_checkpoint, save_checkpoint
+from finetale.training.checkpoints import TrainState, check_finite, load_checkpoint, save_checkpoint
+from finetale.training.guard import HISTORY, fault
 from finetale.training.memory import is_out_of_memory
 from finetale.training.optimizer import build_optimizer, learning_rate
-from finetale.training.signals import StopRequest
+from finetale.signals import StopRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -109,7 +110,8 @@ class Training:
     precision: str
     compiled: bool = False
     listeners: list[Listener] = field(default_factory=list)
-    sample: Callable[[], list[tuple[str, str]]] | None = None
+    sample: Callable[[Callable[[], None]], list[tuple[str, str]]] | None = None
+    """Called with what to call between tokens; returns prompts with their continuations."""
     accelerator: Accelerator = field(default_factory=Accelerator)
     state: TrainState = field(default_factory=TrainState)
 
@@ -135,6 +137,7 @@ class Training:
         # The fused AdamW can be told on the device to leave the weights alone; others have to be stopped before they step.
         self._deferred = self._forward.device.type in _ASYNCHRONOUS and type(optimizer) is torch.optim.AdamW
         self._bad = torch.zeros((), device=self._forward.device)
+        self._saved: TrainState | None = None
         self._log_every = self.evaluation.log_every or (_LOG_EVERY_ASYNCHRONOUS if self._deferred else 1)
         with speed.kept_memory(), StopRequest() as self._stop:
             try:
@@ -142,7 +145,9 @@ class Training:
                     self._save_model()  # so that a run has a model from its first moment
                 self._steps()
             except InterruptedRun as stopped:
-                path = self._save()
+                path = self.directory.checkpoint(self.state.step)
+                if self._saved != self.state:
+                    path = self._save()
                 raise InterruptedRun(
                     f"{stopped.message} {self.state.step} of {self.schedule.total_steps} steps are done and saved in {path}.",
                     f"Go on with `finetale resume {self.directory.root}`.",
@@ -169,7 +174,7 @@ class Training:
                 return
             started = time.perf_counter()
             loss, norm, tokens = self._within_memory(self._gradients)
-            rate = self._update()
+            rate = self._update(skip=self._must_skip(loss, norm))
             logged = step == 0 or (step + 1) % self._log_every == 0 or self.schedule.evaluates(step + 1)
             if logged:
                 self._check_deferred()  # waits for the device
@@ -243,34 +248,51 @@ class Training:
         if self._deferred:
             self._bad = torch.maximum(self._bad, 1.0 - (torch.isfinite(mean) & torch.isfinite(norm)).float())
             self._optimizer.optimizer.found_inf = self._bad
-        else:
-            self._check_finite(mean, norm)
         return mean, norm, targets
 
-    def _update(self) -> float:
+    def _update(self, *, skip: bool) -> float:
         """The optimizer's step; returns its learning rate. Never made twice, so it is no part of `_within_memory`."""
         rate = learning_rate(self.state.step, self.schedule.total_steps, self.settings)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        self._optimizer.step()
+        if not skip:
+            self._optimizer.step()
         self._optimizer.zero_grad()
         return rate
 
-    def _check_finite(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
-        """Stop before an update that would put NaNs into the weights."""
-        if bool(torch.isfinite(loss) & torch.isfinite(norm)):
-            return
-        raise DivergedError(
-            f"Step {self.state.step + 1}: the loss is {float(loss)} and the gradient's norm {float(norm)}; the update was not made.",
-            f"Use a lower --learning-rate (it was {self.settings.learning_rate:g}) or --precision fp32; the last good checkpoint is kept.",
-        )
+    def _must_skip(self, loss: torch.Tensor, norm: torch.Tensor) -> bool:
+        """Whether the update must not be made; says so. Where looking would make the device wait, `_check_deferred` does it later.
+
+        Raises:
+            DivergedError: as many updates as allowed were skipped before.
+        """
+        if self._deferred:
+            return False
+        state, value = self.state, float(loss)
+        wrong = fault(value, float(norm), state.recent)
+        if wrong is None:
+            state.recent = [*state.recent, value][-HISTORY:]
+            return False
+        blocks = self.schedule.blocks_of(state.step, self.settings.seed)
+        line = f"Step {state.step + 1}: {wrong}; the update was not made. Its documents: {self.train_blocks.names_in(blocks)}."
+        if state.skipped >= self.settings.skip_updates:
+            before = f" {state.skipped} were skipped before." if state.skipped else ""
+            raise DivergedError(line + before, self._mend)
+        state.skipped += 1
+        self._emit("warning", message=f"{line} Going on ({state.skipped} of at most {self.settings.skip_updates} skipped).")
+        return True
+
+    @property
+    def _mend(self) -> str:
+        rate = f"{self.settings.learning_rate:g}"
+        return f"Look at these documents, or use a lower --learning-rate (it was {rate}) or --precision fp32; the last good checkpoint is kept."
 
     def _check_deferred(self) -> None:
         """Stop if a step since the last look was not finite; no update was made from then on."""
         if self._deferred and bool(self._bad):
             raise DivergedError(
                 f"The loss or the gradient is no finite number in or shortly before step {self.state.step + 1}; no update was made from there on.",
-                f"Use a lower --learning-rate (it was {self.settings.learning_rate:g}) or --precision fp32; the last good checkpoint is kept.",
+                self._mend,
             )
 
     def _evaluate(self) -> None:
@@ -295,7 +317,7 @@ class Training:
             state.bad_evaluations += 1
         state.evaluated_step = state.step
         if self.sample is not None and state.step and self.accelerator.is_main_process:
-            for prompt, text in self.sample():
+            for prompt, text in self.sample(self._stop.check):
                 self._emit("sample", prompt=prompt, text=text)
 
     def _measure(self, blocks: Blocks) -> Measurement:
@@ -317,22 +339,31 @@ class Training:
 
     def _save(self) -> Path:
         self._check_deferred()
-        path = self.directory.checkpoint(self.state.step)
+        path, self._saved = self.directory.checkpoint(self.state.step), None
         if self.accelerator.is_main_process:
             plain = self.accelerator.unwrap_model(self._forward.model)
             with disk_errors(path):
                 save_checkpoint(
-                    self.directory, self.state, plain, self._optimizer.optimizer, self.evaluation.keep_checkpoints
+                    self.directory,
+                    self.state,
+                    plain,
+                    self.tokenizer,
+                    self._optimizer.optimizer,
+                    self.evaluation.keep_checkpoints,
                 )
             self._emit("checkpoint", path=str(path.relative_to(self.directory.root)))
         self.accelerator.wait_for_everyone()
+        self._saved = replace(self.state)
         return path
 
     def _save_model(self) -> None:
         if self.accelerator.is_main_process:
             plain = self.accelerator.unwrap_model(self._forward.model)
+            check_finite(dict(plain.named_parameters()), self.state.step)
             with disk_errors(self.directory.model):
-                write_folder(self.directory.model, lambda folder: models.save(plain, self.tokenizer, folder))
+                write_folder(
+                    self.directory.model, lambda folder: models.save(plain, self.tokenizer, folder), manifest=True
+                )
         self.accelerator.wait_for_everyone()
 
     def _emit(self, event: str, **values: Any) -> None:

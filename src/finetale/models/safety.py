@@ -1,0 +1,198 @@
+"""Files of a model folder that nobody vouches for: what may be in them, before any library reads them."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+from finetale.errors import ModelError, TokenizerError
+
+_CONFIG_BYTES, _INDEX_BYTES, _TOKENIZER_BYTES = 2**20, 64 * 2**20, 256 * 2**20
+_HEADER_BYTES = 32 * 2**20
+"""Of a safetensors file; that of a model with 10,000 tensors takes 1 MB."""
+_DEPTH = 32
+_WEIGHT_FILE = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
+_ALWAYS = frozenset(
+    {"architectures", "rope_parameters", "rope_scaling"}
+)
+_NEVER = frozenset(
+    {"attn_implementation", "auto_map", "custom_pipelines", "dtype", "experts_implementation", "torch_dtype"}
+)
+"""Keys that tell transformers to fetch or choose code, or a precision; ours is fp32."""
+
+
+def read_bounded_json(file: Path, most_bytes: int = _CONFIG_BYTES) -> Any:
+    """The JSON in a file, if it is not too large and not nested too deeply.
+
+    Raises:
+        ValueError: says what is wrong with it.
+        OSError: it can't be read.
+    """
+    size = file.stat().st_size
+    if size > most_bytes:
+        raise ValueError(f"it has {size:,} bytes, more than {most_bytes:,}")
+    data = file.read_bytes()
+    if _depth(data) > _DEPTH:
+        raise ValueError(f"it is nested more than {_DEPTH} deep")
+    return json.loads(data.decode("utf-8"))
+
+
+def clean_config(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a config.json may reach transformers: numbers, and for the rest the keys the architecture has a default for.
+
+    Older files have numbers under names that newer classes convert. Keys that choose code are left out.
+    """
+    from transformers import CONFIG_MAPPING
+
+    kind = CONFIG_MAPPING[config["model_type"]]
+    known = set(kind().to_dict()) | set(getattr(kind, "attribute_map", {})) | _ALWAYS
+    return {
+        key: value
+        for key, value in config.items()
+        if (key in known or _is_numeric(value)) and key not in _NEVER and not key.startswith("_") and key != "model_type"
+    }
+
+
+def _is_numeric(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_numeric, value))
+    return value is None or isinstance(value, int | float)
+
+
+def check_tensors(name: str, folder: Path) -> None:
+    """Refuse safetensors files whose header can't be one, and an index that names files elsewhere.
+
+    Raises:
+        ModelError: names the file.
+    """
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as opened:
+            start = opened.read(8)
+        size = file.stat().st_size
+        header = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= header <= min(size - 8, _HEADER_BYTES):
+            raise ModelError(
+                f"{file.name} of {name} is no whole safetensors file (a header of {header:,} bytes in {size:,}).",
+                "Download the model again.",
+            )
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        try:
+            files = set(read_bounded_json(index, _INDEX_BYTES)["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ModelError(f"{index.name} of {name} can't be read: {error}.", "Download the model again.") from None
+        for file in files:
+            if not isinstance(file, str) or not _WEIGHT_FILE.fullmatch(file):
+                raise ModelError(
+                    f"{index.name} of {name} names {str(file)[:80]!r}, which is no weight file in its folder.",
+                    "The model may be meant to do harm; choose another.",
+                )
+
+
+def check_tokenizer_files(name: str, folder: Path) -> None:
+    """Refuse a tokenizer.json that is a bomb, or has a pattern that can take exponential time.
+
+    Raises:
+        TokenizerError: says what is wrong.
+    """
+    for file in (folder / "tokenizer_config.json", folder / "special_tokens_map.json", folder / "added_tokens.json"):
+        if file.is_file():
+            _tokenizer_json(name, file)
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return
+    for pattern in _patterns(_tokenizer_json(name, file)):
+        if nests_repetition(pattern):
+            raise TokenizerError(
+                f"The tokenizer of {name} has a pattern that can take forever: {pattern[:80]!r} repeats what repeats.",
+                "The tokenizer may be meant to do harm; give another with --tokenizer.",
+            )
+
+
+def nests_repetition(pattern: str) -> bool:
+    """Whether a regular expression repeats a group without limit that itself repeats something without limit.
+
+    That is what makes backtracking take exponential time; the patterns of well-known tokenizers have no such group.
+    """
+    repeats = [False]  # of the group at each level: whether something in it is repeated without limit
+    at, closed = 0, False
+    while at < len(pattern):
+        char = pattern[at]
+        if char == "\\":
+            at += 2
+            if pattern[at - 1 : at] in ("p", "P") and pattern[at : at + 1] == "{":
+                at = pattern.find("}", at) + 1 or len(pattern)
+            closed = False
+        elif char == "[":
+            at, closed = _end_of_class(pattern, at), False
+        elif char == "(":
+            repeats.append(False)
+            at, closed = at + 1, False
+            if pattern.startswith("?", at):
+                at += 1
+        elif char == ")":
+            inner = repeats.pop() if len(repeats) > 1 else False
+            at, closed = at + 1, inner
+            repeats[-1] = repeats[-1] or inner
+        elif repetition := re.match(r"[*+]|\{\d+,\}|\{\d*,\d{3,}\}|\{\d{3,}\}", pattern[at:]):
+            if closed:
+                return True
+            repeats[-1] = True
+            at += repetition.end()
+        else:
+            # `?` and small counts after a group are no repetition; what follows is something new
+            at, closed = at + 1, False
+    return False
+
+
+def _end_of_class(pattern: str, start: int) -> int:
+    """Index after the character class that begins at `start`."""
+    at = start + 1
+    if pattern[at : at + 1] == "^":
+        at += 1
+    if pattern[at : at + 1] == "]":
+        at += 1
+    depth = 1
+    while at < len(pattern) and depth:
+        if pattern[at] == "\\":
+            at += 1
+        elif pattern[at] == "[":
+            depth += 1
+        elif pattern[at] == "]":
+            depth -= 1
+        at += 1
+    return at
+
+
+def _patterns(value: Any) -> list[str]:
+    """All regular expressions in the rules of a tokenizer.json."""
+    if isinstance(value, list):
+        return [pattern for item in value for pattern in _patterns(item)]
+    if not isinstance(value, dict):
+        return []
+    found = [item for key, item in value.items() if key == "Regex" and isinstance(item, str)]
+    return found + [pattern for key, item in value.items() if key not in ("model", "added_tokens") for pattern in _patterns(item)]
+
+
+def _tokenizer_json(name: str, file: Path) -> Any:
+    try:
+        return read_bounded_json(file, _TOKENIZER_BYTES)
+    except (OSError, ValueError, RecursionError) as error:
+        raise TokenizerError(
+            f"{file.name} of the tokenizer of {name} can't be read: {error}.", "Give a whole tokenizer with --tokenizer."
+        ) from None
+
+
+def _depth(data: bytes) -> int:
+    """How deeply JSON is nested, strings aside; a little too much where it is no JSON."""
+    deepest = depth = 0
+    for piece in re.finditer(rb'"(?:[^"\\]|\\.)*"|[\[{]+|[\]}]+', data, re.DOTALL):
+        first = piece[0][:1]
+        if first in b"[{":
+            depth += len(piece[0])
+            deepest = max(deepest, depth)
+        elif first in b"]}":
+            depth -= len(piece[0])
+    return deepest

@@ -1,0 +1,82 @@
+"""How much disk a run takes, known before it begins."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetale.display import size
+from finetale.errors import RunError
+from finetale.pipeline.prepare import Prepared
+
+_STEP_BYTES = 300
+"""A line of metrics.jsonl; the events of TensorBoard take as much."""
+_REPORT_BYTES = 200_000
+_CONFIG_BYTES = 6_000
+"""config.json, generation_config.json, tokenizer_config.json, manifest.json and model card."""
+
+
+@dataclass(frozen=True)
+class DiskPlan:
+    """Bytes of one checkpoint, of the model, and of the run at the moment it takes most.
+
+    That is mostly while a checkpoint is written: then the kept ones, the best and the new one stand beside each other.
+    """
+
+    checkpoint_bytes: int
+    model_bytes: int
+    peak_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"peak_bytes": self.peak_bytes, "checkpoint_bytes": self.checkpoint_bytes}
+
+
+def plan_disk(prepared: Prepared) -> DiskPlan:
+    """What a run writes into its directory at most; the token cache is written already."""
+    config, model, schedule = prepared.config, prepared.loaded.model, prepared.schedule
+    parameters = list(model.parameters())
+    moment = 2 if config.optimizer_state == "bf16" else 4
+    weights = sum(4 * p.numel() for p in parameters)
+    moments = sum(2 * moment * p.numel() for p in parameters if p.requires_grad)
+    text = _tokenizer_bytes(prepared.loaded.tokenizer) + _CONFIG_BYTES
+    checkpoint, saved = weights + moments + text, weights + text
+    saves = sum(schedule.saves(step) for step in range(1, schedule.total_steps + 1))
+    standing = min(saves, config.keep_checkpoints + 2)
+    lines = schedule.total_steps // (config.log_every or 1) * _STEP_BYTES * (2 if config.tensorboard else 1)
+    data = lines + _CONFIG_BYTES
+    moments_of_most = (
+        standing * checkpoint + saved,  # while a checkpoint is written
+        (standing - 1) * checkpoint + 2 * saved,  # while a model is written beside the one it replaces
+        (standing - 1) * checkpoint + saved + _REPORT_BYTES,  # at the end
+    )
+    return DiskPlan(checkpoint, saved, max(moments_of_most) + data)
+
+
+def check_disk(root: Path, plan: DiskPlan) -> None:
+    """Refuse a run that can't fit where it shall go.
+
+    Raises:
+        RunError: says how much is needed and how much is free.
+    """
+    free = free_bytes(root)
+    if free >= plan.peak_bytes:
+        return
+    raise RunError(
+        f"The run needs {size(plan.peak_bytes)} of disk ({size(plan.checkpoint_bytes)} a checkpoint), and {size(free)} are free in {root.absolute().parent}.",
+        "Free some disk space, choose another place with --out, or keep fewer checkpoints with --keep-checkpoints 1.",
+    )
+
+
+def free_bytes(path: Path) -> int:
+    """Free disk space where a path is, or would be."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def _tokenizer_bytes(tokenizer: Any) -> int:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return 0 if backend is None else len(backend.to_str(pretty=True).encode())

@@ -1,0 +1,127 @@
+"""A changed byte in a checkpoint or a model is found, and an earlier whole one is used."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from children import call
+from finetale import models
+from finetale.rundir import MANIFEST_NAME, RunDirectory, add_file, is_sealed, verify_folder
+from finetale.training import newest_valid_checkpoint
+from scene import TRAIN, Place
+
+
+def flip(file: Path, rng: random.Random) -> None:
+    """Change one byte of a file to any other."""
+    data = bytearray(file.read_bytes())
+    data[rng.randrange(len(data))] ^= rng.randrange(1, 256)
+    file.write_bytes(data)
+
+
+def sealed_folders(run: RunDirectory) -> list[Path]:
+    return [run.model, *(folder for _, folder in run.saved_checkpoints())]
+
+
+@pytest.mark.parametrize("trials", [100])
+def test_one_changed_byte_is_always_found(place: Place, trials: int) -> None:
+    rng, tried = random.Random(3), 0
+    folders = sealed_folders(RunDirectory(place.folder / "whole"))
+    assert len(folders) == 3
+    files = [file for folder in folders for file in sorted(folder.iterdir())]
+    assert {"model.safetensors", "optimizer.safetensors", "state.json", MANIFEST_NAME, "README.md"} <= {
+        file.name for file in files
+    }
+    while tried < trials:
+        for file in files:
+            whole = file.read_bytes()
+            assert verify_folder(file.parent) == []
+            flip(file, rng)
+            problems = verify_folder(file.parent)
+            assert len(problems) == 1
+            assert problems[0].startswith(file.name)
+            file.write_bytes(whole)
+            tried += 1
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(place: Place) -> None:
+    run = stopped_run(place, "damaged")
+    (last, newest), (before, _) = list(run.saved_checkpoints())[:2]
+    flip(newest / "optimizer.safetensors", random.Random(1))
+    found, damaged = newest_valid_checkpoint(run)
+    assert found == run.checkpoint(before)
+    assert len(damaged) == 1
+    assert newest.name in damaged[0]
+    code, output = call(place.folder, "resume", "damaged")
+    assert code == 0, output
+    assert f"{newest.name} is damaged and skipped (optimizer.safetensors: content differs" in output
+    assert before < last
+    assert place.weights_of("damaged") == place.digest
+    shutil.rmtree(run.root)
+
+
+def test_a_damaged_model_of_a_run_is_replaced_by_its_best_checkpoint(place: Place) -> None:
+    name = "spoilt"
+    shutil.copytree(place.folder / "whole", place.folder / name)
+    run = RunDirectory(place.folder / name)
+    best = run.read_manifest()["best_step"]
+    whole = models.load(str(run.root))
+    assert whole.warning is None
+    flip(run.model / "model.safetensors", random.Random(2))
+    loaded = models.load(str(run.root))
+    assert loaded.warning is not None
+    assert "model.safetensors: content differs" in loaded.warning
+    assert f"the checkpoint of step {best} is used" in loaded.warning
+    same = [bool((a == b).all()) for a, b in zip(whole.model.parameters(), loaded.model.parameters(), strict=True)]
+    assert all(same)
+    code, output = call(place.folder, "generate", name, "A heron", "--max-new-tokens", "3")
+    assert code == 0
+    assert "is damaged" in output
+    code, output = call(place.folder, "generate", f"{name}/model", "A heron")
+    assert code == 1
+    assert "is damaged (model.safetensors: content differs from its SHA-256)" in output
+    for _, folder in run.saved_checkpoints():
+        flip(folder / "config.json", random.Random(2))
+    code, output = call(place.folder, "generate", name, "A heron")
+    assert code == 1
+    assert "no checkpoint is whole" in output
+    shutil.rmtree(run.root)
+
+
+def stopped_run(place: Place, name: str) -> RunDirectory:
+    """The undisturbed run as it was before its last two steps."""
+    code, output = call(place.folder, *TRAIN, "--out", name, "--keep-checkpoints", "4")
+    assert code == 0, output
+    run = RunDirectory(place.folder / name)
+    shutil.rmtree(run.checkpoint(6))
+    run.report.unlink()
+    run.comparison.unlink()
+    run.update_manifest(status="interrupted")
+    return run
+
+
+def test_a_checkpoint_is_a_model_folder(place: Place) -> None:
+    from transformers import AutoModelForCausalLM
+
+    run = RunDirectory(place.folder / "whole")
+    (_, folder), *_ = run.saved_checkpoints()
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    ours = models.load(str(folder)).model
+    assert all(bool((a == b).all()) for a, b in zip(plain.parameters(), ours.parameters(), strict=True))
+    assert plain.get_output_embeddings().weight is plain.get_input_embeddings().weight
+
+
+def test_the_seal_holds_while_a_file_is_replaced(tmp_path: Path, place: Place) -> None:
+    shutil.copytree(place.folder / "whole/model", tmp_path / "model")
+    folder = tmp_path / "model"
+    assert is_sealed(folder)
+    add_file(folder, "README.md", b"another")
+    assert verify_folder(folder) == []
+    (folder / "README.md").write_bytes(b"changed")
+    assert verify_folder(folder) == ["README.md: content differs from its SHA-256"]
+    (folder / "notes.txt").write_text("mine")  # what was added by hand does not matter
+    (folder / "README.md").write_bytes(b"another")
+    assert verify_folder(folder) == []

@@ -1,0 +1,123 @@
+"""A run's disk space is known before; what can't fit is refused; a disk that fills up leaves whole checkpoints only."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from children import call
+from finetale import rundir
+from finetale.rundir import RunDirectory, verify_folder
+from scene import TRAIN, Place
+
+
+def bytes_in(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def watch_the_size() -> None:
+    """Write the run's size, whenever a folder is about to get its name, into a file beside it."""
+    swap = rundir._swap
+
+    def watched(new: Path, place: Path) -> None:
+        root = Path("sized").absolute()
+        with Path("sizes").open("a", encoding="utf-8") as file:
+            file.write(f"{bytes_in(root)}\n")
+        swap(new, place)
+
+    rundir._swap = watched
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_the_forecast_is_what_a_run_takes(place: Place, keep: int) -> None:
+    """The best step stays behind, so that it is kept besides the newest ones."""
+    rate = "0.3"
+    words = (*TRAIN, "--keep-checkpoints", str(keep), "--learning-rate", rate, "--max-steps", "8", "--skip-updates", "99")
+    code, output = call(place.folder, "plan", *words[1:], "--json")
+    assert code == 0, output
+    forecast = json.loads(output)["disk"]["peak_bytes"]
+    (place.folder / "sizes").unlink(missing_ok=True)
+    code, output = call(place.folder, *words, "--out", "sized", hook=watch_the_size)
+    assert code == 0, output
+    taken = max(int(line) for line in (place.folder / "sizes").read_text().split())
+    shutil.rmtree(place.folder / "sized")
+    assert 0.95 * forecast <= taken <= forecast
+
+
+def test_a_run_that_can_not_fit_is_refused_before_it_begins(place: Place) -> None:
+    code, output = call(place.folder, *TRAIN, "--out", "nowhere", hook=pretend_a_full_disk)
+    assert code == 1, output
+    assert "The run needs " in output
+    assert "are free in " in output
+    assert not (place.folder / "nowhere").exists()
+
+
+def pretend_a_full_disk() -> None:
+    """Say that 100 kB are free."""
+    usage = shutil.disk_usage
+
+    def little(path: str) -> tuple[int, int, int]:
+        return type(usage(path))(10**9, 10**9 - 10**5, 10**5)
+
+    shutil.disk_usage = little  # type: ignore[assignment]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB in memory, where the system lets us have one."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def forget_the_forecast() -> None:
+    """Let a run begin although it can't fit."""
+    from finetale.pipeline import runs
+
+    runs.check_disk = lambda root, plan: None
+
+
+def test_a_disk_that_fills_up_leaves_only_whole_checkpoints(place: Place, small_disk: Path) -> None:
+    run = RunDirectory(small_disk / "run")
+    code, output = call(
+        place.folder, *TRAIN, "--out", str(run.root), "--keep-checkpoints", "9", hook=forget_the_forecast
+    )
+    assert code == 1, output
+    assert "can't be written" in output
+    assert "Free some disk space" in output
+    saved = [folder for _, folder in run.saved_checkpoints()]
+    assert saved
+    assert all(verify_folder(folder) == [] for folder in saved)
+    assert verify_folder(run.model) == []
+    assert not [path for path in run.root.rglob(".*") if path.name.endswith(".tmp")]
+    moved = place.folder / "moved"
+    shutil.copytree(run.root, moved, ignore=shutil.ignore_patterns(".lock"))
+    code, output = call(place.folder, "resume", "moved")
+    assert code == 0, output
+    assert place.weights_of("moved") == place.digest
+    shutil.rmtree(moved)
+
+
+def test_the_best_checkpoint_is_kept_besides_the_newest(place: Place) -> None:
+    code, output = call(
+        place.folder, *TRAIN, "--out", "kept", "--learning-rate", "0.3", "--keep-checkpoints", "1", "--skip-updates", "99"
+    )
+    assert code == 0, output
+    run = RunDirectory(place.folder / "kept")
+    best = run.read_manifest()["best_step"]
+    assert best in (0, 2)
+    assert [step for step, _ in run.saved_checkpoints()] == sorted({6, best} - {0}, reverse=True)
+    shutil.rmtree(run.root)
+
+

@@ -1,0 +1,118 @@
+"""A run that is killed at any moment goes on from its last completed checkpoint, to the same weights."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from children import call, start
+from finetale.rundir import RunDirectory
+from finetale.training import newest_valid_checkpoint, read_metrics
+from scene import TRAIN, Place
+
+
+def completed(run: RunDirectory) -> int:
+    """The last step whose checkpoint the killed process reported as complete; -1 without one."""
+    if not run.metrics.is_file():
+        return -1
+    rows = read_metrics(run.metrics)
+    return max((row["step"] for row in rows if row["event"] == "checkpoint"), default=-1)
+
+
+def kill_and_go_on(place: Place, name: str, delay: float) -> str:
+    """Kill a run so many seconds after its directory came up, and resume it. Returns what the kill struck."""
+    run = RunDirectory(place.folder / name)
+    process = start(place.folder, (*TRAIN, "--out", name))
+    while not run.is_run() and process.is_alive():
+        time.sleep(0.001)
+    time.sleep(delay)
+    process.kill()
+    process.join()
+    leftovers = [path for path in run.root.rglob(".*") if path.name.endswith((".tmp", ".old"))]
+    known, (newest, damaged) = completed(run), newest_valid_checkpoint(run)
+    assert not damaged
+    assert (int(newest.name.removeprefix("step-")) if newest else -1) >= known
+    if run.read_manifest()["status"] == "finished":
+        struck = "after the end"
+    else:
+        code, output = call(place.folder, "resume", name)
+        assert code == 0, output
+        struck = "saving" if leftovers else "other work"
+    assert place.weights_of(name) == place.digest
+    assert not [path for path in run.root.rglob(".*") if path.name.endswith((".tmp", ".old"))]
+    assert json.loads(run.manifest.read_text(encoding="utf-8"))["status"] == "finished"
+    shutil.rmtree(run.root)
+    return struck
+
+
+def seconds_of_a_run(place: Place) -> float:
+    """From the moment its directory is there to its end."""
+    run = RunDirectory(place.folder / "timed")
+    process = start(place.folder, (*TRAIN, "--out", "timed"))
+    while not run.is_run():
+        time.sleep(0.001)
+    began = time.perf_counter()
+    process.join()
+    shutil.rmtree(run.root)
+    return time.perf_counter() - began
+
+
+@pytest.mark.parametrize("kills", [6, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+def test_a_killed_run_goes_on(place: Place, kills: int, record_property: pytest.FixtureRequest) -> None:
+    rng, length = random.Random(7), seconds_of_a_run(place)
+    struck = [kill_and_go_on(place, f"killed-{number}", rng.uniform(0, length)) for number in range(kills)]
+    counts = {what: struck.count(what) for what in sorted(set(struck))}
+    print(f"{kills} kills, all resumed to the same weights; struck: {counts}")
+    assert kills < 100 or counts["saving"] >= kills // 10
+
+
+def test_files_reach_the_disk_in_the_promised_order(tmp_path: Path) -> None:
+    """Each file is flushed before the manifest is written, the folder before it is renamed, its parent afterwards."""
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("strace is not installed")
+    import re
+    import subprocess
+    import sys
+
+    program = (
+        "from pathlib import Path\n"
+        "from finetale.rundir import write_folder\n"
+        f"place = Path({str(tmp_path)!r}) / 'step-00000001'\n"
+        "def fill(folder):\n"
+        "    (folder / 'a.bin').write_bytes(b'a' * 10000)\n"
+        "    (folder / 'b.json').write_text('{}')\n"
+        "write_folder(place, fill, manifest=True)\n"
+    )
+    traced = tmp_path / "trace"
+    calls = "trace=openat,fsync,rename,renameat,renameat2,close"
+    command = [strace, "-f", "-y", "-e", calls, "-o", str(traced), sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode and "ptrace" in done.stderr:
+        pytest.skip("processes can't be traced here")
+    assert done.returncode == 0, done.stderr
+    events = []
+    for line in traced.read_text(encoding="utf-8").splitlines():
+        if str(tmp_path) not in line or "ENOENT" in line:
+            continue
+        if found := re.search(r"fsync\(\d+<([^>]+)>", line):
+            events.append(("fsync", Path(found[1]).name))
+        elif "rename" in line:
+            names = re.findall(r'"([^"]+)"', line)
+            events.append(("rename", Path(names[1]).name))
+    folder = next(name for kind, name in events if name.startswith(".step"))
+    assert events == [
+        ("fsync", "a.bin"),
+        ("fsync", "b.json"),
+        ("fsync", next(name for kind, name in events if "manifest" in name and kind == "fsync")),
+        ("rename", "manifest.json"),
+        ("fsync", folder),
+        ("fsync", folder),
+        ("rename", "step-00000001"),
+        ("fsync", tmp_path.name),
+    ]

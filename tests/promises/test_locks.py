@@ -1,0 +1,65 @@
+"""One process at a time works on a run directory; its lock dies with it."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from children import call, finish, start
+from finetale.errors import RunError
+from finetale.rundir import RunDirectory
+from scene import TRAIN, Place
+
+
+def stay_at_step_2() -> None:
+    """Stop in the second step for good, as a long one would."""
+    from finetale.training import Training
+
+    update = Training._update
+
+    def slow(self: Training, **options: bool) -> float:
+        if self.state.step == 1:
+            time.sleep(600)
+        return update(self, **options)
+
+    Training._update = slow  # type: ignore[method-assign]
+
+
+def test_a_second_command_on_a_run_is_refused(place: Place) -> None:
+    run = RunDirectory(place.folder / "busy")
+    working = start(place.folder, (*TRAIN, "--out", "busy"), stay_at_step_2)
+    try:
+        while not run.metrics.is_file() or b'"train"' not in run.metrics.read_bytes():
+            assert working.is_alive()
+            time.sleep(0.01)
+        before = run.manifest.read_bytes()
+        for words in (("resume", "busy"), (*TRAIN, "--out", "busy", "--overwrite"), ("compare", "busy"), ("report", "busy")):
+            code, output = call(place.folder, *words)
+            assert code == 1, output
+            assert f"busy is in use: another process is working on this run (process {working.pid}" in output
+        assert run.manifest.read_bytes() == before
+        assert call(place.folder, "generate", "busy", "A heron", "--max-new-tokens", "2")[0] == 0  # reading is free
+    finally:
+        working.kill()
+        working.join()
+    code, output = call(place.folder, "resume", "busy")
+    assert code == 0, output
+    assert place.weights_of("busy") == place.digest
+
+
+def test_of_two_new_runs_in_one_place_one_is_refused(place: Place) -> None:
+    runs = [start(place.folder, (*TRAIN, "--out", "same")) for _ in range(2)]
+    assert sorted(finish(run) for run in runs) == [0, 1]
+    assert place.weights_of("same") == place.digest
+
+
+def test_a_lock_is_let_go(place: Place) -> None:
+    run = RunDirectory(place.folder / "locked")
+    with run.locked(), pytest.raises(RunError, match="in use"), RunDirectory(run.root).locked():
+        pass
+    with run.locked():
+        pass
+    assert not run.holds_anything()
+
+

@@ -1,0 +1,164 @@
+"""A resumed run ends with the weights of the uninterrupted one; on other text or settings it is refused, or goes on and says so."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from children import call
+from finetale.blocks import Blocks, pack
+from finetale.config import EvaluationSettings, TrainSettings
+from finetale.errors import InterruptedRun
+from finetale.rundir import RunDirectory
+from finetale.signals import StopRequest
+from finetale.training import Schedule, Training, newest_valid_checkpoint
+from scene import TRAIN, Place
+from tiny import model, store, story, tokenizer
+
+SETTINGS = {"learning_rate": 2e-3, "batch_size": 6, "micro_batch_size": 2, "precision": "fp32", "seed": 11}
+PATIENT = {"eval_every": 3, "patience": 3}
+
+
+@pytest.fixture(scope="module")
+def blocks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Blocks, Blocks]:
+    made = [
+        pack(store(tmp_path_factory.mktemp("stored"), [story(n, 60) for n in numbers]), "train", 64, fill=True)
+        for numbers in (range(20), range(50, 56))
+    ]
+    return made[0], made[1]
+
+
+def loop(folder: Path, blocks: tuple[Blocks, Blocks], seed: int) -> Training:
+    """Two and a half epochs in steps of three micro-batches, with dropout, a schedule and early stopping."""
+    settings, evaluation = TrainSettings.resolve(SETTINGS), EvaluationSettings.resolve(PATIENT)
+    return Training(
+        model=model(seed, dropout=0.1),
+        tokenizer=tokenizer(),
+        train_blocks=blocks[0],
+        validation_blocks=blocks[1],
+        settings=settings,
+        evaluation=evaluation,
+        directory=RunDirectory(folder),
+        schedule=Schedule(len(blocks[0]), 6, 2.5, None, 3, None),
+        precision="fp32",
+    )
+
+
+def bits(folder: Path) -> bytes:
+    """Weights, moments and counters of the newest checkpoint, the time taken aside."""
+    newest, damaged = newest_valid_checkpoint(RunDirectory(folder))
+    assert newest is not None
+    assert not damaged
+    state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+    del state["seconds"]
+    files = [(newest / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")]
+    return b"".join([*files, json.dumps(state).encode(), (folder / "model/model.safetensors").read_bytes()])
+
+
+@pytest.mark.parametrize("stops", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_run_stopped_anywhere_ends_the_same(
+    tmp_path: Path, blocks: tuple[Blocks, Blocks], stops: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = {"made": 0, "stop": 0}
+    check = StopRequest.check
+
+    def counted(self: StopRequest) -> None:  # once a micro-batch, and in evaluations
+        calls["made"] += 1
+        if calls["made"] == calls["stop"]:
+            raise InterruptedRun("Stopped by a test.")
+        check(self)
+
+    monkeypatch.setattr(StopRequest, "check", counted)
+    whole = loop(tmp_path / "whole", blocks, 3)
+    whole.run()
+    total = calls["made"]
+    assert whole.schedule.total_steps >= 8
+    assert whole.state.bad_evaluations >= 0
+    expected, torch_state = bits(tmp_path / "whole"), torch.get_rng_state()
+    for number, stop in enumerate(sorted(random.Random(5).sample(range(1, total), stops))):
+        folder = tmp_path / str(number)
+        calls |= {"made": 0, "stop": stop}
+        torch.manual_seed(number)  # what is left over of other work must not matter
+        with pytest.raises(InterruptedRun, match="Stopped by a test"):
+            loop(folder, blocks, 3).run()
+        calls["stop"] = 0
+        newest, _ = newest_valid_checkpoint(RunDirectory(folder))
+        assert newest is not None
+        loop(folder, blocks, 99).run(newest)
+        assert bits(folder) == expected
+    torch.set_rng_state(torch_state)
+
+
+@pytest.fixture
+def stopped(place: Place) -> Any:
+    """A run stopped after two steps, with text of its own."""
+    shutil.copytree(place.folder / "stories", place.folder / "own")
+    words = ["own" if word == "stories" else word for word in TRAIN]
+    code, output = call(place.folder, *words, "--out", "stopped", hook=stop_after_two)
+    assert code == 75, output
+    yield RunDirectory(place.folder / "stopped")
+    for name in ("own", "stopped"):
+        shutil.rmtree(place.folder / name)
+
+
+def stop_after_two() -> None:
+    """Send this process SIGTERM after the second step."""
+    import os
+    import signal
+
+    emit = Training._emit
+
+    def tell(self: Training, event: str, **values: Any) -> None:
+        emit(self, event, **values)
+        if event == "train" and self.state.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    Training._emit = tell  # type: ignore[method-assign]
+
+
+def test_changed_text_is_named_and_refused_unless_accepted(place: Place, stopped: RunDirectory) -> None:
+    own = place.folder / "own"
+    (own / "003.txt").write_text(story(500, 60), encoding="utf-8")
+    (own / "new.txt").write_text(story(501, 60), encoding="utf-8")
+    (own / "005.txt").unlink()
+    before = stopped.manifest.read_bytes()
+    code, output = call(place.folder, "resume", "stopped")
+    assert code == 1, output
+    for part in ("The text of stopped has changed", "changed: ", "003.txt", "new: ", "new.txt", "missing: ", "005.txt"):
+        assert part in output
+    assert "--accept-changes" in output
+    assert stopped.manifest.read_bytes() == before
+    code, output = call(place.folder, "resume", "stopped", "--accept-changes")
+    assert code == 0, output
+    assert "Going on with what has changed: the text: changed: " in output
+    changes = stopped.read_manifest()["changes"]
+    assert [change["step"] for change in changes] == [2]
+    assert "003.txt" in changes[0]["what"][0]
+    assert stopped.read_manifest()["steps"] == 6
+
+
+def test_changed_settings_are_named_and_refused_unless_accepted(place: Place, stopped: RunDirectory) -> None:
+    text = stopped.config.read_text(encoding="utf-8")
+    assert "max_steps: 6" in text
+    stopped.config.write_text(text.replace("max_steps: 6", "max_steps: 8"), encoding="utf-8")
+    code, output = call(place.folder, "resume", "stopped")
+    assert code == 1, output
+    assert "is not what the run began with: max_steps is 8, was 6." in output
+    code, output = call(place.folder, "resume", "stopped", "--accept-changes")
+    assert code == 0, output
+    assert stopped.read_manifest()["steps"] == 8
+    assert stopped.read_manifest()["changes"][0]["what"] == ["max_steps is 8, was 6"]
+
+
+def test_untouched_text_and_settings_go_on_without_a_word(place: Place, stopped: RunDirectory) -> None:
+    code, output = call(place.folder, "resume", "stopped")
+    assert code == 0, output
+    assert "changed" not in output
+    assert place.weights_of("stopped") == place.digest
+    assert "changes" not in stopped.read_manifest()

@@ -1,0 +1,32 @@
+"""What the tests of promises share: a short run, and the folder it is made in."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+
+TRAIN = (
+    *("train", "stories", "--model", "base", "--precision", "fp32", "--threads", "1"),
+    *("--batch-size", "4", "--micro-batch-size", "2", "--max-steps", "6", "--epochs", "9", "--learning-rate", "3e-3"),
+    *("--eval-every", "2", "--save-every", "1", "--num-prompts", "1", "--num-samples", "1", "--max-new-tokens", "3"),
+    *("--bootstrap-samples", "100", "--no-tensorboard"),
+)
+"""A run of six steps that saves after each of them."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder with stories/, base/, and an undisturbed run in whole/."""
+
+    folder: Path
+    digest: str
+
+    def weights_of(self, name: str) -> str:
+        """SHA-256 of a run's model."""
+        return digest_of(self.folder / name)
+
+
+def digest_of(run: Path) -> str:
+    return hashlib.sha256((run / "model/model.safetensors").read_bytes()).hexdigest()
