@@ -6,7 +6,6 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-
 TRAIN = (
     *("train", "stories", "--model", "base", "--precision", "fp32", "--threads", "1"),
     *("--batch-size", "4", "--micro-batch-size", "2", "--max-steps", "6", "--epochs", "9", "--learning-rate", "3e-3"),
@@ -14,6 +13,18 @@ TRAIN = (
     *("--bootstrap-samples", "100", "--no-tensorboard"),
 )
 """A run of six steps that saves after each of them."""
+
+
+def train_with(**settings: object) -> tuple[str, ...]:
+    """The short run with other settings."""
+    words = list(TRAIN)
+    for name, value in settings.items():
+        flag = f"--{name.replace('_', '-')}"
+        if flag in words:
+            words[words.index(flag) + 1] = str(value)
+        else:
+            words += [flag, str(value)]
+    return tuple(words)
 
 
 @dataclass(frozen=True)

@@ -212,8 +212,8 @@ class TrainSettings(Settings):
     skip_updates: int = Field(
         3,
         ge=0,
-        description="Updates a run may leave out, saying so, because the loss or the gradient is not finite, or the loss is both 2 nats "
-        "and 6 standard deviations above the last 20 steps. After these it stops.",
+        description="Updates a run may leave out, saying so, because the loss jumps: by both 2 nats and 6 standard deviations over "
+        "the last 20 steps. After these it stops. What is not finite stops it at once.",
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of everything random.")
 
@@ -428,7 +428,9 @@ def read_settings_file(path: str | Path) -> dict[str, Any]:
     """
     try:
         if Path(path).stat().st_size > _MOST_SETTINGS_BYTES:
-            raise ConfigError(f"The settings file {path} has more than {_MOST_SETTINGS_BYTES:,} bytes.", "Check the path.")
+            raise ConfigError(
+                f"The settings file {path} has more than {_MOST_SETTINGS_BYTES:,} bytes.", "Check the path."
+            )
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(

@@ -211,7 +211,9 @@ PART_DTYPE = np.dtype(
     ]
 )
 
-_CONTENT = ("start", "targets", "split", "ends", "words", "bytes")
+_CONTENT_DTYPE = np.dtype(
+    [("start", "<i8"), ("targets", "<i8"), ("split", "<u1"), ("ends", "<u1"), ("words", "<i8"), ("bytes", "<i8")]
+)
 
 
 def build_store(
@@ -281,8 +283,10 @@ def build_store(
         np.save(target / "parts.npy", table, allow_pickle=False)
         write_json(target / "sources.json", {"names": list(sources)})
         # What the tokens are, not where they came from: a text that was moved is the same text.
-        for name in _CONTENT:
-            content.update(np.ascontiguousarray(table[name]).tobytes())
+        told = np.empty(len(table), _CONTENT_DTYPE)
+        for name in _CONTENT_DTYPE.names or ():
+            told[name] = table[name]
+        content.update(told.tobytes())
         totals = {name: int(table["targets"][table["split"] == i].sum()) for i, name in enumerate(SPLITS[:3])}
         gone = sum(dropped_tokens.values())
         account = {

@@ -297,19 +297,32 @@ def test_blank_standard_input(
     assert not (work.parent / "cache").exists()
 
 
-@pytest.mark.parametrize(("base", "more", "step"), [("nan", (), 0), ("huge", ("--validation-fraction", "0"), 1)])
+@pytest.mark.parametrize(
+    ("base", "more", "said", "hint", "saved"),
+    [
+        ("nan", (), ("Step 0: the base model's", "holds numbers that are not finite"), "fetch it again", set()),
+        ("huge", ("--validation-fraction", "0"), ("Step 1: the", "loss is nan"), "--learning-rate", {"model"}),
+    ],
+)
 def test_a_loss_that_is_not_finite(
-    base: str, more: tuple[str, ...], step: int, shared: Path, work: Path, command: Callable[..., Result]
+    base: str,
+    more: tuple[str, ...],
+    said: tuple[str, ...],
+    hint: str,
+    saved: set[str],
+    shared: Path,
+    work: Path,
+    command: Callable[..., Result],
 ) -> None:
     words = ("train", shared / "stories", "--model", shared / base, "--out", "out", *more, *TINY)
     result = command(*words)
-    check(result, (f"Step {step}: the", "loss is nan"), ("--learning-rate",))
+    check(result, said, (hint,))
     manifest = rundir.read_json(work / "out" / "run.json")
     assert manifest["status"] == "failed"
     assert "DivergedError" in manifest["error"]
     assert manifest["steps"] == 0
     written = {path.name for path in (work / "out").iterdir()}
-    assert written == {"run.json", "config.yaml", "data.json", "metrics.jsonl", "model"}
+    assert written == {".lock", "run.json", "config.yaml", "data.json", "metrics.jsonl"} | saved
     assert "NaN" not in (work / "out" / "metrics.jsonl").read_text()
     assert half_written(work) == []
 

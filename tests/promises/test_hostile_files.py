@@ -28,7 +28,16 @@ from tiny import save_model, story
 MEMORY = 6 * 2**30
 """Address space a process may take besides what it has at its start."""
 SECONDS = 60
-_WATCHED = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect", "pickle.find_class", "code.__new__")
+_WATCHED = (
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "socket.connect",
+    "pickle.find_class",
+    "code.__new__",
+)
 
 
 def watch(folder: str) -> None:
@@ -38,19 +47,25 @@ def watch(folder: str) -> None:
     log = os.open(os.path.join(folder, "audit"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * os.sysconf("SC_PAGESIZE")
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
-    allowed = tuple(os.path.realpath(os.path.join(folder, name)) for name in ("cache", "printed", "audit", "out", "attack"))
+    allowed = tuple(
+        os.path.realpath(os.path.join(folder, name)) for name in ("cache", "printed", "audit", "out", "attack")
+    )
     temporary = os.path.realpath(os.environ.get("TMPDIR", "/tmp"))
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
-            path, mode, flags = arguments
+            path, _, flags = arguments
             writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             if not writes or not isinstance(path, str | bytes | os.PathLike):
                 return
             real = os.path.realpath(os.fsdecode(path))
-            own_temporary = real.startswith(temporary + os.sep) and not real.startswith(os.path.realpath(folder) + os.sep)
+            own_temporary = real.startswith(temporary + os.sep) and not real.startswith(
+                os.path.realpath(folder) + os.sep
+            )
             if not real.startswith(allowed) and not own_temporary and not real.startswith(("/dev/", "/proc/")):
                 os.write(log, f"writes {real}\n".encode())
+        elif event == "subprocess.Popen" and arguments[0] == "uname":
+            return  # how Python's own `platform` learns the name of the processor
         elif event in _WATCHED or (event == "import" and str(arguments[0]).startswith("evil")):
             os.write(log, f"{event} {arguments!r}\n".encode())
 
@@ -85,7 +100,7 @@ def pickled_beside_safetensors(model: Path, target: Path) -> None:
 def code_in_the_folder(model: Path, target: Path) -> None:
     (model / "evil_model.py").write_text(f"open({str(target)!r}, 'w')\nclass Evil: pass\n", encoding="utf-8")
     names = ("AutoConfig", "AutoModelForCausalLM", "AutoModel")
-    edit(model / "config.json", lambda c: c | {"auto_map": {name: "evil_model.Evil" for name in names}})
+    edit(model / "config.json", lambda c: c | {"auto_map": dict.fromkeys(names, "evil_model.Evil")})
 
 
 def code_of_the_tokenizer(model: Path, target: Path) -> None:
@@ -95,7 +110,11 @@ def code_of_the_tokenizer(model: Path, target: Path) -> None:
 
 
 def attention_from_elsewhere(model: Path, target: Path) -> None:
-    kernel = {"_attn_implementation": "evil/kernel", "attn_implementation": "evil/kernel", "_attn_implementation_internal": "evil/kernel"}
+    kernel = {
+        "_attn_implementation": "evil/kernel",
+        "attn_implementation": "evil/kernel",
+        "_attn_implementation_internal": "evil/kernel",
+    }
     edit(model / "config.json", lambda c: c | kernel | {"experts_implementation": "evil/kernel"})
 
 
@@ -121,7 +140,9 @@ def a_header_longer_than_the_file(model: Path, target: Path) -> None:
 
 
 def tensors_that_overlap(model: Path, target: Path) -> None:
-    header = json.dumps({f"t{i}": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]} for i in range(9)}).encode()
+    header = json.dumps(
+        {f"t{i}": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]} for i in range(9)}
+    ).encode()
     (model / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"0" * 64)
 
 
@@ -171,6 +192,7 @@ MODELS = (
     a_template_with_code,
 )
 HARMLESS = {
+    code_of_the_tokenizer,
     pickled_beside_safetensors,
     code_in_the_folder,
     attention_from_elsewhere,
@@ -198,7 +220,19 @@ def attacked(scene: Path, *words: str) -> tuple[int, str]:
     return code, printed(scene)
 
 
-QUICK = ("--max-steps", "1", "--num-prompts", "1", "--num-samples", "1", "--max-new-tokens", "2", "--no-tensorboard", "--out", "out")
+QUICK = (
+    "--max-steps",
+    "1",
+    "--num-prompts",
+    "1",
+    "--num-samples",
+    "1",
+    "--max-new-tokens",
+    "2",
+    "--no-tensorboard",
+    "--out",
+    "out",
+)
 
 
 @pytest.mark.parametrize("attack", MODELS, ids=lambda attack: attack.__name__)
@@ -275,7 +309,10 @@ def yaml_that_calls(run: Path, outside: Path) -> None:
 
 def a_manifest_that_leads_out(run: Path, outside: Path) -> None:
     newest = max((run / "checkpoints").iterdir())
-    edit(newest / "manifest.json", lambda m: m | {"files": m["files"] | {"../../../../etc/passwd": {"sha256": "0", "bytes": 1}}})
+    edit(
+        newest / "manifest.json",
+        lambda m: m | {"files": m["files"] | {"../../../../etc/passwd": {"sha256": "0", "bytes": 1}}},
+    )
 
 
 def deep_json(run: Path, outside: Path) -> None:
@@ -306,7 +343,10 @@ def test_hostile_run_directories(scene: Path, place: Place, attack: Callable[[Pa
     ("pattern", "nested"),
     [
         (r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+", False),
-        (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+", False),
+        (
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+            False,
+        ),
         (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}]*[\p{Ll}]+(?i:'s|'t|'re)?|\p{N}{1,3}", False),
         (r"(?:\r?\n)+(?!\r?\n)", False),
         (r"(a+)+$", True),

@@ -34,7 +34,12 @@ def test_a_second_command_on_a_run_is_refused(place: Place) -> None:
             assert working.is_alive()
             time.sleep(0.01)
         before = run.manifest.read_bytes()
-        for words in (("resume", "busy"), (*TRAIN, "--out", "busy", "--overwrite"), ("compare", "busy"), ("report", "busy")):
+        for words in (
+            ("resume", "busy"),
+            (*TRAIN, "--out", "busy", "--overwrite"),
+            ("compare", "busy"),
+            ("report", "busy"),
+        ):
             code, output = call(place.folder, *words)
             assert code == 1, output
             assert f"busy is in use: another process is working on this run (process {working.pid}" in output
@@ -61,5 +66,3 @@ def test_a_lock_is_let_go(place: Place) -> None:
     with run.locked():
         pass
     assert not run.holds_anything()
-
-

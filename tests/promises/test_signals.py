@@ -76,9 +76,7 @@ def test_a_signal_leaves_a_run_to_go_on_with(place: Place, stage: str, number: s
         nth = 1
     name = name_of(stage, number.name, nth)
     began = time.perf_counter()
-    code, output = call(
-        place.folder, *TRAIN, "--out", name, hook=functools.partial(disturb, stage, number.value, nth)
-    )
+    code, output = call(place.folder, *TRAIN, "--out", name, hook=functools.partial(disturb, stage, number.value, nth))
     assert time.perf_counter() - began < 15  # with the start of the process
     assert code == 75, output
     assert f"Stopped by {number.name}" in output
@@ -91,7 +89,9 @@ def test_a_signal_leaves_a_run_to_go_on_with(place: Place, stage: str, number: s
 
 
 @pytest.mark.parametrize("then", list(THEN))
-@pytest.mark.parametrize("stage", ["loading", "step", *[pytest.param(s, marks=pytest.mark.slow) for s in list(STAGES)[3:]]])
+@pytest.mark.parametrize(
+    "stage", ["loading", "step", *[pytest.param(s, marks=pytest.mark.slow) for s in list(STAGES)[3:]]]
+)
 def test_a_second_signal_leaves_within_a_second(place: Place, stage: str, then: str) -> None:
     name = name_of("twice", stage, then)
     hook = functools.partial(disturb, stage, signal.SIGTERM.value, 2 if stage == "step" else 1, then)

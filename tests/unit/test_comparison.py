@@ -219,7 +219,7 @@ def test_samples_of_both_models_have_the_same_seeds() -> None:
     told: list[str] = []
     for item in sides:
         draw_samples(item, ["The lamp", "A heron"], settings, lambda: told.append("between"))
-    assert len(told) == 6
+    assert len(told) > 3 * 2 * 4  # between prompts and between tokens
     seeds = [[(sample["prompt"], sample["seed"]) for sample in item.samples] for item in sides]
     assert seeds[0] == seeds[1] == seeds[2]
     assert [prompt for prompt, _ in seeds[0]] == ["The lamp"] * 2 + ["A heron"] * 2

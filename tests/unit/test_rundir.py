@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -49,7 +48,8 @@ def test_the_manifest_tells_damage(tmp_path: Path) -> None:
     assert verify_folder(folder) == ["a.bin: content differs from its SHA-256"]
     (folder / "a.bin").unlink()
     assert verify_folder(folder) == ["a.bin: missing"]
-    (folder / "manifest.json").write_text(json.dumps({"files": {"../x": {"sha256": "", "bytes": 0}}}))
+    entries = {"schema_version": 1, "files": {"../x": {"sha256": "", "bytes": 0}}}
+    write_json(folder / "manifest.json", entries)
     assert verify_folder(folder) == ["../x: is outside the folder"]
     (folder / "manifest.json").write_text("{")
     assert len(verify_folder(folder)) == 1

@@ -376,7 +376,12 @@ def test_tokens_and_parts_are_memory_mapped(tmp_path: Path) -> None:
     assert isinstance(made.tokens, np.memmap)
     assert isinstance(made.parts, np.memmap)
     assert not made.tokens.flags.writeable
-    assert sorted(file.name for file in made.folder.iterdir()) == ["parts.npy", "store.json", "tokens.bin"]
+    assert sorted(file.name for file in made.folder.iterdir()) == [
+        "parts.npy",
+        "sources.json",
+        "store.json",
+        "tokens.bin",
+    ]
 
 
 def test_a_source_that_fails_leaves_no_folder_behind(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from finetale.config import EvaluationSettings, TrainSettings
 from finetale.errors import DivergedError, MemoryLimitError, RunError
 from finetale.forward import PackedForward
 from finetale.rundir import RunDirectory, verify_folder
+from finetale.signals import StopRequest
 from finetale.training import (
     MetricsFile,
     Schedule,
@@ -45,7 +46,6 @@ from finetale.training.checkpoints import load_checkpoint, save_checkpoint
 from finetale.training.loop import disk_errors, seed_micro_batch
 from finetale.training.memory import is_out_of_memory
 from finetale.training.optimizer import build_optimizer, learning_rate, warmup_steps
-from finetale.signals import StopRequest
 from tiny import model, store, story, tokenizer
 
 SIZE = 32
@@ -269,7 +269,7 @@ def stepped(seed: int = 0, steps: int = 2) -> tuple[GPT2LMHeadModel, torch.optim
 def saved(run: RunDirectory, *steps: int, keep: int = 9) -> None:
     tiny, optimizer = stepped(steps=1)
     for step in steps:
-        save_checkpoint(run, TrainState(step=step), tiny, optimizer, keep)
+        save_checkpoint(run, TrainState(step=step), tiny, tokenizer(), optimizer, keep)
 
 
 def names_of(run: RunDirectory) -> list[int]:
@@ -285,13 +285,16 @@ def damage(file: Path) -> None:
 def test_a_checkpoint_gives_weights_moments_and_counters_back(tmp_path: Path) -> None:
     tiny, optimizer = stepped(0)
     state = TrainState(7, 1234, 5.5, 2, 6, 3, 4.25, 1)
-    folder = save_checkpoint(RunDirectory(tmp_path), state, tiny, optimizer, keep=2)
+    folder = save_checkpoint(RunDirectory(tmp_path), state, tiny, tokenizer(), optimizer, keep=2)
     assert folder.name == "step-00000007"
     assert sorted(file.name for file in folder.iterdir()) == [
+        "config.json",
         "manifest.json",
         "model.safetensors",
         "optimizer.safetensors",
         "state.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
     ]
     other, other_optimizer = stepped(1, steps=1)
     assert load_checkpoint(folder, other, other_optimizer) == state == read_state(folder)
@@ -309,7 +312,7 @@ def test_a_checkpoint_gives_weights_moments_and_counters_back(tmp_path: Path) ->
 
 def test_weights_that_are_shared_are_stored_once(tmp_path: Path) -> None:
     tiny, optimizer = stepped(0, steps=0)
-    folder = save_checkpoint(RunDirectory(tmp_path), TrainState(), tiny, optimizer, keep=1)
+    folder = save_checkpoint(RunDirectory(tmp_path), TrainState(), tiny, tokenizer(), optimizer, keep=1)
     stored = load_file(str(folder / "model.safetensors"))
     assert sum(tensor.numel() for tensor in stored.values()) == tiny.num_parameters()
     assert load_file(str(folder / "optimizer.safetensors")) == {}
@@ -652,7 +655,7 @@ def test_without_validation_text_the_last_weights_are_kept(tmp_path: Path, block
 def test_events_carry_the_names_that_others_rely_on(tmp_path: Path, blocks: Blocks, held_out: Blocks) -> None:
     recorder = Recorder()
     loop = training(tmp_path, blocks, recorder, validation=held_out, epochs=2.0)
-    loop.sample = lambda: [("Once", " upon")]
+    loop.sample = lambda between: [("Once", " upon")]
     state = loop.run()
     train = recorder.of("train")
     assert [event["step"] for event in train] == list(range(1, state.step + 1))
@@ -767,7 +770,7 @@ def test_a_base_model_full_of_nans_is_refused_before_training(tmp_path: Path, bl
     tiny = model(0)
     with torch.no_grad():
         tiny.transformer.ln_f.bias[0] = math.nan
-    with pytest.raises(DivergedError, match="Step 0: the validation loss is nan") as caught:
+    with pytest.raises(DivergedError, match=r"Step 0: the base model's transformer\.ln_f\.bias holds") as caught:
         training(tmp_path, blocks, Recorder(), tiny=tiny, validation=held_out).run()
     assert "base model itself" in caught.value.hint
     assert not RunDirectory(tmp_path).checkpoints.exists()

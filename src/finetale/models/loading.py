@@ -287,7 +287,8 @@ def _checked(name: str, kind: str, folder: Path, revision: str | None) -> Locate
     config = read_config(config_file)
     check_config(name, config)
     check_weight_files(name, sorted(file.name for file in folder.iterdir()))
-    check_tensors(name, folder)
+    layers = next((config[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if key in config), None)
+    check_tensors(name, folder, layers)
     return Located(name, kind, folder, revision, config)
 
 

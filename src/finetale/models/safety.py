@@ -15,9 +15,7 @@ _HEADER_BYTES = 32 * 2**20
 """Of a safetensors file; that of a model with 10,000 tensors takes 1 MB."""
 _DEPTH = 32
 _WEIGHT_FILE = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
-_ALWAYS = frozenset(
-    {"architectures", "rope_parameters", "rope_scaling"}
-)
+_ALWAYS = frozenset({"architectures", "rope_parameters", "rope_scaling"})
 _NEVER = frozenset(
     {"attn_implementation", "auto_map", "custom_pipelines", "dtype", "experts_implementation", "torch_dtype"}
 )
@@ -52,7 +50,10 @@ def clean_config(config: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in config.items()
-        if (key in known or _is_numeric(value)) and key not in _NEVER and not key.startswith("_") and key != "model_type"
+        if (key in known or _is_numeric(value))
+        and key not in _NEVER
+        and not key.startswith("_")
+        and key != "model_type"
     }
 
 
@@ -62,12 +63,16 @@ def _is_numeric(value: Any) -> bool:
     return value is None or isinstance(value, int | float)
 
 
-def check_tensors(name: str, folder: Path) -> None:
-    """Refuse safetensors files whose header can't be one, and an index that names files elsewhere.
+def check_tensors(name: str, folder: Path, layers: Any = None) -> None:
+    """Refuse safetensors files whose header can't be one, an index that names files elsewhere, and fewer tensors than layers.
+
+    Args:
+        layers: how many the config speaks of, if it does; building them would take memory and time.
 
     Raises:
         ModelError: names the file.
     """
+    tensors = 0
     for file in sorted(folder.glob("*.safetensors")):
         with file.open("rb") as opened:
             start = opened.read(8)
@@ -75,9 +80,15 @@ def check_tensors(name: str, folder: Path) -> None:
         header = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= header <= min(size - 8, _HEADER_BYTES):
             raise ModelError(
-                f"{file.name} of {name} is no whole safetensors file (a header of {header:,} bytes in {size:,}).",
-                "Download the model again.",
+                f"The weights of {name} can't be read: {file.name} is no whole safetensors file (a header of {header:,} bytes in {size:,}).",
+                "The files may be damaged or incomplete; fetch them again.",
             )
+        tensors += _tensors_in(name, file, header)
+    if isinstance(layers, int) and layers > tensors:
+        raise ModelError(
+            f"The config.json of {name} speaks of {layers:,} layers, and its files hold {tensors:,} tensors.",
+            "The files do not belong together; fetch the model again.",
+        )
     for index in sorted(folder.glob("*.safetensors.index.json")):
         try:
             files = set(read_bounded_json(index, _INDEX_BYTES)["weight_map"].values())
@@ -89,6 +100,22 @@ def check_tensors(name: str, folder: Path) -> None:
                     f"{index.name} of {name} names {str(file)[:80]!r}, which is no weight file in its folder.",
                     "The model may be meant to do harm; choose another.",
                 )
+
+
+def _tensors_in(name: str, file: Path, header: int) -> int:
+    """How many tensors a safetensors file says it holds."""
+    with file.open("rb") as opened:
+        opened.seek(8)
+        data = opened.read(header)
+    try:
+        if _depth(data) > _DEPTH:
+            raise ValueError("nested too deeply")
+        return len(json.loads(data).keys() - {"__metadata__"})
+    except (ValueError, AttributeError) as error:
+        raise ModelError(
+            f"The weights of {name} can't be read: the header of {file.name} is damaged ({error}).",
+            "The files may be damaged or incomplete; fetch them again.",
+        ) from None
 
 
 def check_tokenizer_files(name: str, folder: Path) -> None:
@@ -173,7 +200,9 @@ def _patterns(value: Any) -> list[str]:
     if not isinstance(value, dict):
         return []
     found = [item for key, item in value.items() if key == "Regex" and isinstance(item, str)]
-    return found + [pattern for key, item in value.items() if key not in ("model", "added_tokens") for pattern in _patterns(item)]
+    return found + [
+        pattern for key, item in value.items() if key not in ("model", "added_tokens") for pattern in _patterns(item)
+    ]
 
 
 def _tokenizer_json(name: str, file: Path) -> Any:
@@ -181,7 +210,8 @@ def _tokenizer_json(name: str, file: Path) -> Any:
         return read_bounded_json(file, _TOKENIZER_BYTES)
     except (OSError, ValueError, RecursionError) as error:
         raise TokenizerError(
-            f"{file.name} of the tokenizer of {name} can't be read: {error}.", "Give a whole tokenizer with --tokenizer."
+            f"{file.name} of the tokenizer of {name} can't be read: {error}.",
+            "Give a whole tokenizer with --tokenizer.",
         ) from None
 
 

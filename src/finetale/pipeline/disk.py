@@ -14,6 +14,10 @@ from finetale.pipeline.prepare import Prepared
 _STEP_BYTES = 300
 """A line of metrics.jsonl; the events of TensorBoard take as much."""
 _REPORT_BYTES = 200_000
+_RECORD_BYTES = 20_000
+"""run.json, data.json and config.yaml."""
+_ENTRY_BYTES = 120
+"""A tensor in the header of a safetensors file."""
 _CONFIG_BYTES = 6_000
 """config.json, generation_config.json, tokenizer_config.json, manifest.json and model card."""
 
@@ -38,14 +42,14 @@ def plan_disk(prepared: Prepared) -> DiskPlan:
     config, model, schedule = prepared.config, prepared.loaded.model, prepared.schedule
     parameters = list(model.parameters())
     moment = 2 if config.optimizer_state == "bf16" else 4
-    weights = sum(4 * p.numel() for p in parameters)
-    moments = sum(2 * moment * p.numel() for p in parameters if p.requires_grad)
+    weights = sum(4 * p.numel() + _ENTRY_BYTES for p in parameters)
+    moments = sum(2 * moment * p.numel() + 3 * _ENTRY_BYTES for p in parameters if p.requires_grad)
     text = _tokenizer_bytes(prepared.loaded.tokenizer) + _CONFIG_BYTES
     checkpoint, saved = weights + moments + text, weights + text
     saves = sum(schedule.saves(step) for step in range(1, schedule.total_steps + 1))
     standing = min(saves, config.keep_checkpoints + 2)
     lines = schedule.total_steps // (config.log_every or 1) * _STEP_BYTES * (2 if config.tensorboard else 1)
-    data = lines + _CONFIG_BYTES
+    data = lines + _RECORD_BYTES
     moments_of_most = (
         standing * checkpoint + saved,  # while a checkpoint is written
         (standing - 1) * checkpoint + 2 * saved,  # while a model is written beside the one it replaces

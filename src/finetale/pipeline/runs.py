@@ -62,6 +62,7 @@ def resume_run(path: str | Path, notify: Notify, *, accept_changes: bool = False
         RunError: there is no run, its text or settings have changed, or another process is at work on it.
     """
     run = RunDirectory.open(path)
+    run.read_manifest()  # a directory that can't be used is not touched
     with StopRequest(), run.locked():
         try:
             with StopRequest(at_once=True):
@@ -80,7 +81,8 @@ def _prepare_again(run: RunDirectory, notify: Notify, accept_changes: bool) -> t
     """A run as it was, and the checkpoint to go on from."""
     path, manifest = run.root, run.read_manifest()
     # A run that came from somewhere else does not say where to write on this machine.
-    config = Config.resolve(read_settings_file(run.config), {"out": str(run.root), "cache_dir": None})
+    config = Config.resolve(read_settings_file(run.config), {"out": str(run.root)})
+    config = config.model_copy(update={"cache_dir": None})
     if manifest.get("status") == "finished" and run.report.is_file():
         raise RunError(
             f"{path} is finished already.",
@@ -295,7 +297,9 @@ def _kept_for_later(config: Config, signal: str) -> BaseException:
     if begun.is_run():
         return Stopped(signal)
     with _taken(config) as run:
-        run.update_manifest(status="interrupted", process=_process(), created=_now(), seed=config.seed, steps=0, base=None)
+        run.update_manifest(
+            status="interrupted", process=_process(), created=_now(), seed=config.seed, steps=0, base=None
+        )
         write_bytes(run.config, _portable(absolute_names(config)).to_yaml().encode())
     return InterruptedRun(
         f"Stopped by {signal} before the first step; the settings are kept in {run.root}.",

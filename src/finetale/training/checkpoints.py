@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 WEIGHTS_NAME, OPTIMIZER_NAME, STATE_NAME = "model.safetensors", "optimizer.safetensors", "state.json"
 
+
 @dataclass
 class TrainState:
     """Everything a run needs to go on, besides weights and optimizer moments."""
@@ -81,7 +82,14 @@ def check_finite(tensors: dict[str, torch.Tensor], step: int) -> None:
     """
     for name, tensor in tensors.items():
         # One pass: a sum is finite only if all of its terms are, but for overflow, which is then looked at again.
-        if tensor.is_floating_point() and not bool(tensor.sum(dtype=torch.float64).isfinite() or tensor.isfinite().all()):
+        if tensor.is_floating_point() and not bool(
+            tensor.sum(dtype=torch.float64).isfinite() or tensor.isfinite().all()
+        ):
+            if step == 0:
+                raise DivergedError(
+                    f"Step 0: the base model's {name} holds numbers that are not finite.",
+                    "The base model itself is damaged; fetch it again, or choose another.",
+                )
             raise DivergedError(
                 f"After step {step} {name} holds numbers that are not finite; nothing of it was saved.",
                 "Use a lower --learning-rate or --precision fp32; the last good checkpoint is kept.",

@@ -11,18 +11,24 @@ HISTORY = 20
 _LEAST_JUMP, _DEVIATIONS = 2.0, 6.0
 
 
-def fault(loss: float, norm: float, recent: Sequence[float]) -> str | None:
-    """What is wrong with a step, in words; None if nothing is.
-
-    A loss jumps if it is both 2 nats and 6 standard deviations above the mean of the last 20 steps.
+def not_finite(loss: float, norm: float) -> str | None:
+    """What is wrong with a step whose loss or gradient is no finite number, in words; None if both are.
 
     Args:
         loss: nats a token.
         norm: of the gradient, before clipping.
+    """
+    if math.isfinite(loss) and math.isfinite(norm):
+        return None
+    return f"the loss is {loss} and the gradient's norm {norm}"
+
+
+def jump(loss: float, recent: Sequence[float]) -> str | None:
+    """How a loss jumps, in words: if it is both 2 nats and 6 standard deviations above the mean of the last 20 steps.
+
+    Args:
         recent: losses of the steps before, the latest last.
     """
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        return f"the loss is {loss} and the gradient's norm {norm}"
     if len(recent) < HISTORY:
         return None
     mean, deviation = statistics.fmean(recent[-HISTORY:]), statistics.pstdev(recent[-HISTORY:])

@@ -28,11 +28,11 @@ from finetale.errors import DivergedError, InterruptedRun, MemoryLimitError, Run
 from finetale.forward import PackedForward, find_route
 from finetale.metrics import Measurement, measure, perplexity
 from finetale.rundir import RunDirectory, write_folder
+from finetale.signals import StopRequest
 from finetale.training.checkpoints import TrainState, check_finite, load_checkpoint, save_checkpoint
-from finetale.training.guard import HISTORY, fault
+from finetale.training.guard import HISTORY, jump, not_finite
 from finetale.training.memory import is_out_of_memory
 from finetale.training.optimizer import build_optimizer, learning_rate
-from finetale.signals import StopRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -261,25 +261,29 @@ class Training:
         return rate
 
     def _must_skip(self, loss: torch.Tensor, norm: torch.Tensor) -> bool:
-        """Whether the update must not be made; says so. Where looking would make the device wait, `_check_deferred` does it later.
+        """Whether the update must not be made, since the loss jumps; says so. Where looking would make the device wait,
+        `_check_deferred` looks later, for what is not finite alone.
 
         Raises:
-            DivergedError: as many updates as allowed were skipped before.
+            DivergedError: the loss or the gradient is not finite, or as many updates as allowed were skipped before.
         """
         if self._deferred:
             return False
         state, value = self.state, float(loss)
-        wrong = fault(value, float(norm), state.recent)
+        broken = not_finite(value, float(norm))
+        wrong = broken or jump(value, state.recent)
         if wrong is None:
             state.recent = [*state.recent, value][-HISTORY:]
             return False
         blocks = self.schedule.blocks_of(state.step, self.settings.seed)
         line = f"Step {state.step + 1}: {wrong}; the update was not made. Its documents: {self.train_blocks.names_in(blocks)}."
-        if state.skipped >= self.settings.skip_updates:
+        if broken or state.skipped >= self.settings.skip_updates:
             before = f" {state.skipped} were skipped before." if state.skipped else ""
             raise DivergedError(line + before, self._mend)
         state.skipped += 1
-        self._emit("warning", message=f"{line} Going on ({state.skipped} of at most {self.settings.skip_updates} skipped).")
+        self._emit(
+            "warning", message=f"{line} Going on ({state.skipped} of at most {self.settings.skip_updates} skipped)."
+        )
         return True
 
     @property
