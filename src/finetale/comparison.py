@@ -115,7 +115,11 @@ def build(
     improved = None
     unit = None
     if judged is not None:
-        improved = bool(changes[judged]["percent"] < 0 and changes[judged]["excludes_zero"] is not False)  # type: ignore[index]
+        moved = changes[judged]
+        assert moved is not None
+        improved = bool(moved["percent"] < 0 and moved["excludes_zero"] is not False)
+        if improved and moved["interval"] is None:  # too little text to tell a gain from luck
+            improved = None
         unit = after.measurements[judged].unit
     return {
         "schema_version": 1,
@@ -152,7 +156,9 @@ def verdict(before: dict[str, Any], after: dict[str, Any], changes: dict[str, An
     if moved["excludes_zero"] is False:
         return f"It can't be said that the model got better: on text it never saw, {word} went from {numbers}, and the interval includes no change."
     if moved["interval"] is None:
-        return f"On text it never saw, {word} fell from {numbers}; there is too little held-out text for an interval."
+        return (
+            f"There is too little held-out text to say whether the model got better: on it, {word} fell from {numbers}."
+        )
     return f"On text it never saw, {word} fell from {numbers}."
 
 

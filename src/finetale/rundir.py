@@ -28,6 +28,16 @@ _MOST_JSON_BYTES = 256 * 2**20
 CHECKPOINT_PATTERN = re.compile(r"^step-(\d{8})$")
 
 
+_TEXT = dict.fromkeys(("status", "name", "created", "finished", "error", "data_sha256", "command"), str)
+_WHOLE = dict.fromkeys(("steps", "total_steps", "best_step", "targets", "seed", "schema_version"), int)
+_PARTS = dict.fromkeys(("base", "process", "config", "speed", "versions", "hardware"), dict)
+_NUMBERS = dict.fromkeys(("seconds", "train_seconds", "tokens_per_second", "best_loss"), (int, float))
+_KINDS: dict[str, Any] = {**_TEXT, **_WHOLE, **_PARTS, **_NUMBERS, "changes": list}
+_BASE: dict[str, Any] = {"name": str, "kind": str, "sha256": str, "revision": str, "parameters": int}
+_PROCESS: dict[str, Any] = {"pid": int, "host": str}
+"""Kinds of what stands in run.json, where it stands there; a run's manifest may come from anywhere."""
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """Paths inside one run directory."""
@@ -75,10 +85,12 @@ class RunDirectory:
         return self.checkpoints / f"step-{step:08d}"
 
     def holds_anything(self) -> bool:
-        """Whether there is something at this path besides a lock."""
+        """Whether there is something at this path besides a lock, and what a run that was killed before it began left beside it."""
         if not self.root.is_dir():
             return self.root.exists()
-        return any(item.name != LOCK_NAME for item in self.root.iterdir())
+        names = {item.name for item in self.root.iterdir()}
+        begun = {name for name in names if name in (self.config.name, self.data.name) or name.endswith(".tmp")}
+        return bool(names - {LOCK_NAME} - (begun if LOCK_NAME in names else set()))
 
     def refuse_links(self) -> None:
         """Refuse a run directory in which what would be written to leads somewhere else.
@@ -142,8 +154,25 @@ class RunDirectory:
         return run
 
     def read_manifest(self) -> dict[str, Any]:
-        """Content of run.json."""
-        return read_json(self.manifest)
+        """Content of run.json.
+
+        Raises:
+            RunError: it is missing or damaged, or one of its entries is of another kind than Finetale writes.
+        """
+        manifest = read_json(self.manifest)
+        for part, kinds in (
+            (manifest, _KINDS),
+            (manifest.get("base") or {}, _BASE),
+            (manifest.get("process") or {}, _PROCESS),
+        ):
+            for key, kind in kinds.items() if isinstance(part, dict) else ():
+                value = part.get(key)
+                if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+                    raise RunError(
+                        f"{self.manifest} is damaged: {key} is {str(value)[:40]!r}.",
+                        "Restore the file or start the run again.",
+                    )
+        return manifest
 
     def update_manifest(self, **values: Any) -> None:
         """Set keys of run.json."""

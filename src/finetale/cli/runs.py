@@ -65,7 +65,7 @@ def _row(run: RunDirectory) -> dict[str, Any]:
                 held_out = comparison[side]["test"] or comparison[side]["validation"]
                 figures[side] = held_out["perplexity"] if held_out else None
         status = "interrupted" if _was_killed(manifest) else manifest.get("status", "unknown")
-    except (RunError, KeyError):
+    except (RunError, KeyError, TypeError):
         status = "damaged"
     return {
         "run": str(run.root),
@@ -82,4 +82,4 @@ def _was_killed(manifest: dict[str, Any]) -> bool:
     """Whether a run that calls itself running has no process on this machine any more."""
     process = manifest.get("process") or {}
     here = process.get("host") == platform.node()
-    return manifest.get("status") == "running" and here and not psutil.pid_exists(process["pid"])
+    return manifest.get("status") == "running" and here and not psutil.pid_exists(process.get("pid", -1))

@@ -3,7 +3,8 @@
 from finetale.pipeline.data import Notify, check_text
 from finetale.pipeline.judge import compare_on, evaluate_on, open_model
 from finetale.pipeline.plan import plan_run
-from finetale.pipeline.runs import finish, resume_run, train_run
+from finetale.pipeline.resuming import resume_run
+from finetale.pipeline.runs import finish, train_run
 
 __all__ = [
     "Notify",

@@ -1,4 +1,4 @@
-"""The one path: text → blocks → training → comparison → report, and going on where it stopped."""
+"""The one path: text → blocks → training → comparison → report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from finetale import models, speed, training
-from finetale.config import Config, SamplingSettings, read_settings_file
+from finetale.config import Config, SamplingSettings
 from finetale.environment import hardware, peak_memory, versions
 from finetale.errors import HubError, InterruptedRun, RunError
 from finetale.generate import Generator
@@ -26,7 +26,7 @@ from finetale.pipeline.disk import check_disk, plan_disk
 from finetale.pipeline.judge import compare_models, open_model
 from finetale.pipeline.prepare import Prepared, absolute_names, prepare, run_directory
 from finetale.report import model_card, write_report
-from finetale.rundir import LOCK_NAME, RunDirectory, add_file, read_json, recover, write_bytes, write_json
+from finetale.rundir import LOCK_NAME, RunDirectory, add_file, write_bytes, write_json
 from finetale.signals import Stopped, StopRequest
 from finetale.training import Training, TrainState
 
@@ -48,112 +48,12 @@ def train_run(config: Config, notify: Notify) -> RunDirectory:
             raise _kept_for_later(config, str(stopped)) from None
         with _taken(config) as run:
             check_disk(run.root, plan_disk(prepared))
-            _start_directory(run, prepared)
-            return _train_and_finish(run, prepared, notify, None)
+            start_directory(run, prepared)
+            return train_and_finish(run, prepared, notify, None)
 
 
-def resume_run(path: str | Path, notify: Notify, *, accept_changes: bool = False) -> RunDirectory:
-    """Go on with a run from its newest valid checkpoint, or finish what came after training.
-
-    Args:
-        accept_changes: go on although the text or config.yaml is not what the run began with; run.json then says so.
-
-    Raises:
-        RunError: there is no run, its text or settings have changed, or another process is at work on it.
-    """
-    run = RunDirectory.open(path)
-    run.read_manifest()  # a directory that can't be used is not touched
-    with StopRequest(), run.locked():
-        try:
-            with StopRequest(at_once=True):
-                prepared, checkpoint = _prepare_again(run, notify, accept_changes)
-        except Stopped as stopped:
-            raise InterruptedRun(
-                f"Stopped by {stopped} before anything new was done.", f"Go on with `finetale resume {path}`."
-            ) from None
-        if not run.read_manifest().get("base"):  # it was stopped before it began
-            _start_directory(run, prepared)
-        run.update_manifest(status="running", error=None, process=_process())
-        return _train_and_finish(run, prepared, notify, checkpoint)
-
-
-def _prepare_again(run: RunDirectory, notify: Notify, accept_changes: bool) -> tuple[Prepared, Path | None]:
-    """A run as it was, and the checkpoint to go on from."""
-    path, manifest = run.root, run.read_manifest()
-    # A run that came from somewhere else does not say where to write on this machine.
-    config = Config.resolve(read_settings_file(run.config), {"out": str(run.root)})
-    config = config.model_copy(update={"cache_dir": None})
-    if manifest.get("status") == "finished" and run.report.is_file():
-        raise RunError(
-            f"{path} is finished already.",
-            f"See {run.report}, or train on from it: `finetale train SOURCE --model {path}`.",
-        )
-    if not manifest.get("base"):
-        return prepare(config, notify), None
-    changes = _changed_settings(config, manifest.get("config") or {})
-    if changes and not accept_changes:
-        raise RunError(
-            f"{run.config} is not what the run began with: {'; '.join(changes)}.",
-            "Put it back, or take the new settings with --accept-changes.",
-        )
-    recover(run.root)
-    recover(run.checkpoints)
-    checkpoint, damaged = training.newest_valid_checkpoint(run)
-    for line in damaged:
-        notify({"event": "warning", "message": line})
-    # model/ may hold better weights than a lost checkpoint, so without a checkpoint the run begins again from its base.
-    loaded = None
-    if checkpoint is not None:
-        loaded = models.load(models.name_of_folder(checkpoint), dropout=config.dropout)
-    prepared = prepare(config, notify, loaded=loaded)
-    if loaded is None:
-        _check_base(manifest, prepared.loaded)
-    if prepared.store.info["sha256"] != manifest.get("data_sha256"):
-        what = _changed_files(run, prepared)
-        if not accept_changes:
-            raise RunError(
-                f"The text of {path} has changed since the run began ({what}), so it can't go on as it was.",
-                "Restore the text, go on with the new one by --accept-changes, or start a new run with `finetale train`.",
-            )
-        changes.append(f"the text: {what}")
-        write_json(run.data, _data(prepared))
-    if changes:
-        notify({"event": "warning", "message": f"Going on with what has changed: {'; '.join(changes)}."})
-        step = training.read_state(checkpoint).step if checkpoint is not None else 0
-        run.update_manifest(
-            config=_portable(prepared.config).model_dump(mode="json"),
-            data_sha256=prepared.store.info["sha256"],
-            changes=[*manifest.get("changes", ()), {"step": step, "what": changes}],
-        )
-    return prepared, checkpoint
-
-
-def _changed_settings(config: Config, before: dict[str, Any]) -> list[str]:
-    """Settings that differ from those in run.json, in words."""
-    now = _portable(config).model_dump(mode="json")
-    names = sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name))
-    return [f"{name} is {now.get(name)}, was {before.get(name)}" for name in names]
-
-
-def _changed_files(run: RunDirectory, prepared: Prepared) -> str:
-    """Which files of the text differ from those in data.json, in words."""
-    before, now = read_json(run.data).get("file_sha256"), _data(prepared)["file_sha256"]
-    if before is None or now is None or before == now:
-        return "its tokens differ"
-    kinds = {
-        "changed": [name for name in before if name in now and before[name] != now[name]],
-        "new": [name for name in now if name not in before],
-        "missing": [name for name in before if name not in now],
-    }
-    lines = [
-        f"{kind}: {', '.join(names[:3])}" + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
-        for kind, names in kinds.items()
-        if names
-    ]
-    return "; ".join(lines)
-
-
-def _train_and_finish(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Path | None) -> RunDirectory:
+def train_and_finish(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Path | None) -> RunDirectory:
+    """Everything after preparation: training, from a checkpoint or from the start, the comparison and the report."""
     with _status(run):
         state = _train(run, prepared, notify, checkpoint)
         config = prepared.config.model_copy(update={"micro_batch_size": state.micro_batch_size})
@@ -208,14 +108,19 @@ def load_base(manifest: dict[str, Any], config: Config, after: LoadedModel, noti
         before = open_model(config.model, config.model_copy(update={"offline": True}), notify, tokenizer=shared)
     except HubError:
         before = open_model(config.model, config, notify, tokenizer=shared)
-    _check_base(manifest, before)
+    check_base(manifest, before)
     return before
 
 
-def _check_base(manifest: dict[str, Any], loaded: LoadedModel) -> None:
-    if loaded.provenance.sha256 != manifest["base"]["sha256"]:
+def check_base(manifest: dict[str, Any], loaded: LoadedModel) -> None:
+    """Refuse a model that is not, byte for byte, the one a run started from.
+
+    Raises:
+        RunError: its weights have another SHA-256.
+    """
+    if loaded.provenance.sha256 != manifest["base"].get("sha256"):
         raise RunError(
-            f"The base model {manifest['base']['name']} has changed since the run began (SHA-256 differs).",
+            f"The base model {manifest['base'].get('name')} has changed since the run began (SHA-256 differs).",
             "Compare the run with another model: `finetale compare BASE RUN --text SOURCE`; or train again.",
         )
 
@@ -297,23 +202,24 @@ def _kept_for_later(config: Config, signal: str) -> BaseException:
     if begun.is_run():
         return Stopped(signal)
     with _taken(config) as run:
+        write_bytes(run.config, portable(absolute_names(config)).to_yaml().encode())
         run.update_manifest(
-            status="interrupted", process=_process(), created=_now(), seed=config.seed, steps=0, base=None
+            status="interrupted", process=this_process(), created=_now(), seed=config.seed, steps=0, base=None
         )
-        write_bytes(run.config, _portable(absolute_names(config)).to_yaml().encode())
     return InterruptedRun(
         f"Stopped by {signal} before the first step; the settings are kept in {run.root}.",
         f"Begin with `finetale resume {run.root}`.",
     )
 
 
-def _portable(config: Config) -> Config:
+def portable(config: Config) -> Config:
     """Without the places of this machine and run, so that its settings can be taken for another run."""
     return config.model_copy(update={"out": None, "name": None, "overwrite": False, "cache_dir": None})
 
 
-def _start_directory(run: RunDirectory, prepared: Prepared) -> None:
+def start_directory(run: RunDirectory, prepared: Prepared) -> None:
     """Fill the run directory with everything that is known before training, in place of what is there."""
+    run.manifest.unlink(missing_ok=True)  # first: what is half deleted is no run
     for item in run.root.iterdir():  # the folder itself may be a link or a mount
         if item.name == LOCK_NAME:
             continue
@@ -322,17 +228,21 @@ def _start_directory(run: RunDirectory, prepared: Prepared) -> None:
         else:
             item.unlink()
     try:
-        _describe(run, _portable(prepared.config), prepared)
+        describe(run, prepared)
     except BaseException:
-        for file in (run.manifest, run.config, run.data):
+        for file in (run.manifest, run.config, run.data):  # the manifest first
             file.unlink(missing_ok=True)
         raise
 
 
-def _describe(run: RunDirectory, config: Config, prepared: Prepared) -> None:
+def describe(run: RunDirectory, prepared: Prepared) -> None:
+    """Write what is known before training, the manifest last: what has one is a run, and whole."""
+    config = portable(prepared.config)
+    write_bytes(run.config, config.to_yaml().encode())
+    write_json(run.data, described_data(prepared))
     run.update_manifest(
         status="running",
-        process=_process(),
+        process=this_process(),
         name=run.root.name,
         created=_now(),
         finished=None,
@@ -349,11 +259,10 @@ def _describe(run: RunDirectory, config: Config, prepared: Prepared) -> None:
         hardware=hardware(),
         command=" ".join(["finetale", *sys.argv[1:]]) if Path(sys.argv[0]).name == "finetale" else None,
     )
-    write_bytes(run.config, config.to_yaml().encode())
-    write_json(run.data, _data(prepared))
 
 
-def _data(prepared: Prepared) -> dict[str, Any]:
+def described_data(prepared: Prepared) -> dict[str, Any]:
+    """Content of a run's data.json."""
     return data_json(prepared.config, prepared.store, prepared.blocks_json())
 
 
@@ -371,7 +280,7 @@ def _status(run: RunDirectory) -> Iterator[None]:
         raise
 
 
-def _process() -> dict[str, Any]:
+def this_process() -> dict[str, Any]:
     """Who is at work on a run, so that a run that was killed is not taken for a running one."""
     return {"pid": os.getpid(), "host": platform.node()}
 

@@ -1,0 +1,123 @@
+"""Going on with a run that was stopped, as it was or with changes that were accepted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from finetale import models, training
+from finetale.config import Config, read_settings_file
+from finetale.errors import InterruptedRun, RunError
+from finetale.pipeline.data import Notify
+from finetale.pipeline.prepare import Prepared, prepare
+from finetale.pipeline.runs import (
+    check_base,
+    describe,
+    described_data,
+    portable,
+    this_process,
+    train_and_finish,
+)
+from finetale.rundir import RunDirectory, read_json, recover, write_json
+from finetale.signals import Stopped, StopRequest
+
+
+def resume_run(path: str | Path, notify: Notify, *, accept_changes: bool = False) -> RunDirectory:
+    """Go on with a run from its newest valid checkpoint, or finish what came after training.
+
+    Args:
+        accept_changes: go on although the text or config.yaml is not what the run began with; run.json then says so.
+
+    Raises:
+        RunError: there is no run, its text or settings have changed, or another process is at work on it.
+    """
+    run = RunDirectory.open(path)
+    run.read_manifest()  # a directory that can't be used is not touched
+    with StopRequest(), run.locked():
+        try:
+            with StopRequest(at_once=True):
+                prepared, checkpoint = _prepare_again(run, notify, accept_changes)
+        except Stopped as stopped:
+            raise InterruptedRun(
+                f"Stopped by {stopped} before anything new was done.", f"Go on with `finetale resume {path}`."
+            ) from None
+        if not run.read_manifest().get("base"):  # it was stopped before it began
+            describe(run, prepared)
+        run.update_manifest(status="running", error=None, process=this_process())
+        return train_and_finish(run, prepared, notify, checkpoint)
+
+
+def _prepare_again(run: RunDirectory, notify: Notify, accept_changes: bool) -> tuple[Prepared, Path | None]:
+    """A run as it was, and the checkpoint to go on from."""
+    path, manifest = run.root, run.read_manifest()
+    # A run that came from somewhere else does not say where to write on this machine.
+    config = Config.resolve(read_settings_file(run.config), {"out": str(run.root)})
+    config = config.model_copy(update={"cache_dir": None})
+    if manifest.get("status") == "finished" and run.report.is_file():
+        raise RunError(
+            f"{path} is finished already.",
+            f"See {run.report}, or train on from it: `finetale train SOURCE --model {path}`.",
+        )
+    if not manifest.get("base"):
+        return prepare(config, notify), None
+    changes = _changed_settings(config, manifest.get("config") or {})
+    if changes and not accept_changes:
+        raise RunError(
+            f"{run.config} is not what the run began with: {'; '.join(changes)}.",
+            "Put it back, or take the new settings with --accept-changes.",
+        )
+    recover(run.root)
+    recover(run.checkpoints)
+    checkpoint, damaged = training.newest_valid_checkpoint(run)
+    for line in damaged:
+        notify({"event": "warning", "message": line})
+    # model/ may hold better weights than a lost checkpoint, so without a checkpoint the run begins again from its base.
+    loaded = None
+    if checkpoint is not None:
+        loaded = models.load(models.name_of_folder(checkpoint), dropout=config.dropout)
+    prepared = prepare(config, notify, loaded=loaded)
+    if loaded is None:
+        check_base(manifest, prepared.loaded)
+    if prepared.store.info["sha256"] != manifest.get("data_sha256"):
+        what = _changed_files(run, prepared)
+        if not accept_changes:
+            raise RunError(
+                f"The text of {path} has changed since the run began ({what}), so it can't go on as it was.",
+                "Restore the text, go on with the new one by --accept-changes, or start a new run with `finetale train`.",
+            )
+        changes.append(f"the text: {what}")
+        write_json(run.data, described_data(prepared))
+    if changes:
+        notify({"event": "warning", "message": f"Going on with what has changed: {'; '.join(changes)}."})
+        step = training.read_state(checkpoint).step if checkpoint is not None else 0
+        run.update_manifest(
+            config=portable(prepared.config).model_dump(mode="json"),
+            data_sha256=prepared.store.info["sha256"],
+            changes=[*manifest.get("changes", ()), {"step": step, "what": changes}],
+        )
+    return prepared, checkpoint
+
+
+def _changed_settings(config: Config, before: dict[str, Any]) -> list[str]:
+    """Settings that differ from those in run.json, in words."""
+    now = portable(config).model_dump(mode="json")
+    names = sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name))
+    return [f"{name} is {now.get(name)}, was {before.get(name)}" for name in names]
+
+
+def _changed_files(run: RunDirectory, prepared: Prepared) -> str:
+    """Which files of the text differ from those in data.json, in words."""
+    before, now = read_json(run.data).get("file_sha256"), described_data(prepared)["file_sha256"]
+    if before is None or now is None or before == now:
+        return "its tokens differ"
+    kinds = {
+        "changed": [name for name in before if name in now and before[name] != now[name]],
+        "new": [name for name in now if name not in before],
+        "missing": [name for name in before if name not in now],
+    }
+    lines = [
+        f"{kind}: {', '.join(names[:3])}" + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+        for kind, names in kinds.items()
+        if names
+    ]
+    return "; ".join(lines)
