@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -394,16 +394,7 @@ class Config(
         return "\n".join(lines)
 
 
-SECTIONS: tuple[type[Settings], ...] = (
-    TextSettings,
-    TokenSettings,
-    ModelSettings,
-    TrainSettings,
-    SpeedSettings,
-    EvaluationSettings,
-    CompareSettings,
-    OutputSettings,
-)
+SECTIONS = cast(tuple[type[Settings], ...], Config.__bases__)
 
 
 def setting_groups(sections: Iterable[type[Settings]] = SECTIONS) -> list[tuple[str, list[str]]]:
