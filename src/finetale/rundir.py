@@ -8,6 +8,7 @@ leaves between them `recover` puts right.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -24,6 +25,7 @@ from finetale.errors import RunError
 
 SCHEMA_VERSION = 1
 LOCK_NAME, MANIFEST_NAME = ".lock", "manifest.json"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _MOST_JSON_BYTES = 256 * 2**20
 CHECKPOINT_PATTERN = re.compile(r"^step-(\d{8})$")
 
@@ -121,7 +123,9 @@ class RunDirectory:
                 f"{self.root} is in use: another process is working on this run{self._holder()}.",
                 "Wait until it is done, or stop it.",
             ) from None
-        except NotImplementedError:  # a file system without locks
+        except (NotImplementedError, OSError) as error:  # a file system without locks
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                raise
             yield
             return
         try:
@@ -281,6 +285,15 @@ def add_file(folder: Path, name: str, data: bytes) -> None:
     _seal(folder, entries | {name: _entry(folder / name)})
 
 
+def sealed_sums(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file, as a sealed folder's manifest has them.
+
+    Raises:
+        RunError: the manifest is missing or damaged.
+    """
+    return {name: str(entry["sha256"]) for name, entry in _entries(folder).items()}
+
+
 def is_sealed(path: Path) -> bool:
     """Whether a folder has a manifest of `write_folder`, whole or damaged."""
     try:
@@ -351,7 +364,7 @@ def sync_folder(path: Path) -> None:
 
 
 def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
+    with path.open("r+b") as file:  # Windows flushes only what is open for writing
         os.fsync(file.fileno())
 
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -15,6 +16,8 @@ from finetale.errors import InterruptedRun
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """SIGHUP is what a closed terminal sends; Windows has none."""
+_APART = 0.3
+"""Seconds within which signals are one: a closed terminal sends SIGHUP twice, and `timeout` both to a process and to its group."""
 RESUMABLE, NOT_RESUMABLE = 75, 130
 """Exit codes of what was stopped by a signal."""
 
@@ -29,16 +32,21 @@ class StopRequest:
     The second signal ends the process within a second, whatever it is doing: files are written atomically, so
     nothing half-written stays behind.
 
+    Signals that are ignored when it is opened, as under nohup, stay ignored.
+
     Args:
         at_once: raise `Stopped` out of whatever is being done; else wait until `check` is called.
+        resumable: whether there is a run to go on with; what the exit code of a second signal says.
     """
 
     requested: str | None = None
     """Name of the signal that came since the outermost one was opened."""
     _open: list[StopRequest] = []  # noqa: RUF012 - of the process, as signals are
+    _first = 0.0
 
-    def __init__(self, *, at_once: bool = False) -> None:
+    def __init__(self, *, at_once: bool = False, resumable: bool = True) -> None:
         self._at_once = at_once
+        self._resumable = resumable and not at_once
         self._previous: dict[int, Any] = {}
         self._watch: _Watch | None = None
 
@@ -49,7 +57,7 @@ class StopRequest:
             StopRequest.requested = None
             self._watch = _Watch()
         StopRequest._open.append(self)
-        for number in SIGNALS:
+        for number in (number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN):
             self._previous[number] = signal.signal(number, self._caught)
         if self._at_once and StopRequest.requested:
             self.__exit__()
@@ -77,14 +85,16 @@ class StopRequest:
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
         if StopRequest.requested:
-            _leave()
-        StopRequest.requested = signal.Signals(number).name
+            if time.monotonic() - StopRequest._first > _APART:
+                _leave()
+            return
+        StopRequest.requested, StopRequest._first = signal.Signals(number).name, time.monotonic()
         if self._at_once:
             raise Stopped(StopRequest.requested)
 
     @classmethod
     def _exit_code(cls) -> int:
-        return NOT_RESUMABLE if cls._open and cls._open[-1]._at_once else RESUMABLE
+        return RESUMABLE if any(request._resumable for request in cls._open) else NOT_RESUMABLE
 
 
 class _Watch:
@@ -101,11 +111,14 @@ class _Watch:
         self._theirs.close()  # ends the thread
 
     def _run(self) -> None:
-        seen = 0
+        first = None
         with self._ours, contextlib.suppress(OSError):
             while data := self._ours.recv(64):
-                seen += sum(number in SIGNALS for number in data)
-                if seen > 1:
+                if not any(number in SIGNALS for number in data):
+                    continue
+                now = time.monotonic()
+                first = now if first is None else first
+                if now - first > _APART:
                     _leave()
 
 

@@ -354,6 +354,7 @@ def test_hostile_run_directories(scene: Path, place: Place, attack: Callable[[Pa
         (r"([a-z]+ ?)+$", True),
         (r"((ab)*c)*", True),
         (r"(a|b+){2,}", True),
+        (r"(a|aa)+$", True),
         (r"(a+){1,500}", True),
         (r"(?:[(+*])+x*", False),
         (r"\(a+\)+", False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import shutil
@@ -24,13 +25,21 @@ def completed(run: RunDirectory) -> int:
     return max((row["step"] for row in rows if row["event"] == "checkpoint"), default=-1)
 
 
-def kill_and_go_on(place: Place, name: str, delay: float) -> str:
-    """Kill a run so many seconds after its directory came up, and resume it. Returns what the kill struck."""
+def kill_and_go_on(place: Place, name: str, delay: float, *, saving: bool) -> str:
+    """Kill a run so many seconds after its directory came up, and resume it. Returns what the kill struck.
+
+    Args:
+        saving: count from the moment it next begins to write a folder.
+    """
     run = RunDirectory(place.folder / name)
     process = start(place.folder, (*TRAIN, "--out", name))
     while not run.root.exists() and process.is_alive():
         time.sleep(0.0005)
     time.sleep(delay)
+    if saving:
+        while process.is_alive() and not _half_written(run):
+            pass
+        time.sleep(delay / 1000)
     process.kill()
     process.join()
     if not run.is_run():  # nothing to resume yet, and nothing in the way
@@ -39,7 +48,7 @@ def kill_and_go_on(place: Place, name: str, delay: float) -> str:
         assert place.weights_of(name) == place.digest
         shutil.rmtree(run.root)
         return "the beginning"
-    leftovers = [path for path in run.root.rglob(".*") if path.name.endswith((".tmp", ".old"))]
+    leftovers = _half_written(run)
     known, (newest, damaged) = completed(run), newest_valid_checkpoint(run)
     assert not damaged
     assert (int(newest.name.removeprefix("step-")) if newest else -1) >= known
@@ -50,10 +59,19 @@ def kill_and_go_on(place: Place, name: str, delay: float) -> str:
         assert code == 0, output
         struck = "saving" if leftovers else "other work"
     assert place.weights_of(name) == place.digest
-    assert not [path for path in run.root.rglob(".*") if path.name.endswith((".tmp", ".old"))]
+    assert not _half_written(run)
     assert json.loads(run.manifest.read_text(encoding="utf-8"))["status"] == "finished"
     shutil.rmtree(run.root)
     return struck
+
+
+def _half_written(run: RunDirectory) -> list[Path]:
+    """Temporary and moved folders and files."""
+    found = []
+    for folder in (run.root, run.checkpoints):
+        with contextlib.suppress(OSError):
+            found += [path for path in folder.iterdir() if path.name.endswith((".tmp", ".old"))]
+    return found
 
 
 def seconds_of_a_run(place: Place) -> float:
@@ -73,7 +91,9 @@ def test_a_killed_run_goes_on(place: Place, kills: int, record_property: pytest.
     rng, length = random.Random(7), seconds_of_a_run(place)
     # A few in the first moments, when the directory is being filled.
     delays = [rng.uniform(0, 0.02 if number % 10 == 0 else length) for number in range(kills)]
-    struck = [kill_and_go_on(place, f"killed-{number}", delay) for number, delay in enumerate(delays)]
+    struck = [
+        kill_and_go_on(place, f"killed-{number}", delay, saving=number % 3 == 1) for number, delay in enumerate(delays)
+    ]
     counts = {what: struck.count(what) for what in sorted(set(struck))}
     print(f"{kills} kills, all resumed to the same weights; struck: {counts}")
     assert kills < 100 or counts["saving"] >= kills // 10

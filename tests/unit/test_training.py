@@ -806,11 +806,13 @@ def test_threads_leave_signals_alone() -> None:
 
 def test_the_second_signal_leaves_at_once() -> None:
     program = (
-        "import signal\n"
+        "import signal, time\n"
         "from finetale.signals import StopRequest\n"
         "with StopRequest() as stop:\n"
         "    signal.raise_signal(signal.SIGINT)\n"
+        "    signal.raise_signal(signal.SIGHUP)\n"  # a closed terminal sends two at once
         "    print('asked', stop.requested, flush=True)\n"
+        "    time.sleep(0.4)\n"
         "    try:\n"
         "        signal.raise_signal(signal.SIGTERM)\n"
         "    finally:\n"

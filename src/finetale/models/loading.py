@@ -14,7 +14,7 @@ from finetale.models.files import check_config, check_weight_files, first_line, 
 from finetale.models.hub import download
 from finetale.models.names import BUNDLED_FOLDER, BUNDLED_NAME, check_name, is_hub_id, is_new, shape_of
 from finetale.models.safety import check_tensors, check_tokenizer_files, clean_config
-from finetale.rundir import MANIFEST_NAME, RunDirectory, is_sealed, sha256_of, verify_folder
+from finetale.rundir import MANIFEST_NAME, RunDirectory, is_sealed, read_json, sealed_sums, sha256_of, verify_folder
 from finetale.tokens import begin_and_end, check_tokenizer
 
 if TYPE_CHECKING:
@@ -95,13 +95,14 @@ def locate(name: str, *, revision: str | None = None, offline: bool = False) -> 
 
 def _of_run(name: str, run: RunDirectory) -> Located:
     """A run's model; where its files are damaged, the checkpoint of its best step or else the newest whole one."""
-    problems = verify_folder(run.model)
+    unsealed = (run.model / "config.json").is_file() and not (run.model / MANIFEST_NAME).exists()  # of an older version
+    problems = [] if unsealed else verify_folder(run.model)
     if not problems:
         return _checked(name, "run", run.model, None)
-    best = run.read_manifest().get("best_step")
-    saved = sorted(run.saved_checkpoints(), key=lambda item: (item[0] != best, -item[0]))
-    for step, folder in saved:
-        if not verify_folder(folder):
+    whole = [(step, folder) for step, folder in run.saved_checkpoints() if not verify_folder(folder)]
+    if whole:
+        best = read_json(whole[0][1] / "state.json").get("best_step")
+        for step, folder in sorted(whole, key=lambda item: (item[0] != best, -item[0])):
             warning = f"{run.model} is damaged ({problems[0]}); the checkpoint of step {step} is used in its place."
             return replace(_checked(name, "run", folder, None), warning=warning)
     if not run.model.exists():
@@ -153,8 +154,9 @@ def load_located(
     model = _read_weights(located, dropout)
     _check_fit(model, tokenizer, located.name)
     digest = hashlib.sha256()
+    known = sealed_sums(located.folder) if is_sealed(located.folder) else {}  # verified when it was located
     for file in sorted(located.folder.glob("*.safetensors")):
-        digest.update(bytes.fromhex(sha256_of(file)))
+        digest.update(bytes.fromhex(known.get(file.name) or sha256_of(file)))
     provenance = Provenance(located.name, located.kind, located.revision, digest.hexdigest(), model.num_parameters())
     return LoadedModel(model, tokenizer, provenance, located.warning)
 

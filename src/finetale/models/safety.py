@@ -30,6 +30,8 @@ def read_bounded_json(file: Path, most_bytes: int = _CONFIG_BYTES) -> Any:
         OSError: it can't be read.
     """
     size = file.stat().st_size
+    if not file.is_file():
+        raise ValueError("it is no regular file")
     if size > most_bytes:
         raise ValueError(f"it has {size:,} bytes, more than {most_bytes:,}")
     data = file.read_bytes()
@@ -74,6 +76,8 @@ def check_tensors(name: str, folder: Path, layers: Any = None) -> None:
     """
     tensors = 0
     for file in sorted(folder.glob("*.safetensors")):
+        if not file.is_file():
+            raise ModelError(f"{file.name} of {name} is no regular file.", "Download the model again.")
         with file.open("rb") as opened:
             start = opened.read(8)
         size = file.stat().st_size
@@ -139,7 +143,7 @@ def check_tokenizer_files(name: str, folder: Path) -> None:
 
 
 def nests_repetition(pattern: str) -> bool:
-    """Whether a regular expression repeats a group without limit that itself repeats something without limit.
+    """Whether a regular expression repeats a group without limit that itself repeats something without limit, or has alternatives.
 
     That is what makes backtracking take exponential time; the patterns of well-known tokenizers have no such group.
     """
@@ -159,6 +163,9 @@ def nests_repetition(pattern: str) -> bool:
             at, closed = at + 1, False
             if pattern.startswith("?", at):
                 at += 1
+        elif char == "|" and len(repeats) > 1:
+            repeats[-1] = True
+            at, closed = at + 1, False
         elif char == ")":
             inner = repeats.pop() if len(repeats) > 1 else False
             at, closed = at + 1, inner
@@ -218,11 +225,16 @@ def _tokenizer_json(name: str, file: Path) -> Any:
 def _depth(data: bytes) -> int:
     """How deeply JSON is nested, strings aside; a little too much where it is no JSON."""
     deepest = depth = 0
-    for piece in re.finditer(rb'"(?:[^"\\]|\\.)*"|[\[{]+|[\]}]+', data, re.DOTALL):
-        first = piece[0][:1]
-        if first in b"[{":
-            depth += len(piece[0])
+    within = False
+    for piece in re.finditer(rb'\\.|["\[\]{}]', data, re.DOTALL):
+        first = piece[0]
+        if first == b'"':
+            within = not within
+        elif within or len(first) == 2:
+            continue
+        elif first in b"[{":
+            depth += 1
             deepest = max(deepest, depth)
-        elif first in b"]}":
-            depth -= len(piece[0])
+        else:
+            depth -= 1
     return deepest

@@ -59,12 +59,14 @@ def plan_disk(prepared: Prepared) -> DiskPlan:
 
 
 def check_disk(root: Path, plan: DiskPlan) -> None:
-    """Refuse a run that can't fit where it shall go.
+    """Refuse a run that can't fit where it shall go; what is in the directory will make room for it.
 
     Raises:
         RunError: says how much is needed and how much is free.
     """
-    free = free_bytes(root)
+    free = free_bytes(root) + sum(
+        file.stat().st_size for file in root.rglob("*") if file.is_file() and not file.is_symlink()
+    )
     if free >= plan.peak_bytes:
         return
     raise RunError(

@@ -9,6 +9,7 @@ from finetale import models, training
 from finetale.config import Config, read_settings_file
 from finetale.errors import InterruptedRun, RunError
 from finetale.pipeline.data import Notify
+from finetale.pipeline.disk import check_disk, plan_disk
 from finetale.pipeline.prepare import Prepared, prepare
 from finetale.pipeline.runs import (
     check_base,
@@ -20,6 +21,9 @@ from finetale.pipeline.runs import (
 )
 from finetale.rundir import RunDirectory, read_json, recover, write_json
 from finetale.signals import Stopped, StopRequest
+
+_FIXED = ("model", "revision", "tokenizer")
+"""Settings that a run is compared by at its end."""
 
 
 def resume_run(path: str | Path, notify: Notify, *, accept_changes: bool = False) -> RunDirectory:
@@ -42,6 +46,7 @@ def resume_run(path: str | Path, notify: Notify, *, accept_changes: bool = False
                 f"Stopped by {stopped} before anything new was done.", f"Go on with `finetale resume {path}`."
             ) from None
         if not run.read_manifest().get("base"):  # it was stopped before it began
+            check_disk(run.root, plan_disk(prepared))
             describe(run, prepared)
         run.update_manifest(status="running", error=None, process=this_process())
         return train_and_finish(run, prepared, notify, checkpoint)
@@ -60,7 +65,14 @@ def _prepare_again(run: RunDirectory, notify: Notify, accept_changes: bool) -> t
         )
     if not manifest.get("base"):
         return prepare(config, notify), None
-    changes = _changed_settings(config, manifest.get("config") or {})
+    before = manifest.get("config") or {}
+    changes = _changed_settings(config, before)
+    fixed = [name for name in _FIXED if name in before and getattr(config, name) != before[name]]
+    if fixed:
+        raise RunError(
+            f"{run.config} is not what the run began with: {'; '.join(changes)}.",
+            f"Put it back: {', '.join(fixed)} can't change within a run; train another one.",
+        )
     if changes and not accept_changes:
         raise RunError(
             f"{run.config} is not what the run began with: {'; '.join(changes)}.",
@@ -101,7 +113,8 @@ def _prepare_again(run: RunDirectory, notify: Notify, accept_changes: bool) -> t
 def _changed_settings(config: Config, before: dict[str, Any]) -> list[str]:
     """Settings that differ from those in run.json, in words."""
     now = portable(config).model_dump(mode="json")
-    names = sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name))
+    # What an older version did not know has its default now.
+    names = sorted(name for name in before if now.get(name) != before[name])
     return [f"{name} is {now.get(name)}, was {before.get(name)}" for name in names]
 
 

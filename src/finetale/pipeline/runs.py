@@ -26,7 +26,15 @@ from finetale.pipeline.disk import check_disk, plan_disk
 from finetale.pipeline.judge import compare_models, open_model
 from finetale.pipeline.prepare import Prepared, absolute_names, prepare, run_directory
 from finetale.report import model_card, write_report
-from finetale.rundir import LOCK_NAME, RunDirectory, add_file, write_bytes, write_json
+from finetale.rundir import (
+    LOCK_NAME,
+    RunDirectory,
+    add_file,
+    verify_folder,
+    write_bytes,
+    write_folder,
+    write_json,
+)
 from finetale.signals import Stopped, StopRequest
 from finetale.training import Training, TrainState
 
@@ -39,7 +47,7 @@ def train_run(config: Config, notify: Notify) -> RunDirectory:
         InterruptedRun: a signal came; the run can be resumed.
     """
     run_directory(config)  # what stands in the way is better known before the work
-    with StopRequest():
+    with StopRequest(resumable=False):
         try:
             with StopRequest(at_once=True):
                 config = keep_standard_input(config)
@@ -82,6 +90,8 @@ def finish(run: RunDirectory, config: Config, notify: Notify, state: TrainState 
                 between=stop.check,
             )
         except InterruptedRun as stopped:
+            if state is None:  # `finetale compare`: what stood there still stands
+                raise Stopped(stop.requested) from None
             raise InterruptedRun(
                 f"{stopped.message} Training is done and saved; only the comparison is missing.",
                 f"Go on with `finetale resume {run.root}`.",
@@ -91,6 +101,8 @@ def finish(run: RunDirectory, config: Config, notify: Notify, state: TrainState 
     if state is not None:
         run.update_manifest(status="finished", finished=_now())
     card = model_card(run.read_manifest(), result, json.loads(run.data.read_text(encoding="utf-8")))
+    if verify_folder(run.model):  # a checkpoint stood in for it
+        write_folder(run.model, lambda folder: models.save(after.model, after.tokenizer, folder), manifest=True)
     add_file(run.model, "README.md", card.encode())
     write_report(run)
 
@@ -187,19 +199,20 @@ def _train(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Pa
 def _taken(config: Config) -> Iterator[RunDirectory]:
     """The directory of a new run, locked; it goes again if nothing was put into it."""
     run = run_directory(config)
-    try:
-        with run.locked():
+    with run.locked():
+        try:
             run_directory(config)  # again: another run may have taken the place meanwhile
             yield run
-    finally:
-        if run.root.is_dir() and not run.holds_anything():
-            shutil.rmtree(run.root, ignore_errors=True)
+        finally:
+            if not run.holds_anything():
+                shutil.rmtree(run.root, ignore_errors=True)
 
 
 def _kept_for_later(config: Config, signal: str) -> BaseException:
     """What to raise after a stop before training: the settings stand in a run directory, unless a run is there that they would replace."""
     begun = run_directory(config)
-    if begun.is_run():
+    unread = "-" in (*config.sources, *config.validation, *config.test)  # standard input can't be read again
+    if begun.is_run() or unread:
         return Stopped(signal)
     with _taken(config) as run:
         write_bytes(run.config, portable(absolute_names(config)).to_yaml().encode())
@@ -219,10 +232,16 @@ def portable(config: Config) -> Config:
 
 def start_directory(run: RunDirectory, prepared: Prepared) -> None:
     """Fill the run directory with everything that is known before training, in place of what is there."""
-    run.manifest.unlink(missing_ok=True)  # first: what is half deleted is no run
-    for item in run.root.iterdir():  # the folder itself may be a link or a mount
-        if item.name == LOCK_NAME:
-            continue
+    # What is there gets names that count as nothing, the manifest last, so that at every moment there is a run or none.
+    items = [
+        item for item in run.root.iterdir() if item.name != LOCK_NAME
+    ]  # the folder itself may be a link or a mount
+    aside = []
+    for item in sorted(items, key=lambda item: item == run.manifest):
+        if not item.name.endswith(".tmp"):
+            item = item.rename(item.with_name(f".{item.name}.{os.getpid()}.tmp"))
+        aside.append(item)
+    for item in aside:
         if item.is_dir() and not item.is_symlink():
             shutil.rmtree(item)
         else:

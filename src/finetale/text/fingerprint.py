@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from finetale.config import TextSettings
 from finetale.errors import SourceError
@@ -39,12 +40,23 @@ def file_hashes(sources: Sequence[str], settings: TextSettings) -> list[tuple[tu
             try:
                 for entry in find_inputs(source, TextReport([])):
                     assert entry.path is not None
-                    with entry.path.open("rb") as file:
-                        content = hashlib.file_digest(file, "sha256").hexdigest()
-                    found.append(((role, entry.name), content))
+                    found.append(((role, entry.name), _sha256(entry.path)))
             except (FileError, OSError):
                 return None
     return found
+
+
+def _sha256(path: Path) -> str:
+    """Hash of a file's bytes; read again only if its size or time has changed since this process last did."""
+    facts = path.stat()
+    key = (str(path.absolute()), facts.st_size, facts.st_mtime_ns)
+    if key not in _known:
+        with path.open("rb") as file:
+            _known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _known[key]
+
+
+_known: dict[tuple[str, int, int], str] = {}
 
 
 def read_standard_input() -> bytes:

@@ -129,15 +129,16 @@ class Training:
             models.enable_checkpointing(self.model)
         optimizer = build_optimizer(self.model, self.settings)
         self.state.micro_batch_size = self.settings.micro_batch_size
+        self._saved: TrainState | None = None
         route = find_route(self.model)
         if checkpoint is not None:
             self.state = load_checkpoint(checkpoint, self.model, optimizer)
+            self._saved = replace(self.state)
         prepared, self._optimizer = self.accelerator.prepare(self.model, optimizer)
         self._forward = PackedForward(prepared, precision=self.precision, route=route, compiled=self.compiled)
         # The fused AdamW can be told on the device to leave the weights alone; others have to be stopped before they step.
         self._deferred = self._forward.device.type in _ASYNCHRONOUS and type(optimizer) is torch.optim.AdamW
         self._bad = torch.zeros((), device=self._forward.device)
-        self._saved: TrainState | None = None
         self._log_every = self.evaluation.log_every or (_LOG_EVERY_ASYNCHRONOUS if self._deferred else 1)
         with speed.kept_memory(), StopRequest() as self._stop:
             try:
@@ -161,7 +162,7 @@ class Training:
             step = self.state.step
             if self.schedule.evaluates(step) and self.state.evaluated_step < step:
                 self._evaluate()
-            if step and self.schedule.saves(step):
+            if step and self.schedule.saves(step) and self._saved != self.state:
                 self._save()
             if step >= total:
                 return
