@@ -162,3 +162,11 @@ def test_untouched_text_and_settings_go_on_without_a_word(place: Place, stopped:
     assert "changed" not in output
     assert place.weights_of("stopped") == place.digest
     assert "changes" not in stopped.read_manifest()
+
+
+def test_a_run_that_is_not_finished_is_said_to_be_so(place: Place, stopped: RunDirectory) -> None:
+    for words in (("generate", "stopped", "A heron", "--max-new-tokens", "2"), ("evaluate", "stopped", "own")):
+        code, output = call(place.folder, *words)
+        assert code == 0, output
+        assert "The run stopped is not finished (2 of 6 steps); this is its best model so far" in output
+    assert "not finished" not in call(place.folder, "generate", "whole", "A heron", "--max-new-tokens", "2")[1]

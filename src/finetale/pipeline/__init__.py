@@ -1,7 +1,7 @@
 """The one path from text to a proven model. Only this layer sees the whole configuration."""
 
 from finetale.pipeline.data import Notify, check_text
-from finetale.pipeline.judge import compare_on, evaluate_on, open_model
+from finetale.pipeline.judge import compare_on, evaluate_on, open_model, say_if_unfinished
 from finetale.pipeline.plan import plan_run
 from finetale.pipeline.resuming import resume_run
 from finetale.pipeline.runs import finish, train_run
@@ -15,5 +15,6 @@ __all__ = [
     "open_model",
     "plan_run",
     "resume_run",
+    "say_if_unfinished",
     "train_run",
 ]

@@ -53,6 +53,21 @@ def open_model(name: str, config: Config, notify: Notify, tokenizer: Any = None)
     return loaded
 
 
+def say_if_unfinished(name: str, notify: Notify) -> None:
+    """Warn of a run that has not come to its end: its model is the best so far."""
+    run = RunDirectory(Path(name))
+    if models.is_new(name) or not run.is_run():
+        return
+    manifest = run.read_manifest()
+    if manifest.get("status") != "finished":
+        step = next((step for step, _ in run.saved_checkpoints()), 0)
+        done = f"{step} of {manifest.get('total_steps', '?')} steps"
+        message = (
+            f"The run {name} is not finished ({done}); this is its best model so far. `finetale resume {name}` goes on."
+        )
+        notify({"event": "warning", "message": message})
+
+
 def evaluate_model(
     loaded: LoadedModel,
     store: TokenStore,
@@ -85,6 +100,7 @@ def evaluate_model(
 def evaluate_on(name: str, config: Config, notify: Notify) -> dict[str, Any]:
     """`finetale evaluate`: figures of a model on all of the text of the sources."""
     loaded = open_model(name, config, notify)
+    say_if_unfinished(name, notify)
     store = tokenise(keep_standard_input(_unsplit(config)), loaded.tokenizer, notify)
     measured = evaluate_model(loaded, store, WHOLE, config, notify)
     return {"model": name} | measured["test"].summary(config.bootstrap_samples, config.seed)
@@ -205,6 +221,8 @@ def compare_on(
     models.check_name(after)
     config = keep_standard_input(config)
     second = open_model(after, config, notify)
+    for name in (before, after):
+        say_if_unfinished(name, notify)
     own = before == config.model  # the run's own base: its commit is no other model's
     first = open_model(
         before,
