@@ -246,3 +246,37 @@ def test_a_name_that_is_nearly_right(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(HubError) as caught:
         models.locate("bundeld", offline=True)
     assert caught.value.hint.startswith("Did you mean bundled? ")
+
+
+OLD_KEYS: dict[str, dict[str, Any]] = {
+    "gpt2": {
+        "n_ctx": 1024,
+        "task_specific_params": {"text-generation": {"do_sample": True}},
+        "gradient_checkpointing": False,
+    },
+    "gpt_neox": {"rotary_pct": 0.25, "rotary_emb_base": 10_000, "use_parallel_residual": True},
+    "llama": {"rope_theta": 5e5, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}},
+    "opt": {"activation_function": "relu", "do_layer_norm_before": True, "word_embed_proj_dim": 768},
+    "qwen2": {"rope_theta": 1e6, "use_sliding_window": False, "sliding_window": 32_768, "max_window_layers": 21},
+}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [*OLD_KEYS, "bloom", "codegen", "falcon", "gemma", "gpt_neo", "gptj", "mamba2", "mistral", "phi", "qwen3", "xglm"],
+)
+def test_a_cleaned_config_says_what_the_file_said(kind: str, tmp_path: Path) -> None:
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    from finetale.models.safety import clean_config
+
+    CONFIG_MAPPING[kind]().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    raw = json.loads(file.read_text(encoding="utf-8")) | OLD_KEYS.get(kind, {}) | {"_attn_implementation": "eager"}
+    file.write_text(json.dumps(raw), encoding="utf-8")
+    theirs = AutoConfig.from_pretrained(tmp_path).to_dict()
+    ours = CONFIG_MAPPING[kind].from_dict(clean_config(raw)).to_dict()
+    aside = {"_name_or_path", "dtype", "transformers_version", "task_specific_params", "gradient_checkpointing"}
+    assert {key: ours.get(key) for key in theirs if key not in aside} == {
+        key: value for key, value in theirs.items() if key not in aside
+    }

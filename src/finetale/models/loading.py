@@ -296,12 +296,12 @@ def _checked(name: str, kind: str, folder: Path, revision: str | None) -> Locate
 
 def _read_weights(located: Located, dropout: float | None) -> PreTrainedModel:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     from finetale import speed
 
     try:
-        config = AutoConfig.for_model(located.config["model_type"], **clean_config(located.config))
+        config = CONFIG_MAPPING[located.config["model_type"]].from_dict(clean_config(located.config))
         _set_dropout(config, dropout)
         with _no_progress_bars():
             model, info = AutoModelForCausalLM.from_pretrained(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
 from pathlib import Path
@@ -49,14 +50,24 @@ def clean_config(config: dict[str, Any]) -> dict[str, Any]:
 
     kind = CONFIG_MAPPING[config["model_type"]]
     known = set(kind().to_dict()) | set(getattr(kind, "attribute_map", {})) | _ALWAYS
+    found = {key: _with_floats(value) for key, value in config.items()}
     return {
         key: value
-        for key, value in config.items()
+        for key, value in found.items()
         if (key in known or _is_numeric(value))
         and key not in _NEVER
         and not key.startswith("_")
         and key != "model_type"
     }
+
+
+def _with_floats(value: Any) -> Any:
+    """With what transformers writes for infinities, {"__float__": "Infinity"}, as numbers."""
+    if isinstance(value, list):
+        return [_with_floats(item) for item in value]
+    if isinstance(value, dict) and set(value) == {"__float__"}:
+        return {"Infinity": math.inf, "-Infinity": -math.inf}.get(str(value["__float__"]), math.nan)
+    return value
 
 
 def _is_numeric(value: Any) -> bool:
