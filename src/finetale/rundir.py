@@ -237,11 +237,12 @@ def write_bytes(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def write_folder(path: Path, fill: Callable[[Path], None], *, manifest: bool = False) -> None:
+def write_folder(path: Path, fill: Callable[[Path], None], *, manifest: bool = False, keep: bool = False) -> None:
     """Write a folder atomically: fill a temporary one, fsync every file, write a manifest last, rename.
 
     Args:
         path: where the folder shall stand; a folder already there is replaced.
+        keep: leave a folder that is already there, for caches, in which another process may have written the same meanwhile.
         fill: writes the files into the folder it is given.
         manifest: seal the folder, after the files are on disk, with a manifest.json of their SHA-256 and size.
     """
@@ -257,7 +258,7 @@ def write_folder(path: Path, fill: Callable[[Path], None], *, manifest: bool = F
         if manifest:
             _seal(temporary, {file.relative_to(temporary).as_posix(): _entry(file) for file in files})
         sync_folder(temporary)
-        _swap(temporary, path)
+        _swap(temporary, path, keep)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     sync_folder(path.parent)
@@ -368,8 +369,15 @@ def _sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _swap(new: Path, place: Path) -> None:
-    """Put `new` at `place`. If a folder is there it is moved aside first and deleted afterwards."""
+def _swap(new: Path, place: Path, keep: bool = False) -> None:
+    """Put `new` at `place`. If a folder is there it stays, or is moved aside first and deleted afterwards."""
+    if keep:
+        try:
+            new.replace(place)
+        except OSError:
+            if not place.is_dir():
+                raise
+        return
     if not place.exists():
         new.replace(place)
         return

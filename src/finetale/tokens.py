@@ -223,6 +223,7 @@ def build_store(
     *,
     report: Callable[[], dict[str, Any]],
     progress: Callable[[int], None] | None = None,
+    keep: bool = False,
 ) -> TokenStore:
     """Tokenise parts into a store at `folder` (written atomically).
 
@@ -230,6 +231,7 @@ def build_store(
         parts: documents or contiguous parts of documents, with their split.
         report: called after the last part; its dictionary is kept with the store.
         progress: told the number of parts so far.
+        keep: leave a store that came to be at `folder` meanwhile.
 
     Raises:
         SourceError: whatever reading the parts raises, or no token at all.
@@ -311,7 +313,7 @@ def build_store(
         _check_known(seen, tokenizer)
         write_json(target / "store.json", info)
 
-    write_folder(folder, fill)
+    write_folder(folder, fill, keep=keep)
     return open_store(folder)
 
 

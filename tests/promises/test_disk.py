@@ -26,11 +26,11 @@ def watch_the_size() -> None:
     """Write the run's size, whenever a folder is about to get its name, into a file beside it."""
     swap = rundir._swap
 
-    def watched(new: Path, place: Path) -> None:
+    def watched(new: Path, place: Path, keep: bool = False) -> None:
         root = Path("sized").absolute()
         with Path("sizes").open("a", encoding="utf-8") as file:
             file.write(f"{bytes_in(root)}\n")
-        swap(new, place)
+        swap(new, place, keep)
 
     rundir._swap = watched
 

@@ -9,7 +9,8 @@ import pytest
 from children import call, finish, start
 from finetale.errors import RunError
 from finetale.rundir import RunDirectory
-from scene import TRAIN, Place
+from scene import TRAIN, Place, train_with
+from tiny import write_stories
 
 
 def stay_at_step_2() -> None:
@@ -57,6 +58,17 @@ def test_of_two_new_runs_in_one_place_one_is_refused(place: Place) -> None:
     runs = [start(place.folder, (*TRAIN, "--out", "same")) for _ in range(2)]
     assert sorted(finish(run) for run in runs) == [0, 1]
     assert place.weights_of("same") == place.digest
+
+
+def test_many_runs_of_one_new_text_share_the_cache(place: Place) -> None:
+    """All of them tokenise it at the same time, and one of them comes first."""
+    write_stories(place.folder / "shared", 25, words=50)
+    words = ["shared" if word == "stories" else word for word in train_with(max_steps=1)]
+    runs = [start(place.folder, (*words, "--out", f"shared-{number}")) for number in range(6)]
+    assert [finish(run) for run in runs] == [0] * 6
+    sums = {RunDirectory(place.folder / f"shared-{number}").read_manifest()["data_sha256"] for number in range(6)}
+    assert len(sums) == 1
+    assert not list((place.folder / "cache/tokens").glob(".*"))
 
 
 def test_a_lock_is_let_go(place: Place) -> None:

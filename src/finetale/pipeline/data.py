@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -37,6 +38,9 @@ def tokenise(config: Config, tokenizer: PreTrainedTokenizerBase, notify: Notify)
         folder = root / "tokens" / key
         if (folder / "store.json").is_file():
             return tokens.open_store(folder)
+        # A store appears whole or not at all, so a folder without this file is a damaged one.
+        if folder.is_dir() and not (folder / "store.json").is_file():
+            shutil.rmtree(folder, ignore_errors=True)
     else:  # a stream can't be hashed before it is read
         root.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="stream-", dir=root)) / "store"
@@ -47,7 +51,7 @@ def tokenise(config: Config, tokenizer: PreTrainedTokenizerBase, notify: Notify)
     stage(notify, "Reading and tokenising the text")
     try:
         parts, report = text.read_parts(config.sources, config, offline=config.offline)
-        store = tokens.build_store(parts, tokenizer, folder, report=report.to_dict, progress=progress)
+        store = tokens.build_store(parts, tokenizer, folder, report=report.to_dict, progress=progress, keep=True)
     except BaseException as error:
         if key is None:
             shutil.rmtree(folder.parent, ignore_errors=True)
@@ -60,7 +64,7 @@ def tokenise(config: Config, tokenizer: PreTrainedTokenizerBase, notify: Notify)
     if key is None:
         kept = root / "tokens" / f"stream-{store.info['sha256']}"
         kept.parent.mkdir(parents=True, exist_ok=True)
-        if not kept.exists():
+        with contextlib.suppress(OSError):  # there already
             folder.replace(kept)
         shutil.rmtree(folder.parent, ignore_errors=True)
         store = tokens.open_store(kept)
@@ -79,7 +83,7 @@ def trained_tokenizer(config: Config, notify: Notify) -> PreTrainedTokenizerBase
     parts, _ = text.read_parts(config.sources, config, offline=config.offline)
     tokenizer = tokens.train_tokenizer(tokens.training_texts(parts), config.vocab_size)
     if folder is not None:
-        write_folder(folder, lambda target: tokenizer.save_pretrained(str(target)))
+        write_folder(folder, lambda target: tokenizer.save_pretrained(str(target)), keep=True)
     return tokenizer
 
 
