@@ -242,9 +242,9 @@ def write_folder(path: Path, fill: Callable[[Path], None], *, manifest: bool = F
 
     Args:
         path: where the folder shall stand; a folder already there is replaced.
-        keep: leave a folder that is already there, for caches, in which another process may have written the same meanwhile.
         fill: writes the files into the folder it is given.
         manifest: seal the folder, after the files are on disk, with a manifest.json of their SHA-256 and size.
+        keep: leave a folder that is already there, for caches, in which another process may have written the same meanwhile.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -108,7 +108,15 @@ def stopped(place: Place) -> Any:
 
 
 def stop_after_two() -> None:
-    """Send this process SIGTERM after the second step."""
+    stop_after(2)
+
+
+def stop_at_four() -> None:
+    stop_after(4)
+
+
+def stop_after(step: int) -> None:
+    """Send this process SIGTERM after a step."""
     import os
     import signal
 
@@ -116,7 +124,7 @@ def stop_after_two() -> None:
 
     def tell(self: Training, event: str, **values: Any) -> None:
         emit(self, event, **values)
-        if event == "train" and self.state.step == 2:
+        if event == "train" and self.state.step == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
     Training._emit = tell  # type: ignore[method-assign]
@@ -154,6 +162,16 @@ def test_changed_settings_are_named_and_refused_unless_accepted(place: Place, st
     assert code == 0, output
     assert stopped.read_manifest()["steps"] == 8
     assert stopped.read_manifest()["changes"][0]["what"] == ["max_steps is 8, was 6"]
+
+
+def test_an_accepted_setting_that_is_left_to_auto_is_not_a_change_again(place: Place, stopped: RunDirectory) -> None:
+    text = stopped.config.read_text(encoding="utf-8")
+    assert "learning_rate: 0.003" in text
+    stopped.config.write_text(text.replace("learning_rate: 0.003", "# learning_rate: null"), encoding="utf-8")
+    code, output = call(place.folder, "resume", "stopped", "--accept-changes", hook=stop_at_four)
+    assert code == 75, output
+    code, output = call(place.folder, "resume", "stopped")
+    assert code == 0, output
 
 
 def test_untouched_text_and_settings_go_on_without_a_word(place: Place, stopped: RunDirectory) -> None:

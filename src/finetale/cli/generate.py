@@ -48,7 +48,7 @@ def command(
     config = Config.resolve({"model": model, "revision": revision, "offline": offline})
     with progress(quiet=quiet, as_json=as_json) as display:
         loaded = pipeline.open_model(model, config, display)
-        pipeline.say_if_unfinished(model, display)
+        pipeline.say_if_unfinished(loaded, display)
     generator = Generator(loaded.model, loaded.tokenizer)
     if stream:
         sys.stdout.write(prompts[0])

@@ -102,9 +102,9 @@ def _of_run(name: str, run: RunDirectory) -> Located:
     whole = [(step, folder) for step, folder in run.saved_checkpoints() if not verify_folder(folder)]
     if whole:
         best = read_json(whole[0][1] / "state.json").get("best_step")
-        for step, folder in sorted(whole, key=lambda item: (item[0] != best, -item[0])):
-            warning = f"{run.model} is damaged ({problems[0]}); the checkpoint of step {step} is used in its place."
-            return replace(_checked(name, "run", folder, None), warning=warning)
+        step, folder = min(whole, key=lambda item: (item[0] != best, -item[0]))
+        warning = f"{run.model} is damaged ({problems[0]}); the checkpoint of step {step} is used in its place."
+        return replace(_checked(name, "run", folder, None), warning=warning)
     if not run.model.exists():
         raise ModelError(f"The run {name} has no model yet.", f"Go on with `finetale resume {name}`.")
     raise ModelError(

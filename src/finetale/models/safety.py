@@ -89,16 +89,7 @@ def check_tensors(name: str, folder: Path, layers: Any = None) -> None:
     for file in sorted(folder.glob("*.safetensors")):
         if not file.is_file():
             raise ModelError(f"{file.name} of {name} is no regular file.", "Download the model again.")
-        with file.open("rb") as opened:
-            start = opened.read(8)
-        size = file.stat().st_size
-        header = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= header <= min(size - 8, _HEADER_BYTES):
-            raise ModelError(
-                f"The weights of {name} can't be read: {file.name} is no whole safetensors file (a header of {header:,} bytes in {size:,}).",
-                "The files may be damaged or incomplete; fetch them again.",
-            )
-        tensors += _tensors_in(name, file, header)
+        tensors += _tensors_in(name, file)
     if isinstance(layers, int) and layers > tensors:
         raise ModelError(
             f"The config.json of {name} speaks of {layers:,} layers, and its files hold {tensors:,} tensors.",
@@ -117,10 +108,17 @@ def check_tensors(name: str, folder: Path, layers: Any = None) -> None:
                 )
 
 
-def _tensors_in(name: str, file: Path, header: int) -> int:
+def _tensors_in(name: str, file: Path) -> int:
     """How many tensors a safetensors file says it holds."""
+    size = file.stat().st_size
     with file.open("rb") as opened:
-        opened.seek(8)
+        start = opened.read(8)
+        header = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= header <= min(size - 8, _HEADER_BYTES):
+            raise ModelError(
+                f"The weights of {name} can't be read: {file.name} is no whole safetensors file (a header of {header:,} bytes in {size:,}).",
+                "The files may be damaged or incomplete; fetch them again.",
+            )
         data = opened.read(header)
     try:
         if _depth(data) > _DEPTH:

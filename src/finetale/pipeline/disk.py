@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,12 @@ _CONFIG_BYTES = 6_000
 
 @dataclass(frozen=True)
 class DiskPlan:
-    """Bytes of one checkpoint, of the model, and of the run at the moment it takes most.
+    """Bytes of one checkpoint, and of the run at the moment it takes most.
 
     That is mostly while a checkpoint is written: then the kept ones, the best and the new one stand beside each other.
     """
 
     checkpoint_bytes: int
-    model_bytes: int
     peak_bytes: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -46,8 +46,8 @@ def plan_disk(prepared: Prepared) -> DiskPlan:
     moments = sum(2 * moment * p.numel() + 3 * _ENTRY_BYTES for p in parameters if p.requires_grad)
     text = _tokenizer_bytes(prepared.loaded.tokenizer) + _CONFIG_BYTES
     checkpoint, saved = weights + moments + text, weights + text
-    saves = sum(schedule.saves(step) for step in range(1, schedule.total_steps + 1))
-    standing = min(saves, config.keep_checkpoints + 2)
+    saves = (step for step in range(1, schedule.total_steps + 1) if schedule.saves(step))
+    standing = len(list(islice(saves, config.keep_checkpoints + 2)))
     lines = schedule.total_steps // (config.log_every or 1) * _STEP_BYTES * (2 if config.tensorboard else 1)
     data = lines + _RECORD_BYTES
     moments_of_most = (
@@ -55,7 +55,7 @@ def plan_disk(prepared: Prepared) -> DiskPlan:
         (standing - 1) * checkpoint + 2 * saved,  # while a model is written beside the one it replaces
         (standing - 1) * checkpoint + saved + _REPORT_BYTES,  # at the end
     )
-    return DiskPlan(checkpoint, saved, max(moments_of_most) + data)
+    return DiskPlan(checkpoint, max(moments_of_most) + data)
 
 
 def check_disk(root: Path, plan: DiskPlan) -> None:

@@ -53,11 +53,12 @@ def open_model(name: str, config: Config, notify: Notify, tokenizer: Any = None)
     return loaded
 
 
-def say_if_unfinished(name: str, notify: Notify) -> None:
+def say_if_unfinished(loaded: LoadedModel, notify: Notify) -> None:
     """Warn of a run that has not come to its end: its model is the best so far."""
-    run = RunDirectory(Path(name))
-    if models.is_new(name) or not run.is_run():
+    if loaded.provenance.kind != "run":
         return
+    name = loaded.provenance.name
+    run = RunDirectory(Path(name).expanduser())
     manifest = run.read_manifest()
     if manifest.get("status") != "finished":
         step = next((step for step, _ in run.saved_checkpoints()), 0)
@@ -100,7 +101,7 @@ def evaluate_model(
 def evaluate_on(name: str, config: Config, notify: Notify) -> dict[str, Any]:
     """`finetale evaluate`: figures of a model on all of the text of the sources."""
     loaded = open_model(name, config, notify)
-    say_if_unfinished(name, notify)
+    say_if_unfinished(loaded, notify)
     store = tokenise(keep_standard_input(_unsplit(config)), loaded.tokenizer, notify)
     measured = evaluate_model(loaded, store, WHOLE, config, notify)
     return {"model": name} | measured["test"].summary(config.bootstrap_samples, config.seed)
@@ -221,8 +222,6 @@ def compare_on(
     models.check_name(after)
     config = keep_standard_input(config)
     second = open_model(after, config, notify)
-    for name in (before, after):
-        say_if_unfinished(name, notify)
     own = before == config.model  # the run's own base: its commit is no other model's
     first = open_model(
         before,
@@ -230,4 +229,6 @@ def compare_on(
         notify,
         tokenizer=second.tokenizer if models.is_new(before) else None,
     )
+    for loaded in (first, second):
+        say_if_unfinished(loaded, notify)
     return compare_models(first, second, config, notify, names=(before, after), held_out=held_out, data_sha256=sha256)

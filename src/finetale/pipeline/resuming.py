@@ -19,7 +19,7 @@ from finetale.pipeline.runs import (
     this_process,
     train_and_finish,
 )
-from finetale.rundir import RunDirectory, read_json, recover, write_json
+from finetale.rundir import RunDirectory, read_json, recover, write_bytes, write_json
 from finetale.signals import Stopped, StopRequest
 
 _FIXED = ("model", "revision", "tokenizer")
@@ -102,6 +102,8 @@ def _prepare_again(run: RunDirectory, notify: Notify, accept_changes: bool) -> t
     if changes:
         notify({"event": "warning", "message": f"Going on with what has changed: {'; '.join(changes)}."})
         step = training.read_state(checkpoint).step if checkpoint is not None else 0
+        # Settings left to auto are resolved now; the file must say what the manifest says, or the next resume finds a change.
+        write_bytes(run.config, portable(prepared.config).to_yaml().encode())
         run.update_manifest(
             config=portable(prepared.config).model_dump(mode="json"),
             data_sha256=prepared.store.info["sha256"],

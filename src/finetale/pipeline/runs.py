@@ -30,7 +30,7 @@ from finetale.rundir import (
     LOCK_NAME,
     RunDirectory,
     add_file,
-    verify_folder,
+    is_sealed,
     write_bytes,
     write_folder,
     write_json,
@@ -101,7 +101,7 @@ def finish(run: RunDirectory, config: Config, notify: Notify, state: TrainState 
     if state is not None:
         run.update_manifest(status="finished", finished=_now())
     card = model_card(run.read_manifest(), result, json.loads(run.data.read_text(encoding="utf-8")))
-    if verify_folder(run.model):  # a checkpoint stood in for it
+    if after.warning or not is_sealed(run.model):  # a checkpoint stood in for it, or it is of an older version
         write_folder(run.model, lambda folder: models.save(after.model, after.tokenizer, folder), manifest=True)
     add_file(run.model, "README.md", card.encode())
     write_report(run)

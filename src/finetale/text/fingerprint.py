@@ -14,6 +14,9 @@ from finetale.text.files import STANDARD_INPUT, blocks
 from finetale.text.hub import PREFIX
 from finetale.text.sources import find_inputs
 
+_known: dict[tuple[str, int, int], str] = {}
+"""Hashes by path, size and time."""
+
 
 def fingerprint(sources: Sequence[str], settings: TextSettings) -> str | None:
     """SHA-256 over names and bytes of all files of the sources and of the validation and test text.
@@ -54,9 +57,6 @@ def _sha256(path: Path) -> str:
         with path.open("rb") as file:
             _known[key] = hashlib.file_digest(file, "sha256").hexdigest()
     return _known[key]
-
-
-_known: dict[tuple[str, int, int], str] = {}
 
 
 def read_standard_input() -> bytes:
