@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from finetale.config import CompareSettings, SamplingSettings
 from finetale.generate import Generator
 from finetale.metrics import Measurement, change
+from finetale.text.words import WORD, grams, words_of
 
 if TYPE_CHECKING:
     from finetale.models import LoadedModel
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 DEFAULT_PROMPT = "Once upon a time"
 HELD_OUT = ("test", "validation")
-_SYLLABLES = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # Japanese and Chinese write no spaces: a character is a word
-_WORD = re.compile(rf"[{_SYLLABLES}]|[^\W{_SYLLABLES}]+(?:['’][^\W{_SYLLABLES}]+)*")
 _RUN = 4  # words: runs shorter than this are not looked for
 
 
@@ -164,16 +162,16 @@ def verdict(before: dict[str, Any], after: dict[str, Any], changes: dict[str, An
 
 def sample_metrics(texts: Sequence[str]) -> dict[str, float | None]:
     """distinct-n (Li et al. 2016): different n-grams of words over all; repetition: share of a sample's 4-grams seen in it before."""
-    words = [_words(text) for text in texts]
+    words = [words_of(text) for text in texts]
     found: dict[str, float | None] = {}
     for n in (1, 2, 3):
-        grams = Counter(gram for item in words for gram in _grams(item, n))
-        found[f"distinct_{n}"] = len(grams) / grams.total() if grams else None
+        seen = Counter(gram for item in words for gram in grams(item, n))
+        found[f"distinct_{n}"] = len(seen) / seen.total() if seen else None
     repeated = total = 0
     for item in words:
-        grams = Counter(_grams(item, _RUN))
-        repeated += grams.total() - len(grams)
-        total += grams.total()
+        seen = Counter(grams(item, _RUN))
+        repeated += seen.total() - len(seen)
+        total += seen.total()
     found["repetition"] = repeated / total if total else None
     return found
 
@@ -187,16 +185,16 @@ def longest_copies(
     """
     if training_texts is None:
         return [None for _ in groups]
-    samples = [[(text, _words(text)) for text in group] for group in groups]
+    samples = [[(text, words_of(text)) for text in group] for group in groups]
     best: list[tuple[int, str]] = [(0, "") for _ in groups]
     starts: dict[tuple[str, ...], list[tuple[int, int, int]]] = {}
     for g, group in enumerate(samples):
         for s, (_, words) in enumerate(group):
-            for at, gram in enumerate(_grams(words, _RUN)):
+            for at, gram in enumerate(grams(words, _RUN)):
                 starts.setdefault(gram, []).append((g, s, at))
     for text in training_texts():
-        words = _words(text)
-        for at, gram in enumerate(_grams(words, _RUN)):
+        words = words_of(text)
+        for at, gram in enumerate(grams(words, _RUN)):
             for g, s, start in starts.get(gram, ()):
                 own = samples[g][s][1]
                 length = _RUN
@@ -215,17 +213,9 @@ def _summary(side: Side, split: str, settings: CompareSettings) -> dict[str, Any
     return side.measurements[split].summary(settings.bootstrap_samples, settings.seed)
 
 
-def _words(text: str) -> list[str]:
-    return [word.lower() for word in _WORD.findall(text)]
-
-
-def _grams(words: Sequence[str], n: int) -> Iterable[tuple[str, ...]]:
-    return zip(*(words[shift:] for shift in range(n)), strict=False)
-
-
 def _original(text: str, start: int, length: int) -> str:
     """The stretch of text that words start … start + length cover."""
-    spans = [match.span() for match in _WORD.finditer(text)]
+    spans = [match.span() for match in WORD.finditer(text)]
     return text[spans[start][0] : spans[start + length - 1][1]]
 
 

@@ -23,6 +23,7 @@ Attention = Literal["auto", "documents", "model"]
 Compile = Literal["auto", "on", "off"]
 OptimizerState = Literal["fp32", "bf16"]
 Undecodable = Literal["error", "replace"]
+Repeated = Literal["off", "exact", "near"]
 
 S = TypeVar("S", bound="Settings")
 DEFAULT_FRACTION = 0.05
@@ -90,9 +91,20 @@ class TextSettings(Settings):
     clean_mojibake: bool = Field(False, description="Mend text that was decoded wrongly once, such as â€™ (counted).")
     strip: bool = Field(True, description="Remove white space at both ends of a document.")
     min_characters: int = Field(1, ge=1, description="Drop documents shorter than this many characters (counted).")
-    deduplicate: bool = Field(False, description="Drop exact repeats of a document within a split (counted).")
-    drop_overlap: bool = Field(
-        False, description="Drop training documents that also stand in the validation or test text (counted)."
+    screen: bool = Field(
+        True, description="Look for personal data and for documents that nearly repeat another (counted, and reported)."
+    )
+    deduplicate: Repeated = Field(
+        "off",
+        description="Drop documents of a split that repeat an earlier one (counted): exact, or near for those that have about 60% of their passages of three words in common too.",
+    )
+    drop_overlap: Repeated = Field(
+        "off",
+        description="Drop documents that would put the same text into training and into the validation or test text (counted): exact or near.",
+    )
+    mask_personal_data: bool = Field(
+        False,
+        description="Put [EMAIL], [PHONE], [CARD], [IBAN] and [KEY] in the place of personal data that is found (counted).",
     )
     validation: tuple[str, ...] = Field(
         (), description="Sources of the validation text. Given: nothing is split off for it."
@@ -115,6 +127,12 @@ class TextSettings(Settings):
     @classmethod
     def _held_out_sources(cls, value: Any) -> Any:
         return as_sources(value)
+
+    @field_validator("deduplicate", "drop_overlap", mode="before")
+    @classmethod
+    def _yes_is_exact(cls, value: Any) -> Any:
+        """Settings files say `true` for exact; YAML reads `off` as false."""
+        return {True: "exact", False: "off"}[value] if isinstance(value, bool) else value
 
     @field_validator("documents")
     @classmethod

@@ -169,12 +169,25 @@ def test_a_settings_file_that_is_none(tmp_path: Path) -> None:
 
 
 def test_narrowing_keeps_the_values() -> None:
-    config = Config.resolve({"deduplicate": True, "epochs": 9})
+    config = Config.resolve({"strip": False, "epochs": 9})
     narrow = config.narrow(TextSettings)
-    assert narrow.deduplicate
+    assert not narrow.strip
     assert type(narrow) is TextSettings
     assert not hasattr(narrow, "epochs")
-    assert yaml.safe_load(config.to_yaml())["deduplicate"] is True
+    assert yaml.safe_load(config.to_yaml())["strip"] is False
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [("true", "exact"), ("false", "off"), ("off", "off"), ("exact", "exact"), ("near", "near")],
+)
+def test_yes_and_no_are_understood_where_a_kind_is_asked_for(tmp_path: Path, line: str, expected: str) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(f"deduplicate: {line}\n")
+    config = Config.resolve(read_settings_file(file))
+    assert config.deduplicate == expected
+    file.write_text(config.to_yaml())
+    assert Config.resolve(read_settings_file(file)) == config
 
 
 @pytest.mark.parametrize(("given", "expected"), [("embeddings", "embeddings"), (3, "3"), ("12", "12"), (None, None)])

@@ -6,7 +6,9 @@
     encodings, decoding     bytes to text
     lines, plain, records   text to raw documents
     cleaning                a raw document to a clean one
+    personal                personal data in it
     splits                  which split a document belongs to
+    repeats, near, words    which earlier document a document repeats
     account, languages      the data report
     reading                 the path through all of these
     fingerprint             a hash of the sources' bytes

@@ -6,11 +6,16 @@ Knows nothing of files, encodings or splitting rules: those report here.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetale.text.documents import SPLITS, Document, FileError, Part, Split
 from finetale.text.languages import LanguageSample
+from finetale.text.personal import KINDS, Finding
+
+if TYPE_CHECKING:
+    from finetale.text.repeats import Earlier
 
 MAX_FILES = 1000
 MAX_PROBLEMS = 200
@@ -89,6 +94,27 @@ class FileAccount:
 
 
 @dataclass(slots=True)
+class RepeatAccount:
+    """Documents that repeat an earlier one in some way, and where the first of them stand."""
+
+    key: str
+    documents: int = 0
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+    def count(self, document: Document, earlier: Earlier) -> None:
+        """Count a document; `key` is what the examples call the place of the earlier one."""
+        self.documents += 1
+        if len(self.examples) < MAX_EXAMPLES:
+            example = {"source": document.source, "line": document.line, self.key: earlier.place}
+            self.examples.append(
+                example if earlier.similarity == 1 else example | {"similarity": round(earlier.similarity, 2)}
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"documents": self.documents, "examples": self.examples}
+
+
+@dataclass(slots=True)
 class SplitAccount:
     """What one split holds."""
 
@@ -112,8 +138,10 @@ class TextReport:
         self.documents = 0
         self.characters = 0
         self.words = 0
-        self.duplicates = 0
-        self.overlap = 0
+        self.duplicates = RepeatAccount("first_seen")
+        self.near_duplicates = RepeatAccount("first_seen")
+        self.overlap = RepeatAccount("also_in")
+        self.near_overlap = RepeatAccount("also_in")
         self.cleaning: Counter[str] = Counter()
         self._files: list[FileAccount] = []
         self._num_files = 0
@@ -121,8 +149,12 @@ class TextReport:
         self._num_problems = 0
         self._has_fatal = False
         self._histogram: Counter[int] = Counter()
-        self._duplicate_examples: list[dict[str, Any]] = []
-        self._overlap_examples: list[dict[str, Any]] = []
+        self.near_limit: int | None = None  # documents that later ones were compared with, where not all were
+        self._looks_near = False
+        self._looks_for_personal_data = False
+        self._personal_data: Counter[str] = Counter()
+        self._personal_documents = 0
+        self._personal_examples: list[dict[str, Any]] = []
         self._splits: dict[Split, SplitAccount] = {split: SplitAccount() for split in SPLITS}
         self._dropped: dict[str, list[int]] = {}
         self._languages = LanguageSample()
@@ -166,18 +198,18 @@ class TextReport:
         self._histogram[length.bit_length()] += 1
         self._languages.offer(digest, document.text)
 
-    def count_duplicate(self, document: Document, first_seen: str) -> None:
-        """Count a document whose text has occurred in the same split before."""
-        self.duplicates += 1
-        if len(self._duplicate_examples) < MAX_EXAMPLES:
-            example = {"source": document.source, "line": document.line, "first_seen": first_seen}
-            self._duplicate_examples.append(example)
+    def looked_for(self, *, near: bool, personal_data: bool) -> None:
+        """What was looked for; of the rest the report says nothing, which is not the same as none."""
+        self._looks_near, self._looks_for_personal_data = near, personal_data
 
-    def count_overlap(self, document: Document, first_seen: str) -> None:
-        """Count a training document that also stands in the validation or test text."""
-        self.overlap += 1
-        if len(self._overlap_examples) < MAX_EXAMPLES:
-            self._overlap_examples.append({"source": document.source, "line": document.line, "also_in": first_seen})
+    def count_personal_data(self, document: Document, findings: Sequence[Finding], *, records: bool) -> None:
+        """Count personal data by kind; the report tells where it stands, never what it is."""
+        self._personal_documents += 1
+        for finding in findings:
+            self._personal_data[finding.kind] += 1
+            if len(self._personal_examples) < MAX_EXAMPLES:
+                line = document.line + (0 if records else document.text.count("\n", 0, finding.start))
+                self._personal_examples.append({"source": document.source, "line": line, "kind": finding.kind})
 
     def count_part(self, part: Part, words: int, size: int) -> None:
         """Count a part: in its split when it is kept, else under the reason why it is not."""
@@ -217,8 +249,20 @@ class TextReport:
                 for bits, count in sorted(self._histogram.items())
             ],
             "languages": self._languages.to_list(),
-            "duplicates": {"documents": self.duplicates, "examples": self._duplicate_examples},
-            "overlap": {"documents": self.overlap, "examples": self._overlap_examples},
+            "duplicates": self.duplicates.to_dict(),
+            "near_duplicates": self.near_duplicates.to_dict()
+            | ({"compared_with": self.near_limit} if self.near_limit else {})
+            if self._looks_near
+            else None,
+            "overlap": self.overlap.to_dict(),
+            "near_overlap": self.near_overlap.to_dict() if self._looks_near else None,
+            "personal_data": {
+                "documents": self._personal_documents,
+                "counts": {kind: self._personal_data[kind] for kind in KINDS if self._personal_data[kind]},
+                "examples": self._personal_examples,
+            }
+            if self._looks_for_personal_data
+            else None,
             "splits": {
                 split: {
                     "documents": entry.documents,

@@ -39,6 +39,7 @@ class Part:
         digest: BLAKE2b (16 bytes, hexadecimal) of the whole document's text in UTF-8.
         dropped: why it is not used; None when it is.
         ends: whether the document ends with this part; False for the parts of a cut document but its last.
+        is_personal: whether personal data was found in the document, and left there.
     """
 
     text: str
@@ -48,6 +49,7 @@ class Part:
     digest: str
     dropped: str | None
     ends: bool = True
+    is_personal: bool = False
 
 
 class FileError(SourceError):

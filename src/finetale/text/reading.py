@@ -15,18 +15,18 @@ from finetale.text.documents import SPLITS, Document, FileError, Part, Split, di
 from finetale.text.files import STANDARD_INPUT, blocks
 from finetale.text.hub import PREFIX, dataset_documents, find_splits
 from finetale.text.lines import cut_lines, even_line_ends
+from finetale.text.personal import find_personal_data, mask
 from finetale.text.plain import plain_documents
 from finetale.text.records import csv_records, json_records, jsonl_records, parquet_documents, record_documents
+from finetale.text.repeats import Found, Repeats
 from finetale.text.sources import Input, find_inputs
-from finetale.text.splits import CUT, Candidate, Placed, Splitter
+from finetale.text.splits import Candidate, Placed, Splitter
 
 HELD_OUT: tuple[Split, ...] = ("test", "validation")  # read before the training text, so that overlap is seen
 DUPLICATE = "duplicate"
+NEAR_DUPLICATE = "nearly a duplicate"
 OVERLAP = "also in validation or test"
-
-LINE_BITS = 40
-MARK_BITS = 4
-MARKS: dict[str, int] = {"train": 1, "validation": 2, "test": 4, CUT: 8}
+NEAR_OVERLAP = "nearly the same in training and in validation or test"
 
 Plan = dict[Split, list[Input]]
 
@@ -41,8 +41,8 @@ def read_parts(
     """Read sources as parts of documents, each in its split.
 
     All sources are looked for before any is read. Explicit test and validation text comes first, then the training
-    text. One document is in memory at a time, besides those held back until no split is empty (64 MB at most) and about
-    150 bytes a document for finding repeats.
+    text. One document is in memory at a time, besides those held back until no split is empty (64 MB at most) and what
+    finding repeats takes: about 150 bytes a document, and 1.8 kB more of the first million if near repeats are looked for.
 
     Args:
         sources: files, folders, `-`, bundled:tales or hf:DATASET[/CONFIG][:SPLIT].
@@ -86,9 +86,10 @@ class _Reader:
         self._settings = settings
         self._report = report
         self._collect = collect
-        self._seen: dict[bytes, int] = {}  # digest -> number of its source, line, marks of where it stands
-        self._names: list[str] = []
-        self._numbers: dict[str, int] = {}
+        wanted = "near" in (settings.deduplicate, settings.drop_overlap)
+        self._repeats = Repeats(near=settings.screen or wanted)
+        self._finds_personal_data = settings.screen or settings.mask_personal_data
+        report.looked_for(near=settings.screen or wanted, personal_data=self._finds_personal_data)
 
     # -- what there is
 
@@ -169,6 +170,7 @@ class _Reader:
             names = " and ".join(reversed(given))
             fates.append(f"The {names} text comes from {'a source' if len(given) == 1 else 'sources'} of its own.")
         self._report.split_rule = " ".join(fates)
+        self._report.near_limit = self._repeats.limit
         self._check_not_empty("train", plan["train"])
 
     def _candidates(self, inputs: Sequence[Input]) -> Iterator[Candidate]:
@@ -191,12 +193,21 @@ class _Reader:
             text = cleaner.clean(raw, line)
             if strip and not records and raw[:1].isspace():
                 line += raw[: len(raw) - len(raw.lstrip())].count("\n")
-            data = text.encode("utf-8")
+            findings = find_personal_data(text) if self._finds_personal_data else []
             document = Document(text, entry.name, line)
+            if findings:
+                self._report.count_personal_data(document, findings, records=records)
+                if self._settings.mask_personal_data:
+                    account.cleaning["masked_personal_data"] += len(findings)
+                    document = Document(mask(text, findings), entry.name, line)
+                    text, findings = document.text, []
+            data = text.encode("utf-8")
             dropped = None
             if len(text) < shortest:
                 dropped = f"shorter than {shortest} characters" if text else "empty"
-            candidate = Candidate(document, digest_of(data), len(text.split()), len(data), records, dropped)
+            candidate = Candidate(
+                document, digest_of(data), len(text.split()), len(data), records, dropped, bool(findings)
+            )
             account.documents += 1
             account.characters += len(text)
             self._report.count_document(document, candidate.digest, candidate.num_words)
@@ -224,22 +235,29 @@ class _Reader:
 
     def _emit(self, placed: Placed) -> Iterator[Part]:
         candidate, parts = placed.candidate, placed.parts
-        document, dropped = candidate.document, candidate.dropped
-        overlap = False
-        if dropped is None:
-            before, first_seen = self._look_up(placed)
-            if before & _mark_of(placed):
-                self._report.count_duplicate(document, first_seen)
-                dropped = DUPLICATE if self._settings.deduplicate else None
-            if before & (MARKS["validation"] | MARKS["test"]) and parts[0][0] == "train":
-                self._report.count_overlap(document, first_seen)
-                overlap = self._settings.drop_overlap
-        if dropped is not None:
+        document = candidate.document
+        dropped: dict[Split, str] = {}
+        if candidate.dropped is not None:
+            dropped = dict.fromkeys(SPLITS, candidate.dropped)
+        else:
+            found = self._repeats.find(placed)
+            dropped = self._judge(placed, found)
+            if len(dropped) < len(parts):
+                self._repeats.remember(placed, found)
+        if len({dropped.get(split) for split, _ in parts}) == 1 and dropped:
             parts = ((parts[0][0], document.text),)
         line, digest = document.line, candidate.digest.hex()
         for number, (split, text) in enumerate(parts, 1):
-            reason = OVERLAP if dropped is None and overlap and split == "train" else dropped
-            part = Part(text, document.source, line, split, digest, reason, ends=number == len(parts))
+            part = Part(
+                text,
+                document.source,
+                line,
+                split,
+                digest,
+                dropped.get(split),
+                ends=number == len(parts),
+                is_personal=candidate.is_personal,
+            )
             if len(parts) == 1:
                 self._report.count_part(part, candidate.num_words, candidate.num_bytes)
             else:
@@ -247,20 +265,30 @@ class _Reader:
                 line += 0 if candidate.is_record else text.count("\n")
             yield part
 
-    def _look_up(self, placed: Placed) -> tuple[int, str]:
-        """(marks of where this text has stood before, the place where it was seen first); remembers the document."""
-        document, digest = placed.candidate.document, placed.candidate.digest
-        entry = self._seen.get(digest, 0)
-        if not entry:
-            number = self._numbers.setdefault(document.source, len(self._names))
-            if number == len(self._names):
-                self._names.append(document.source)
-            # One integer for each document keeps this table small: about 150 bytes an entry.
-            self._seen[digest] = (number << LINE_BITS | document.line) << MARK_BITS | _mark_of(placed)
-            return 0, ""
-        self._seen[digest] = entry | _mark_of(placed)
-        place = entry >> MARK_BITS
-        return entry & ((1 << MARK_BITS) - 1), f"{self._names[place >> LINE_BITS]}:{place & ((1 << LINE_BITS) - 1)}"
+    def _judge(self, placed: Placed, found: Found) -> dict[Split, str]:
+        """Count what a document repeats; why it is dropped, for each of its splits that is."""
+        document, exact, near = placed.candidate.document, found.exact, found.near
+        report, settings = self._report, self._settings
+        dropped: dict[Split, str] = {}
+        splits = [split for split, _ in placed.parts]
+        if near and (leaks := near.leaks(placed)):
+            if not (exact and exact.leaks(placed)):
+                report.near_overlap.count(document, near)
+            if settings.drop_overlap == "near":
+                dropped |= dict.fromkeys(leaks, NEAR_OVERLAP)
+        if exact and (leaks := exact.leaks(placed)):
+            report.overlap.count(document, exact)
+            if settings.drop_overlap != "off":
+                dropped |= dict.fromkeys(leaks, OVERLAP)
+        if exact and exact.stands_beside(placed):
+            report.duplicates.count(document, exact)
+            if settings.deduplicate != "off":
+                dropped = dict.fromkeys(splits, DUPLICATE)
+        elif near and near.stands_beside(placed):
+            report.near_duplicates.count(document, near)
+            if settings.deduplicate == "near":
+                dropped = dict.fromkeys(splits, NEAR_DUPLICATE)
+        return dropped
 
     def _check_not_empty(self, split: Split, inputs: Sequence[Input]) -> None:
         if self._report.kept(split) or self._report.has_fatal_problems:
@@ -274,7 +302,3 @@ class _Reader:
             f"There is no {what} text in {names}{f' ({reasons})' if reasons else ''}.",
             "Check that the right files are named; `finetale check` shows what is read and what is dropped.",
         )
-
-
-def _mark_of(placed: Placed) -> int:
-    return MARKS[CUT] if len(placed.parts) > 1 else MARKS[placed.parts[0][0]]

@@ -29,6 +29,7 @@ class Candidate:
     num_bytes: int
     is_record: bool
     dropped: str | None
+    is_personal: bool
 
 
 @dataclass(slots=True)

@@ -1,0 +1,210 @@
+"""Personal data in a text: addresses, telephone and card numbers, bank accounts, keys. Knows nothing of files.
+
+What is found must look like it in every way that can be checked: the check digits of cards (Luhn, ISO/IEC 7812) and
+accounts (ISO 7064), the way telephone numbers are grouped and introduced, the prefixes that services give their keys.
+Names and postal addresses can't be told from other text in such a way and are not looked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+KINDS = ("email", "phone", "card", "iban", "key")
+
+_LOCAL = re.compile(r"[\w.+%'-]{0,63}[\w+%-]\Z")
+_DOMAIN = re.compile(r"(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}[^\W\d_]{2,24}(?![\w-])")
+
+_DIGIT = re.compile("[0-9]")
+_SPACE = re.compile(r"\s")
+# Seven digits or more, with little between two of them.
+_NUMBER = re.compile(r"[0-9](?:(?: [-\u2013] |[ \u00a0.()/\-\u2010\u2011\u2013]{0,2})[0-9]){6,24}")
+_NUMBER_GOES_ON = re.compile(r"(?:[\w#$€£=/]|\d[.,:]|\w-)\Z")
+_MORE_FOLLOWS = re.compile(r"\w|[.,:-]\d")
+_CONTEXT = re.compile(
+    r"(?:\b(?:tel|telephone|telefon|teléfono|telefono|telefone|téléphone|tél|phone|ph|mobile|móvil|mobil|handy|cell|cellular|cellulare"
+    r"|fax|call|calling|ring|dial|whatsapp|sms|hotline|тел|телефон)\b|☎|📞|电话|電話|手机|手機|携帯|전화)"
+    r"[^0-9\n]{0,24}\Z",
+    re.IGNORECASE,
+)
+_DATE = re.compile(r"^(?:\d{1,2}([./-])\d{1,2}\1(?:\d{4}|\d{2})|\d{4}([./-])\d{1,2}\2\d{1,2})(?!\d)")
+_AMERICAN = re.compile(r"^(?:1[ .-]?)?\(?[2-9]\d\d\)?(?: ?[.-] ?|(?<=\)) ?)[2-9]\d\d[ .-]\d{4}$")
+_CARD_GROUPS = {(4, 4, 4, 4), (4, 6, 5), (4, 6, 4), (4, 4, 4, 1), (4, 4, 4, 4, 3)}
+_CARD_ISSUERS = re.compile(
+    r"^(?:4\d{12}(?:\d{3}){0,2}|(?:5[1-5]|2[2-7])\d{14}|3[47]\d{13}|3(?:0[0-5]|[68]\d)\d{11}|(?:6011|65\d\d|64[4-9]\d)\d{12,15}|35\d{14})$"
+)
+_IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]){11,30}")
+_IBAN_LENGTHS = {
+    country: int(length)
+    for country, length in re.findall(
+        "([A-Z]{2})([0-9]{2})",
+        "AD24AE23AL28AT20AZ28BA20BE16BG22BH22BR29BY28CH21CR22CY28CZ24DE22DK18DO28EE20EG29ES24FI18FO18FR27GB22GE22GI23GL18"
+        "GR27GT28HR21HU28IE22IL23IQ23IS26IT27JO30KW30KZ20LB28LC32LI21LT20LU20LV21MC27MD24ME22MK19MR27MT31MU30NL18NO15PK24"
+        "PL28PS29PT25QA29RO24RS22SA24SC31SE24SI19SK24SM27TL23TN24TR26UA29VA22VG24XK20",
+    )
+}
+
+_KEY = re.compile(
+    r"(?<![A-Za-z0-9])(?:"
+    r"A(?:KIA|SIA)[0-9A-Z]{16}(?![0-9A-Za-z])"
+    r"|gh[pousr]_[A-Za-z0-9]{30,255}|github_pat_[A-Za-z0-9_]{22,255}|glpat-[\w-]{20,64}"
+    r"|sk-(?=[\w-]{0,200}[0-9])[A-Za-z0-9_-]{20,200}|[spr]k_(?:live|test)_[A-Za-z0-9]{16,255}"
+    r"|xox[abeprs]-[A-Za-z0-9-]{10,255}|AIza[0-9A-Za-z_-]{35}|hf_[A-Za-z0-9]{30,64}|npm_[A-Za-z0-9]{36}"
+    r"|pypi-[\w-]{50,255}|SG\.[\w-]{16,32}\.[\w-]{16,64}|ya29\.[\w-]{20,255}"
+    r"|eyJ[\w-]{8,2000}\.eyJ[\w-]{4,4000}\.[\w-]{8,1000})"
+)
+_PRIVATE = re.compile(
+    r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----(?:[A-Za-z0-9+/=\s:,-]{0,8000}?-----END [A-Z ]{0,30}PRIVATE KEY-----)?"
+)
+_BEFORE_SECRET = 48  # characters
+_SECRET_MARK = re.compile("key|token|secret|passw|pwd|credential", re.IGNORECASE)
+_SECRET = re.compile(
+    r"(?<![A-Za-z])(?:api|access|auth|secret|private|client|account|signing|encryption|bearer)[ _-]?(?:key|token|secret)s?"
+    r"[\"'`]?(?: is)?\s{0,3}(?::|=|=>|:=)?\s{0,3}[\"'`]?([A-Za-z0-9+/_=.~-]{16,200})"
+    r"|(?<![A-Za-z])(?:token|secret|password|passwd|pwd|credentials?)[\"'`]?\s{0,3}(?::|=|=>|:=)\s{0,3}[\"'`]?([^\s\"'`<>]{8,200})",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One piece of personal data: its kind (one of KINDS) and its place in the text."""
+
+    kind: str
+    start: int
+    stop: int
+
+
+def find_personal_data(text: str) -> list[Finding]:
+    """All personal data in a text, in order and without overlaps. Takes time linear in the text."""
+    spans = [
+        (start, rank, stop, kind)
+        for rank, search in enumerate((_keys, _emails, _accounts, _numbers))
+        for kind, start, stop in search(text)
+    ]
+    found: list[tuple[int, Finding]] = []
+    for start, rank, stop, kind in sorted(spans):
+        if found and start < found[-1][1].stop:
+            if found[-1][0] <= rank:
+                continue
+            found.pop()
+        found.append((rank, Finding(kind, start, stop)))
+    return [finding for _, finding in found]
+
+
+def mask(text: str, findings: list[Finding]) -> str:
+    """The text with [EMAIL], [PHONE], [CARD], [IBAN] and [KEY] in the place of what was found."""
+    parts, end = [], 0
+    for finding in findings:
+        parts += [text[end : finding.start], f"[{finding.kind.upper()}]"]
+        end = finding.stop
+    return "".join([*parts, text[end:]])
+
+
+Spans = Iterator[tuple[str, int, int]]
+
+
+def _keys(text: str) -> Spans:
+    if "PRIVATE KEY-----" in text:
+        for match in _PRIVATE.finditer(text):
+            yield "key", *match.span()
+    for start, stop in _words_with_digits(text):
+        if stop - start < 8:
+            continue
+        for match in _KEY.finditer(text, start, stop):
+            yield "key", *match.span()
+        before = max(0, start - _BEFORE_SECRET)
+        if _SECRET_MARK.search(text, before, stop):
+            for match in _SECRET.finditer(text, before, stop):
+                group = 1 if match[1] is not None else 2
+                value = match[group].rstrip(".,;:)")
+                if _is_secret(value, shortest=16 if group == 1 else 8):
+                    yield "key", match.start(group), match.start(group) + len(value)
+
+
+def _words_with_digits(text: str) -> Iterator[tuple[int, int]]:
+    """Places of what stands between white space and holds a digit, for every key does; prose has few of them."""
+    stop = 0
+    while digit := _DIGIT.search(text, stop):
+        start = digit.start()
+        while start > stop and not text[start - 1].isspace():
+            start -= 1
+        space = _SPACE.search(text, digit.end())
+        stop = space.start() if space else len(text)
+        yield start, stop
+
+
+def _is_secret(value: str, shortest: int) -> bool:
+    """Whether a value is no word, number or name: letters and digits mixed, and no character too common."""
+    if len(value) < shortest or not re.search("[0-9]", value) or not re.search("[A-Za-z]", value):
+        return False
+    return len(set(value)) * 5 >= min(len(value), 40) * 2
+
+
+def _emails(text: str) -> Spans:
+    at = text.find("@")
+    while at >= 0:
+        local = _LOCAL.search(text, max(0, at - 64), at)
+        domain = _DOMAIN.match(text, at + 1, at + 256)
+        if local and domain and len(local[0].lstrip(".'-")) > 0:
+            start = at - len(local[0].lstrip(".'-"))
+            yield "email", start, domain.end()
+        at = text.find("@", at + 1)
+
+
+def _accounts(text: str) -> Spans:
+    for first, last in _words_with_digits(text):
+        match = _IBAN.search(text, first, last + 45)
+        if match is None or match.start() >= last:
+            continue
+        length = _IBAN_LENGTHS.get(match[0][:2], 0)
+        plain = match[0].replace(" ", "")[:length]
+        turned = "".join(str(int(character, 36)) for character in plain[4:] + plain[:4])
+        if length and len(plain) == length and int(turned) % 97 == 1:
+            stop = match.start()
+            for _ in plain:  # a sentence may go on in capitals
+                stop += 1 + (text[stop] == " ")
+            yield "iban", match.start(), stop
+
+
+def _numbers(text: str) -> Spans:
+    for match in _NUMBER.finditer(text):
+        start, stop = match.span()
+        if _NUMBER_GOES_ON.search(text, max(0, start - 2), start) or _MORE_FOLLOWS.match(text, stop):
+            continue
+        value = match[0]
+        if _is_card(value):
+            yield "card", start, stop
+            continue
+        if text[start - 1 : start] == "(" and ")" in value:
+            start -= 1
+        plus = text[start - 1 : start] == "+"
+        if _is_phone(text[start:stop], plus, text[max(0, start - 40) : start]):
+            yield "phone", start - plus, stop
+
+
+def _is_card(value: str) -> bool:
+    digits = re.sub(r"\D", "", value)
+    groups = tuple(map(len, re.split("[ \u00a0-]", value)))
+    if not _CARD_ISSUERS.match(digits) or (len(groups) > 1 and groups not in _CARD_GROUPS) or len(set(digits)) < 2:
+        return False
+    doubled = [int(digit) * 2 for digit in digits[-2::-2]]
+    return (sum(map(int, digits[-1::-2])) + sum(number // 10 + number % 10 for number in doubled)) % 10 == 0
+
+
+def _is_phone(value: str, plus: bool, before: str) -> bool:
+    digits = re.sub(r"\D", "", value)
+    groups = re.split(r"\D+", value.strip("("))
+    if _DATE.match(value) or not 7 <= len(digits) <= 15 or len(set(digits)) < 3:
+        return False
+    if plus:
+        return digits[0] != "0" and len(digits) >= 8
+    if _AMERICAN.match(value):
+        return True
+    if digits.startswith("00"):
+        return digits[2:3] != "0" and len(digits) >= 11 and len(groups) > 1
+    # A trunk prefix: area code and number, 9 to 11 digits. ISBNs and decimals have the 0 alone.
+    if digits[0] == "0" and 9 <= len(digits) <= 11 and len(groups[0]) >= 2 and "\n" not in value:
+        return len(groups) > 1 or len(digits) >= 10
+    return bool(_CONTEXT.search(before))

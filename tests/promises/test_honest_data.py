@@ -1,0 +1,182 @@
+"""What is planted in a corpus is found: repeats, leaks and personal data; and what is clean is left alone."""
+
+from __future__ import annotations
+
+import json
+import random
+import string
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetale import text
+from finetale.config import TextSettings
+
+SEEDS = [pytest.param(seed, marks=[pytest.mark.slow] if seed else []) for seed in range(20)]
+
+
+def tales() -> list[str]:
+    """Paragraphs of the bundled tales of 40 words or more: some 600 texts of which none repeats another."""
+    parts, _ = text.read_parts(["bundled:tales"], TextSettings.resolve({}))
+    found = [block for part in parts for block in part.text.split("\n\n") if len(block.split()) >= 40]
+    return sorted(set(found))
+
+
+def edited(words: str, rng: random.Random) -> str:
+    """A text with one word in twenty changed, left out or put in, and some of its case and punctuation changed."""
+    made = words.split()
+    for at in sorted(rng.sample(range(len(made)), max(1, len(made) // 20)), reverse=True):
+        kind = rng.randrange(3)
+        made[at : at + (kind != 2)] = [] if kind == 1 else [rng.choice(made)]
+    made = [word.upper() if rng.random() < 0.05 else word.rstrip(",.") if rng.random() < 0.2 else word for word in made]
+    return " ".join(made)
+
+
+def luhn(digits: str) -> str:
+    """Digits with their check digit."""
+    for last in string.digits:
+        total = 0
+        for place, digit in enumerate(reversed(digits + last)):
+            value = int(digit) * (1 + place % 2)
+            total += value - 9 * (value > 9)
+        if total % 10 == 0:
+            return digits + last
+    raise AssertionError
+
+
+def personal(rng: random.Random, number: int) -> str:
+    """An e-mail address, telephone number, card number or key, each in the ways that people write them."""
+
+    def digits(count: int) -> str:
+        return str(rng.randint(1, 9)) + "".join(rng.choice(string.digits) for _ in range(count - 1))
+
+    def letters(count: int, alphabet: str = string.ascii_letters + string.digits) -> str:
+        return "".join(rng.choice(alphabet) for _ in range(count - 1)) + rng.choice(string.digits)
+
+    name, place = letters(6, string.ascii_lowercase), letters(5, string.ascii_lowercase)
+    card = luhn(rng.choice(["4", "51", "55", "2221"]).ljust(4, "7") + digits(11))
+    american = f"{rng.randint(2, 9)}{digits(2)}-{rng.randint(2, 9)}{digits(2)}-{digits(4)}"
+    forms = {
+        0: [
+            f"{name}@{place}.example",
+            f"{name}.{place}+tag@mail.{place}-post.co.uk",
+            f"<{name}_{digits(2)}@{place}.org>",
+        ],
+        1: [
+            f"+{digits(2)} {digits(3)} {digits(3)} {digits(3)}",
+            f"({american[:3]}) {american[4:]}",
+            american,
+            f"0{digits(3)} {digits(3)} {digits(4)}",
+            f"call {digits(3)} {digits(4)}",
+        ],
+        2: [card, " ".join(card[at : at + 4] for at in range(0, 16, 4)), luhn("34" + digits(12))],
+        3: [
+            f"AKIA{letters(16, string.ascii_uppercase + string.digits)}",
+            f"ghp_{letters(36)}",
+            f"sk-{letters(32)}",
+            f"api_key={letters(24)}",
+            f"password: {letters(12)}",
+        ],
+    }[number % 4]
+    return forms[number // 4 % len(forms)]
+
+
+def put_in(words: str, what: str, rng: random.Random) -> str:
+    made = words.split(" ")
+    made.insert(rng.randrange(len(made)), what)
+    return " ".join(made)
+
+
+class Planted:
+    """A corpus as two files of records, and the numbers of the records where something was planted."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        rng = random.Random(seed)
+        clean = tales()
+        rng.shuffle(clean)
+        test, train = clean[:100], clean[100:]
+        rows: list[tuple[str, str]] = [("clean", words) for words in train]
+        with_data = rng.sample(range(len(rows)), 50)
+        self.values = {}
+        for number, row in enumerate(with_data):
+            value = personal(rng, number)
+            rows[row] = ("personal", put_in(rows[row][1], value, rng))
+            self.values[rows[row][1]] = value
+        clean_rows = [words for kind, words in rows if kind == "clean"]
+        chosen = rng.sample(clean_rows, 100)
+        rows += [("exact", words) for words in chosen[:50]]
+        rows += [("near", edited(words, rng)) for words in chosen[50:]]
+        leaked = rng.sample(test, 50)
+        rows += [("leak", words) for words in leaked[:25]]
+        rows += [("near leak", edited(words, rng)) for words in leaked[25:]]
+        originals, copies = rows[: len(train)], rows[len(train) :]
+        rng.shuffle(copies)
+        self.rows = originals + copies
+        self.train, self.test = folder / "train.jsonl", folder / "test.jsonl"
+        self.train.write_text("".join(json.dumps({"text": words}) + "\n" for _, words in self.rows), encoding="utf-8")
+        self.test.write_text("".join(json.dumps({"text": words}) + "\n" for words in test), encoding="utf-8")
+
+    def read(self, **settings: Any) -> tuple[list[text.Part], dict[str, Any]]:
+        resolved = TextSettings.resolve({"test": str(self.test), **settings})
+        parts, report = text.read_parts([str(self.train)], resolved)
+        return [part for part in parts if part.split == "train"], report.to_dict()
+
+    def kinds(self, found: Callable[[text.Part], bool], parts: list[text.Part]) -> dict[str, float]:
+        """Share of the records of each kind for which something is true."""
+        hits: dict[str, list[bool]] = {}
+        for part in parts:
+            hits.setdefault(self.rows[part.line - 1][0], []).append(found(part))
+        return {kind: sum(values) / len(values) for kind, values in hits.items()}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_planted_repeats_and_leaks_are_found_and_dropped_when_asked(tmp_path: Path, seed: int) -> None:
+    planted = Planted(tmp_path, seed)
+    kept, report = planted.read()
+    assert not any(part.dropped for part in kept), "removal only when asked"
+    parts, counted = planted.read(deduplicate="near", drop_overlap="near")
+    for name in ("duplicates", "near_duplicates", "overlap", "near_overlap"):
+        assert counted[name] == report[name], "what is dropped is what was counted"
+    reasons = {row["reason"]: row["documents"] for row in counted["dropped"]}
+    assert report["duplicates"]["documents"] == reasons["duplicate"]
+    assert report["overlap"]["documents"] == reasons["also in validation or test"]
+    dropped = planted.kinds(lambda part: part.dropped is not None, parts)
+    print(f"dropped by kind: {dropped}; {reasons}")
+    assert dropped["exact"] >= 0.98
+    assert dropped["leak"] >= 0.98
+    assert dropped["near"] >= 0.95
+    assert dropped["near leak"] >= 0.95
+    assert dropped["clean"] <= 0.01
+    assert dropped["personal"] <= 0.01
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_planted_personal_data_is_found_and_masked_when_asked(tmp_path: Path, seed: int) -> None:
+    planted = Planted(tmp_path, seed)
+    parts, report = planted.read()
+    found = planted.kinds(lambda part: part.is_personal, parts)
+    print(f"found by kind: {found}; {report['personal_data']['counts']}")
+    assert found["personal"] >= 0.95
+    assert all(found[kind] <= 0.01 for kind in found if kind != "personal")
+    assert all(value not in json.dumps(report) for value in planted.values.values()), "the report never shows it"
+    assert not any("[EMAIL]" in part.text for part in parts), "masked only when asked"
+    masked, counted = planted.read(mask_personal_data=True)
+    assert counted["cleaning"]["masked_personal_data"] == sum(report["personal_data"]["counts"].values())
+    left = [
+        value
+        for part, clean in zip(masked, parts, strict=True)
+        if (value := planted.values.get(clean.text)) and value.strip("<>") in part.text
+    ]
+    assert len(left) <= 0.05 * len(planted.values)
+    unchanged = sum(a.text == b.text for a, b in zip(masked, parts, strict=True))
+    assert unchanged >= 0.99 * (len(parts) - len(planted.values))
+
+
+def test_nothing_is_looked_for_that_was_not_asked_for(tmp_path: Path) -> None:
+    planted = Planted(tmp_path, 0)
+    parts, report = planted.read(screen=False)
+    assert not any(part.is_personal for part in parts)
+    assert report["personal_data"] is report["near_duplicates"] is report["near_overlap"] is None
+    assert report["duplicates"]["documents"] == 50
