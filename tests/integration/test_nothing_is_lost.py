@@ -241,3 +241,13 @@ def test_what_could_only_fail_after_training_is_refused_before(
     assert code == 1
     assert message in err
     assert not (place / "out").exists()
+
+
+def test_a_run_may_stand_in_the_folder_of_its_text(place: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place / "stories")
+    for number in ("1", "2"):
+        code, err = call("train", ".", "--model", "../base", *QUICK)
+        assert code == 0, err
+        assert Path("runs", f"base-text-{number}", "report.html").is_file()
+    code, err = call("compare", "runs/base-text-1")
+    assert code == 0, err

@@ -43,6 +43,7 @@ def test_a_folder_is_read_in_order_and_the_rest_is_counted(tmp_path: Path) -> No
     assert report.to_dict()["skipped"] == {
         "hidden": 2,
         "linked_folders": 1,
+        "run_directories": 0,
         "held_out_files": 0,
         "dataset_splits": [],
         "other": {".docx": 2, ".png": 1, "(no suffix)": 1},
@@ -200,3 +201,18 @@ def test_validation_files_inside_the_training_folder_are_not_trained_on(tmp_path
         ("b.txt", "train"),
     ]
     assert report.to_dict()["skipped"]["held_out_files"] == 1
+
+
+def test_run_directories_in_a_folder_of_text_are_skipped(tmp_path: Path) -> None:
+    """Who trains in the folder of the text puts the run there too, and its files are no text."""
+    (tmp_path / "story.txt").write_text("A story.\n")
+    run = tmp_path / "runs" / "gpt2-story-1"
+    run.mkdir(parents=True)
+    for name in ("run.json", "config.yaml", "data.json", "card.md"):
+        (run / name).write_text("{}")
+    parts, report = read(tmp_path)
+    assert [part.text for part in parts] == ["A story."]
+    assert report.run_directories == 1
+    (run / "data.txt").write_text("Named, so read.")
+    parts, _ = read(run / "data.txt")
+    assert len(parts) == 1

@@ -13,8 +13,10 @@ from finetale.cli.output import Json, Quiet, Source, print_json, progress, stdou
 from finetale.cli.settings import with_settings
 from finetale.config import TextSettings
 from finetale.display import size
+from finetale.report.findings import not_looked_for, text_findings
 
 _MOST_PROBLEMS = 20
+_MOST_PLACES = 5
 
 
 @with_settings(TextSettings)
@@ -77,7 +79,7 @@ def _show(report: dict[str, Any]) -> None:
     _show_files(console, text)
     _show_lengths(console, text["length_histogram"])
     for line in (*report["warnings"], *_remarks(text)):
-        console.print(f"note: {line}", soft_wrap=True, markup=False)
+        console.print(line if line.startswith(" ") else f"note: {line}", soft_wrap=True, markup=False)
     _show_problems(console, text["problems"])
 
 
@@ -112,16 +114,16 @@ def _show_lengths(console: Console, histogram: list[dict[str, int]]) -> None:
 
 def _remarks(text: dict[str, Any]) -> list[str]:
     lines = []
-    if text["duplicates"]["documents"]:
-        lines.append(f"{text['duplicates']['documents']:,} documents are exact repeats (drop them with --deduplicate).")
-    overlap = text["overlap"]["documents"] if isinstance(text["overlap"], dict) else text["overlap"]
-    if overlap:
-        lines.append(
-            f"{overlap:,} training documents also stand in the validation or test text (drop them with --drop-overlap)."
-        )
+    for finding in text_findings(text):
+        lines.append(finding.sentence())
+        lines += [f"  {place}" for place in finding.places[:_MOST_PLACES]]
+    if unknown := not_looked_for(text):
+        lines.append(unknown)
     skipped = text["skipped"]
     if skipped["hidden"]:
         lines.append(f"{skipped['hidden']:,} hidden files or folders were skipped.")
+    if skipped["run_directories"]:
+        lines.append(f"{skipped['run_directories']:,} run directories were skipped.")
     for suffix, count in skipped["other"].items():
         lines.append(f"{count:,} files of another kind were skipped: {suffix or 'no ending'}.")
     lines += [f"cleaning: {name.replace('_', ' ')}: {count:,}" for name, count in text["cleaning"].items() if count]

@@ -15,6 +15,7 @@ from finetale.errors import RunError, SourceError, TrainingError
 from finetale.models import LoadedModel
 from finetale.pipeline.data import Notify, stage, tokenise, trained_tokenizer
 from finetale.pipeline.tuning import Tuned, tune
+from finetale.report.findings import text_findings
 from finetale.rundir import RunDirectory
 from finetale.tokens import TokenStore
 from finetale.training import Schedule, default_learning_rate
@@ -79,7 +80,8 @@ def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None
         check_positions(config.block_size, located.positions)
         tokenizer = _given_tokenizer(config) or models.load_tokenizer(located.folder, name=config.model)
     store = tokenise(config, tokenizer, notify)
-    for warning in [*store.warnings, *_overlap(store)]:
+    findings = [finding.sentence() for finding in text_findings(store.report) if finding.matters]
+    for warning in [*store.warnings, *findings]:
         notify({"event": "warning", "message": warning})
     if loaded is None:
         stage(notify, f"Loading {config.model}")
@@ -141,14 +143,6 @@ def _local(name: str, in_package: str) -> Path | None:
     """The path that a name stands for; None if it is that of something in the package, or nothing is there."""
     path = Path(name).expanduser()
     return path if name != in_package and path.exists() else None
-
-
-def _overlap(store: TokenStore) -> list[str]:
-    count = (store.report.get("overlap") or {}).get("documents", 0)
-    if not count:
-        return []
-    what = f"{count:,} training documents also stand in the validation or test text"
-    return [f"{what}, so the numbers on it will flatter the model: --drop-overlap leaves them out of training."]
 
 
 def evaluation_blocks(store: TokenStore, split: str, config: Config) -> Blocks | None:

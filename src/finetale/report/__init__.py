@@ -2,6 +2,7 @@
 
     formats   numbers → text
     table     comparison.json → the rows of the table of numbers
+    findings  what was found in the text → sentences
     charts    events → SVG
     views     what the page and the card both show, drawn from the files
     page      report.html

@@ -186,8 +186,6 @@ def _text_facts(data: Any) -> list[tuple[str, str]]:
         ("Files", count(num_files)),
         ("Files left out", _counted(at(text, "skipped"))),
         ("Languages of a sample", ", ".join(f"{plain(name)} {count(number)}" for name, number in languages) or UNKNOWN),
-        ("Exact duplicates", count(at(text, "duplicates", "documents"))),
-        ("In two splits at once", count(at(text, "overlap", "documents"))),
         ("Cleaned", _counted(at(text, "cleaning"))),
         ("Blocks", packed if finite(at(blocks, "count")) is not None else UNKNOWN),
     ]

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment, PackageLoader
 
 from finetale.report import formats
+from finetale.report.findings import not_looked_for, text_findings
 from finetale.report.formats import UNKNOWN, at, count, duration, finite, moment, plain, size
 from finetale.report.table import SPLITS, other_tokens, table_rows
 
@@ -50,6 +51,8 @@ def shared_view(
         "other_tokens": any(other_tokens(comparison, split) for split in SPLITS),
         "copying": _copying(comparison),
         "account": _account(at(data, "tokens")),
+        "findings": text_findings(at(data, "text")),
+        "not_looked_for": not_looked_for(at(data, "text")),
         "facts": _facts(manifest),
     }
 

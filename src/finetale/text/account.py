@@ -132,6 +132,7 @@ class TextReport:
         self.split_rule = ""
         self.hidden = 0
         self.linked_folders = 0
+        self.run_directories = 0
         self.held_out_files = 0
         self.dataset_splits: list[str] = []
         self.other_suffixes: Counter[str] = Counter()
@@ -237,6 +238,7 @@ class TextReport:
             "skipped": {
                 "hidden": self.hidden,
                 "linked_folders": self.linked_folders,
+                "run_directories": self.run_directories,
                 "held_out_files": self.held_out_files,
                 "dataset_splits": self.dataset_splits,
                 "other": dict(sorted(self.other_suffixes.items())),

@@ -18,16 +18,11 @@ from finetale.text.lines import cut_lines, even_line_ends
 from finetale.text.personal import find_personal_data, mask
 from finetale.text.plain import plain_documents
 from finetale.text.records import csv_records, json_records, jsonl_records, parquet_documents, record_documents
-from finetale.text.repeats import Found, Repeats
+from finetale.text.repeats import DUPLICATE, NEAR_DUPLICATE, NEAR_OVERLAP, OVERLAP, Found, Repeats
 from finetale.text.sources import Input, find_inputs
 from finetale.text.splits import Candidate, Placed, Splitter
 
 HELD_OUT: tuple[Split, ...] = ("test", "validation")  # read before the training text, so that overlap is seen
-DUPLICATE = "duplicate"
-NEAR_DUPLICATE = "nearly a duplicate"
-OVERLAP = "also in validation or test"
-NEAR_OVERLAP = "nearly the same in training and in validation or test"
-
 Plan = dict[Split, list[Input]]
 
 

@@ -11,6 +11,12 @@ from finetale.text.documents import SPLITS, Split
 from finetale.text.near import MOST_DOCUMENTS, NearIndex, sketch_of
 from finetale.text.splits import Placed
 
+DUPLICATE = "duplicate"
+NEAR_DUPLICATE = "nearly a duplicate"
+OVERLAP = "also in validation or test"
+NEAR_OVERLAP = "nearly the same in training and in validation or test"
+"""Why documents are dropped, as the report says it."""
+
 LINE_BITS = 40
 TRAIN, VALIDATION, TEST, CUT = (1 << number for number in range(4))
 HELD_OUT = VALIDATION | TEST

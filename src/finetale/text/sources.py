@@ -17,6 +17,7 @@ Kind = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "dataset"]
 
 BUNDLED_SOURCE = "bundled:tales"
 """The source that comes with the package: the tales of Tarrowside."""
+_FILES_OF_A_RUN = {"run.json", "config.yaml"}
 _BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled" / "tales"
 
 KINDS: dict[str, Kind] = {
@@ -123,19 +124,27 @@ def _find_in_folder(source: str, folder: Path, report: TextReport, held_out: fro
     return [Input(str(path), kind_of(path) or "text", path) for path in found]
 
 
-def _walk(source: str, folder: Path, report: TextReport) -> Iterator[Path]:
-    """Every file below a folder. Linked folders are not entered: they may lead outside, or in a circle."""
+def _walk(source: str, folder: Path, report: TextReport, *, is_source: bool = True) -> Iterator[Path]:
+    """Every file below a folder.
+
+    Linked folders are not entered: they may lead outside, or in a circle; nor are run directories, which come to be in
+    the folder one works in and hold no text of its own.
+    """
     try:
         with os.scandir(folder) as entries:
             listed = list(entries)
     except OSError as error:
         reason = f"the folder {folder} can't be listed ({error.strerror or error})"
         raise FileError(source, None, "unreadable", reason, "Check the folder's permissions.") from None
+    names = {entry.name for entry in listed}
+    if not is_source and names >= _FILES_OF_A_RUN:
+        report.run_directories += 1
+        return
     for entry in listed:
         if entry.name.startswith("."):
             report.hidden += 1
         elif entry.is_dir(follow_symlinks=False):
-            yield from _walk(source, Path(entry.path), report)
+            yield from _walk(source, Path(entry.path), report, is_source=False)
         elif entry.is_dir():
             report.linked_folders += 1
         else:

@@ -1,0 +1,82 @@
+"""What is said of a text: each finding with its option, in good grammar; and what was not looked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from finetale.report.findings import not_looked_for, text_findings
+
+NONE: dict[str, Any] = {
+    "duplicates": {"documents": 0, "examples": []},
+    "near_duplicates": {"documents": 0, "examples": []},
+    "overlap": {"documents": 0, "examples": []},
+    "near_overlap": {"documents": 0, "examples": []},
+    "personal_data": {"documents": 0, "counts": {}, "examples": []},
+    "dropped": [],
+    "cleaning": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("found", "sentences"),
+    [
+        ({}, []),
+        (
+            {"duplicates": {"documents": 1}, "near_duplicates": {"documents": 1_200}},
+            [
+                "1 document repeats another of its split exactly (--deduplicate exact leaves them out).",
+                "1,200 documents nearly repeat another of their split (--deduplicate near leaves them out).",
+            ],
+        ),
+        (
+            {"overlap": {"documents": 1}, "near_overlap": {"documents": 2}},
+            [
+                "1 training document also stands in the validation or test text, so the figures on it flatter the model (--drop-overlap exact leaves them out).",
+                "2 documents are nearly the same in the training text and in the validation or test text, so the figures on it flatter the model (--drop-overlap near leaves them out).",
+            ],
+        ),
+        (
+            {"personal_data": {"documents": 1, "counts": {"email": 1, "key": 2}}},
+            ["Personal data in 1 document: 1 e-mail address, 2 keys or passwords (--mask-personal-data masks it)."],
+        ),
+        (
+            {"personal_data": {"documents": 3, "counts": {"phone": 4}}, "cleaning": {"masked_personal_data": 4}},
+            ["Personal data in 3 documents: 4 telephone numbers, all masked."],
+        ),
+        (
+            {
+                "near_duplicates": {"documents": 2},
+                "dropped": [{"reason": "nearly a duplicate", "documents": 2, "characters": 9}],
+            },
+            ["2 documents nearly repeat another of their split, and were left out."],
+        ),
+    ],
+)
+def test_findings_in_words(found: dict[str, Any], sentences: list[str]) -> None:
+    findings = text_findings(NONE | found)
+    assert [finding.sentence() for finding in findings] == sentences
+    if any(finding.matters for finding in findings):
+        assert set(found) & {"overlap", "near_overlap", "personal_data"}
+
+
+def test_places_are_told_with_what_they_repeat() -> None:
+    example = {"source": "a.txt", "line": 3, "first_seen": "b.txt:9", "similarity": 0.8}
+    found = text_findings(NONE | {"near_duplicates": {"documents": 1, "examples": [example]}})
+    assert found[0].places == ("a.txt:3 (b.txt:9)",)
+
+
+def test_what_was_not_looked_for_is_not_called_none() -> None:
+    assert not not_looked_for(NONE)
+    assert not_looked_for(NONE | {"personal_data": None}) == "Personal data was not looked for."
+    everything = NONE | {"personal_data": None, "near_duplicates": None}
+    assert not_looked_for(everything) == "Near repeats and personal data were not looked for."
+    some = NONE | {"near_duplicates": {"documents": 0, "examples": [], "compared_with": 1_000_000}}
+    assert not_looked_for(some) == "Near repeats were looked for among the first 1,000,000 documents only."
+
+
+@pytest.mark.parametrize("text", [None, {}, [], "text", {"duplicates": 3, "personal_data": {"counts": {"odd": "x"}}}])
+def test_half_a_report_is_no_error(text: Any) -> None:
+    text_findings(text)
+    not_looked_for(text)
