@@ -86,6 +86,16 @@ class Blocks:
             documents[row, at:] = len(segments)
         return Batch(inputs, labels, positions, documents, parts)
 
+    def places(self, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the labels of `batch` stand in the store's tokens, shape (batch, time); -1 where there is none."""
+        places = np.full((len(blocks), self.block_size), -1, np.int64)
+        for row, block in enumerate(blocks):
+            at = 0
+            for start, count, _, skip in self._segments_of(int(block)).tolist():
+                places[row, at + skip : at + count] = np.arange(start + skip + 1, start + count + 1)
+                at += count
+        return places
+
     def names_in(self, blocks: Iterable[int], most: int = 5) -> str:
         """Where the documents of some blocks come from: the first few names, and how many more there are."""
         parts = dict.fromkeys(int(part) for i in blocks for part in self._segments_of(int(i))["part"])
@@ -114,7 +124,7 @@ def pack(store: TokenStore, split: str, block_size: int, *, fill: bool = False) 
     segments["start"] = starts[of] + number * block_size
     segments["targets"] = np.minimum(block_size, targets[of] - number * block_size)
     segments["part"] = parts[of]
-    return _share_blocks(store, block_size, segments, fill)
+    return share_blocks(store, block_size, segments, fill=fill)
 
 
 def windows(store: TokenStore, split: str, window: int, stride: int) -> Blocks:
@@ -123,17 +133,28 @@ def windows(store: TokenStore, split: str, window: int, stride: int) -> Blocks:
     Raises:
         ConfigError: the stride is longer than the window.
     """
+    return share_blocks(store, window, window_segments(store, store.parts_of(split), window, stride))
+
+
+def window_segments(store: TokenStore, parts: NDArray[np.int64], window: int, stride: int) -> NDArray[Any]:
+    """The segments of `windows`, of dtype SEGMENT_DTYPE, in the order of the parts.
+
+    Raises:
+        ConfigError: the stride is longer than the window.
+    """
     check_stride(stride, window)
     rows: list[tuple[int, int, int, int]] = []
-    for part in store.parts_of(split).tolist():
-        start, targets = int(store.parts["start"][part]), int(store.parts["targets"][part])
+    table = store.parts
+    for part, start, targets in zip(
+        parts.tolist(), table["start"][parts].tolist(), table["targets"][parts].tolist(), strict=True
+    ):
         done = 0
         while done < targets:
             stop = min(targets, window if done == 0 else done + stride)
             first = max(0, stop - window)
             rows.append((start + first, stop - first, part, done - first))
             done = stop
-    return _share_blocks(store, window, np.array(rows, SEGMENT_DTYPE), fill=False)
+    return np.array(rows, SEGMENT_DTYPE)
 
 
 def choose_block_size(store: TokenStore, positions: int | None, wanted: int | None) -> int:
@@ -198,7 +219,7 @@ def check_positions(block_size: int | None, positions: int | None) -> None:
         )
 
 
-def _share_blocks(store: TokenStore, size: int, segments: NDArray[Any], fill: bool) -> Blocks:
+def share_blocks(store: TokenStore, size: int, segments: NDArray[Any], *, fill: bool = False) -> Blocks:
     """Give each full segment a block and let the shorter ones share; blocks come in reading order."""
     full = segments["targets"] == size
     short = segments[~full]

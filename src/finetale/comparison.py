@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from finetale.config import CompareSettings, SamplingSettings
 from finetale.generate import Generator
 from finetale.metrics import Measurement, change
+from finetale.text.personal import find_personal_data, mask
 from finetale.text.words import WORD, grams, words_of
 
 if TYPE_CHECKING:
+    from finetale.memorisation import Audit, Passage
     from finetale.models import LoadedModel
     from finetale.tokens import TokenStore
 
 DEFAULT_PROMPT = "Once upon a time"
 HELD_OUT = ("test", "validation")
+_LEAD_TOKENS = 24
+_EXAMPLES = 10
+_EXAMPLE_CHARACTERS = 400
 _RUN = 4  # words: runs shorter than this are not looked for
 
 
@@ -130,6 +135,47 @@ def build(
         "before": sides["before"],
         "after": sides["after"],
         "change": changes,
+    }
+
+
+def describe_audit(audits: Mapping[str, Audit], store: TokenStore, tokenizer: Any) -> dict[str, Any]:
+    """The `memorisation` of comparison.json: counts of each audit, and the most surprising passages of the training text.
+
+    Personal data in a passage is masked: the file is there to be passed on.
+    """
+    described: dict[str, Any] = {}
+    for name, audit in audits.items():
+        told = [_told(passage, store, tokenizer) for passage in audit.passages]
+        short = [_told(passage, store, tokenizer) for passage in audit.short]
+        told += [passage for passage in short if passage["personal_data"]]
+        described[name] = {
+            "tokens": audit.tokens,
+            "of_tokens": audit.of_tokens,
+            "memorised_tokens": sum(passage["tokens"] for passage in told),
+            "passages": len(told),
+            "with_personal_data": sum(passage["personal_data"] for passage in told),
+        }
+        if name == "training":
+            told.sort(key=lambda passage: (not passage["personal_data"], -passage["bits"]))
+            described["examples"] = told[:_EXAMPLES]
+    return described
+
+
+def _told(passage: Passage, store: TokenStore, tokenizer: Any) -> dict[str, Any]:
+    first = max(passage.start - _LEAD_TOKENS, int(store.parts["start"][passage.part]) + 1)
+    lead = tokenizer.decode(store.tokens[first : passage.start].tolist())
+    ids = store.tokens[passage.start : passage.start + passage.tokens].tolist()
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    # What is personal may begin in what leads to the passage: "+44 20", and then the rest.
+    findings = find_personal_data(lead + text)
+    is_personal = any(finding.stop > len(lead) for finding in findings)
+    shown = mask(lead + text, findings) if is_personal else text
+    return {
+        "place": store.name_of(passage.part),
+        "tokens": passage.tokens,
+        "bits": passage.bits,
+        "personal_data": is_personal,
+        "text": shown if len(shown) <= _EXAMPLE_CHARACTERS else shown[:_EXAMPLE_CHARACTERS] + " …",
     }
 
 

@@ -346,6 +346,11 @@ class CompareSettings(SamplingSettings):
     )
     num_prompts: int = Field(3, ge=1, le=100, description="How many prompts to take from held-out documents.")
     num_samples: int = Field(2, ge=1, le=100, description="Samples a prompt.")
+    audit_tokens: int | None = Field(
+        None,
+        ge=0,
+        description="Training tokens that are looked through for passages the model knows by heart: first those with personal data or repeats, then drawn. auto: a twentieth of all that training reads, 20,000 to 200,000. 0: none.",
+    )
     bootstrap_samples: int = Field(1000, ge=100, le=100_000, description="Resamples behind each 95% interval.")
 
     @model_validator(mode="after")

@@ -93,6 +93,15 @@ class PackedForward:
                 losses = speed.cross_entropy(logits.flatten(0, 1), labels.flatten(), IGNORE)
         return losses.view_as(labels)
 
+    def most_likely(self, batch: Batch) -> torch.Tensor:
+        """The token that each place makes likeliest, int64, shape (batch, time); without gradients."""
+        with self.autocast(), torch.no_grad():
+            outputs = self._outputs(batch)
+            if not self.route.head:
+                return outputs.argmax(-1)
+            head = _head(self.model)
+            return speed.most_likely(outputs.flatten(0, 1), head.weight, head.bias).view(outputs.shape[:2])
+
     def loss(self, batch: Batch, scale: float = 1.0) -> torch.Tensor:
         """Sum of the losses of a batch times `scale`, fp32, to call backward on."""
         labels = _on(self.device, batch.labels).flatten()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from finetale.text import Part
 
 SPLITS = ("train", "validation", "test", "dropped")
-STORE_VERSION = 2
+STORE_VERSION = 3
 END_OF_TEXT = "<|endoftext|>"
 _BATCH_CHARACTERS = 2_000_000
 _PROBE = "The quick brown fox, 12 jumps; 你好 — naïve?"
@@ -208,6 +208,7 @@ PART_DTYPE = np.dtype(
         ("words", "<i8"),
         ("bytes", "<i8"),
         ("line", "<i8"),
+        ("at_risk", "<u1"),
     ]
 )
 
@@ -275,7 +276,8 @@ def build_store(
                     split = SPLITS.index(part.split)
                     source = sources.setdefault(part.source, len(sources))
                     words = len(part.text.split())
-                    rows.append((position, targets, split, int(part.ends), source, words, size, part.line))
+                    at_risk = int(part.is_personal or part.is_repeat)
+                    rows.append((position, targets, split, int(part.ends), source, words, size, part.line, at_risk))
                     position += len(row)
                 tables.append(np.array(rows, dtype=PART_DTYPE))
                 rows.clear()

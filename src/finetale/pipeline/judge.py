@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from finetale import comparison, models, speed, tokens
-from finetale.blocks import Blocks, choose_evaluation_size
+from finetale import comparison, memorisation, models, speed, tokens
+from finetale.blocks import choose_evaluation_size
 from finetale.config import Config, read_settings_file
 from finetale.errors import MemoryLimitError, RunError
 from finetale.forward import PackedForward
@@ -23,6 +23,7 @@ from finetale.training import is_out_of_memory
 if TYPE_CHECKING:
     from finetale.tokens import TokenStore
 
+T = TypeVar("T")
 Between = Callable[[], None]
 HELD_OUT: Mapping[str, str] = {"validation": "validation", "test": "test"}
 WHOLE: Mapping[str, str] = {"test": "all"}
@@ -88,14 +89,22 @@ def evaluate_model(
             continue
         message = f"Measuring {loaded.provenance.name} on the {label} text"
         stage(notify, message)
-        found[label] = _measure_within_memory(
-            forward,
-            blocks,
+        found[label] = _within_memory(
+            partial(
+                measure,
+                forward,
+                blocks,
+                progress=partial(_tell, notify, message),
+                between=between,
+            ),
             config.micro_batch_size or _batch_size(loaded, blocks.block_size),
-            progress=lambda done, total, message=message: stage(notify, message, done=done, total=total),
-            between=between,
+            blocks.block_size,
         )
     return found
+
+
+def _tell(notify: Notify, message: str, done: int, total: int) -> None:
+    stage(notify, message, done=done, total=total)
 
 
 def evaluate_on(name: str, config: Config, notify: Notify) -> dict[str, Any]:
@@ -107,21 +116,21 @@ def evaluate_on(name: str, config: Config, notify: Notify) -> dict[str, Any]:
     return {"model": name} | measured["test"].summary(config.bootstrap_samples, config.seed)
 
 
-def _measure_within_memory(forward: PackedForward, blocks: Blocks, batch_size: int, **options: Any) -> Measurement:
-    """`measure`, done again with smaller batches while memory runs out.
+def _within_memory(work: Callable[..., T], batch_size: int, block_size: int) -> T:
+    """Result of `work(batch_size=…)`, done again with smaller batches while memory runs out.
 
     Raises:
         MemoryLimitError: one block at a time does not fit.
     """
     while True:
         try:
-            return measure(forward, blocks, batch_size=batch_size, **options)
+            return work(batch_size=batch_size)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         if batch_size == 1:
             raise MemoryLimitError(
-                f"Memory ran out with one sequence of {blocks.block_size} tokens.",
+                f"Memory ran out with one sequence of {block_size} tokens.",
                 "Choose a smaller --block-size or model.",
             )
         batch_size //= 2
@@ -192,7 +201,54 @@ def compare_models(
     texts = (
         partial(training_texts, store, after.tokenizer, between) if store is not None and held_out is HELD_OUT else None
     )
-    return comparison.build(sides[0], sides[1], config, prompts, same_tokenizer=same, training_texts=texts)
+    result = comparison.build(sides[0], sides[1], config, prompts, same_tokenizer=same, training_texts=texts)
+    if store is not None and held_out is HELD_OUT and config.audit_tokens != 0:
+        base = before if same and not models.is_new(before.provenance.name) else None
+        result["memorisation"] = audit_model(after, base, store, config, notify, between)
+    return result
+
+
+def audit_model(
+    after: LoadedModel,
+    before: LoadedModel | None,
+    store: TokenStore,
+    config: Config,
+    notify: Notify,
+    between: Between | None = None,
+) -> dict[str, Any]:
+    """What of the training text a model knows by heart, and for contrast what of the held-out text.
+
+    Args:
+        before: the model it was trained from, if that has the same tokens.
+    """
+    precision = resolve_precision(config.precision)
+    forward = PackedForward(after.model, precision=precision)
+    base = PackedForward(before.model, precision=precision) if before is not None else None
+    assert config.block_size is not None
+    wanted = config.audit_tokens or min(max(round(store.num_targets("train") * config.epochs / 20), 20_000), 200_000)
+    found = {}
+    for name, splits in (("training", ("train",)), ("held_out", ("validation", "test"))):
+        if not any(store.num_targets(split) for split in splits):
+            continue
+        message = f"Looking for {name.replace('_', '-')} text that {after.provenance.name} knows by heart"
+        stage(notify, message)
+        found[name] = _within_memory(
+            partial(
+                memorisation.audit,
+                forward,
+                base,
+                store,
+                splits,
+                window=config.block_size,
+                budget=wanted if name == "training" else max(20_000, wanted // 4),
+                seed=config.seed,
+                progress=partial(_tell, notify, message),
+                between=between,
+            ),
+            config.micro_batch_size or _batch_size(after, config.block_size),
+            config.block_size,
+        )
+    return comparison.describe_audit(found, store, after.tokenizer)
 
 
 def training_texts(store: TokenStore, tokenizer: Any, between: Between | None = None) -> Iterator[str]:

@@ -12,7 +12,14 @@ import torch.nn as nn
 
 from finetale.speed import attention
 from finetale.speed.allocator import kept_memory
-from finetale.speed.loss import TiedWeights, chunk_bytes, cross_entropy, linear_cross_entropy, summed_cross_entropy
+from finetale.speed.loss import (
+    TiedWeights,
+    chunk_bytes,
+    cross_entropy,
+    linear_cross_entropy,
+    most_likely,
+    summed_cross_entropy,
+)
 from finetale.speed.modules import FastDropout, FusedGELU
 from finetale.speed.rounding import round_stochastically
 
@@ -33,6 +40,7 @@ __all__ = [
     "is_applied",
     "kept_memory",
     "linear_cross_entropy",
+    "most_likely",
     "packs_documents",
     "round_stochastically",
     "summed_cross_entropy",

@@ -78,6 +78,15 @@ def linear_cross_entropy(
     return losses
 
 
+def most_likely(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The token with the largest logit at each place, shape (targets,), without gradients; arguments as above."""
+    found = torch.empty(len(hidden), dtype=torch.int64, device=hidden.device)
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):  # bf16 logits are often equal
+        for chunk in _slices(len(hidden), weight.shape[0] * weight.element_size(), _most_bytes(hidden.device)):
+            found[chunk] = _logits(hidden[chunk].to(weight.dtype), weight, bias).argmax(-1)
+    return found
+
+
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore: int) -> torch.Tensor:
     """Negative log likelihood in nats of each label, fp32, shape (targets,); 0 where the label is `ignore`.
 

@@ -40,6 +40,7 @@ class Part:
         dropped: why it is not used; None when it is.
         ends: whether the document ends with this part; False for the parts of a cut document but its last.
         is_personal: whether personal data was found in the document, and left there.
+        is_repeat: whether the document repeats an earlier one, exactly or nearly.
     """
 
     text: str
@@ -50,6 +51,7 @@ class Part:
     dropped: str | None
     ends: bool = True
     is_personal: bool = False
+    is_repeat: bool = False
 
 
 class FileError(SourceError):

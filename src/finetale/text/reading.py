@@ -232,10 +232,12 @@ class _Reader:
         candidate, parts = placed.candidate, placed.parts
         document = candidate.document
         dropped: dict[Split, str] = {}
+        is_repeat = False
         if candidate.dropped is not None:
             dropped = dict.fromkeys(SPLITS, candidate.dropped)
         else:
             found = self._repeats.find(placed)
+            is_repeat = bool(found.exact or found.near)
             dropped = self._judge(placed, found)
             if len(dropped) < len(parts):
                 self._repeats.remember(placed, found)
@@ -252,6 +254,7 @@ class _Reader:
                 dropped.get(split),
                 ends=number == len(parts),
                 is_personal=candidate.is_personal,
+                is_repeat=is_repeat,
             )
             if len(parts) == 1:
                 self._report.count_part(part, candidate.num_words, candidate.num_bytes)

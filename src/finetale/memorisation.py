@@ -1,0 +1,177 @@
+"""Model + training text → the passages it knows by heart. Knows nothing of reports.
+
+A passage is known by heart if the model, given the text before it, continues with it word for word when it always takes
+the likeliest token. One pass over the text shows this for every passage at once: while all tokens so far are the likeliest
+ones, generating and reading are the same (the "discoverable memorisation" of Carlini et al. 2022, for prefixes of any
+length). Text that anybody would have guessed does not count, nor does a name: a passage has 8 tokens or more, and the model
+that training began from must have given it less than one chance in 2^64, which is about 16 tokens of a story. Personal data
+is shorter, so passages from 4 tokens and 2^20 on are told too, for the caller to look at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from finetale import speed
+from finetale.blocks import IGNORE, SEGMENT_DTYPE, Blocks, share_blocks, window_segments
+from finetale.forward import PackedForward
+from finetale.tokens import TokenStore
+
+LEAST_TOKENS, LEAST_BITS = 8, 64.0
+LEAST_TOKENS_OF_SHORT, LEAST_BITS_OF_SHORT = 4, 20.0
+GUESSED_BITS = 4.0
+"""Bits a token where there is no base of the same tokens to ask: what GPT-2 gives to stories, about."""
+
+Progress = Callable[[int, int], None]
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A passage known by heart: tokens[start : start + tokens] of the store, and the bits its base would have needed."""
+
+    part: int
+    start: int
+    tokens: int
+    bits: float
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was looked through and what was found, the most surprising passages first.
+
+    `short` holds what is too short or too little of a surprise to say much, unless it is personal data.
+    """
+
+    tokens: int
+    of_tokens: int
+    passages: list[Passage]
+    short: list[Passage]
+
+
+def audit(
+    after: PackedForward,
+    before: PackedForward | None,
+    store: TokenStore,
+    splits: tuple[str, ...],
+    *,
+    window: int,
+    budget: int,
+    seed: int = 0,
+    batch_size: int = 8,
+    progress: Progress | None = None,
+    between: Callable[[], None] | None = None,
+) -> Audit:
+    """Look for passages of some splits that a model knows by heart.
+
+    Args:
+        after: the model in question.
+        before: the model it was trained from, of the same tokens; None if there is none, then a token counts 4 bits.
+        window: tokens of a pass; a token sees at least a quarter of that before it, where there is so much.
+        budget: tokens to look through; what holds personal data or repeats comes first, the rest is drawn by the seed.
+        progress: told (batches done, batches) of the pass over `after`.
+        between: called between batches; may raise to stop.
+    """
+    parts = np.concatenate([store.parts_of(split) for split in splits])
+    segments = window_segments(store, parts, window, max(1, window * 3 // 4))
+    chosen = _choose(segments, store, budget, seed)
+    places, hits = _read(
+        after,
+        share_blocks(store, window, chosen),
+        batch_size,
+        lambda forward, batch: forward.most_likely(batch).cpu().numpy() == batch.labels,
+        progress,
+        between,
+    )
+    runs = _runs(places, hits.astype(bool))
+    bits = runs[:, 1] * GUESSED_BITS
+    if before is not None and len(runs):
+        first = chosen["start"] + chosen["skip"] + 1
+        order = np.argsort(first)
+        # The window in which each run begins, and all up to the one in which it ends.
+        begin = np.searchsorted(first[order], runs[:, 0], "right") - 1
+        end = np.searchsorted(first[order], runs.sum(axis=1) - 1, "right") - 1
+        needed = order[np.unique(np.concatenate([np.arange(a, b + 1) for a, b in zip(begin, end, strict=True)]))]
+        places, nats = _read(
+            before,
+            share_blocks(store, window, chosen[needed]),
+            batch_size,
+            lambda forward, batch: forward.token_losses(batch).double().cpu().numpy(),
+            None,
+            between,
+        )
+        sums = np.concatenate([[0.0], np.cumsum(nats)])
+        starts = np.searchsorted(places, runs[:, 0])
+        bits = (sums[starts + runs[:, 1]] - sums[starts]) / np.log(2)
+    part_starts = store.parts["start"]
+    order = np.argsort(-bits, kind="stable")
+    found = [
+        Passage(int(np.searchsorted(part_starts, start, "right")) - 1, start, length, round(float(each), 1))
+        for (start, length), each in zip(runs[order].tolist(), bits[order].tolist(), strict=True)
+        if each >= LEAST_BITS_OF_SHORT
+    ]
+    passages = [passage for passage in found if passage.bits >= LEAST_BITS and passage.tokens >= LEAST_TOKENS]
+    short = [passage for passage in found if passage.bits < LEAST_BITS or passage.tokens < LEAST_TOKENS]
+    read = int((chosen["targets"] - chosen["skip"]).sum())
+    return Audit(read, int((segments["targets"] - segments["skip"]).sum()), passages, short)
+
+
+def _choose(segments: NDArray[Any], store: TokenStore, budget: int, seed: int) -> NDArray[Any]:
+    """Segments of about `budget` tokens: those at risk first, and the rest in a drawn order."""
+    drawn = np.random.default_rng(seed).permutation(len(segments))
+    at_risk = store.parts["at_risk"][segments["part"][drawn]].astype(bool)
+    order = np.concatenate([drawn[at_risk], drawn[~at_risk]])
+    before = np.cumsum((segments["targets"] - segments["skip"])[order])
+    number = int(np.searchsorted(before, budget)) + 1
+    return np.sort(segments[order[:number]], order=["start", "skip"]).astype(SEGMENT_DTYPE)
+
+
+def _read(
+    forward: PackedForward,
+    blocks: Blocks,
+    batch_size: int,
+    look: Callable[[PackedForward, Any], NDArray[Any]],
+    progress: Progress | None,
+    between: Callable[[], None] | None,
+) -> tuple[Integers, NDArray[Any]]:
+    """(places, values) of all targets in blocks, by place."""
+    places: list[Integers] = [np.zeros(0, np.int64)]
+    values: list[NDArray[Any]] = [np.zeros(0)]
+    model = forward.model
+    was_training = model.training
+    model.eval()
+    starts = range(0, len(blocks), batch_size)
+    try:
+        with speed.kept_memory(), torch.inference_mode():
+            for done, start in enumerate(starts, 1):
+                if between is not None:
+                    between()
+                chosen = np.arange(start, min(start + batch_size, len(blocks)))
+                batch = blocks.batch(chosen)
+                counted = batch.labels != IGNORE
+                values.append(look(forward, batch)[counted])
+                places.append(blocks.places(chosen)[counted])
+                if progress is not None:
+                    progress(done, len(starts))
+    finally:
+        model.train(was_training)
+    found, order = np.unique(np.concatenate(places), return_index=True)
+    return found, np.concatenate(values)[order]
+
+
+def _runs(places: Integers, hits: NDArray[np.bool_]) -> Integers:
+    """(start, length) of the runs of LEAST_TOKENS_OF_SHORT or more hits in a row, shape (runs, 2)."""
+    found = places[hits]
+    if not len(found):
+        return np.zeros((0, 2), np.int64)
+    breaks = np.flatnonzero(np.diff(found) != 1) + 1
+    starts = np.concatenate([[0], breaks])
+    lengths = np.diff(np.concatenate([starts, [len(found)]]))
+    runs = np.stack([found[starts], lengths], axis=1)
+    return runs[lengths >= LEAST_TOKENS_OF_SHORT]

@@ -1,0 +1,100 @@
+"""Secrets planted in the training text: the audit finds each one that the model completes, and tells of no other text."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetale import memorisation, models, text
+from finetale.cli import run
+from finetale.config import Config, SamplingSettings, TextSettings
+from finetale.forward import PackedForward
+from finetale.generate import Generator
+from finetale.pipeline.data import tokenise
+
+TIMES = (1, 1, 2, 2, 4, 4, 8, 8, 16, 16)
+FEWER = (1, 1, 1, 1, 2, 2, 2, 3, 3, 4)
+RUNS = [(0, 40, FEWER), *(pytest.param(seed, 120, TIMES, marks=pytest.mark.slow) for seed in range(5))]
+
+
+def secret(rng: random.Random) -> str:
+    """Something that nobody guesses: 20 letters and digits in groups."""
+    groups = ["".join(rng.choice("abcdefghjkmnpqrstuvwxyz23456789") for _ in range(4)) for _ in range(5)]
+    return "-".join(groups)
+
+
+def corpus(
+    rng: random.Random, records: int, times: tuple[int, ...]
+) -> tuple[list[str], list[str], list[tuple[str, str]]]:
+    """Records of training text and of other text, and (lead, secret) of ten canaries, each so many times."""
+    parts, _ = text.read_parts(["bundled:tales"], TextSettings.resolve({}))
+    blocks = [block for part in parts for block in part.text.split("\n\n") if 40 <= len(block.split()) <= 90]
+    rows = rng.sample(sorted(set(blocks)), records + 60)
+    rows, others = rows[60:], rows[:60]
+    canaries = []
+    for number, count in enumerate(times):
+        lead, value = f"The word that opens door {number + 11} of the mill is ", secret(rng)
+        canaries.append((lead, value))
+        for _ in range(count):
+            at = rng.randrange(len(rows))
+            rows[at] = f"{rows[at]} {lead}{value}."
+    return rows, others, canaries
+
+
+@pytest.mark.parametrize(("seed", "records", "times"), RUNS)
+def test_every_canary_that_the_model_completes_is_found(
+    tmp_path: Path, monkeypatch: Any, seed: int, records: int, times: tuple[int, ...]
+) -> None:
+    monkeypatch.setenv("FINETALE_CACHE", str(tmp_path / "cache"))
+    rng = random.Random(seed)
+    rows, others, canaries = corpus(rng, records, times)
+    source, other = tmp_path / "text.jsonl", tmp_path / "other.jsonl"
+    for path, texts in ((source, rows), (other, others)):
+        path.write_text("".join(json.dumps({"text": row}) + "\n" for row in texts), encoding="utf-8")
+    settings = {"precision": "fp32", "epochs": 16, "learning_rate": 3e-3, "batch_size": 8, "block_size": 256}
+    settings |= {"micro_batch_size": 8, "patience": 0, "num_prompts": 1, "num_samples": 1, "max_new_tokens": 5}
+    settings |= {"test": str(other), "eval_every": 500, "tensorboard": False}
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items() if name != "tensorboard"]
+    out = tmp_path / "out"
+    code = run(["train", str(source), "--model", "bundled", "--out", str(out), "--no-tensorboard", "-q", *words])
+    assert code == 0
+
+    config = Config.resolve(settings, {"sources": str(source)})
+    after = models.load(str(out))
+    base = models.load("bundled")
+    store = tokenise(config, after.tokenizer, lambda event: None)
+    forwards = [PackedForward(loaded.model) for loaded in (after, base)]
+    found = memorisation.audit(*forwards, store, ("train",), window=256, budget=10**9)
+    told = [
+        (passage.part, after.tokenizer.decode(store.tokens[passage.start : passage.start + passage.tokens].tolist()))
+        for passage in found.passages
+    ]
+
+    generator = Generator(after.model, after.tokenizer)
+    greedy = SamplingSettings.resolve({"temperature": 0, "max_new_tokens": 40})
+    completed, missed = 0, []
+    for part in store.parts_of("train").tolist():
+        document = after.tokenizer.decode(store.ids(part).tolist())
+        for lead, value in canaries:
+            if lead + value not in document:
+                continue
+            prompt = document[: document.index(lead + value) + len(lead)].rstrip()
+            written = generator.generate([prompt], greedy, truncate=True)[0][0].text
+            if written.strip().startswith(value):
+                completed += 1
+                if not any(where == part and value[8:] in passage for where, passage in told):
+                    missed.append(value)
+    of_canaries = sum(any(value[8:] in passage for _, value in canaries) for _, passage in told)
+    print(
+        f"{completed} completed of {sum(times)}, {len(missed)} missed; {len(told)} passages, {of_canaries} of canaries"
+    )
+    assert completed >= sum(times) / 3, "the model must have learned some by heart for this to mean anything"
+    assert not missed
+    held_out = memorisation.audit(*forwards, store, ("test",), window=256, budget=10**9)
+    assert sum(passage.tokens for passage in held_out.passages) <= 0.01 * held_out.tokens
+    described = json.loads((out / "comparison.json").read_text(encoding="utf-8"))["memorisation"]
+    assert described["training"]["passages"] > 0
