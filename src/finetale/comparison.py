@@ -157,7 +157,7 @@ def describe_audit(audits: Mapping[str, Audit], store: TokenStore, tokenizer: An
         }
         if name == "training":
             told.sort(key=lambda passage: (not passage["personal_data"], -passage["bits"]))
-            described["examples"] = told[:_EXAMPLES]
+            described[name]["examples"] = told[:_EXAMPLES]
     return described
 
 

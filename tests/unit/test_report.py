@@ -410,6 +410,40 @@ def test_copying_is_warned_of_from_twelve_words_on(words: int, warned: bool) -> 
     assert ("more than chance" in model_card(example_manifest(), comparison, None)) is warned
 
 
+def audited(memorised: int, personal: int = 0) -> dict[str, Any]:
+    example_of = {"place": "a.txt:3", "tokens": 9, "bits": 80.0, "personal_data": False, "text": "| a *passage* <b>"}
+    training = {"tokens": 20_000, "of_tokens": 80_000, "memorised_tokens": memorised, "passages": 2 if memorised else 0}
+    training |= {"with_personal_data": personal, "examples": [example_of] if memorised else []}
+    held_out = {"tokens": 5_000, "of_tokens": 5_000, "memorised_tokens": 0, "passages": 0, "with_personal_data": 0}
+    return example() | {"memorisation": {"training": training, "held_out": held_out}}
+
+
+@pytest.mark.parametrize(
+    ("memorised", "personal", "says", "warned"),
+    [
+        (0, 0, "the model writes no passage word for word when given what stands before.", False),
+        (19, 0, "writes <0.1% word for word when given what stands before, in 2 passages.", False),
+        (300, 0, "writes 1.5% word for word when given what stands before, in 2 passages.", True),
+        (10, 1, "in 2 passages, 1 of them with personal data.", True),
+    ],
+)
+def test_what_is_known_by_heart_is_told(memorised: int, personal: int, says: str, warned: bool) -> None:
+    comparison = audited(memorised, personal)
+    html = full_page(comparison=comparison)
+    card = model_card(example_manifest(), comparison, None)
+    plain = html.replace("&lt;", "<")
+    assert says in plain
+    assert "Of 20,000 tokens of the training text that were looked through (25.0% of it)" in plain
+    assert "Of text it never saw: 0.0%." in plain
+    assert ("Fewer epochs, more text" in plain) is warned
+    assert ("&lt;b&gt;" in html) is bool(memorised), "examples are shown as they are"
+    assert says in card.replace("\\<", "<")
+    assert "<b>" not in card, "a card is published; it has no examples"
+    assert "this was not measured" not in card
+    without = full_page(comparison=example())
+    assert "looked through" not in without
+
+
 def test_other_tokenizers_are_not_compared_by_token() -> None:
     comparison = example()
     comparison["before"]["validation"]["tokens"] = 20_000

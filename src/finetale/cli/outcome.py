@@ -12,7 +12,7 @@ from rich.text import Text
 
 from finetale.cli.output import stdout
 from finetale.report.table import table_rows
-from finetale.report.views import COPY_WARNING_WORDS
+from finetale.report.views import COPY_WARNING_WORDS, memory_view
 from finetale.rundir import RunDirectory, read_json
 
 
@@ -66,3 +66,7 @@ def print_comparison(comparison: dict[str, Any], console: Console | None = None)
         console.print(
             f"[yellow]A sample repeats {copy['words']} words of the training text: “{escape(copy['text'])}”[/]"
         )
+    memory = memory_view(comparison)
+    if memory is not None:
+        style = "yellow" if memory["warn"] else ""
+        console.print(Text(f"{memory['what']} {memory['contrast']}", style=style))

@@ -10,10 +10,11 @@ from jinja2 import ChainableUndefined, Environment, PackageLoader
 
 from finetale.report import formats
 from finetale.report.findings import not_looked_for, text_findings
-from finetale.report.formats import UNKNOWN, at, count, duration, finite, moment, plain, size
+from finetale.report.formats import UNKNOWN, at, count, duration, finite, moment, objects, plain, size
 from finetale.report.table import SPLITS, other_tokens, table_rows
 
 COPY_WARNING_WORDS = 12
+MEMORY_WARNING_SHARE = 0.001
 _ORIGINS = {
     "hub": "the Hub",
     "local": "a local folder",
@@ -50,6 +51,7 @@ def shared_view(
         "has_intervals": any(any(row.intervals) for row in rows),
         "other_tokens": any(other_tokens(comparison, split) for split in SPLITS),
         "copying": _copying(comparison),
+        "memory": memory_view(comparison),
         "account": _account(at(data, "tokens")),
         "findings": text_findings(at(data, "text")),
         "not_looked_for": not_looked_for(at(data, "text")),
@@ -93,6 +95,43 @@ def _copying(comparison: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     text = str(at(match, "text") or "")
     return {"words": int(words), "text": text, "limit": COPY_WARNING_WORDS, "warn": words >= COPY_WARNING_WORDS}
+
+
+def memory_view(comparison: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the tuned model knows by heart, if that was looked for: sentences and examples.
+
+    It is told as a warning from a thousandth of the text on, or if there is personal data in it.
+    """
+    training, held_out = (at(comparison, "memorisation", name) for name in ("training", "held_out"))
+    looked, known = finite(at(training, "tokens")), finite(at(training, "memorised_tokens"))
+    if not looked or known is None:
+        return None
+    whole = finite(at(training, "of_tokens")) or looked
+    passages, personal = (
+        int(finite(at(training, "passages")) or 0),
+        int(finite(at(training, "with_personal_data")) or 0),
+    )
+    part = "all" if looked >= whole else f"{formats.share(looked / whole)} of it"
+    what = f"Of {count(looked)} tokens of the training text that were looked through ({part}), the model writes "
+    given = "word for word when given what stands before"
+    if passages:
+        number = "1 passage" if passages == 1 else f"{count(passages)} passages"
+        what += f"{formats.share(known / looked)} {given}, in {number}"
+        if personal:
+            what += f", {count(personal)} of them with personal data"
+    else:
+        what += f"no passage {given}"
+    other = finite(at(held_out, "tokens"))
+    contrast = ""
+    if other:
+        contrast = f"Of text it never saw: {formats.share((finite(at(held_out, 'memorised_tokens')) or 0) / other)}."
+    return {
+        "what": f"{what}.",
+        "contrast": contrast,
+        "warn": bool(personal) or known / looked >= MEMORY_WARNING_SHARE,
+        "passages": passages,
+        "examples": objects(at(training, "examples")),
+    }
 
 
 def _account(tokens: Any) -> dict[str, Any] | None:
