@@ -53,12 +53,23 @@ def held_out_prompts(
 
 
 def draw_samples(
-    side: Side, prompts: Sequence[str], settings: CompareSettings, between: Callable[[], None] | None = None
+    side: Side,
+    prompts: Sequence[str],
+    settings: CompareSettings,
+    between: Callable[[], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Fill `side.samples`: num_samples of each prompt, the same seeds for every model."""
+    """Fill `side.samples`: num_samples of each prompt, the same seeds for every model.
+
+    Args:
+        between: called between tokens; may raise to stop.
+        progress: told (prompts done, prompts).
+    """
     generator = Generator(side.loaded.model, side.loaded.tokenizer)
     sampling = settings.narrow(SamplingSettings)
-    for prompt in prompts:
+    for done, prompt in enumerate(prompts):
+        if progress is not None:
+            progress(done, len(prompts))
         if between is not None:
             between()
         number = 1 if sampling.temperature == 0 else settings.num_samples

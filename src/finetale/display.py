@@ -1,7 +1,7 @@
 """Events of a run → the terminal. Knows nothing of torch.
 
-With a terminal: a live panel of loss, validation, speed, memory and time left. Without one: plain lines
-on stderr, few enough for a log file. With `quiet`: warnings only.
+With a terminal: a line that moves while something is done, and while training a live panel of loss, validation, speed,
+memory and time left. Without one: plain lines on stderr, few enough for a log file. With `quiet`: warnings only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rich.columns import Columns
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 _LINE_SECONDS = 10.0
@@ -33,6 +33,7 @@ class Display:
         self.console = console or Console(stderr=True)
         self.quiet = quiet
         self._live: Live | None = None
+        self._busy: Progress | None = None
         self._progress: Progress | None = None
         self._total = 0
         self._first_step = 0
@@ -55,16 +56,19 @@ class Display:
         self.close()
 
     def close(self) -> None:
-        """Stop the live panel; what it showed last stays."""
+        """Stop the live panel, of which stays what it showed last, and the line that moves, of which nothing does."""
         if self._live is not None:
             self._live.stop()
             self._live = None
+        if self._busy is not None:
+            self._busy.stop()
+            self._busy = None
 
     def __call__(self, event: dict[str, Any]) -> None:
         try:
             self._show(event)
         except OSError:  # the terminal is gone; the run goes on without it
-            self.quiet, self._live = True, None
+            self.quiet, self._live, self._busy = True, None, None
             self.console = Console(file=io.StringIO())
 
     def _show(self, event: dict[str, Any]) -> None:
@@ -86,15 +90,29 @@ class Display:
             self._on_training(kind, event)
 
     def _on_stage(self, event: dict[str, Any]) -> None:
-        self.close()
-        message = event["message"]
-        if message != self._stage:
+        message, done, total = event["message"], event.get("done"), event.get("total")
+        count = "" if done is None else f"{done:,}" if total is None else f"{done:,} of {total:,}"
+        count = " ".join(filter(None, (count, event.get("unit"))))
+        if message != self._stage or self._live is not None:
+            self.close()
             self._stage = message
             self._last_line = time.monotonic()
             self._say(f"{message} …")
-        elif "total" in event and time.monotonic() - self._last_line > _LINE_SECONDS:
+            if self.console.is_terminal:
+                columns = (
+                    SpinnerColumn(),
+                    BarColumn(bar_width=24),
+                    TextColumn("{task.fields[count]}"),
+                    TimeElapsedColumn(),
+                )
+                self._busy = Progress(*columns, console=self.console, transient=True)
+                self._busy.add_task("", total=None, count="")
+                self._busy.start()
+        if self._busy is not None:
+            self._busy.update(self._busy.task_ids[0], completed=done or 0, total=total, count=count)
+        elif count and time.monotonic() - self._last_line > _LINE_SECONDS:
             self._last_line = time.monotonic()
-            self._say(f"{message}: {event['done']} of {event['total']}")
+            self._say(f"{message}: {count}")
 
     def _on_probe(self, event: dict[str, Any]) -> None:
         best, trials = event["chosen"], event["trials"]
@@ -103,6 +121,7 @@ class Display:
         self._say(f"Computing in {best['precision']}, {best['micro_batch_size']} sequences a pass, {attention}{tried}")
 
     def _on_begin(self, event: dict[str, Any]) -> None:
+        self.close()
         self._total, self._first_step, self._epoch_targets = event["total"], event["step"], event["targets"]
         self._began = time.monotonic()
         what = f"from step {event['step']} of" if event["step"] else "for"

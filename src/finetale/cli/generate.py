@@ -49,7 +49,10 @@ def command(
     with progress(quiet=quiet, as_json=as_json) as display:
         loaded = pipeline.open_model(model, config, display)
         pipeline.say_if_unfinished(loaded, display)
-    generator = Generator(loaded.model, loaded.tokenizer)
+        generator = Generator(loaded.model, loaded.tokenizer)
+        if not stream:
+            display({"event": "stage", "message": "Writing"})
+            results = generator.generate(prompts, sampling, n=n, truncate=truncate)
     if stream:
         sys.stdout.write(prompts[0])
         for piece in generator.stream(prompts[0], sampling, truncate=truncate):
@@ -57,7 +60,6 @@ def command(
             sys.stdout.flush()
         sys.stdout.write("\n")
         return 0
-    results = generator.generate(prompts, sampling, n=n, truncate=truncate)
     samples = [sample for group in results for sample in group]
     if as_json:
         names = ("prompt", "text", "seed", "num_tokens", "finish_reason")

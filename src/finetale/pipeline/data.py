@@ -32,7 +32,7 @@ def stage(notify: Notify, message: str, **values: Any) -> None:
 
 def tokenise(config: Config, tokenizer: PreTrainedTokenizerBase, notify: Notify) -> TokenStore:
     """The token store of a config's sources: opened if the cache holds it, else built."""
-    key = _key(config, tokens.tokenizer_hash(tokenizer))
+    key = _key(config, tokens.tokenizer_hash(tokenizer), notify)
     root = tokens.cache_root(config.cache_dir)
     if key is not None:
         folder = root / "tokens" / key
@@ -46,7 +46,7 @@ def tokenise(config: Config, tokenizer: PreTrainedTokenizerBase, notify: Notify)
         folder = Path(tempfile.mkdtemp(prefix="stream-", dir=root)) / "store"
 
     def progress(count: int) -> None:
-        stage(notify, "Reading and tokenising the text", done=count)
+        stage(notify, "Reading and tokenising the text", done=count, unit="documents")
 
     stage(notify, "Reading and tokenising the text")
     try:
@@ -75,7 +75,7 @@ def trained_tokenizer(config: Config, notify: Notify) -> PreTrainedTokenizerBase
     """The byte-level BPE tokenizer of a new: model, trained on the training text (cached)."""
     from finetale.models import load_tokenizer
 
-    key = _key(config, f"bpe-{config.vocab_size}")
+    key = _key(config, f"bpe-{config.vocab_size}", notify)
     folder = tokens.cache_root(config.cache_dir) / "tokenizers" / key if key else None
     if folder is not None and folder.is_dir():
         return load_tokenizer(folder)
@@ -94,6 +94,10 @@ def check_text(config: Config, notify: Notify) -> dict[str, Any]:
     they are not, and `no_tokens` says so.
     """
     config = keep_standard_input(config)
+
+    def progress(count: int) -> None:
+        stage(notify, "Reading the text", done=count, unit="documents")
+
     stage(notify, "Reading the text")
     parts, report = text.read_parts(config.sources, config, on_problem="collect", offline=config.offline)
     result: dict[str, Any] = {"tokens": None, "dropped": [], "warnings": [], "tokenizer": None, "no_tokens": None}
@@ -103,13 +107,16 @@ def check_text(config: Config, notify: Notify) -> dict[str, Any]:
     except FinetaleError:
         if named:
             raise
-        for _ in parts:
-            pass
+        for number, _ in enumerate(parts):
+            if number % 1000 == 999:
+                progress(number + 1)
         why = "name a model with --model (bundled is here); gpt2, the default, is not on this machine, and nothing is downloaded unasked"
         return result | {"no_tokens": why, "text": report.to_dict()}
     with tempfile.TemporaryDirectory() as folder:
         try:
-            store = tokens.build_store(parts, tokenizer, Path(folder) / "store", report=report.to_dict)
+            store = tokens.build_store(
+                parts, tokenizer, Path(folder) / "store", report=report.to_dict, progress=progress
+            )
         except SourceError:  # no text at all; what stands in the way says more
             if not any(problem["fatal"] for problem in report.to_dict()["problems"]):
                 raise
@@ -152,9 +159,13 @@ def data_json(config: Config, store: TokenStore, blocks: dict[str, Any]) -> dict
     return {"schema_version": 1} | store.account | described
 
 
-def _key(config: Config, what: str) -> str | None:
+def _key(config: Config, what: str, notify: Notify) -> str | None:
     """Hash of the sources' bytes, the settings that shape the text, and the tokenizer; None for streams."""
-    fingerprint = text.fingerprint(config.sources, config)
+
+    def progress(done: int, total: int) -> None:
+        stage(notify, "Comparing the text with what is known", done=done >> 20, total=total >> 20, unit="MB")
+
+    fingerprint = text.fingerprint(config.sources, config, progress)
     if fingerprint is None:
         return None
     settings = config.narrow(TextSettings).model_dump(mode="json")

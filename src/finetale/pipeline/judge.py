@@ -196,10 +196,12 @@ def compare_models(
         )
     for side in sides:
         stage(notify, f"Sampling from {side.name}")
-        comparison.draw_samples(side, prompts, config, between)
+        comparison.draw_samples(side, prompts, config, between, partial(_tell, notify, f"Sampling from {side.name}"))
     stage(notify, "Comparing")
     texts = (
-        partial(training_texts, store, after.tokenizer, between) if store is not None and held_out is HELD_OUT else None
+        partial(training_texts, store, after.tokenizer, notify, between)
+        if store is not None and held_out is HELD_OUT
+        else None
     )
     result = comparison.build(sides[0], sides[1], config, prompts, same_tokenizer=same, training_texts=texts)
     if store is not None and held_out is HELD_OUT and config.audit_tokens != 0:
@@ -251,11 +253,14 @@ def audit_model(
     return comparison.describe_audit(found, store, after.tokenizer)
 
 
-def training_texts(store: TokenStore, tokenizer: Any, between: Between | None = None) -> Iterator[str]:
+def training_texts(store: TokenStore, tokenizer: Any, notify: Notify, between: Between | None = None) -> Iterator[str]:
     """The training documents, decoded again from their tokens."""
-    for part in store.parts_of("train").tolist():
+    parts = store.parts_of("train").tolist()
+    for number, part in enumerate(parts):
         if between is not None:
             between()
+        if number % 200 == 199:
+            stage(notify, "Comparing", done=number, total=len(parts), unit="documents")
         yield tokenizer.decode(store.ids(part).tolist())
 
 

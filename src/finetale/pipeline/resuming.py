@@ -8,7 +8,7 @@ from typing import Any
 from finetale import models, training
 from finetale.config import Config, read_settings_file
 from finetale.errors import InterruptedRun, RunError
-from finetale.pipeline.data import Notify
+from finetale.pipeline.data import Notify, stage
 from finetale.pipeline.disk import check_disk, plan_disk
 from finetale.pipeline.prepare import Prepared, prepare
 from finetale.pipeline.runs import (
@@ -80,6 +80,7 @@ def _prepare_again(run: RunDirectory, notify: Notify, accept_changes: bool) -> t
         )
     recover(run.root)
     recover(run.checkpoints)
+    stage(notify, "Looking for a checkpoint")
     checkpoint, damaged = training.newest_valid_checkpoint(run)
     for line in damaged:
         notify({"event": "warning", "message": line})

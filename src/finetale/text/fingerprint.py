@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from finetale.config import TextSettings
@@ -14,17 +14,24 @@ from finetale.text.files import STANDARD_INPUT, blocks
 from finetale.text.hub import PREFIX
 from finetale.text.sources import find_inputs
 
+_CHUNK = 1 << 20
+_TELL = 64 << 20
 _known: dict[tuple[str, int, int], str] = {}
 """Hashes by path, size and time."""
 
 
-def fingerprint(sources: Sequence[str], settings: TextSettings) -> str | None:
+def fingerprint(
+    sources: Sequence[str], settings: TextSettings, progress: Callable[[int, int], None] | None = None
+) -> str | None:
     """SHA-256 over names and bytes of all files of the sources and of the validation and test text.
+
+    Args:
+        progress: told (bytes read, bytes of all files), every 64 MB.
 
     Returns:
         None where nothing can be said before reading: standard input, datasets, and sources that are not there.
     """
-    files = file_hashes(sources, settings)
+    files = file_hashes(sources, settings, progress)
     if files is None:
         return None
     digest = hashlib.sha256()
@@ -33,9 +40,11 @@ def fingerprint(sources: Sequence[str], settings: TextSettings) -> str | None:
     return digest.hexdigest()
 
 
-def file_hashes(sources: Sequence[str], settings: TextSettings) -> list[tuple[tuple[str, str], str]] | None:
+def file_hashes(
+    sources: Sequence[str], settings: TextSettings, progress: Callable[[int, int], None] | None = None
+) -> list[tuple[tuple[str, str], str]] | None:
     """((role, name), SHA-256) of each file, where the role is train, validation or test; None as in `fingerprint`."""
-    found = []
+    inputs: list[tuple[str, str, Path]] = []
     for role, names in (("train", sources), ("validation", settings.validation), ("test", settings.test)):
         for source in names:
             if source == STANDARD_INPUT or source.startswith(PREFIX):
@@ -43,20 +52,43 @@ def file_hashes(sources: Sequence[str], settings: TextSettings) -> list[tuple[tu
             try:
                 for entry in find_inputs(source, TextReport([])):
                     assert entry.path is not None
-                    found.append(((role, entry.name), _sha256(entry.path)))
+                    inputs.append((role, entry.name, entry.path))
             except (FileError, OSError):
                 return None
+    try:
+        total = sum(path.stat().st_size for _, _, path in inputs)
+        done = 0
+        found = []
+        for role, name, path in inputs:
+            for read, digest in _sha256(path):
+                if digest is not None:
+                    found.append(((role, name), digest))
+                    done += read
+                elif progress is not None:
+                    progress(done + read, total)
+    except OSError:
+        return None
     return found
 
 
-def _sha256(path: Path) -> str:
-    """Hash of a file's bytes; read again only if its size or time has changed since this process last did."""
+def _sha256(path: Path) -> Iterator[tuple[int, str | None]]:
+    """(bytes read so far, None) every 64 MB, and at last the hash of a file's bytes.
+
+    It is read again only if its size or time has changed since this process last did.
+    """
     facts = path.stat()
     key = (str(path.absolute()), facts.st_size, facts.st_mtime_ns)
     if key not in _known:
+        digest = hashlib.sha256()
+        read = 0
         with path.open("rb") as file:
-            _known[key] = hashlib.file_digest(file, "sha256").hexdigest()
-    return _known[key]
+            while data := file.read(_CHUNK):
+                digest.update(data)
+                read += len(data)
+                if read % _TELL == 0:
+                    yield read, None
+        _known[key] = digest.hexdigest()
+    yield facts.st_size, _known[key]
 
 
 def read_standard_input() -> bytes:
