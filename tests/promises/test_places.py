@@ -1,0 +1,80 @@
+"""Places that can't be written to, and texts that are gone: one clear sentence each, and nothing is lost."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from children import call
+from finetale.rundir import RunDirectory
+from scene import TRAIN, Place, train_with
+
+
+def as_if_stopped(root: Path) -> Path:
+    """A finished run, made one that was killed at its end."""
+    run = RunDirectory(root)
+    run.update_manifest(status="interrupted")
+    run.report.unlink()
+    return root
+
+
+@pytest.fixture
+def read_only(place: Place, tmp_path: Path) -> Iterator[Path]:
+    """A file system that holds the finished run and an unfinished one, and takes nothing more."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    shutil.copytree(place.folder / "whole", disk / "whole")
+    as_if_stopped(shutil.copytree(place.folder / "whole", disk / "half"))
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_disk_that_takes_nothing_is_named(place: Place, read_only: Path) -> None:
+    cases = {
+        ("train", *train_with(out=read_only / "new")[1:]): f"{read_only / 'new'} can't be written: Read-only",
+        ("resume", str(read_only / "half")): "can't be written: Read-only",
+        ("compare", str(read_only / "whole")): "can't be written: Read-only",
+        ("report", str(read_only / "whole")): "can't be written: Read-only",
+        (
+            *TRAIN,
+            "--out",
+            "unwritten",
+            "--cache-dir",
+            str(read_only / "cache"),
+        ): "choose another place with --cache-dir",
+    }
+    for words, says in cases.items():
+        code, output = call(place.folder, *words)
+        assert code == 1, output
+        assert says in output, output
+        assert "hint:" in output
+        assert "Traceback" not in output
+    assert not (place.folder / "unwritten").exists()
+    code, output = call(place.folder, "generate", str(read_only / "whole"), "The lamp", "--max-new-tokens", "2")
+    assert code == 0, "reading is free"
+
+
+def test_a_text_that_is_gone_is_named_and_the_run_waits_for_it(place: Place, tmp_path: Path) -> None:
+    half = as_if_stopped(shutil.copytree(place.folder / "whole", place.folder / "half"))
+    stories = place.folder / "stories"
+    stories.rename(tmp_path / "gone")
+    for command in ("resume", "compare"):
+        code, output = call(place.folder, command, "half")
+        assert code == 1
+        assert "stories: there is no such file or folder" in output
+        assert "Traceback" not in output
+    (tmp_path / "gone").rename(stories)
+    code, output = call(place.folder, "resume", "half")
+    assert code == 0, output
+    assert place.weights_of("half") == place.digest
+    shutil.rmtree(half)
