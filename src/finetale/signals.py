@@ -9,8 +9,9 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from finetale.errors import InterruptedRun
 
@@ -20,6 +21,9 @@ _APART = 0.3
 """Seconds within which signals are one: a closed terminal sends SIGHUP twice, and `timeout` both to a process and to its group."""
 RESUMABLE, NOT_RESUMABLE = 75, 130
 """Exit codes of what was stopped by a signal."""
+
+
+T = TypeVar("T")
 
 
 class Stopped(KeyboardInterrupt):
@@ -95,6 +99,39 @@ class StopRequest:
     @classmethod
     def _exit_code(cls) -> int:
         return RESUMABLE if any(request._resumable for request in cls._open) else NOT_RESUMABLE
+
+
+def leave_open(work: Callable[[], T], abandon: threading.Event) -> T:
+    """Result of a long call that is not Python's, during which Python could not act on a signal; here it can.
+
+    The call runs in a thread. When a signal raises, the call is left behind, to end with the process.
+
+    Args:
+        work: gives up soon after `abandon` is set, as far as it can.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="finetale-call", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.05)
+    except BaseException:
+        abandon.set()
+        thread.join(1)
+        raise
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 class _Watch:

@@ -9,8 +9,10 @@ settings.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from numpy.typing import NDArray
 
 from finetale.errors import SourceError, TokenizerError
 from finetale.rundir import read_json, write_folder, write_json
+from finetale.signals import leave_open
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -112,7 +115,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    raw.train_from_iterator(texts, trainer)
+    abandon = threading.Event()
+    fed = itertools.takewhile(lambda text: not abandon.is_set(), texts)
+    leave_open(lambda: raw.train_from_iterator(fed, trainer), abandon)
     tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast(
         tokenizer_object=raw,
         bos_token=END_OF_TEXT,

@@ -46,10 +46,7 @@ NONE: dict[str, Any] = {
             ["Personal data in 3 documents: 4 telephone numbers, all masked."],
         ),
         (
-            {
-                "near_duplicates": {"documents": 2},
-                "dropped": [{"reason": "nearly a duplicate", "documents": 2, "characters": 9}],
-            },
+            {"near_duplicates": {"documents": 2, "dropped": 2}},
             ["2 documents nearly repeat another of their split, and were left out."],
         ),
     ],

@@ -110,6 +110,7 @@ def test_memory_is_bounded_and_the_report_says_so(tmp_path: Path, monkeypatch: p
     _, report = read(tmp_path, [FIRST, *rows, LIKE])
     assert report["near_duplicates"] == {
         "documents": 1,
+        "dropped": 0,
         "examples": report["near_duplicates"]["examples"],
         "compared_with": 2,
     }

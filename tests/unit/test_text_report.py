@@ -150,6 +150,7 @@ def test_repeats_are_counted_and_dropped_when_wanted(tmp_path: Path) -> None:
     parts, report = read(path, documents="line")
     assert [part.dropped for part in parts] == [None] * 4
     assert report["duplicates"] == {
+        "dropped": 0,
         "documents": 2,
         "examples": [
             {"source": str(path), "line": 3, "first_seen": f"{path}:1"},
@@ -166,12 +167,12 @@ def test_overlap_between_splits_is_seen_and_dropped_when_wanted(tmp_path: Path) 
     path = write(tmp_path, "one\ntwo\nthree\n")
     parts, report = read(path, documents="line", test=str(held))
     assert [part.dropped for part in parts] == [None] * 4
-    expected = {"documents": 1, "examples": [{"source": str(path), "line": 2, "also_in": f"{held}:1"}]}
+    expected = {"dropped": 0, "documents": 1, "examples": [{"source": str(path), "line": 2, "also_in": f"{held}:1"}]}
     assert report["overlap"] == expected
     assert report["duplicates"]["documents"] == 0
     parts, report = read(path, documents="line", test=str(held), drop_overlap=True)
     assert [part.dropped for part in parts] == [None, None, "also in validation or test", None]
-    assert report["overlap"] == expected
+    assert report["overlap"] == expected | {"dropped": 1}
 
 
 def test_splitting_by_hash_never_makes_overlap(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from finetale import __version__, text, tokens
 from finetale.config import Config, TextSettings
@@ -20,6 +21,7 @@ from finetale.tokens import TokenStore
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+T = TypeVar("T")
 Notify = Callable[[dict[str, Any]], None]
 _MOST_HASHES = 10_000
 """Files named in data.json with their hash; a text of more is known by its tokens alone."""
@@ -28,6 +30,18 @@ _MOST_HASHES = 10_000
 def stage(notify: Notify, message: str, **values: Any) -> None:
     """Tell a listener what is being done now."""
     notify({"event": "stage", "message": message} | values)
+
+
+def counted(items: Iterable[T], progress: Callable[[int], None]) -> Iterator[T]:
+    """The items, with the number of those so far told at every thousandth."""
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % 1000 == 0:
+            progress(number)
+
+
+def _tell_documents(notify: Notify, message: str, count: int) -> None:
+    stage(notify, message, done=count, unit="documents")
 
 
 def tokenise(config: Config, tokenizer: PreTrainedTokenizerBase, notify: Notify) -> TokenStore:
@@ -45,9 +59,7 @@ def tokenise(config: Config, tokenizer: PreTrainedTokenizerBase, notify: Notify)
         root.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="stream-", dir=root)) / "store"
 
-    def progress(count: int) -> None:
-        stage(notify, "Reading and tokenising the text", done=count, unit="documents")
-
+    progress = partial(_tell_documents, notify, "Reading and tokenising the text")
     stage(notify, "Reading and tokenising the text")
     try:
         parts, report = text.read_parts(config.sources, config, offline=config.offline)
@@ -79,9 +91,11 @@ def trained_tokenizer(config: Config, notify: Notify) -> PreTrainedTokenizerBase
     folder = tokens.cache_root(config.cache_dir) / "tokenizers" / key if key else None
     if folder is not None and folder.is_dir():
         return load_tokenizer(folder)
-    stage(notify, "Training a tokenizer on the text")
+    message = "Training a tokenizer on the text"
+    stage(notify, message)
     parts, _ = text.read_parts(config.sources, config, offline=config.offline)
-    tokenizer = tokens.train_tokenizer(tokens.training_texts(parts), config.vocab_size)
+    texts = counted(tokens.training_texts(parts), partial(_tell_documents, notify, message))
+    tokenizer = tokens.train_tokenizer(texts, config.vocab_size)
     if folder is not None:
         write_folder(folder, lambda target: tokenizer.save_pretrained(str(target)), keep=True)
     return tokenizer
@@ -94,10 +108,7 @@ def check_text(config: Config, notify: Notify) -> dict[str, Any]:
     they are not, and `no_tokens` says so.
     """
     config = keep_standard_input(config)
-
-    def progress(count: int) -> None:
-        stage(notify, "Reading the text", done=count, unit="documents")
-
+    progress = partial(_tell_documents, notify, "Reading the text")
     stage(notify, "Reading the text")
     parts, report = text.read_parts(config.sources, config, on_problem="collect", offline=config.offline)
     result: dict[str, Any] = {"tokens": None, "dropped": [], "warnings": [], "tokenizer": None, "no_tokens": None}
@@ -107,9 +118,8 @@ def check_text(config: Config, notify: Notify) -> dict[str, Any]:
     except FinetaleError:
         if named:
             raise
-        for number, _ in enumerate(parts):
-            if number % 1000 == 999:
-                progress(number + 1)
+        for _ in counted(parts, progress):
+            pass
         why = "name a model with --model (bundled is here); gpt2, the default, is not on this machine, and nothing is downloaded unasked"
         return result | {"no_tokens": why, "text": report.to_dict()}
     with tempfile.TemporaryDirectory() as folder:

@@ -14,7 +14,7 @@ from finetale.errors import MemoryLimitError, RunError
 from finetale.forward import PackedForward
 from finetale.metrics import Measurement, measure
 from finetale.models import LoadedModel
-from finetale.pipeline.data import Notify, keep_standard_input, stage, tokenise
+from finetale.pipeline.data import Notify, counted, keep_standard_input, stage, tokenise
 from finetale.pipeline.prepare import evaluation_blocks
 from finetale.pipeline.tuning import resolve_precision
 from finetale.rundir import RunDirectory
@@ -256,11 +256,9 @@ def audit_model(
 def training_texts(store: TokenStore, tokenizer: Any, notify: Notify, between: Between | None = None) -> Iterator[str]:
     """The training documents, decoded again from their tokens."""
     parts = store.parts_of("train").tolist()
-    for number, part in enumerate(parts):
+    for part in counted(parts, lambda done: stage(notify, "Comparing", done=done, total=len(parts), unit="documents")):
         if between is not None:
             between()
-        if number % 200 == 199:
-            stage(notify, "Comparing", done=number, total=len(parts), unit="documents")
         yield tokenizer.decode(store.ids(part).tolist())
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetale.report.formats import at, count, finite, objects
-from finetale.text.repeats import DUPLICATE, NEAR_DUPLICATE, NEAR_OVERLAP, OVERLAP
 
 _KINDS = {
     "email": ("e-mail address", "e-mail addresses"),
@@ -17,24 +16,11 @@ _KINDS = {
     "key": ("key or password", "keys or passwords"),
 }
 _REPEATS = (
-    ("duplicates", DUPLICATE, "{} documents repeat another of their split exactly", "--deduplicate exact", False),
-    (
-        "near_duplicates",
-        NEAR_DUPLICATE,
-        "{} documents nearly repeat another of their split",
-        "--deduplicate near",
-        False,
-    ),
-    (
-        "overlap",
-        OVERLAP,
-        "{} training documents also stand in the validation or test text",
-        "--drop-overlap exact",
-        True,
-    ),
+    ("duplicates", "{} documents repeat another of their split exactly", "--deduplicate exact", False),
+    ("near_duplicates", "{} documents nearly repeat another of their split", "--deduplicate near", False),
+    ("overlap", "{} training documents also stand in the validation or test text", "--drop-overlap exact", True),
     (
         "near_overlap",
-        NEAR_OVERLAP,
         "{} documents are nearly the same in the training text and in the validation or test text",
         "--drop-overlap near",
         True,
@@ -67,16 +53,15 @@ class TextFinding:
 
 def text_findings(text: Any) -> list[TextFinding]:
     """What a data report (`text` of data.json) says of repeats, leaks and personal data; nothing for what it does not."""
-    dropped = {str(row.get("reason")): finite(row.get("documents")) or 0 for row in objects(at(text, "dropped"))}
     found = []
-    for key, reason, form, remedy, matters in _REPEATS:
+    for key, form, remedy, matters in _REPEATS:
         number = finite(at(text, key, "documents"))
         if not number:
             continue
         what = form.format(count(number))
         if number == 1:
             what = _in_the_singular(what)
-        gone = dropped.get(reason, 0) >= number
+        gone = (finite(at(text, key, "dropped")) or 0) >= number
         found.append(
             TextFinding(
                 f"{what}{', and were left out' if gone else ''}"

@@ -99,11 +99,13 @@ class RepeatAccount:
 
     key: str
     documents: int = 0
+    dropped: int = 0
     examples: list[dict[str, Any]] = field(default_factory=list)
 
-    def count(self, document: Document, earlier: Earlier) -> None:
+    def count(self, document: Document, earlier: Earlier, *, dropped: bool) -> None:
         """Count a document; `key` is what the examples call the place of the earlier one."""
         self.documents += 1
+        self.dropped += dropped
         if len(self.examples) < MAX_EXAMPLES:
             example = {"source": document.source, "line": document.line, self.key: earlier.place}
             self.examples.append(
@@ -111,7 +113,7 @@ class RepeatAccount:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        return {"documents": self.documents, "examples": self.examples}
+        return {"documents": self.documents, "dropped": self.dropped, "examples": self.examples}
 
 
 @dataclass(slots=True)

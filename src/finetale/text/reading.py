@@ -267,26 +267,27 @@ class _Reader:
         """Count what a document repeats; why it is dropped, for each of its splits that is."""
         document, exact, near = placed.candidate.document, found.exact, found.near
         report, settings = self._report, self._settings
-        dropped: dict[Split, str] = {}
+        reasons: dict[Split, str] = {}
         splits = [split for split, _ in placed.parts]
+        exact_leaks = exact.leaks(placed) if exact else frozenset()
         if near and (leaks := near.leaks(placed)):
-            if not (exact and exact.leaks(placed)):
-                report.near_overlap.count(document, near)
-            if settings.drop_overlap == "near":
-                dropped |= dict.fromkeys(leaks, NEAR_OVERLAP)
-        if exact and (leaks := exact.leaks(placed)):
-            report.overlap.count(document, exact)
-            if settings.drop_overlap != "off":
-                dropped |= dict.fromkeys(leaks, OVERLAP)
+            drop = settings.drop_overlap == "near"
+            reasons |= dict.fromkeys(leaks, NEAR_OVERLAP) if drop else {}
+            if not exact_leaks:
+                report.near_overlap.count(document, near, dropped=drop)
+        if exact and exact_leaks:
+            drop = settings.drop_overlap != "off"
+            reasons |= dict.fromkeys(exact_leaks, OVERLAP) if drop else {}
+            report.overlap.count(document, exact, dropped=drop)
         if exact and exact.stands_beside(placed):
-            report.duplicates.count(document, exact)
-            if settings.deduplicate != "off":
-                dropped = dict.fromkeys(splits, DUPLICATE)
+            drop = settings.deduplicate != "off"
+            reasons |= dict.fromkeys(splits, DUPLICATE) if drop else {}
+            report.duplicates.count(document, exact, dropped=drop)
         elif near and near.stands_beside(placed):
-            report.near_duplicates.count(document, near)
-            if settings.deduplicate == "near":
-                dropped = dict.fromkeys(splits, NEAR_DUPLICATE)
-        return dropped
+            drop = settings.deduplicate == "near"
+            reasons |= dict.fromkeys(splits, NEAR_DUPLICATE) if drop else {}
+            report.near_duplicates.count(document, near, dropped=drop)
+        return reasons
 
     def _check_not_empty(self, split: Split, inputs: Sequence[Input]) -> None:
         if self._report.kept(split) or self._report.has_fatal_problems:

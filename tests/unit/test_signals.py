@@ -1,0 +1,38 @@
+"""A long call that is not Python's can be left when a signal comes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from finetale.signals import Stopped, StopRequest, leave_open
+
+
+def test_a_result_and_an_error_come_through() -> None:
+    assert leave_open(lambda: 7, threading.Event()) == 7
+    with pytest.raises(ZeroDivisionError):
+        leave_open(lambda: 1 // 0, threading.Event())
+
+
+def test_outside_the_main_thread_it_is_just_called() -> None:
+    seen: list[threading.Thread] = []
+    thread = threading.Thread(
+        target=lambda: leave_open(lambda: seen.append(threading.current_thread()), threading.Event())
+    )
+    thread.start()
+    thread.join()
+    assert seen == [thread]
+
+
+def test_a_signal_leaves_the_call_behind_and_tells_it() -> None:
+    abandon = threading.Event()
+    threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+    started = time.monotonic()
+    with pytest.raises(Stopped), StopRequest(at_once=True):
+        leave_open(lambda: abandon.wait(30), abandon)
+    assert time.monotonic() - started < 2
+    assert abandon.is_set()
