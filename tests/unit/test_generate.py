@@ -22,7 +22,9 @@ from transformers import (
 
 from finetale.config import SamplingSettings
 from finetale.errors import GenerationError
-from finetale.generate import Generator, _Sampler, _Text, random_stream
+from finetale.generate import Generator
+from finetale.generate.sampler import Sampler, random_stream
+from finetale.generate.text import TextStream
 from finetale.tokens import train_tokenizer
 
 SENTENCES = [
@@ -208,7 +210,7 @@ def test_padding_is_no_history() -> None:
     ids = torch.tensor([[0, 1, 2, 3], [0, 0, 0, 3]])
     scores = torch.tensor([[3.0, 2.0, 1.0, 1.0, 2.5], [3.0, 2.0, 1.0, 1.0, 2.5]])
     for changes in ({"repetition_penalty": 2.0}, {"no_repeat_ngram_size": 1}):
-        sampler = _Sampler(settings(temperature=0, **changes), 5, [], {})
+        sampler = Sampler(settings(temperature=0, **changes), 5, [], {})
         assert sampler.choose(scores, ids, [0, 3], [(0,), (0,)]).tolist() == [4, 0]
 
 
@@ -302,7 +304,7 @@ def test_more_samples_than_beams_are_refused(generator: Generator) -> None:
 
 def choose(logits: list[float], times: int = 1, **changes: Any) -> list[int]:
     scores = torch.tensor([logits])
-    sampler = _Sampler(settings(**changes), len(logits), [], {(0,): random_stream(0, 0)})
+    sampler = Sampler(settings(**changes), len(logits), [], {(0,): random_stream(0, 0)})
     return [sampler.choose(scores, torch.zeros(1, 1, dtype=torch.long), [0], [(0,)]).item() for _ in range(times)]
 
 
@@ -346,7 +348,7 @@ def test_ids_without_text_are_never_chosen() -> None:
         ((sample,),) = generator.generate(["The river"], settings(**changes))
         assert sample.num_tokens > 0
         assert sample.text
-    tokens = _Sampler(settings(), 4, [2], {(0,): random_stream(0, 0)}).choose(
+    tokens = Sampler(settings(), 4, [2], {(0,): random_stream(0, 0)}).choose(
         torch.tensor([[0.0, 0.0, 99.0, 0.0, 99.0]]), torch.zeros(1, 1, dtype=torch.long), [0], [(0,)]
     )
     assert tokens.item() in {0, 1, 3}
@@ -442,9 +444,11 @@ def test_stop_strings_are_cut_out_of_texts_and_streams(generator: Generator) -> 
     assert checked > 20
 
 
-def assembled(tokens: list[int], stop: tuple[str, ...] = (), tokenizer: Any = TOKENIZER) -> tuple[list[str], _Text]:
+def assembled(
+    tokens: list[int], stop: tuple[str, ...] = (), tokenizer: Any = TOKENIZER
+) -> tuple[list[str], TextStream]:
     """Pieces of a stream of given tokens."""
-    text = _Text(tokenizer, [], stop)
+    text = TextStream(tokenizer, [], stop)
     pieces = []
     for token in tokens:
         text.add(token)
@@ -498,7 +502,7 @@ def test_pieces_of_random_bytes_join_to_the_whole() -> None:
 
 def test_a_long_text_is_decoded_in_a_window() -> None:
     tokens = TOKENIZER.encode(" ".join(SENTENCES) * 5)
-    text = _Text(TOKENIZER, [], ())
+    text = TextStream(TOKENIZER, [], ())
     widest = 0
     for token in tokens:
         text.add(token)

@@ -1,16 +1,12 @@
-"""The one sampler: prompts → streams of tokens → text. Knows nothing of servers, files and training.
+"""Prompts → streams of tokens → text. Knows nothing of servers, files and training.
 
-Rows (one sample of one prompt each) are decoded together in batches and leave when they are finished. Every sample has a
-random stream of its own, made from the seed and the sample's number, and picks its token by the Gumbel-max rule: the
-token with the largest score + noise. That is sampling from the softmax of the scores (Gumbel 1954), and a rounding
-difference in the scores hardly ever changes the pick, so a sample does not depend on what else is in its batch. The
-noise is drawn on the CPU: the same seed gives the same noise on every device. In float32 texts are therefore the same
-alone or in a batch; in bfloat16 the model's own rounding depends on the batch, and a text may turn off at a near tie.
+Rows (one sample of one prompt each) are decoded together in batches and leave when they are finished. In float32 texts are
+the same alone or in a batch; in bfloat16 the model's own rounding depends on the batch, and a text may turn off at a near
+tie.
 """
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections import abc
 from collections.abc import Callable, Iterator, Sequence
@@ -20,33 +16,17 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import (
-    DynamicCache,
-    GenerationConfig,
-    LogitsProcessor,
-    MinPLogitsWarper,
-    NoRepeatNGramLogitsProcessor,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetale.config import SamplingSettings
 from finetale.errors import GenerationError
+from finetale.generate.sampler import EXHAUSTED, NOT_A_NUMBER, Sampler, Stream, random_stream
+from finetale.generate.text import CONTEXT_TOKENS, TextStream
 from finetale.tokens import begin_and_end, encode_batch
 
 FinishReason = Literal["end", "length", "stop"]
 
-# In the place of a token id: every token is forbidden; the scores are not numbers.
-_EXHAUSTED = -1
-_NOT_A_NUMBER = -2
-# Prompt tokens that are decoded along with the continuation: some tokenizers drop a space at the start of a text.
-_CONTEXT_TOKENS = 4
 _UNLIMITED = 2**62
-Stream = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +151,7 @@ class Generator:
             ids = self._fit([self.begin, *text_ids], settings.max_new_tokens, truncate)
             room = min(settings.max_new_tokens, self.context - len(ids))
             for sample in range(n):
-                text = _Text(self.tokenizer, text_ids[-_CONTEXT_TOKENS:], settings.stop)
+                text = TextStream(self.tokenizer, text_ids[-CONTEXT_TOKENS:], settings.stop)
                 rows.append(_Row(prompt, sample, ids, room, self.end, text))
         return rows
 
@@ -207,7 +187,7 @@ class Generator:
         holes = [token for token in self.forbidden if token < self.vocab_size]
         for group in groups:
             streams = {row.stream: random_stream(settings.seed, row.sample, row.ids) for row in group}
-            yield _Batch(self.model, group, _Sampler(settings, self.vocab_size, holes, streams))
+            yield _Batch(self.model, group, Sampler(settings, self.vocab_size, holes, streams))
 
     def _search_beams(self, rows: list[_Row], settings: SamplingSettings) -> None:
         """Fill the rows of one prompt with the best beams of transformers' beam search."""
@@ -232,62 +212,6 @@ class Generator:
                     break
 
 
-class _Text:
-    """Tokens of one sample → text: holds back unfinished characters, cuts at stop strings."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, context: list[int], stop: tuple[str, ...]) -> None:
-        self.tokenizer = tokenizer
-        self.stop = stop
-        self.text = ""
-        self.stopped = False
-        self._taken = 0
-        # Only a window is decoded: the last piece of settled text (_settled tokens, _base characters) and what follows;
-        # _seen of its characters are in self.text.
-        self._window = list(context)
-        self._settled = len(context)
-        self._base = self._seen = len(self._decode())
-
-    def add(self, token: int) -> None:
-        """Take one more token."""
-        self._window.append(token)
-        text = self._decode()
-        # The bytes at the end may be the beginning of a character; until they are one they decode as U+FFFD.
-        end = len(text.rstrip("\ufffd"))
-        if end > self._seen:
-            self._append(text[self._seen : end])
-            self._seen = end
-        if end == len(text) > self._base:
-            del self._window[: self._settled]
-            self._settled = len(self._window)
-            self._base = self._seen = len(self._decode())
-
-    def finish(self) -> None:
-        """No more tokens will come: an unfinished character is text now."""
-        if not self.stopped:
-            self._append(self._decode()[self._seen :])
-
-    def take(self, *, final: bool) -> str:
-        """New text since the last call, without what may become a stop string; all of it if final."""
-        held = 0
-        if not final:
-            sizes = (size for stop in self.stop for size in range(1, len(stop)) if self.text.endswith(stop[:size]))
-            held = max(sizes, default=0)
-        start, self._taken = self._taken, len(self.text) - held
-        return self.text[start : self._taken]
-
-    def _append(self, piece: str) -> None:
-        before = len(self.text)
-        self.text += piece
-        found = [self.text.find(stop, max(0, before - len(stop) + 1)) for stop in self.stop]
-        if places := [place for place in found if place >= 0]:
-            self.text = self.text[: min(places)]
-            self.stopped = True
-
-    def _decode(self) -> str:
-        text: str = self.tokenizer.decode(self._window, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
-
-
 @dataclass(slots=True)
 class _Row:
     """One sample of one prompt: `ids` are the prompt's, `room` is how many tokens may follow."""
@@ -297,7 +221,7 @@ class _Row:
     ids: list[int]
     room: int
     end: int
-    text: _Text
+    text: TextStream
     num_tokens: int = 0
     finish_reason: FinishReason | None = None
 
@@ -308,14 +232,14 @@ class _Row:
 
     def accept(self, token: int) -> None:
         """Take the next token and see whether the sample ends with it."""
-        if token == _NOT_A_NUMBER:
+        if token == NOT_A_NUMBER:
             raise GenerationError(
                 f"The model's scores are not numbers (NaN) after {self.num_tokens} new tokens.",
                 "Its weights are damaged or its training diverged: use an earlier checkpoint.",
             )
         if token == self.end:
             self.finish_reason = "end"
-        elif token == _EXHAUSTED:
+        elif token == EXHAUSTED:
             self.finish_reason = "length"
         else:
             self.num_tokens += 1
@@ -332,74 +256,10 @@ class _Row:
         return Sample(prompt, self.text.text, self.num_tokens, self.finish_reason, seed)
 
 
-class _Sampler:
-    """Scores of the next token → one token a row."""
-
-    def __init__(
-        self, settings: SamplingSettings, vocab_size: int, holes: list[int], streams: dict[Stream, torch.Generator]
-    ) -> None:
-        self.vocab_size = vocab_size
-        self.holes = torch.tensor(holes, dtype=torch.long)
-        self.streams = streams
-        self.greedy = settings.temperature == 0
-        # Both in the order of transformers' generate.
-        self.history: list[LogitsProcessor] = []
-        if settings.repetition_penalty != 1:
-            self.history.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
-        if settings.no_repeat_ngram_size:
-            self.history.append(NoRepeatNGramLogitsProcessor(settings.no_repeat_ngram_size))
-        self.warpers: list[LogitsProcessor] = []
-        if not self.greedy:
-            if settings.temperature != 1:
-                self.warpers.append(TemperatureLogitsWarper(settings.temperature))
-            if settings.top_k:
-                self.warpers.append(TopKLogitsWarper(settings.top_k))
-            if settings.top_p < 1:
-                self.warpers.append(TopPLogitsWarper(settings.top_p))
-            if settings.min_p:
-                self.warpers.append(MinPLogitsWarper(settings.min_p))
-
-    def choose(self, logits: Tensor, ids: Tensor, starts: list[int], streams: list[Stream]) -> Tensor:
-        """One token id a row, or _EXHAUSTED or _NOT_A_NUMBER.
-
-        Args:
-            logits: scores of the next token, (rows, padded vocabulary).
-            ids: prompts and what was generated so far, padded at the left, (rows, time).
-            starts: where each row of ids begins.
-            streams: which random stream each row has.
-        """
-        scores = logits[:, : self.vocab_size].float()  # (rows, vocabulary)
-        if len(self.holes):
-            scores = scores.index_fill(1, self.holes.to(scores.device), -torch.inf)
-        for processor in self.history:
-            if any(starts):  # padding is no history: each row alone
-                rows = zip(ids, scores, starts, strict=True)
-                scores = torch.cat([processor(row[None, start:], score[None]) for row, score, start in rows])
-            else:
-                scores = processor(ids, scores)
-        for warper in self.warpers:
-            scores = warper(ids, scores)
-        if not self.greedy:
-            scores = scores + self._noise(streams).to(scores.device)
-        best, tokens = scores.max(dim=-1)
-        return tokens.masked_fill(best == -torch.inf, _EXHAUSTED).masked_fill(best.isnan(), _NOT_A_NUMBER)
-
-    def _noise(self, streams: list[Stream]) -> Tensor:
-        """Gumbel noise, (rows, vocabulary); rows of the same stream have the same."""
-        # float64: a uniform number of float32 has 24 bits, too coarse for the many rare tokens of a vocabulary.
-        drawn = {
-            stream: torch.rand(self.vocab_size, generator=self.streams[stream], dtype=torch.float64)
-            for stream in dict.fromkeys(streams)
-        }
-        places = {stream: place for place, stream in enumerate(drawn)}
-        noise = torch.stack(list(drawn.values())).log_().neg_().log_().neg_().float()
-        return noise[[places[stream] for stream in streams]]
-
-
 class _Batch:
     """Rows that are decoded in step, with their key/value cache; finished rows leave."""
 
-    def __init__(self, model: PreTrainedModel, rows: list[_Row], sampler: _Sampler) -> None:
+    def __init__(self, model: PreTrainedModel, rows: list[_Row], sampler: Sampler) -> None:
         self.model = model
         self.rows = rows
         self.sampler = sampler
@@ -470,12 +330,6 @@ class _Batch:
             indices = torch.tensor(stay, device=self.ids.device)
             self.ids, self.mask = self.ids[indices], self.mask[indices]
             self.cache.reorder_cache(indices)
-
-
-def random_stream(seed: int, sample: int, prompt: Sequence[int] = ()) -> torch.Generator:
-    """The random stream of one sample of a prompt (token ids): neighbouring seeds and numbers give unrelated streams."""
-    digest = hashlib.blake2b(f"{seed}/{sample}/{list(prompt)}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
 @contextmanager

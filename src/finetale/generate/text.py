@@ -1,0 +1,64 @@
+"""Tokens of one sample → text, piece by piece, never within a character or within what may become a stop string."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedTokenizerBase
+
+# Prompt tokens that are decoded along with the continuation: some tokenizers drop a space at the start of a text.
+CONTEXT_TOKENS = 4
+
+
+class TextStream:
+    """Tokens of one sample → text: holds back unfinished characters, cuts at stop strings."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, context: list[int], stop: tuple[str, ...]) -> None:
+        self.tokenizer = tokenizer
+        self.stop = stop
+        self.text = ""
+        self.stopped = False
+        self._taken = 0
+        # Only a window is decoded: the last piece of settled text (_settled tokens, _base characters) and what follows;
+        # _seen of its characters are in self.text.
+        self._window = list(context)
+        self._settled = len(context)
+        self._base = self._seen = len(self._decode())
+
+    def add(self, token: int) -> None:
+        """Take one more token."""
+        self._window.append(token)
+        text = self._decode()
+        # The bytes at the end may be the beginning of a character; until they are one they decode as U+FFFD.
+        end = len(text.rstrip("\ufffd"))
+        if end > self._seen:
+            self._append(text[self._seen : end])
+            self._seen = end
+        if end == len(text) > self._base:
+            del self._window[: self._settled]
+            self._settled = len(self._window)
+            self._base = self._seen = len(self._decode())
+
+    def finish(self) -> None:
+        """No more tokens will come: an unfinished character is text now."""
+        if not self.stopped:
+            self._append(self._decode()[self._seen :])
+
+    def take(self, *, final: bool) -> str:
+        """New text since the last call, without what may become a stop string; all of it if final."""
+        held = 0
+        if not final:
+            sizes = (size for stop in self.stop for size in range(1, len(stop)) if self.text.endswith(stop[:size]))
+            held = max(sizes, default=0)
+        start, self._taken = self._taken, len(self.text) - held
+        return self.text[start : self._taken]
+
+    def _append(self, piece: str) -> None:
+        before = len(self.text)
+        self.text += piece
+        found = [self.text.find(stop, max(0, before - len(stop) + 1)) for stop in self.stop]
+        if places := [place for place in found if place >= 0]:
+            self.text = self.text[: min(places)]
+            self.stopped = True
+
+    def _decode(self) -> str:
+        text: str = self.tokenizer.decode(self._window, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
