@@ -320,6 +320,12 @@ class SamplingSettings(Settings):
     repetition_penalty: float = Field(
         1.0, gt=0, le=10, description="Above 1: makes tokens that have occurred less likely."
     )
+    presence_penalty: float = Field(
+        0.0, ge=-2, le=2, description="Taken off the score of each token that was generated before."
+    )
+    frequency_penalty: float = Field(
+        0.0, ge=-2, le=2, description="Taken off a token's score for each time that it was generated before."
+    )
     no_repeat_ngram_size: int = Field(0, ge=0, description="No run of this many tokens occurs twice. 0: off.")
     num_beams: int = Field(1, ge=1, le=64, description="Beam search with this many beams instead of sampling. 1: off.")
     stop: tuple[str, ...] = Field((), description="Strings at which a sample ends (they are left out).")

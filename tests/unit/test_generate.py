@@ -525,3 +525,36 @@ def test_tokenizer_that_puts_spaces_between_characters() -> None:
     ((sample,),) = generator.generate(["你好"], chosen)
     assert "".join(generator.stream("你好", chosen)) == sample.text
     assert sample.num_tokens > 1
+
+
+def test_penalties_count_what_was_generated_and_not_the_prompt() -> None:
+    scores = torch.tensor([[5.0, 4.0, 3.0, 0.0]] * 2)
+    ids = torch.tensor([[0, 0, 0, 1], [0, 0, 0, 0]])
+
+    def pick(**changes: float) -> list[int]:
+        sampler = Sampler(settings(temperature=0, **changes), 4, [], {})
+        return sampler.choose(scores, ids, [0, 0], [(0,), (0,)], [[0, 0], []]).tolist()
+
+    assert pick() == [0, 0]
+    assert pick(presence_penalty=0.9) == [0, 0]
+    assert pick(presence_penalty=1.5) == [1, 0]
+    assert pick(frequency_penalty=0.4) == [0, 0]
+    assert pick(frequency_penalty=0.6) == [1, 0]
+    assert pick(presence_penalty=1.5, frequency_penalty=1.0) == [1, 0]
+
+
+def test_a_bias_is_added_before_anything_else() -> None:
+    scores = torch.tensor([[5.0, 4.0, 3.0]])
+    sampler = Sampler(settings(temperature=0), 3, [], {}, bias={0: -100.0, 2: 1.5})
+    assert sampler.choose(scores, torch.zeros(1, 1, dtype=torch.long), [0], [(0,)]).tolist() == [2]
+
+
+def test_a_penalised_text_repeats_itself_less(generator: Generator) -> None:
+    plain, penalised = (
+        generator.generate(["The lamp"], settings(temperature=0, max_new_tokens=40, frequency_penalty=value))[0][0].text
+        for value in (0.0, 2.0)
+    )
+    assert plain != penalised
+    assert len(set(penalised)) > len(set(plain))
+    with pytest.raises(GenerationError, match="beam"):
+        generator.generate(["The lamp"], settings(num_beams=2, presence_penalty=1.0))

@@ -11,7 +11,7 @@ import inspect
 from collections import abc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -125,6 +125,8 @@ class Generator:
         Raises:
             GenerationError: the prompt is too long (at once), or the model's output is not a number.
         """
+        if settings.num_beams > 1:
+            _check_beams(1, settings)
         (row,) = self._rows([prompt], settings, 1, truncate)
         return self._stream(row, prompt, settings)
 
@@ -222,8 +224,12 @@ class _Row:
     room: int
     end: int
     text: TextStream
-    num_tokens: int = 0
+    tokens: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
 
     @property
     def stream(self) -> Stream:
@@ -242,7 +248,7 @@ class _Row:
         elif token == EXHAUSTED:
             self.finish_reason = "length"
         else:
-            self.num_tokens += 1
+            self.tokens.append(token)
             self.text.add(token)
             if self.text.stopped:
                 self.finish_reason = "stop"
@@ -281,7 +287,9 @@ class _Batch:
         """Add one token to each row."""
         logits = self._read_prompts() if self.cache is None else self._read_last_tokens(self.cache)
         streams = [row.stream for row in self.rows]
-        tokens = self.sampler.choose(logits, self.ids[:, : self.width], self.starts, streams)
+        tokens = self.sampler.choose(
+            logits, self.ids[:, : self.width], self.starts, streams, [row.tokens for row in self.rows]
+        )
         self.ids[:, self.width] = tokens
         self.width += 1
         for row, token in zip(self.rows, tokens.tolist(), strict=True):
@@ -347,6 +355,10 @@ def _inference(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _check_beams(n: int, settings: SamplingSettings) -> None:
+    if settings.presence_penalty or settings.frequency_penalty:
+        raise GenerationError(
+            "presence_penalty and frequency_penalty do not go with beam search.", "Leave out them or num_beams."
+        )
     if n > settings.num_beams:
         raise GenerationError(
             f"n = {n} samples were asked for, but {settings.num_beams} beams hold only {settings.num_beams} texts.",

@@ -9,7 +9,7 @@ in its batch. The noise is drawn on the CPU: the same seed gives the same noise 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -32,12 +32,27 @@ Stream = tuple[int, ...]
 
 
 class Sampler:
-    """Scores of the next token → one token a row."""
+    """Scores of the next token → one token a row.
+
+    Args:
+        settings: the same for all rows.
+        vocab_size: ids from here on are padding of the vocabulary.
+        holes: ids below it that are no token.
+        streams: the random streams of the rows.
+        bias: added to the scores of some tokens, before anything else.
+    """
 
     def __init__(
-        self, settings: SamplingSettings, vocab_size: int, holes: list[int], streams: dict[Stream, torch.Generator]
+        self,
+        settings: SamplingSettings,
+        vocab_size: int,
+        holes: list[int],
+        streams: dict[Stream, torch.Generator],
+        bias: Mapping[int, float] | None = None,
     ) -> None:
         self.vocab_size = vocab_size
+        self.bias = dict(bias or {})
+        self.presence, self.frequency = settings.presence_penalty, settings.frequency_penalty
         self.holes = torch.tensor(holes, dtype=torch.long)
         self.streams = streams
         self.greedy = settings.temperature == 0
@@ -58,7 +73,14 @@ class Sampler:
             if settings.min_p:
                 self.warpers.append(MinPLogitsWarper(settings.min_p))
 
-    def choose(self, logits: Tensor, ids: Tensor, starts: list[int], streams: list[Stream]) -> Tensor:
+    def choose(
+        self,
+        logits: Tensor,
+        ids: Tensor,
+        starts: list[int],
+        streams: list[Stream],
+        new: Sequence[Sequence[int]] | None = None,
+    ) -> Tensor:
         """One token id a row, or EXHAUSTED or NOT_A_NUMBER.
 
         Args:
@@ -66,10 +88,16 @@ class Sampler:
             ids: prompts and what was generated so far, padded at the left, (rows, time).
             starts: where each row of ids begins.
             streams: which random stream each row has.
+            new: the tokens of each row that were generated; may be None when no penalty counts them.
         """
         scores = logits[:, : self.vocab_size].float()  # (rows, vocabulary)
         if len(self.holes):
             scores = scores.index_fill(1, self.holes.to(scores.device), -torch.inf)
+        if self.bias:
+            places = torch.tensor(list(self.bias), device=scores.device)
+            scores = scores.index_add(1, places, torch.tensor([list(self.bias.values())] * len(scores)).to(scores))
+        if (self.presence or self.frequency) and new is not None:
+            scores = self._penalised(scores, new)
         for processor in self.history:
             if any(starts):  # padding is no history: each row alone
                 rows = zip(ids, scores, starts, strict=True)
@@ -82,6 +110,15 @@ class Sampler:
             scores = scores + self._noise(streams).to(scores.device)
         best, tokens = scores.max(dim=-1)
         return tokens.masked_fill(best == -torch.inf, EXHAUSTED).masked_fill(best.isnan(), NOT_A_NUMBER)
+
+    def _penalised(self, scores: Tensor, new: Sequence[Sequence[int]]) -> Tensor:
+        """Score - presence x (whether it was generated) - frequency x (how often it was), as OpenAI's API defines it."""
+        scores = scores.clone()
+        for row, tokens in zip(scores, new, strict=True):
+            if tokens:
+                counts = torch.bincount(torch.tensor(tokens), minlength=self.vocab_size)[: self.vocab_size].to(scores)
+                row -= self.presence * (counts > 0) + self.frequency * counts
+        return scores
 
     def _noise(self, streams: list[Stream]) -> Tensor:
         """Gumbel noise, (rows, vocabulary); rows of the same stream have the same."""
