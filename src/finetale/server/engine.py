@@ -1,0 +1,66 @@
+"""What a server asks of whatever computes: sequences come in at any time, each step gives each of them a token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from finetale.config import SamplingSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token with its log-probability in nats, and those of the likeliest ones as (id, log-probability).
+
+    The probabilities are the model's own, before temperature, penalties and what else the sampling does.
+    """
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One sample of one prompt.
+
+    Attributes:
+        ids: the prompt, with beginning-of-text before it.
+        settings: how to sample; the engine looks at what concerns one token.
+        bias: added to the scores of some tokens.
+        sample: number of the sample, which with the seed and the prompt names its random stream.
+        top: how many of the likeliest tokens are told with each token; None for no log-probabilities.
+        reads_prompt: whether the prompt's own log-probabilities are wanted, in `prompt`.
+        prompt: a Token for each of ids but the first, if they are wanted.
+        tokens: ids that were generated.
+    """
+
+    ids: Sequence[int]
+    settings: SamplingSettings
+    bias: Mapping[int, float] = field(default_factory=dict)
+    sample: int = 0
+    top: int | None = None
+    reads_prompt: bool = False
+    prompt: list[Token] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+
+
+class Engine(Protocol):
+    """Computes tokens of several jobs at a time. Not for use by more than one thread."""
+
+    name: str
+    slots: int
+
+    def admit(self, jobs: Sequence[Job]) -> None:
+        """Read the prompt that some jobs share; at most as many jobs as slots are free."""
+
+    def step(self) -> list[tuple[Job, Token]]:
+        """The next token of each job; the job's `tokens` has it then."""
+
+    def drop(self, job: Job) -> None:
+        """Forget a job that is finished or not wanted any more; one that is not known is passed over."""
+
+    @property
+    def active(self) -> int:
+        """Jobs that are being worked on."""

@@ -1,0 +1,126 @@
+"""A key/value cache of rows that come and go: each row begins at column 0 of its slot and has a length of its own.
+
+transformers' caches hold rows of one length; there a row that joins makes all others be copied. Here it is written into
+its slot, a row that leaves is replaced by the last one, and the rows in use are always the first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicLayer
+
+_GROWTH = 128
+"""Columns are added in multiples of this."""
+
+
+class SlotCache(Cache):
+    """Keys and values of `rows` rows.
+
+    Before each forward pass say what it reads by `reading`; the model then calls `update` for each layer.
+
+    Args:
+        slots: rows at most.
+        columns: tokens of a row at most.
+    """
+
+    def __init__(self, slots: int, columns: int) -> None:
+        super().__init__(layer_class_to_replicate=DynamicLayer)
+        self.slots = slots
+        self.columns = columns
+        self.lengths: list[int] = []
+        self._store: list[tuple[Tensor, Tensor]] = []  # of each layer, (slots, heads, columns so far, width)
+        self._first = 0
+        self._count = 0
+        self._tokens = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows in use."""
+        return len(self.lengths)
+
+    def join(self) -> int:
+        """Take a slot for a new row, which is the last one then."""
+        assert self.rows < self.slots, "no slot is free"
+        self.lengths.append(0)
+        return self.rows - 1
+
+    @torch.inference_mode()
+    def copy_last(self) -> int:
+        """A new row with the content of the last one."""
+        row = self.join()
+        for keys, values in self._store:
+            keys[row], values[row] = keys[row - 1], values[row - 1]
+        self.lengths[row] = self.lengths[row - 1]
+        return row
+
+    @torch.inference_mode()
+    def leave(self, row: int) -> None:
+        """Give a row's slot back; the last row takes its place."""
+        last = self.rows - 1
+        length = self.lengths[last]
+        if row != last:
+            for keys, values in self._store:
+                keys[row, :, :length], values[row, :, :length] = keys[last, :, :length], values[last, :, :length]
+            self.lengths[row] = length
+        self.lengths.pop()
+
+    def reading(self, first: int, count: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """Announce a pass that reads `tokens` more tokens of each of `count` rows from `first` on.
+
+        Returns:
+            (position_ids of shape (count, tokens), mask of shape (count, 1, tokens, columns), True where a token is seen).
+        """
+        self._first, self._count, self._tokens = first, count, tokens
+        before = torch.tensor(self.lengths[first : first + count])
+        positions = before[:, None] + torch.arange(tokens)
+        width = int(before.max()) + tokens
+        mask = torch.arange(width) <= positions[:, None, :, None]
+        return positions, mask
+
+    def read(self) -> None:
+        """The pass that was announced is done."""
+        for row in range(self._first, self._first + self._count):
+            self.lengths[row] += self._tokens
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """Write the new keys and values, (count, heads, tokens, width); give back all that are seen."""
+        rows = slice(self._first, self._first + self._count)
+        lengths = self.lengths[rows]
+        width = max(lengths) + self._tokens
+        keys, values = self._stored(layer_idx, key_states, value_states, width)
+        if len(set(lengths)) == 1:
+            keys[rows, :, lengths[0] : width] = key_states
+            values[rows, :, lengths[0] : width] = value_states
+        else:
+            for place, length in enumerate(lengths):
+                row = self._first + place
+                keys[row, :, length : length + self._tokens] = key_states[place]
+                values[row, :, length : length + self._tokens] = value_states[place]
+        return keys[rows, :, :width], values[rows, :, :width]
+
+    def _stored(self, layer: int, keys: Tensor, values: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        while len(self._store) <= layer:
+            self._store.append((self._empty(keys, 0), self._empty(values, 0)))
+        stored = self._store[layer]
+        if stored[0].shape[2] < width:
+            columns = min(self.columns, -(-width // _GROWTH) * _GROWTH)
+            grown = (self._empty(keys, columns), self._empty(values, columns))
+            for new, old in zip(grown, stored, strict=True):
+                new[:, :, : old.shape[2]] = old
+            self._store[layer] = stored = grown
+        return stored
+
+    def _empty(self, like: Tensor, columns: int) -> Tensor:
+        # Zeros: what was never written is masked, and 0 x NaN would not be nothing.
+        return like.new_zeros(self.slots, like.shape[1], columns, like.shape[3])
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens before those that are being read, of the longest row."""
+        return max(self.lengths[self._first : self._first + self._count], default=0)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """(columns that are seen, 0)."""
+        return self.get_seq_length() + query_length, 0
