@@ -78,6 +78,32 @@ class GenerationError(FinetaleError):
     """A prompt or a sampling setting that can't be used."""
 
 
+class RequestError(FinetaleError):
+    """A request to the service that it refuses.
+
+    Args:
+        message: what is wrong.
+        parameter: which parameter of the body is meant.
+        status: of the HTTP answer.
+        kind, code: `type` and `code` of the body, in the words of OpenAI's API.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        parameter: str | None = None,
+        *,
+        status: int = 400,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message, "")
+        self.parameter = parameter
+        self.status = status
+        self.kind = kind
+        self.code = code
+
+
 class InterruptedRun(FinetaleError):
     """A signal stopped the run; it was saved and can be resumed."""
 

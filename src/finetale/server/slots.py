@@ -16,7 +16,7 @@ _GROWTH = 128
 """Columns are added in multiples of this."""
 
 
-class SlotCache(Cache):
+class SlotCache(Cache):  # type: ignore[misc]
     """Keys and values of `rows` rows.
 
     Before each forward pass say what it reads by `reading`; the model then calls `update` for each layer.

@@ -1,0 +1,202 @@
+"""One request on its way: prompts → jobs for an engine → choices. Knows no network and no threads."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from finetale.errors import RequestError
+from finetale.generate.sampler import EXHAUSTED
+from finetale.generate.text import CONTEXT_TOKENS, TextStream
+from finetale.server import wire
+from finetale.server.engine import Job, Token
+from finetale.tokens import begin_and_end, encode_batch
+
+
+class Vocabulary:
+    """What requests need to know of a tokenizer: ids of a text, and the text of an id."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, context: int) -> None:
+        self.tokenizer = tokenizer
+        self.begin, self.end = begin_and_end(tokenizer)
+        self.vocab_size = vocab_size
+        self.context = context
+        self._names: dict[int, str] = {}
+
+    def encode(self, prompts: Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
+        """Token ids of prompts that are texts or ids, without beginning-of-text.
+
+        Raises:
+            RequestError: an id is none of the vocabulary's.
+        """
+        if isinstance(prompts[0], str):
+            return [ids.tolist() for ids in encode_batch(self.tokenizer, list(prompts))]  # type: ignore[arg-type]
+        for ids in prompts:
+            if any(token >= self.vocab_size for token in ids):
+                raise RequestError(f"prompt: token ids must be below {self.vocab_size}.", "prompt")
+        return [list(ids) for ids in prompts]  # type: ignore[arg-type]
+
+    def name_of(self, token: int) -> str:
+        """A token's text; one that is part of a character is told by its bytes, as bytes:\\xe4."""
+        if token not in self._names:
+            text = self.tokenizer.decode([token], clean_up_tokenization_spaces=False)
+            if "\ufffd" in text:
+                known = self.tokenizer.convert_ids_to_tokens(token)
+                data = [_byte_table().get(character) for character in known]
+                if None not in data:
+                    text = "bytes:" + "".join(f"\\x{value:02x}" for value in data)
+            self._names[token] = text
+        return self._names[token]
+
+
+def _byte_table() -> dict[str, int]:
+    """How byte-level tokenizers write bytes: printable ones as they are, the others as characters from U+0100 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [value for value in range(256) if value not in printable]
+    return {chr(value): value for value in printable} | {chr(256 + at): value for at, value in enumerate(others)}
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """New text of a choice, with the tokens it came from; the last one has a finish_reason."""
+
+    index: int
+    text: str
+    tokens: tuple[Token, ...] = ()
+    finish_reason: str | None = None
+
+
+@dataclass(slots=True)
+class Writer:
+    """A job and the text that comes of it.
+
+    Attributes:
+        index: number of the choice.
+        room: tokens that may follow.
+    """
+
+    index: int
+    job: Job
+    text: TextStream
+    end: int
+    room: int
+    finished: Literal["end", "length", "stop"] | None = None
+    logprob: float = 0.0
+    _tokens: list[Token] = field(default_factory=list)
+
+    def accept(self, token: Token) -> None:
+        """Take the next token, and see whether the text ends with it."""
+        if token.id == self.end:
+            self.finished = "end"
+        elif token.id == EXHAUSTED:
+            self.finished = "length"
+        else:
+            self.logprob += token.logprob or 0.0
+            self._tokens.append(token)
+            self.text.add(token.id)
+            if self.text.stopped:
+                self.finished = "stop"
+            elif len(self.job.tokens) >= self.room:
+                self.finished = "length"
+        if self.finished is not None:
+            self.text.finish()
+
+    def take(self) -> Piece | None:
+        """What is new since the last time; None if nothing can be told yet."""
+        last = self.finished is not None
+        text = self.text.take(final=last)
+        if not text and not last:
+            return None
+        tokens, self._tokens = tuple(self._tokens), []
+        reason = wire.finish_reason(self.finished) if self.finished is not None else None
+        return Piece(self.index, text, tokens, reason)
+
+
+class Completion:
+    """A request as jobs, and its answer from their pieces.
+
+    Args:
+        request: what was asked for.
+        vocabulary: of the model.
+
+    Raises:
+        RequestError: a prompt does not fit the model.
+    """
+
+    def __init__(self, request: wire.CompletionRequest, vocabulary: Vocabulary) -> None:
+        self.request = request
+        self.vocabulary = vocabulary
+        settings = request.sampling(secrets.randbelow(2**32))
+        self.prompts = vocabulary.encode(request.prompts)
+        # A text begins a document, as for `finetale generate`; token ids are taken for all there is.
+        lead = [vocabulary.begin] if isinstance(request.prompts[0], str) else []
+        wanted = request.max_tokens
+        bias = {int(token): value for token, value in (request.logit_bias or {}).items()}
+        if any(token >= vocabulary.vocab_size for token in bias):
+            raise RequestError(f"logit_bias: token ids must be below {vocabulary.vocab_size}.", "logit_bias")
+        top = request.logprobs if request.logprobs is not None else 0 if request.count > (request.n or 1) else None
+        self.groups: list[list[Writer]] = []
+        for number, ids in enumerate(self.prompts):
+            room = vocabulary.context - len(lead) - len(ids)
+            least = 0 if wanted == 0 else 1
+            if room < least or (wanted is not None and wanted > room):
+                raise RequestError(
+                    f"The prompt has {len(lead) + len(ids)} tokens"
+                    + (f" and max_tokens is {wanted}" if wanted is not None else "")
+                    + f", and the model's context holds {vocabulary.context}.",
+                    "max_tokens" if room >= 1 else "prompt",
+                    code="context_length_exceeded",
+                )
+            room = room if wanted is None else wanted
+            self.groups.append(
+                [
+                    Writer(
+                        number * request.count + sample,
+                        Job(
+                            [*lead, *ids],
+                            settings,
+                            bias,
+                            sample,
+                            top,
+                            reads_prompt=bool(request.echo) and request.logprobs is not None and sample == 0,
+                        ),
+                        TextStream(vocabulary.tokenizer, ids[-CONTEXT_TOKENS:], settings.stop),
+                        vocabulary.end,
+                        room,
+                        finished="length" if room == 0 else None,
+                    )
+                    for sample in range(request.count)
+                ]
+            )
+
+    def usage(self) -> dict[str, int]:
+        """Tokens of the prompts and of all completions that were made."""
+        made = sum(len([t for t in writer.job.tokens if t >= 0]) for group in self.groups for writer in group)
+        return wire.usage(sum(map(len, self.prompts)), made)
+
+    def opening(self, group: Sequence[Writer]) -> tuple[str, list[Token]]:
+        """What echo puts before a completion: the prompt's text and its tokens."""
+        if not self.request.echo:
+            return "", []
+        number = group[0].index // self.request.count
+        given = self.request.prompts[number]
+        text = given if isinstance(given, str) else self.vocabulary.tokenizer.decode(given, clean_up_tokenization_spaces=False)
+        told = group[0].job.prompt
+        return text, told if len(told) == len(self.prompts[number]) else [Token(self.prompts[number][0]), *told]
+
+    def logprobs(self, tokens: Sequence[Token], offset: int) -> tuple[dict[str, Any], int]:
+        """(the `logprobs` of tokens that begin at `offset` of a text, where they end)."""
+        names, values, tops, offsets = [], [], [], []
+        for token in tokens:
+            name = self.vocabulary.name_of(token.id)
+            names.append(name)
+            offsets.append(offset)
+            offset += 0 if name.startswith("bytes:") else len(name)
+            values.append(token.logprob)
+            top = {self.vocabulary.name_of(other): value for other, value in token.top}
+            tops.append(top if self.request.logprobs and token.logprob is not None else None)
+        return {"tokens": names, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}, offset

@@ -1,0 +1,191 @@
+"""A thread that keeps an engine busy: requests wait in a bounded queue, clients take turns, and who left is forgotten."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable
+
+from finetale.errors import RequestError
+from finetale.server.completion import Completion, Piece, Writer
+from finetale.server.engine import Engine
+
+Tell = Callable[["Piece | Exception | None"], None]
+
+
+class Ticket:
+    """A request in the worker: `tell` gets each Piece, then None at the end, or an exception. Called from the worker's thread."""
+
+    def __init__(self, completion: Completion, client: str, tell: Tell) -> None:
+        self.completion = completion
+        self.client = client
+        self.tell = tell
+        self.cancelled = False
+        self.waiting = deque(_portions(completion, 2**30))
+        self.running: list[Writer] = []
+
+
+class Worker:
+    """Runs the engine.
+
+    Args:
+        engine: used by this thread alone.
+        most_waiting: requests that may wait for their turn, besides those that are being worked on.
+    """
+
+    def __init__(self, engine: Engine, *, most_waiting: int = 32) -> None:
+        self.engine = engine
+        self.most_waiting = most_waiting
+        self._queues: OrderedDict[str, deque[Ticket]] = OrderedDict()  # by client, whose turn it is first
+        self._active: dict[int, tuple[Ticket, Writer]] = {}  # by id of the job
+        self._change = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="finetale-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return sum(map(len, self._queues.values()))
+
+    @property
+    def busy(self) -> int:
+        """Samples that are being worked on."""
+        return len(self._active)
+
+    def submit(self, completion: Completion, client: str, tell: Tell) -> Ticket:
+        """Put a request into its client's queue.
+
+        Raises:
+            RequestError: 429, there is no room; 503, the service is about to end.
+        """
+        ticket = Ticket(completion, client, tell)
+        ticket.waiting = deque(_portions(completion, self.engine.slots))
+        with self._change:
+            if self._closing:
+                raise RequestError("The service is about to end.", status=503, kind="server_error", code="draining")
+            if self.waiting >= self.most_waiting:
+                raise RequestError(
+                    "Too many requests are waiting; try again soon.",
+                    status=429,
+                    kind="rate_limit_error",
+                    code="queue_full",
+                )
+            self._queues.setdefault(client, deque()).append(ticket)
+            self._change.notify()
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Forget a request; its slots are free after the step that is being computed."""
+        with self._change:
+            ticket.cancelled = True
+            self._change.notify()
+
+    def close(self, seconds: float) -> bool:
+        """Take no more requests, finish those that are here, and end. Whether that was done in time."""
+        with self._change:
+            self._closing = True
+            self._change.notify()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while True:
+            with self._change:
+                while not self._active and not self.waiting and not self._closing:
+                    self._change.wait()
+                if self._closing and not self._active and not self.waiting:
+                    return
+                self._forget()
+            try:
+                self._admit()
+                self._step()
+            except Exception as error:
+                self._fail(error)
+
+    def _forget(self) -> None:
+        for ticket, writer in list(self._active.values()):
+            if ticket.cancelled:
+                self._finish(ticket, writer)
+        for client, queue in list(self._queues.items()):
+            kept = deque(ticket for ticket in queue if not ticket.cancelled)
+            if kept:
+                self._queues[client] = kept
+            else:
+                del self._queues[client]
+
+    def _admit(self) -> None:
+        """Let prompts in while there are slots, a client after the other."""
+        while True:
+            with self._change:
+                if not self._queues:
+                    return
+                client, queue = next(iter(self._queues.items()))
+                ticket = queue[0]
+                writers = ticket.waiting[0]
+                if self.engine.active + len(writers) > self.engine.slots:
+                    return
+                ticket.waiting.popleft()
+                if not ticket.waiting:
+                    queue.popleft()
+                del self._queues[client]
+                if queue:
+                    self._queues[client] = queue  # behind the others
+            self._start(ticket, writers)
+
+    def _start(self, ticket: Ticket, writers: list[Writer]) -> None:
+        ticket.running += writers
+        try:
+            self.engine.admit([writer.job for writer in writers])
+        except Exception as error:
+            self._end(ticket, error)
+            return
+        for writer in writers:
+            self._active[id(writer.job)] = (ticket, writer)
+            if writer.finished is not None:  # only the prompt was wanted
+                self._finish(ticket, writer)
+                self._tell(ticket, writer)
+
+    def _step(self) -> None:
+        if not self._active:
+            return
+        for job, token in self.engine.step():
+            ticket, writer = self._active[id(job)]
+            writer.accept(token)
+            if writer.finished is not None:
+                self._finish(ticket, writer)
+            self._tell(ticket, writer)
+
+    def _tell(self, ticket: Ticket, writer: Writer) -> None:
+        if ticket.cancelled:
+            return
+        if piece := writer.take():
+            ticket.tell(piece)
+        if not ticket.waiting and not ticket.running:
+            ticket.tell(None)
+
+    def _finish(self, ticket: Ticket, writer: Writer) -> None:
+        self.engine.drop(writer.job)
+        self._active.pop(id(writer.job), None)
+        if writer in ticket.running:
+            ticket.running.remove(writer)
+
+    def _end(self, ticket: Ticket, error: Exception) -> None:
+        """Tell a request that it failed; nothing more is done for it."""
+        told = ticket.cancelled
+        ticket.cancelled = True
+        for writer in list(ticket.running):
+            self._finish(ticket, writer)
+        ticket.waiting.clear()
+        if not told:
+            ticket.tell(error)
+
+    def _fail(self, error: Exception) -> None:
+        """A step failed: nobody knows for whom, so all that were in it are told."""
+        for ticket in {id(ticket): ticket for ticket, _ in self._active.values()}.values():
+            self._end(ticket, error)
+
+
+def _portions(completion: Completion, slots: int) -> list[list[Writer]]:
+    """The samples of each prompt, as many together as there are slots."""
+    return [group[at : at + slots] for group in completion.groups for at in range(0, len(group), slots)]
