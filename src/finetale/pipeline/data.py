@@ -74,7 +74,7 @@ def tokenise(config: Config, tokenizer: PreTrainedTokenizerBase, notify: Notify)
             ) from error
         raise
     if key is None:
-        kept = root / "tokens" / f"stream-{store.info['sha256']}"
+        kept = root / "tokens" / f"stream-{_hash_of(config, store.info['sha256'], list(config.sources))}"
         kept.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(OSError):  # there already
             folder.replace(kept)
@@ -178,7 +178,11 @@ def _key(config: Config, what: str, notify: Notify) -> str | None:
     fingerprint = text.fingerprint(config.sources, config, progress)
     if fingerprint is None:
         return None
+    return _hash_of(config, fingerprint, what)
+
+
+def _hash_of(config: Config, *what: Any) -> str:
+    """Hash of what is given, the settings that shape the text, and how stores are written."""
     settings = config.narrow(TextSettings).model_dump(mode="json")
-    return hashlib.sha256(
-        json.dumps([__version__, tokens.STORE_VERSION, fingerprint, settings, what], sort_keys=True).encode()
-    ).hexdigest()[:32]
+    values = [__version__, tokens.STORE_VERSION, settings, *what]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]

@@ -101,6 +101,11 @@ def not_looked_for(text: Any) -> str:
         if text.get(key) is None
     ]
     limit = finite(at(text, "near_duplicates", "compared_with"))
+    crowded = finite(at(text, "near_duplicates", "not_compared_with_all"))
+    if crowded:
+        return (
+            f"{count(crowded)} documents are in part like so many others that they were not compared with all of them."
+        )
     if limit:
         return f"Near repeats were looked for among the first {count(limit)} documents only."
     names = " and ".join(missing)

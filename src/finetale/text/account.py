@@ -153,6 +153,7 @@ class TextReport:
         self._has_fatal = False
         self._histogram: Counter[int] = Counter()
         self.near_limit: int | None = None  # documents that later ones were compared with, where not all were
+        self.crowded = 0  # documents that were not compared with all they are like in part
         self._looks_near = False
         self._looks_for_personal_data = False
         self._personal_data: Counter[str] = Counter()
@@ -256,6 +257,7 @@ class TextReport:
             "duplicates": self.duplicates.to_dict(),
             "near_duplicates": self.near_duplicates.to_dict()
             | ({"compared_with": self.near_limit} if self.near_limit else {})
+            | ({"not_compared_with_all": self.crowded} if self.crowded else {})
             if self._looks_near
             else None,
             "overlap": self.overlap.to_dict(),

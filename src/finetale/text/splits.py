@@ -29,7 +29,7 @@ class Candidate:
     num_bytes: int
     is_record: bool
     dropped: str | None
-    is_personal: bool
+    personal: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(slots=True)
