@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 DEFAULT_PROMPT = "Once upon a time"
 HELD_OUT = ("test", "validation")
 _EXAMPLES = 10
+_SHARED_SHARE = 0.01  # of held-out text, from which on the verdict speaks of it
 _EXAMPLE_CHARACTERS = 400
 _RUN = 4  # words: runs shorter than this are not looked for
 
@@ -96,10 +97,12 @@ def build(
     *,
     same_tokenizer: bool,
     training_texts: Callable[[], Iterable[str]] | None,
+    shared: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Content of comparison.json.
 
     Args:
+        shared: by split, the share of its text which stands in the training text too.
         training_texts: gives the texts `after` was trained on, to look for verbatim copies; None if unknown.
     """
     changes = {
@@ -138,7 +141,7 @@ def build(
         unit = after.measurements[judged].unit
     return {
         "schema_version": 1,
-        "verdict": verdict(sides["before"], sides["after"], changes, judged),
+        "verdict": verdict(sides["before"], sides["after"], changes, judged, (shared or {}).get(judged or "", 0.0)),
         "improved": improved,
         "judged_on": judged,
         "interval_unit": unit,
@@ -200,8 +203,17 @@ def _told(passage: Passage, store: TokenStore, tokenizer: Any) -> dict[str, Any]
     }
 
 
-def verdict(before: dict[str, Any], after: dict[str, Any], changes: dict[str, Any], judged: str | None) -> str:
-    """One plain sentence that says whether the model got better on text it never saw."""
+def verdict(
+    before: dict[str, Any], after: dict[str, Any], changes: dict[str, Any], judged: str | None, shared: float = 0.0
+) -> str:
+    """One plain sentence that says whether the model got better on text it never saw.
+
+    Args:
+        shared: share of that text which stands in the training text too.
+    """
+    what = "text it never saw"
+    if shared >= _SHARED_SHARE:
+        what = f"held-out text of which {shared:.0%} stands in the training text too"
     if judged is None:
         return "There was no held-out text, so nothing can be said about whether the model got better."
     moved = changes[judged]
@@ -215,16 +227,16 @@ def verdict(before: dict[str, Any], after: dict[str, Any], changes: dict[str, An
         interval = f", 95% interval {low} to {high}"
     numbers = f"{_number(old)} to {_number(new)} ({percent}{interval})"
     if moved["percent"] == 0:
-        return f"The model did not get better: on text it never saw, {word} stayed at {_number(old)}."
+        return f"The model did not get better: on {what}, {word} stayed at {_number(old)}."
     if moved["percent"] > 0:
-        return f"The model did not get better: on text it never saw, {word} rose from {numbers}."
+        return f"The model did not get better: on {what}, {word} rose from {numbers}."
     if moved["excludes_zero"] is False:
-        return f"It can't be said that the model got better: on text it never saw, {word} went from {numbers}, and the interval includes no change."
+        return f"It can't be said that the model got better: on {what}, {word} went from {numbers}, and the interval includes no change."
     if moved["interval"] is None:
         return (
             f"There is too little held-out text to say whether the model got better: on it, {word} fell from {numbers}."
         )
-    return f"On text it never saw, {word} fell from {numbers}."
+    return f"On {what}, {word} fell from {numbers}."
 
 
 def sample_metrics(texts: Sequence[str]) -> dict[str, float | None]:

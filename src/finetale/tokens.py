@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetale.errors import SourceError, TokenizerError
+from finetale.passages import WINDOW, shared_tokens
 from finetale.rundir import read_json, write_folder, write_json
 from finetale.signals import leave_open
 
@@ -343,13 +344,24 @@ def build_store(
                 for reason, count in sorted(dropped.items())
             ],
             "warnings": _warnings(seen, tokenizer),
-            "report": report(),
+            "report": report() | {"shared_passages": _shared(target / "tokens.bin", np.dtype(dtype), table)},
         }
         _check_known(seen, tokenizer)
         write_json(target / "store.json", info)
 
     write_folder(folder, fill, keep=keep)
     return open_store(folder)
+
+
+def _shared(path: Path, dtype: np.dtype[Any], table: NDArray[Any]) -> dict[str, Any]:
+    """Of each held-out split, how many tokens stand in the training text too; and the parts with the most."""
+    ids = np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
+    shared = shared_tokens(ids, table, SPLITS.index("train"))
+    found: dict[str, Any] = {"window": WINDOW}
+    for number, split in enumerate(SPLITS[1:3], 1):
+        of = table["split"] == number
+        found[split] = {"tokens": int(table["targets"][of].sum()), "shared": int(shared[of].sum())}
+    return found
 
 
 def open_store(folder: Path) -> TokenStore:

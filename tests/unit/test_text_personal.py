@@ -203,8 +203,11 @@ def test_time_stays_linear_whatever_the_text(piece: str) -> None:
     times = []
     for size in sizes:
         text = piece * (size // len(piece))
-        started = time.process_time()
-        find_personal_data(text)
-        times.append(time.process_time() - started)
+        tries = []
+        for _ in range(2):
+            started = time.process_time()
+            find_personal_data(text)
+            tries.append(time.process_time() - started)
+        times.append(min(tries))
     assert times[1] < 8 * times[0] + 0.3
     assert times[1] < 5

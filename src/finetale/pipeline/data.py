@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from finetale import __version__, text, tokens
+from finetale.blocks import choose_block_size
 from finetale.config import Config, TextSettings
 from finetale.errors import FinetaleError, RunError, SourceError
 from finetale.rundir import write_bytes, write_folder
@@ -112,6 +113,7 @@ def check_text(config: Config, notify: Notify) -> dict[str, Any]:
     stage(notify, "Reading the text")
     parts, report = text.read_parts(config.sources, config, on_problem="collect", offline=config.offline)
     result: dict[str, Any] = {"tokens": None, "dropped": [], "warnings": [], "tokenizer": None, "no_tokens": None}
+    result["refused"] = None
     named = bool({"model", "tokenizer"} & config.model_fields_set)
     try:
         tokenizer = tokenizer_for(config, notify, offline=config.offline or not named)
@@ -132,7 +134,12 @@ def check_text(config: Config, notify: Notify) -> dict[str, Any]:
                 raise
             return result | {"text": report.to_dict()}
         counts = {"tokens": store.account["tokens"], "dropped": store.account["dropped"], "warnings": store.warnings}
-    return result | counts | {"tokenizer": config.tokenizer or config.model, "text": report.to_dict()}
+        told = store.report
+        try:
+            choose_block_size(store, None, config.block_size)
+        except SourceError as error:
+            result["refused"] = f"{error.message} {error.hint}"
+    return result | counts | {"tokenizer": config.tokenizer or config.model, "text": told}
 
 
 def tokenizer_for(config: Config, notify: Notify, *, offline: bool) -> PreTrainedTokenizerBase:

@@ -203,12 +203,25 @@ def compare_models(
         if store is not None and held_out is HELD_OUT
         else None
     )
-    result = comparison.build(sides[0], sides[1], config, prompts, same_tokenizer=same, training_texts=texts)
+    shared = shared_shares(store) if store is not None and held_out is HELD_OUT else None
+    result = comparison.build(
+        sides[0], sides[1], config, prompts, same_tokenizer=same, training_texts=texts, shared=shared
+    )
     if store is not None and held_out is HELD_OUT and config.audit_tokens != 0:
         # A run that went before may know the very text by heart, and random weights know nothing.
         base = before if same and before.provenance.kind in ("hub", "local", "bundled") else None
         result["memorisation"] = audit_model(after, base, store, config, notify, between)
     return result
+
+
+def shared_shares(store: TokenStore) -> dict[str, float]:
+    """Of each held-out split, the share of its tokens that stand in the training text too."""
+    found = store.report.get("shared_passages") or {}
+    return {
+        split: found[split]["shared"] / max(1, found[split]["tokens"])
+        for split in ("validation", "test")
+        if split in found
+    }
 
 
 def audit_model(

@@ -176,7 +176,7 @@ class _Reader:
             except FileError as error:
                 if not self._collect:
                     raise
-                account.problem(error.kind, error.line, detail=error.detail, fatal=True)
+                account.problem(error.kind, error.line, detail=error.detail, fatal=True, hint=error.hint)
             finally:
                 self._report.close_file(account)
 
@@ -188,6 +188,7 @@ class _Reader:
             text = cleaner.clean(raw, line)
             if strip and not records and raw[:1].isspace():
                 line += raw[: len(raw) - len(raw.lstrip())].count("\n")
+            digest = digest_of(text.encode("utf-8"))  # before masking, which must not move a document
             findings = find_personal_data(text) if self._finds_personal_data else []
             document = Document(text, entry.name, line)
             if findings:
@@ -200,8 +201,9 @@ class _Reader:
             dropped = None
             if len(text) < shortest:
                 dropped = f"shorter than {shortest} characters" if text else "empty"
+                account.problem("left_out", line, detail=f"left out: {dropped}")
             places = tuple((finding.start, finding.stop) for finding in findings)
-            candidate = Candidate(document, digest_of(data), len(text.split()), len(data), records, dropped, places)
+            candidate = Candidate(document, digest, len(text.split()), len(data), records, dropped, places)
             account.documents += 1
             account.characters += len(text)
             self._report.count_document(document, candidate.digest, candidate.num_words)
