@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from finetale.config import CompareSettings, SamplingSettings
 from finetale.generate import Generator
 from finetale.metrics import Measurement, change
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 
 DEFAULT_PROMPT = "Once upon a time"
 HELD_OUT = ("test", "validation")
-_LEAD_TOKENS = 24
 _EXAMPLES = 10
+_SHARED_SHARE = 0.01  # of held-out text, from which on the verdict speaks of it
 _EXAMPLE_CHARACTERS = 400
 _RUN = 4  # words: runs shorter than this are not looked for
 
@@ -45,7 +47,7 @@ def held_out_prompts(
         for part in store.parts_of(split).tolist():
             opening = tokenizer.decode(store.ids(part)[: 32 * words].tolist(), skip_special_tokens=True)
             prompt = _first_words(opening, words)
-            if prompt and prompt not in prompts:
+            if prompt and prompt not in prompts and not find_personal_data(prompt):
                 prompts.append(prompt)
             if len(prompts) == number:
                 return prompts
@@ -95,10 +97,12 @@ def build(
     *,
     same_tokenizer: bool,
     training_texts: Callable[[], Iterable[str]] | None,
+    shared: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Content of comparison.json.
 
     Args:
+        shared: by split, the share of its text which stands in the training text too.
         training_texts: gives the texts `after` was trained on, to look for verbatim copies; None if unknown.
     """
     changes = {
@@ -137,7 +141,7 @@ def build(
         unit = after.measurements[judged].unit
     return {
         "schema_version": 1,
-        "verdict": verdict(sides["before"], sides["after"], changes, judged),
+        "verdict": verdict(sides["before"], sides["after"], changes, judged, (shared or {}).get(judged or "", 0.0)),
         "improved": improved,
         "judged_on": judged,
         "interval_unit": unit,
@@ -149,16 +153,18 @@ def build(
     }
 
 
-def describe_audit(audits: Mapping[str, Audit], store: TokenStore, tokenizer: Any) -> dict[str, Any]:
+def describe_audit(audits: Mapping[str, Audit], store: TokenStore, tokenizer: Any, *, has_base: bool) -> dict[str, Any]:
     """The `memorisation` of comparison.json: counts of each audit, and the most surprising passages of the training text.
 
     Personal data in a passage is masked: the file is there to be passed on.
+
+    Args:
+        has_base: whether passages that the base would have written too were left out.
     """
-    described: dict[str, Any] = {}
+    described: dict[str, Any] = {"has_base": has_base}
     for name, audit in audits.items():
         told = [_told(passage, store, tokenizer) for passage in audit.passages]
-        short = [_told(passage, store, tokenizer) for passage in audit.short]
-        told += [passage for passage in short if passage["personal_data"]]
+        told += [_told(passage, store, tokenizer) for passage in audit.short if _holds_personal_data(passage, store)]
         described[name] = {
             "tokens": audit.tokens,
             "of_tokens": audit.of_tokens,
@@ -172,26 +178,42 @@ def describe_audit(audits: Mapping[str, Audit], store: TokenStore, tokenizer: An
     return described
 
 
+def _holds_personal_data(passage: Passage, store: TokenStore) -> bool:
+    first = int(np.searchsorted(store.personal[:, 1], passage.start, "right"))
+    return first < len(store.personal) and bool(store.personal[first, 0] < passage.start + passage.tokens)
+
+
 def _told(passage: Passage, store: TokenStore, tokenizer: Any) -> dict[str, Any]:
-    first = max(passage.start - _LEAD_TOKENS, int(store.parts["start"][passage.part]) + 1)
-    lead = tokenizer.decode(store.tokens[first : passage.start].tolist())
-    ids = store.tokens[passage.start : passage.start + passage.tokens].tolist()
-    text = tokenizer.decode(ids, skip_special_tokens=True)
-    # What is personal may begin in what leads to the passage: "+44 20", and then the rest.
-    findings = find_personal_data(lead + text)
-    is_personal = any(finding.stop > len(lead) for finding in findings)
-    shown = mask(lead + text, findings) if is_personal else text
+    """A passage as the file shows it, with [...] in the place of personal data."""
+    stop = passage.start + passage.tokens
+    first = int(np.searchsorted(store.personal[:, 1], passage.start, "right"))
+    found = [(a, b) for a, b in store.personal[first : first + passage.tokens].tolist() if a < stop]
+    pieces, at = [], passage.start
+    for a, b in found:
+        pieces += [tokenizer.decode(store.tokens[at : max(a, at)].tolist(), skip_special_tokens=True), "[...]"]
+        at = min(b, stop)
+    pieces.append(tokenizer.decode(store.tokens[at:stop].tolist(), skip_special_tokens=True))
+    shown = "".join(pieces)
     return {
         "place": store.name_of(passage.part),
         "tokens": passage.tokens,
         "bits": passage.bits,
-        "personal_data": is_personal,
+        "personal_data": bool(found),
         "text": shown if len(shown) <= _EXAMPLE_CHARACTERS else shown[:_EXAMPLE_CHARACTERS] + " …",
     }
 
 
-def verdict(before: dict[str, Any], after: dict[str, Any], changes: dict[str, Any], judged: str | None) -> str:
-    """One plain sentence that says whether the model got better on text it never saw."""
+def verdict(
+    before: dict[str, Any], after: dict[str, Any], changes: dict[str, Any], judged: str | None, shared: float = 0.0
+) -> str:
+    """One plain sentence that says whether the model got better on text it never saw.
+
+    Args:
+        shared: share of that text which stands in the training text too.
+    """
+    what = "text it never saw"
+    if shared >= _SHARED_SHARE:
+        what = f"held-out text of which {shared:.0%} stands in the training text too"
     if judged is None:
         return "There was no held-out text, so nothing can be said about whether the model got better."
     moved = changes[judged]
@@ -205,16 +227,16 @@ def verdict(before: dict[str, Any], after: dict[str, Any], changes: dict[str, An
         interval = f", 95% interval {low} to {high}"
     numbers = f"{_number(old)} to {_number(new)} ({percent}{interval})"
     if moved["percent"] == 0:
-        return f"The model did not get better: on text it never saw, {word} stayed at {_number(old)}."
+        return f"The model did not get better: on {what}, {word} stayed at {_number(old)}."
     if moved["percent"] > 0:
-        return f"The model did not get better: on text it never saw, {word} rose from {numbers}."
+        return f"The model did not get better: on {what}, {word} rose from {numbers}."
     if moved["excludes_zero"] is False:
-        return f"It can't be said that the model got better: on text it never saw, {word} went from {numbers}, and the interval includes no change."
+        return f"It can't be said that the model got better: on {what}, {word} went from {numbers}, and the interval includes no change."
     if moved["interval"] is None:
         return (
             f"There is too little held-out text to say whether the model got better: on it, {word} fell from {numbers}."
         )
-    return f"On text it never saw, {word} fell from {numbers}."
+    return f"On {what}, {word} fell from {numbers}."
 
 
 def sample_metrics(texts: Sequence[str]) -> dict[str, float | None]:
@@ -261,7 +283,7 @@ def longest_copies(
                     length += 1
                 if length > best[g][0]:
                     best[g] = (length, _original(samples[g][s][0], start, length))
-    return [{"words": length, "text": text} for length, text in best]
+    return [{"words": length, "text": mask(text, find_personal_data(text))} for length, text in best]
 
 
 def _summary(side: Side, split: str, settings: CompareSettings) -> dict[str, Any] | None:

@@ -208,6 +208,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def plural(count: int, one: str, many: str = "") -> str:
+    """1 file, 2 files."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
 def size(count: float) -> str:
     """Bytes as people say them: 512 MB, 1.4 GB (powers of 1000)."""
     for unit in ("bytes", "kB", "MB", "GB"):

@@ -93,14 +93,18 @@ class PackedForward:
                 losses = speed.cross_entropy(logits.flatten(0, 1), labels.flatten(), IGNORE)
         return losses.view_as(labels)
 
-    def most_likely(self, batch: Batch) -> torch.Tensor:
-        """The token that each place makes likeliest, int64, shape (batch, time); without gradients."""
+    def hits(self, batch: Batch) -> torch.Tensor:
+        """Whether each target is the token with the largest logit, bool, shape (batch, time); False where there is none."""
+        labels = _on(self.device, batch.labels)
         with self.autocast(), torch.no_grad():
             outputs = self._outputs(batch)
-            if not self.route.head:
-                return outputs.argmax(-1)
-            head = _head(self.model)
-            return speed.most_likely(outputs.flatten(0, 1), head.weight, head.bias).view(outputs.shape[:2])
+            if self.route.head:
+                head = _head(self.model)
+                found = speed.most_likely(outputs.flatten(0, 1), head.weight, head.bias).view(labels.shape)
+                return found == labels
+            # Logits in bf16 are often equal; any of the largest may be taken.
+            logits = outputs.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+            return (logits >= outputs.amax(-1)) & (labels != IGNORE)
 
     def loss(self, batch: Batch, scale: float = 1.0) -> torch.Tensor:
         """Sum of the losses of a batch times `scale`, fp32, to call backward on."""

@@ -28,6 +28,8 @@ LEAST_TOKENS_OF_SHORT, LEAST_BITS_OF_SHORT = 4, 20.0
 GUESSED_BITS = 4.0
 """Bits a token where there is no base of the same tokens to ask: what GPT-2 gives to stories, about."""
 
+_MOST_NATS = 100.0
+
 Progress = Callable[[int, int], None]
 Integers = NDArray[np.int64]
 
@@ -64,6 +66,7 @@ def audit(
     window: int,
     budget: int,
     seed: int = 0,
+    risk_first: bool = True,
     batch_size: int = 8,
     progress: Progress | None = None,
     between: Callable[[], None] | None = None,
@@ -74,18 +77,19 @@ def audit(
         after: the model in question.
         before: the model it was trained from, of the same tokens; None if there is none, then a token counts 4 bits.
         window: tokens of a pass; a token sees at least a quarter of that before it, where there is so much.
-        budget: tokens to look through; what holds personal data or repeats comes first, the rest is drawn by the seed.
+        budget: tokens to look through, drawn by the seed.
+        risk_first: look through personal data and repeats before the rest.
         progress: told (batches done, batches) of the pass over `after`.
         between: called between batches; may raise to stop.
     """
     parts = np.concatenate([store.parts_of(split) for split in splits])
     segments = window_segments(store, parts, window, max(1, window * 3 // 4))
-    chosen = _choose(segments, store, budget, seed)
+    chosen = _choose(segments, store, budget, seed, risk_first=risk_first)
     places, hits = _read(
         after,
         share_blocks(store, window, chosen),
         batch_size,
-        lambda forward, batch: forward.most_likely(batch).cpu().numpy() == batch.labels,
+        lambda forward, batch: forward.hits(batch).cpu().numpy(),
         progress,
         between,
     )
@@ -106,6 +110,8 @@ def audit(
             None,
             between,
         )
+        # A token that the base rules out is a surprise, though not an endless one.
+        nats = np.nan_to_num(nats, nan=0.0, posinf=_MOST_NATS).clip(max=_MOST_NATS)
         sums = np.concatenate([[0.0], np.cumsum(nats)])
         starts = np.searchsorted(places, runs[:, 0])
         bits = (sums[starts + runs[:, 1]] - sums[starts]) / np.log(2)
@@ -122,11 +128,18 @@ def audit(
     return Audit(read, int((segments["targets"] - segments["skip"]).sum()), passages, short)
 
 
-def _choose(segments: NDArray[Any], store: TokenStore, budget: int, seed: int) -> NDArray[Any]:
-    """Segments of about `budget` tokens: those at risk first, and the rest in a drawn order."""
-    drawn = np.random.default_rng(seed).permutation(len(segments))
-    at_risk = store.parts["at_risk"][segments["part"][drawn]].astype(bool)
-    order = np.concatenate([drawn[at_risk], drawn[~at_risk]])
+def _choose(segments: NDArray[Any], store: TokenStore, budget: int, seed: int, *, risk_first: bool) -> NDArray[Any]:
+    """Segments of about `budget` tokens in a drawn order, those with personal data and those of repeats first if wanted."""
+    order = np.random.default_rng(seed).permutation(len(segments))
+    if risk_first:
+        first, last = segments["start"] + segments["skip"] + 1, segments["start"] + segments["targets"]
+        # The first finding that does not end before the segment begins; does it begin before the segment ends?
+        ends = np.append(store.personal[:, 1], np.iinfo(np.int64).max)
+        begins = np.append(store.personal[:, 0], np.iinfo(np.int64).max)
+        is_personal = begins[np.searchsorted(ends, first, "right")] <= last
+        is_repeat = store.parts["is_repeat"][segments["part"]].astype(bool)
+        rank = np.where(is_personal, 0, np.where(is_repeat, 1, 2))
+        order = order[np.argsort(rank[order], kind="stable")]
     before = np.cumsum((segments["targets"] - segments["skip"])[order])
     number = int(np.searchsorted(before, budget)) + 1
     return np.sort(segments[order[:number]], order=["start", "skip"]).astype(SEGMENT_DTYPE)

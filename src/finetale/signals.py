@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from finetale.errors import InterruptedRun
 
@@ -24,6 +24,8 @@ RESUMABLE, NOT_RESUMABLE = 75, 130
 
 
 T = TypeVar("T")
+_calls: list[threading.Event] = []
+"""Whether the calls of `leave_open` that did not come back are done."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -119,19 +121,34 @@ def leave_open(work: Callable[[], T], abandon: threading.Event) -> T:
             results.append(work())
         except BaseException as error:
             errors.append(error)
+        finally:
+            done.set()
 
-    thread = threading.Thread(target=run, name="finetale-call", daemon=True)
-    thread.start()
+    # Not Thread.join: where a signal raises within it, Python takes the thread for ended (bpo-45274).
+    done = threading.Event()
+    _calls.append(done)
     try:
-        while thread.is_alive():
-            thread.join(0.05)
+        threading.Thread(target=run, name="finetale-call", daemon=True).start()
+        while not done.wait(0.05):
+            pass
     except BaseException:
         abandon.set()
-        thread.join(1)
+        done.wait(1)
         raise
+    _calls.remove(done)
     if errors:
         raise errors[0]
     return results[0]
+
+
+def leave(code: int) -> NoReturn:
+    """End the process, also while a call that was left behind is still at work: Python would stop it in the midst, and abort."""
+    if not all(done.is_set() for done in _calls):
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 class _Watch:

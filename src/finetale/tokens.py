@@ -14,7 +14,7 @@ import json
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetale.errors import SourceError, TokenizerError
+from finetale.passages import WINDOW, shared_tokens
 from finetale.rundir import read_json, write_folder, write_json
 from finetale.signals import leave_open
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from finetale.text import Part
 
 SPLITS = ("train", "validation", "test", "dropped")
-STORE_VERSION = 3
+STORE_VERSION = 4
 END_OF_TEXT = "<|endoftext|>"
 _BATCH_CHARACTERS = 2_000_000
 _PROBE = "The quick brown fox, 12 jumps; 你好 — naïve?"
@@ -134,6 +135,22 @@ def encode_batch(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[N
     return [np.asarray(ids, dtype=np.int64) for ids in encoded]
 
 
+def token_ranges(
+    tokenizer: PreTrainedTokenizerBase, text: str, places: Sequence[tuple[int, int]], ids: NDArray[np.int64]
+) -> list[tuple[int, int]]:
+    """Which tokens hold some places of a text, as (start, stop) for each; all of them where the tokenizer can't tell."""
+    whole = [(0, len(ids))] * len(places)
+    if not tokenizer.is_fast:
+        return whole
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    spans = np.array(encoded["offset_mapping"], np.int64).reshape(-1, 2)
+    if len(spans) != len(ids):
+        return whole
+    starts = np.searchsorted(spans[:, 1], [start for start, _ in places], "right")
+    stops = np.searchsorted(spans[:, 0], [stop for _, stop in places], "left")
+    return [(int(a), int(max(a + 1, b))) for a, b in zip(starts, stops, strict=True)]
+
+
 @dataclass(frozen=True)
 class TokenStore:
     """Tokens of all parts in one memory-mapped array, and what is known of each part.
@@ -158,6 +175,12 @@ class TokenStore:
     def parts(self) -> NDArray[Any]:
         parts: NDArray[Any] = np.load(self.folder / "parts.npy", mmap_mode="r", allow_pickle=False)
         return parts
+
+    @cached_property
+    def personal(self) -> NDArray[np.int64]:
+        """Where personal data stands in `tokens`, as (start, stop), shape (findings, 2), ascending."""
+        ranges: NDArray[np.int64] = np.load(self.folder / "personal.npy", allow_pickle=False)
+        return ranges
 
     def name_of(self, part: int) -> str:
         """Where a part comes from, as file:line."""
@@ -213,7 +236,7 @@ PART_DTYPE = np.dtype(
         ("words", "<i8"),
         ("bytes", "<i8"),
         ("line", "<i8"),
-        ("at_risk", "<u1"),
+        ("is_repeat", "<u1"),
     ]
 )
 
@@ -251,6 +274,7 @@ def build_store(
     tables: list[NDArray[Any]] = []
     dropped: Counter[str] = Counter()
     dropped_tokens: Counter[str] = Counter()
+    personal: list[tuple[int, int]] = []
     seen = {"unknown": 0, "markers": 0, "ids": 0}
     unknown = tokenizer.unk_token_id if tokenizer.unk_token_id not in (begin, end) else None
 
@@ -281,8 +305,12 @@ def build_store(
                     split = SPLITS.index(part.split)
                     source = sources.setdefault(part.source, len(sources))
                     words = len(part.text.split())
-                    at_risk = int(part.is_personal or part.is_repeat)
-                    rows.append((position, targets, split, int(part.ends), source, words, size, part.line, at_risk))
+                    rows.append(
+                        (position, targets, split, int(part.ends), source, words, size, part.line, int(part.is_repeat))
+                    )
+                    if part.personal:
+                        ranges = token_ranges(tokenizer, part.text, part.personal, ids)
+                        personal.extend((position + 1 + a, position + 1 + b) for a, b in ranges)
                     position += len(row)
                 tables.append(np.array(rows, dtype=PART_DTYPE))
                 rows.clear()
@@ -290,6 +318,7 @@ def build_store(
                     progress(sum(len(table) for table in tables))
         table = np.concatenate([np.zeros(0, PART_DTYPE), *tables])
         np.save(target / "parts.npy", table, allow_pickle=False)
+        np.save(target / "personal.npy", np.array(personal, np.int64).reshape(-1, 2), allow_pickle=False)
         write_json(target / "sources.json", {"names": list(sources)})
         # What the tokens are, not where they came from: a text that was moved is the same text.
         told = np.empty(len(table), _CONTENT_DTYPE)
@@ -315,13 +344,24 @@ def build_store(
                 for reason, count in sorted(dropped.items())
             ],
             "warnings": _warnings(seen, tokenizer),
-            "report": report(),
+            "report": report() | {"shared_passages": _shared(target / "tokens.bin", np.dtype(dtype), table)},
         }
         _check_known(seen, tokenizer)
         write_json(target / "store.json", info)
 
     write_folder(folder, fill, keep=keep)
     return open_store(folder)
+
+
+def _shared(path: Path, dtype: np.dtype[Any], table: NDArray[Any]) -> dict[str, Any]:
+    """Of each held-out split, how many tokens stand in the training text too; and the parts with the most."""
+    ids = np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
+    shared = shared_tokens(ids, table, SPLITS.index("train"))
+    found: dict[str, Any] = {"window": WINDOW}
+    for number, split in enumerate(SPLITS[1:3], 1):
+        of = table["split"] == number
+        found[split] = {"tokens": int(table["targets"][of].sum()), "shared": int(shared[of].sum())}
+    return found
 
 
 def open_store(folder: Path) -> TokenStore:

@@ -251,3 +251,27 @@ def test_a_run_may_stand_in_the_folder_of_its_text(place: Path, call: Call, monk
         assert Path("runs", f"base-text-{number}", "report.html").is_file()
     code, err = call("compare", "runs/base-text-1")
     assert code == 0, err
+
+
+def test_what_is_left_out_or_too_little_is_said_by_check(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "stories/empty.txt").write_text("")
+    assert run(["check", "stories", "--model", "base"]) == 0
+    assert "stories/empty.txt:1: left out: empty" in capsys.readouterr().out
+    (place / "short.txt").write_text("Hello there.")
+    assert run(["check", "short.txt", "--model", "base"]) == 1
+    assert "There is too little text to train on" in capsys.readouterr().out
+
+
+def test_a_draft_and_its_revision_do_not_make_a_proof(place: Path, call: Call) -> None:
+    """Cut at other places, one is held out and the other trained on; the verdict says so."""
+    (place / "drafts").mkdir()
+    for number in range(5):
+        text = "\n\n".join(story(number * 10 + k, 60) for k in range(8))
+        (place / f"drafts/{number}.txt").write_text(text)
+        (place / f"drafts/{number}_v2.txt").write_text(f"{text}\n\n{story(number * 10 + 9, 200)}")
+    code, err = call("train", "drafts", "--model", "base", *QUICK, "--out", "run")
+    assert code == 0
+    assert "stands word for word in the training text too, so the figures on it flatter the model" in err
+    verdict = read(place / "run/comparison.json")["verdict"]
+    assert "held-out text of which" in verdict
+    assert "never saw" not in verdict

@@ -158,7 +158,7 @@ def test_planted_repeats_and_leaks_are_found_and_dropped_when_asked(tmp_path: Pa
 def test_planted_personal_data_is_found_and_masked_when_asked(tmp_path: Path, seed: int) -> None:
     planted = Planted(tmp_path, seed)
     parts, report = planted.read()
-    found = planted.kinds(lambda part: part.is_personal, parts)
+    found = planted.kinds(lambda part: bool(part.personal), parts)
     print(f"found by kind: {found}; {report['personal_data']['counts']}")
     assert found["personal"] >= 0.95
     assert all(found[kind] <= 0.01 for kind in found if kind != "personal")
@@ -179,6 +179,6 @@ def test_planted_personal_data_is_found_and_masked_when_asked(tmp_path: Path, se
 def test_nothing_is_looked_for_that_was_not_asked_for(tmp_path: Path) -> None:
     planted = Planted(tmp_path, 0)
     parts, report = planted.read(screen=False)
-    assert not any(part.is_personal for part in parts)
+    assert not any(part.personal for part in parts)
     assert report["personal_data"] is report["near_duplicates"] is report["near_overlap"] is None
     assert report["duplicates"]["documents"] == 50

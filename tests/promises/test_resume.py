@@ -188,3 +188,12 @@ def test_a_run_that_is_not_finished_is_said_to_be_so(place: Place, stopped: RunD
         assert code == 0, output
         assert "The run stopped is not finished (2 of 6 steps); this is its best model so far" in output
     assert "not finished" not in call(place.folder, "generate", "whole", "A heron", "--max-new-tokens", "2")[1]
+
+
+def test_settings_as_an_older_version_wrote_them_are_no_change(place: Place, stopped: RunDirectory) -> None:
+    config = stopped.read_manifest()["config"]
+    stopped.update_manifest(config=config | {"deduplicate": False, "drop_overlap": False})
+    text = stopped.config.read_text(encoding="utf-8")
+    assert "# deduplicate" in text or "deduplicate: 'off'" in text or "deduplicate: off" in text
+    code, output = call(place.folder, "resume", "stopped")
+    assert code == 0, output

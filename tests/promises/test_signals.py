@@ -124,3 +124,32 @@ def test_a_signal_while_a_finished_run_would_be_replaced_leaves_it_alone(place: 
     assert code == 130, output
     assert place.weights_of("whole") == before
     assert RunDirectory(place.folder / "whole").read_manifest()["status"] == "finished"
+
+
+def interrupt_the_tokenizer() -> None:
+    """Send SIGINT while a tokenizer is trained, in a call that gives Python its texts one by one for a while."""
+    import os
+    import signal
+    import threading
+    import time
+
+    from finetale import tokens
+
+    texts = tokens.training_texts
+
+    def slowly(parts: Any) -> Any:
+        threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        for text in texts(parts):
+            time.sleep(0.15)
+            yield text
+
+    tokens.training_texts = slowly
+
+
+def test_training_a_tokenizer_is_left_at_once(place: Place) -> None:
+    words = ("train", "stories", "--model", "new:64x1", "--vocab-size", "300", "--out", "unbegun", "--max-steps", "2")
+    started = time.monotonic()
+    code, output = call(place.folder, *words, hook=interrupt_the_tokenizer)
+    assert code == 75, output
+    assert time.monotonic() - started < 20
+    assert "finetale resume unbegun" in output

@@ -116,3 +116,30 @@ def test_memory_is_bounded_and_the_report_says_so(tmp_path: Path, monkeypatch: p
     }
     _, report = read(tmp_path, [FIRST, LIKE])
     assert "compared_with" not in report["near_duplicates"]
+
+
+def test_two_cut_documents_that_are_alike_leak_into_each_other(tmp_path: Path) -> None:
+    """They are cut in other places, so what is held out of one is trained on in the other."""
+    paragraphs = [" ".join(f"{word}{i}" for word in WORDS.split()[:20]) for i in range(40)]
+    for name, part in (("a", paragraphs), ("b", paragraphs[10:])):
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(part), encoding="utf-8")
+    sources = [str(tmp_path / f"{name}.txt") for name in "ab"]
+    for settings, leaks, dropped in (({}, 1, 0), ({"drop_overlap": "near"}, 1, 1)):
+        parts, report = text.read_parts(sources, TextSettings.resolve(settings))
+        found = list(parts)
+        assert report.to_dict()["near_overlap"]["documents"] == leaks
+        assert len({part.source for part in found if part.dropped}) == dropped
+
+
+def test_what_is_dropped_as_a_repeat_is_not_counted_as_a_leak_too(tmp_path: Path) -> None:
+    _, report = read(tmp_path, [LIKE, LIKE, LIKE], [FIRST], deduplicate="exact")
+    assert report["near_overlap"]["documents"] == 1
+    assert (report["duplicates"]["documents"], report["duplicates"]["dropped"]) == (2, 2)
+
+
+def test_forms_that_are_alike_in_part_cost_no_more_and_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near, "_MOST_CANDIDATES", 20)
+    form = " ".join(f"line {i} of the form reads so" for i in range(8))
+    rows = [f"{form} " + " ".join(f"{i}x{k} {i}y{k}" for k in range(8)) for i in range(300)]
+    _, report = read(tmp_path, rows)
+    assert report["near_duplicates"]["not_compared_with_all"] > 100

@@ -15,7 +15,11 @@ anna+news@mail.example.co.uk
 <x@y.io>
 mailto:o'brien@example.ie
 J.P@sub.example.com,
-名前@example.jp です""",
+名前@example.jp です
+_john@example.com_
+john@example.com--he said
+请发邮件到john@example.com咨询更多的信息和服务以及其他各种各样的问题谢谢大家
+連絡はjohn@example.comまで""",
     "phone": """tel 020 7946 0958
 +44 20 7946 0958
 +44 (0)20 7946 0958
@@ -35,18 +39,30 @@ phone: 2125550147
 Tel.0171 5550123
 +8613800138000
 0161 - 496 - 0000
-ring me on 0161 496 0000.""",
+ring me on 0161 496 0000.
+01.23.45.67.89
+06-12-34-56-78
+Tél. 06.12.34.56.78
++33.6.12.34.56.78
+电话13812345678
+手机:13812345678联系我
+1. 555-123-4567
+2. 020 7946 0958
+reach us at 555-123-4567 24/7""",
     "card": """4111 1111 1111 1111
 4111111111111111
 5500-0000-0000-0004
 3782 822463 10005
 card 6011111111111117
 30569309025904
-3530111333300000""",
+3530111333300000
+4111 1111 1111 1111 12/26
+1. 4111 1111 1111 1111""",
     "iban": """DE89 3704 0044 0532 0130 00
 GB29NWBK60161331926819
 IBAN:FR1420041010050500013M02606
-DE89 3704 0044 0532 0130 00 BITTE""",
+DE89 3704 0044 0532 0130 00 BITTE
+DE89 3704 0044 0532 0130 00""",
     "key": """AKIAQWERTZUIOP12ASDF
 ghp_16C7e42F292c6912E7710c838347Ae178B4a
 sk-proj-abc123DEF456ghi789JKL012
@@ -59,7 +75,8 @@ sk_live_4eC39HqLyjWDarjtT1zdp7dc
 The access key is wJalrXUtnFEMIK7MDENGbPxRfiCY1
 DB_PASSWORD=s3cr3tPassw0rd
 hf_abcdefghijklmnopqrstuvwxyzABCDEF12
------BEGIN RSA PRIVATE KEY-----""",
+-----BEGIN RSA PRIVATE KEY-----
+-----BEGIN PGP PRIVATE KEY BLOCK-----""",
 }
 PASSED_OVER = """ISBN 0-19-852663-6
 ISBN 978-3-16-148410-0
@@ -97,7 +114,15 @@ lat 51.5074, -0.1278
 DE89 3704 0044 0532 0130 01
 00:12:34,567 --> 00:12:36,890
 0000000000
-call 12,000,000 people""".splitlines()
+call 12,000,000 people
+Call 1914-1918 a tragedy
+Call of Duty sold 25 000 000
+cell counts of 1 250 000
+phone sales of 25 000 000
+01 02 03 04 05
+010 200 300 400 500
+212 555 0147 300 400 5000
+4111 1111 1111 1111 2222 3333""".splitlines()
 
 
 @pytest.mark.parametrize(
@@ -122,6 +147,33 @@ def test_several_in_a_text_are_masked_in_their_places() -> None:
     assert mask(text, found) == "Ada: [EMAIL], [PHONE]; pay with [CARD] (password: [KEY])."
     assert mask("nothing", []) == "nothing"
     assert {finding.kind for finding in found} <= set(KINDS)
+
+
+def test_a_row_of_two_numbers_is_two() -> None:
+    for text in ("(555) 123-4567 (555) 987-6543", "DE89370400440532013000,GB29NWBK60161331926819"):
+        assert len(find_personal_data(text)) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        (
+            "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkq\nhkiG9w0BAQEFAASC\n-----END PRIVATE KEY-----\nMore.",
+            "[KEY]\nMore.",
+        ),
+        (
+            '{"key": "-----BEGIN PRIVATE KEY-----\\nMIIEvQIBADANBgkq\\n-----END PRIVATE KEY-----\\n"}',
+            '{"key": "[KEY]\\n"}',
+        ),
+        ("-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkq\nhkiG9w0BAQEFAASC", "[KEY]"),
+        (
+            "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nMIIEvQ==\n-----END RSA PRIVATE KEY-----",
+            "[KEY]",
+        ),
+    ],
+)
+def test_of_a_private_key_nothing_is_left(text: str, left: str) -> None:
+    assert mask(text, find_personal_data(text)) == left
 
 
 @pytest.mark.parametrize(
@@ -151,8 +203,11 @@ def test_time_stays_linear_whatever_the_text(piece: str) -> None:
     times = []
     for size in sizes:
         text = piece * (size // len(piece))
-        started = time.process_time()
-        find_personal_data(text)
-        times.append(time.process_time() - started)
+        tries = []
+        for _ in range(2):
+            started = time.process_time()
+            find_personal_data(text)
+            tries.append(time.process_time() - started)
+        times.append(min(tries))
     assert times[1] < 8 * times[0] + 0.3
     assert times[1] < 5

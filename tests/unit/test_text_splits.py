@@ -157,3 +157,27 @@ def test_a_cut_loses_nothing_and_leaves_nothing_empty(text: str, validation: flo
     assert all(part.strip() for _, part in parts) or len(parts) == 1
     assert parts[0][0] == "train"
     assert len(parts) in (1, 1 + (validation > 0) + (test > 0))
+
+
+def test_few_documents_are_always_cut_whatever_their_hashes(tmp_path: Path) -> None:
+    """So that a figure never rests on the one document that a hash holds out."""
+    path = tmp_path / "a.txt"
+    for seed in range(20):
+        path.write_text(
+            "\n".join(f"Text {seed} number {n} of {'some words ' * 20}" for n in range(15)), encoding="utf-8"
+        )
+        settings = TextSettings.resolve({"documents": "line", "validation_fraction": 0.2, "test_fraction": 0.2})
+        parts, report = read_parts([str(path)], settings)
+        assert len(list(parts)) == 45
+        assert "only 15 documents" in report.split_rule
+
+
+def test_masking_moves_no_document(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(f"Text {n}: write to ada{n}@example.org about it" for n in range(200)), encoding="utf-8")
+    found = []
+    for mask in (False, True):
+        settings = TextSettings.resolve({"documents": "line", "mask_personal_data": mask})
+        parts, _ = read_parts([str(path)], settings)
+        found.append([(part.line, part.split) for part in parts])
+    assert found[0] == found[1]

@@ -6,6 +6,7 @@ import copy
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,15 @@ from transformers import AutoTokenizer, BertTokenizer, ByT5Tokenizer, PreTrained
 from finetale import tokens
 from finetale.errors import RunError, SourceError, TokenizerError
 from finetale.text import Part
-from finetale.tokens import SPLITS, begin_and_end, build_store, check_tokenizer, open_store, tokenizer_hash
+from finetale.tokens import (
+    SPLITS,
+    begin_and_end,
+    build_store,
+    check_tokenizer,
+    open_store,
+    token_ranges,
+    tokenizer_hash,
+)
 from tiny import part, store, story, tokenizer
 
 END = 0  # of the tiny tokenizer, which begins texts with it too
@@ -294,7 +303,8 @@ def test_the_report_is_asked_for_after_the_last_part(tmp_path: Path) -> None:
             yield part(story(number))
 
     made = build_store(parts(), tokenizer(), tmp_path / "store", report=lambda: {"seen": list(seen)})
-    assert made.report == {"seen": [0, 1, 2]}
+    assert made.report["seen"] == [0, 1, 2]
+    assert set(made.report) == {"seen", "shared_passages"}
 
 
 def test_the_hash_of_a_store_is_that_of_its_content(tmp_path: Path) -> None:
@@ -378,6 +388,7 @@ def test_tokens_and_parts_are_memory_mapped(tmp_path: Path) -> None:
     assert not made.tokens.flags.writeable
     assert sorted(file.name for file in made.folder.iterdir()) == [
         "parts.npy",
+        "personal.npy",
         "sources.json",
         "store.json",
         "tokens.bin",
@@ -411,3 +422,21 @@ def test_the_cache_stands_where_it_was_asked_for(tmp_path: Path, monkeypatch: py
     assert tokens.cache_root(None) == tmp_path / "elsewhere"
     monkeypatch.delenv("FINETALE_CACHE")
     assert tokens.cache_root(None) == tmp_path / ".cache" / "finetale"
+
+
+def test_places_of_personal_data_become_ranges_of_tokens(tmp_path: Path) -> None:
+    first, second = "Nobody answered.", "Write to ada@example.org or call 212-555-0147, said the heron."
+    places = tuple((second.index(a), second.index(a) + len(a)) for a in ("ada@example.org", "212-555-0147"))
+    given = replace(part(second), personal=places)
+    made = store(tmp_path, [part(first), given])
+    texts = [tokenizer().decode(made.tokens[a:b].tolist()) for a, b in made.personal.tolist()]
+    assert ["ada@example.org" in texts[0], "212-555-0147" in texts[1]] == [True, True]
+    assert all(len(found) < 24 for found in texts), "and little else"
+    assert made.personal[0, 0] > made.parts["start"][1]
+
+
+def test_a_tokenizer_that_knows_no_places_gives_the_whole_part() -> None:
+    class Slow:
+        is_fast = False
+
+    assert token_ranges(Slow(), "a b c", [(2, 3)], np.arange(3)) == [(0, 3)]  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ import finetale
 from finetale.cli.output import print_error
 from finetale.environment import calm_threads
 from finetale.errors import FinetaleError
+from finetale.signals import leave
 
 COMMANDS = {
     "demo": "The whole path, offline, on bundled text, in a few minutes.",
@@ -112,7 +113,7 @@ def _undash(value: Any) -> Any:
 
 def main() -> None:
     """Entry point of the `finetale` command."""
-    sys.exit(run())
+    leave(run())
 
 
 def _usage_hint(words: Sequence[str]) -> str:

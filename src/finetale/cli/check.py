@@ -12,7 +12,7 @@ from rich.table import Table
 from finetale.cli.output import Json, Quiet, Source, print_json, progress, stdout
 from finetale.cli.settings import with_settings
 from finetale.config import TextSettings
-from finetale.display import size
+from finetale.display import plural, size
 from finetale.report.findings import not_looked_for, text_findings
 
 _MOST_PROBLEMS = 20
@@ -44,7 +44,7 @@ def command(
         print_json(report)
     else:
         _show(report)
-    return 1 if any(problem["fatal"] for problem in report["text"]["problems"]) else 0
+    return 1 if report["refused"] or any(problem["fatal"] for problem in report["text"]["problems"]) else 0
 
 
 def _show(report: dict[str, Any]) -> None:
@@ -63,7 +63,7 @@ def _show(report: dict[str, Any]) -> None:
         )
         for row in report["dropped"]:
             console.print(
-                f"  dropped: {row['tokens']:,} tokens in {row['documents']:,} documents: {escape(row['reason'])}"
+                f"  dropped: {row['tokens']:,} tokens in {plural(row['documents'], 'document')}: {escape(row['reason'])}"
             )
     else:
         console.print(f"Tokens are not counted: {escape(report['no_tokens'])}", soft_wrap=True)
@@ -81,6 +81,8 @@ def _show(report: dict[str, Any]) -> None:
     for line in (*report["warnings"], *_remarks(text)):
         console.print(line if line.startswith(" ") else f"note: {line}", soft_wrap=True, markup=False)
     _show_problems(console, text["problems"])
+    if report["refused"]:
+        console.print(f"[red]error[/]: {escape(report['refused'])}", soft_wrap=True)
 
 
 def _show_files(console: Console, text: dict[str, Any]) -> None:
@@ -121,18 +123,20 @@ def _remarks(text: dict[str, Any]) -> list[str]:
         lines.append(unknown)
     skipped = text["skipped"]
     if skipped["hidden"]:
-        lines.append(f"{skipped['hidden']:,} hidden files or folders were skipped.")
+        lines.append(f"{plural(skipped['hidden'], 'hidden file or folder', 'hidden files or folders')} skipped.")
     if skipped["run_directories"]:
-        lines.append(f"{skipped['run_directories']:,} run directories were skipped.")
+        lines.append(
+            f"{plural(skipped['run_directories'], 'run directory', 'run directories')} skipped: {'its' if skipped['run_directories'] == 1 else 'their'} files are no text."
+        )
     for suffix, count in skipped["other"].items():
-        lines.append(f"{count:,} files of another kind were skipped: {suffix or 'no ending'}.")
+        lines.append(f"{plural(count, 'file')} of another kind skipped: {suffix or 'no ending'}.")
     lines += [f"cleaning: {name.replace('_', ' ')}: {count:,}" for name, count in text["cleaning"].items() if count]
     return lines
 
 
 def _show_problems(console: Console, problems: list[dict[str, Any]]) -> None:
     if not problems:
-        console.print("No problems found.")
+        console.print("All of it could be read.")
         return
     console.print()
     for problem in problems[:_MOST_PROBLEMS]:
@@ -144,9 +148,9 @@ def _show_problems(console: Console, problems: list[dict[str, Any]]) -> None:
             soft_wrap=True,
         )
     if any(problem["fatal"] for problem in problems):
-        console.print(
-            "hint: mend what is marked as error, or name other sources; training would stop there.", soft_wrap=True
-        )
+        hints = dict.fromkeys(problem["hint"] for problem in problems if problem["fatal"] and problem["hint"])
+        mend = "Mend what is marked as error, or name other sources; training would stop there."
+        console.print(f"hint: {escape(' '.join([*hints, mend]))}", soft_wrap=True)
     if len(problems) > _MOST_PROBLEMS:
         console.print(f"… and {len(problems) - _MOST_PROBLEMS:,} more; --json lists them")
 

@@ -97,11 +97,14 @@ def shape_of(name: str) -> tuple[int, int, int, int]:
 
 
 def meant(name: str) -> str:
-    """A hint at the start of a sentence, if a name is close to `bundled` or to a folder that exists; else empty."""
+    """A hint to stand before others, if a name looks like `bundled`, a folder that exists, or one that does not; else empty."""
     if difflib.get_close_matches(name, [BUNDLED_NAME], cutoff=0.8):
         return f"Did you mean {BUNDLED_NAME}? "
-    near = _near_folder(name)
-    return f"{near} " if near else ""
+    if near := _near_folder(name):
+        return f"{near} "
+    if "/" in name and Path(name).expanduser().parent.is_dir():
+        return f"If a folder was meant: there is none called {name}. "
+    return ""
 
 
 def _near_folder(name: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from finetale import __version__, text, tokens
+from finetale.blocks import choose_block_size
 from finetale.config import Config, TextSettings
 from finetale.errors import FinetaleError, RunError, SourceError
 from finetale.rundir import write_bytes, write_folder
@@ -74,7 +75,7 @@ def tokenise(config: Config, tokenizer: PreTrainedTokenizerBase, notify: Notify)
             ) from error
         raise
     if key is None:
-        kept = root / "tokens" / f"stream-{store.info['sha256']}"
+        kept = root / "tokens" / f"stream-{_hash_of(config, store.info['sha256'], list(config.sources))}"
         kept.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(OSError):  # there already
             folder.replace(kept)
@@ -112,6 +113,7 @@ def check_text(config: Config, notify: Notify) -> dict[str, Any]:
     stage(notify, "Reading the text")
     parts, report = text.read_parts(config.sources, config, on_problem="collect", offline=config.offline)
     result: dict[str, Any] = {"tokens": None, "dropped": [], "warnings": [], "tokenizer": None, "no_tokens": None}
+    result["refused"] = None
     named = bool({"model", "tokenizer"} & config.model_fields_set)
     try:
         tokenizer = tokenizer_for(config, notify, offline=config.offline or not named)
@@ -132,7 +134,12 @@ def check_text(config: Config, notify: Notify) -> dict[str, Any]:
                 raise
             return result | {"text": report.to_dict()}
         counts = {"tokens": store.account["tokens"], "dropped": store.account["dropped"], "warnings": store.warnings}
-    return result | counts | {"tokenizer": config.tokenizer or config.model, "text": report.to_dict()}
+        told = store.report
+        try:
+            choose_block_size(store, None, config.block_size)
+        except SourceError as error:
+            result["refused"] = f"{error.message} {error.hint}"
+    return result | counts | {"tokenizer": config.tokenizer or config.model, "text": told}
 
 
 def tokenizer_for(config: Config, notify: Notify, *, offline: bool) -> PreTrainedTokenizerBase:
@@ -178,7 +185,11 @@ def _key(config: Config, what: str, notify: Notify) -> str | None:
     fingerprint = text.fingerprint(config.sources, config, progress)
     if fingerprint is None:
         return None
+    return _hash_of(config, fingerprint, what)
+
+
+def _hash_of(config: Config, *what: Any) -> str:
+    """Hash of what is given, the settings that shape the text, and how stores are written."""
     settings = config.narrow(TextSettings).model_dump(mode="json")
-    return hashlib.sha256(
-        json.dumps([__version__, tokens.STORE_VERSION, fingerprint, settings, what], sort_keys=True).encode()
-    ).hexdigest()[:32]
+    values = [__version__, tokens.STORE_VERSION, settings, *what]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]

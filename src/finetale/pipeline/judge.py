@@ -203,11 +203,25 @@ def compare_models(
         if store is not None and held_out is HELD_OUT
         else None
     )
-    result = comparison.build(sides[0], sides[1], config, prompts, same_tokenizer=same, training_texts=texts)
+    shared = shared_shares(store) if store is not None and held_out is HELD_OUT else None
+    result = comparison.build(
+        sides[0], sides[1], config, prompts, same_tokenizer=same, training_texts=texts, shared=shared
+    )
     if store is not None and held_out is HELD_OUT and config.audit_tokens != 0:
-        base = before if same and not models.is_new(before.provenance.name) else None
+        # A run that went before may know the very text by heart, and random weights know nothing.
+        base = before if same and before.provenance.kind in ("hub", "local", "bundled") else None
         result["memorisation"] = audit_model(after, base, store, config, notify, between)
     return result
+
+
+def shared_shares(store: TokenStore) -> dict[str, float]:
+    """Of each held-out split, the share of its tokens that stand in the training text too."""
+    found = store.report.get("shared_passages") or {}
+    return {
+        split: found[split]["shared"] / max(1, found[split]["tokens"])
+        for split in ("validation", "test")
+        if split in found
+    }
 
 
 def audit_model(
@@ -242,15 +256,16 @@ def audit_model(
                 store,
                 splits,
                 window=config.block_size,
-                budget=wanted if name == "training" else max(20_000, wanted // 4),
+                budget=wanted if name == "training" else max(min(20_000, wanted), wanted // 4),
                 seed=config.seed,
+                risk_first=name == "training",
                 progress=partial(_tell, notify, message),
                 between=between,
             ),
             config.micro_batch_size or _batch_size(after, config.block_size),
             config.block_size,
         )
-    return comparison.describe_audit(found, store, after.tokenizer)
+    return comparison.describe_audit(found, store, after.tokenizer, has_base=base is not None)
 
 
 def training_texts(store: TokenStore, tokenizer: Any, notify: Notify, between: Between | None = None) -> Iterator[str]:

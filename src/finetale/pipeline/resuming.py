@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from finetale import models, training
 from finetale.config import Config, read_settings_file
@@ -116,6 +119,10 @@ def _prepare_again(run: RunDirectory, notify: Notify, accept_changes: bool) -> t
 def _changed_settings(config: Config, before: dict[str, Any]) -> list[str]:
     """Settings that differ from those in run.json, in words."""
     now = portable(config).model_dump(mode="json")
+    with contextlib.suppress(ValidationError):  # values as an older version wrote them
+        before = Config.model_validate({name: before[name] for name in before if name in now}).model_dump(
+            mode="json", include=set(before)
+        )
     # What an older version did not know has its default now.
     names = sorted(name for name in before if now.get(name) != before[name])
     return [f"{name} is {now.get(name)}, was {before.get(name)}" for name in names]

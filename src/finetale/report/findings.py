@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from finetale.report.formats import at, count, finite, objects
+from finetale.report.formats import at, count, finite, objects, share
 
 _KINDS = {
     "email": ("e-mail address", "e-mail addresses"),
@@ -26,6 +26,10 @@ _REPEATS = (
         True,
     ),
 )
+
+
+SHARED_SHARE = 0.005
+"""Share of held-out text in the training text from which on it is told."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,19 @@ def text_findings(text: Any) -> list[TextFinding]:
                 _places(text, key),
             )
         )
+    for split in ("validation", "test"):
+        tokens, shared = (finite(at(text, "shared_passages", split, key)) or 0 for key in ("tokens", "shared"))
+        if tokens and shared / tokens >= SHARED_SHARE:
+            what = f"{share(shared / tokens)} of the {split} text stands word for word in the training text too"
+            found.append(
+                TextFinding(
+                    f"{what}, so the figures on it flatter the model",
+                    f"--{split} FILE",
+                    "holds out text of your own choice",
+                    True,
+                    (),
+                )
+            )
     counts = at(text, "personal_data", "counts")
     if isinstance(counts, Mapping) and counts:
         named = [f"{count(number)} {_KINDS.get(kind, (kind, kind))[number != 1]}" for kind, number in counts.items()]
@@ -101,6 +118,11 @@ def not_looked_for(text: Any) -> str:
         if text.get(key) is None
     ]
     limit = finite(at(text, "near_duplicates", "compared_with"))
+    crowded = finite(at(text, "near_duplicates", "not_compared_with_all"))
+    if crowded:
+        return (
+            f"{count(crowded)} documents are in part like so many others that they were not compared with all of them."
+        )
     if limit:
         return f"Near repeats were looked for among the first {count(limit)} documents only."
     names = " and ".join(missing)

@@ -113,10 +113,11 @@ def memory_view(comparison: Mapping[str, Any]) -> dict[str, Any] | None:
     )
     part = "all" if looked >= whole else f"{formats.share(looked / whole)} of it"
     what = f"Of {count(looked)} tokens of the training text that were looked through ({part}), the model writes "
-    given = "word for word when given what stands before"
+    beyond = ", beyond what its base would have written" if at(comparison, "memorisation", "has_base") is True else ""
+    given = f"word for word when given what stands before{beyond}"
     if passages:
         number = "1 passage" if passages == 1 else f"{count(passages)} passages"
-        what += f"{formats.share(known / looked)} {given}, in {number}"
+        what += f"{formats.share(known / looked)} {given}{';' if beyond else ','} in {number}"
         if personal:
             what += f", {count(personal)} of them with personal data"
     else:

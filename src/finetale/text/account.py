@@ -33,6 +33,7 @@ class Problem:
     lines: list[int] = field(default_factory=list)
     detail: str = ""
     fatal: bool = False
+    hint: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         lines = ", ".join(map(str, self.lines)) + (", …" if len(self.lines) == MAX_LINES else "")
@@ -44,6 +45,7 @@ class Problem:
             "count": self.count,
             "detail": "; ".join(filter(None, (self.detail, where))),
             "fatal": self.fatal,
+            "hint": self.hint,
         }
 
 
@@ -61,12 +63,15 @@ class FileAccount:
         self.characters = 0
         self.problems: dict[str, Problem] = {}
 
-    def problem(self, kind: str, line: int | None, count: int = 1, detail: str = "", *, fatal: bool = False) -> None:
+    def problem(
+        self, kind: str, line: int | None, count: int = 1, detail: str = "", *, fatal: bool = False, hint: str = ""
+    ) -> None:
         """Count a problem; lines must come in ascending order."""
         entry = self.problems.setdefault(kind, Problem(self.file, kind))
         entry.count += count
         entry.detail = detail or entry.detail
         entry.fatal = entry.fatal or fatal
+        entry.hint = hint or entry.hint
         if line is not None and len(entry.lines) < MAX_LINES and line not in entry.lines:
             entry.lines.append(line)
 
@@ -153,6 +158,7 @@ class TextReport:
         self._has_fatal = False
         self._histogram: Counter[int] = Counter()
         self.near_limit: int | None = None  # documents that later ones were compared with, where not all were
+        self.crowded = 0  # documents that were not compared with all they are like in part
         self._looks_near = False
         self._looks_for_personal_data = False
         self._personal_data: Counter[str] = Counter()
@@ -184,7 +190,7 @@ class TextReport:
     def fatal(self, error: FileError) -> None:
         """Record what could not be read at all, before an account of it was opened."""
         lines = [] if error.line is None else [error.line]
-        self._add_problem(Problem(error.file, error.kind, 1, lines, error.detail, True))
+        self._add_problem(Problem(error.file, error.kind, 1, lines, error.detail, True, error.hint))
 
     def _add_problem(self, problem: Problem) -> None:
         self._num_problems += 1
@@ -256,6 +262,7 @@ class TextReport:
             "duplicates": self.duplicates.to_dict(),
             "near_duplicates": self.near_duplicates.to_dict()
             | ({"compared_with": self.near_limit} if self.near_limit else {})
+            | ({"not_compared_with_all": self.crowded} if self.crowded else {})
             if self._looks_near
             else None,
             "overlap": self.overlap.to_dict(),

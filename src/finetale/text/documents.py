@@ -39,7 +39,7 @@ class Part:
         digest: BLAKE2b (16 bytes, hexadecimal) of the whole document's text in UTF-8.
         dropped: why it is not used; None when it is.
         ends: whether the document ends with this part; False for the parts of a cut document but its last.
-        is_personal: whether personal data was found in the document, and left there.
+        personal: where in the part personal data stands that was found and left there, as (start, stop) in characters.
         is_repeat: whether the document repeats an earlier one, exactly or nearly.
     """
 
@@ -50,7 +50,7 @@ class Part:
     digest: str
     dropped: str | None
     ends: bool = True
-    is_personal: bool = False
+    personal: tuple[tuple[int, int], ...] = ()
     is_repeat: bool = False
 
 

@@ -34,12 +34,18 @@ _ASCII_WORDS = bytes(code if chr(code).isalnum() else 32 for code in range(128))
 
 
 class NearIndex:
-    """The sketches of documents that were read, to be found again by similarity."""
+    """The sketches of documents that were read, to be found again by similarity.
+
+    Attributes:
+        crowded: documents that were compared with a thousand of those they are like in part, and not with all.
+    """
 
     def __init__(self) -> None:
         self._bands = RMinHashLSH(SIMILAR, _MINIMA, _BANDS)
         self._minima = array("I")
         self._numbers = array("Q")
+        self.crowded = 0
+        self._is_crowded = False
 
     @property
     def is_full(self) -> bool:
@@ -48,10 +54,13 @@ class NearIndex:
 
     def find(self, sketch: RMinHash) -> tuple[int, float] | None:
         """(number, similarity) of the most similar document, the earliest of these; None if none is similar enough."""
-        candidates = self._bands.query(sketch)[:_MOST_CANDIDATES]
+        candidates = self._bands.query(sketch)
+        self._is_crowded = len(candidates) > _MOST_CANDIDATES
+        self.crowded += self._is_crowded
         if not candidates:
             return None
         candidates.sort()
+        del candidates[_MOST_CANDIDATES:]
         table = np.frombuffer(self._minima, np.uint32).reshape(-1, _MINIMA)
         alike = (table[candidates] == np.array(sketch.digest(), np.uint32)).mean(axis=1)
         del table  # an array that is looked at can't grow
@@ -59,8 +68,12 @@ class NearIndex:
         return (self._numbers[candidates[best]], float(alike[best])) if alike[best] >= SIMILAR else None
 
     def add(self, sketch: RMinHash, number: int) -> None:
-        """Remember a document under a number of the caller's."""
-        if not self.is_full:
+        """Remember a document, the one that was looked for last, under a number of the caller's.
+
+        One that is like a thousand others in part, as filled-in forms are, is not: there each more would cost all later
+        ones time.
+        """
+        if not self.is_full and not self._is_crowded:
             self._bands.insert(len(self._numbers), sketch)
             self._minima.extend(sketch.digest())
             self._numbers.append(number)

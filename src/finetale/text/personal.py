@@ -10,31 +10,42 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 KINDS = ("email", "phone", "card", "iban", "key")
 
-_LOCAL = re.compile(r"[\w.+%'-]{0,63}[\w+%-]\Z")
-_DOMAIN = re.compile(r"(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}[^\W\d_]{2,24}(?![\w-])")
+# First what is written in ASCII, for in Chinese and Japanese no space parts an address from the words around it.
+_LOCALS = (re.compile(r"[A-Za-z0-9_.+%'-]{0,63}[A-Za-z0-9_+%-]\Z"), re.compile(r"[\w.+%'-]{0,63}[\w+%-]\Z"))
+_DOMAINS = (
+    re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9])"),
+    re.compile(r"(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}[^\W\d_]{2,24}(?![^\W_])"),
+)
 
 _DIGIT = re.compile("[0-9]")
 _SPACE = re.compile(r"\s")
-# Seven digits or more, with little between two of them.
-_NUMBER = re.compile(r"[0-9](?:(?: [-\u2013] |[ \u00a0.()/\-\u2010\u2011\u2013]{0,2})[0-9]){6,24}")
-_NUMBER_GOES_ON = re.compile(r"(?:[\w#$€£=/]|\d[.,:]|\w-)\Z")
-_MORE_FOLLOWS = re.compile(r"\w|[.,:-]\d")
+# Groups of digits, seven or more in all, with little between two of them.
+_NUMBER = re.compile(r"[0-9](?:(?: [-\u2013] |[ \u00a0.()/\-\u2010\u2011\u2013]{0,2})[0-9]){6,200}")
+_GROUP = re.compile("[0-9]+")
+_MOST_GROUPS = 7  # of one number: +1 (212) 555 01 47 12
+_MOST_IN_A_ROW = 14  # groups; longer rows are tables
+_NUMBER_GOES_ON = re.compile(r"(?:[A-Za-z0-9_#$€£=/]|[0-9][.,:]|[A-Za-z0-9_]-)\Z")
+_MORE_FOLLOWS = re.compile(r"[A-Za-z0-9_]|[.,:-][0-9]")
 _CONTEXT = re.compile(
-    r"(?:\b(?:tel|telephone|telefon|teléfono|telefono|telefone|téléphone|tél|phone|ph|mobile|móvil|mobil|handy|cell|cellular|cellulare"
-    r"|fax|call|calling|ring|dial|whatsapp|sms|hotline|тел|телефон)\b|☎|📞|电话|電話|手机|手機|携帯|전화)"
-    r"[^0-9\n]{0,24}\Z",
+    r"(?:(?:\b(?:tel|telephone|telefon|teléfono|telefono|telefone|téléphone|tél|phone|ph|mobile|móvil|mobil|handy|cellular|cellulare"
+    r"|fax|whatsapp|sms|hotline|тел|телефон)\b|☎|📞|电话|電話|手机|手機|携帯|전화)[^0-9\n]{0,24}"
+    r"|\b(?:call|ring|dial|cell)\b(?: (?:me|us|him|her|them))?(?: (?:on|at))?\W{0,3})\Z",
     re.IGNORECASE,
 )
-_DATE = re.compile(r"^(?:\d{1,2}([./-])\d{1,2}\1(?:\d{4}|\d{2})|\d{4}([./-])\d{1,2}\2\d{1,2})(?!\d)")
-_AMERICAN = re.compile(r"^(?:1[ .-]?)?\(?[2-9]\d\d\)?(?: ?[.-] ?|(?<=\)) ?)[2-9]\d\d[ .-]\d{4}$")
+_DATE = re.compile(r"(?:\d{1,2}([./-])\d{1,2}\1(?:\d{4}|\d{2})|\d{4}([./-])\d{1,2}\2\d{1,2})(?![./-]?\d)")
+_COUNTS = re.compile(
+    r"\d{1,3}(?:[ \u00a0.]\d{3})+\Z|(?:1[5-9]|20)\d\d.{1,3}(?:1[5-9]|20)\d\d\Z"
+)  # 12 000 000, 1914-1918
+_AMERICAN = re.compile(r"(?:1[ .-]?)?\(?[2-9]\d\d\)?(?:(?: ?[.-] ?|(?<=\)) ?)\d{3} ?[.-] ?| [2-9]\d\d[ .-])\d{4}\Z")
 _CARD_GROUPS = {(4, 4, 4, 4), (4, 6, 5), (4, 6, 4), (4, 4, 4, 1), (4, 4, 4, 4, 3)}
 _CARD_ISSUERS = re.compile(
     r"^(?:4\d{12}(?:\d{3}){0,2}|(?:5[1-5]|2[2-7])\d{14}|3[47]\d{13}|3(?:0[0-5]|[68]\d)\d{11}|(?:6011|65\d\d|64[4-9]\d)\d{12,15}|35\d{14})$"
 )
-_IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]){11,30}")
+_IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}[0-9]{2}(?:[ \u00a0\u202f]?[A-Z0-9]){11,30}")
 _IBAN_LENGTHS = {
     country: int(length)
     for country, length in re.findall(
@@ -55,7 +66,9 @@ _KEY = re.compile(
     r"|eyJ[\w-]{8,2000}\.eyJ[\w-]{4,4000}\.[\w-]{8,1000})"
 )
 _PRIVATE = re.compile(
-    r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----(?:[A-Za-z0-9+/=\s:,-]{0,8000}?-----END [A-Z ]{0,30}PRIVATE KEY-----)?"
+    r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY(?: BLOCK)?-----(?:"
+    r"(?:[A-Za-z0-9+/=\s:,.()@<>\\]|-(?!----)){0,20000}-----END [A-Z ]{0,30}PRIVATE KEY(?: BLOCK)?-----"
+    r"|(?:(?:\s|\\[nr])*[A-Za-z0-9+/=]{16,})*)"
 )
 _BEFORE_SECRET = 48  # characters
 _SECRET_MARK = re.compile("key|token|secret|passw|pwd|credential", re.IGNORECASE)
@@ -106,7 +119,7 @@ Spans = Iterator[tuple[str, int, int]]
 
 
 def _keys(text: str) -> Spans:
-    if "PRIVATE KEY-----" in text:
+    if "PRIVATE KEY" in text:
         for match in _PRIVATE.finditer(text):
             yield "key", *match.span()
     for start, stop in _words_with_digits(text):
@@ -145,66 +158,103 @@ def _is_secret(value: str, shortest: int) -> bool:
 def _emails(text: str) -> Spans:
     at = text.find("@")
     while at >= 0:
-        local = _LOCAL.search(text, max(0, at - 64), at)
-        domain = _DOMAIN.match(text, at + 1, at + 256)
-        if local and domain and len(local[0].lstrip(".'-")) > 0:
-            start = at - len(local[0].lstrip(".'-"))
-            yield "email", start, domain.end()
+        local = next(filter(None, (pattern.search(text, max(0, at - 64), at) for pattern in _LOCALS)), None)
+        domain = next(filter(None, (pattern.match(text, at + 1, at + 256) for pattern in _DOMAINS)), None)
+        if local and domain and (name := local[0].lstrip("._'-")):
+            yield "email", at - len(name), domain.end()
         at = text.find("@", at + 1)
 
 
 def _accounts(text: str) -> Spans:
     for first, last in _words_with_digits(text):
-        match = _IBAN.search(text, first, last + 45)
-        if match is None or match.start() >= last:
-            continue
-        length = _IBAN_LENGTHS.get(match[0][:2], 0)
-        plain = match[0].replace(" ", "")[:length]
-        turned = "".join(str(int(character, 36)) for character in plain[4:] + plain[:4])
-        if length and len(plain) == length and int(turned) % 97 == 1:
-            stop = match.start()
-            for _ in plain:  # a sentence may go on in capitals
-                stop += 1 + (text[stop] == " ")
-            yield "iban", match.start(), stop
+        for match in _IBAN.finditer(text, first, last + 60):
+            if match.start() >= last:
+                break
+            length = _IBAN_LENGTHS.get(match[0][:2], 0)
+            plain = re.sub(r"\s", "", match[0])[:length]
+            turned = "".join(str(int(character, 36)) for character in plain[4:] + plain[:4])
+            if length and len(plain) == length and int(turned) % 97 == 1:
+                stop = match.start()
+                for _ in plain:  # a sentence may go on in capitals
+                    stop += 1 + text[stop].isspace()
+                yield "iban", match.start(), stop
 
 
 def _numbers(text: str) -> Spans:
     for match in _NUMBER.finditer(text):
-        start, stop = match.span()
-        if _NUMBER_GOES_ON.search(text, max(0, start - 2), start) or _MORE_FOLLOWS.match(text, stop):
+        if _NUMBER_GOES_ON.search(text, max(0, match.start() - 2), match.start()) or _MORE_FOLLOWS.match(
+            text, match.end()
+        ):
             continue
-        value = match[0]
-        if _is_card(value):
-            yield "card", start, stop
+        groups = [group.span() for group in _GROUP.finditer(text, match.start(), match.end())]
+        if len(groups) > _MOST_IN_A_ROW:
             continue
-        if text[start - 1 : start] == "(" and ")" in value:
-            start -= 1
-        plus = text[start - 1 : start] == "+"
-        if _is_phone(text[start:stop], plus, text[max(0, start - 40) : start]):
-            yield "phone", start - plus, stop
+        gaps = [text[a[1] : b[0]] for a, b in pairwise(groups)]
+        at = 0
+        while at < len(groups):
+            for last in range(min(at + _MOST_GROUPS, len(groups)) - 1, at - 1, -1):
+                if found := _number(text, groups, gaps, at, last):
+                    yield found
+                    at = last
+                    break
+            at += 1
 
 
-def _is_card(value: str) -> bool:
+def _number(
+    text: str, groups: list[tuple[int, int]], gaps: list[str], first: int, last: int
+) -> tuple[str, int, int] | None:
+    """What groups first … last of a row of numbers are, if they are one by themselves."""
+    start, stop = groups[first][0], groups[last][1]
+    lengths = tuple(b - a for a, b in groups[first : last + 1])
+    if not 7 <= sum(lengths) <= 19:
+        return None
+    inside = set(gaps[first:last])
+    is_first, is_last = first == 0, last == len(groups) - 1
+    # Within a row of numbers that are written alike, some of them are no number of their own.
+    if not is_first and gaps[first - 1] in inside:
+        return None
+    same_after = not is_last and gaps[last] in inside
+    value = text[start:stop]
+    if _is_card(value, lengths) and not (same_after and groups[last + 1][1] - groups[last + 1][0] == lengths[-1]):
+        return "card", start, stop
+    if same_after:
+        return None
+    if text[start - 1 : start] == "(" and ")" in value:
+        start -= 1
+    plus = text[start - 1 : start] == "+"
+    before = text[max(0, start - 40) : start] if is_first and is_last else ""
+    return ("phone", start - plus, stop) if _is_phone(text[start:stop], lengths, plus, before) else None
+
+
+def _is_card(value: str, lengths: tuple[int, ...]) -> bool:
     digits = re.sub(r"\D", "", value)
-    groups = tuple(map(len, re.split("[ \u00a0-]", value)))
-    if not _CARD_ISSUERS.match(digits) or (len(groups) > 1 and groups not in _CARD_GROUPS) or len(set(digits)) < 2:
+    if not _CARD_ISSUERS.match(digits) or len(set(digits)) < 2:
+        return False
+    if len(lengths) > 1 and (lengths not in _CARD_GROUPS or re.search(r"[^0-9 \u00a0-]|\D\D", value)):
         return False
     doubled = [int(digit) * 2 for digit in digits[-2::-2]]
     return (sum(map(int, digits[-1::-2])) + sum(number // 10 + number % 10 for number in doubled)) % 10 == 0
 
 
-def _is_phone(value: str, plus: bool, before: str) -> bool:
+def _is_phone(value: str, lengths: tuple[int, ...], plus: bool, before: str) -> bool:
     digits = re.sub(r"\D", "", value)
-    groups = re.split(r"\D+", value.strip("("))
-    if _DATE.match(value) or not 7 <= len(digits) <= 15 or len(set(digits)) < 3:
+    if not 7 <= len(digits) <= 15 or len(set(digits)) < 3:
         return False
     if plus:
         return digits[0] != "0" and len(digits) >= 8
+    if _DATE.match(value) or _counts_up(value):
+        return False
     if _AMERICAN.match(value):
         return True
     if digits.startswith("00"):
-        return digits[2:3] != "0" and len(digits) >= 11 and len(groups) > 1
+        return digits[2:3] != "0" and len(digits) >= 11 and len(lengths) > 1
     # A trunk prefix: area code and number, 9 to 11 digits. ISBNs and decimals have the 0 alone.
-    if digits[0] == "0" and 9 <= len(digits) <= 11 and len(groups[0]) >= 2 and "\n" not in value:
-        return len(groups) > 1 or len(digits) >= 10
-    return bool(_CONTEXT.search(before))
+    if digits[0] == "0" and 9 <= len(digits) <= 11 and lengths[0] >= 2:
+        return len(lengths) > 1 or len(digits) >= 10
+    return not _COUNTS.match(value) and bool(_CONTEXT.search(before))
+
+
+def _counts_up(value: str) -> bool:
+    """01 02 03 04 05"""
+    numbers = [int(group) for group in _GROUP.findall(value)]
+    return len(numbers) > 2 and all(b == a + 1 for a, b in pairwise(numbers))

@@ -165,7 +165,7 @@ class _Reader:
             names = " and ".join(reversed(given))
             fates.append(f"The {names} text comes from {'a source' if len(given) == 1 else 'sources'} of its own.")
         self._report.split_rule = " ".join(fates)
-        self._report.near_limit = self._repeats.limit
+        self._report.near_limit, self._report.crowded = self._repeats.limit, self._repeats.crowded
         self._check_not_empty("train", plan["train"])
 
     def _candidates(self, inputs: Sequence[Input]) -> Iterator[Candidate]:
@@ -176,7 +176,7 @@ class _Reader:
             except FileError as error:
                 if not self._collect:
                     raise
-                account.problem(error.kind, error.line, detail=error.detail, fatal=True)
+                account.problem(error.kind, error.line, detail=error.detail, fatal=True, hint=error.hint)
             finally:
                 self._report.close_file(account)
 
@@ -188,6 +188,7 @@ class _Reader:
             text = cleaner.clean(raw, line)
             if strip and not records and raw[:1].isspace():
                 line += raw[: len(raw) - len(raw.lstrip())].count("\n")
+            digest = digest_of(text.encode("utf-8"))  # before masking, which must not move a document
             findings = find_personal_data(text) if self._finds_personal_data else []
             document = Document(text, entry.name, line)
             if findings:
@@ -200,9 +201,9 @@ class _Reader:
             dropped = None
             if len(text) < shortest:
                 dropped = f"shorter than {shortest} characters" if text else "empty"
-            candidate = Candidate(
-                document, digest_of(data), len(text.split()), len(data), records, dropped, bool(findings)
-            )
+                account.problem("left_out", line, detail=f"left out: {dropped}")
+            places = tuple((finding.start, finding.stop) for finding in findings)
+            candidate = Candidate(document, digest, len(text.split()), len(data), records, dropped, places)
             account.documents += 1
             account.characters += len(text)
             self._report.count_document(document, candidate.digest, candidate.num_words)
@@ -244,6 +245,7 @@ class _Reader:
         if len({dropped.get(split) for split, _ in parts}) == 1 and dropped:
             parts = ((parts[0][0], document.text),)
         line, digest = document.line, candidate.digest.hex()
+        start = 0
         for number, (split, text) in enumerate(parts, 1):
             part = Part(
                 text,
@@ -253,9 +255,10 @@ class _Reader:
                 digest,
                 dropped.get(split),
                 ends=number == len(parts),
-                is_personal=candidate.is_personal,
+                personal=_within(candidate.personal, start, start + len(text)),
                 is_repeat=is_repeat,
             )
+            start += len(text)
             if len(parts) == 1:
                 self._report.count_part(part, candidate.num_words, candidate.num_bytes)
             else:
@@ -267,26 +270,26 @@ class _Reader:
         """Count what a document repeats; why it is dropped, for each of its splits that is."""
         document, exact, near = placed.candidate.document, found.exact, found.near
         report, settings = self._report, self._settings
-        reasons: dict[Split, str] = {}
         splits = [split for split, _ in placed.parts]
-        exact_leaks = exact.leaks(placed) if exact else frozenset()
-        if near and (leaks := near.leaks(placed)):
-            drop = settings.drop_overlap == "near"
-            reasons |= dict.fromkeys(leaks, NEAR_OVERLAP) if drop else {}
-            if not exact_leaks:
-                report.near_overlap.count(document, near, dropped=drop)
-        if exact and exact_leaks:
-            drop = settings.drop_overlap != "off"
-            reasons |= dict.fromkeys(exact_leaks, OVERLAP) if drop else {}
-            report.overlap.count(document, exact, dropped=drop)
         if exact and exact.stands_beside(placed):
             drop = settings.deduplicate != "off"
-            reasons |= dict.fromkeys(splits, DUPLICATE) if drop else {}
             report.duplicates.count(document, exact, dropped=drop)
+            if drop:  # what else might be said of it is said of the first
+                return dict.fromkeys(splits, DUPLICATE)
         elif near and near.stands_beside(placed):
             drop = settings.deduplicate == "near"
-            reasons |= dict.fromkeys(splits, NEAR_DUPLICATE) if drop else {}
             report.near_duplicates.count(document, near, dropped=drop)
+            if drop:
+                return dict.fromkeys(splits, NEAR_DUPLICATE)
+        reasons: dict[Split, str] = {}
+        if exact and (leaks := exact.leaks(placed)):
+            drop = settings.drop_overlap != "off"
+            report.overlap.count(document, exact, dropped=drop)
+            reasons |= dict.fromkeys(leaks, OVERLAP) if drop else {}
+        elif near and (leaks := near.leaks(placed)):
+            drop = settings.drop_overlap == "near"
+            report.near_overlap.count(document, near, dropped=drop)
+            reasons |= dict.fromkeys(leaks, NEAR_OVERLAP) if drop else {}
         return reasons
 
     def _check_not_empty(self, split: Split, inputs: Sequence[Input]) -> None:
@@ -301,3 +304,8 @@ class _Reader:
             f"There is no {what} text in {names}{f' ({reasons})' if reasons else ''}.",
             "Check that the right files are named; `finetale check` shows what is read and what is dropped.",
         )
+
+
+def _within(places: tuple[tuple[int, int], ...], start: int, stop: int) -> tuple[tuple[int, int], ...]:
+    """Places of a document as those of its part [start, stop)."""
+    return tuple((max(a, start) - start, min(b, stop) - start) for a, b in places if a < stop and b > start)

@@ -43,10 +43,8 @@ class Earlier:
 
     def leaks(self, placed: Placed) -> frozenset[Split]:
         """The splits of a document that would have to go so that nothing held out is trained on."""
-        is_cut, was_cut = _mark_of(placed) == CUT, bool(self.marks & CUT)
-        # The same text gets cut in the same places. Held-out text of a source of its own is read first.
-        cut = CUT if was_cut and not is_cut and self.similarity < 1 else 0
-        train = TRAIN if self.similarity < 1 else 0
+        # The very same text gets cut in the same places, and held-out text of a source of its own is read first.
+        cut, train = (CUT, TRAIN) if self.similarity < 1 else (0, 0)
         against = {split: (HELD_OUT if split == "train" else train) | cut for split in SPLITS}
         return frozenset(split for split, _ in placed.parts if self.marks & against[split])
 
@@ -75,9 +73,17 @@ class Repeats:
         self._groups = array("Q")  # by number: number of the first that is alike
         self._marks = bytearray()  # by number: of this very text
         self._group_marks = bytearray()  # by number of the first: of all that are alike
+        self._has_others = (
+            bytearray()
+        )  # by number of the first: whether there are texts that are alike, but not the same
         self._names: list[str] = []
         self._sources: dict[str, int] = {}
         self._near = NearIndex() if near else None
+
+    @property
+    def crowded(self) -> int:
+        """Documents that are like so many others in part that they were not compared with all of these."""
+        return self._near.crowded if self._near is not None else 0
 
     @property
     def limit(self) -> int | None:
@@ -90,7 +96,8 @@ class Repeats:
         number = self._exact.get(candidate.digest)
         if number is not None:
             exact, group = Earlier(self._place(number), self._marks[number]), self._groups[number]
-            near = Earlier(self._place(group), self._group_marks[group], 0.999) if self._near is not None else None
+            has_others = self._near is not None and bool(self._has_others[group])
+            near = Earlier(self._place(group), self._group_marks[group], 0.999) if has_others else None
             return Found(exact, near, number, group, None)
         if self._near is None or (sketch := sketch_of(candidate.document.text)) is None:
             return Found(None, None, None, None, None)
@@ -115,6 +122,9 @@ class Repeats:
             self._groups.append(number if found.group is None else found.group)
             self._marks.append(0)
             self._group_marks.append(0)
+            self._has_others.append(0)
+            if found.group is not None:
+                self._has_others[found.group] = 1
             if found.group is None and found.sketch is not None and self._near is not None:
                 self._near.add(found.sketch, number)
         self._marks[number] |= mark

@@ -29,7 +29,7 @@ class Candidate:
     num_bytes: int
     is_record: bool
     dropped: str | None
-    is_personal: bool
+    personal: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(slots=True)
@@ -102,6 +102,7 @@ class Splitter:
         """Every document with its parts, in the order in which they come."""
         candidates = iter(candidates)
         held: list[Candidate] = []
+        texts: set[bytes] = set()
         size = 0
         empty: set[Split] = {"train", *(split for split in SPLITS if self._shares.get(split, 0) > 0)}
         for candidate in candidates:
@@ -109,9 +110,10 @@ class Splitter:
             size += candidate.num_bytes + HELD_BYTES
             if candidate.dropped is None:
                 empty -= {split for split, _ in self._parts(candidate)}
-            if not empty or size > BUFFER_BYTES:
+                texts.add(candidate.digest)
+            if (not empty and len(texts) >= FEW_DOCUMENTS) or size > BUFFER_BYTES:
                 break
-        if empty:
+        if empty or len(texts) < FEW_DOCUMENTS:
             self._fill(empty, [candidate for candidate in held if candidate.dropped is None])
         for candidate in held:
             yield Placed(candidate, self._parts(candidate))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -36,3 +38,21 @@ def test_a_signal_leaves_the_call_behind_and_tells_it() -> None:
         leave_open(lambda: abandon.wait(30), abandon)
     assert time.monotonic() - started < 2
     assert abandon.is_set()
+
+
+def test_a_process_ends_although_a_call_was_left_behind() -> None:
+    code = """
+import os, signal, threading, time
+from finetale.signals import Stopped, StopRequest, leave, leave_open
+threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+try:
+    with StopRequest(at_once=True):
+        leave_open(lambda: [time.sleep(0.001) for _ in range(20_000)], threading.Event())
+except Stopped:
+    print("left", flush=False)
+    leave(75)
+"""
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (75, "left\n", "")
+    assert time.monotonic() - started < 15, "it does not wait for the call"
