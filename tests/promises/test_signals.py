@@ -26,7 +26,7 @@ STAGES = {
     "probing": ("finetale.pipeline.tuning", "plan_memory"),
     "step": ("finetale.forward", "PackedForward.loss"),
     "evaluation": ("finetale.forward", "PackedForward.token_losses"),
-    "sampling": ("finetale.generate", "_Batch.step"),
+    "sampling": ("finetale.generate.generator", "_Batch.step"),
     "saving": ("finetale.training.checkpoints", "save_file"),
 }
 """What is being done when the signal comes: a function that is called then."""

@@ -29,6 +29,7 @@ COMMANDS = {
     "evaluate": "Loss, perplexity and bits a byte of a model on text.",
     "generate": "Continue prompts with a model.",
     "compare": "Two models on the same text, prompts and seeds; or a run with its base again.",
+    "serve": "A model behind an OpenAI-compatible API.",
     "report": "Write report.html of a run again.",
     "runs": "A table of the runs here.",
     "doctor": "This machine, and what would make it faster.",

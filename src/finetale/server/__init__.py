@@ -1,0 +1,13 @@
+"""A model behind OpenAI's API, for `finetale serve`. Needs the extra `serve`.
+
+wire            bodies to requests and back, pure functions
+completion      a request → jobs → choices
+engine          what is asked of whatever computes
+torch_engine    PyTorch with continuous batching, on the cache of `slots`
+worker          the thread that keeps an engine busy; queue, turns, cancelling
+guard           keys, hosts, sizes
+app             the routes
+service         models and engines → a server that runs until it is told to stop
+"""
+
+from __future__ import annotations

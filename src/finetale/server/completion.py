@@ -33,12 +33,13 @@ class Vocabulary:
         Raises:
             RequestError: an id is none of the vocabulary's.
         """
-        if isinstance(prompts[0], str):
-            return [ids.tolist() for ids in encode_batch(self.tokenizer, list(prompts))]  # type: ignore[arg-type]
-        for ids in prompts:
-            if any(token >= self.vocab_size for token in ids):
-                raise RequestError(f"prompt: token ids must be below {self.vocab_size}.", "prompt")
-        return [list(ids) for ids in prompts]  # type: ignore[arg-type]
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        if texts:
+            return [ids.tolist() for ids in encode_batch(self.tokenizer, texts)]
+        lists = [list(prompt) for prompt in prompts if not isinstance(prompt, str)]
+        if any(token >= self.vocab_size for ids in lists for token in ids):
+            raise RequestError(f"prompt: token ids must be below {self.vocab_size}.", "prompt")
+        return lists
 
     def name_of(self, token: int) -> str:
         """A token's text; one that is part of a character is told by its bytes, as bytes:\\xe4."""
@@ -184,14 +185,27 @@ class Completion:
             return "", []
         number = group[0].index // self.request.count
         given = self.request.prompts[number]
-        text = given if isinstance(given, str) else self.vocabulary.tokenizer.decode(given, clean_up_tokenization_spaces=False)
+        text = (
+            given
+            if isinstance(given, str)
+            else self.vocabulary.tokenizer.decode(given, clean_up_tokenization_spaces=False)
+        )
         told = group[0].job.prompt
         return text, told if len(told) == len(self.prompts[number]) else [Token(self.prompts[number][0]), *told]
 
-    def logprobs(self, tokens: Sequence[Token], offset: int) -> tuple[dict[str, Any], int]:
-        """(the `logprobs` of tokens that begin at `offset` of a text, where they end)."""
-        names, values, tops, offsets = [], [], [], []
+    def logprobs(self, tokens: Sequence[Token], offset: int, end: int | None) -> tuple[dict[str, Any], int]:
+        """(the `logprobs` of tokens that begin at `offset` of a text, where they end).
+
+        Args:
+            end: length of the text; tokens that would begin there were cut off with a stop string.
+        """
+        names: list[str] = []
+        values: list[float | None] = []
+        tops: list[dict[str, float] | None] = []
+        offsets: list[int] = []
         for token in tokens:
+            if end is not None and offset >= end and names:
+                break
             name = self.vocabulary.name_of(token.id)
             names.append(name)
             offsets.append(offset)

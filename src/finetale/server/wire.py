@@ -37,9 +37,12 @@ class CompletionRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: Text = Field(description="Name of the model, as /v1/models lists it.")
-    prompt: Text | Annotated[list[TokenId], Field(min_length=1)] | Annotated[list[Text], Field(min_length=1)] | Annotated[
-        list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)
-    ] = Field("", description="Text, token ids, or a list of either. Empty: a new document.")
+    prompt: (
+        Text
+        | Annotated[list[TokenId], Field(min_length=1)]
+        | Annotated[list[Text], Field(min_length=1)]
+        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
+    ) = Field("", description="Text, token ids, or a list of either. Empty: a new document.")
     max_tokens: int | None = Field(16, ge=0, strict=True, description="Most tokens to generate.")
     temperature: float | None = Field(1.0, ge=0, le=2, strict=True, description="0: always the likeliest token.")
     top_p: float | None = Field(1.0, gt=0, le=1, strict=True)
@@ -49,7 +52,12 @@ class CompletionRequest(BaseModel):
     )
     echo: bool | None = Field(False, strict=True, description="Give the prompt back before the completion.")
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS, strict=True)
-    stop: Annotated[list[Annotated[Text, Field(min_length=1)]], Field(max_length=MOST_STOPS), BeforeValidator(_one_or_many)] | None = None
+    stop: (
+        Annotated[
+            list[Annotated[Text, Field(min_length=1)]], Field(max_length=MOST_STOPS), BeforeValidator(_one_or_many)
+        ]
+        | None
+    ) = None
     seed: int | None = Field(None, ge=-LARGEST_SEED - 1, le=LARGEST_SEED, strict=True)
     presence_penalty: float | None = Field(0.0, ge=-2, le=2, strict=True)
     frequency_penalty: float | None = Field(0.0, ge=-2, le=2, strict=True)
@@ -136,7 +144,12 @@ def read_completion(body: bytes) -> CompletionRequest:
         if first["type"] == "missing":
             raise RequestError(f"{parameter} is missing.", parameter, code="missing_required_parameter") from None
         raise RequestError(f"{parameter}: {message[:1].lower()}{message[1:]}.", parameter) from None
-    for text in [request.model, request.user or "", *(request.stop or []), *(p for p in request.prompts if isinstance(p, str))]:
+    for text in [
+        request.model,
+        request.user or "",
+        *(request.stop or []),
+        *(p for p in request.prompts if isinstance(p, str)),
+    ]:
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise RequestError("The body holds half of a surrogate pair, which is no text.")
     return request

@@ -1,0 +1,87 @@
+"""`finetale serve`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from finetale.cli.output import Quiet, progress, stdout
+from finetale.errors import ConfigError
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def command(
+    model: Annotated[str, Parameter(help="Hub id, folder, run directory, or bundled.")],
+    *,
+    host: Annotated[
+        str, Parameter(help="Address to listen at. Any but this machine's own needs an API key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, Parameter(help="Port to listen at. 0: any that is free.")] = 8000,
+    name: Annotated[str | None, Parameter(help="Name of the model in requests. auto: the last part of MODEL.")] = None,
+    api_key_file: Annotated[
+        Path | None, Parameter(help="File that holds the API key; else the environment's FINETALE_API_KEY.")
+    ] = None,
+    allow_host: Annotated[
+        tuple[str, ...], Parameter(help="Further names under which it may be reached, as behind a proxy.")
+    ] = (),
+    slots: Annotated[int, Parameter(help="Completions that are computed at the same time.")] = 16,
+    queue: Annotated[int, Parameter(help="Requests that may wait; further ones get status 429.")] = 32,
+    drain: Annotated[float, Parameter(help="Seconds to finish what was begun, after SIGTERM or Ctrl-C.")] = 30.0,
+    revision: Annotated[str | None, Parameter(help="Branch, tag or commit on the Hub.")] = None,
+    offline: Annotated[bool, Parameter(negative=(), help="Use only what is on this machine already.")] = False,
+    quiet: Quiet = False,
+) -> int:
+    """Put a model behind an OpenAI-compatible API: /v1/completions, /v1/models, /health, /ready."""
+    key = _key(api_key_file)
+    if host not in _LOOPBACK and key is None:
+        raise ConfigError(
+            f"Listening at {host} would let others on the network in, and there is no API key.",
+            "Give one with --api-key-file or FINETALE_API_KEY, or leave out --host.",
+        )
+    try:
+        from finetale.server import service
+        from finetale.server.guard import Limits
+    except ImportError as error:
+        raise ConfigError(
+            f"A package for serving is missing: {error.name}.", "Install it with pip install 'finetale[serve]'."
+        ) from None
+    from finetale import pipeline
+    from finetale.config import Config
+
+    config = Config.resolve({"model": model, "revision": revision, "offline": offline})
+    with progress(quiet=quiet, as_json=False) as display:
+        loaded = pipeline.open_model(model, config, display)
+        pipeline.say_if_unfinished(loaded, display)
+    called = name or Path(model).name or model
+    hosts = frozenset({*_LOOPBACK, *allow_host, *([host] if host not in ("0.0.0.0", "::") else [])})
+    served = service.serve_model(called, loaded, slots=slots, most_waiting=queue)
+    console = stdout()
+
+    def ready(address: str) -> None:
+        console.print(f"Serving {called} at {address}/v1 (Ctrl-C ends it)", soft_wrap=True, highlight=False)
+
+    service.run([served], Limits(key=key, hosts=hosts), host=host, port=port, drain_seconds=drain, ready=ready)
+    return 0
+
+
+def _key(file: Path | None) -> str | None:
+    """The API key; without one None.
+
+    Raises:
+        ConfigError: the file can't be read or is empty.
+    """
+    if file is None:
+        return os.environ.get("FINETALE_API_KEY") or None
+    try:
+        key = file.expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"The API key in {file} can't be read: {error}.", "Check the path of --api-key-file."
+        ) from None
+    if not key:
+        raise ConfigError(f"{file} holds no API key.", "Write one into it, in one line.")
+    return key

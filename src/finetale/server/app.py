@@ -1,0 +1,248 @@
+"""The service over HTTP: OpenAI's completions API on Starlette. Knows nothing of how tokens are computed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from finetale.errors import FinetaleError, RequestError
+from finetale.server import wire
+from finetale.server.completion import Completion, Piece, Vocabulary
+from finetale.server.engine import Token
+from finetale.server.guard import Guard, Limits
+from finetale.server.worker import Ticket, Worker
+
+
+@dataclass
+class Served:
+    """A model that is served under a name."""
+
+    name: str
+    vocabulary: Vocabulary
+    worker: Worker
+    created: int
+
+
+class Service:
+    """The routes, over some models."""
+
+    def __init__(self, models: Sequence[Served], limits: Limits) -> None:
+        self.models = {model.name: model for model in models}
+        self.limits = limits
+        self.draining = False
+
+    def app(self) -> Guard:
+        """The ASGI application, with everything that guards it around it."""
+        routes = [
+            Route("/health", self.health, methods=["GET"]),
+            Route("/ready", self.ready, methods=["GET"]),
+            Route("/v1/models", self.list_models, methods=["GET"]),
+            Route("/v1/models/{name:path}", self.one_model, methods=["GET"]),
+            Route("/v1/completions", self.completions, methods=["POST"]),
+        ]
+        handlers: dict[Any, Any] = {
+            RequestError: _refused,
+            HTTPException: _no_route,
+            Exception: _failed,
+        }
+        return Guard(Starlette(routes=routes, exception_handlers=handlers), self.limits)
+
+    async def health(self, request: Request) -> Response:
+        """Whether the process answers at all."""
+        return JSONResponse({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:
+        """Whether it takes requests."""
+        if self.draining:
+            return JSONResponse({"status": "draining"}, 503)
+        return JSONResponse({"status": "ready"})
+
+    async def list_models(self, request: Request) -> Response:
+        """Every model by its name."""
+        return JSONResponse({"object": "list", "data": [_described(model) for model in self.models.values()]})
+
+    async def one_model(self, request: Request) -> Response:
+        """One model."""
+        return JSONResponse(_described(self._model(request.path_params["name"])))
+
+    async def completions(self, request: Request) -> Response:
+        """Text that goes on from a prompt."""
+        asked = wire.read_completion(await request.body())
+        model = self._model(asked.model)
+        completion = Completion(asked, model.vocabulary)
+        if len(completion.groups) * asked.count > self.limits.most_samples:
+            raise RequestError(
+                f"{len(completion.groups) * asked.count} completions were asked for; a request may have {self.limits.most_samples}.",
+                "n" if asked.count > 1 else "prompt",
+            )
+        name, created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
+        loop = asyncio.get_running_loop()
+        pieces: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
+
+        def tell(piece: Piece | Exception | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+        ticket = model.worker.submit(completion, _client(request), tell)
+        if asked.stream:
+            return StreamingResponse(
+                _stream(model, ticket, pieces, name, created),
+                media_type="text/event-stream",
+                headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+            )
+        try:
+            found = await _until_gone(request, _collect(pieces))
+        finally:
+            model.worker.cancel(ticket)
+        choices = _whole(completion, found)
+        return JSONResponse(wire.completion(name, created, asked.model, choices, completion.usage()))
+
+    def _model(self, name: str) -> Served:
+        if name not in self.models:
+            raise RequestError(f"There is no model {name!r} here.", "model", status=404, code="model_not_found")
+        return self.models[name]
+
+
+def _described(model: Served) -> dict[str, Any]:
+    return {"id": model.name, "object": "model", "created": model.created, "owned_by": "finetale"}
+
+
+def _client(request: Request) -> str:
+    return request.scope.get("finetale.client") or (request.client.host if request.client else "")
+
+
+async def _collect(pieces: asyncio.Queue[Piece | Exception | None]) -> list[Piece]:
+    found = []
+    while (piece := await pieces.get()) is not None:
+        if isinstance(piece, Exception):
+            raise piece
+        found.append(piece)
+    return found
+
+
+async def _until_gone(request: Request, work: Any) -> Any:
+    """Result of some work, unless the client leaves first.
+
+    Raises:
+        ClientDisconnect: nobody waits for the result any more.
+    """
+
+    async def gone() -> None:
+        while True:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                return
+
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(gone())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise ClientDisconnect
+        return tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _whole(completion: Completion, found: Sequence[Piece]) -> list[dict[str, Any]]:
+    """The choices of a request, from all their pieces; of best_of the likeliest a token."""
+    asked = completion.request
+    choices = []
+    for number, group in enumerate(completion.groups):
+        opening, told = completion.opening(group)
+        writers = group
+        if asked.count > (asked.n or 1):
+            writers = sorted(group, key=lambda writer: -writer.logprob / max(1, len(writer.job.tokens)))[: asked.n or 1]
+        for place, writer in enumerate(writers):
+            mine = [piece for piece in found if piece.index == writer.index]
+            text = opening + "".join(piece.text for piece in mine)
+            tokens: list[Token] = [*told, *(token for piece in mine for token in piece.tokens)]
+            logprobs = None
+            if asked.logprobs is not None:
+                logprobs, _ = completion.logprobs(tokens, 0, len(text))
+            reason = mine[-1].finish_reason if mine else None
+            choices.append(wire.choice(number * (asked.n or 1) + place, text, reason, logprobs))
+    return choices
+
+
+async def _stream(
+    model: Served, ticket: Ticket, pieces: asyncio.Queue[Piece | Exception | None], name: str, created: int
+) -> AsyncIterator[bytes]:
+    completion = ticket.completion
+    asked = completion.request
+    wants_usage = asked.stream_options is not None and asked.stream_options.include_usage
+    ends: dict[int, int] = {}
+
+    def chunk(choices: list[dict[str, Any]]) -> bytes:
+        body = wire.completion(name, created, asked.model, choices, None)
+        return wire.event(body | {"usage": None} if wants_usage else body)
+
+    try:
+        while True:
+            piece = await pieces.get()
+            if piece is None:
+                break
+            if isinstance(piece, Exception):
+                yield wire.event(_error_of(piece)[1])
+                break
+            text, tokens = piece.text, list(piece.tokens)
+            if piece.index not in ends:
+                opening, told = completion.opening(completion.groups[piece.index // asked.count])
+                text, tokens = opening + text, [*told, *tokens]
+                ends[piece.index] = 0
+            logprobs = None
+            if asked.logprobs is not None:
+                logprobs, ends[piece.index] = completion.logprobs(tokens, ends[piece.index], None)
+            yield chunk([wire.choice(piece.index, text, piece.finish_reason, logprobs)])
+        else:
+            pass
+        if piece is None and wants_usage:
+            yield wire.event(wire.completion(name, created, asked.model, [], completion.usage()))
+        yield wire.DONE
+    finally:
+        model.worker.cancel(ticket)
+
+
+def _error_of(error: Exception) -> tuple[int, dict[str, Any]]:
+    """Status and body of an error."""
+    if isinstance(error, RequestError):
+        return error.status, wire.error_body(error.message, error.kind, error.parameter, error.code)
+    if isinstance(error, FinetaleError):
+        return 500, wire.error_body(error.message, "server_error", None, None)
+    return 500, wire.error_body("Something failed here; the service's log says what.", "server_error", None, None)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    status, body = _error_of(error)
+    headers = {"Retry-After": "1"} if status in (429, 503) else None
+    return JSONResponse(body, status, headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    status, body = _error_of(error)
+    return JSONResponse(body, status)
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    what = {404: f"There is nothing at {request.url.path}.", 405: f"{request.method} is not for {request.url.path}."}
+    message = what.get(error.status_code, error.detail)
+    body = wire.error_body(message, "invalid_request_error", None, None)
+    return JSONResponse(body, error.status_code, error.headers)
+
+
+def dump(value: Any) -> str:
+    """Compact JSON."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

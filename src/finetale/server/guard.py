@@ -1,0 +1,127 @@
+"""What stands before every route: who may ask, from where, and how much. An ASGI application around another."""
+
+from __future__ import annotations
+
+import hmac
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetale.server import wire
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_OPEN = ("/health", "/ready")
+"""Routes that need no key: who watches a service has none."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a service takes.
+
+    Attributes:
+        key: without it nothing but its health is told; None for a service that only this machine reaches.
+        hosts: names that the Host header may have, without port; empty for any.
+        most_body: bytes of a body.
+        most_samples: completions of a request, over all its prompts.
+    """
+
+    key: str | None = None
+    hosts: frozenset[str] = frozenset({"localhost", "127.0.0.1", "::1"})
+    origins: frozenset[str] = frozenset()
+    most_body: int = 2 * 2**20
+    most_samples: int = 128
+
+
+class Guard:
+    """Refuses what must not come in, before anything of it is read."""
+
+    def __init__(self, app: App, limits: Limits) -> None:
+        self.app = app
+        self.limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection's request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        if refusal := self._refusal(scope, headers):
+            await _answer(send, *refusal)
+            return
+        length = headers.get("content-length", "")
+        if length.isdigit() and int(length) > self.limits.most_body:
+            await _answer(send, *self._too_large())
+            return
+        await self._counted(scope, receive, send)
+
+    def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str, str | None] | None:
+        """(status, message, code) of what must not come in."""
+        host = _name_of(headers.get("host", ""))
+        if self.limits.hosts and host not in self.limits.hosts:
+            # A page on the web can have its own name lead here (DNS rebinding), but can't change the Host it sends.
+            return 403, f"The host {host!r} is not served here.", "host_not_allowed"
+        origin = headers.get("origin")
+        if origin is not None and origin not in self.limits.origins and _name_of(origin.partition("://")[2]) != host:
+            return 403, "Pages of other sites may not ask here.", "origin_not_allowed"
+        if self.limits.key is not None and scope["path"] not in _OPEN:
+            scheme, _, given = headers.get("authorization", "").partition(" ")
+            right = hmac.compare_digest(given.strip().encode(), self.limits.key.encode())
+            if scheme.lower() != "bearer" or not right:
+                return 401, "The API key is missing or wrong: Authorization: Bearer KEY.", "invalid_api_key"
+        return None
+
+    def _too_large(self) -> tuple[int, str, str | None]:
+        return 413, f"The body is larger than {self.limits.most_body:,} bytes.", "body_too_large"
+
+    async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The application, with a body that is counted while it comes in."""
+        size = 0
+        started = False
+
+        async def counting() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self.limits.most_body:
+                raise _TooLargeError
+            return message
+
+        async def noting(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, counting, noting)
+        except _TooLargeError:
+            if not started:
+                await _answer(send, *self._too_large())
+
+
+class _TooLargeError(Exception):
+    """A body went past the limit."""
+
+
+def _name_of(host: str) -> str:
+    """A host without its port, in lower case; brackets of IPv6 addresses are left out."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.rpartition(":")[0].lower() if ":" in host else host.lower()
+
+
+async def _answer(send: Send, status: int, message: str, code: str | None) -> None:
+    kind = "authentication_error" if status == 401 else "invalid_request_error"
+    body = json.dumps(wire.error_body(message, kind, None, code)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if status == 413:
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
