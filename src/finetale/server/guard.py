@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from finetale.errors import RequestError
 from finetale.server import wire
 
 Scope = MutableMapping[str, Any]
@@ -82,30 +83,17 @@ class Guard:
     async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The application, with a body that is counted while it comes in."""
         size = 0
-        started = False
 
         async def counting() -> Message:
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
             if size > self.limits.most_body:
-                raise _TooLargeError
+                status, text, code = self._too_large()
+                raise RequestError(text, status=status, code=code)
             return message
 
-        async def noting(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self.app(scope, counting, noting)
-        except _TooLargeError:
-            if not started:
-                await _answer(send, *self._too_large())
-
-
-class _TooLargeError(Exception):
-    """A body went past the limit."""
+        await self.app(scope, counting, send)
 
 
 def _name_of(host: str) -> str:

@@ -1,0 +1,371 @@
+"""The service as clients see it: through the real `openai` client, and as raw bytes over a socket."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import openai
+import pytest
+import torch
+import uvicorn
+
+from finetale import models
+from finetale.config import SamplingSettings
+from finetale.generate import Generator
+from finetale.server import service
+from finetale.server.app import Service
+from finetale.server.guard import Limits
+from tiny import save_model
+
+KEY = "a key of the tests"
+
+
+@dataclass
+class Running:
+    """A service in a thread of this process."""
+
+    port: int
+    served: service.Served
+    generator: Generator
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key=KEY, max_retries=0, timeout=60)
+
+    def raw(
+        self, body: Any, path: str = "/v1/completions", method: str = "POST", **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body of a request as bytes."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        given = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"} | headers
+        connection.request(method, path, data if method == "POST" else None, given)
+        answer = connection.getresponse()
+        found = answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
+        connection.close()
+        return found
+
+    def complete(self, **values: Any) -> Any:
+        """A completion of the tiny model, greedy unless told otherwise."""
+        given = {"model": "tiny", "prompt": "The lamp", "max_tokens": 8, "temperature": 0} | values
+        extra = {name: given.pop(name) for name in ("top_k", "min_p", "repetition_penalty") if name in given}
+        return self.client.completions.create(**given, extra_body=extra)
+
+    def error(self, **values: Any) -> dict[str, Any]:
+        """The error that a request is refused with; its status is checked to be 400."""
+        with pytest.raises(openai.BadRequestError) as caught:
+            self.complete(**values)
+        assert isinstance(caught.value.body, dict)
+        assert set(caught.value.body) == {"message", "type", "param", "code"}
+        return caught.value.body
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    loaded = models.load(str(save_model(tmp_path_factory.mktemp("served") / "tiny")))
+    served = service.serve_model("tiny", loaded, slots=4, most_waiting=32)
+    app = Service([served], Limits(key=KEY, most_body=100_000, most_samples=16)).app()
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off", http="h11"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield Running(server.servers[0].sockets[0].getsockname()[1], served, Generator(loaded.model, loaded.tokenizer))
+    server.should_exit = True
+    thread.join(10)
+    assert served.worker.close(10)
+
+
+def expected(running: Running, prompt: str, tokens: int = 8, **settings: Any) -> str:
+    given = SamplingSettings.resolve({"temperature": 0, "max_new_tokens": tokens, "top_p": 1.0} | settings)
+    return running.generator.generate([prompt], given)[0][0].text
+
+
+def test_models_are_listed(running: Running) -> None:
+    assert [model.id for model in running.client.models.list()] == ["tiny"]
+    assert running.client.models.retrieve("tiny").owned_by == "finetale"
+    with pytest.raises(openai.NotFoundError, match="no model 'other'"):
+        running.client.models.retrieve("other")
+    with pytest.raises(openai.NotFoundError):
+        running.complete(model="other")
+
+
+def test_a_completion_is_what_generate_writes(running: Running) -> None:
+    found = running.complete()
+    assert found.object == "text_completion"
+    assert found.choices[0].text == expected(running, "The lamp")
+    assert found.choices[0].finish_reason == "length"
+    prompt = len(running.generator.tokenizer("The lamp")["input_ids"])
+    assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (prompt, 8)
+    assert found.usage.total_tokens == prompt + 8
+
+
+def test_several_prompts_keep_their_order(running: Running) -> None:
+    prompts = ["The lamp", "She counted", "Nobody came down to the", "A", "When the wind turned, the old man", "It"]
+    found = running.complete(prompt=prompts)
+    assert [choice.index for choice in found.choices] == list(range(6))
+    assert [choice.text for choice in found.choices] == [expected(running, prompt) for prompt in prompts]
+
+
+def test_token_ids_are_taken_as_they_are(running: Running) -> None:
+    ids = running.generator.tokenizer("The lamp")["input_ids"]
+    plain = running.complete(prompt="The lamp").choices[0].text
+    assert running.complete(prompt=[running.generator.begin, *ids]).choices[0].text == plain
+    lists = running.complete(prompt=[[running.generator.begin, *ids], ids])
+    assert lists.choices[0].text == plain
+    assert running.error(prompt=[10**6])["param"] == "prompt"
+
+
+def test_a_seed_repeats_and_samples_differ(running: Running) -> None:
+    first, second = (running.complete(temperature=1, seed=5, n=3, max_tokens=12) for _ in range(2))
+    texts = [choice.text for choice in first.choices]
+    assert texts == [choice.text for choice in second.choices]
+    assert len(set(texts)) == 3
+    assert texts[0] == expected(running, "The lamp", 12, temperature=1.0, seed=5)
+    unseeded = {running.complete(temperature=1, max_tokens=12).choices[0].text for _ in range(4)}
+    assert len(unseeded) > 1
+
+
+@pytest.mark.parametrize("settings", [{"top_p": 0.5}, {"top_k": 3}, {"min_p": 0.2}, {"repetition_penalty": 1.5}])
+def test_sampling_settings_reach_the_sampler(running: Running, settings: dict[str, float]) -> None:
+    given = {"temperature": 0.9, "seed": 3}
+    found = running.complete(**given, **settings, max_tokens=12).choices[0].text
+    assert found == expected(running, "The lamp", 12, **given, **settings)
+
+
+def test_penalties_and_bias(running: Running) -> None:
+    plain = running.complete(max_tokens=20).choices[0].text
+    assert running.complete(max_tokens=20, frequency_penalty=2).choices[0].text != plain
+    ids = running.generator.tokenizer("lamp")["input_ids"]
+    forced = running.complete(logit_bias={str(ids[0]): 100}, max_tokens=3).choices[0].text
+    assert forced == running.generator.tokenizer.decode([ids[0]] * 3)
+    assert running.error(logit_bias={"1000000": 1})["param"] == "logit_bias"
+    assert running.error(logit_bias={"x": 1})["param"] == "logit_bias"
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_a_stop_string_is_not_in_the_text(running: Running, length: int) -> None:
+    whole = expected(running, "The lamp", 30)
+    stop = whole[9 : 9 + length]
+    at = whole.index(stop)
+    found = running.complete(max_tokens=30, stop=stop)
+    assert found.choices[0].text == whole[:at]
+    assert found.choices[0].finish_reason == "stop"
+    pieces = list(running.complete(max_tokens=30, stop=["never seen", stop], stream=True))
+    assert "".join(piece.choices[0].text for piece in pieces) == whole[:at]
+    assert pieces[-1].choices[0].finish_reason == "stop"
+
+
+def test_log_probabilities_are_the_models(running: Running) -> None:
+    found = running.complete(logprobs=3, echo=True, max_tokens=4).choices[0]
+    told = found.logprobs
+    ids = [running.generator.begin, *running.generator.tokenizer("The lamp")["input_ids"]]
+    with torch.inference_mode():
+        logits = running.generator.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+    values = [float(logits[at, token]) for at, token in enumerate(ids[1:])]
+    assert told.token_logprobs[: len(values)] == pytest.approx(values, abs=1e-4)
+    assert told.token_logprobs[len(values)] == pytest.approx(float(logits[-1].max()), abs=1e-4), "greedy"
+    known = list(zip(told.tokens, told.text_offset, strict=True))[: len(values)]
+    assert "".join(token for token, _ in known) == "The lamp"
+    assert all(found.text[at : at + len(token)] == token for token, at in known)
+    for at, top in enumerate(told.top_logprobs[: len(values)]):
+        assert len(top) <= 3
+        assert max(top.values()) == pytest.approx(float(logits[at].max()), abs=1e-4)
+
+
+def test_what_a_harness_asks_for(running: Running) -> None:
+    """Token ids with echo and one new token, as evaluation harnesses do: the first token has no log-probability."""
+    ids = running.generator.tokenizer("The lamp stood on the sill")["input_ids"]
+    told = running.complete(prompt=ids, echo=True, logprobs=1, max_tokens=1).choices[0].logprobs
+    assert told.token_logprobs[0] is None
+    with torch.inference_mode():
+        logits = running.generator.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+    values = [float(logits[at, token]) for at, token in enumerate(ids[1:])]
+    assert told.token_logprobs[1 : len(ids)] == pytest.approx(values, abs=1e-4)
+    only = running.complete(prompt=ids, echo=True, logprobs=0, max_tokens=0).choices[0]
+    assert only.text == running.generator.tokenizer.decode(ids)
+    assert only.logprobs.token_logprobs[1:] == pytest.approx(values, abs=1e-4)
+    assert only.finish_reason == "length"
+
+
+def test_best_of_gives_the_likeliest(running: Running) -> None:
+    given = {"temperature": 1, "seed": 8, "max_tokens": 6}
+    every = running.complete(**given, n=6, logprobs=0).choices
+    best = sorted(every, key=lambda choice: -sum(choice.logprobs.token_logprobs))
+    found = running.complete(**given, n=2, best_of=6)
+    assert [choice.text for choice in found.choices] == [choice.text for choice in best[:2]]
+    assert found.usage.completion_tokens == 36
+
+
+def test_a_stream_is_the_completion(running: Running) -> None:
+    prompts = ["The lamp", "She counted", "A heron"]
+    chunks = list(running.complete(prompt=prompts, stream=True, echo=True, stream_options={"include_usage": True}))
+    texts = ["", "", ""]
+    for chunk in chunks[:-1]:
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+        assert chunk.usage is None
+    assert texts == [prompt + expected(running, prompt) for prompt in prompts]
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.completion_tokens == 24
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_the_bytes_of_a_stream(running: Running) -> None:
+    body = {"model": "tiny", "prompt": "The lamp", "max_tokens": 3, "temperature": 0, "stream": True}
+    status, headers, data = running.raw(body)
+    assert status == 200
+    assert headers["content-type"].startswith("text/event-stream")
+    events = data.decode().split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    assert all(event.startswith("data: {") for event in events[:-2])
+    last = json.loads(events[-3].removeprefix("data: "))
+    assert last["choices"][0]["finish_reason"] == "length"
+    assert "usage" not in last
+
+
+def test_characters_are_never_broken(running: Running) -> None:
+    """Tokens of single bytes, as of Chinese and emoji, come as whole characters."""
+    text = "你好🙂é"
+    ids = running.generator.tokenizer(text)["input_ids"]
+    assert len(ids) > len(text)
+    found = running.complete(prompt=ids, echo=True, logprobs=0, max_tokens=0)
+    assert found.choices[0].text == text
+    assert any(token.startswith("bytes:\\x") for token in found.choices[0].logprobs.tokens)
+    status, _, data = running.raw({"model": "tiny", "prompt": text, "max_tokens": 1, "stream": True, "echo": True})
+    assert status == 200
+    assert text in data.decode()
+
+
+@pytest.mark.parametrize(
+    ("values", "parameter"),
+    [
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": "1"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": 10_000}, "max_tokens"),
+        ({"n": 0}, "n"),
+        ({"n": 17}, "n"),
+        ({"n": 2, "best_of": 1}, "best_of"),
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"logprobs": 6}, "logprobs"),
+        ({"stop": ["a"] * 5}, "stop"),
+        ({"stop": [""]}, "stop"),
+        ({"suffix": "the end"}, "suffix"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [[]]}, "prompt"),
+        ({"prompt": [True]}, "prompt"),
+        ({"prompt": "word " * 500}, "prompt"),
+        ({"extra": 1}, "extra"),
+    ],
+)
+def test_what_can_not_be_done_is_refused(running: Running, values: dict[str, Any], parameter: str) -> None:
+    status, _, data = running.raw({"model": "tiny", "prompt": "The lamp", "max_tokens": 2} | values)
+    error = json.loads(data)["error"]
+    assert status == 400, error
+    assert error["param"] == parameter
+    assert error["type"] == "invalid_request_error"
+    assert len(error["message"]) > 10
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"null", b'{"model": "tiny", "max_tokens": NaN}', b"\xff", b"[" * 50_000, b"{}"]
+)
+def test_a_body_that_is_none(running: Running, body: bytes) -> None:
+    status, _, data = running.raw(body)
+    assert status == 400
+    assert json.loads(data)["error"]["type"] == "invalid_request_error"
+
+
+def test_without_the_key_nothing_but_health_is_told(running: Running) -> None:
+    for path, method in (("/v1/models", "GET"), ("/v1/completions", "POST"), ("/nothing", "GET")):
+        for given in ("", "Bearer wrong", f"Basic {KEY}"):
+            assert running.raw({}, path, method, Authorization=given)[0] == 401
+    assert running.raw({}, "/health", "GET", Authorization="")[0] == 200
+    assert running.raw({}, "/ready", "GET", Authorization="")[0] == 200
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"http://127.0.0.1:{running.port}/v1", api_key="wrong").models.list()
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "evil.example:80"}, 403),
+        ({"Host": ""}, 403),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Host": "localhost:1"}, 200),
+        ({"Origin": "http://127.0.0.1:3000"}, 200),
+    ],
+)
+def test_other_hosts_and_pages_are_kept_out(running: Running, headers: dict[str, str], status: int) -> None:
+    assert running.raw({}, "/v1/models", "GET", **headers)[0] == status
+
+
+def test_large_bodies_are_refused_unread(running: Running) -> None:
+    started = time.monotonic()
+    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=30)
+    connection.putrequest("POST", "/v1/completions")
+    connection.putheader("Authorization", f"Bearer {KEY}")
+    connection.putheader("Content-Length", str(50_000_000))
+    connection.endheaders()
+    connection.send(b"x" * 1000)
+    answer = connection.getresponse()
+    assert answer.status == 413
+    assert json.loads(answer.read())["error"]["code"] == "body_too_large"
+    assert time.monotonic() - started < 1
+    connection.close()
+
+    def chunks() -> Iterator[bytes]:
+        for _ in range(200):
+            yield b"x" * 1000
+
+    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=30)
+    connection.request("POST", "/v1/completions", chunks(), {"Authorization": f"Bearer {KEY}"}, encode_chunked=True)
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+def test_unknown_places_and_methods(running: Running) -> None:
+    for path, method, status in (("/v1/nothing", "GET", 404), ("/v1/completions", "GET", 405)):
+        found, _, data = running.raw({}, path, method)
+        assert found == status
+        assert set(json.loads(data)["error"]) == {"message", "type", "param", "code"}
+
+
+def test_who_leaves_frees_the_slots(running: Running) -> None:
+    streams = [running.complete(prompt="The", max_tokens=50, temperature=1, n=4, stream=True) for _ in range(3)]
+    for stream in streams:
+        next(iter(stream))
+        stream.close()
+    deadline = time.monotonic() + 5
+    while (running.served.worker.busy or running.served.worker.waiting) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert running.served.worker.busy == running.served.worker.waiting == 0
+    assert running.complete().choices[0].text == expected(running, "The lamp")
+
+
+def test_many_clients_at_once_get_what_they_would_alone(running: Running) -> None:
+    prompts = [f"{word} number {i}" for i, word in enumerate(["The lamp", "A heron", "Nobody", "She"] * 5)]
+    found: dict[str, str] = {}
+
+    def ask(prompt: str) -> None:
+        found[prompt] = running.complete(prompt=prompt).choices[0].text
+
+    threads = [threading.Thread(target=ask, args=(prompt,)) for prompt in prompts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == {prompt: expected(running, prompt) for prompt in prompts}
