@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import http.client
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -19,7 +23,7 @@ from finetale import models
 from finetale.config import SamplingSettings
 from finetale.generate import Generator
 from finetale.server import service
-from finetale.server.app import Service
+from finetale.server.app import Served, Service
 from finetale.server.guard import Limits
 from tiny import save_model
 
@@ -31,7 +35,7 @@ class Running:
     """A service in a thread of this process."""
 
     port: int
-    served: service.Served
+    served: Served
     generator: Generator
 
     @property
@@ -369,3 +373,108 @@ def test_many_clients_at_once_get_what_they_would_alone(running: Running) -> Non
     for thread in threads:
         thread.join(60)
     assert found == {prompt: expected(running, prompt) for prompt in prompts}
+
+
+def test_what_is_counted(running: Running) -> None:
+    def value(name: str) -> float:
+        text = running.raw({}, "/metrics", "GET")[2].decode()
+        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
+
+    asked, made = value("finetale_requests_total"), value("finetale_completion_tokens_total")
+    running.complete(max_tokens=7)
+    running.error(temperature=-1)
+    assert value("finetale_requests_total") >= asked + 3  # and the reading of the meters
+    assert value("finetale_completion_tokens_total") == made + 7
+    assert value("finetale_time_to_first_token_seconds_count") > 0
+    assert value("finetale_queue_length") == value("finetale_busy_slots") == 0
+    assert "The lamp" not in running.raw({}, "/metrics", "GET")[2].decode()
+
+
+def test_a_full_queue_is_said_at_once(running: Running) -> None:
+    body = {"model": "tiny", "prompt": "The", "max_tokens": 55, "temperature": 1, "n": 4, "best_of": 4}
+    answers: list[tuple[int, float, dict[str, str]]] = []
+
+    def ask() -> None:
+        started = time.monotonic()
+        status, headers, _ = running.raw(body)
+        answers.append((status, time.monotonic() - started, headers))
+
+    threads = [threading.Thread(target=ask) for _ in range(80)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    statuses = [status for status, _, _ in answers]
+    assert len(statuses) == 80, "nothing hangs"
+    assert set(statuses) == {200, 429}
+    assert statuses.count(200) >= 33
+    refused = [headers for status, _, headers in answers if status == 429]
+    assert all(headers["retry-after"] == "1" for headers in refused)
+    assert running.raw({}, "/health", "GET")[0] == 200
+
+
+class Serving:
+    """The real command in a process of its own."""
+
+    def __init__(self, folder: Path, *words: str) -> None:
+        command = [sys.executable, "-m", "finetale", "serve", *words, "--port", "0"]
+        self.process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert " at http://127.0.0.1:" in line, line
+        self.port = int(line.partition("127.0.0.1:")[2].partition("/")[0])
+
+    def __enter__(self) -> Serving:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def end(self) -> tuple[int, str]:
+        """Exit code and the log, after SIGTERM at the latest."""
+        self.process.terminate()
+        _, log = self.process.communicate(timeout=30)
+        return self.process.returncode, log
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("command")
+    save_model(place / "tiny")
+    return place
+
+
+def test_sigterm_lets_what_was_begun_end(folder: Path) -> None:
+    with Serving(folder, "tiny", "--drain", "20") as serving:
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{serving.port}/v1", api_key="none", max_retries=0)
+        stream = client.completions.create(model="tiny", prompt="The", max_tokens=55, n=8, stream=True, temperature=0)
+        pieces = [next(iter(stream))]
+        serving.process.send_signal(signal.SIGTERM)
+        pieces += list(stream)
+        assert sum(piece.choices[0].finish_reason is not None for piece in pieces) == 8
+        code, log = serving.end()
+        assert code == 0
+        with pytest.raises(openai.APIConnectionError):
+            client.models.list()
+        client.close()
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    assert [line["route"] for line in lines if "route" in line] == ["/v1/completions"]
+    assert all("The" not in json.dumps(line) for line in lines), "a prompt is nobody's business"
+
+
+def test_a_key_is_asked_for_where_others_can_reach_it(folder: Path) -> None:
+    command = [sys.executable, "-m", "finetale", "serve", "tiny", "--host", "0.0.0.0", "--port", "0"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "there is no API key" in done.stderr
+    (folder / "key").write_text("secret\n")
+    with Serving(folder, "tiny", "--api-key-file", "key") as serving:
+        connection = http.client.HTTPConnection("127.0.0.1", serving.port)
+        for given, status in (("", 401), ("Bearer secret", 200)):
+            connection.request("GET", "/v1/models", headers={"Authorization": given})
+            answer = connection.getresponse()
+            answer.read()
+            assert answer.status == status
+        connection.close()
+        assert serving.end()[0] == 0

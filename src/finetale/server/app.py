@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -21,8 +21,11 @@ from finetale.errors import FinetaleError, RequestError
 from finetale.server import wire
 from finetale.server.completion import Completion, Piece, Vocabulary
 from finetale.server.engine import Token
-from finetale.server.guard import Guard, Limits
+from finetale.server.guard import Answered, Guard, Limits
+from finetale.server.meters import Meters
 from finetale.server.worker import Ticket, Worker
+
+_log = logging.getLogger("finetale.server")
 
 
 @dataclass
@@ -42,12 +45,17 @@ class Service:
         self.models = {model.name: model for model in models}
         self.limits = limits
         self.draining = False
+        self.meters = Meters()
+        for model in models:
+            worker = model.worker
+            self.meters.watch(model.name, lambda worker=worker: worker.waiting, lambda worker=worker: worker.busy)  # type: ignore[misc]
 
     def app(self) -> Guard:
         """The ASGI application, with everything that guards it around it."""
         routes = [
             Route("/health", self.health, methods=["GET"]),
             Route("/ready", self.ready, methods=["GET"]),
+            Route("/metrics", self.metrics, methods=["GET"]),
             Route("/v1/models", self.list_models, methods=["GET"]),
             Route("/v1/models/{name:path}", self.one_model, methods=["GET"]),
             Route("/v1/completions", self.completions, methods=["POST"]),
@@ -57,7 +65,20 @@ class Service:
             HTTPException: _no_route,
             Exception: _failed,
         }
-        return Guard(Starlette(routes=routes, exception_handlers=handlers), self.limits)
+        return Guard(Starlette(routes=routes, exception_handlers=handlers), self.limits, self.tell)
+
+    def tell(self, told: Answered) -> None:
+        """Count and log one answer. Of the request it has the route alone: prompts are nobody's business."""
+        self.meters.requests.labels(told.route, str(told.status)).inc()
+        _log.info(
+            "request",
+            extra={
+                "route": told.route,
+                "status": told.status,
+                "seconds": round(told.seconds, 4),
+                "client": told.client,
+            },
+        )
 
     async def health(self, request: Request) -> Response:
         """Whether the process answers at all."""
@@ -68,6 +89,10 @@ class Service:
         if self.draining:
             return JSONResponse({"status": "draining"}, 503)
         return JSONResponse({"status": "ready"})
+
+    async def metrics(self, request: Request) -> Response:
+        """Everything that is counted, for Prometheus."""
+        return Response(self.meters.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def list_models(self, request: Request) -> Response:
         """Every model by its name."""
@@ -91,7 +116,21 @@ class Service:
         loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
 
+        told_at: list[float] = [time.perf_counter()]
+        meters = self.meters
+
         def tell(piece: Piece | Exception | None) -> None:
+            now = time.perf_counter()
+            if isinstance(piece, Piece) and len(told_at) == 1:
+                meters.first_token.labels(model.name).observe(now - told_at[0])
+                told_at.append(now)
+            elif piece is None:
+                made = completion.usage()
+                meters.prompt_tokens.labels(model.name).inc(made["prompt_tokens"])
+                meters.completion_tokens.labels(model.name).inc(made["completion_tokens"])
+                if made["completion_tokens"] > asked.count and len(told_at) > 1:
+                    longest = max(len(writer.job.tokens) for group in completion.groups for writer in group)
+                    meters.each_token.labels(model.name).observe((now - told_at[1]) / max(1, longest - 1))
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
@@ -206,8 +245,6 @@ async def _stream(
             if asked.logprobs is not None:
                 logprobs, ends[piece.index] = completion.logprobs(tokens, ends[piece.index], None)
             yield chunk([wire.choice(piece.index, text, piece.finish_reason, logprobs)])
-        else:
-            pass
         if piece is None and wants_usage:
             yield wire.event(wire.completion(name, created, asked.model, [], completion.usage()))
         yield wire.DONE
@@ -241,8 +278,3 @@ async def _no_route(request: Request, error: Exception) -> Response:
     message = what.get(error.status_code, error.detail)
     body = wire.error_body(message, "invalid_request_error", None, None)
     return JSONResponse(body, error.status_code, error.headers)
-
-
-def dump(value: Any) -> str:
-    """Compact JSON."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

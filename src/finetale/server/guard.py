@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _OPEN = ("/health", "/ready")
 """Routes that need no key: who watches a service has none."""
+_ROUTES = (*_OPEN, "/metrics", "/v1/models", "/v1/completions")
 
 
 @dataclass(frozen=True)
@@ -39,18 +41,47 @@ class Limits:
     most_samples: int = 128
 
 
-class Guard:
-    """Refuses what must not come in, before anything of it is read."""
+@dataclass(frozen=True)
+class Answered:
+    """One request that was answered."""
 
-    def __init__(self, app: App, limits: Limits) -> None:
+    route: str
+    status: int
+    seconds: float
+    client: str
+
+
+class Guard:
+    """Refuses what must not come in, before anything of it is read, and tells of every answer."""
+
+    def __init__(self, app: App, limits: Limits, tell: Callable[[Answered], None]) -> None:
         self.app = app
         self.limits = limits
+        self.tell = tell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection's request."""
+        """Serve one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        status = 0
+        started = time.perf_counter()
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._serve(scope, receive, noting)
+        finally:
+            # Routes of our own only, or whoever asks for many paths fills the memory of who counts them.
+            route = scope["path"] if scope["path"] in _ROUTES else "other"
+            client = scope["client"][0] if scope.get("client") else ""
+            self.tell(Answered(route, status, time.perf_counter() - started, client))
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if refusal := self._refusal(scope, headers):
             await _answer(send, *refusal)

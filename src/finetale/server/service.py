@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
+import json
+import logging
 import signal
 import socket
 import time
@@ -47,6 +50,7 @@ def run(
         ready: told the address once it is listened at.
     """
     service = Service(models, limits)
+    _log_as_json()
     config = uvicorn.Config(
         service.app(),
         host=host,
@@ -63,6 +67,30 @@ def run(
     server.run()
     for model in models:
         model.worker.close(0.5)
+
+
+def _log_as_json() -> None:
+    """One JSON object a line on stderr: when, what, and of requests route, status, seconds and client."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_JsonLines())
+    for name in ("finetale.server", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO if name == "finetale.server" else logging.WARNING)
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        """One record."""
+        line: dict[str, object] = {
+            "time": datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        line |= {name: vars(record)[name] for name in ("route", "status", "seconds", "client") if name in vars(record)}
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
 
 
 class _Server(uvicorn.Server):
