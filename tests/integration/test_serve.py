@@ -20,6 +20,7 @@ import torch
 import uvicorn
 
 from finetale import models
+from finetale.cli import run
 from finetale.config import SamplingSettings
 from finetale.generate import Generator
 from finetale.server import service
@@ -478,3 +479,13 @@ def test_a_key_is_asked_for_where_others_can_reach_it(folder: Path) -> None:
             assert answer.status == status
         connection.close()
         assert serving.end()[0] == 0
+
+
+def test_what_is_missing_is_said_before_a_model_is_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("finetale.server")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert run(["serve", str(folder / "nothing")]) == 1
+    assert "pip install 'finetale[serve]'" in capsys.readouterr().err
