@@ -1,5 +1,6 @@
 """A model behind OpenAI's API, for `finetale serve`. Needs the extra `serve`.
 
+    openapi         what the routes take and give, described
 wire            bodies to requests and back, pure functions
 completion      a request → jobs → choices
 engine          what is asked of whatever computes

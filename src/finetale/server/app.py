@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from finetale.errors import FinetaleError, RequestError
-from finetale.server import wire
+from finetale.server import openapi, wire
 from finetale.server.completion import Completion, Piece, Vocabulary
 from finetale.server.engine import Token
 from finetale.server.guard import Answered, Guard, Limits
@@ -56,6 +56,7 @@ class Service:
             Route("/health", self.health, methods=["GET"]),
             Route("/ready", self.ready, methods=["GET"]),
             Route("/metrics", self.metrics, methods=["GET"]),
+            Route("/openapi.json", self.describe, methods=["GET"]),
             Route("/v1/models", self.list_models, methods=["GET"]),
             Route("/v1/models/{name:path}", self.one_model, methods=["GET"]),
             Route("/v1/completions", self.completions, methods=["POST"]),
@@ -93,6 +94,10 @@ class Service:
     async def metrics(self, request: Request) -> Response:
         """Everything that is counted, for Prometheus."""
         return Response(self.meters.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def describe(self, request: Request) -> Response:
+        """This service in OpenAPI."""
+        return JSONResponse(openapi.document(list(self.models)))
 
     async def list_models(self, request: Request) -> Response:
         """Every model by its name."""
