@@ -121,6 +121,11 @@ class Worker:
                 if not self._queues:
                     return
                 client, queue = next(iter(self._queues.items()))
+                while queue and queue[0].cancelled:
+                    queue.popleft()
+                if not queue:
+                    del self._queues[client]
+                    continue
                 ticket = queue[0]
                 writers = ticket.waiting[0]
                 if self.engine.active + len(writers) > self.engine.slots:
