@@ -489,3 +489,35 @@ def test_what_is_missing_is_said_before_a_model_is_loaded(
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert run(["serve", str(folder / "nothing")]) == 1
     assert "pip install 'finetale[serve]'" in capsys.readouterr().err
+
+
+def test_the_page_loads_nothing_from_elsewhere(running: Running) -> None:
+    status, headers, data = running.raw({}, "/", "GET")
+    page = data.decode()
+    assert status == 200
+    assert "default-src 'none'" in headers["content-security-policy"]
+    nonce = headers["content-security-policy"].partition("script-src 'nonce-")[2].partition("'")[0]
+    assert page.count(f'nonce="{nonce}"') == 2
+    assert nonce not in running.raw({}, "/", "GET")[2].decode(), "a new one each time"
+    assert 'data-model="tiny"' in page
+    assert "http" not in page.replace("http-equiv", ""), "no address but its own"
+    assert running.raw({}, "/", "GET", Authorization="")[0] == 401
+
+
+def test_several_models_by_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(folder / "other", seed=1)
+    with Serving(folder, "tiny", "--also", "second=other") as serving:
+        with openai.OpenAI(base_url=f"http://127.0.0.1:{serving.port}/v1", api_key="none") as client:
+            assert [model.id for model in client.models.list()] == ["tiny", "second"]
+            given = {"prompt": "The lamp", "temperature": 0, "max_tokens": 8}
+            texts = [client.completions.create(model=name, **given).choices[0].text for name in ("tiny", "second")]  # type: ignore[call-overload]
+        assert texts[0] != texts[1]
+        assert serving.end()[0] == 0
+    model = str(folder / "tiny")
+    for words, says in (
+        (("--also", "tiny=x"), "the same name"),
+        (("--also", "x"), "not NAME=MODEL"),
+        (("--with-base",), "no run directory"),
+    ):
+        assert run(["serve", model, *words]) == 1
+        assert says in capsys.readouterr().err

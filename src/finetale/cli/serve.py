@@ -22,6 +22,12 @@ def command(
     ] = "127.0.0.1",
     port: Annotated[int, Parameter(help="Port to listen at. 0: any that is free.")] = 8000,
     name: Annotated[str | None, Parameter(help="Name of the model in requests. auto: the last part of MODEL.")] = None,
+    also: Annotated[
+        tuple[str, ...], Parameter(help="Another model to serve beside it, as NAME=MODEL; may be given several times.")
+    ] = (),
+    with_base: Annotated[
+        bool, Parameter(negative=(), help="Serve the base of a run beside it, as `base`; the page then shows both.")
+    ] = False,
     api_key_file: Annotated[
         Path | None, Parameter(help="File that holds the API key; else the environment's FINETALE_API_KEY.")
     ] = None,
@@ -53,18 +59,27 @@ def command(
     from finetale.config import Config
 
     config = Config.resolve({"model": model, "revision": revision, "offline": offline})
-    with progress(quiet=quiet, as_json=False) as display:
-        loaded = pipeline.open_model(model, config, display)
-        pipeline.say_if_unfinished(loaded, display)
     called = name or Path(model).name or model
+    others = dict(_named(word) for word in also)
+    if len({called, *others, *(["base"] if with_base else [])}) < 1 + len(also) + with_base:
+        raise ConfigError("Two models have the same name.", "Name them apart with --name and --also NAME=MODEL.")
+    with progress(quiet=quiet, as_json=False) as display:
+        loaded = {called: pipeline.open_model(model, config, display)}
+        pipeline.say_if_unfinished(loaded[called], display)
+        if with_base:
+            loaded = {"base": pipeline.open_base(model, loaded[called], display)} | loaded
+        for other, path in others.items():
+            loaded[other] = pipeline.open_model(path, config.model_copy(update={"revision": None}), display)
     hosts = frozenset({*_LOOPBACK, *allow_host, *([host] if host not in ("0.0.0.0", "::") else [])})
-    served = service.serve_model(called, loaded, slots=slots, most_waiting=queue)
+    served = [service.serve_model(each, found, slots=slots, most_waiting=queue) for each, found in loaded.items()]
     console = stdout()
 
     def ready(address: str) -> None:
-        console.print(f"Serving {called} at {address}/v1 (Ctrl-C ends it)", soft_wrap=True, highlight=False)
+        console.print(
+            f"Serving {' and '.join(loaded)} at {address}/v1 (Ctrl-C ends it)", soft_wrap=True, highlight=False
+        )
 
-    service.run([served], Limits(key=key, hosts=hosts), host=host, port=port, drain_seconds=drain, ready=ready)
+    service.run(served, Limits(key=key, hosts=hosts), host=host, port=port, drain_seconds=drain, ready=ready)
     return 0
 
 
@@ -85,3 +100,10 @@ def _key(file: Path | None) -> str | None:
     if not key:
         raise ConfigError(f"{file} holds no API key.", "Write one into it, in one line.")
     return key
+
+
+def _named(word: str) -> tuple[str, str]:
+    name, _, model = word.partition("=")
+    if not name or not model:
+        raise ConfigError(f"--also {word} is not NAME=MODEL.", "Write it as in --also base=gpt2.")
+    return name, model

@@ -4,7 +4,7 @@ from finetale.pipeline.data import Notify, check_text
 from finetale.pipeline.judge import compare_on, evaluate_on, open_model, say_if_unfinished
 from finetale.pipeline.plan import plan_run
 from finetale.pipeline.resuming import resume_run
-from finetale.pipeline.runs import finish, train_run
+from finetale.pipeline.runs import finish, open_base, train_run
 
 __all__ = [
     "Notify",
@@ -12,6 +12,7 @@ __all__ = [
     "compare_on",
     "evaluate_on",
     "finish",
+    "open_base",
     "open_model",
     "plan_run",
     "resume_run",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from finetale import models, speed, training
-from finetale.config import Config, SamplingSettings
+from finetale.config import Config, SamplingSettings, read_settings_file
 from finetale.environment import hardware, peak_memory, versions
 from finetale.errors import HubError, InterruptedRun, RunError
 from finetale.generate import Generator
@@ -124,6 +124,17 @@ def load_base(manifest: dict[str, Any], config: Config, after: LoadedModel, noti
         before = open_model(config.model, config, notify, tokenizer=shared)
     check_base(manifest, before)
     return before
+
+
+def open_base(name: str, after: LoadedModel, notify: Notify) -> LoadedModel:
+    """The base of a run that is loaded already.
+
+    Raises:
+        RunError: it is no run, or its base is another one by now.
+    """
+    run = RunDirectory.open(Path(name).expanduser())
+    config = Config.resolve(read_settings_file(run.config))
+    return load_base(run.read_manifest(), config, after, notify)
 
 
 def check_base(manifest: dict[str, Any], loaded: LoadedModel) -> None:

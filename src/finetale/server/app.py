@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, Template
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from finetale.errors import FinetaleError, RequestError
@@ -53,6 +56,7 @@ class Service:
     def app(self) -> Guard:
         """The ASGI application, with everything that guards it around it."""
         routes = [
+            Route("/", self.playground, methods=["GET"]),
             Route("/health", self.health, methods=["GET"]),
             Route("/ready", self.ready, methods=["GET"]),
             Route("/metrics", self.metrics, methods=["GET"]),
@@ -80,6 +84,18 @@ class Service:
                 "client": told.client,
             },
         )
+
+    async def playground(self, request: Request) -> Response:
+        """A page to try the models on. It loads nothing from elsewhere and can run nothing but its own script."""
+        nonce = secrets.token_urlsafe(16)
+        page = _page().render(models=list(self.models), nonce=nonce)
+        policy = f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+        headers = {
+            "Content-Security-Policy": policy,
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+        }
+        return HTMLResponse(page, headers=headers)
 
     async def health(self, request: Request) -> Response:
         """Whether the process answers at all."""
@@ -157,6 +173,12 @@ class Service:
         if name not in self.models:
             raise RequestError(f"There is no model {name!r} here.", "model", status=404, code="model_not_found")
         return self.models[name]
+
+
+@cache
+def _page() -> Template:
+    environment = Environment(loader=PackageLoader("finetale", "templates"), autoescape=True)
+    return environment.get_template("playground.html.j2")
 
 
 def _described(model: Served) -> dict[str, Any]:
