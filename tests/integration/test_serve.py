@@ -18,10 +18,12 @@ import openai
 import pytest
 import torch
 import uvicorn
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoConfig
 
 from finetale import models
 from finetale.cli import run
 from finetale.config import SamplingSettings
+from finetale.errors import ModelError
 from finetale.generate import Generator
 from finetale.server import service
 from finetale.server.app import Served, Service
@@ -521,3 +523,55 @@ def test_several_models_by_name(folder: Path, capsys: pytest.CaptureFixture[str]
     ):
         assert run(["serve", model, *words]) == 1
         assert says in capsys.readouterr().err
+
+
+def test_the_same_prompt_twice_is_two_samples(running: Running) -> None:
+    given = {"temperature": 1, "seed": 4, "max_tokens": 12}
+    twice = [choice.text for choice in running.complete(prompt=["The lamp"] * 2, **given).choices]
+    assert twice == [choice.text for choice in running.complete(n=2, **given).choices]
+    assert twice[0] != twice[1]
+
+
+def test_offsets_count_characters_whatever_the_tokens(running: Running) -> None:
+    found = running.complete(prompt="你好 ab", echo=True, logprobs=0, max_tokens=0).choices[0]
+    known = [
+        (at, token)
+        for at, token in zip(found.logprobs.text_offset, found.logprobs.tokens, strict=True)
+        if not token.startswith("bytes:")
+    ]
+    assert known
+    assert all(found.text[at : at + len(token)] == token for at, token in known)
+    whole = running.complete(max_tokens=30, logprobs=0).choices[0].text
+    for streamed in (False, True):
+        answer = running.complete(max_tokens=30, logprobs=0, stop=whole[12:14], stream=streamed)
+        choices = [chunk.choices[0] for chunk in answer] if streamed else answer.choices
+        size = len("".join(choice.text for choice in choices))
+        assert all(at < size for choice in choices for at in choice.logprobs.text_offset)
+
+
+def test_parameters_at_their_ends_hurt_nobody(running: Running) -> None:
+    stream = running.complete(max_tokens=50, stream=True)
+    for values in ({"temperature": 1e-300}, {"temperature": 1e-300, "repetition_penalty": 0.01}, {"top_p": 1e-300}):
+        assert running.complete(**({"temperature": 1} | values), seed=1).choices[0].text
+    assert running.complete(temperature=1e-300).choices[0].text == expected(running, "The lamp")
+    assert len(list(stream)) > 10
+    assert running.error(logit_bias={"9" * 5000: 1})["param"] == "logit_bias"
+    started = time.monotonic()
+    assert running.error(prompt=[""] * 20_000)["param"] == "prompt"
+    assert time.monotonic() - started < 1
+
+
+def served_as(config: Any, *, eager: bool = False) -> service.TorchEngine:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager" if eager else None)
+    return service.TorchEngine(model, vocab_size=100, holes=[], context=64, slots=2)
+
+
+def test_a_model_is_served_only_if_its_rows_keep_apart() -> None:
+    small = {"vocab_size": 100, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, "initializer_range": 0.5}
+    served_as(GPT2Config(**small)).check()
+    served_as(GPT2Config(**small), eager=True).check()
+    shape = {"vocab_size": 100, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "max_position_embeddings": 64}
+    neo = GPTNeoConfig(**shape, attention_types=[[["global", "local"], 1]], window_size=4, initializer_range=0.5)
+    with pytest.raises(ModelError, match="can't be served"):
+        served_as(neo, eager=True).check()

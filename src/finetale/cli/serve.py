@@ -90,7 +90,7 @@ def _key(file: Path | None) -> str | None:
         ConfigError: the file can't be read or is empty.
     """
     if file is None:
-        return os.environ.get("FINETALE_API_KEY") or None
+        return os.environ.get("FINETALE_API_KEY", "").strip() or None
     try:
         key = file.expanduser().read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

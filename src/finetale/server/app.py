@@ -15,6 +15,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, Template
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
@@ -68,6 +69,7 @@ class Service:
         handlers: dict[Any, Any] = {
             RequestError: _refused,
             HTTPException: _no_route,
+            ClientDisconnect: _gone,
             Exception: _failed,
         }
         return Guard(Starlette(routes=routes, exception_handlers=handlers), self.limits, self.tell)
@@ -103,6 +105,8 @@ class Service:
 
     async def ready(self, request: Request) -> Response:
         """Whether it takes requests."""
+        if not all(model.worker.works for model in self.models.values()):
+            return JSONResponse({"status": "failed"}, 503)
         if self.draining:
             return JSONResponse({"status": "draining"}, 503)
         return JSONResponse({"status": "ready"})
@@ -125,14 +129,20 @@ class Service:
 
     async def completions(self, request: Request) -> Response:
         """Text that goes on from a prompt."""
-        asked = wire.read_completion(await request.body())
+        try:
+            async with asyncio.timeout(self.limits.body_seconds):
+                body = await request.body()
+        except TimeoutError:
+            raise RequestError("The body did not come in time.", status=408, code="timeout") from None
+        asked = wire.read_completion(body)
         model = self._model(asked.model)
-        completion = Completion(asked, model.vocabulary)
-        if len(completion.groups) * asked.count > self.limits.most_samples:
+        wanted = len(asked.prompts) * asked.count
+        if wanted > self.limits.most_samples:
             raise RequestError(
-                f"{len(completion.groups) * asked.count} completions were asked for; a request may have {self.limits.most_samples}.",
+                f"{wanted:,} completions were asked for; a request may have {self.limits.most_samples}.",
                 "n" if asked.count > 1 else "prompt",
             )
+        completion = await run_in_threadpool(Completion, asked, model.vocabulary)
         name, created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
         loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
@@ -234,10 +244,10 @@ def _whole(completion: Completion, found: Sequence[Piece]) -> list[dict[str, Any
         for place, writer in enumerate(writers):
             mine = [piece for piece in found if piece.index == writer.index]
             text = opening + "".join(piece.text for piece in mine)
-            tokens: list[Token] = [*told, *(token for piece in mine for token in piece.tokens)]
             logprobs = None
             if asked.logprobs is not None:
-                logprobs, _ = completion.logprobs(tokens, 0, len(text))
+                written = [(token, at + len(opening)) for piece in mine for token, at in piece.tokens]
+                logprobs = completion.logprobs([*told, *written])
             reason = mine[-1].finish_reason if mine else None
             choices.append(wire.choice(number * (asked.n or 1) + place, text, reason, logprobs))
     return choices
@@ -249,7 +259,7 @@ async def _stream(
     completion = ticket.completion
     asked = completion.request
     wants_usage = asked.stream_options is not None and asked.stream_options.include_usage
-    ends: dict[int, int] = {}
+    openings: dict[int, int] = {}
 
     def chunk(choices: list[dict[str, Any]]) -> bytes:
         body = wire.completion(name, created, asked.model, choices, None)
@@ -263,14 +273,15 @@ async def _stream(
             if isinstance(piece, Exception):
                 yield wire.event(_error_of(piece)[1])
                 break
-            text, tokens = piece.text, list(piece.tokens)
-            if piece.index not in ends:
+            text = piece.text
+            told: list[tuple[Token, int]] = []
+            if piece.index not in openings:
                 opening, told = completion.opening(completion.groups[piece.index // asked.count])
-                text, tokens = opening + text, [*told, *tokens]
-                ends[piece.index] = 0
+                text, openings[piece.index] = opening + text, len(opening)
             logprobs = None
             if asked.logprobs is not None:
-                logprobs, ends[piece.index] = completion.logprobs(tokens, ends[piece.index], None)
+                written = [(token, at + openings[piece.index]) for token, at in piece.tokens]
+                logprobs = completion.logprobs([*told, *written])
             yield chunk([wire.choice(piece.index, text, piece.finish_reason, logprobs)])
         if piece is None and wants_usage:
             yield wire.event(wire.completion(name, created, asked.model, [], completion.usage()))
@@ -292,6 +303,11 @@ async def _refused(request: Request, error: Exception) -> Response:
     status, body = _error_of(error)
     headers = {"Retry-After": "1"} if status in (429, 503) else None
     return JSONResponse(body, status, headers)
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    """Nobody waits for this; the status is for the log."""
+    return Response(status_code=499)
 
 
 async def _failed(request: Request, error: Exception) -> Response:

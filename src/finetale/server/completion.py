@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -63,11 +64,11 @@ def _byte_table() -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """New text of a choice, with the tokens it came from; the last one has a finish_reason."""
+    """New text of a choice, with the tokens it came from and where each begins; the last one has a finish_reason."""
 
     index: int
     text: str
-    tokens: tuple[Token, ...] = ()
+    tokens: tuple[tuple[Token, int], ...] = ()
     finish_reason: str | None = None
 
 
@@ -87,17 +88,18 @@ class Writer:
     room: int
     finished: Literal["end", "length", "stop"] | None = None
     logprob: float = 0.0
-    _tokens: list[Token] = field(default_factory=list)
+    _tokens: list[tuple[Token, int]] = field(default_factory=list)
 
     def accept(self, token: Token) -> None:
         """Take the next token, and see whether the text ends with it."""
         if token.id == self.end:
+            self.logprob += token.logprob or 0.0
             self.finished = "end"
         elif token.id == EXHAUSTED:
             self.finished = "length"
         else:
             self.logprob += token.logprob or 0.0
-            self._tokens.append(token)
+            self._tokens.append((token, len(self.text.text)))
             self.text.add(token.id)
             if self.text.stopped:
                 self.finished = "stop"
@@ -112,7 +114,10 @@ class Writer:
         text = self.text.take(final=last)
         if not text and not last:
             return None
-        tokens, self._tokens = tuple(self._tokens), []
+        # Those that would begin where the text ends were cut off with a stop string.
+        cut = self.finished == "stop"
+        tokens = tuple(pair for pair in self._tokens if not cut or pair[1] < len(self.text.text))
+        self._tokens = []
         reason = wire.finish_reason(self.finished) if self.finished is not None else None
         return Piece(self.index, text, tokens, reason)
 
@@ -141,6 +146,7 @@ class Completion:
             raise RequestError(f"logit_bias: token ids must be below {vocabulary.vocab_size}.", "logit_bias")
         top = request.logprobs if request.logprobs is not None else 0 if request.count > (request.n or 1) else None
         self.groups: list[list[Writer]] = []
+        before: Counter[tuple[int, ...]] = Counter()  # the same prompt again goes on with other samples
         for number, ids in enumerate(self.prompts):
             room = vocabulary.context - len(lead) - len(ids)
             least = 0 if wanted == 0 else 1
@@ -161,7 +167,7 @@ class Completion:
                             [*lead, *ids],
                             settings,
                             bias,
-                            sample,
+                            before[tuple(ids)] + sample,
                             top,
                             reads_prompt=bool(request.echo) and request.logprobs is not None and sample == 0,
                         ),
@@ -174,13 +180,15 @@ class Completion:
                 ]
             )
 
+            before[tuple(ids)] += request.count
+
     def usage(self) -> dict[str, int]:
         """Tokens of the prompts and of all completions that were made."""
         made = sum(len([t for t in writer.job.tokens if t >= 0]) for group in self.groups for writer in group)
         return wire.usage(sum(map(len, self.prompts)), made)
 
-    def opening(self, group: Sequence[Writer]) -> tuple[str, list[Token]]:
-        """What echo puts before a completion: the prompt's text and its tokens."""
+    def opening(self, group: Sequence[Writer]) -> tuple[str, list[tuple[Token, int]]]:
+        """What echo puts before a completion: the prompt's text, and its tokens with where they begin."""
         if not self.request.echo:
             return "", []
         number = group[0].index // self.request.count
@@ -191,26 +199,29 @@ class Completion:
             else self.vocabulary.tokenizer.decode(given, clean_up_tokenization_spaces=False)
         )
         told = group[0].job.prompt
-        return text, told if len(told) == len(self.prompts[number]) else [Token(self.prompts[number][0]), *told]
+        if not group[0].job.reads_prompt:
+            return text, []
+        if len(told) < len(self.prompts[number]):
+            told = [Token(self.prompts[number][0]), *told]
+        stream = TextStream(self.vocabulary.tokenizer, [], ())
+        places = []
+        for token in told:
+            places.append(len(stream.text))
+            stream.add(token.id)
+        return text, list(zip(told, places, strict=True))
 
-    def logprobs(self, tokens: Sequence[Token], offset: int, end: int | None) -> tuple[dict[str, Any], int]:
-        """(the `logprobs` of tokens that begin at `offset` of a text, where they end).
-
-        Args:
-            end: length of the text; tokens that would begin there were cut off with a stop string.
-        """
-        names: list[str] = []
-        values: list[float | None] = []
-        tops: list[dict[str, float] | None] = []
-        offsets: list[int] = []
-        for token in tokens:
-            if end is not None and offset >= end and names:
-                break
-            name = self.vocabulary.name_of(token.id)
-            names.append(name)
-            offsets.append(offset)
-            offset += 0 if name.startswith("bytes:") else len(name)
-            values.append(token.logprob)
-            top = {self.vocabulary.name_of(other): value for other, value in token.top}
-            tops.append(top if self.request.logprobs and token.logprob is not None else None)
-        return {"tokens": names, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}, offset
+    def logprobs(self, tokens: Sequence[tuple[Token, int]], shift: int = 0) -> dict[str, Any]:
+        """The `logprobs` of tokens, whose places are moved by `shift`."""
+        names = [self.vocabulary.name_of(token.id) for token, _ in tokens]
+        tops = [
+            {self.vocabulary.name_of(other): value for other, value in token.top}
+            if self.request.logprobs and token.logprob is not None
+            else None
+            for token, _ in tokens
+        ]
+        return {
+            "tokens": names,
+            "token_logprobs": [token.logprob for token, _ in tokens],
+            "top_logprobs": tops,
+            "text_offset": [place + shift for _, place in tokens],
+        }

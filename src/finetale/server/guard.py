@@ -32,6 +32,7 @@ class Limits:
         hosts: names that the Host header may have, without port; empty for any.
         most_body: bytes of a body.
         most_samples: completions of a request, over all its prompts.
+        body_seconds: in which a body must have come.
     """
 
     key: str | None = None
@@ -39,6 +40,7 @@ class Limits:
     origins: frozenset[str] = frozenset()
     most_body: int = 2 * 2**20
     most_samples: int = 128
+    body_seconds: float = 30.0
 
 
 @dataclass(frozen=True)

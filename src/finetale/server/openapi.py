@@ -143,6 +143,7 @@ _ERRORS = {
     401: "The key is missing or wrong.",
     403: "Another host or page than may ask.",
     404: "No such model.",
+    408: "The body did not come in time.",
     413: "The body is too large.",
     429: "Too many requests wait.",
     500: "Something failed here.",

@@ -30,7 +30,10 @@ def serve_model(name: str, loaded: LoadedModel, *, slots: int, most_waiting: int
     facts = Generator(loaded.model, loaded.tokenizer)
     context = min(facts.context, _UNLIMITED_CONTEXT)
     holes = [token for token in facts.forbidden if token < facts.vocab_size]
+    window = getattr(loaded.model.config.get_text_config(), "sliding_window", None)
+    context = min(context, window) if window else context
     engine = TorchEngine(loaded.model, vocab_size=facts.vocab_size, holes=holes, context=context, slots=slots)
+    engine.check()
     vocabulary = Vocabulary(loaded.tokenizer, facts.vocab_size, context)
     return Served(name, vocabulary, Worker(engine, most_waiting=most_waiting), int(time.time()))
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from finetale.errors import GenerationError
-from finetale.generate.sampler import NOT_A_NUMBER, Sampler, Stream, random_stream
+from finetale.config import SamplingSettings
+from finetale.errors import ModelError
+from finetale.generate.sampler import Sampler, Stream, random_stream
 from finetale.server.engine import Job, Token
 from finetale.server.slots import SlotCache
 
 T = TypeVar("T")
+_TOLERANCE = 0.02
+"""Largest difference of logits, as a share of the largest, between rows together and alone: bf16 has 1%."""
 _CHUNK = 256
 """Tokens of a prompt that are read in one pass."""
 
@@ -42,6 +46,8 @@ class TorchEngine:
         self._cache = SlotCache(slots, context)
         self._jobs: list[Job] = []  # by row
         self._streams: list[torch.Generator | None] = []
+        # Eager attention adds its mask to the scores; the others take what is seen as such.
+        self._adds_mask = getattr(model.config.get_text_config(), "_attn_implementation", "") == "eager"
         self._logits: list[Tensor | None] = []  # after the last token that was read; None where one is unread
 
     @property
@@ -72,12 +78,13 @@ class TorchEngine:
         """The next token of each job."""
         unread = [row for row, logits in enumerate(self._logits) if logits is None]
         if unread:
-            # Rows that have just joined come last, and have their logits already.
-            count = unread[-1] + 1
-            assert unread == list(range(count))
-            ids = torch.tensor([[self._jobs[row].tokens[-1]] for row in unread])
-            for row, logits in enumerate(self._forward(0, count, ids)[:, -1]):
-                self._logits[row] = logits
+            # Rows that have just joined have their logits already, and come last unless one before them left.
+            breaks = [0, *(at for at in range(1, len(unread)) if unread[at] != unread[at - 1] + 1), len(unread)]
+            for start, stop in pairwise(breaks):
+                rows = unread[start:stop]
+                ids = torch.tensor([[self._jobs[row].tokens[-1]] for row in rows])
+                for row, logits in zip(rows, self._forward(rows[0], len(rows), ids)[:, -1], strict=True):
+                    self._logits[row] = logits
         logits = torch.stack([row for row in self._logits if row is not None])
         chosen = self._choose(logits)
         tokens = self._described(logits, chosen, [job.top for job in self._jobs])
@@ -119,13 +126,63 @@ class TorchEngine:
             logits: Tensor = self.model(
                 input_ids=ids.to(device),
                 position_ids=positions.to(device),
-                attention_mask=mask.to(device),
+                attention_mask=self._mask(mask),
                 past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=0 if every else 1,
             ).logits
         self._cache.read()
         return logits[..., : self._vocab_size].float()
+
+    def _mask(self, seen: Tensor) -> Tensor:
+        seen = seen.to(self.model.device)
+        if not self._adds_mask:
+            return seen
+        lowest = torch.finfo(self.model.dtype).min
+        return torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device).masked_fill_(~seen, lowest)
+
+    def check(self) -> None:
+        """Try whether rows of different lengths get the logits that each gets alone; it depends on the model's code.
+
+        Raises:
+            ModelError: they do not.
+        """
+        rows = [list(range(2, 2 + length)) for length in (24, 5)]
+        jobs = [
+            Job([token % self._vocab_size for token in row], SamplingSettings.resolve({"temperature": 0}))
+            for row in rows
+        ]
+        worst = 0.0
+        try:
+            for job in jobs:
+                self.admit([job])
+            for _ in range(3):
+                self.step()
+            found = self._read_ahead()
+            for job, logits in zip(jobs, found, strict=True):
+                with torch.inference_mode():
+                    ids = torch.tensor([[*job.ids, *job.tokens]], device=self.model.device)
+                    alone = self.model(input_ids=ids).logits[0, -1, : self._vocab_size].float()
+                worst = max(worst, float((alone - logits).abs().max() / alone.abs().max().clamp(min=1)))
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+            raise self._unfit(f"its code fails: {type(error).__name__}") from error
+        finally:
+            for job in jobs:
+                self.drop(job)
+        if worst > _TOLERANCE:
+            raise self._unfit(f"they differ by {worst:.1%}")
+
+    def _read_ahead(self) -> list[Tensor]:
+        """The logits after each row's last token."""
+        ids = torch.tensor([[job.tokens[-1]] for job in self._jobs])
+        return list(self._forward(0, len(self._jobs), ids)[:, -1])
+
+    def _unfit(self, why: str) -> ModelError:
+        name = self.model.config.model_type
+        return ModelError(
+            f"A {name} model can't be served: texts of different lengths do not get the scores that each gets alone ({why}).",
+            "`finetale generate` works with it.",
+        )
 
     def _choose(self, logits: Tensor) -> Tensor:
         """A token a row. Rows that are sampled in the same way are sampled together."""
@@ -148,11 +205,6 @@ class TorchEngine:
                 logits[rows], padded.to(logits.device), starts, [(row,) for row in rows], [job.tokens for job in jobs]
             )
             chosen[rows] = found.cpu()
-        if (chosen == NOT_A_NUMBER).any():
-            raise GenerationError(
-                "The model's scores are not numbers (NaN).",
-                "Its weights are damaged or its training diverged: use an earlier checkpoint.",
-            )
         return chosen
 
     def _described(self, logits: Tensor, chosen: Tensor, tops: Sequence[int | None]) -> list[Token]:

@@ -70,7 +70,7 @@ class CompletionRequest(BaseModel):
     user: Text | None = None
     top_k: int | None = Field(0, ge=0, strict=True, description="An extension: sample from the k likeliest. 0: all.")
     min_p: float | None = Field(0.0, ge=0, le=1, strict=True, description="An extension.")
-    repetition_penalty: float | None = Field(1.0, gt=0, le=10, strict=True, description="An extension.")
+    repetition_penalty: float | None = Field(1.0, ge=0.01, le=10, strict=True, description="An extension.")
 
     @model_validator(mode="after")
     def _together(self) -> CompletionRequest:
@@ -86,7 +86,7 @@ class CompletionRequest(BaseModel):
         if not self.max_tokens and self.max_tokens is not None and not self.echo:
             raise ValueError("max_tokens: must be at least 1 unless echo is true")
         for token in self.logit_bias or {}:
-            if not (token.isascii() and token.isdigit()):
+            if not (token.isascii() and token.isdigit() and len(token) <= 10):
                 raise ValueError("logit_bias: its keys must be token ids")
         return self
 
@@ -105,7 +105,8 @@ class CompletionRequest(BaseModel):
         """How a token is chosen; `seed` where the request names none."""
         given = {
             "max_new_tokens": self.max_tokens or 1,
-            "temperature": 1.0 if self.temperature is None else self.temperature,
+            # Below that the scores would grow past what floats hold; the likeliest token is taken all the same.
+            "temperature": 1.0 if self.temperature is None else self.temperature if self.temperature >= 1e-3 else 0.0,
             "top_p": 1.0 if self.top_p is None else self.top_p,
             "top_k": self.top_k or 0,
             "min_p": self.min_p or 0.0,

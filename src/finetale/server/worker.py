@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
 
-from finetale.errors import RequestError
+from finetale.errors import GenerationError, RequestError
+from finetale.generate.sampler import NOT_A_NUMBER
 from finetale.server.completion import Completion, Piece, Writer
 from finetale.server.engine import Engine
+
+_log = logging.getLogger("finetale.server")
 
 Tell = Callable[["Piece | Exception | None"], None]
 
@@ -40,6 +44,7 @@ class Worker:
         self._active: dict[int, tuple[Ticket, Writer]] = {}  # by id of the job
         self._change = threading.Condition()
         self._closing = False
+        self.works = True
         self._thread = threading.Thread(target=self._run, name="finetale-engine", daemon=True)
         self._thread.start()
 
@@ -62,6 +67,8 @@ class Worker:
         ticket = Ticket(completion, client, tell)
         ticket.waiting = deque(_portions(completion, self.engine.slots))
         with self._change:
+            if not self.works:
+                raise RequestError("The engine has failed.", status=503, kind="server_error", code="failed")
             if self._closing:
                 raise RequestError("The service is about to end.", status=503, kind="server_error", code="draining")
             if self.waiting >= self.most_waiting:
@@ -90,17 +97,33 @@ class Worker:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except Exception as error:  # not even the cleaning up works: a lost device
+            _log.exception("the engine is lost")
+            with self._change:
+                self.works = False
+                tickets = {id(ticket): ticket for ticket, _ in self._active.values()}
+                tickets |= {id(ticket): ticket for queue in self._queues.values() for ticket in queue}
+                self._active.clear()
+                self._queues.clear()
+            for ticket in tickets.values():
+                ticket.tell(error)
+
+    def _work(self) -> None:
         while True:
             with self._change:
                 while not self._active and not self.waiting and not self._closing:
                     self._change.wait()
                 if self._closing and not self._active and not self.waiting:
                     return
-                self._forget()
             try:
+                with self._change:
+                    self._forget()
                 self._admit()
                 self._step()
             except Exception as error:
+                _log.exception("a step failed")
                 self._fail(error)
 
     def _forget(self) -> None:
@@ -143,6 +166,7 @@ class Worker:
         try:
             self.engine.admit([writer.job for writer in writers])
         except Exception as error:
+            _log.exception("a prompt failed")
             self._end(ticket, error)
             return
         for writer in writers:
@@ -155,7 +179,12 @@ class Worker:
         if not self._active:
             return
         for job, token in self.engine.step():
+            if id(job) not in self._active:  # its request has just failed
+                continue
             ticket, writer = self._active[id(job)]
+            if token.id == NOT_A_NUMBER:
+                self._end(ticket, GenerationError("The model's scores are not numbers (NaN).", ""))
+                continue
             writer.accept(token)
             if writer.finished is not None:
                 self._finish(ticket, writer)
