@@ -421,7 +421,9 @@ class Serving:
 
     def __init__(self, folder: Path, *words: str) -> None:
         command = [sys.executable, "-m", "finetale", "serve", *words, "--port", "0"]
-        self.process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self._log = folder / "log"
+        with self._log.open("wb") as log:  # a pipe that nobody reads fills up
+            self.process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert " at http://127.0.0.1:" in line, line
@@ -437,8 +439,8 @@ class Serving:
     def end(self) -> tuple[int, str]:
         """Exit code and the log, after SIGTERM at the latest."""
         self.process.terminate()
-        _, log = self.process.communicate(timeout=30)
-        return self.process.returncode, log
+        self.process.communicate(timeout=30)
+        return self.process.returncode, self._log.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

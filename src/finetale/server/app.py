@@ -117,7 +117,7 @@ class Service:
 
     async def describe(self, request: Request) -> Response:
         """This service in OpenAPI."""
-        return JSONResponse(openapi.document(list(self.models)))
+        return JSONResponse(openapi.document(list(self.models), needs_key=self.limits.key is not None))
 
     async def list_models(self, request: Request) -> Response:
         """Every model by its name."""

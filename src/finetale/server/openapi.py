@@ -80,7 +80,7 @@ _MODEL = {
 _STATUS = {"type": "object", "required": ["status"], "properties": {"status": {"type": "string"}}}
 
 
-def document(models: Sequence[str]) -> dict[str, Any]:
+def document(models: Sequence[str], *, needs_key: bool) -> dict[str, Any]:
     """The OpenAPI document of a service that has some models."""
     request = CompletionRequest.model_json_schema(ref_template="#/components/schemas/{model}")
     request["properties"]["model"]["enum"] = list(models)
@@ -134,7 +134,7 @@ def document(models: Sequence[str]) -> dict[str, Any]:
             "schemas": shapes,
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
-        "security": [{"key": []}],
+        "security": [{"key": []}] if needs_key else [],
     }
 
 
