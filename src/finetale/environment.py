@@ -25,12 +25,12 @@ VERSIONED = (
 )
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide on results."""
+def versions(*names: str) -> dict[str, str]:
+    """Versions of Python and of packages; without names, of those that decide on results."""
     import importlib.metadata
 
     found = {"python": platform.python_version()}
-    for name in VERSIONED:
+    for name in names or VERSIONED:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

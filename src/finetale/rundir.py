@@ -82,6 +82,10 @@ class RunDirectory:
     def report(self) -> Path:
         return self.root / "report.html"
 
+    @property
+    def engines(self) -> Path:
+        return self.root / "engines"
+
     def checkpoint(self, step: int) -> Path:
         """Folder of the checkpoint after `step` optimizer steps."""
         return self.checkpoints / f"step-{step:08d}"

@@ -23,10 +23,11 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoConfig
 from finetale import models
 from finetale.cli import run
 from finetale.config import SamplingSettings
-from finetale.errors import ModelError
 from finetale.generate import Generator
+from finetale.models import LoadedModel
 from finetale.server import service
 from finetale.server.app import Served, Service
+from finetale.server.engines import choice
 from finetale.server.guard import Limits
 from tiny import save_model
 
@@ -563,17 +564,18 @@ def test_parameters_at_their_ends_hurt_nobody(running: Running) -> None:
     assert time.monotonic() - started < 1
 
 
-def served_as(config: Any, *, eager: bool = False) -> service.TorchEngine:
+def loaded_as(config: Any, *, eager: bool = False) -> LoadedModel:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager" if eager else None)
-    return service.TorchEngine(model, vocab_size=100, holes=[], context=64, slots=2)
+    return LoadedModel(model, None, models.Provenance("tiny", "new", None, "", 0))  # type: ignore[arg-type]
 
 
-def test_a_model_is_served_only_if_its_rows_keep_apart() -> None:
+def test_rows_are_together_only_if_they_keep_apart() -> None:
     small = {"vocab_size": 100, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, "initializer_range": 0.5}
-    served_as(GPT2Config(**small)).check()
-    served_as(GPT2Config(**small), eager=True).check()
+    facts = choice.Facts(100, (), 64, 0)
+    for eager in (False, True):
+        assert choice.torch_engine(loaded_as(GPT2Config(**small), eager=eager), facts, 4).name == "torch"
     shape = {"vocab_size": 100, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "max_position_embeddings": 64}
     neo = GPTNeoConfig(**shape, attention_types=[[["global", "local"], 1]], window_size=4, initializer_range=0.5)
-    with pytest.raises(ModelError, match="can't be served"):
-        served_as(neo, eager=True).check()
+    engine = choice.torch_engine(loaded_as(neo, eager=True), facts, 4)
+    assert engine.name == "torch, one at a time"

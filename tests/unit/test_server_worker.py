@@ -13,7 +13,7 @@ import pytest
 from finetale.errors import RequestError
 from finetale.server import wire
 from finetale.server.completion import Completion, Piece, Vocabulary
-from finetale.server.engine import Job, Token
+from finetale.server.engines import Job, Token
 from finetale.server.worker import Ticket, Worker
 from tiny import tokenizer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -34,6 +34,12 @@ def command(
     allow_host: Annotated[
         tuple[str, ...], Parameter(help="Further names under which it may be reached, as behind a proxy.")
     ] = (),
+    engine: Annotated[
+        Literal["auto", "openvino", "torch"],
+        Parameter(
+            help="What computes: OpenVINO with int8 weights, or PyTorch. auto: the faster here, if its numbers are right."
+        ),
+    ] = "auto",
     slots: Annotated[int, Parameter(help="Completions that are computed at the same time.")] = 16,
     queue: Annotated[int, Parameter(help="Requests that may wait; further ones get status 429.")] = 32,
     drain: Annotated[float, Parameter(help="Seconds to finish what was begun, after SIGTERM or Ctrl-C.")] = 30.0,
@@ -70,13 +76,22 @@ def command(
             loaded = {"base": pipeline.open_base(model, loaded[called], display)} | loaded
         for other, path in others.items():
             loaded[other] = pipeline.open_model(path, config.model_copy(update={"revision": None}), display)
+        served = []
+        for each in list(loaded):
+            # Taken out of the table: a converted model needs PyTorch's weights no longer.
+            model_here = loaded.pop(each)
+            served.append(
+                service.serve_model(each, model_here, slots=slots, most_waiting=queue, engine=engine, notify=display)
+            )
+            del model_here
     hosts = frozenset({*_LOOPBACK, *allow_host, *([host] if host not in ("0.0.0.0", "::") else [])})
-    served = [service.serve_model(each, found, slots=slots, most_waiting=queue) for each, found in loaded.items()]
     console = stdout()
 
     def ready(address: str) -> None:
         console.print(
-            f"Serving {' and '.join(loaded)} at {address}/v1 (Ctrl-C ends it)", soft_wrap=True, highlight=False
+            f"Serving {' and '.join(model.described for model in served)} at {address}/v1 (Ctrl-C ends it)",
+            soft_wrap=True,
+            highlight=False,
         )
 
     service.run(served, Limits(key=key, hosts=hosts), host=host, port=port, drain_seconds=drain, ready=ready)

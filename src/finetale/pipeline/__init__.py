@@ -1,7 +1,7 @@
 """The one path from text to a proven model. Only this layer sees the whole configuration."""
 
 from finetale.pipeline.data import Notify, check_text
-from finetale.pipeline.judge import compare_on, evaluate_on, open_model, say_if_unfinished
+from finetale.pipeline.judge import compare_on, evaluate_on, held_out_ids, open_model, say_if_unfinished
 from finetale.pipeline.plan import plan_run
 from finetale.pipeline.resuming import resume_run
 from finetale.pipeline.runs import finish, open_base, train_run
@@ -12,6 +12,7 @@ __all__ = [
     "compare_on",
     "evaluate_on",
     "finish",
+    "held_out_ids",
     "open_base",
     "open_model",
     "plan_run",

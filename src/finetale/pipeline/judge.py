@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from finetale import comparison, memorisation, models, speed, tokens
 from finetale.blocks import choose_evaluation_size
 from finetale.config import Config, read_settings_file
-from finetale.errors import MemoryLimitError, RunError
+from finetale.errors import FinetaleError, MemoryLimitError, RunError
 from finetale.forward import PackedForward
 from finetale.metrics import Measurement, measure
 from finetale.models import LoadedModel
@@ -105,6 +105,31 @@ def evaluate_model(
 
 def _tell(notify: Notify, message: str, done: int, total: int) -> None:
     stage(notify, message, done=done, total=total)
+
+
+def held_out_ids(loaded: LoadedModel, notify: Notify, *, most: int, window: int) -> list[list[int]]:
+    """Beginnings of the documents that a run held out, as ids with beginning-of-text; empty if it is no run or they are gone.
+
+    Args:
+        most: tokens altogether.
+        window: tokens of a document.
+    """
+    if loaded.provenance.kind != "run":
+        return []
+    run = RunDirectory(Path(loaded.provenance.name).expanduser())
+    try:
+        store = tokenise(Config.resolve(read_settings_file(run.config)), loaded.tokenizer, notify)
+    except (FinetaleError, OSError):
+        return []
+    begin, _ = tokens.begin_and_end(loaded.tokenizer)
+    found: list[list[int]] = []
+    for part in [*store.parts_of("validation"), *store.parts_of("test")]:
+        ids = [begin, *store.ids(int(part))[: window - 1].tolist()]
+        found.append(ids[: most + 1])
+        most -= len(ids) - 1
+        if most <= 0:
+            break
+    return [ids for ids in found if len(ids) > 1]
 
 
 def evaluate_on(name: str, config: Config, notify: Notify) -> dict[str, Any]:

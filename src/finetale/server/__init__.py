@@ -3,8 +3,7 @@
     openapi         what the routes take and give, described
 wire            bodies to requests and back, pure functions
 completion      a request → jobs → choices
-engine          what is asked of whatever computes
-torch_engine    PyTorch with continuous batching, on the cache of `slots`
+engines         what computes tokens, and which of them serves a model
 worker          the thread that keeps an engine busy; queue, turns, cancelling
 guard           keys, hosts, sizes
 app             the routes

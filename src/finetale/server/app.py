@@ -24,7 +24,7 @@ from starlette.routing import Route
 from finetale.errors import FinetaleError, RequestError
 from finetale.server import openapi, wire
 from finetale.server.completion import Completion, Piece, Vocabulary
-from finetale.server.engine import Token
+from finetale.server.engines import Token
 from finetale.server.guard import Answered, Guard, Limits
 from finetale.server.meters import Meters
 from finetale.server.worker import Ticket, Worker
@@ -40,6 +40,11 @@ class Served:
     vocabulary: Vocabulary
     worker: Worker
     created: int
+
+    @property
+    def described(self) -> str:
+        """Its name and engine, for people."""
+        return f"{self.name} ({self.worker.engine.name})"
 
 
 class Service:

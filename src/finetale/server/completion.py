@@ -14,7 +14,7 @@ from finetale.errors import RequestError
 from finetale.generate.sampler import EXHAUSTED
 from finetale.generate.text import CONTEXT_TOKENS, TextStream
 from finetale.server import wire
-from finetale.server.engine import Job, Token
+from finetale.server.engines import Job, Token
 from finetale.tokens import begin_and_end, encode_batch
 
 

@@ -13,29 +13,54 @@ from types import FrameType
 
 import uvicorn
 
+from finetale import pipeline
 from finetale.generate import Generator
 from finetale.models import LoadedModel
 from finetale.server.app import Served, Service
 from finetale.server.completion import Vocabulary
+from finetale.server.engines import choice
 from finetale.server.guard import Limits
-from finetale.server.torch_engine import TorchEngine
 from finetale.server.worker import Worker
 
 _MOST_HEADER_BYTES = 16 * 1024
 _UNLIMITED_CONTEXT = 8192
+_MEASURED = 8192
+"""Tokens of held-out text on which a converted model is held against PyTorch."""
+_WINDOW = 512
 
 
-def serve_model(name: str, loaded: LoadedModel, *, slots: int, most_waiting: int) -> Served:
-    """A model with an engine and its worker, which runs at once."""
-    facts = Generator(loaded.model, loaded.tokenizer)
-    context = min(facts.context, _UNLIMITED_CONTEXT)
-    holes = [token for token in facts.forbidden if token < facts.vocab_size]
+def serve_model(
+    name: str,
+    loaded: LoadedModel,
+    *,
+    slots: int,
+    most_waiting: int,
+    engine: str = "torch",
+    notify: pipeline.Notify = lambda event: None,
+) -> Served:
+    """A model with an engine and its worker, which runs at once.
+
+    Args:
+        engine: one of `choice.ENGINES`.
+
+    Raises:
+        FinetaleError: the engine is not there or can't serve this model.
+    """
+    generator = Generator(loaded.model, loaded.tokenizer)
     window = getattr(loaded.model.config.get_text_config(), "sliding_window", None)
-    context = min(context, window) if window else context
-    engine = TorchEngine(loaded.model, vocab_size=facts.vocab_size, holes=holes, context=context, slots=slots)
-    engine.check()
+    context = min(generator.context, window or _UNLIMITED_CONTEXT, _UNLIMITED_CONTEXT)
+    holes = tuple(token for token in generator.forbidden if token < generator.vocab_size)
+    facts = choice.Facts(generator.vocab_size, holes, context, generator.begin)
+    chosen = choice.choose(
+        loaded,
+        facts,
+        slots=slots,
+        wanted=engine,
+        held_out=lambda: pipeline.held_out_ids(loaded, notify, most=_MEASURED, window=min(context, _WINDOW)),
+        notify=notify,
+    )
     vocabulary = Vocabulary(loaded.tokenizer, facts.vocab_size, context)
-    return Served(name, vocabulary, Worker(engine, most_waiting=most_waiting), int(time.time()))
+    return Served(name, vocabulary, Worker(chosen, most_waiting=most_waiting), int(time.time()))
 
 
 def run(

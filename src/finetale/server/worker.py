@@ -10,7 +10,7 @@ from collections.abc import Callable
 from finetale.errors import GenerationError, RequestError
 from finetale.generate.sampler import NOT_A_NUMBER
 from finetale.server.completion import Completion, Piece, Writer
-from finetale.server.engine import Engine
+from finetale.server.engines import Engine
 
 _log = logging.getLogger("finetale.server")
 

@@ -1,10 +1,18 @@
-"""What a server asks of whatever computes: sequences come in at any time, each step gives each of them a token."""
+"""What computes tokens for a service: sequences come in at any time, each step gives each of them a token.
+
+batching    jobs and sampling, on any Rows: the one engine
+pytorch     Rows of a transformers model; slots is their cache
+openvino    Rows of a model converted for CPUs with int8 weights; conversion makes it
+choice      which of them serves a model, by measurement
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+
+from torch import Tensor
 
 from finetale.config import SamplingSettings
 
@@ -64,3 +72,36 @@ class Engine(Protocol):
     @property
     def active(self) -> int:
         """Jobs that are being worked on."""
+
+
+class Rows(Protocol):
+    """A model, and keys and values of the texts that it is reading: a row each, numbered from 0.
+
+    Attributes:
+        name: of the engine, for people.
+        slots: rows at most.
+    """
+
+    name: str
+    slots: int
+
+    def join(self) -> int:
+        """Begin a row, which is the last one then."""
+
+    def copy_last(self) -> int:
+        """Begin a row with the content of the last one."""
+
+    def leave(self, row: int) -> None:
+        """Forget a row; the last one takes its number."""
+
+    def read(self, first: int, ids: Tensor, *, every: bool = False) -> Tensor:
+        """Read more tokens of some rows that follow each other.
+
+        Args:
+            first: the first of the rows.
+            ids: (rows, tokens).
+            every: whether the scores after every token are wanted, or after the last alone.
+
+        Returns:
+            Scores of the token after, fp32, (rows, tokens or 1, vocabulary); they stay as they are.
+        """

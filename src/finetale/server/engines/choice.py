@@ -1,0 +1,299 @@
+"""Which engine serves a model: the fastest here of those whose numbers are right.
+
+A converted model is held against PyTorch before it serves: its scores in fp32 within 0.1% (so the conversion is right), and
+with int8 weights its perplexity on held-out text within 1%. What was found is kept beside the converted model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import platform
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetale import environment, rundir, tokens
+from finetale.config import SamplingSettings
+from finetale.errors import ConfigError, ModelError
+from finetale.models import LoadedModel
+from finetale.rundir import RunDirectory
+from finetale.server.engines import Job, Rows
+from finetale.server.engines.batching import BatchingEngine
+from finetale.server.engines.pytorch import SeparateRows, TorchRows
+
+ENGINES = ("auto", "openvino", "torch")
+Notify = Callable[[dict[str, Any]], None]
+
+_TORCH_TOLERANCE = 0.02
+"""Largest difference of scores, as a share of the largest, between rows together and alone: bf16 has 1%."""
+_CONVERTED_TOLERANCE = 1e-3
+MOST_CHANGE = 0.01
+"""Of the perplexity, by int8 weights."""
+_MODEL, _RECORD = "model.xml", "engine.json"
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an engine needs to know of a model.
+
+    Attributes:
+        vocab_size: ids from here on are padding of the vocabulary.
+        holes: ids below it that are no token.
+        context: tokens of a text at most.
+        begin: id of beginning-of-text.
+    """
+
+    vocab_size: int
+    holes: tuple[int, ...]
+    context: int
+    begin: int
+
+    def engine(self, rows: Rows) -> BatchingEngine:
+        """An engine on some rows."""
+        return BatchingEngine(rows, vocab_size=self.vocab_size, holes=self.holes)
+
+
+def torch_engine(loaded: LoadedModel, facts: Facts, slots: int) -> BatchingEngine:
+    """PyTorch: rows together where the model's code bears it, else one at a time.
+
+    Raises:
+        ModelError: the model can't go on from what it has read, in either way.
+    """
+    model = loaded.model
+
+    def alone(ids: Tensor) -> Tensor:
+        with torch.inference_mode():
+            logits: Tensor = model(input_ids=ids.to(model.device)).logits
+            return logits
+
+    why = ""
+    for rows in (TorchRows(model, context=facts.context, slots=slots), SeparateRows(model, slots=slots)):
+        engine = facts.engine(rows)
+        try:
+            far = engine.deviation(alone, min(40, facts.context))
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError) as error:
+            why = f"its code fails: {type(error).__name__}"
+            continue
+        if far <= _TORCH_TOLERANCE:
+            return engine
+        why = f"scores differ by {far:.1%}"
+    raise ModelError(
+        f"A {model.config.model_type} model can't be served: going on from what was read does not give the scores of the whole text ({why}).",
+        "`finetale generate` works with it.",
+    )
+
+
+def choose(
+    loaded: LoadedModel,
+    facts: Facts,
+    *,
+    slots: int,
+    wanted: str,
+    held_out: Callable[[], list[list[int]]],
+    notify: Notify,
+) -> BatchingEngine:
+    """The engine that is wanted, or with `auto` the fastest whose numbers are right.
+
+    Args:
+        held_out: token ids of texts that the model was not trained on; none if it is not known.
+
+    Raises:
+        ConfigError: the engine that is wanted is not installed.
+        ModelError: it can't serve this model.
+    """
+    here = importlib.util.find_spec("openvino") is not None and importlib.util.find_spec("nncf") is not None
+    if wanted == "openvino" and not here:
+        raise ConfigError("OpenVINO is not installed.", "Install it with pip install 'finetale[serve]'.")
+    if wanted == "torch" or not here or (wanted == "auto" and loaded.model.device.type != "cpu"):
+        return torch_engine(loaded, facts, slots)
+    folder = _place(loaded)
+    record = _read_record(folder)
+    if record is None:
+        record, folder = _make(loaded, facts, folder, slots, held_out, notify)
+    problem = record["problem"]
+    if problem is None:
+        from finetale.server.engines.openvino import OpenVinoRows
+
+        speeds = record["tokens_per_second"]
+        if wanted == "openvino" or speeds["openvino"] >= speeds["torch"]:
+            return facts.engine(OpenVinoRows(folder / _MODEL, context=facts.context, slots=slots))
+    elif wanted == "openvino":
+        raise ModelError(f"OpenVINO can't serve this model: {problem}.", "`--engine torch` serves it.")
+    else:
+        notify({"event": "warning", "message": f"OpenVINO can't serve this model: {problem}. PyTorch does."})
+    return torch_engine(loaded, facts, slots)
+
+
+def _place(loaded: LoadedModel) -> Path:
+    """Where the converted model stands: in the run's directory, else in the cache, under a hash of all it comes from."""
+    from finetale.server.engines import conversion
+
+    words = {
+        "weights": loaded.provenance.sha256,
+        "config": loaded.model.config.to_diff_dict(),
+        "conversion": conversion.VERSION,
+        "versions": environment.versions("torch", "transformers", "openvino", "nncf"),
+        "machine": [platform.machine(), environment.cpu_name(), torch.get_num_threads()],
+    }
+    digest = hashlib.sha256(json.dumps(words, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    if loaded.provenance.kind == "run":
+        return RunDirectory(Path(loaded.provenance.name).expanduser()).engines / f"openvino-{digest}"
+    return tokens.cache_root(None) / "engines" / f"openvino-{digest}"
+
+
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    """What was found when the model was converted; None if it was not, or is damaged."""
+    if not rundir.is_sealed(folder) or rundir.verify_folder(folder):
+        return None
+    return rundir.read_json(folder / _RECORD)
+
+
+def _make(
+    loaded: LoadedModel,
+    facts: Facts,
+    folder: Path,
+    slots: int,
+    held_out: Callable[[], list[list[int]]],
+    notify: Notify,
+) -> tuple[dict[str, Any], Path]:
+    """Convert a model, hold it against PyTorch, and keep it; (what was found, where it stands)."""
+    record: dict[str, Any] = {}
+
+    def fill(place: Path) -> None:
+        _convert(loaded, facts, place, slots, held_out, notify, record)
+        if record["problem"] is not None:
+            for file in place.iterdir():
+                file.unlink()
+        (place / _RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+    for parent in dict.fromkeys([folder.parent, tokens.cache_root(None) / "engines"]):
+        place = parent / folder.name
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            rundir.recover(parent)
+            record = {"problem": None}
+            rundir.write_folder(place, fill, manifest=True)
+        except OSError as error:
+            notify({"event": "warning", "message": f"The converted model can't be kept in {parent}: {error}."})
+            continue
+        except Exception as error:  # whatever OpenVINO, its compressor or the tracer meet; not kept, for it may pass
+            lines = str(error).strip().splitlines() or [""]
+            return {"problem": f"{type(error).__name__}: {lines[-1][:200]}"}, place
+        if loaded.provenance.kind == "run":  # those of earlier weights or versions serve nobody
+            for other in parent.glob("openvino-*"):
+                if other != place:
+                    shutil.rmtree(other, ignore_errors=True)
+        return record, place
+    return {"problem": "there is no place to keep it"}, folder
+
+
+def _convert(
+    loaded: LoadedModel,
+    facts: Facts,
+    place: Path,
+    slots: int,
+    held_out: Callable[[], list[list[int]]],
+    notify: Notify,
+    record: dict[str, Any],
+) -> None:
+    """Fill a folder with a converted model, and `record` with what was found of it."""
+    from finetale.server.engines import conversion
+    from finetale.server.engines.openvino import OpenVinoRows, save
+
+    def say(message: str) -> None:
+        notify({"event": "stage", "message": message})
+
+    say(f"Converting {loaded.provenance.name} for OpenVINO (once)")
+    reference = torch_engine(loaded, facts, slots)
+    converted = conversion.convert(loaded.model)
+    exact = facts.engine(OpenVinoRows(converted, context=facts.context, slots=2, exact=True))
+    record["deviation"] = exact.deviation(lambda ids: _alone(reference.rows, ids), min(40, facts.context))
+    if record["deviation"] > _CONVERTED_TOLERANCE:
+        record["problem"] = f"its scores differ from PyTorch's by {record['deviation']:.1%}"
+        return
+    del exact
+    compressed = conversion.compress(converted)
+    save(compressed, place / _MODEL)
+    del converted, compressed
+    fast = facts.engine(OpenVinoRows(place / _MODEL, context=facts.context, slots=slots))
+
+    say("Measuring what int8 weights change")
+    texts, of = held_out(), "held-out text"
+    if not texts:
+        texts, of = _own_samples(reference, facts), "text that it wrote"
+    measured = {engine.rows.name: _perplexity(engine.rows, texts, facts.vocab_size) for engine in (reference, fast)}
+    before, after = measured[reference.rows.name], measured[fast.rows.name]
+    record["perplexity"] = {"torch": before, "openvino": after, "text": of, "tokens": sum(len(t) - 1 for t in texts)}
+    if not after <= before * (1 + MOST_CHANGE):
+        record["problem"] = f"int8 weights would change its perplexity on {of} from {before:.2f} to {after:.2f}"
+        return
+    say("Measuring which engine is faster here")
+    rounds = [(_speed(reference, facts), _speed(fast, facts)) for _ in range(2)]  # in turns, for machines are noisy
+    record["tokens_per_second"] = {
+        "torch": round(max(speed for speed, _ in rounds), 1),
+        "openvino": round(max(speed for _, speed in rounds), 1),
+    }
+
+
+def _alone(rows: Rows, ids: Tensor) -> Tensor:
+    """Scores after every token of one text, (1, tokens, vocabulary)."""
+    row = rows.join()
+    try:
+        with torch.inference_mode():
+            return torch.cat([rows.read(row, part, every=True) for part in torch.split(ids, _CHUNK, dim=1)], dim=1)
+    finally:
+        rows.leave(row)
+
+
+def _perplexity(rows: Rows, texts: Sequence[Sequence[int]], vocab_size: int) -> float:
+    nats = torch.zeros((), dtype=torch.float64)
+    number = 0
+    for text in texts:
+        ids = torch.tensor([list(text)])
+        scores = _alone(rows, ids[:, :-1])[0, :, :vocab_size]
+        nats += torch.nn.functional.cross_entropy(scores.double(), ids[0, 1:].to(scores.device), reduction="sum").cpu()
+        number += len(text) - 1
+    return float((nats / max(1, number)).exp())
+
+
+def _own_samples(engine: BatchingEngine, facts: Facts, number: int = 8, length: int = 128) -> list[list[int]]:
+    """Token ids of texts that a model wrote: where nothing else is known of it, those are what it should find likely."""
+    settings = SamplingSettings.resolve({"temperature": 1.0, "top_p": 1.0, "seed": 0})
+    length = min(length, facts.context - 1)
+    found = []
+    for start in range(0, number, engine.slots):
+        jobs = [
+            Job([facts.begin], settings, sample=sample) for sample in range(start, min(start + engine.slots, number))
+        ]
+        engine.admit(jobs)
+        for _ in range(length):
+            engine.step()
+        for job in jobs:
+            found.append([*job.ids, *(token for token in job.tokens if token >= 0)])
+            engine.drop(job)
+    return [text for text in found if len(text) > 1]
+
+
+def _speed(engine: BatchingEngine, facts: Facts, texts: int = 8, prompt: int = 32, steps: int = 12) -> float:
+    """Tokens a second of some texts together, the prompts read besides."""
+    settings = SamplingSettings.resolve({"temperature": 0})
+    ids = [token % facts.vocab_size for token in range(1, max(1, min(prompt, facts.context - steps)) + 1)]
+    jobs = [Job([token % facts.vocab_size for token in ids], settings) for _ in range(min(texts, engine.slots))]
+    started = time.perf_counter()
+    for job in jobs:
+        engine.admit([job])
+    for _ in range(steps):
+        engine.step()
+    seconds = time.perf_counter() - started
+    for job in jobs:
+        engine.drop(job)
+    return len(jobs) * steps / seconds

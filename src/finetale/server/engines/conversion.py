@@ -1,0 +1,187 @@
+"""A transformers model → OpenVINO's format, with a cache of keys and values as its state, and int8 weights.
+
+The model's own code is traced, so whatever transformers computes is what is converted; nothing is trusted to be right
+before `choice` has held it against PyTorch. OpenVINO's usual exporter (optimum-intel) pins old versions of transformers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, DynamicLayer, PreTrainedModel
+from transformers.utils import logging
+
+from finetale import speed
+from finetale.server.engines.openvino import core
+
+VERSION = 1
+"""Counts changes of this file that make another model of the same weights."""
+
+
+def convert(model: PreTrainedModel) -> Any:
+    """A model as an `openvino.Model` in fp32.
+
+    Its inputs are input_ids, attention_mask, position_ids (rows, tokens) and beam_idx (rows,), its output logits. This is
+    the form that OpenVINO's own tools for language models take.
+
+    Raises:
+        Exception: of many kinds, where a model's code can't be traced or OpenVINO lacks an operation.
+    """
+    core()
+    import openvino
+
+    with _plain(model), torch.inference_mode(False), torch.no_grad(), _silent():
+        shapes = _cache_shapes(model)
+        names = ["input_ids", "attention_mask", "position_ids"]
+        past = [f"past.{layer}.{part}" for layer in range(len(shapes)) for part in ("key", "value")]
+        present = [name.replace("past", "present") for name in past]
+        # Two rows of three tokens after two: no size is 1, which a tracer would take for granted.
+        ids, mask = torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 5, dtype=torch.int64)
+        positions = torch.arange(2, 5).repeat(2, 1)
+        caches = [torch.zeros(2, heads, 2, width) for pair in shapes for heads, width in pair]
+        converted = openvino.convert_model(_Explicit(model), example_input=(ids, mask, positions, *caches))
+    sizes = [size for pair in shapes for size in pair]
+    for port, name in zip(converted.inputs, [*names, *past], strict=True):
+        port.get_tensor().set_names({name})
+        port.get_node().set_friendly_name(name)
+        shape = [-1, -1] if name in names else [-1, sizes[past.index(name)][0], -1, sizes[past.index(name)][1]]
+        port.get_node().set_partial_shape(openvino.PartialShape(shape))
+    for port, name in zip(converted.outputs, ["logits", *present], strict=True):
+        port.get_tensor().set_names({name})
+    converted.validate_nodes_and_infer_types()
+    _hold_state(converted, dict(zip(past, present, strict=True)), dict(zip(past, sizes, strict=True)))
+    return converted
+
+
+def compress(converted: Any) -> Any:
+    """The same with weights of 8 bits, a scale and a zero point for each of their rows; changes the model in place."""
+    core()
+    with _silent():
+        import nncf
+
+        nncf.set_log_level(40)
+        return nncf.compress_weights(converted, mode=nncf.CompressWeightsMode.INT8_ASYM)
+
+
+class _GivenCache(Cache):  # type: ignore[misc]
+    """Keys and values that are given and given back, (rows, heads, tokens, width) each."""
+
+    def __init__(self, past: list[tuple[Tensor, Tensor]]) -> None:
+        super().__init__(layer_class_to_replicate=DynamicLayer)
+        self.past = past
+        self.present: list[Tensor] = []
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """The past and the new."""
+        keys = torch.cat([self.past[layer_idx][0], key_states], 2)
+        values = torch.cat([self.past[layer_idx][1], value_states], 2)
+        self.present += [keys, values]
+        return keys, values
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens before those that are being read."""
+        return self.past[0][0].shape[2]
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """(columns that are seen, 0)."""
+        return self.get_seq_length() + query_length, 0
+
+
+class _Explicit(nn.Module):
+    """A model whose cache and mask are tensors among its arguments."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, *past: Tensor) -> Any:
+        """(logits, keys and values of each layer)."""
+        cache = _GivenCache(list(zip(past[::2], past[1::2], strict=True)))
+        columns, tokens = attention_mask.shape[1], input_ids.shape[1]
+        before = torch.arange(columns) <= (torch.arange(tokens) + (columns - tokens))[:, None]
+        seen = before[None, None] & attention_mask[:, None, None, :].bool()  # (rows, 1, tokens, columns)
+        mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+        logits = self.model(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+        return logits, *cache.present
+
+
+def _cache_shapes(model: PreTrainedModel) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Of each layer, heads and width of keys and of values."""
+    cache = DynamicCache()
+    model(input_ids=torch.ones(1, 2, dtype=torch.int64), past_key_values=cache, use_cache=True)
+    return [
+        ((layer.keys.shape[1], layer.keys.shape[3]), (layer.values.shape[1], layer.values.shape[3]))
+        for layer in cache.layers
+    ]
+
+
+def _hold_state(converted: Any, pairs: dict[str, str], sizes: dict[str, tuple[int, int]]) -> None:
+    """Make the cache the model's state, empty at first, whose rows are reordered by beam_idx before each pass."""
+    from openvino import opset13 as ops
+    from openvino._offline_transformations import apply_make_stateful_transformation
+
+    order = ops.parameter([-1], dtype=np.int32, name="beam_idx")
+    order.output(0).get_tensor().add_names({"beam_idx"})
+    converted.add_parameters([order])
+    for name in pairs:
+        node = converted.input(name).get_node()
+        users = node.output(0).get_target_inputs()
+        gathered = ops.gather(node, order, ops.constant(0, dtype=np.int64))
+        for user in users:
+            user.replace_source_output(gathered.output(0))
+    converted.validate_nodes_and_infer_types()
+    apply_make_stateful_transformation(converted, pairs)
+    zero, first = ops.constant(0, dtype=np.int64), ops.constant([0], dtype=np.int64)
+    rows = ops.gather(ops.shape_of(converted.input("input_ids"), output_type="i64"), first, zero)
+    for node in converted.get_ops():
+        if node.get_type_name() == "ReadValue":
+            shape = node.get_output_partial_shape(0)
+            heads, width = shape[1].get_length(), shape[3].get_length()
+            empty = ops.concat([rows, ops.constant([heads, 0, width], dtype=np.int64)], 0)
+            node.set_arguments([ops.broadcast(ops.constant(0.0, dtype=np.float32), empty).output(0)])
+    converted.validate_nodes_and_infer_types()
+
+
+@contextlib.contextmanager
+def _plain(model: PreTrainedModel) -> Iterator[None]:
+    """A model as transformers made it, for OpenVINO knows those patterns; as it was again at the end."""
+    fast = speed.is_applied(model)
+    documents = speed.packs_documents(model)
+    if fast:
+        speed.undo(model)
+    try:
+        yield
+    finally:
+        if fast:
+            speed.apply(model)
+            speed.use_documents(model, documents)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Tracers and compressors tell of much that is nobody's business."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)

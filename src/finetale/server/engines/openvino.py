@@ -1,0 +1,194 @@
+"""Rows of a converted model in OpenVINO, on its paged attention (Kwon et al. 2023): keys and values lie in blocks of a pool.
+
+OpenVINO GenAI runs the same kernels with a scheduler and a sampler of its own. Here the one sampler of Finetale chooses, so a
+seed gives the same text as elsewhere, and log-probabilities and all parameters of the API are there on the fast path too.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_FIRST_BLOCKS = 16
+
+
+@cache
+def core() -> Any:
+    """OpenVINO's runtime. It and its tools tell their maker what they are used for; here they tell nobody."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino.Core()
+
+
+def save(model: Any, file: Path) -> None:
+    """Write a model as FILE.xml and FILE.bin."""
+    core()
+    import openvino
+
+    openvino.save_model(model, file, compress_to_fp16=False)
+
+
+class OpenVinoRows:
+    """Rows of different lengths in one pass.
+
+    Args:
+        source: a model of `conversion`, or the file it was saved to.
+        context: tokens of a row at most.
+        slots: rows at most.
+        exact: fp32 in place of what is fastest, for comparing.
+
+    Raises:
+        RuntimeError: OpenVINO does not find the model's attention, or can't compile it.
+    """
+
+    name = "openvino"
+
+    def __init__(self, source: Path | Any, *, context: int, slots: int = 16, exact: bool = False) -> None:
+        runtime = core()
+        import openvino
+        from openvino._offline_transformations import paged_attention_transformation
+
+        model = runtime.read_model(source) if isinstance(source, Path) else source.clone()
+        try:
+            paged_attention_transformation(model)
+        except RuntimeError:
+            raise RuntimeError("OpenVINO does not find the model's attention") from None
+        self._pools = [port.any_name for port in model.inputs if port.any_name.startswith(("key_cache", "value_cache"))]
+        if not self._pools or any(port.any_name == "beam_idx" for port in model.inputs):
+            raise RuntimeError("OpenVINO does not find the model's attention")
+        self._picks = _insert_pick(model)
+        properties: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
+        if exact:
+            properties |= {
+                "EXECUTION_MODE_HINT": "ACCURACY",
+                "INFERENCE_PRECISION_HINT": "f32",
+                "KV_CACHE_PRECISION": "f32",
+            }
+        compiled = runtime.compile_model(model, "CPU", properties)
+        self.slots = slots
+        self._request = compiled.create_infer_request()
+        self._tensor = openvino.Tensor
+        ports = {name: compiled.input(name) for name in self._pools}
+        self._shapes = {
+            name: (port.element_type, [size.get_length() for size in list(port.partial_shape)[1:]])
+            for name, port in ports.items()
+        }
+        value_shape = next(shape for name, (_, shape) in self._shapes.items() if name.startswith("value"))
+        self._block = value_shape[1]
+        self._most_blocks = slots * -(-context // self._block)
+        self._free: list[int] = []
+        self._number = 0
+        self._blocks: list[list[int]] = []  # of each row
+        self._lengths: list[int] = []
+
+    def join(self) -> int:
+        """Begin a row."""
+        assert len(self._lengths) < self.slots, "no slot is free"
+        self._blocks.append([])
+        self._lengths.append(0)
+        return len(self._lengths) - 1
+
+    def copy_last(self) -> int:
+        """Begin a row with the content of the last one."""
+        row = self.join()
+        old = self._blocks[row - 1]
+        new = self._take(len(old))
+        for name in self._pools:
+            pool = self._request.get_tensor(name).data
+            pool[new] = pool[old]
+        self._blocks[row], self._lengths[row] = new, self._lengths[row - 1]
+        return row
+
+    def leave(self, row: int) -> None:
+        """Forget a row."""
+        self._free += self._blocks[row]
+        for table in (self._blocks, self._lengths):
+            last: Any = table.pop()
+            if row < len(table):
+                table[row] = last
+
+    def read(self, first: int, ids: Tensor, *, every: bool = False) -> Tensor:
+        """Read more tokens of some rows; see Rows."""
+        count, tokens = ids.shape
+        rows = range(first, first + count)
+        past = np.array([self._lengths[row] for row in rows], np.int32)
+        for row in rows:
+            missing = -(-(self._lengths[row] + tokens) // self._block) - len(self._blocks[row])
+            if missing > 0:
+                self._blocks[row] += self._take(missing)
+        tables = [self._blocks[row] for row in rows]
+        ends = np.arange(0, count + 1, dtype=np.int32) * tokens
+        feed: dict[str, NDArray[Any]] = {
+            "input_ids": ids.reshape(-1).contiguous().numpy(),
+            "position_ids": (past[:, None] + np.arange(tokens)).reshape(-1).astype(np.int64),
+            "past_lens": past,
+            "subsequence_begins": ends,
+            "block_indices": np.concatenate(tables).astype(np.int32),
+            "block_indices_begins": np.cumsum([0, *map(len, tables)]).astype(np.int32),
+            "max_context_len": np.array(past.max() + tokens, np.int32),
+        }
+        if self._picks:
+            feed["picks"] = np.arange(count * tokens, dtype=np.int64) if every else ends[1:].astype(np.int64) - 1
+        for name, array in feed.items():
+            self._request.set_tensor(name, self._tensor(array))
+        self._request.infer()
+        found = torch.from_numpy(self._request.get_tensor("logits").data)  # the next pass writes over it
+        for row in rows:
+            self._lengths[row] += tokens
+        scores = found.reshape(count, -1, found.shape[-1])
+        return (scores if every or self._picks else scores[:, -1:]).float().clone()
+
+    def _take(self, number: int) -> list[int]:
+        while len(self._free) < number:
+            self._grow()
+        taken, self._free = self._free[:number], self._free[number:]
+        return taken
+
+    def _grow(self) -> None:
+        """Twice the pool, up to what all slots can need."""
+        old, self._number = self._number, min(self._most_blocks, max(2 * self._number, _FIRST_BLOCKS))
+        assert self._number > old, "more blocks are asked for than rows can have"
+        for name, (kind, shape) in self._shapes.items():
+            grown = self._tensor(kind, [self._number, *shape])
+            if old:
+                grown.data[:old] = self._request.get_tensor(name).data
+            self._request.set_tensor(name, grown)
+        self._free += range(old, self._number)
+
+
+def _insert_pick(model: Any) -> bool:
+    """Let the scores of some tokens alone be computed, those that the input `picks` names.
+
+    The last product of matrices is a third of the work for small models. Between it and the scores there may be only
+    operations that look at each token alone.
+    """
+    from openvino import opset13 as ops
+
+    node = model.output("logits").get_node().input_value(0).get_node()
+    while node.get_type_name() in ("Add", "Multiply", "Divide", "Tanh", "Convert", "Result"):
+        node = node.input_value(0).get_node()
+    if node.get_type_name() != "MatMul":
+        return False
+    picks = ops.parameter([-1], dtype=np.int64, name="picks")
+    picks.output(0).get_tensor().add_names({"picks"})
+    states = node.input_value(0)
+    if states.get_partial_shape().rank.get_length() != 3:
+        return False
+    # After the transformation a token is a row of its own, (tokens, 1, width).
+    picked = ops.gather(states, picks, ops.constant(0, dtype=np.int64))
+    node.input(0).replace_source_output(picked.output(0))
+    model.add_parameters([picks])
+    model.validate_nodes_and_infer_types()
+    return True

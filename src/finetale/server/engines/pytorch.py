@@ -1,0 +1,102 @@
+"""Rows of a transformers model in PyTorch: the reference for every other engine."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from finetale.server.engines.slots import SlotCache
+
+
+class TorchRows:
+    """Rows of different lengths in one pass, where the model's code bears that.
+
+    Args:
+        model: any causal language model that takes position_ids, a mask of its own shape and a cache.
+        context: tokens of a row at most.
+        slots: rows at most.
+    """
+
+    name = "torch"
+
+    def __init__(self, model: PreTrainedModel, *, context: int, slots: int = 16) -> None:
+        self.model = model.eval()
+        self.slots = slots
+        self._cache = SlotCache(slots, context)
+        # Eager attention adds its mask to the scores; the others take what is seen as such.
+        self._adds_mask = getattr(model.config.get_text_config(), "_attn_implementation", "") == "eager"
+
+    def join(self) -> int:
+        """Begin a row."""
+        return self._cache.join()
+
+    def copy_last(self) -> int:
+        """Begin a row with the content of the last one."""
+        return self._cache.copy_last()
+
+    def leave(self, row: int) -> None:
+        """Forget a row."""
+        self._cache.leave(row)
+
+    def read(self, first: int, ids: Tensor, *, every: bool = False) -> Tensor:
+        """Read more tokens of some rows; see Rows."""
+        positions, mask = self._cache.reading(first, *ids.shape)
+        device = self.model.device
+        logits: Tensor = self.model(
+            input_ids=ids.to(device),
+            position_ids=positions.to(device),
+            attention_mask=self._mask(mask),
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=0 if every else 1,
+        ).logits
+        self._cache.read()
+        return logits.float()
+
+    def _mask(self, seen: Tensor) -> Tensor:
+        seen = seen.to(self.model.device)
+        if not self._adds_mask:
+            return seen
+        lowest = torch.finfo(self.model.dtype).min
+        return torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device).masked_fill_(~seen, lowest)
+
+
+class SeparateRows:
+    """Rows in a pass each, with a cache each: for models whose code does not bear more. Arguments as for TorchRows."""
+
+    name = "torch, one at a time"
+
+    def __init__(self, model: PreTrainedModel, *, slots: int = 16) -> None:
+        self.model = model.eval()
+        self.slots = slots
+        self._caches: list[DynamicCache] = []
+
+    def join(self) -> int:
+        """Begin a row."""
+        self._caches.append(DynamicCache(config=self.model.config))
+        return len(self._caches) - 1
+
+    def copy_last(self) -> int:
+        """Begin a row with the content of the last one."""
+        self._caches.append(copy.deepcopy(self._caches[-1]))
+        return len(self._caches) - 1
+
+    def leave(self, row: int) -> None:
+        """Forget a row."""
+        last = self._caches.pop()
+        if row < len(self._caches):
+            self._caches[row] = last
+
+    def read(self, first: int, ids: Tensor, *, every: bool = False) -> Tensor:
+        """Read more tokens of some rows; see Rows."""
+        found = []
+        for place, row in enumerate(ids):
+            cache = self._caches[first + place]
+            logits: Tensor = self.model(
+                input_ids=row[None].to(self.model.device), past_key_values=cache, use_cache=True
+            ).logits
+            found.append(logits if every else logits[:, -1:])
+        return torch.cat(found).float()
