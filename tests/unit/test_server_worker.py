@@ -24,6 +24,7 @@ class Counting:
     """An engine that writes one and the same token, when it may."""
 
     name = "counting"
+    threads = 1
 
     def __init__(self, slots: int = 2) -> None:
         self.slots = slots

@@ -29,6 +29,8 @@ from finetale.config import SamplingSettings
 EXHAUSTED = -1
 NOT_A_NUMBER = -2
 Stream = tuple[int, ...]
+_MARGIN = 1e-3
+"""More than rounding can change a score by."""
 _SORTED = 1024
 """Scores that are sorted for top_p at first."""
 
@@ -75,6 +77,7 @@ class Sampler:
             if settings.min_p:
                 self.warpers.append(MinPLogitsWarper(settings.min_p))
 
+    @torch.no_grad()
     def choose(
         self,
         logits: Tensor,
@@ -108,9 +111,11 @@ class Sampler:
                 scores = processor(ids, scores)
         for warper in self.warpers:
             scores = warper(ids, scores)
-        if not self.greedy:
-            scores = scores + self._noise(streams).to(scores.device)
         best, tokens = scores.max(dim=-1)
+        if not self.greedy and scores.device.type == "cpu":
+            tokens = self._drawn(scores, best, tokens, streams)
+        elif not self.greedy:
+            best, tokens = (scores + self._noise(streams).to(scores.device)).max(dim=-1)
         return tokens.masked_fill(best == -torch.inf, EXHAUSTED).masked_fill(best.isnan(), NOT_A_NUMBER)
 
     def _penalised(self, scores: Tensor, new: Sequence[Sequence[int]]) -> Tensor:
@@ -122,6 +127,27 @@ class Sampler:
                 row -= self.presence * (counts > 0) + self.frequency * counts
         return scores
 
+    def _drawn(self, scores: Tensor, best: Tensor, likeliest: Tensor, streams: list[Stream]) -> Tensor:
+        """The tokens with the largest score + noise, as `_noise` has it; most of the noise need not be computed for that.
+
+        It grows with the number that was drawn. So the largest number gives the largest noise, and a token whose score with that
+        much stays below the likeliest token's with its own is out.
+        """
+        drawn: dict[Stream, tuple[Tensor, Tensor]] = {}
+        found = likeliest.clone()
+        for row, stream in enumerate(streams):
+            if stream not in drawn:
+                numbers = torch.rand(self.vocab_size, generator=self.streams[stream], dtype=torch.float64)
+                drawn[stream] = numbers, numbers.max()
+            numbers, largest = drawn[stream]
+            own, most = _gumbel(torch.stack([numbers[likeliest[row]], largest])).tolist()
+            if not float("-inf") < float(best[row]) < float("inf"):
+                continue
+            least = float(best[row]) + own - most - _MARGIN
+            places = (scores[row] >= least).nonzero()[:, 0]
+            found[row] = places[(scores[row, places] + _gumbel(numbers[places])).argmax()]
+        return found
+
     def _noise(self, streams: list[Stream]) -> Tensor:
         """Gumbel noise, (rows, vocabulary); rows of the same stream have the same."""
         # float64: a uniform number of float32 has 24 bits, too coarse for the many rare tokens of a vocabulary.
@@ -130,9 +156,14 @@ class Sampler:
             for stream in dict.fromkeys(streams)
         }
         places = {stream: place for place, stream in enumerate(drawn)}
-        noise = torch.stack(list(drawn.values())).log_().neg_().log_().neg_().float()
+        noise = _gumbel(torch.stack(list(drawn.values())))
         order = [places[stream] for stream in streams]
         return noise if order == list(range(len(noise))) else noise[order]
+
+
+def _gumbel(numbers: Tensor) -> Tensor:
+    """Uniform numbers between 0 and 1, float64 → Gumbel noise, fp32."""
+    return numbers.log().neg_().log_().neg_().float()
 
 
 class _TopP(LogitsProcessor):  # type: ignore[misc]

@@ -7,6 +7,8 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
 
+import torch
+
 from finetale.errors import GenerationError, RequestError
 from finetale.generate.sampler import NOT_A_NUMBER
 from finetale.server.completion import Completion, Piece, Writer
@@ -97,6 +99,7 @@ class Worker:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        torch.set_num_threads(self.engine.threads)  # of this thread
         try:
             self._work()
         except Exception as error:  # not even the cleaning up works: a lost device

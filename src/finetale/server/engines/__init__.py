@@ -55,10 +55,15 @@ class Job:
 
 
 class Engine(Protocol):
-    """Computes tokens of several jobs at a time. Not for use by more than one thread."""
+    """Computes tokens of several jobs at a time. Not for use by more than one thread.
+
+    Attributes:
+        threads: torch's threads in the thread that uses it.
+    """
 
     name: str
     slots: int
+    threads: int
 
     def admit(self, jobs: Sequence[Job]) -> None:
         """Read the prompt that some jobs share; at most as many jobs as slots are free."""
@@ -80,10 +85,12 @@ class Rows(Protocol):
     Attributes:
         name: of the engine, for people.
         slots: rows at most.
+        threads: torch's threads beside it.
     """
 
     name: str
     slots: int
+    threads: int
 
     def join(self) -> int:
         """Begin a row, which is the last one then."""
@@ -103,5 +110,5 @@ class Rows(Protocol):
             every: whether the scores after every token are wanted, or after the last alone.
 
         Returns:
-            Scores of the token after, fp32, (rows, tokens or 1, vocabulary); they stay as they are.
+            Scores of the token after, fp32, (rows, tokens or 1, vocabulary), until the next call.
         """

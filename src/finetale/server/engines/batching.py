@@ -31,6 +31,7 @@ class BatchingEngine:
         self.rows = rows
         self.name = rows.name
         self.slots = rows.slots
+        self.threads = rows.threads
         self._vocab_size = vocab_size
         self._holes = list(holes)
         self._jobs: list[Job] = []  # by row
@@ -66,22 +67,26 @@ class BatchingEngine:
 
     def step(self) -> list[tuple[Job, Token]]:
         """The next token of each job."""
-        unread = [row for row, logits in enumerate(self._logits) if logits is None]
-        if unread:
-            # Rows that have just joined have their logits already, and come last unless one before them left.
-            breaks = [0, *(at for at in range(1, len(unread)) if unread[at] != unread[at - 1] + 1), len(unread)]
-            for start, stop in pairwise(breaks):
-                rows = unread[start:stop]
-                ids = torch.tensor([[self._jobs[row].tokens[-1]] for row in rows])
-                for row, logits in zip(rows, self._read(rows[0], ids)[:, -1], strict=True):
-                    self._logits[row] = logits
-        logits = torch.stack([row for row in self._logits if row is not None])
+        logits = self._next_scores()
         chosen = self._choose(logits)
         tokens = self._described(logits, chosen, [job.top for job in self._jobs])
         for row, (job, token) in enumerate(zip(self._jobs, tokens, strict=True)):
             job.tokens.append(token.id)
             self._logits[row] = None
         return list(zip(self._jobs, tokens, strict=True))
+
+    def _next_scores(self) -> Tensor:
+        """The scores of each job's next token, (jobs, vocabulary)."""
+        unread = [row for row, logits in enumerate(self._logits) if logits is None]
+        last = torch.tensor([[self._jobs[row].tokens[-1]] for row in unread])
+        if len(unread) == len(self._jobs):
+            return self._read(0, last)[:, -1]
+        # Rows that have just joined have their scores already, and come last unless one before them left.
+        breaks = [at for at in range(1, len(unread)) if unread[at] != unread[at - 1] + 1]
+        for start, stop in pairwise([0, *breaks, len(unread)] if unread else []):
+            scores = self._read(unread[start], last[start:stop])[:, -1].clone()
+            self._logits[unread[start] : unread[stop - 1] + 1] = list(scores)
+        return torch.stack([logits for logits in self._logits if logits is not None])
 
     def drop(self, job: Job) -> None:
         """Forget a job."""
@@ -108,7 +113,7 @@ class BatchingEngine:
             job.prompt += self._described(whole[: len(following)], following, [job.top or 0] * len(following))
             logits = whole[-1]
         assert logits is not None
-        return logits
+        return logits.clone()
 
     def _read(self, first: int, ids: Tensor, *, every: bool = False) -> Tensor:
         with torch.inference_mode():

@@ -60,14 +60,15 @@ def convert(model: PreTrainedModel) -> Any:
     return converted
 
 
-def compress(converted: Any) -> Any:
-    """The same with weights of 8 bits, a scale and a zero point for each of their rows; changes the model in place."""
+def compress(converted: Any, *, symmetric: bool) -> Any:
+    """The same with weights of 8 bits and a scale for each of their rows, with a zero point too if not symmetric."""
     core()
     with _silent():
         import nncf
 
         nncf.set_log_level(40)
-        return nncf.compress_weights(converted, mode=nncf.CompressWeightsMode.INT8_ASYM)
+        mode = nncf.CompressWeightsMode.INT8_SYM if symmetric else nncf.CompressWeightsMode.INT8_ASYM
+        return nncf.compress_weights(converted.clone(), mode=mode)
 
 
 class _GivenCache(Cache):  # type: ignore[misc]

@@ -10,6 +10,9 @@ from transformers import DynamicCache, PreTrainedModel
 
 from finetale.server.engines.slots import SlotCache
 
+ALL_THREADS = torch.get_num_threads()
+"""As it is before any worker sets its own, for threads that begin later take that for theirs."""
+
 
 class TorchRows:
     """Rows of different lengths in one pass, where the model's code bears that.
@@ -21,6 +24,7 @@ class TorchRows:
     """
 
     name = "torch"
+    threads = ALL_THREADS
 
     def __init__(self, model: PreTrainedModel, *, context: int, slots: int = 16) -> None:
         self.model = model.eval()
@@ -68,6 +72,7 @@ class SeparateRows:
     """Rows in a pass each, with a cache each: for models whose code does not bear more. Arguments as for TorchRows."""
 
     name = "torch, one at a time"
+    threads = ALL_THREADS
 
     def __init__(self, model: PreTrainedModel, *, slots: int = 16) -> None:
         self.model = model.eval()

@@ -1,0 +1,278 @@
+"""Tokens a second of a service: Finetale against `transformers serve` and `transformers` generate, all on this processor.
+
+    python benchmarks/serve_cpu.py [--quick]
+
+The model has the shape of GPT-2 124M, with random weights and a made-up vocabulary of the same size. Each request has a prompt of
+64 tokens and asks for 64 more, greedily, as a stream; 1, 8 or 16 clients ask at the same time, each one request after the other. The
+others compute in bf16, which is their fastest here; `transformers serve` with and without continuous batching, of which the better counts;
+generate gets all prompts as one batch. Every contender runs alone, after a request to warm up, and the contenders in turns.
+
+Time to first token is from sending a request to the first event of its stream. The bundled model's figures stand beside it. The two ratios are the
+worse of those at 8 and 16 clients. Prints tables, and one JSON object as its last line. `--quick` takes one turn, and under four minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import contenders
+
+CLIENTS = (1, 8, 16)
+PROMPT, NEW = 64, 64
+OURS, GENERATE = "finetale", "generate"
+SERVES = {"transformers serve": ("--continuous-batching",), "transformers serve, no batching": ()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one turn, without what is known to be slower")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--generate", metavar="FOLDER", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.generate:
+        print(json.dumps(run_generate(Path(arguments.generate))))
+        return
+    from finetale.environment import hardware, versions
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = make_model(Path(scratch) / "gpt2-shape")
+        os.environ["FINETALE_CACHE"] = str(Path(scratch) / "cache")
+        found: dict[str, list[dict[str, Any]]] = {}
+        names = [OURS, GENERATE, *list(SERVES)[: 1 if arguments.quick else None], "bundled"]
+        for turn in range(1 if arguments.quick else arguments.turns):
+            for name in names:
+                figures = measure(name, folder)
+                found.setdefault(name, []).append(figures)
+                rates = ", ".join(f"{figures[str(number)]['tokens_per_second']:,.0f}" for number in CLIENTS)
+                print(f"turn {turn + 1}, {name}: {rates} tokens/s", file=sys.stderr)
+    rows = {name: {str(number): middle(turns, str(number)) for number in CLIENTS} for name, turns in found.items()}
+    print_table(rows)
+    serve = {
+        number: max(rows[name][number]["tokens_per_second"] for name in SERVES if name in rows)
+        for number in ("8", "16")
+    }
+    ours = {number: rows[OURS][number]["tokens_per_second"] for number in ("8", "16")}
+    generate = {number: rows[GENERATE][number]["tokens_per_second"] for number in ("8", "16")}
+    print(
+        json.dumps(
+            {
+                "ratio_vs_generate": min(ours[number] / generate[number] for number in ours),
+                "ratio_vs_transformers_serve": min(ours[number] / serve[number] for number in ours),
+                "contenders": rows,
+                "hardware": hardware(),
+                "versions": versions() | versions("openvino", "nncf", "fastapi"),
+            }
+        )
+    )
+
+
+def middle(turns: list[dict[str, Any]], number: str) -> dict[str, float]:
+    """Medians over the turns."""
+    return {key: statistics.median(turn[number][key] for turn in turns) for key in turns[0][number]}
+
+
+def print_table(rows: dict[str, Any]) -> None:
+    """Tokens a second, and of services the time to first token."""
+    print(f"\n{'':<34}" + "".join(f"{number:>24} at once" for number in CLIENTS))
+    for name, row in rows.items():
+        cells = []
+        for number in CLIENTS:
+            of = row[str(number)]
+            first = f" ({of['first_p50'] * 1e3:,.0f}/{of['first_p95'] * 1e3:,.0f} ms)" if "first_p50" in of else ""
+            cells.append(f"{of['tokens_per_second']:,.0f} tokens/s{first}")
+        print(f"{name:<34}" + "".join(f"{cell:>32}" for cell in cells))
+    print("in brackets: time to first token, median and 95th percentile")
+
+
+def make_model(folder: Path) -> Path:
+    """GPT-2's shape with random weights, and a tokenizer whose 50,000 merges are pairs of bytes."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    contenders.quiet_transformers()
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [(first, second) for first in letters for second in letters][:50_000]
+    words = [*letters, *("".join(pair) for pair in merges), "<|endoftext|>"]
+    made = Tokenizer(models.BPE(vocab={word: at for at, word in enumerate(words)}, merges=merges))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    end = "<|endoftext|>"
+    PreTrainedTokenizerFast(tokenizer_object=made, bos_token=end, eos_token=end, unk_token=end).save_pretrained(folder)
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(words)))
+    model.generation_config = GenerationConfig(do_sample=False, eos_token_id=None, pad_token_id=0)
+    model.save_pretrained(folder)
+    return folder
+
+
+def prompts(folder: Path, number: int, seed: int) -> list[str]:
+    """Texts of exactly PROMPT tokens."""
+    from finetale.models import load_tokenizer
+
+    tokenizer = load_tokenizer(folder if folder.is_dir() else str(folder))
+    drawn = random.Random(seed)
+    found = []
+    while len(found) < number:
+        text = "".join(drawn.choice("abcdefghij") for _ in range(400))
+        while len(tokenizer(text)["input_ids"]) > PROMPT:
+            text = text[:-1]
+        if len(tokenizer(text)["input_ids"]) == PROMPT:
+            found.append(text)
+    return found
+
+
+def measure(name: str, folder: Path) -> dict[str, Any]:
+    """One contender's figures, by the number of clients."""
+    if name == GENERATE:
+        return contenders.in_process(__file__, "--generate", str(folder))
+    model = Path("bundled") if name == "bundled" else folder
+    with service(name, model) as (port, called):
+        ask(port, called, prompts(model, 1, seed=99)[0], [])
+        return {str(number): load(port, called, model, number) for number in CLIENTS}
+
+
+@contextmanager
+def service(name: str, model: Path) -> Iterator[tuple[int, str]]:
+    """A service that has come up; its port, and the model's name there."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    if name in SERVES:
+        command = [str(Path(sys.executable).with_name("transformers")), "serve", str(model), "--host", "127.0.0.1"]
+        command += ["--dtype", "bfloat16", "--device", "cpu", *SERVES[name]]
+    else:
+        command = [sys.executable, "-m", "finetale", "serve", str(model), "--name", "it"]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen([*command, "--port", str(port)], stdout=log, stderr=log)
+        try:
+            wait_for(port, process)
+            yield port, str(model) if name in SERVES else "it"
+        except Exception:
+            log.seek(0)
+            print(log.read().decode(errors="replace")[-3000:], file=sys.stderr)
+            raise
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    """Return once something answers at a port.
+
+    Raises:
+        RuntimeError: the service has ended, or does not answer within three minutes.
+    """
+    for _ in range(1800):
+        if process.poll() is not None:
+            raise RuntimeError("the service ended")
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            connection.request("GET", "/health")
+            if connection.getresponse().status < 500:
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise RuntimeError("the service does not answer")
+
+
+def load(port: int, called: str, model: Path, clients: int) -> dict[str, float]:
+    """Tokens a second and times to first token of some clients, each with as many requests as make some seconds."""
+    each = 2 if clients > 1 else 4
+    texts = prompts(model, clients * each, seed=clients)
+    firsts: list[float] = []
+    failures: list[BaseException] = []
+
+    def client(mine: list[str]) -> None:
+        try:
+            for text in mine:
+                ask(port, called, text, firsts)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=client, args=(texts[at::clients],)) for at in range(clients)]
+    started = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seconds = time.perf_counter() - started
+    if failures:
+        raise failures[0]
+    firsts.sort()
+    return {
+        "tokens_per_second": len(texts) * NEW / seconds,
+        "first_p50": firsts[len(firsts) // 2],
+        "first_p95": firsts[min(len(firsts) - 1, int(0.95 * len(firsts)))],
+    }
+
+
+def ask(port: int, called: str, prompt: str, firsts: list[float]) -> None:
+    """One request as a stream; adds the seconds to its first event."""
+    body = {"model": called, "prompt": prompt, "max_tokens": NEW, "temperature": 0, "stream": True}
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+    started = time.perf_counter()
+    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    first = None
+    finish = None
+    for line in answer:
+        if not line.startswith(b"data: {"):
+            continue
+        event = json.loads(line[6:])
+        for choice in event.get("choices", ()):
+            if first is None:
+                first = time.perf_counter() - started
+            finish = choice.get("finish_reason") or finish
+    connection.close()
+    if answer.status != 200 or first is None or finish != "length":
+        raise RuntimeError(f"status {answer.status}, finish_reason {finish}")
+    firsts.append(first)
+
+
+def run_generate(folder: Path) -> dict[str, Any]:
+    """`transformers` generate in bf16: all prompts as one batch."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    contenders.quiet_transformers()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    found = {}
+    with torch.inference_mode():
+        for number in (1, *CLIENTS):  # the first to warm up
+            ids = torch.tensor([tokenizer(text)["input_ids"] for text in prompts(folder, number, seed=number)])
+            times = []
+            for _ in range(2):
+                started = time.perf_counter()
+                made = model.generate(
+                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False
+                )
+                times.append(time.perf_counter() - started)
+                assert made.shape[1] == PROMPT + NEW
+            found[str(number)] = {"tokens_per_second": number * NEW / min(times)}
+    return found
+
+
+if __name__ == "__main__":
+    main()
