@@ -111,7 +111,7 @@ class Sampler:
                 scores = processor(ids, scores)
         for warper in self.warpers:
             scores = warper(ids, scores)
-        best, tokens = scores.max(dim=-1)
+        best, tokens = _largest(scores)
         if not self.greedy and scores.device.type == "cpu":
             tokens = self._drawn(scores, best, tokens, streams)
         elif not self.greedy:
@@ -159,6 +159,15 @@ class Sampler:
         noise = _gumbel(torch.stack(list(drawn.values())))
         order = [places[stream] for stream in streams]
         return noise if order == list(range(len(noise))) else noise[order]
+
+
+def _largest(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest score of each row and its place; NaN where there is one. NumPy's is ten times as fast on a CPU."""
+    if scores.device.type != "cpu":
+        best, places = scores.max(dim=-1)
+        return best, places
+    places = torch.from_numpy(scores.numpy().argmax(-1))
+    return scores.gather(-1, places[:, None])[:, 0], places
 
 
 def _gumbel(numbers: Tensor) -> Tensor:

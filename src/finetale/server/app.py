@@ -8,6 +8,7 @@ import logging
 import secrets
 import time
 import uuid
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -29,6 +30,7 @@ from finetale.server.guard import Answered, Guard, Limits
 from finetale.server.meters import Meters
 from finetale.server.worker import Ticket, Worker
 
+Pieces = asyncio.Queue["Piece | Exception | None"]
 _log = logging.getLogger("finetale.server")
 
 
@@ -55,6 +57,7 @@ class Service:
         self.limits = limits
         self.draining = False
         self.meters = Meters()
+        self._post = _Post()
         for model in models:
             worker = model.worker
             self.meters.watch(model.name, lambda worker=worker: worker.waiting, lambda worker=worker: worker.busy)  # type: ignore[misc]
@@ -149,9 +152,10 @@ class Service:
             )
         completion = await run_in_threadpool(Completion, asked, model.vocabulary)
         name, created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
-        loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
-
+        post = self._post
+        post.open()
+        pieces: Pieces = asyncio.Queue()
+        whole: list[Piece] = []
         told_at: list[float] = [time.perf_counter()]
         meters = self.meters
 
@@ -167,8 +171,10 @@ class Service:
                 if made["completion_tokens"] > asked.count and len(told_at) > 1:
                     longest = max(len(writer.job.tokens) for group in completion.groups for writer in group)
                     meters.each_token.labels(model.name).observe((now - told_at[1]) / max(1, longest - 1))
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(pieces.put_nowait, piece)
+            if isinstance(piece, Piece) and not asked.stream:
+                whole.append(piece)  # nobody waits for it alone
+            else:
+                post.put(pieces, piece)
 
         ticket = model.worker.submit(completion, _client(request), tell)
         if asked.stream:
@@ -178,16 +184,46 @@ class Service:
                 headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
             )
         try:
-            found = await _until_gone(request, _collect(pieces))
+            ended = await _until_gone(request, pieces.get())
         finally:
             model.worker.cancel(ticket)
-        choices = _whole(completion, found)
+        if isinstance(ended, Exception):
+            raise ended
+        choices = _whole(completion, whole)
         return JSONResponse(wire.completion(name, created, asked.model, choices, completion.usage()))
 
     def _model(self, name: str) -> Served:
         if name not in self.models:
             raise RequestError(f"There is no model {name!r} here.", "model", status=404, code="model_not_found")
         return self.models[name]
+
+
+class _Post:
+    """Takes pieces from workers' threads to the loop, all that are there at each wake-up: one a step, not one a text."""
+
+    def __init__(self) -> None:
+        self._letters: deque[tuple[Pieces, Piece | Exception | None]] = deque()
+        self._woken = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def open(self) -> None:
+        """Deliver in the loop that runs now."""
+        self._loop = asyncio.get_running_loop()
+
+    def put(self, pieces: Pieces, piece: Piece | Exception | None) -> None:
+        """From any thread."""
+        self._letters.append((pieces, piece))
+        if self._woken or self._loop is None:
+            return
+        self._woken = True
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._woken = False  # first: what is put from here on wakes the loop again
+        while self._letters:
+            pieces, piece = self._letters.popleft()
+            pieces.put_nowait(piece)
 
 
 @cache
@@ -202,15 +238,6 @@ def _described(model: Served) -> dict[str, Any]:
 
 def _client(request: Request) -> str:
     return request.scope.get("finetale.client") or (request.client.host if request.client else "")
-
-
-async def _collect(pieces: asyncio.Queue[Piece | Exception | None]) -> list[Piece]:
-    found = []
-    while (piece := await pieces.get()) is not None:
-        if isinstance(piece, Exception):
-            raise piece
-        found.append(piece)
-    return found
 
 
 async def _until_gone(request: Request, work: Any) -> Any:
@@ -258,9 +285,7 @@ def _whole(completion: Completion, found: Sequence[Piece]) -> list[dict[str, Any
     return choices
 
 
-async def _stream(
-    model: Served, ticket: Ticket, pieces: asyncio.Queue[Piece | Exception | None], name: str, created: int
-) -> AsyncIterator[bytes]:
+async def _stream(model: Served, ticket: Ticket, pieces: Pieces, name: str, created: int) -> AsyncIterator[bytes]:
     completion = ticket.completion
     asked = completion.request
     wants_usage = asked.stream_options is not None and asked.stream_options.include_usage

@@ -169,7 +169,11 @@ class BatchingEngine:
             starts = [width - len(ids) for ids in history]
             padded = torch.tensor([[0] * start + ids for start, ids in zip(starts, history, strict=True)])
             found = sampler.choose(
-                logits[rows], padded.to(logits.device), starts, [(row,) for row in rows], [job.tokens for job in jobs]
+                logits if len(groups) == 1 else logits[rows],
+                padded.to(logits.device),
+                starts,
+                [(row,) for row in rows],
+                [job.tokens for job in jobs],
             )
             chosen[rows] = found.cpu()
         return chosen

@@ -74,6 +74,7 @@ class OpenVinoRows:
         properties: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
+            "KV_CACHE_PRECISION": "f16",  # of 8 bits they take half the memory and a twentieth more time
             "INFERENCE_NUM_THREADS": environment.num_physical_cores(),
         }
         if exact:
