@@ -29,6 +29,7 @@ from finetale.server import service
 from finetale.server.app import Served, Service
 from finetale.server.engines import choice
 from finetale.server.guard import Limits
+from serving import Serving
 from tiny import save_model
 
 KEY = "a key of the tests"
@@ -415,33 +416,6 @@ def test_a_full_queue_is_said_at_once(running: Running) -> None:
     refused = [headers for status, _, headers in answers if status == 429]
     assert all(headers["retry-after"] == "1" for headers in refused)
     assert running.raw({}, "/health", "GET")[0] == 200
-
-
-class Serving:
-    """The real command in a process of its own."""
-
-    def __init__(self, folder: Path, *words: str) -> None:
-        command = [sys.executable, "-m", "finetale", "serve", *words, "--port", "0"]
-        self._log = folder / "log"
-        with self._log.open("wb") as log:  # a pipe that nobody reads fills up
-            self.process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True)
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert " at http://127.0.0.1:" in line, line
-        self.port = int(line.partition("127.0.0.1:")[2].partition("/")[0])
-
-    def __enter__(self) -> Serving:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-    def end(self) -> tuple[int, str]:
-        """Exit code and the log, after SIGTERM at the latest."""
-        self.process.terminate()
-        self.process.communicate(timeout=30)
-        return self.process.returncode, self._log.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
