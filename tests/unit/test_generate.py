@@ -18,12 +18,13 @@ from transformers import (
     OPTConfig,
     PreTrainedConfig,
     Qwen2Config,
+    TopPLogitsWarper,
 )
 
 from finetale.config import SamplingSettings
 from finetale.errors import GenerationError
 from finetale.generate import Generator
-from finetale.generate.sampler import Sampler, random_stream
+from finetale.generate.sampler import Sampler, _TopP, random_stream
 from finetale.generate.text import TextStream
 from finetale.tokens import train_tokenizer
 
@@ -558,3 +559,31 @@ def test_a_penalised_text_repeats_itself_less(generator: Generator) -> None:
     assert len(set(penalised)) > len(set(plain))
     with pytest.raises(GenerationError, match="beam"):
         generator.generate(["The lamp"], settings(num_beams=2, presence_penalty=1.0))
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1, 3.0, 20.0])
+def test_noise_that_is_left_out_would_not_have_won(spread: float) -> None:
+    settings = SamplingSettings.resolve({"temperature": 1.0, "top_p": 1.0, "top_k": 0})
+    torch.manual_seed(int(spread * 10))
+    scores = torch.randn(40, 5000) * spread
+    scores[:20, ::3] = -torch.inf
+    rows = [(row // 2,) for row in range(40)]  # pairs share a stream
+
+    def sampler() -> Sampler:
+        return Sampler(settings, 5000, [], {stream: random_stream(0, stream[0]) for stream in rows})
+
+    found = sampler().choose(scores, torch.zeros(40, 1, dtype=torch.long), [0] * 40, rows)
+    assert found.tolist() == (scores + sampler()._noise(rows)).argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("top_p", [0.01, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 5.0])
+def test_top_p_keeps_what_a_sort_of_all_would_keep(top_p: float, spread: float) -> None:
+    torch.manual_seed(0)
+    scores = torch.randn(8, 6000) * spread
+    scores[0, :4000] = -torch.inf
+    found, expected = _TopP(top_p)(torch.zeros(8, 1), scores), TopPLogitsWarper(top_p)(torch.zeros(8, 1), scores)
+    if spread:
+        assert torch.equal(found, expected)
+    else:  # all are as likely, and where the sum ends is a matter of rounding
+        assert (found.isinf().sum(-1) - expected.isinf().sum(-1)).abs().max() <= 1

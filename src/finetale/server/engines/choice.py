@@ -237,7 +237,7 @@ def _convert(
         after = _perplexity(rows, texts, facts.vocab_size)
         record |= {"rounding": rounding}
         record["perplexity"]["openvino"] = after
-        if after <= before * (1 + MOST_CHANGE):
+        if abs(after - before) <= before * MOST_CHANGE:
             break
     else:
         record["problem"] = f"int8 weights would change its perplexity on {of} from {before:.2f} to {after:.2f}"

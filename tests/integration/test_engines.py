@@ -1,0 +1,303 @@
+"""Every engine gives the numbers of PyTorch, or it does not serve."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoConfig,
+    LlamaConfig,
+    OPTConfig,
+    PreTrainedModel,
+)
+
+from finetale import models, rundir, speed
+from finetale.config import SamplingSettings
+from finetale.errors import ConfigError, ModelError
+from finetale.generate import Generator
+from finetale.models import LoadedModel
+from finetale.server.engines import Job, Rows, choice, conversion
+from finetale.server.engines.batching import BatchingEngine
+from finetale.server.engines.openvino import OpenVinoRows
+from finetale.server.engines.pytorch import SeparateRows, TorchRows
+from tiny import save_model
+
+VOCABULARY = 300
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "n_positions": 256,
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 2,
+    "initializer_range": 0.2,
+}
+NEO = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_layers": 2, "num_heads": 2, "max_position_embeddings": 256}
+FACTS = choice.Facts(VOCABULARY, (), 256, 0)
+
+
+def made(config: Any) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return speed.apply(model.eval())
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    return made(GPT2Config(**SHAPE))
+
+
+@pytest.fixture(scope="module")
+def converted(model: PreTrainedModel) -> Any:
+    return conversion.convert(model)
+
+
+def play(rows: Rows) -> list[tuple[list[int], list[float]]]:
+    """Jobs that come and go at random, some of them copies: tokens and log-probabilities of each, in the order they came."""
+    engine = FACTS.engine(rows)
+    drawn = random.Random(1)
+    jobs: list[Job] = []
+    running: list[Job] = []
+    logprobs: dict[int, list[float]] = {}
+    for _ in range(60):
+        copies = drawn.choice([1, 1, 3])
+        if engine.active + copies <= engine.slots and drawn.random() < 0.5:
+            ids = [drawn.randrange(VOCABULARY) for _ in range(drawn.choice([1, 7, 31, 32, 33, 90]))]
+            settings = SamplingSettings.resolve({"temperature": drawn.choice([0.0, 1.0]), "top_p": 1.0, "seed": 5})
+            group = [Job(ids, settings, sample=sample, top=0, reads_prompt=True) for sample in range(copies)]
+            engine.admit(group)
+            jobs += group
+            running += group
+        if running:
+            for job, token in engine.step():
+                assert token.logprob is not None
+                logprobs.setdefault(id(job), []).append(token.logprob)
+        for job in list(running):
+            if drawn.random() < 0.06:
+                engine.drop(job)
+                running.remove(job)
+    assert max(len(job.tokens) for job in jobs) > 20
+    return [(job.tokens, [*(token.logprob or 0 for token in job.prompt), *logprobs.get(id(job), [])]) for job in jobs]
+
+
+@pytest.fixture(scope="module")
+def reference(model: PreTrainedModel) -> list[tuple[list[int], list[float]]]:
+    return play(TorchRows(model, context=256, slots=6))
+
+
+def test_a_converted_model_gives_the_same_tokens_and_probabilities(converted: Any, reference: Any) -> None:
+    found = play(OpenVinoRows(converted, context=256, slots=6, exact=True))
+    assert len(found) == len(reference) > 10
+    for (tokens, logprobs), (expected, numbers) in zip(found, reference, strict=True):
+        assert tokens == expected
+        # Keys and values are held in 16 bits.
+        assert logprobs == pytest.approx(numbers, abs=5e-3)
+
+
+def test_rows_one_at_a_time_give_the_same(model: PreTrainedModel, reference: Any) -> None:
+    for (tokens, logprobs), (expected, numbers) in zip(play(SeparateRows(model, slots=6)), reference, strict=True):
+        assert tokens == expected
+        assert logprobs == pytest.approx(numbers, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=128,
+            max_position_embeddings=256,
+        ),
+        OPTConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            ffn_dim=128,
+            max_position_embeddings=256,
+            word_embed_proj_dim=64,
+        ),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_other_architectures_are_converted(config: Any) -> None:
+    other = made(config)
+    engine = FACTS.engine(OpenVinoRows(conversion.convert(other), context=256, slots=2, exact=True))
+    assert engine.deviation(lambda ids: other(input_ids=ids).logits.detach()) < 1e-3
+
+
+def test_a_model_is_as_it_was_after_its_conversion(model: PreTrainedModel, converted: Any) -> None:
+    assert speed.is_applied(model)
+    assert speed.packs_documents(model)
+    assert "fused" in speed.applied(model)["activation"]
+
+
+def test_models_that_compute_row_by_row_are_served(tmp_path: Path) -> None:
+    neo = made(GPTNeoConfig(**NEO | {"vocab_size": 400}, attention_types=[[["global", "local"], 1]], window_size=4))
+    loaded = models.load(str(save_model(tmp_path / "tiny")))
+    generator = Generator(neo, loaded.tokenizer)
+    facts = choice.Facts(generator.vocab_size, (), 256, generator.begin)
+    engine = choice.torch_engine(LoadedModel(neo, loaded.tokenizer, loaded.provenance), facts, 4)
+    assert engine.name == "torch, one at a time"
+    settings = SamplingSettings.resolve({"temperature": 1.0, "max_new_tokens": 20, "seed": 3})
+    ids = [generator.begin, *loaded.tokenizer("The lamp")["input_ids"]]
+    jobs = [Job(ids, settings, sample=sample) for sample in range(3)]
+    engine.admit(jobs)
+    for _ in range(20):
+        engine.step()
+    expected = generator.generate(["The lamp"], settings, n=3)[0]
+    for job, sample in zip(jobs, expected, strict=True):
+        assert loaded.tokenizer.decode(job.tokens).startswith(sample.text)
+
+
+@pytest.fixture
+def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
+    monkeypatch.setenv("FINETALE_CACHE", str(tmp_path / "cache"))
+    return models.load(str(save_model(tmp_path / "tiny")))
+
+
+def chosen(loaded: LoadedModel, wanted: str = "openvino", **values: Any) -> tuple[BatchingEngine, list[dict[str, Any]]]:
+    events: list[dict[str, Any]] = []
+    generator = Generator(loaded.model, loaded.tokenizer)
+    facts = choice.Facts(generator.vocab_size, (), generator.context, generator.begin)
+    given: dict[str, Any] = {"slots": 4, "held_out": list, "notify": events.append} | values
+    return choice.choose(loaded, facts, wanted=wanted, **given), events
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    (file,) = folder.glob("engines/openvino-*/engine.json")
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def test_a_model_is_converted_once(loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, events = chosen(loaded)
+    assert engine.name == "openvino"
+    assert any("Converting" in event["message"] for event in events)
+    record = record_of(tmp_path / "cache")
+    assert record["problem"] is None
+    assert record["deviation"] < 1e-3
+    assert record["perplexity"]["openvino"] == pytest.approx(record["perplexity"]["torch"], rel=choice.MOST_CHANGE)
+    assert record["tokens_per_second"].keys() == {"torch", "openvino"}
+
+    monkeypatch.setattr(conversion, "convert", None)
+    engine, events = chosen(loaded)
+    assert engine.name == "openvino"
+    assert not events
+    (binary,) = (tmp_path / "cache").glob("engines/*/model.bin")
+    binary.write_bytes(binary.read_bytes()[:-5])
+    with pytest.raises(ModelError, match="NoneType"):  # it is made anew
+        chosen(loaded)
+
+
+def test_a_run_keeps_what_was_made_of_it(loaded: LoadedModel, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    rundir.write_json(run / "run.json", {"schema": 1})
+    provenance = models.Provenance(str(run), "run", None, "one", 1)
+    texts = [[0, 5, 9, 7, 3, 20, 8], [0, 4, 4, 4]]
+    chosen(LoadedModel(loaded.model, loaded.tokenizer, provenance), held_out=lambda: texts)
+    assert record_of(run)["perplexity"]["text"] == "held-out text"
+    assert record_of(run)["perplexity"]["tokens"] == 9
+    # Other weights: what was made of the old ones goes.
+    other = models.Provenance(str(run), "run", None, "another", 1)
+    chosen(LoadedModel(loaded.model, loaded.tokenizer, other))
+    assert record_of(run)["perplexity"]["text"] == "text that it wrote"
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compressor that ruins the model."""
+    compress = conversion.compress
+
+    def ruin(converted: Any, *, symmetric: bool) -> Any:
+        other = GPT2LMHeadModel(GPT2Config(**SHAPE | {"vocab_size": 400, "n_positions": 64, "n_embd": 32}))
+        return compress(conversion.convert(other.eval()), symmetric=symmetric)
+
+    monkeypatch.setattr(conversion, "compress", ruin)
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_model_that_int8_weights_hurt_is_served_by_pytorch(loaded: LoadedModel, tmp_path: Path) -> None:
+    engine, events = chosen(loaded, "auto", held_out=lambda: [list(range(0, 300, 6))])
+    assert engine.name == "torch"
+    (warning,) = [event["message"] for event in events if event["event"] == "warning"]
+    assert "would change its perplexity on held-out text from" in warning
+    assert not list((tmp_path / "cache").glob("engines/*/model.*"))
+    with pytest.raises(ModelError, match="perplexity"):  # known by now
+        chosen(loaded)
+
+
+def test_a_wrong_conversion_is_found(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = GPT2LMHeadModel(loaded.model.config).eval()
+    convert = conversion.convert
+    monkeypatch.setattr(conversion, "convert", lambda model: convert(other))
+    with pytest.raises(ModelError, match="scores differ from PyTorch's by"):
+        chosen(loaded)
+
+
+def test_what_can_not_be_converted_is_served_by_pytorch(loaded: LoadedModel) -> None:
+    neo = made(GPTNeoConfig(**NEO | {"vocab_size": 400}, attention_types=[[["global", "local"], 1]]))
+    engine, events = chosen(LoadedModel(neo, loaded.tokenizer, loaded.provenance), "auto")
+    assert engine.name.startswith("torch")
+    assert "does not find the model's attention" in str(events)
+
+
+def test_the_faster_engine_serves(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = {"torch": 2.0, "openvino": 1.0}
+    monkeypatch.setattr(choice, "_speed", lambda engine, facts: speeds[engine.name])
+    assert chosen(loaded, "auto")[0].name == "torch"
+    assert chosen(loaded, "openvino")[0].name == "openvino"
+
+
+def test_without_openvino_pytorch_serves(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert chosen(loaded, "auto")[0].name == "torch"
+    with pytest.raises(ConfigError, match="not installed"):
+        chosen(loaded, "openvino")
+
+
+def test_a_disk_that_can_not_be_written_is_said(loaded: LoadedModel, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file in the place of the folder", encoding="utf-8")
+    engine, events = chosen(loaded, "auto")
+    assert engine.name == "torch"
+    assert "can't be kept" in str(events)
+
+
+def test_nothing_is_told_to_anybody(tmp_path: Path) -> None:
+    script = """
+import sys
+def watch(event, given):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        print(event, given)
+sys.addaudithook(watch)
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+from finetale.server.engines import conversion
+model = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_positions=64, n_embd=32, n_layer=1, n_head=2)).eval()
+conversion.compress(conversion.convert(model), symmetric=True)
+print("telemetry" if sys.modules.get("openvino_telemetry") else "done")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"HOME": str(tmp_path), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "done\n", done.stderr[-2000:]
+    shutil.rmtree(tmp_path / ".cache", ignore_errors=True)
+    assert not list(tmp_path.iterdir())
