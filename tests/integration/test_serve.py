@@ -201,6 +201,13 @@ def test_what_a_harness_asks_for(running: Running) -> None:
     assert only.text == running.generator.tokenizer.decode(ids)
     assert only.logprobs.token_logprobs[1:] == pytest.approx(values, abs=1e-4)
     assert only.finish_reason == "length"
+    # The end of the text is a token too: what counts from the end of the list relies on one new token.
+    ended = running.complete(
+        prompt=ids, echo=True, logprobs=1, max_tokens=1, logit_bias={str(running.generator.end): 100}
+    )
+    assert ended.choices[0].finish_reason == "stop"
+    assert ended.choices[0].text == only.text
+    assert len(ended.choices[0].logprobs.tokens) == len(ids) + 1 == ended.usage.total_tokens
 
 
 def test_best_of_gives_the_likeliest(running: Running) -> None:

@@ -94,6 +94,8 @@ class Writer:
         """Take the next token, and see whether the text ends with it."""
         if token.id == self.end:
             self.logprob += token.logprob or 0.0
+            # It is no text, but it was generated: who counts tokens from the end of `logprobs` relies on it.
+            self._tokens.append((token, len(self.text.text)))
             self.finished = "end"
         elif token.id == EXHAUSTED:
             self.finished = "length"
