@@ -27,8 +27,12 @@ class Serving:
         self.process.kill()
         self.process.communicate()
 
+    def log(self) -> str:
+        """What it has written on stderr so far."""
+        return self._log.read_text(encoding="utf-8")
+
     def end(self) -> tuple[int, str]:
         """Exit code and the log, after SIGTERM at the latest."""
         self.process.terminate()
         self.process.communicate(timeout=30)
-        return self.process.returncode, self._log.read_text(encoding="utf-8")
+        return self.process.returncode, self.log()

@@ -25,7 +25,7 @@ from finetale.cli import run
 from finetale.config import SamplingSettings
 from finetale.generate import Generator
 from finetale.models import LoadedModel
-from finetale.server import service
+from finetale.server import source
 from finetale.server.app import Served, Service
 from finetale.server.engines import choice
 from finetale.server.guard import Limits
@@ -75,11 +75,19 @@ class Running:
         return caught.value.body
 
 
+def serving_of(served: Served, limits: Limits) -> Any:
+    """The application, as it is once its model is loaded."""
+    service = Service(limits)
+    service.add(served)
+    service.loading = False
+    return service.app()
+
+
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     loaded = models.load(str(save_model(tmp_path_factory.mktemp("served") / "tiny")))
-    served = service.serve_model("tiny", loaded, slots=4, most_waiting=32)
-    app = Service([served], Limits(key=KEY, most_body=100_000, most_samples=16)).app()
+    served = source.serve_model("tiny", loaded, slots=4, most_waiting=32)
+    app = serving_of(served, Limits(key=KEY, most_body=100_000, most_samples=16))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off", http="h11"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from finetale.cli.output import Quiet, progress, stdout
+from finetale.cli.output import Model, Quiet, progress, stdout
 from finetale.errors import ConfigError
+
+if TYPE_CHECKING:
+    from finetale import pipeline
+    from finetale.config import Config
+    from finetale.models import LoadedModel
+    from finetale.server.app import Served
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def command(
-    model: Annotated[str, Parameter(help="Hub id, folder, run directory, or bundled.")],
+    model: Model,
+    /,
     *,
     host: Annotated[
         str, Parameter(help="Address to listen at. Any but this machine's own needs an API key.")
@@ -23,7 +33,11 @@ def command(
     port: Annotated[int, Parameter(help="Port to listen at. 0: any that is free.")] = 8000,
     name: Annotated[str | None, Parameter(help="Name of the model in requests. auto: the last part of MODEL.")] = None,
     also: Annotated[
-        tuple[str, ...], Parameter(help="Another model to serve beside it, as NAME=MODEL; may be given several times.")
+        tuple[str, ...],
+        Parameter(
+            name=["--model", "--also"],
+            help="Another model to serve beside it, as NAME=MODEL; may be given several times.",
+        ),
     ] = (),
     with_base: Annotated[
         bool, Parameter(negative=(), help="Serve the base of a run beside it, as `base`; the page then shows both.")
@@ -39,6 +53,10 @@ def command(
         Parameter(
             help="What computes: OpenVINO with int8 weights, or PyTorch. auto: the faster here, if its numbers are right."
         ),
+    ] = "auto",
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        Parameter(help="Of PyTorch's weights. auto: bf16 on a GPU, fp32 elsewhere."),
     ] = "auto",
     slots: Annotated[int, Parameter(help="Completions that are computed at the same time.")] = 16,
     queue: Annotated[int, Parameter(help="Requests that may wait; further ones get status 429.")] = 32,
@@ -57,6 +75,7 @@ def command(
     try:
         from finetale.server import service
         from finetale.server.guard import Limits
+        from finetale.server.source import Source
     except ImportError as error:
         raise ConfigError(
             f"A package for serving is missing: {error.name}.", "Install it with pip install 'finetale[serve]'."
@@ -69,33 +88,52 @@ def command(
     others = dict(_named(word) for word in also)
     if len({called, *others, *(["base"] if with_base else [])}) < 1 + len(also) + with_base:
         raise ConfigError("Two models have the same name.", "Name them apart with --name and --also NAME=MODEL.")
-    with progress(quiet=quiet, as_json=False) as display:
-        loaded = {called: pipeline.open_model(model, config, display)}
-        pipeline.say_if_unfinished(loaded[called], display)
-        if with_base:
-            loaded = {"base": pipeline.open_base(model, loaded[called], display)} | loaded
-        for other, path in others.items():
-            loaded[other] = pipeline.open_model(path, config.model_copy(update={"revision": None}), display)
-        served = []
-        for each in list(loaded):
-            # Taken out of the table: a converted model needs PyTorch's weights no longer.
-            model_here = loaded.pop(each)
-            served.append(
-                service.serve_model(each, model_here, slots=slots, most_waiting=queue, engine=engine, notify=display)
-            )
-            del model_here
     hosts = frozenset({*_LOOPBACK, *allow_host, *([host] if host not in ("0.0.0.0", "::") else [])})
     console = stdout()
 
-    def ready(address: str) -> None:
+    stack = ExitStack()
+
+    def ready(address: str, served: list[Served]) -> None:
+        stack.close()
         console.print(
             f"Serving {' and '.join(model.described for model in served)} at {address}/v1 (Ctrl-C ends it)",
             soft_wrap=True,
             highlight=False,
         )
 
-    service.run(served, Limits(key=key, hosts=hosts), host=host, port=port, drain_seconds=drain, ready=ready)
+    with stack:
+        display = stack.enter_context(progress(quiet=quiet, as_json=False))
+
+        def open_first(notify: pipeline.Notify) -> LoadedModel:
+            loaded = pipeline.open_model(model, config, notify)
+            pipeline.say_if_unfinished(loaded, notify)
+            return loaded
+
+        def open_base(notify: pipeline.Notify) -> LoadedModel:
+            return pipeline.open_base(model, open_first(lambda event: None), notify)
+
+        loads: dict[str, Callable[[pipeline.Notify], LoadedModel]] = {called: open_first}
+        if with_base:
+            loads = {"base": open_base} | loads
+        plain = config.model_copy(update={"revision": None})
+        loads |= {other: partial(_open, path, plain) for other, path in others.items()}
+        sources = [Source(each, load, engine, precision, slots, queue) for each, load in loads.items()]
+        service.run(
+            sources,
+            Limits(key=key, hosts=hosts),
+            host=host,
+            port=port,
+            drain_seconds=drain,
+            notify=display,
+            ready=ready,
+        )
     return 0
+
+
+def _open(path: str, config: Config, notify: pipeline.Notify) -> LoadedModel:
+    from finetale import pipeline
+
+    return pipeline.open_model(path, config, notify)
 
 
 def _key(file: Path | None) -> str | None:

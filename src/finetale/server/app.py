@@ -42,6 +42,7 @@ class Served:
     vocabulary: Vocabulary
     worker: Worker
     created: int
+    sha256: str = ""
 
     @property
     def described(self) -> str:
@@ -52,15 +53,19 @@ class Served:
 class Service:
     """The routes, over some models."""
 
-    def __init__(self, models: Sequence[Served], limits: Limits) -> None:
-        self.models = {model.name: model for model in models}
+    def __init__(self, limits: Limits) -> None:
+        self.models: dict[str, Served] = {}
         self.limits = limits
+        self.loading = True
         self.draining = False
         self.meters = Meters()
         self._post = _Post()
-        for model in models:
-            worker = model.worker
-            self.meters.watch(model.name, lambda worker=worker: worker.waiting, lambda worker=worker: worker.busy)  # type: ignore[misc]
+
+    def add(self, model: Served) -> None:
+        """Serve a model, in the place of one of that name."""
+        worker = model.worker
+        self.meters.watch(model.name, lambda: worker.waiting, lambda: worker.busy)
+        self.models[model.name] = model
 
     def app(self) -> Guard:
         """The ASGI application, with everything that guards it around it."""
@@ -115,8 +120,8 @@ class Service:
         """Whether it takes requests."""
         if not all(model.worker.works for model in self.models.values()):
             return JSONResponse({"status": "failed"}, 503)
-        if self.draining:
-            return JSONResponse({"status": "draining"}, 503)
+        if self.draining or self.loading:
+            return JSONResponse({"status": "draining" if self.draining else "loading"}, 503)
         return JSONResponse({"status": "ready"})
 
     async def metrics(self, request: Request) -> Response:
@@ -193,6 +198,8 @@ class Service:
         return JSONResponse(wire.completion(name, created, asked.model, choices, completion.usage()))
 
     def _model(self, name: str) -> Served:
+        if self.loading:
+            raise RequestError("The models are being loaded.", status=503, kind="server_error", code="loading")
         if name not in self.models:
             raise RequestError(f"There is no model {name!r} here.", "model", status=404, code="model_not_found")
         return self.models[name]

@@ -1,88 +1,55 @@
-"""A model → a service that runs until it is told to stop, and then finishes what it has begun."""
+"""A service from its start to its end: it listens while its models are loaded, and finishes what it has begun."""
 
 from __future__ import annotations
 
-import datetime
-import json
 import logging
 import signal
 import socket
-import time
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from finetale import pipeline
-from finetale.generate import Generator
-from finetale.models import LoadedModel
+from finetale.errors import ConfigError, FinetaleError
 from finetale.server.app import Served, Service
-from finetale.server.completion import Vocabulary
-from finetale.server.engines import choice
 from finetale.server.guard import Limits
-from finetale.server.worker import Worker
+from finetale.server.logs import log_as_json
+from finetale.server.source import Source
 
+_log = logging.getLogger("finetale.server")
 _MOST_HEADER_BYTES = 16 * 1024
-_UNLIMITED_CONTEXT = 8192
-_MEASURED = 8192
-"""Tokens of held-out text on which a converted model is held against PyTorch."""
-_WINDOW = 512
-
-
-def serve_model(
-    name: str,
-    loaded: LoadedModel,
-    *,
-    slots: int,
-    most_waiting: int,
-    engine: str = "torch",
-    notify: pipeline.Notify = lambda event: None,
-) -> Served:
-    """A model with an engine and its worker, which runs at once.
-
-    Args:
-        engine: one of `choice.ENGINES`.
-
-    Raises:
-        FinetaleError: the engine is not there or can't serve this model.
-    """
-    generator = Generator(loaded.model, loaded.tokenizer)
-    window = getattr(loaded.model.config.get_text_config(), "sliding_window", None)
-    context = min(generator.context, window or _UNLIMITED_CONTEXT, _UNLIMITED_CONTEXT)
-    holes = tuple(token for token in generator.forbidden if token < generator.vocab_size)
-    facts = choice.Facts(generator.vocab_size, holes, context, generator.begin)
-    chosen = choice.choose(
-        loaded,
-        facts,
-        slots=slots,
-        wanted=engine,
-        held_out=lambda: pipeline.held_out_ids(loaded, notify, most=_MEASURED, window=min(context, _WINDOW)),
-        notify=notify,
-    )
-    vocabulary = Vocabulary(loaded.tokenizer, facts.vocab_size, context)
-    return Served(name, vocabulary, Worker(chosen, most_waiting=most_waiting), int(time.time()))
 
 
 def run(
-    models: list[Served],
+    sources: list[Source],
     limits: Limits,
     *,
     host: str,
     port: int,
     drain_seconds: float,
-    ready: Callable[[str], None],
+    notify: pipeline.Notify,
+    ready: Callable[[str, list[Served]], None],
 ) -> None:
     """Serve until SIGINT or SIGTERM; then take nothing new, finish what was begun, at most for `drain_seconds`.
 
+    It listens at once, and says that it is loading until the models are there. SIGHUP opens them again: those that have
+    changed take the place of the old ones, which finish what they have begun.
+
     Args:
-        ready: told the address once it is listened at.
+        ready: told the address and the models once they can be asked.
+
+    Raises:
+        ConfigError: the address can't be listened at.
+        FinetaleError: a model can't be served.
     """
-    service = Service(models, limits)
-    _log_as_json()
+    listener = _listen(host, port)
+    service = Service(limits)
     config = uvicorn.Config(
         service.app(),
-        host=host,
-        port=port,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -91,54 +58,99 @@ def run(
         http="h11",
         timeout_graceful_shutdown=max(1, round(drain_seconds)),
     )
-    server = _Server(config, service, ready)
-    server.run()
-    for model in models:
-        model.worker.close(0.5)
+    server = uvicorn.Server(config)
+    change = threading.Event()
+
+    def serve() -> None:
+        try:
+            server.run([listener])
+        finally:
+            change.set()
+
+    log_as_json()
+    thread = threading.Thread(target=serve, name="finetale-http", daemon=True)
+    thread.start()
+    try:
+        for source in sources:
+            opened = source.open(notify)
+            assert opened is not None
+            service.add(opened)
+        service.loading = False
+        address, number = listener.getsockname()[:2]
+        with _signals(service, server, change) as asked:
+            ready(f"http://{f'[{address}]' if ':' in address else address}:{number}", list(service.models.values()))
+            while thread.is_alive():
+                change.wait()
+                change.clear()
+                if asked.pop("reload", False):
+                    reload(service, sources)
+    finally:
+        server.should_exit = True
+        thread.join(drain_seconds + 2)
+        for model in service.models.values():
+            model.worker.close(0.5)
 
 
-def _log_as_json() -> None:
-    """One JSON object a line on stderr: when, what, and of requests route, status, seconds and client."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_JsonLines())
-    for name in ("finetale.server", "uvicorn.error"):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.INFO if name == "finetale.server" else logging.WARNING)
+def reload(service: Service, sources: list[Source]) -> None:
+    """Open the models again; what can't be opened is told and served on as it was."""
+    for source in sources:
+        try:
+            opened = source.open(_tell, service.models[source.name])
+        except (FinetaleError, OSError) as error:
+            _log.error("%s can't be opened again: %s", source.name, error)
+            continue
+        if opened is None:
+            _log.info("%s has not changed", source.name)
+            continue
+        old = service.models[source.name]
+        service.add(opened)
+        _log.info("%s has been opened again", opened.described)
+        # What it has begun it ends by itself; its thread and memory go then.
+        threading.Thread(target=old.worker.close, args=(None,), daemon=True).start()
 
 
-class _JsonLines(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        """One record."""
-        line: dict[str, object] = {
-            "time": datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "message": record.getMessage(),
-        }
-        line |= {name: vars(record)[name] for name in ("route", "status", "seconds", "client") if name in vars(record)}
-        if record.exc_info:
-            line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+def _tell(event: dict[str, Any]) -> None:
+    if event["event"] == "warning":
+        _log.warning(event["message"])
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, which tells when it is ready, and that it drains."""
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
 
-    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[str], None]) -> None:
-        super().__init__(config)
-        self._service = service
-        self._ready = ready
+    Raises:
+        ConfigError: it can't, for the address is no one's here or taken.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ConfigError(
+            f"{host}:{port} can't be listened at: {why}.", "Choose another place with --host and --port."
+        ) from None
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say where."""
-        await super().startup(sockets)
-        if self.started and self.servers:
-            host, port = self.servers[0].sockets[0].getsockname()[:2]
-            self._ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains, the second ends at once."""
-        self._service.draining = True
-        self.should_exit, again = True, self.should_exit
-        if again and sig == signal.SIGINT:
-            self.force_exit = True
+@contextmanager
+def _signals(service: Service, server: uvicorn.Server, change: threading.Event) -> Iterator[dict[str, bool]]:
+    """SIGTERM and SIGINT drain, a second SIGINT ends at once, SIGHUP asks for `reload`."""
+    asked: dict[str, bool] = {}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        service.draining = True
+        server.should_exit, again = True, server.should_exit
+        if again and number == signal.SIGINT:
+            server.force_exit = True
+
+    def reopen(number: int, frame: FrameType | None) -> None:
+        asked["reload"] = True
+        change.set()
+
+    handlers = {signal.SIGINT: end, signal.SIGTERM: end}
+    if hasattr(signal, "SIGHUP"):
+        handlers[signal.SIGHUP] = reopen
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

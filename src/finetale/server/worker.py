@@ -90,8 +90,8 @@ class Worker:
             ticket.cancelled = True
             self._change.notify()
 
-    def close(self, seconds: float) -> bool:
-        """Take no more requests, finish those that are here, and end. Whether that was done in time."""
+    def close(self, seconds: float | None) -> bool:
+        """Take no more requests, finish those that are here, and end. Whether that was done in time; None: however long it takes."""
         with self._change:
             self._closing = True
             self._change.notify()

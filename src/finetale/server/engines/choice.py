@@ -64,13 +64,13 @@ class Facts:
         return BatchingEngine(rows, vocab_size=self.vocab_size, holes=self.holes)
 
 
-def torch_engine(loaded: LoadedModel, facts: Facts, slots: int) -> BatchingEngine:
+def torch_engine(loaded: LoadedModel, facts: Facts, slots: int, dtype: torch.dtype = torch.float32) -> BatchingEngine:
     """PyTorch: rows together where the model's code bears it, else one at a time.
 
     Raises:
         ModelError: the model can't go on from what it has read, in either way.
     """
-    model = loaded.model
+    model = loaded.model.to(dtype)
 
     def alone(ids: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -86,12 +86,19 @@ def torch_engine(loaded: LoadedModel, facts: Facts, slots: int) -> BatchingEngin
             why = f"its code fails: {type(error).__name__}"
             continue
         if far <= _TORCH_TOLERANCE:
+            _take_weights(model)
             return engine
         why = f"scores differ by {far:.1%}"
     raise ModelError(
         f"A {model.config.model_type} model can't be served: going on from what was read does not give the scores of the whole text ({why}).",
         "`finetale generate` works with it.",
     )
+
+
+def _take_weights(model: torch.nn.Module) -> None:
+    """Hold weights in memory of our own: read from their file as they are used, a file that is overwritten ends the process."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def choose(
@@ -102,11 +109,13 @@ def choose(
     wanted: str,
     held_out: Callable[[], list[list[int]]],
     notify: Notify,
+    dtype: torch.dtype = torch.float32,
 ) -> BatchingEngine:
     """The engine that is wanted, or with `auto` the fastest whose numbers are right.
 
     Args:
         held_out: token ids of texts that the model was not trained on; none if it is not known.
+        dtype: of PyTorch's weights; what another engine is held against is fp32.
 
     Raises:
         ConfigError: the engine that is wanted is not installed.
@@ -116,7 +125,7 @@ def choose(
     if wanted == "openvino" and not here:
         raise ConfigError("OpenVINO is not installed.", "Install it with pip install 'finetale[serve]'.")
     if wanted == "torch" or not here or (wanted == "auto" and loaded.model.device.type != "cpu"):
-        return torch_engine(loaded, facts, slots)
+        return torch_engine(loaded, facts, slots, dtype)
     folder = _place(loaded)
     record = _read_record(folder)
     if record is None:
@@ -134,7 +143,7 @@ def choose(
         raise ModelError(f"OpenVINO can't serve this model: {problem}.", "`--engine torch` serves it.")
     else:
         notify({"event": "warning", "message": f"OpenVINO can't serve this model: {problem}. PyTorch does."})
-    return torch_engine(loaded, facts, slots)
+    return torch_engine(loaded, facts, slots, dtype)
 
 
 def _place(loaded: LoadedModel) -> Path:

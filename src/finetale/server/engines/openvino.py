@@ -27,7 +27,9 @@ def core() -> Any:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
-    return openvino.Core()
+    found = openvino.Core()
+    found.set_property({"ENABLE_MMAP": False})  # a file that is overwritten would end the process
+    return found
 
 
 def save(model: Any, file: Path) -> None:

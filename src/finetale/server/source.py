@@ -1,0 +1,98 @@
+"""Where a served model comes from: opened at the start, and again when there is a newer one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from finetale import pipeline
+from finetale.generate import Generator
+from finetale.models import LoadedModel
+from finetale.server.app import Served
+from finetale.server.completion import Vocabulary
+from finetale.server.engines import choice
+from finetale.server.worker import Worker
+
+_UNLIMITED_CONTEXT = 8192
+_MEASURED = 8192
+"""Tokens of held-out text on which a converted model is held against PyTorch."""
+_WINDOW = 512
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to serve.
+
+    Attributes:
+        name: in requests.
+        load: reads its files.
+        engine: one of `choice.ENGINES`.
+        precision: "fp32" or "bf16" of PyTorch; "auto" for bf16 on an accelerator, fp32 elsewhere.
+        slots: completions at a time.
+        most_waiting: requests that may wait.
+    """
+
+    name: str
+    load: Callable[[pipeline.Notify], LoadedModel]
+    engine: str = "auto"
+    precision: str = "auto"
+    slots: int = 16
+    most_waiting: int = 32
+
+    def open(self, notify: pipeline.Notify, serving: Served | None = None) -> Served | None:
+        """The model, ready to serve; None if it is the one that is being served already.
+
+        Raises:
+            FinetaleError: it can't be read, or the engine can't serve it.
+        """
+        loaded = self.load(notify)
+        if serving is not None and serving.sha256 == loaded.provenance.sha256:
+            return None
+        return serve_model(
+            self.name,
+            loaded,
+            slots=self.slots,
+            most_waiting=self.most_waiting,
+            engine=self.engine,
+            precision=self.precision,
+            notify=notify,
+        )
+
+
+def serve_model(
+    name: str,
+    loaded: LoadedModel,
+    *,
+    slots: int,
+    most_waiting: int,
+    engine: str = "torch",
+    precision: str = "auto",
+    notify: pipeline.Notify = lambda event: None,
+) -> Served:
+    """A model with an engine and its worker, which runs at once; arguments as of Source.
+
+    Raises:
+        FinetaleError: the engine is not there or can't serve this model.
+    """
+    generator = Generator(loaded.model, loaded.tokenizer)
+    window = getattr(loaded.model.config.get_text_config(), "sliding_window", None)
+    context = min(generator.context, window or _UNLIMITED_CONTEXT, _UNLIMITED_CONTEXT)
+    holes = tuple(token for token in generator.forbidden if token < generator.vocab_size)
+    facts = choice.Facts(generator.vocab_size, holes, context, generator.begin)
+    half = precision == "bf16" or (precision == "auto" and loaded.model.device.type == "cuda")
+    chosen = choice.choose(
+        loaded,
+        facts,
+        slots=slots,
+        wanted=engine,
+        dtype=torch.bfloat16 if half else torch.float32,
+        held_out=lambda: pipeline.held_out_ids(loaded, notify, most=_MEASURED, window=min(context, _WINDOW)),
+        notify=notify,
+    )
+    vocabulary = Vocabulary(loaded.tokenizer, facts.vocab_size, context)
+    return Served(
+        name, vocabulary, Worker(chosen, most_waiting=most_waiting), int(time.time()), loaded.provenance.sha256
+    )

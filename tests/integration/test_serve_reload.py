@@ -1,0 +1,143 @@
+"""A service listens while it loads, and takes a newer model in without losing a request."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from finetale.cli import run
+from serving import Serving
+from tiny import save_model
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def asked(port: int, path: str, body: Any = None) -> tuple[int, dict[str, Any], dict[str, str]]:
+    data = None if body is None else json.dumps(body).encode()
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", data, timeout=30) as answer:
+            return answer.status, json.load(answer), {}
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error), {name.lower(): value for name, value in error.headers.items()}
+
+
+def test_it_says_that_it_is_loading(tmp_path: Path) -> None:
+    save_model(tmp_path / "tiny")
+    port = free_port()
+    # torch and transformers take a second or two to import, and the conversion as much again.
+    command = [
+        sys.executable,
+        "-m",
+        "finetale",
+        "serve",
+        "tiny",
+        "--port",
+        str(port),
+        "--engine",
+        "openvino",
+        "--quiet",
+    ]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    seen = []
+    try:
+        while not seen or seen[-1][0] != 200:
+            assert process.poll() is None
+            try:
+                seen.append(asked(port, "/ready"))
+            except urllib.error.URLError:
+                time.sleep(0.005)
+                continue
+            if len(seen) == 1:
+                status, body, headers = asked(port, "/v1/completions", {"model": "tiny", "prompt": "The"})
+                assert (status, body["error"]["code"]) == (503, "loading")
+                assert headers["retry-after"] == "1"
+                assert asked(port, "/health")[0] == 200
+                assert asked(port, "/v1/models")[1]["data"] == []
+    finally:
+        process.kill()
+        process.wait()
+    assert (seen[0][0], seen[0][1]) == (503, {"status": "loading"})
+    assert seen[-1][1] == {"status": "ready"}
+
+
+def test_a_newer_model_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+    save_model(tmp_path / "tiny")
+    with Serving(tmp_path, "tiny", "--engine", "torch") as serving:
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{serving.port}/v1", api_key="none", max_retries=0)
+
+        def text() -> str:
+            made = client.completions.create(model="tiny", prompt="The lamp", max_tokens=20, temperature=0)
+            return made.choices[0].text
+
+        old = text()
+        before = client.completions.create(
+            model="tiny", prompt="The lamp", max_tokens=50, n=8, temperature=1, seed=0, stream=True
+        )
+        next(iter(before))
+        shutil.rmtree(tmp_path / "tiny")
+        save_model(tmp_path / "tiny", seed=5)
+        found: set[str] = set()
+        stop = threading.Event()
+
+        def ask_on() -> None:
+            while not stop.is_set():
+                found.add(text())
+
+        askers = [threading.Thread(target=ask_on) for _ in range(3)]
+        for asker in askers:
+            asker.start()
+        serving.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 60
+        while text() == old:
+            assert time.monotonic() < deadline
+        stop.set()
+        for asker in askers:
+            asker.join(30)
+        new = text()
+        assert new != old
+        assert found <= {old, new}, "every request is answered, by the one or the other"
+        assert sum(piece.choices[0].finish_reason is not None for piece in before) == 8
+
+        (tmp_path / "tiny" / "model.safetensors").write_bytes(b"no weights")
+        serving.process.send_signal(signal.SIGHUP)
+        while "can't be opened again" not in serving.log():
+            assert time.monotonic() < deadline + 60
+            time.sleep(0.05)
+        assert text() == new
+        client.close()
+
+
+def test_a_place_that_is_taken_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert run(["serve", "bundled", "--port", str(port)]) == 1
+    error = capsys.readouterr().err
+    assert f"error: 127.0.0.1:{port} can't be listened at: Address already in use" in error
+    assert "--port" in error
+    assert run(["serve", "bundled", "--port", "99999"]) == 1
+    assert "can't be listened at" in capsys.readouterr().err
+
+
+def test_what_can_not_be_loaded_ends_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", str(tmp_path / "nowhere"), "--port", "0"]) == 1
+    assert "nowhere" in capsys.readouterr().err
