@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from finetale import pipeline
     from finetale.config import Config
     from finetale.models import LoadedModel
-    from finetale.server.app import Served
+    from finetale.server.answer import Served
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

@@ -6,8 +6,10 @@ completion      a request → jobs → choices
 engines         what computes tokens, and which of them serves a model
 worker          the thread that keeps an engine busy; queue, turns, cancelling
 guard           keys, hosts, sizes
+answer          pieces → a body or a stream
 app             the routes
-service         models and engines → a server that runs until it is told to stop
+source          where a model comes from → an engine that serves it
+service         a server that runs until it is told to stop; logs is what it tells
 """
 
 from __future__ import annotations

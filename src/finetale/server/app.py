@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import secrets
-import time
-import uuid
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -22,32 +16,15 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from finetale.errors import FinetaleError, RequestError
+from finetale.errors import RequestError
 from finetale.server import openapi, wire
-from finetale.server.completion import Completion, Piece, Vocabulary
-from finetale.server.engines import Token
+from finetale.server.answer import Answer, Post, Served, error_of
+from finetale.server.completion import Completion
 from finetale.server.guard import Answered, Guard, Limits
 from finetale.server.meters import Meters
-from finetale.server.worker import Ticket, Worker
+from finetale.server.wire import ChatRequest, CompletionRequest
 
-Pieces = asyncio.Queue["Piece | Exception | None"]
 _log = logging.getLogger("finetale.server")
-
-
-@dataclass
-class Served:
-    """A model that is served under a name."""
-
-    name: str
-    vocabulary: Vocabulary
-    worker: Worker
-    created: int
-    sha256: str = ""
-
-    @property
-    def described(self) -> str:
-        """Its name and engine, for people."""
-        return f"{self.name} ({self.worker.engine.name})"
 
 
 class Service:
@@ -59,7 +36,7 @@ class Service:
         self.loading = True
         self.draining = False
         self.meters = Meters()
-        self._post = _Post()
+        self._post = Post()
 
     def add(self, model: Served) -> None:
         """Serve a model, in the place of one of that name."""
@@ -78,6 +55,7 @@ class Service:
             Route("/v1/models", self.list_models, methods=["GET"]),
             Route("/v1/models/{name:path}", self.one_model, methods=["GET"]),
             Route("/v1/completions", self.completions, methods=["POST"]),
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
         ]
         handlers: dict[Any, Any] = {
             RequestError: _refused,
@@ -142,12 +120,25 @@ class Service:
 
     async def completions(self, request: Request) -> Response:
         """Text that goes on from a prompt."""
+        asked = wire.read(CompletionRequest, await self._body(request))
+        return await self._answer(request, asked, wire.TEXT)
+
+    async def chat(self, request: Request) -> Response:
+        """The next message of a conversation, by the template that the model was trained with."""
+        chat = wire.read(ChatRequest, await self._body(request))
+        model = self._model(chat.model)
+        messages = [message.plain() for message in chat.messages]
+        ids = await run_in_threadpool(model.vocabulary.encode_chat, messages)
+        return await self._answer(request, chat.completion(ids), wire.CHAT)
+
+    async def _body(self, request: Request) -> bytes:
         try:
             async with asyncio.timeout(self.limits.body_seconds):
-                body = await request.body()
+                return await request.body()
         except TimeoutError:
             raise RequestError("The body did not come in time.", status=408, code="timeout") from None
-        asked = wire.read_completion(body)
+
+    async def _answer(self, request: Request, asked: CompletionRequest, shape: wire.Shape) -> Response:
         model = self._model(asked.model)
         wanted = len(asked.prompts) * asked.count
         if wanted > self.limits.most_samples:
@@ -155,47 +146,30 @@ class Service:
                 f"{wanted:,} completions were asked for; a request may have {self.limits.most_samples}.",
                 "n" if asked.count > 1 else "prompt",
             )
-        completion = await run_in_threadpool(Completion, asked, model.vocabulary)
-        name, created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
-        post = self._post
-        post.open()
-        pieces: Pieces = asyncio.Queue()
-        whole: list[Piece] = []
-        told_at: list[float] = [time.perf_counter()]
-        meters = self.meters
-
-        def tell(piece: Piece | Exception | None) -> None:
-            now = time.perf_counter()
-            if isinstance(piece, Piece) and len(told_at) == 1:
-                meters.first_token.labels(model.name).observe(now - told_at[0])
-                told_at.append(now)
-            elif piece is None:
-                made = completion.usage()
-                meters.prompt_tokens.labels(model.name).inc(made["prompt_tokens"])
-                meters.completion_tokens.labels(model.name).inc(made["completion_tokens"])
-                if made["completion_tokens"] > asked.count and len(told_at) > 1:
-                    longest = max(len(writer.job.tokens) for group in completion.groups for writer in group)
-                    meters.each_token.labels(model.name).observe((now - told_at[1]) / max(1, longest - 1))
-            if isinstance(piece, Piece) and not asked.stream:
-                whole.append(piece)  # nobody waits for it alone
-            else:
-                post.put(pieces, piece)
-
-        ticket = model.worker.submit(completion, _client(request), tell)
+        self._post.open()
+        answer = Answer(
+            await run_in_threadpool(Completion, asked, model.vocabulary), shape, model, self.meters, self._post
+        )
+        try:
+            answer.submit(_client(request))
+        except RequestError as error:
+            newer = self.models.get(model.name)
+            if error.code != "draining" or self.draining or newer in (None, model):
+                raise
+            # Another has taken the model's place since the request came.
+            completion = await run_in_threadpool(Completion, asked, newer.vocabulary)
+            answer = Answer(completion, shape, newer, self.meters, self._post)
+            answer.submit(_client(request))
         if asked.stream:
             return StreamingResponse(
-                _stream(model, ticket, pieces, name, created),
+                answer.stream(),
                 media_type="text/event-stream",
                 headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
             )
         try:
-            ended = await _until_gone(request, pieces.get())
+            return JSONResponse(await _until_gone(request, answer.whole()))
         finally:
-            model.worker.cancel(ticket)
-        if isinstance(ended, Exception):
-            raise ended
-        choices = _whole(completion, whole)
-        return JSONResponse(wire.completion(name, created, asked.model, choices, completion.usage()))
+            answer.cancel()
 
     def _model(self, name: str) -> Served:
         if self.loading:
@@ -203,34 +177,6 @@ class Service:
         if name not in self.models:
             raise RequestError(f"There is no model {name!r} here.", "model", status=404, code="model_not_found")
         return self.models[name]
-
-
-class _Post:
-    """Takes pieces from workers' threads to the loop, all that are there at each wake-up: one a step, not one a text."""
-
-    def __init__(self) -> None:
-        self._letters: deque[tuple[Pieces, Piece | Exception | None]] = deque()
-        self._woken = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    def open(self) -> None:
-        """Deliver in the loop that runs now."""
-        self._loop = asyncio.get_running_loop()
-
-    def put(self, pieces: Pieces, piece: Piece | Exception | None) -> None:
-        """From any thread."""
-        self._letters.append((pieces, piece))
-        if self._woken or self._loop is None:
-            return
-        self._woken = True
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(self._deliver)
-
-    def _deliver(self) -> None:
-        self._woken = False  # first: what is put from here on wakes the loop again
-        while self._letters:
-            pieces, piece = self._letters.popleft()
-            pieces.put_nowait(piece)
 
 
 @cache
@@ -271,73 +217,8 @@ async def _until_gone(request: Request, work: Any) -> Any:
             task.cancel()
 
 
-def _whole(completion: Completion, found: Sequence[Piece]) -> list[dict[str, Any]]:
-    """The choices of a request, from all their pieces; of best_of the likeliest a token."""
-    asked = completion.request
-    choices = []
-    for number, group in enumerate(completion.groups):
-        opening, told = completion.opening(group)
-        writers = group
-        if asked.count > (asked.n or 1):
-            writers = sorted(group, key=lambda writer: -writer.logprob / max(1, len(writer.job.tokens)))[: asked.n or 1]
-        for place, writer in enumerate(writers):
-            mine = [piece for piece in found if piece.index == writer.index]
-            text = opening + "".join(piece.text for piece in mine)
-            logprobs = None
-            if asked.logprobs is not None:
-                written = [(token, at + len(opening)) for piece in mine for token, at in piece.tokens]
-                logprobs = completion.logprobs([*told, *written])
-            reason = mine[-1].finish_reason if mine else None
-            choices.append(wire.choice(number * (asked.n or 1) + place, text, reason, logprobs))
-    return choices
-
-
-async def _stream(model: Served, ticket: Ticket, pieces: Pieces, name: str, created: int) -> AsyncIterator[bytes]:
-    completion = ticket.completion
-    asked = completion.request
-    wants_usage = asked.stream_options is not None and asked.stream_options.include_usage
-    openings: dict[int, int] = {}
-
-    def chunk(choices: list[dict[str, Any]]) -> bytes:
-        body = wire.completion(name, created, asked.model, choices, None)
-        return wire.event(body | {"usage": None} if wants_usage else body)
-
-    try:
-        while True:
-            piece = await pieces.get()
-            if piece is None:
-                break
-            if isinstance(piece, Exception):
-                yield wire.event(_error_of(piece)[1])
-                break
-            text = piece.text
-            told: list[tuple[Token, int]] = []
-            if piece.index not in openings:
-                opening, told = completion.opening(completion.groups[piece.index // asked.count])
-                text, openings[piece.index] = opening + text, len(opening)
-            logprobs = None
-            if asked.logprobs is not None:
-                written = [(token, at + openings[piece.index]) for token, at in piece.tokens]
-                logprobs = completion.logprobs([*told, *written])
-            yield chunk([wire.choice(piece.index, text, piece.finish_reason, logprobs)])
-        if piece is None and wants_usage:
-            yield wire.event(wire.completion(name, created, asked.model, [], completion.usage()))
-        yield wire.DONE
-    finally:
-        model.worker.cancel(ticket)
-
-
-def _error_of(error: Exception) -> tuple[int, dict[str, Any]]:
-    """Status and body of an error."""
-    if isinstance(error, RequestError):
-        return error.status, wire.error_body(error.message, error.kind, error.parameter, error.code)
-    if isinstance(error, FinetaleError):
-        return 500, wire.error_body(error.message, "server_error", None, None)
-    return 500, wire.error_body("Something failed here; the service's log says what.", "server_error", None, None)
-
-
 async def _refused(request: Request, error: Exception) -> Response:
-    status, body = _error_of(error)
+    status, body = error_of(error)
     headers = {"Retry-After": "1"} if status in (429, 503) else None
     return JSONResponse(body, status, headers)
 
@@ -348,7 +229,7 @@ async def _gone(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    status, body = _error_of(error)
+    status, body = error_of(error)
     return JSONResponse(body, status)
 
 

@@ -6,8 +6,9 @@ import secrets
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from finetale.errors import RequestError
@@ -41,6 +42,26 @@ class Vocabulary:
         if any(token >= self.vocab_size for ids in lists for token in ids):
             raise RequestError(f"prompt: token ids must be below {self.vocab_size}.", "prompt")
         return lists
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        """Token ids of a conversation, up to where the model's message begins.
+
+        Raises:
+            RequestError: the model has no template for conversations, or it refuses this one.
+        """
+        if not self.tokenizer.chat_template:
+            raise RequestError(
+                "The model has no chat template, for it was not trained on conversations. Ask /v1/completions.",
+                "model",
+                code="no_chat_template",
+            )
+        try:
+            ids = self.tokenizer.apply_chat_template(
+                messages, tokenize=True, add_generation_prompt=True, return_dict=False
+            )
+        except (TemplateError, ValueError, TypeError, KeyError) as error:
+            raise RequestError(f"messages: the model's chat template refuses them: {error}.", "messages") from None
+        return [int(token) for token in ids]
 
     def name_of(self, token: int) -> str:
         """A token's text; one that is part of a character is told by its bytes, as bytes:\\xe4."""
@@ -212,18 +233,10 @@ class Completion:
             stream.add(token.id)
         return text, list(zip(told, places, strict=True))
 
-    def logprobs(self, tokens: Sequence[tuple[Token, int]], shift: int = 0) -> dict[str, Any]:
-        """The `logprobs` of tokens, whose places are moved by `shift`."""
-        names = [self.vocabulary.name_of(token.id) for token, _ in tokens]
-        tops = [
-            {self.vocabulary.name_of(other): value for other, value in token.top}
-            if self.request.logprobs and token.logprob is not None
-            else None
-            for token, _ in tokens
+    def told(self, tokens: Sequence[tuple[Token, int]]) -> list[wire.Told]:
+        """Tokens with their places in the text, in words."""
+        name_of = self.vocabulary.name_of
+        return [
+            wire.Told(name_of(token.id), token.logprob, [(name_of(other), value) for other, value in token.top], place)
+            for token, place in tokens
         ]
-        return {
-            "tokens": names,
-            "token_logprobs": [token.logprob for token, _ in tokens],
-            "top_logprobs": tops,
-            "text_offset": [place + shift for _, place in tokens],
-        }

@@ -20,7 +20,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _OPEN = ("/health", "/ready")
 """Routes that need no key: who watches a service has none."""
-_ROUTES = (*_OPEN, "/", "/metrics", "/openapi.json", "/v1/models", "/v1/completions")
+_ROUTES = (*_OPEN, "/", "/metrics", "/openapi.json", "/v1/models", "/v1/completions", "/v1/chat/completions")
 
 
 @dataclass(frozen=True)

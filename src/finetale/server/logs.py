@@ -5,16 +5,25 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
-def log_as_json() -> None:
+@contextmanager
+def logged_as_json() -> Iterator[None]:
     """One JSON object a line on stderr: when, what, and of requests route, status, seconds and client."""
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonLines())
-    for name in ("finetale.server", "uvicorn.error"):
-        logger = logging.getLogger(name)
+    loggers = {name: logging.getLogger(name) for name in ("finetale.server", "uvicorn.error")}
+    before = {name: (logger.handlers, logger.propagate, logger.level) for name, logger in loggers.items()}
+    for name, logger in loggers.items():
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO if name == "finetale.server" else logging.WARNING)
+    try:
+        yield
+    finally:
+        for name, logger in loggers.items():
+            logger.handlers, logger.propagate, logger.level = before[name]
 
 
 class _JsonLines(logging.Formatter):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import finetale
-from finetale.server.wire import CompletionRequest
+from finetale.server.wire import ChatRequest, CompletionRequest
 
 _ERROR = {
     "type": "object",
@@ -42,30 +42,35 @@ _USAGE = {
     "required": ["prompt_tokens", "completion_tokens", "total_tokens"],
     "additionalProperties": {"type": "integer", "minimum": 0},
 }
-_COMPLETION = {
-    "type": "object",
-    "required": ["id", "object", "created", "model", "choices", "usage"],
-    "properties": {
-        "id": {"type": "string"},
-        "object": {"const": "text_completion"},
-        "created": {"type": "integer"},
-        "model": {"type": "string"},
-        "choices": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["text", "index", "logprobs", "finish_reason"],
-                "properties": {
-                    "text": {"type": "string"},
-                    "index": {"type": "integer", "minimum": 0},
-                    "logprobs": _LOGPROBS,
-                    "finish_reason": {"enum": ["stop", "length"]},
-                },
+
+
+def _answered(kind: str, content: dict[str, Any]) -> dict[str, Any]:
+    """The shape of a body whose choices have some content."""
+    choice = content | {"index": {"type": "integer", "minimum": 0}, "finish_reason": {"enum": ["stop", "length"]}}
+    return {
+        "type": "object",
+        "required": ["id", "object", "created", "model", "choices", "usage"],
+        "properties": {
+            "id": {"type": "string"},
+            "object": {"const": kind},
+            "created": {"type": "integer"},
+            "model": {"type": "string"},
+            "choices": {
+                "type": "array",
+                "items": {"type": "object", "required": list(choice), "properties": choice},
             },
+            "usage": _USAGE,
         },
-        "usage": _USAGE,
-    },
+    }
+
+
+_MESSAGE = {
+    "type": "object",
+    "required": ["role", "content"],
+    "properties": {"role": {"const": "assistant"}, "content": {"type": "string"}},
 }
+_COMPLETION = _answered("text_completion", {"text": {"type": "string"}, "logprobs": _LOGPROBS})
+_CHAT = _answered("chat.completion", {"message": _MESSAGE, "logprobs": {"type": ["object", "null"]}})
 _EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
 _MODEL = {
     "type": "object",
@@ -82,9 +87,11 @@ _STATUS = {"type": "object", "required": ["status"], "properties": {"status": {"
 
 def document(models: Sequence[str], *, needs_key: bool) -> dict[str, Any]:
     """The OpenAPI document of a service that has some models."""
-    request = CompletionRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-    request["properties"]["model"]["enum"] = list(models)
-    shapes = request.pop("$defs", {}) | {"CompletionRequest": request}
+    shapes: dict[str, Any] = {}
+    for kind in (CompletionRequest, ChatRequest):
+        request = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+        request["properties"]["model"]["enum"] = list(models)
+        shapes |= request.pop("$defs", {}) | {kind.__name__: request}
     errors = {str(status): _answer(text, _ERROR) for status, text in _ERRORS.items()}
     listed = {
         "type": "object",
@@ -111,24 +118,8 @@ def document(models: Sequence[str], *, needs_key: bool) -> dict[str, Any]:
                     "responses": {"200": _answer("One model.", _MODEL)} | _some(errors, 401, 403, 404),
                 }
             },
-            "/v1/completions": {
-                "post": {
-                    "requestBody": {
-                        "required": True,
-                        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/CompletionRequest"}}},
-                    },
-                    "responses": {
-                        "200": {
-                            "description": "Completions; as server-sent events if stream is true.",
-                            "content": {
-                                "application/json": {"schema": _COMPLETION},
-                                "text/event-stream": {"schema": _EVENT},
-                            },
-                        }
-                    }
-                    | errors,
-                }
-            },
+            "/v1/completions": {"post": _asked("CompletionRequest", "Completions", _COMPLETION, errors)},
+            "/v1/chat/completions": {"post": _asked("ChatRequest", "The next message", _CHAT, errors)},
         },
         "components": {
             "schemas": shapes,
@@ -149,6 +140,23 @@ _ERRORS = {
     500: "Something failed here.",
     503: "The service is about to end.",
 }
+
+
+def _asked(request: str, what: str, body: dict[str, Any], errors: dict[str, Any]) -> dict[str, Any]:
+    """A route that computes."""
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{request}"}}},
+        },
+        "responses": {
+            "200": {
+                "description": f"{what}; as server-sent events if stream is true.",
+                "content": {"application/json": {"schema": body}, "text/event-stream": {"schema": _EVENT}},
+            }
+        }
+        | errors,
+    }
 
 
 def _answer(text: str, schema: dict[str, Any]) -> dict[str, Any]:

@@ -15,9 +15,10 @@ import uvicorn
 
 from finetale import pipeline
 from finetale.errors import ConfigError, FinetaleError
-from finetale.server.app import Served, Service
+from finetale.server.answer import Served
+from finetale.server.app import Service
 from finetale.server.guard import Limits
-from finetale.server.logs import log_as_json
+from finetale.server.logs import logged_as_json
 from finetale.server.source import Source
 
 _log = logging.getLogger("finetale.server")
@@ -67,28 +68,28 @@ def run(
         finally:
             change.set()
 
-    log_as_json()
     thread = threading.Thread(target=serve, name="finetale-http", daemon=True)
     thread.start()
-    try:
-        for source in sources:
-            opened = source.open(notify)
-            assert opened is not None
-            service.add(opened)
-        service.loading = False
-        address, number = listener.getsockname()[:2]
-        with _signals(service, server, change) as asked:
-            ready(f"http://{f'[{address}]' if ':' in address else address}:{number}", list(service.models.values()))
-            while thread.is_alive():
-                change.wait()
-                change.clear()
-                if asked.pop("reload", False):
-                    reload(service, sources)
-    finally:
-        server.should_exit = True
-        thread.join(drain_seconds + 2)
-        for model in service.models.values():
-            model.worker.close(0.5)
+    with logged_as_json():
+        try:
+            for source in sources:
+                opened = source.open(notify)
+                assert opened is not None
+                service.add(opened)
+            service.loading = False
+            address, number = listener.getsockname()[:2]
+            with _signals(service, server, change) as asked:
+                ready(f"http://{f'[{address}]' if ':' in address else address}:{number}", list(service.models.values()))
+                while thread.is_alive():
+                    change.wait()
+                    change.clear()
+                    if asked.pop("reload", False):
+                        reload(service, sources)
+        finally:
+            server.should_exit = True
+            thread.join(drain_seconds + 2)
+            for model in service.models.values():
+                model.worker.close(0.5)
 
 
 def reload(service: Service, sources: list[Source]) -> None:

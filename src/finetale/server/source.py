@@ -11,7 +11,7 @@ import torch
 from finetale import pipeline
 from finetale.generate import Generator
 from finetale.models import LoadedModel
-from finetale.server.app import Served
+from finetale.server.answer import Served
 from finetale.server.completion import Vocabulary
 from finetale.server.engines import choice
 from finetale.server.worker import Worker

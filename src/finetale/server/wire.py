@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -81,13 +82,9 @@ class CompletionRequest(BaseModel):
             raise ValueError("best_of: must be at least n")
         if self.stream and made > (self.n or 1):
             raise ValueError("best_of: can't be larger than n in a stream")
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options: is for stream: true only")
         if not self.max_tokens and self.max_tokens is not None and not self.echo:
             raise ValueError("max_tokens: must be at least 1 unless echo is true")
-        for token in self.logit_bias or {}:
-            if not (token.isascii() and token.isdigit() and len(token) <= 10):
-                raise ValueError("logit_bias: its keys must be token ids")
+        _check_together(self.stream, self.stream_options, self.logit_bias)
         return self
 
     @property
@@ -119,7 +116,86 @@ class CompletionRequest(BaseModel):
         return SamplingSettings.resolve(given)
 
 
-def read_completion(body: bytes) -> CompletionRequest:
+class TextPart(BaseModel):
+    """A part of a message; others than text are not supported."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text"]
+    text: Text
+
+
+class Message(BaseModel):
+    """A message of a conversation."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["system", "user", "assistant"]
+    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    name: Text | None = None
+
+    def plain(self) -> dict[str, str]:
+        """As chat templates take it."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": self.role, "content": text} | ({"name": self.name} if self.name is not None else {})
+
+
+class ChatRequest(BaseModel):
+    """Body of POST /v1/chat/completions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Text = Field(description="Name of the model, as /v1/models lists it.")
+    messages: list[Message] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1, strict=True)
+    max_completion_tokens: int | None = Field(
+        None, ge=1, strict=True, description="Most tokens to generate. None: what the context has room for."
+    )
+    n: int | None = Field(1, ge=1, le=128, strict=True)
+    logprobs: bool | None = Field(False, strict=True)
+    top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS, strict=True)
+    temperature: float | None = Field(1.0, ge=0, le=2, strict=True)
+    top_p: float | None = Field(1.0, gt=0, le=1, strict=True)
+    stop: (
+        Annotated[
+            list[Annotated[Text, Field(min_length=1)]], Field(max_length=MOST_STOPS), BeforeValidator(_one_or_many)
+        ]
+        | None
+    ) = None
+    seed: int | None = Field(None, ge=-LARGEST_SEED - 1, le=LARGEST_SEED, strict=True)
+    presence_penalty: float | None = Field(0.0, ge=-2, le=2, strict=True)
+    frequency_penalty: float | None = Field(0.0, ge=-2, le=2, strict=True)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100, strict=True)]] | None = Field(None, max_length=300)
+    stream: bool | None = Field(False, strict=True)
+    stream_options: StreamOptions | None = None
+    user: Text | None = None
+    top_k: int | None = Field(0, ge=0, strict=True, description="An extension.")
+    min_p: float | None = Field(0.0, ge=0, le=1, strict=True, description="An extension.")
+    repetition_penalty: float | None = Field(1.0, ge=0.01, le=10, strict=True, description="An extension.")
+
+    @model_validator(mode="after")
+    def _together(self) -> ChatRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs: is for logprobs: true only")
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise ValueError("max_tokens: is another name of max_completion_tokens; give one of them")
+        _check_together(self.stream, self.stream_options, self.logit_bias)
+        return self
+
+    def completion(self, ids: list[int]) -> CompletionRequest:
+        """The same of the conversation's token ids."""
+        shared = self.model_dump(exclude={"messages", "logprobs", "top_logprobs", "max_completion_tokens"})
+        wanted = self.max_tokens if self.max_tokens is not None else self.max_completion_tokens
+        return CompletionRequest.model_validate(
+            shared
+            | {"prompt": ids, "max_tokens": wanted, "logprobs": (self.top_logprobs or 0) if self.logprobs else None}
+        )
+
+
+Body = TypeVar("Body", CompletionRequest, ChatRequest)
+
+
+def read(kind: type[Body], body: bytes) -> Body:
     """A request body, checked.
 
     Raises:
@@ -132,7 +208,7 @@ def read_completion(body: bytes) -> CompletionRequest:
     if not isinstance(values, dict):
         raise RequestError("The body must be a JSON object.")
     try:
-        request = CompletionRequest.model_validate(values)
+        request = kind.model_validate(values)
     except ValidationError as error:
         first = min(error.errors(), key=lambda item: len(item["loc"]))
         message = first["msg"].removeprefix("Value error, ")
@@ -145,38 +221,123 @@ def read_completion(body: bytes) -> CompletionRequest:
         if first["type"] == "missing":
             raise RequestError(f"{parameter} is missing.", parameter, code="missing_required_parameter") from None
         raise RequestError(f"{parameter}: {message[:1].lower()}{message[1:]}.", parameter) from None
-    for text in [
-        request.model,
-        request.user or "",
-        *(request.stop or []),
-        *(p for p in request.prompts if isinstance(p, str)),
-    ]:
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise RequestError("The body holds half of a surrogate pair, which is no text.")
+    if _holds_half_a_pair(values):
+        raise RequestError("The body holds half of a surrogate pair, which is no text.")
     return request
+
+
+def _holds_half_a_pair(value: Any) -> bool:
+    """Whether a text in a JSON value has a surrogate, which can't be encoded."""
+    if isinstance(value, str):
+        return any("\ud800" <= character <= "\udfff" for character in value)
+    if isinstance(value, dict):
+        return any(_holds_half_a_pair(item) for pair in value.items() for item in pair)
+    return isinstance(value, list) and any(_holds_half_a_pair(item) for item in value)
+
+
+def _check_together(
+    stream: bool | None, stream_options: StreamOptions | None, logit_bias: Mapping[str, float] | None
+) -> None:
+    if stream_options is not None and not stream:
+        raise ValueError("stream_options: is for stream: true only")
+    for token in logit_bias or {}:
+        if not (token.isascii() and token.isdigit() and len(token) <= 10):
+            raise ValueError("logit_bias: its keys must be token ids")
 
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def completion(
-    name: str, created: int, model: str, choices: Sequence[Mapping[str, Any]], usage: Mapping[str, int] | None
-) -> dict[str, Any]:
-    """Body of a completion, or of one chunk of its stream, where `usage` may be None."""
-    body: dict[str, Any] = {
-        "id": name,
-        "object": "text_completion",
-        "created": created,
-        "model": model,
-        "choices": list(choices),
-    }
-    return body if usage is None else body | {"usage": dict(usage)}
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A token in words: its text, its log-probability, those of the likeliest ones, and where it begins."""
+
+    text: str
+    logprob: float | None
+    top: list[tuple[str, float]]
+    place: int
 
 
-def choice(index: int, text: str, finish_reason: str | None, logprobs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """One completion, or a piece of it."""
-    return {"text": text, "index": index, "logprobs": logprobs, "finish_reason": finish_reason}
+class Shape(Protocol):
+    """How answers are written."""
+
+    def head(self, name: str, created: int, model: str) -> dict[str, Any]:
+        """What stands in every body."""
+
+    def stream_head(self, head: dict[str, Any]) -> dict[str, Any]:
+        """What stands in every event of a stream."""
+
+    def choice(self, index: int, text: str, reason: str | None, logprobs: Any) -> dict[str, Any]:
+        """One completion."""
+
+    def part(self, index: int, text: str, reason: str | None, logprobs: Any, *, first: bool) -> dict[str, Any]:
+        """A piece of one."""
+
+    def logprobs(self, tokens: Sequence[Told]) -> dict[str, Any]:
+        """Log-probabilities of tokens."""
+
+
+class _TextShape:
+    """Of /v1/completions."""
+
+    def head(self, name: str, created: int, model: str) -> dict[str, Any]:
+        return {"id": f"cmpl-{name}", "object": "text_completion", "created": created, "model": model}
+
+    def stream_head(self, head: dict[str, Any]) -> dict[str, Any]:
+        return head
+
+    def choice(self, index: int, text: str, reason: str | None, logprobs: Any) -> dict[str, Any]:
+        return {"text": text, "index": index, "logprobs": logprobs, "finish_reason": reason}
+
+    def part(self, index: int, text: str, reason: str | None, logprobs: Any, *, first: bool) -> dict[str, Any]:
+        return self.choice(index, text, reason, logprobs)
+
+    def logprobs(self, tokens: Sequence[Told]) -> dict[str, Any]:
+        return {
+            "tokens": [token.text for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [dict(token.top) if token.top else None for token in tokens],
+            "text_offset": [token.place for token in tokens],
+        }
+
+
+class _ChatShape:
+    """Of /v1/chat/completions."""
+
+    def head(self, name: str, created: int, model: str) -> dict[str, Any]:
+        return {"id": f"chatcmpl-{name}", "object": "chat.completion", "created": created, "model": model}
+
+    def stream_head(self, head: dict[str, Any]) -> dict[str, Any]:
+        return head | {"object": "chat.completion.chunk"}
+
+    def choice(self, index: int, text: str, reason: str | None, logprobs: Any) -> dict[str, Any]:
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
+
+    def part(self, index: int, text: str, reason: str | None, logprobs: Any, *, first: bool) -> dict[str, Any]:
+        delta = {"role": "assistant", "content": text} if first else {"content": text}
+        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+
+    def logprobs(self, tokens: Sequence[Told]) -> dict[str, Any]:
+        return {
+            "content": [
+                _chat_token(token.text, token.logprob)
+                | {"top_logprobs": [_chat_token(text, value) for text, value in token.top]}
+                for token in tokens
+            ],
+            "refusal": None,
+        }
+
+
+def _chat_token(text: str, logprob: float | None) -> dict[str, Any]:
+    part = text.removeprefix("bytes:").replace("\\x", "")  # of a character
+    data = bytes.fromhex(part) if text.startswith("bytes:\\x") else text.encode()
+    return {"token": text, "logprob": logprob, "bytes": list(data)}
+
+
+TEXT: Shape = _TextShape()
+CHAT: Shape = _ChatShape()
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:

@@ -1,0 +1,107 @@
+"""Conversations, for models that were trained on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from finetale.models import load_tokenizer
+from serving import Serving
+from tiny import save_model, tokenizer
+
+TEMPLATE = (
+    "{% for message in messages %}{% if message.role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+    "{{ message.role }}: {{ message.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
+HELLO = [{"role": "user", "content": "The lamp"}]
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+    place = tmp_path_factory.mktemp("chat")
+    save_model(place / "plain")
+    folder = save_model(place / "talks")
+    talking = load_tokenizer(folder)
+    talking.chat_template = TEMPLATE
+    talking.save_pretrained(folder)
+    with (
+        Serving(place, "talks", "--model", "plain=plain", "--engine", "torch") as serving,
+        openai.OpenAI(base_url=f"http://127.0.0.1:{serving.port}/v1", api_key="none", max_retries=0) as client,
+    ):
+        yield client
+
+
+def talk(client: openai.OpenAI, **values: Any) -> Any:
+    given = {"model": "talks", "messages": HELLO, "max_tokens": 12, "temperature": 0} | values
+    return client.chat.completions.create(**given)
+
+
+def test_a_conversation_is_the_completion_of_its_template(client: openai.OpenAI) -> None:
+    asked = [
+        *HELLO,
+        {"role": "assistant", "content": "stood"},
+        {"role": "user", "content": [{"type": "text", "text": "on"}]},
+    ]
+    found = talk(client, messages=asked)
+    ids = tokenizer()("user: The lamp\nassistant: stood\nuser: on\nassistant:")["input_ids"]
+    completed = client.completions.create(model="talks", prompt=ids, max_tokens=12, temperature=0)
+    assert found.object == "chat.completion"
+    assert found.choices[0].message.role == "assistant"
+    assert found.choices[0].message.content == completed.choices[0].text
+    assert found.usage.model_dump(exclude_none=True) == completed.usage.model_dump(exclude_none=True)
+    assert found.choices[0].finish_reason == completed.choices[0].finish_reason
+
+
+def test_a_stream_of_a_conversation_is_its_message(client: openai.OpenAI) -> None:
+    whole = talk(client, n=2, temperature=1, seed=4)
+    parts = list(talk(client, n=2, temperature=1, seed=4, stream=True, stream_options={"include_usage": True}))
+    assert {part.object for part in parts} == {"chat.completion.chunk"}
+    assert parts[-1].choices == []
+    assert parts[-1].usage == whole.usage
+    for choice in whole.choices:
+        mine = [part.choices[0] for part in parts[:-1] if part.choices[0].index == choice.index]
+        assert mine[0].delta.role == "assistant"
+        assert all(part.delta.role is None for part in mine[1:])
+        assert "".join(part.delta.content for part in mine) == choice.message.content
+        assert [part.finish_reason for part in mine][-1] == choice.finish_reason
+
+
+def test_log_probabilities_of_a_message(client: openai.OpenAI) -> None:
+    told = talk(client, logprobs=True, top_logprobs=2).choices[0].logprobs.content
+    assert len(told) == 12
+    for token in told:
+        assert len(token.top_logprobs) == 2
+        assert token.logprob == max(other.logprob for other in token.top_logprobs), "greedy"
+        if not token.token.startswith("bytes:"):
+            assert bytes(token.bytes).decode() == token.token
+        else:
+            assert len(token.bytes) >= 1
+    assert talk(client).choices[0].logprobs is None
+
+
+@pytest.mark.parametrize(
+    ("values", "parameter", "words"),
+    [
+        ({"model": "plain"}, "model", "no chat template"),
+        ({"messages": [{"role": "system", "content": "Be kind."}]}, "messages", "no system here"),
+        ({"messages": []}, "messages", ""),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages", ""),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, "messages", ""),
+        ({"tools": []}, "tools", "no parameter"),
+        ({"top_logprobs": 2}, "top_logprobs", "logprobs: true"),
+        ({"max_completion_tokens": 3}, "max_tokens", "one of them"),
+        ({"max_tokens": 5000}, "max_tokens", "context"),
+        ({"messages": [{"role": "user", "content": "lamp " * 500}], "max_tokens": None}, "prompt", "context"),
+    ],
+)
+def test_what_a_conversation_can_not_have(
+    client: openai.OpenAI, values: dict[str, Any], parameter: str, words: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        talk(client, **values)
+    assert isinstance(caught.value.body, dict)
+    assert caught.value.body["param"] == parameter
+    assert words in caught.value.body["message"]
