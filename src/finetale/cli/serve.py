@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from finetale import pipeline
     from finetale.config import Config
     from finetale.models import LoadedModel
-    from finetale.server.answer import Served
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -49,9 +48,9 @@ def command(
         tuple[str, ...], Parameter(help="Further names under which it may be reached, as behind a proxy.")
     ] = (),
     engine: Annotated[
-        Literal["auto", "openvino", "torch"],
+        Literal["auto", "openvino", "torch", "vllm"],
         Parameter(
-            help="What computes: OpenVINO with int8 weights, or PyTorch. auto: the faster here, if its numbers are right."
+            help="What computes: OpenVINO with int8 weights, PyTorch, or an installed vLLM. auto: the faster here of the first two, if its numbers are right."
         ),
     ] = "auto",
     precision: Annotated[
@@ -93,10 +92,10 @@ def command(
 
     stack = ExitStack()
 
-    def ready(address: str, served: list[Served]) -> None:
+    def ready(address: str, served: list[str]) -> None:
         stack.close()
         console.print(
-            f"Serving {' and '.join(model.described for model in served)} at {address}/v1 (Ctrl-C ends it)",
+            f"Serving {' and '.join(served)} at {address}/v1 (Ctrl-C ends it)",
             soft_wrap=True,
             highlight=False,
         )

@@ -8,6 +8,7 @@ worker          the thread that keeps an engine busy; queue, turns, cancelling
 guard           keys, hosts, sizes
 answer          pieces → a body or a stream
 app             the routes
+vllm            vLLM behind these limits
 source          where a model comes from → an engine that serves it
 service         a server that runs until it is told to stop; logs is what it tells
 """

@@ -36,6 +36,25 @@ class Served:
         """Its name and engine, for people."""
         return f"{self.name} ({self.worker.engine.name})"
 
+    @property
+    def works(self) -> bool:
+        """Whether its engine does."""
+        return self.worker.works
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return self.worker.waiting
+
+    @property
+    def busy(self) -> int:
+        """Samples that are being worked on."""
+        return self.worker.busy
+
+    def close(self, seconds: float | None) -> None:
+        """Finish what was begun, and end; see Worker."""
+        self.worker.close(seconds)
+
 
 class Answer:
     """One request.

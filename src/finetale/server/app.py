@@ -22,6 +22,7 @@ from finetale.server.answer import Answer, Post, Served, error_of
 from finetale.server.completion import Completion
 from finetale.server.guard import Answered, Guard, Limits
 from finetale.server.meters import Meters
+from finetale.server.vllm import Upstream
 from finetale.server.wire import ChatRequest, CompletionRequest
 
 _log = logging.getLogger("finetale.server")
@@ -31,17 +32,16 @@ class Service:
     """The routes, over some models."""
 
     def __init__(self, limits: Limits) -> None:
-        self.models: dict[str, Served] = {}
+        self.models: dict[str, Served | Upstream] = {}
         self.limits = limits
         self.loading = True
         self.draining = False
         self.meters = Meters()
         self._post = Post()
 
-    def add(self, model: Served) -> None:
+    def add(self, model: Served | Upstream) -> None:
         """Serve a model, in the place of one of that name."""
-        worker = model.worker
-        self.meters.watch(model.name, lambda: worker.waiting, lambda: worker.busy)
+        self.meters.watch(model.name, lambda: model.waiting, lambda: model.busy)
         self.models[model.name] = model
 
     def app(self) -> Guard:
@@ -96,7 +96,7 @@ class Service:
 
     async def ready(self, request: Request) -> Response:
         """Whether it takes requests."""
-        if not all(model.worker.works for model in self.models.values()):
+        if not all(model.works for model in self.models.values()):
             return JSONResponse({"status": "failed"}, 503)
         if self.draining or self.loading:
             return JSONResponse({"status": "draining" if self.draining else "loading"}, 503)
@@ -127,6 +127,9 @@ class Service:
         """The next message of a conversation, by the template that the model was trained with."""
         chat = wire.read(ChatRequest, await self._body(request))
         model = self._model(chat.model)
+        if isinstance(model, Upstream):
+            self._limit(chat.n or 1, "n")
+            return await model.answer("/v1/chat/completions", chat)
         messages = [message.plain() for message in chat.messages]
         ids = await run_in_threadpool(model.vocabulary.encode_chat, messages)
         return await self._answer(request, chat.completion(ids), wire.CHAT)
@@ -138,14 +141,17 @@ class Service:
         except TimeoutError:
             raise RequestError("The body did not come in time.", status=408, code="timeout") from None
 
-    async def _answer(self, request: Request, asked: CompletionRequest, shape: wire.Shape) -> Response:
-        model = self._model(asked.model)
-        wanted = len(asked.prompts) * asked.count
+    def _limit(self, wanted: int, parameter: str) -> None:
         if wanted > self.limits.most_samples:
             raise RequestError(
-                f"{wanted:,} completions were asked for; a request may have {self.limits.most_samples}.",
-                "n" if asked.count > 1 else "prompt",
+                f"{wanted:,} completions were asked for; a request may have {self.limits.most_samples}.", parameter
             )
+
+    async def _answer(self, request: Request, asked: CompletionRequest, shape: wire.Shape) -> Response:
+        model = self._model(asked.model)
+        self._limit(len(asked.prompts) * asked.count, "n" if asked.count > 1 else "prompt")
+        if isinstance(model, Upstream):
+            return await model.answer("/v1/completions", asked)
         self._post.open()
         answer = Answer(
             await run_in_threadpool(Completion, asked, model.vocabulary), shape, model, self.meters, self._post
@@ -154,7 +160,7 @@ class Service:
             answer.submit(_client(request))
         except RequestError as error:
             newer = self.models.get(model.name)
-            if error.code != "draining" or self.draining or newer in (None, model):
+            if error.code != "draining" or self.draining or newer is model or not isinstance(newer, Served):
                 raise
             # Another has taken the model's place since the request came.
             completion = await run_in_threadpool(Completion, asked, newer.vocabulary)
@@ -171,7 +177,7 @@ class Service:
         finally:
             answer.cancel()
 
-    def _model(self, name: str) -> Served:
+    def _model(self, name: str) -> Served | Upstream:
         if self.loading:
             raise RequestError("The models are being loaded.", status=503, kind="server_error", code="loading")
         if name not in self.models:
@@ -185,7 +191,7 @@ def _page() -> Template:
     return environment.get_template("playground.html.j2")
 
 
-def _described(model: Served) -> dict[str, Any]:
+def _described(model: Served | Upstream) -> dict[str, Any]:
     return {"id": model.name, "object": "model", "created": model.created, "owned_by": "finetale"}
 
 

@@ -15,7 +15,6 @@ import uvicorn
 
 from finetale import pipeline
 from finetale.errors import ConfigError, FinetaleError
-from finetale.server.answer import Served
 from finetale.server.app import Service
 from finetale.server.guard import Limits
 from finetale.server.logs import logged_as_json
@@ -23,6 +22,7 @@ from finetale.server.source import Source
 
 _log = logging.getLogger("finetale.server")
 _MOST_HEADER_BYTES = 16 * 1024
+_reloading = threading.Lock()
 
 
 def run(
@@ -33,7 +33,7 @@ def run(
     port: int,
     drain_seconds: float,
     notify: pipeline.Notify,
-    ready: Callable[[str, list[Served]], None],
+    ready: Callable[[str, list[str]], None],
 ) -> None:
     """Serve until SIGINT or SIGTERM; then take nothing new, finish what was begun, at most for `drain_seconds`.
 
@@ -41,7 +41,7 @@ def run(
     changed take the place of the old ones, which finish what they have begun.
 
     Args:
-        ready: told the address and the models once they can be asked.
+        ready: told the address, and of each model its name and engine, once they can be asked.
 
     Raises:
         ConfigError: the address can't be listened at.
@@ -79,21 +79,30 @@ def run(
             service.loading = False
             address, number = listener.getsockname()[:2]
             with _signals(service, server, change) as asked:
-                ready(f"http://{f'[{address}]' if ':' in address else address}:{number}", list(service.models.values()))
+                ready(
+                    f"http://{f'[{address}]' if ':' in address else address}:{number}",
+                    [model.described for model in service.models.values()],
+                )
                 while thread.is_alive():
                     change.wait()
                     change.clear()
                     if asked.pop("reload", False):
-                        reload(service, sources)
+                        # Beside this thread, which has to see to the end meanwhile.
+                        threading.Thread(target=reload, args=(service, sources), daemon=True).start()
         finally:
             server.should_exit = True
             thread.join(drain_seconds + 2)
             for model in service.models.values():
-                model.worker.close(0.5)
+                model.close(0.5)
 
 
 def reload(service: Service, sources: list[Source]) -> None:
     """Open the models again; what can't be opened is told and served on as it was."""
+    with _reloading:
+        _reload(service, sources)
+
+
+def _reload(service: Service, sources: list[Source]) -> None:
     for source in sources:
         try:
             opened = source.open(_tell, service.models[source.name])
@@ -107,7 +116,7 @@ def reload(service: Service, sources: list[Source]) -> None:
         service.add(opened)
         _log.info("%s has been opened again", opened.described)
         # What it has begun it ends by itself; its thread and memory go then.
-        threading.Thread(target=old.worker.close, args=(None,), daemon=True).start()
+        threading.Thread(target=old.close, args=(None,), daemon=True).start()
 
 
 def _tell(event: dict[str, Any]) -> None:

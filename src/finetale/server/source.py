@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
-from finetale import pipeline
+from finetale import models, pipeline
 from finetale.generate import Generator
 from finetale.models import LoadedModel
 from finetale.server.answer import Served
 from finetale.server.completion import Vocabulary
 from finetale.server.engines import choice
+from finetale.server.vllm import Upstream, start
 from finetale.server.worker import Worker
 
 _UNLIMITED_CONTEXT = 8192
@@ -29,7 +30,7 @@ class Source:
     Attributes:
         name: in requests.
         load: reads its files.
-        engine: one of `choice.ENGINES`.
+        engine: one of `choice.ENGINES`, or vllm.
         precision: "fp32" or "bf16" of PyTorch; "auto" for bf16 on an accelerator, fp32 elsewhere.
         slots: completions at a time.
         most_waiting: requests that may wait.
@@ -42,7 +43,7 @@ class Source:
     slots: int = 16
     most_waiting: int = 32
 
-    def open(self, notify: pipeline.Notify, serving: Served | None = None) -> Served | None:
+    def open(self, notify: pipeline.Notify, serving: Served | Upstream | None = None) -> Served | Upstream | None:
         """The model, ready to serve; None if it is the one that is being served already.
 
         Raises:
@@ -51,6 +52,17 @@ class Source:
         loaded = self.load(notify)
         if serving is not None and serving.sha256 == loaded.provenance.sha256:
             return None
+        if self.engine == "vllm":
+            found = loaded.provenance
+            facts = Generator(loaded.model, loaded.tokenizer)
+            return start(
+                self.name,
+                models.locate(found.name, revision=found.revision, offline=True).folder,
+                Vocabulary(loaded.tokenizer, facts.vocab_size, facts.context),
+                slots=self.slots,
+                most_waiting=self.most_waiting,
+                sha256=found.sha256,
+            )
         return serve_model(
             self.name,
             loaded,

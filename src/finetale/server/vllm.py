@@ -1,0 +1,185 @@
+"""vLLM behind Finetale's limits: its own server, in its own environment, reached through this one alone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from finetale.errors import ConfigError, ModelError, RequestError
+from finetale.server import wire
+from finetale.server.completion import Vocabulary
+
+COMMAND = "FINETALE_VLLM"
+"""Environment variable that names the command, where it is not on the PATH."""
+
+
+@dataclass(eq=False)
+class Upstream:
+    """A model that vLLM serves.
+
+    Attributes:
+        most: requests at a time, those that wait included.
+    """
+
+    name: str
+    process: subprocess.Popen[bytes]
+    url: str
+    key: str
+    vocabulary: Vocabulary
+    most: int
+    created: int
+    sha256: str
+    asked: int = 0
+    described: str = field(init=False)
+    _client: httpx2.AsyncClient | None = None
+
+    def __post_init__(self) -> None:
+        self.described = f"{self.name} (vllm)"
+
+    @property
+    def works(self) -> bool:
+        """Whether its process is alive."""
+        return self.process.poll() is None
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait; vLLM's own metrics know more."""
+        return 0
+
+    @property
+    def busy(self) -> int:
+        """Requests that it has."""
+        return self.asked
+
+    def close(self, seconds: float | None) -> None:
+        """End its process."""
+        self.process.terminate()
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    async def answer(self, route: str, asked: wire.CompletionRequest | wire.ChatRequest) -> Response:
+        """Its answer to a request that has been checked.
+
+        Raises:
+            RequestError: there is no room, or vLLM refuses it or does not answer.
+        """
+        if self.asked >= self.most:
+            raise RequestError(
+                "Too many requests are waiting; try again soon.", status=429, kind="rate_limit_error", code="queue_full"
+            )
+        self._client = self._client or httpx2.AsyncClient(timeout=httpx2.Timeout(30, read=None))
+        request = self._client.build_request(
+            "POST", self.url + route, json=self._body(asked), headers={"Authorization": f"Bearer {self.key}"}
+        )
+        self.asked += 1
+        answer = None
+        try:
+            answer = await self._client.send(request, stream=True)
+            if answer.status_code != 200:
+                raise _refusal(answer.status_code, await answer.aread())
+            if not asked.stream:
+                return JSONResponse(json.loads(await answer.aread()))
+            held, answer = answer, None
+            self.asked += 1
+            return StreamingResponse(self._through(held), media_type="text/event-stream")
+        except httpx2.HTTPError as error:
+            raise RequestError(f"vLLM does not answer: {error}.", status=503, kind="server_error") from None
+        finally:
+            self.asked -= 1
+            if answer is not None:
+                await answer.aclose()
+
+    async def _through(self, answer: httpx2.Response) -> AsyncIterator[bytes]:
+        try:
+            with contextlib.suppress(httpx2.HTTPError):
+                async for data in answer.aiter_bytes():
+                    yield data
+        finally:
+            self.asked -= 1
+            await answer.aclose()
+
+    def _body(self, asked: wire.CompletionRequest | wire.ChatRequest) -> dict[str, Any]:
+        body = asked.model_dump(exclude_unset=True)
+        if isinstance(asked, wire.CompletionRequest) and not asked.echo and isinstance(asked.prompts[0], str):
+            # A text begins a document, as for every engine; vLLM would read it as the middle of one.
+            body["prompt"] = [[self.vocabulary.begin, *ids] for ids in self.vocabulary.encode(asked.prompts)]
+        return body
+
+
+def start(name: str, folder: Path, vocabulary: Vocabulary, *, slots: int, most_waiting: int, sha256: str) -> Upstream:
+    """Start an installed vLLM on a model's folder, and wait until it answers.
+
+    Raises:
+        ConfigError: it is not installed.
+        ModelError: it ends before it answers.
+    """
+    command = os.environ.get(COMMAND) or shutil.which("vllm")
+    if command is None or shutil.which(command) is None:
+        raise ConfigError(
+            "vLLM is not installed." if command is None else f"{COMMAND} names {command}, which is no command.",
+            "It needs an environment of its own: python -m venv vllm; vllm/bin/pip install vllm; "
+            f"then {COMMAND}=vllm/bin/vllm finetale serve MODEL --engine vllm.",
+        )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    key = secrets.token_urlsafe(24)
+    # Its own packages, not ours.
+    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    words = ["serve", str(folder), "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
+    process = subprocess.Popen(
+        [command, *words, "--max-num-seqs", str(slots)],
+        env=inherited | {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr.fileno(),
+        start_new_session=True,  # Ctrl-C is for us, who let it finish what it has begun
+    )
+    upstream = Upstream(
+        name, process, f"http://127.0.0.1:{port}", key, vocabulary, slots + most_waiting, int(time.time()), sha256
+    )
+    try:
+        while True:
+            if not upstream.works:
+                raise ModelError(
+                    f"vLLM ended with status {process.returncode} before it answered.", "What it wrote stands above."
+                )
+            with contextlib.suppress(httpx2.HTTPError):
+                if httpx2.get(f"{upstream.url}/health", timeout=5).status_code == 200:
+                    return upstream
+            time.sleep(0.2)
+    except BaseException:
+        upstream.close(5)
+        raise
+
+
+def _refusal(status: int, body: bytes) -> RequestError:
+    """vLLM's error in our shape."""
+    try:
+        found = json.loads(body)
+        found = found.get("error", found)
+        message, parameter, code = str(found["message"]), found.get("param"), found.get("code")
+    except (ValueError, KeyError, AttributeError):
+        message, parameter, code = f"vLLM answers with status {status}.", None, None
+    return RequestError(
+        message,
+        parameter if isinstance(parameter, str) else None,
+        status=status,
+        code=code if isinstance(code, str) else None,
+    )
