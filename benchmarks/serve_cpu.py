@@ -9,8 +9,8 @@ contender runs alone, after a request to warm up, and the contenders in turns.
 
 Time to first token is from sending a request to the first event of its stream, in requests of their own. The bundled model's figures stand beside
 it. `ratio_vs_transformers_serve` is against the command as it starts by itself, `ratio_vs_transformers_serve_batching` against the other; each
-ratio is the worse of those at 8 and 16 clients. Prints tables, and one JSON object as its last line. `--quick` takes one turn, and under four
-minutes.
+ratio is the worse of those at 8 and 16 clients. Prints tables, and one JSON object as its last line. `--quick` takes one turn of fewer requests,
+and under four minutes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> None:
         names = [OURS, GENERATE, *SERVES, "bundled"]
         for turn in range(1 if arguments.quick else arguments.turns):
             for name in names:
-                figures = measure(name, folder, each=1 if arguments.quick else 2)
+                figures = measure(name, folder, quick=arguments.quick)
                 found.setdefault(name, []).append(figures)
                 rates = ", ".join(f"{figures[str(number)]['tokens_per_second']:,.0f}" for number in CLIENTS)
                 print(f"turn {turn + 1}, {name}: {rates} tokens/s", file=sys.stderr)
@@ -141,14 +141,14 @@ def prompts(folder: Path, number: int, seed: int) -> list[str]:
     return found
 
 
-def measure(name: str, folder: Path, each: int) -> dict[str, Any]:
-    """One contender's figures, by the number of clients, of which each asks `each` times."""
+def measure(name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
+    """One contender's figures, by the number of clients."""
     if name == GENERATE:
         return contenders.in_process(__file__, "--generate", str(folder))
     model = Path("bundled") if name == "bundled" else folder
     with service(name, model) as (port, called):
         ask(port, called, prompts(model, 1, seed=99)[0], stream=True)
-        return {str(number): load(port, called, model, number, each) for number in CLIENTS}
+        return {str(number): load(port, called, model, number, quick, name in SERVES) for number in CLIENTS}
 
 
 @contextmanager
@@ -165,7 +165,7 @@ def service(name: str, model: Path) -> Iterator[tuple[int, str]]:
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen([*command, "--port", str(port)], stdout=log, stderr=log)
         try:
-            wait_for(port, process)
+            wait_for(port, process, "/health" if name in SERVES else "/ready")
             yield port, str(model) if name in SERVES else "it"
         except Exception:
             log.seek(0)
@@ -180,8 +180,8 @@ def service(name: str, model: Path) -> Iterator[tuple[int, str]]:
                 process.wait()
 
 
-def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    """Return once something answers at a port.
+def wait_for(port: int, process: subprocess.Popen[bytes], path: str) -> None:
+    """Return once a service answers that it is there.
 
     Raises:
         RuntimeError: the service has ended, or does not answer within three minutes.
@@ -191,20 +191,27 @@ def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
             raise RuntimeError("the service ended")
         try:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-            connection.request("GET", "/health")
+            connection.request("GET", path)
             if connection.getresponse().status < 500:
                 return
         except OSError:
-            time.sleep(0.1)
+            pass
+        time.sleep(0.1)
     raise RuntimeError("the service does not answer")
 
 
-def load(port: int, called: str, model: Path, clients: int, each: int) -> dict[str, float]:
-    """Tokens a second of whole answers to some clients at once, and then of streams the time to first token."""
-    each = max(each, 4 // clients)
+def load(port: int, called: str, model: Path, clients: int, quick: bool, slow: bool) -> dict[str, float]:
+    """Tokens a second of whole answers to some clients at once, and then of streams the time to first token.
+
+    Where it has to be quick, the slow ones' streams serve for both.
+    """
+    each = max(1 if quick else 2, 4 // clients)
     texts = prompts(model, clients * each, seed=clients)
-    seconds, _ = at_once(port, called, [texts[at::clients] for at in range(clients)], stream=False)
-    _, firsts = at_once(port, called, [[text] for text in texts[:clients]], stream=True)
+    if quick and slow:
+        texts = texts[:clients]
+    seconds, firsts = at_once(port, called, [texts[at::clients] for at in range(clients)], stream=quick and slow)
+    if not (quick and slow):
+        _, firsts = at_once(port, called, [[text] for text in texts[:clients]], stream=True)
     return {
         "tokens_per_second": len(texts) * NEW / seconds,
         "first_p50": firsts[len(firsts) // 2],

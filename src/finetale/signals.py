@@ -151,29 +151,56 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-class _Watch:
-    """Ends the process at the second signal even while the main thread is in a long call that is not Python's."""
+class Bell:
+    """Rung by every signal and by `ring`, from any thread. To be made and closed in the main thread.
+
+    A thread that waits for a lock or an event sleeps on if a signal comes in the moment before; here it does not.
+    """
 
     def __init__(self) -> None:
         self._ours, self._theirs = socket.socketpair()
         self._theirs.setblocking(False)
         self._previous = signal.set_wakeup_fd(self._theirs.fileno(), warn_on_full_buffer=False)
+
+    def ring(self) -> None:
+        """Wake the one that waits, or will."""
+        with contextlib.suppress(OSError):  # full of rings, or closed
+            self._theirs.send(b"\0")
+
+    def wait(self) -> bytes:
+        """The numbers of signals that have come, 0 for other rings; nothing at the end, once it is closed."""
+        data = b""
+        with contextlib.suppress(OSError):
+            data = self._ours.recv(64)
+        if not data:
+            self._ours.close()
+        return data
+
+    def close(self) -> None:
+        """Signals ring it no more, and who waits gets what is left and then nothing."""
+        signal.set_wakeup_fd(self._previous)
+        self._theirs.close()
+
+
+class _Watch:
+    """Ends the process at the second signal even while the main thread is in a long call that is not Python's."""
+
+    def __init__(self) -> None:
+        self._bell = Bell()
         threading.Thread(target=self._run, name="finetale-signals", daemon=True).start()
 
     def close(self) -> None:
-        signal.set_wakeup_fd(self._previous)
-        self._theirs.close()  # ends the thread
+        self._bell.close()  # ends the thread
 
     def _run(self) -> None:
         first = None
-        with self._ours, contextlib.suppress(OSError):
-            while data := self._ours.recv(64):
-                if not any(number in SIGNALS for number in data):
-                    continue
-                now = time.monotonic()
-                first = now if first is None else first
-                if now - first > _APART:
-                    _leave()
+        while data := self._bell.wait():
+            if not any(number in SIGNALS for number in data):
+                continue
+            now = time.monotonic()
+            first = now if first is None else first
+            if now - first > _APART:
+                _leave()
 
 
 def _leave() -> None:

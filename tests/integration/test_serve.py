@@ -331,7 +331,11 @@ def test_without_the_key_nothing_but_health_is_told(running: Running) -> None:
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
         ({"Host": "localhost:1"}, 200),
-        ({"Origin": "http://127.0.0.1:3000"}, 200),
+        ({"Origin": "http://127.0.0.1:3000"}, 403),
+        ({"Origin": "http://127.0.0.1"}, 403),
+        ({"Origin": "http://localhost", "Host": "localhost:80"}, 200),
+        ({"Origin": "https://localhost:443", "Host": "localhost"}, 200),
+        ({"Origin": "ftp://localhost", "Host": "localhost"}, 403),
     ],
 )
 def test_other_hosts_and_pages_are_kept_out(running: Running, headers: dict[str, str], status: int) -> None:

@@ -117,7 +117,12 @@ def test_a_full_queue_and_a_closing_service_are_refused(worker: Worker, engine: 
         time.sleep(0.001)
     asked += [Asked(worker, "a", n=2) for _ in range(5)]
     with pytest.raises(RequestError) as full:
-        Asked(worker, "b")
+        Asked(worker, "a")
+    assert full.value.status == 429
+    asked.append(Asked(worker, "b", n=2))  # whom nobody keeps out by filling the queue
+    asked.append(Asked(worker, "c", n=2))
+    with pytest.raises(RequestError) as full:
+        Asked(worker, "d")
     assert full.value.status == 429
     closing = threading.Thread(target=worker.close, args=(10,))
     closing.start()

@@ -47,6 +47,10 @@ def command(
     allow_host: Annotated[
         tuple[str, ...], Parameter(help="Further names under which it may be reached, as behind a proxy.")
     ] = (),
+    allow_origin: Annotated[
+        tuple[str, ...],
+        Parameter(help="Other sites whose pages may ask, as https://example.org; may be given several times."),
+    ] = (),
     engine: Annotated[
         Literal["auto", "openvino", "torch", "vllm"],
         Parameter(
@@ -59,6 +63,7 @@ def command(
     ] = "auto",
     slots: Annotated[int, Parameter(help="Completions that are computed at the same time.")] = 16,
     queue: Annotated[int, Parameter(help="Requests that may wait; further ones get status 429.")] = 32,
+    timeout: Annotated[float, Parameter(help="Seconds in which a request must be done, its waiting included.")] = 600.0,
     drain: Annotated[float, Parameter(help="Seconds to finish what was begun, after SIGTERM or Ctrl-C.")] = 30.0,
     revision: Annotated[str | None, Parameter(help="Branch, tag or commit on the Hub.")] = None,
     offline: Annotated[bool, Parameter(negative=(), help="Use only what is on this machine already.")] = False,
@@ -73,6 +78,7 @@ def command(
         )
     try:
         from finetale.server import service
+        from finetale.server.connections import most_connections
         from finetale.server.guard import Limits
         from finetale.server.source import Source
     except ImportError as error:
@@ -119,7 +125,13 @@ def command(
         sources = [Source(each, load, engine, precision, slots, queue) for each, load in loads.items()]
         service.run(
             sources,
-            Limits(key=key, hosts=hosts),
+            Limits(
+                key=key,
+                hosts=hosts,
+                origins=frozenset(map(_origin, allow_origin)),
+                most_connections=most_connections(),
+                request_seconds=timeout,
+            ),
             host=host,
             port=port,
             drain_seconds=drain,
@@ -152,6 +164,18 @@ def _key(file: Path | None) -> str | None:
     if not key:
         raise ConfigError(f"{file} holds no API key.", "Write one into it, in one line.")
     return key
+
+
+def _origin(word: str) -> str:
+    """A site, as browsers name it.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    scheme, _, place = word.lower().partition("://")
+    if scheme not in ("http", "https") or not place.strip("/") or "/" in place.rstrip("/") or "*" in place:
+        raise ConfigError(f"--allow-origin {word} is no site.", "Write it as in --allow-origin https://example.org.")
+    return f"{scheme}://{place.rstrip('/')}"
 
 
 def _named(word: str) -> tuple[str, str]:

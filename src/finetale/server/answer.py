@@ -62,10 +62,14 @@ class Answer:
     Args:
         completion: what is to be computed.
         shape: of bodies and events.
+        seconds: in which it must be done.
     """
 
-    def __init__(self, completion: Completion, shape: wire.Shape, model: Served, meters: Meters, post: Post) -> None:
+    def __init__(
+        self, completion: Completion, shape: wire.Shape, model: Served, meters: Meters, post: Post, seconds: float
+    ) -> None:
         self.completion = completion
+        self._seconds = seconds
         self.model = model
         self.head = shape.head(uuid.uuid4().hex, int(time.time()), model.name)
         self._shape = shape
@@ -103,6 +107,14 @@ class Answer:
         else:
             self._post.put(self._pieces, piece)
 
+    async def _next(self) -> Piece | Exception | None:
+        try:
+            async with asyncio.timeout(self._began + self._seconds - time.perf_counter()):
+                return await self._pieces.get()
+        except TimeoutError:
+            message = f"The answer was not done within {self._seconds:g} seconds."
+            return RequestError(message, status=504, kind="server_error", code="timeout")
+
     def _count(self, now: float) -> None:
         made = self.completion.usage()
         self._meters.prompt_tokens.labels(self.model.name).inc(made["prompt_tokens"])
@@ -112,8 +124,13 @@ class Answer:
             self._meters.each_token.labels(self.model.name).observe((now - self._first) / (longest - 1))
 
     async def whole(self) -> dict[str, Any]:
-        """The body, once all is computed; of best_of the likeliest a token."""
-        ended = await self._pieces.get()
+        """The body, once all is computed; of best_of the likeliest a token.
+
+        Raises:
+            Exception: what went wrong in the worker.
+            RequestError: it was not done in time.
+        """
+        ended = await self._next()
         if isinstance(ended, Exception):
             raise ended
         asked = self.completion.request
@@ -141,7 +158,7 @@ class Answer:
         openings: dict[int, int] = {}
         try:
             while True:
-                piece = await self._pieces.get()
+                piece = await self._next()
                 if piece is None:
                     break
                 if isinstance(piece, Exception):

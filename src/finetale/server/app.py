@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, Template
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -20,7 +21,7 @@ from finetale.errors import RequestError
 from finetale.server import openapi, wire
 from finetale.server.answer import Answer, Post, Served, error_of
 from finetale.server.completion import Completion
-from finetale.server.guard import Answered, Guard, Limits
+from finetale.server.guard import Answered, App, Guard, Limits
 from finetale.server.meters import Meters
 from finetale.server.vllm import Upstream
 from finetale.server.wire import ChatRequest, CompletionRequest
@@ -44,7 +45,7 @@ class Service:
         self.meters.watch(model.name, lambda: model.waiting, lambda: model.busy)
         self.models[model.name] = model
 
-    def app(self) -> Guard:
+    def app(self) -> App:
         """The ASGI application, with everything that guards it around it."""
         routes = [
             Route("/", self.playground, methods=["GET"]),
@@ -63,7 +64,13 @@ class Service:
             ClientDisconnect: _gone,
             Exception: _failed,
         }
-        return Guard(Starlette(routes=routes, exception_handlers=handlers), self.limits, self.tell)
+        guarded = Guard(Starlette(routes=routes, exception_handlers=handlers), self.limits, self.tell)
+        if not self.limits.origins:
+            return guarded
+        # Before the guard, for browsers ask whether they may ask without any key.
+        return CORSMiddleware(
+            guarded, allow_origins=list(self.limits.origins), allow_methods=["GET", "POST"], allow_headers=["*"]
+        )
 
     def tell(self, told: Answered) -> None:
         """Count and log one answer. Of the request it has the route alone: prompts are nobody's business."""
@@ -153,19 +160,7 @@ class Service:
         if isinstance(model, Upstream):
             return await model.answer("/v1/completions", asked)
         self._post.open()
-        answer = Answer(
-            await run_in_threadpool(Completion, asked, model.vocabulary), shape, model, self.meters, self._post
-        )
-        try:
-            answer.submit(_client(request))
-        except RequestError as error:
-            newer = self.models.get(model.name)
-            if error.code != "draining" or self.draining or newer is model or not isinstance(newer, Served):
-                raise
-            # Another has taken the model's place since the request came.
-            completion = await run_in_threadpool(Completion, asked, newer.vocabulary)
-            answer = Answer(completion, shape, newer, self.meters, self._post)
-            answer.submit(_client(request))
+        answer = await self._submitted(request, asked, shape, model)
         if asked.stream:
             return StreamingResponse(
                 answer.stream(),
@@ -176,6 +171,19 @@ class Service:
             return JSONResponse(await _until_gone(request, answer.whole()))
         finally:
             answer.cancel()
+
+    async def _submitted(self, request: Request, asked: CompletionRequest, shape: wire.Shape, model: Served) -> Answer:
+        """An answer that waits for its turn at a model, or at another that has just taken that one's place."""
+        completion = await run_in_threadpool(Completion, asked, model.vocabulary)
+        answer = Answer(completion, shape, model, self.meters, self._post, self.limits.request_seconds)
+        try:
+            answer.submit(request.client.host if request.client else "")
+        except RequestError as error:
+            newer = self.models.get(model.name)
+            if error.code != "draining" or self.draining or newer is model or not isinstance(newer, Served):
+                raise
+            return await self._submitted(request, asked, shape, newer)
+        return answer
 
     def _model(self, name: str) -> Served | Upstream:
         if self.loading:
@@ -193,10 +201,6 @@ def _page() -> Template:
 
 def _described(model: Served | Upstream) -> dict[str, Any]:
     return {"id": model.name, "object": "model", "created": model.created, "owned_by": "finetale"}
-
-
-def _client(request: Request) -> str:
-    return request.scope.get("finetale.client") or (request.client.host if request.client else "")
 
 
 async def _until_gone(request: Request, work: Any) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import contextlib
 import hmac
 import json
 import time
@@ -18,8 +21,10 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+MOST_HEADER_BYTES = 16 * 1024
 _OPEN = ("/health", "/ready")
 """Routes that need no key: who watches a service has none."""
+_REST_SECONDS, _REST_BYTES = 2.0, 256 * 2**20
 _ROUTES = (*_OPEN, "/", "/metrics", "/openapi.json", "/v1/models", "/v1/completions", "/v1/chat/completions")
 
 
@@ -30,9 +35,14 @@ class Limits:
     Attributes:
         key: without it nothing but its health is told; None for a service that only this machine reaches.
         hosts: names that the Host header may have, without port; empty for any.
+        origins: sites besides this one whose pages may ask, as https://example.org.
         most_body: bytes of a body.
         most_samples: completions of a request, over all its prompts.
+        most_connections: at a time.
+        header_seconds: in which the head of a request must have come.
         body_seconds: in which a body must have come.
+        request_seconds: in which an answer must be done, its waiting included.
+        stalled_seconds: that a client may take nothing of an answer.
     """
 
     key: str | None = None
@@ -40,7 +50,11 @@ class Limits:
     origins: frozenset[str] = frozenset()
     most_body: int = 2 * 2**20
     most_samples: int = 128
+    most_connections: int = 1000
+    header_seconds: float = 10.0
     body_seconds: float = 30.0
+    request_seconds: float = 600.0
+    stalled_seconds: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,12 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if status in (408, 413):  # more of the body may come
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
+            elif status == 413 and not message.get("more_body"):
+                await send({**message, "more_body": True})
+                await _take_rest(receive)
+                message = {"type": "http.response.body", "body": b""}
             await send(message)
 
         try:
@@ -86,7 +106,8 @@ class Guard:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if refusal := self._refusal(scope, headers):
-            await _answer(send, *refusal)
+            # A browser asks for the key where it is told of a name and a password; programs want the other way.
+            await _answer(send, *refusal, scheme="Basic" if scope["path"] == "/" else "Bearer")
             return
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > self.limits.most_body:
@@ -96,17 +117,18 @@ class Guard:
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str, str | None] | None:
         """(status, message, code) of what must not come in."""
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADER_BYTES:
+            return 431, f"The request's head is larger than {MOST_HEADER_BYTES:,} bytes.", None
         host = _name_of(headers.get("host", ""))
         if self.limits.hosts and host not in self.limits.hosts:
             # A page on the web can have its own name lead here (DNS rebinding), but can't change the Host it sends.
             return 403, f"The host {host!r} is not served here.", "host_not_allowed"
         origin = headers.get("origin")
-        if origin is not None and origin not in self.limits.origins and _name_of(origin.partition("://")[2]) != host:
+        if origin is not None and origin not in self.limits.origins and not _is_same(origin, headers["host"]):
             return 403, "Pages of other sites may not ask here.", "origin_not_allowed"
         if self.limits.key is not None and scope["path"] not in _OPEN:
-            scheme, _, given = headers.get("authorization", "").partition(" ")
-            right = hmac.compare_digest(given.strip().encode(), self.limits.key.encode())
-            if scheme.lower() != "bearer" or not right:
+            given = _key_of(headers.get("authorization", ""))
+            if not hmac.compare_digest(given.encode(), self.limits.key.encode()):
                 return 401, "The API key is missing or wrong: Authorization: Bearer KEY.", "invalid_api_key"
         return None
 
@@ -136,13 +158,41 @@ def _name_of(host: str) -> str:
     return host.rpartition(":")[0].lower() if ":" in host else host.lower()
 
 
-async def _answer(send: Send, status: int, message: str, code: str | None) -> None:
+def _is_same(origin: str, host: str) -> bool:
+    """Whether a page's origin is the host that it asks, ports included."""
+    scheme, _, place = origin.lower().partition("://")
+    default = {"http": ":80", "https": ":443"}.get(scheme)
+    return default is not None and place.removesuffix(default) == host.lower().removesuffix(default)
+
+
+def _key_of(authorization: str) -> str:
+    """The key that a request shows: Bearer KEY, or what a browser makes of a password."""
+    scheme, _, given = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return given.strip()
+    if scheme.lower() == "basic":
+        with contextlib.suppress(ValueError):
+            return base64.b64decode(given.strip(), validate=True).decode().partition(":")[2]
+    return ""
+
+
+async def _take_rest(receive: Receive) -> None:
+    """Let a client send on what it has begun, for a while: one that is cut off while it sends does not read the answer."""
+    size = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_REST_SECONDS):
+            while size < _REST_BYTES:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if not message.get("more_body"):
+                    return
+
+
+async def _answer(send: Send, status: int, message: str, code: str | None, *, scheme: str = "Bearer") -> None:
     kind = "authentication_error" if status == 401 else "invalid_request_error"
     body = json.dumps(wire.error_body(message, kind, None, code)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    if status == 413:
-        headers.append((b"connection", b"close"))
+        headers.append((b"www-authenticate", f'{scheme} realm="Finetale"'.encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

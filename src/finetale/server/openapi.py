@@ -138,7 +138,8 @@ _ERRORS = {
     413: "The body is too large.",
     429: "Too many requests wait.",
     500: "Something failed here.",
-    503: "The service is about to end.",
+    503: "The service can't take it now: it is loading, or about to end.",
+    504: "The answer was not done in time.",
 }
 
 

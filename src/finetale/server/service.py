@@ -16,12 +16,13 @@ import uvicorn
 from finetale import pipeline
 from finetale.errors import ConfigError, FinetaleError
 from finetale.server.app import Service
-from finetale.server.guard import Limits
+from finetale.server.connections import bounded
+from finetale.server.guard import MOST_HEADER_BYTES, Limits
 from finetale.server.logs import logged_as_json
 from finetale.server.source import Source
+from finetale.signals import Bell, StopRequest
 
 _log = logging.getLogger("finetale.server")
-_MOST_HEADER_BYTES = 16 * 1024
 _reloading = threading.Lock()
 
 
@@ -55,45 +56,51 @@ def run(
         access_log=False,
         server_header=False,
         lifespan="off",
-        h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
-        http="h11",
+        h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+        http=bounded(limits),
         timeout_graceful_shutdown=max(1, round(drain_seconds)),
     )
     server = uvicorn.Server(config)
-    change = threading.Event()
+    bell, ended = Bell(), threading.Event()
 
     def serve() -> None:
         try:
             server.run([listener])
         finally:
-            change.set()
+            ended.set()
+            bell.ring()
 
     thread = threading.Thread(target=serve, name="finetale-http", daemon=True)
     thread.start()
-    with logged_as_json():
-        try:
-            for source in sources:
-                opened = source.open(notify)
-                assert opened is not None
-                service.add(opened)
-            service.loading = False
-            address, number = listener.getsockname()[:2]
-            with _signals(service, server, change) as asked:
+    try:
+        with logged_as_json(), _reloads() as reloads:
+            # Ctrl-C ends the loading at once, and whatever it has started.
+            with StopRequest(at_once=True, resumable=False), _reloads(reloads):
+                for source in sources:
+                    opened = source.open(notify)
+                    assert opened is not None
+                    service.add(opened)
+            with _draining(service, server):
+                service.loading = False
+                address, number = listener.getsockname()[:2]
                 ready(
                     f"http://{f'[{address}]' if ':' in address else address}:{number}",
                     [model.described for model in service.models.values()],
                 )
-                while thread.is_alive():
-                    change.wait()
-                    change.clear()
-                    if asked.pop("reload", False):
+                while not ended.is_set():
+                    if reloads:  # that came while it was loading, too
+                        reloads.clear()
                         # Beside this thread, which has to see to the end meanwhile.
                         threading.Thread(target=reload, args=(service, sources), daemon=True).start()
-        finally:
-            server.should_exit = True
-            thread.join(drain_seconds + 2)
-            for model in service.models.values():
-                model.close(0.5)
+                    bell.wait()
+    finally:
+        server.should_exit = True
+        thread.join(drain_seconds + 2)
+        for model in service.models.values():
+            model.close(0.5)
+        bell.close()
+        while bell.wait():
+            pass
 
 
 def reload(service: Service, sources: list[Source]) -> None:
@@ -141,9 +148,16 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 @contextmanager
-def _signals(service: Service, server: uvicorn.Server, change: threading.Event) -> Iterator[dict[str, bool]]:
-    """SIGTERM and SIGINT drain, a second SIGINT ends at once, SIGHUP asks for `reload`."""
-    asked: dict[str, bool] = {}
+def _reloads(asked: list[int] | None = None) -> Iterator[list[int]]:
+    """A list, to which each SIGHUP adds something; it wakes the one that waits for a Bell besides."""
+    asked = [] if asked is None else asked
+    with _handling({"SIGHUP": lambda number, frame: asked.append(number)}):
+        yield asked
+
+
+@contextmanager
+def _draining(service: Service, server: uvicorn.Server) -> Iterator[None]:
+    """SIGTERM and SIGINT drain, a second SIGINT ends at once."""
 
     def end(number: int, frame: FrameType | None) -> None:
         service.draining = True
@@ -151,16 +165,19 @@ def _signals(service: Service, server: uvicorn.Server, change: threading.Event) 
         if again and number == signal.SIGINT:
             server.force_exit = True
 
-    def reopen(number: int, frame: FrameType | None) -> None:
-        asked["reload"] = True
-        change.set()
+    with _handling({"SIGINT": end, "SIGTERM": end}):
+        yield
 
-    handlers = {signal.SIGINT: end, signal.SIGTERM: end}
-    if hasattr(signal, "SIGHUP"):
-        handlers[signal.SIGHUP] = reopen
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+
+@contextmanager
+def _handling(handlers: dict[str, Callable[[int, FrameType | None], Any]]) -> Iterator[None]:
+    before = {
+        number: signal.signal(number, handler)
+        for name, handler in handlers.items()
+        if (number := getattr(signal, name, None)) is not None  # Windows has no SIGHUP
+    }
     try:
-        yield asked
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

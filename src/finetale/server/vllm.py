@@ -51,6 +51,11 @@ class Upstream:
         self.described = f"{self.name} (vllm)"
 
     @property
+    def authorization(self) -> dict[str, str]:
+        """The header that lets in."""
+        return {"Authorization": f"Bearer {self.key}"}
+
+    @property
     def works(self) -> bool:
         """Whether its process is alive."""
         return self.process.poll() is None
@@ -86,7 +91,7 @@ class Upstream:
             )
         self._client = self._client or httpx2.AsyncClient(timeout=httpx2.Timeout(30, read=None))
         request = self._client.build_request(
-            "POST", self.url + route, json=self._body(asked), headers={"Authorization": f"Bearer {self.key}"}
+            "POST", self.url + route, json=self._body(asked), headers=self.authorization
         )
         self.asked += 1
         answer = None
@@ -160,8 +165,9 @@ def start(name: str, folder: Path, vocabulary: Vocabulary, *, slots: int, most_w
                 raise ModelError(
                     f"vLLM ended with status {process.returncode} before it answered.", "What it wrote stands above."
                 )
-            with contextlib.suppress(httpx2.HTTPError):
-                if httpx2.get(f"{upstream.url}/health", timeout=5).status_code == 200:
+            with contextlib.suppress(httpx2.HTTPError, ValueError, KeyError, TypeError):
+                listed = httpx2.get(f"{upstream.url}/v1/models", headers=upstream.authorization, timeout=5).json()
+                if any(model["id"] == name for model in listed["data"]):
                     return upstream
             time.sleep(0.2)
     except BaseException:

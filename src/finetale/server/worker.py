@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 
 import torch
@@ -13,21 +13,23 @@ from finetale.errors import GenerationError, RequestError
 from finetale.generate.sampler import NOT_A_NUMBER
 from finetale.server.completion import Completion, Piece, Writer
 from finetale.server.engines import Engine
+from finetale.server.turns import Turns
 
 _log = logging.getLogger("finetale.server")
 
+_PROMPT_TOKENS = 512
+"""Read between two steps, besides the prompt that they end in."""
 Tell = Callable[["Piece | Exception | None"], None]
 
 
 class Ticket:
     """A request in the worker: `tell` gets each Piece, then None at the end, or an exception. Called from the worker's thread."""
 
-    def __init__(self, completion: Completion, client: str, tell: Tell) -> None:
+    def __init__(self, completion: Completion, tell: Tell) -> None:
         self.completion = completion
-        self.client = client
         self.tell = tell
         self.cancelled = False
-        self.waiting = deque(_portions(completion, 2**30))
+        self.waiting: deque[list[Writer]] = deque()
         self.running: list[Writer] = []
 
 
@@ -36,13 +38,12 @@ class Worker:
 
     Args:
         engine: used by this thread alone.
-        most_waiting: requests that may wait for their turn, besides those that are being worked on.
+        most_waiting: requests that may wait for their turn, besides those that are being worked on; see Turns.
     """
 
     def __init__(self, engine: Engine, *, most_waiting: int = 32) -> None:
         self.engine = engine
-        self.most_waiting = most_waiting
-        self._queues: OrderedDict[str, deque[Ticket]] = OrderedDict()  # by client, whose turn it is first
+        self._queue: Turns[Ticket] = Turns(most_waiting)
         self._active: dict[int, tuple[Ticket, Writer]] = {}  # by id of the job
         self._change = threading.Condition()
         self._closing = False
@@ -53,7 +54,7 @@ class Worker:
     @property
     def waiting(self) -> int:
         """Requests that wait for their turn."""
-        return sum(map(len, self._queues.values()))
+        return len(self._queue)
 
     @property
     def busy(self) -> int:
@@ -61,26 +62,25 @@ class Worker:
         return len(self._active)
 
     def submit(self, completion: Completion, client: str, tell: Tell) -> Ticket:
-        """Put a request into its client's queue.
+        """Put a request into the queue.
 
         Raises:
             RequestError: 429, there is no room; 503, the service is about to end.
         """
-        ticket = Ticket(completion, client, tell)
+        ticket = Ticket(completion, tell)
         ticket.waiting = deque(_portions(completion, self.engine.slots))
         with self._change:
             if not self.works:
                 raise RequestError("The engine has failed.", status=503, kind="server_error", code="failed")
             if self._closing:
                 raise RequestError("The service is about to end.", status=503, kind="server_error", code="draining")
-            if self.waiting >= self.most_waiting:
+            if not self._queue.put(ticket, client, completion.request.user or ""):
                 raise RequestError(
                     "Too many requests are waiting; try again soon.",
                     status=429,
                     kind="rate_limit_error",
                     code="queue_full",
                 )
-            self._queues.setdefault(client, deque()).append(ticket)
             self._change.notify()
         return ticket
 
@@ -88,6 +88,7 @@ class Worker:
         """Forget a request; its slots are free after the step that is being computed."""
         with self._change:
             ticket.cancelled = True
+            self._queue.remove(ticket)
             self._change.notify()
 
     def close(self, seconds: float | None) -> bool:
@@ -107,9 +108,9 @@ class Worker:
             with self._change:
                 self.works = False
                 tickets = {id(ticket): ticket for ticket, _ in self._active.values()}
-                tickets |= {id(ticket): ticket for queue in self._queues.values() for ticket in queue}
+                tickets |= {id(ticket): ticket for ticket in self._queue}
                 self._active.clear()
-                self._queues.clear()
+                self._queue.clear()
             for ticket in tickets.values():
                 ticket.tell(error)
 
@@ -121,8 +122,7 @@ class Worker:
                 if self._closing and not self._active and not self.waiting:
                     return
             try:
-                with self._change:
-                    self._forget()
+                self._forget()
                 self._admit()
                 self._step()
             except Exception as error:
@@ -133,35 +133,18 @@ class Worker:
         for ticket, writer in list(self._active.values()):
             if ticket.cancelled:
                 self._finish(ticket, writer)
-        for client, queue in list(self._queues.items()):
-            kept = deque(ticket for ticket in queue if not ticket.cancelled)
-            if kept:
-                self._queues[client] = kept
-            else:
-                del self._queues[client]
 
     def _admit(self) -> None:
-        """Let prompts in while there are slots, a client after the other."""
-        while True:
+        """Let prompts in while there are slots, a client after the other, and not so many that those at work wait long."""
+        read = 0
+        while read < _PROMPT_TOKENS:
             with self._change:
-                if not self._queues:
+                ticket = self._queue.first()
+                if ticket is None or self.engine.active + len(ticket.waiting[0]) > self.engine.slots:
                     return
-                client, queue = next(iter(self._queues.items()))
-                while queue and queue[0].cancelled:
-                    queue.popleft()
-                if not queue:
-                    del self._queues[client]
-                    continue
-                ticket = queue[0]
-                writers = ticket.waiting[0]
-                if self.engine.active + len(writers) > self.engine.slots:
-                    return
-                ticket.waiting.popleft()
-                if not ticket.waiting:
-                    queue.popleft()
-                del self._queues[client]
-                if queue:
-                    self._queues[client] = queue  # behind the others
+                writers = ticket.waiting.popleft()
+                self._queue.pass_on(done=not ticket.waiting)
+            read += len(writers[0].job.ids)
             self._start(ticket, writers)
 
     def _start(self, ticket: Ticket, writers: list[Writer]) -> None:
@@ -213,7 +196,9 @@ class Worker:
         ticket.cancelled = True
         for writer in list(ticket.running):
             self._finish(ticket, writer)
-        ticket.waiting.clear()
+        with self._change:
+            self._queue.remove(ticket)
+            ticket.waiting.clear()
         if not told:
             ticket.tell(error)
 

@@ -1,0 +1,272 @@
+"""What a client may cost: connections, headers, bodies, time; and which pages of other sites may ask."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import json
+import resource
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from finetale import models
+from finetale.cli import run
+from finetale.server import connections, source
+from finetale.server.app import Service
+from finetale.server.guard import MOST_HEADER_BYTES, Limits
+from tiny import save_model
+
+KEY = "a key of the tests"
+SITE = "https://writers.example"
+
+
+class Place:
+    """A service in a thread of this process."""
+
+    def __init__(self, folder: Path, **limits: Any) -> None:
+        loaded = models.load(str(save_model(folder / "tiny")))
+        self.service = Service(Limits(**limits))
+        self.served = source.serve_model("tiny", loaded, slots=2, most_waiting=4)
+        self.service.add(self.served)
+        self.service.loading = False
+        config = uvicorn.Config(
+            self.service.app(),
+            port=0,
+            log_config=None,
+            lifespan="off",
+            http=connections.bounded(self.service.limits),
+            h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+        )
+        self.server = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+        self.thread.start()
+        while not self.server.started:
+            time.sleep(0.01)
+        self.port: int = self.server.servers[0].sockets[0].getsockname()[1]
+
+    def socket(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        answer = connection.getresponse()
+        found = answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+        connection.close()
+        return found
+
+    def close(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(20)
+        assert self.served.worker.close(10)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    found = Place(
+        tmp_path_factory.mktemp("limits"),
+        key=KEY,
+        origins=frozenset({SITE}),
+        most_connections=20,
+        header_seconds=0.5,
+        body_seconds=0.5,
+        stalled_seconds=0.5,
+        most_body=100_000,
+    )
+    yield found
+    found.close()
+
+
+def read_all(client: socket.socket) -> bytes:
+    """What comes until the other side closes."""
+    data = b""
+    with contextlib.suppress(ConnectionResetError):
+        while more := client.recv(65536):
+            data += more
+    return data
+
+
+def error_in(answer: bytes) -> dict[str, Any]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"content-length: %d" % len(body) in head.lower()
+    error: dict[str, Any] = json.loads(body)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n"])
+def test_headers_that_do_not_come_end_the_connection(place: Place, sent: bytes) -> None:
+    with place.socket() as client:
+        started = time.monotonic()
+        if sent:
+            client.sendall(sent)
+            for _ in range(3):  # a byte now and then does not help
+                time.sleep(0.1)
+                client.sendall(b"X")
+        assert read_all(client) == b""
+        assert 0.4 < time.monotonic() - started < 5
+
+
+def test_the_second_request_of_a_connection_has_its_time_too(place: Place) -> None:
+    with place.socket() as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        time.sleep(0.7)  # idle between two is no sin
+        client.sendall(b"GET /health HTTP/1.1\r\n")
+        started = time.monotonic()
+        read_all(client)
+        assert 0.4 < time.monotonic() - started < 5
+
+
+def test_a_body_that_does_not_come_is_told(place: Place) -> None:
+    with place.socket() as client:
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 50\r\n\r\n{{"
+        client.sendall(head.encode())
+        answer = read_all(client)
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert error_in(answer)["code"] == "timeout"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"\x16\x03\x01 this is TLS\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"x" * 20_000, 431),
+        (b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nX: " + b"x" * 20_000 + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -1\r\n\r\n", 400),
+    ],
+)
+def test_what_is_no_request_is_answered_in_our_shape(place: Place, sent: bytes, status: int) -> None:
+    with place.socket() as client:
+        client.sendall(sent)
+        answer = read_all(client)
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert error_in(answer)["type"] == "invalid_request_error"
+
+
+def test_so_many_connections_and_no_more(place: Place) -> None:
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(place.socket()) for _ in range(20)]
+        time.sleep(0.1)
+        answer = read_all(stack.enter_context(place.socket()))
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"Retry-After: 1" in answer
+        assert error_in(answer)["code"] == "too_many_connections"
+        clients[0].sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        assert read_all(clients[0]).startswith(b"HTTP/1.1 200 ")
+    deadline = time.monotonic() + 5
+    while place.ask("GET", "/health")[0] != 200:
+        assert time.monotonic() < deadline
+
+
+def test_who_takes_nothing_of_the_answer_is_let_go(place: Place) -> None:
+    head = f"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {KEY}\r\n\r\n"
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.settimeout(30)
+    client.connect(("127.0.0.1", place.port))
+    with client:
+        asker = threading.Thread(target=pump, args=(client, head.encode()))
+        asker.start()
+        deadline = time.monotonic() + 20
+        while asker.is_alive():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def pump(client: socket.socket, request: bytes) -> None:
+    """Ask and ask without reading, until the other side has enough of it."""
+    with contextlib.suppress(OSError):
+        while True:
+            client.sendall(request)
+
+
+def test_a_large_body_that_is_sent_to_its_end_is_answered(place: Place) -> None:
+    """A client that is cut off while it sends does not read what it is told."""
+    started = time.monotonic()
+    status, headers, data = place.ask("POST", "/v1/completions", "x" * 50_000_000, Authorization=f"Bearer {KEY}")
+    assert (status, headers["connection"]) == (413, "close")
+    assert json.loads(data)["error"]["code"] == "body_too_large"
+    assert time.monotonic() - started < 2  # of which a fifth is the making of the body
+
+
+def test_pages_of_listed_sites_may_ask_and_others_not(place: Place) -> None:
+    asks = {"Origin": SITE, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    status, headers, _ = place.ask("OPTIONS", "/v1/completions", **asks)
+    assert status == 200
+    assert headers["access-control-allow-origin"] == SITE
+    status, headers, _ = place.ask("GET", "/v1/models", Origin=SITE, Authorization=f"Bearer {KEY}")
+    assert (status, headers["access-control-allow-origin"]) == (200, SITE)
+    assert place.ask("GET", "/v1/models", Origin=SITE)[0] == 401, "a site has no key for that"
+    status, headers, _ = place.ask("OPTIONS", "/v1/completions", **(asks | {"Origin": "https://evil.example"}))
+    assert status == 400
+    assert "access-control-allow-origin" not in headers
+    status, headers, _ = place.ask("GET", "/v1/models", Origin="https://evil.example", Authorization=f"Bearer {KEY}")
+    assert status == 403
+    assert "access-control-allow-origin" not in headers
+
+
+def test_a_browser_is_asked_for_the_key(place: Place) -> None:
+    status, headers, _ = place.ask("GET", "/")
+    assert (status, headers["www-authenticate"]) == (401, 'Basic realm="Finetale"')
+    status, headers, _ = place.ask("GET", "/v1/models")
+    assert (status, headers["www-authenticate"]) == (401, 'Bearer realm="Finetale"')
+    for shown, expected in ((f":{KEY}", 200), (f"me:{KEY}", 200), (KEY, 401), (f"{KEY}:", 401), ("me:wrong", 401)):
+        given = "Basic " + base64.b64encode(shown.encode()).decode()
+        for path in ("/", "/v1/models"):
+            assert place.ask("GET", path, Authorization=given)[0] == expected
+    for broken in ("Basic", "Basic =", "Basic \xff", "Basic " + base64.b64encode(b"\xff:\xff").decode()):
+        assert place.ask("GET", "/", Authorization=broken)[0] == 401
+
+
+def test_an_answer_must_be_done_in_time(tmp_path: Path) -> None:
+    found = Place(tmp_path, request_seconds=0.3)
+    try:
+        may = threading.Event()
+        step = found.served.worker.engine.step
+        found.served.worker.engine.step = lambda: (may.wait(), step())[1]  # type: ignore[method-assign]
+        body = {"model": "tiny", "prompt": "The", "max_tokens": 30}
+        started = time.monotonic()
+        status, _, data = found.ask("POST", "/v1/completions", body)
+        assert status == 504
+        assert json.loads(data)["error"]["code"] == "timeout"
+        status, _, data = found.ask("POST", "/v1/completions", body | {"stream": True})
+        assert status == 200
+        events = [event for event in data.decode().split("\n\n") if event]
+        assert json.loads(events[-2].removeprefix("data: "))["error"]["code"] == "timeout"
+        assert events[-1] == "data: [DONE]"
+        assert time.monotonic() - started < 5
+        may.set()
+        deadline = time.monotonic() + 5
+        while found.served.worker.busy or found.served.worker.waiting:
+            assert time.monotonic() < deadline, "nothing is done for who was told that it is too late"
+            time.sleep(0.01)
+        assert found.ask("POST", "/v1/completions", body)[0] == 200
+    finally:
+        found.close()
+
+
+@pytest.mark.parametrize("word", ["writers.example", "https://", "https://*.example", "https://a.example/page", "null"])
+def test_a_site_is_named_in_full(tmp_path: Path, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", str(tmp_path), "--allow-origin", word]) == 1
+    assert f"--allow-origin {word} is no site" in capsys.readouterr().err
+
+
+def test_connections_fit_into_the_limit_on_open_files() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (300, before[1]))
+        assert connections.most_connections(400) == 400
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 528
+        assert connections.most_connections(100) == 100
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

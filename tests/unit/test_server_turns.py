@@ -1,0 +1,78 @@
+"""Clients take turns, and their users among them; the queue is bounded for each and for all."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetale.server.turns import Turns
+
+
+def served(turns: Turns[str]) -> list[str]:
+    """Everything that waits, in its order."""
+    found = []
+    while (thing := turns.first()) is not None:
+        found.append(thing)
+        turns.pass_on(done=True)
+    return found
+
+
+def test_a_client_waits_for_one_of_each_other() -> None:
+    turns: Turns[str] = Turns(10)
+    for thing, client, user in (
+        ("a1", "a", "x"),
+        ("a2", "a", "x"),
+        ("a3", "a", "x"),
+        ("b1", "b", ""),
+        ("a4", "a", "y"),
+        ("b2", "b", ""),
+    ):
+        assert turns.put(thing, client, user)
+    assert list(turns) == ["a1", "a2", "a3", "a4", "b1", "b2"]
+    assert served(turns) == ["a1", "b1", "a4", "b2", "a2", "a3"], "many users give a client no more turns"
+    assert len(turns) == 0
+
+
+def test_what_is_not_done_keeps_its_place() -> None:
+    turns: Turns[str] = Turns(10)
+    for thing, client in (("a1", "a"), ("a2", "a"), ("b1", "b")):
+        turns.put(thing, client)
+    turns.pass_on(done=False)
+    assert served(turns) == ["b1", "a1", "a2"]
+
+
+def test_a_full_queue_has_room_for_those_of_whom_nothing_waits() -> None:
+    turns: Turns[str] = Turns(4)
+    assert [turns.put(f"a{n}", "a", str(n)) for n in range(6)] == [True] * 4 + [False] * 2
+    assert turns.put("b1", "b")
+    assert not turns.put("b2", "b")
+    assert not turns.put("c1", "c"), "a quarter more in all"
+    turns.remove("a2")
+    assert not turns.put("a6", "a")
+    assert turns.put("c1", "c")
+    turns.remove("nothing")
+    assert len(turns) == 5
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["put", "pass", "done", "remove"]), st.integers(0, 3), st.integers(0, 2)),
+        max_size=60,
+    )
+)
+def test_nothing_is_lost(steps: list[tuple[str, int, int]]) -> None:
+    turns: Turns[int] = Turns(8)
+    waiting: list[int] = []
+    for number, (what, client, user) in enumerate(steps):
+        if what == "put":
+            if turns.put(number, str(client), str(user)):
+                waiting.append(number)
+        elif what == "remove":
+            turns.remove(client)
+            waiting = [thing for thing in waiting if thing != client]
+        elif (first := turns.first()) is not None:
+            turns.pass_on(done=what == "done")
+            if what == "done":
+                waiting.remove(first)
+        assert sorted(turns) == waiting
+        assert len(turns) == len(waiting) <= 10
