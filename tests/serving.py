@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 
 class Serving:
     """The real command in a process of its own."""
 
-    def __init__(self, folder: Path, *words: str) -> None:
-        command = [sys.executable, "-m", "finetale", "serve", *words, "--port", "0"]
+    def __init__(self, folder: Path, *words: str, python: Sequence[str] | None = None) -> None:
+        """`finetale serve WORDS`, or what is given to Python instead."""
+        command = [sys.executable, *(python or ("-m", "finetale", "serve", *words, "--port", "0"))]
         self._log = folder / "log"
         with self._log.open("wb") as log:  # a pipe that nobody reads fills up
             self.process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True)

@@ -27,7 +27,7 @@ def test_a_client_waits_for_one_of_each_other() -> None:
         ("a4", "a", "y"),
         ("b2", "b", ""),
     ):
-        assert turns.put(thing, client, user)
+        turns.put(thing, client, user)
     assert list(turns) == ["a1", "a2", "a3", "a4", "b1", "b2"]
     assert served(turns) == ["a1", "b1", "a4", "b2", "a2", "a3"], "many users give a client no more turns"
     assert len(turns) == 0
@@ -43,13 +43,17 @@ def test_what_is_not_done_keeps_its_place() -> None:
 
 def test_a_full_queue_has_room_for_those_of_whom_nothing_waits() -> None:
     turns: Turns[str] = Turns(4)
-    assert [turns.put(f"a{n}", "a", str(n)) for n in range(6)] == [True] * 4 + [False] * 2
-    assert turns.put("b1", "b")
-    assert not turns.put("b2", "b")
-    assert not turns.put("c1", "c"), "a quarter more in all"
+    for number in range(4):
+        assert turns.has_room("a")
+        turns.put(f"a{number}", "a", str(number))
+    assert not turns.has_room("a")
+    assert turns.has_room("b")
+    turns.put("b1", "b")
+    assert not turns.has_room("b")
+    assert not turns.has_room("c"), "a quarter more in all"
     turns.remove("a2")
-    assert not turns.put("a6", "a")
-    assert turns.put("c1", "c")
+    assert not turns.has_room("a")
+    turns.put("c1", "c")
     turns.remove("nothing")
     assert len(turns) == 5
 
@@ -65,7 +69,8 @@ def test_nothing_is_lost(steps: list[tuple[str, int, int]]) -> None:
     waiting: list[int] = []
     for number, (what, client, user) in enumerate(steps):
         if what == "put":
-            if turns.put(number, str(client), str(user)):
+            if turns.has_room(str(client)):
+                turns.put(number, str(client), str(user))
                 waiting.append(number)
         elif what == "remove":
             turns.remove(client)

@@ -7,9 +7,12 @@ import contextlib
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
+
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from finetale.errors import FinetaleError, RequestError
 from finetale.server import wire
@@ -51,6 +54,10 @@ class Served:
         """Samples that are being worked on."""
         return self.worker.busy
 
+    def is_full(self, client: str) -> bool:
+        """Whether a client has to come again later."""
+        return self.worker.is_full(client)
+
     def close(self, seconds: float | None) -> None:
         """Finish what was begun, and end; see Worker."""
         self.worker.close(seconds)
@@ -89,7 +96,7 @@ class Answer:
         """
         self._ticket = self.model.worker.submit(self.completion, client, self._tell)
 
-    def cancel(self) -> None:
+    async def cancel(self) -> None:
         """Nobody waits for it any more."""
         if self._ticket is not None:
             self.model.worker.cancel(self._ticket)
@@ -156,34 +163,52 @@ class Answer:
         wants_usage = asked.stream_options is not None and asked.stream_options.include_usage
         head = self._shape.stream_head(self.head) | ({"usage": None} if wants_usage else {})
         openings: dict[int, int] = {}
-        try:
-            while True:
-                piece = await self._next()
-                if piece is None:
-                    break
-                if isinstance(piece, Exception):
-                    yield wire.event(error_of(piece)[1])
-                    break
-                text = piece.text
-                told: list[tuple[Token, int]] = []
-                first = piece.index not in openings
-                if first:
-                    opening, told = self.completion.opening(self.completion.groups[piece.index // asked.count])
-                    text, openings[piece.index] = opening + text, len(opening)
-                written = [(token, at + openings[piece.index]) for token, at in piece.tokens]
-                logprobs = self._logprobs([*told, *written])
-                choice = self._shape.part(piece.index, text, piece.finish_reason, logprobs, first=first)
-                yield wire.event(head | {"choices": [choice]})
-            if piece is None and wants_usage:
-                yield wire.event(head | {"choices": [], "usage": self.completion.usage()})
-            yield wire.DONE
-        finally:
-            self.cancel()
+        while True:
+            piece = await self._next()
+            if piece is None:
+                break
+            if isinstance(piece, Exception):
+                yield wire.event(error_of(piece)[1])
+                break
+            text = piece.text
+            told: list[tuple[Token, int]] = []
+            first = piece.index not in openings
+            if first:
+                opening, told = self.completion.opening(self.completion.groups[piece.index // asked.count])
+                text, openings[piece.index] = opening + text, len(opening)
+            written = [(token, at + openings[piece.index]) for token, at in piece.tokens]
+            logprobs = self._logprobs([*told, *written])
+            choice = self._shape.part(piece.index, text, piece.finish_reason, logprobs, first=first)
+            yield wire.event(head | {"choices": [choice]})
+        if piece is None and wants_usage:
+            yield wire.event(head | {"choices": [], "usage": self.completion.usage()})
+        yield wire.DONE
 
     def _logprobs(self, tokens: list[tuple[Token, int]]) -> dict[str, Any] | None:
         if self.completion.request.logprobs is None:
             return None
         return self._shape.logprobs(self.completion.told(tokens))
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events.
+
+    Args:
+        events: the bytes of each.
+        end: called at the end, also where the client leaves: events that nobody asks for any more are not told so at once.
+    """
+
+    def __init__(self, events: AsyncIterator[bytes], end: Callable[[], Awaitable[None]]) -> None:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._end = end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._end()
 
 
 class Post:

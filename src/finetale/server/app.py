@@ -14,12 +14,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from finetale.errors import RequestError
 from finetale.server import openapi, wire
-from finetale.server.answer import Answer, Post, Served, error_of
+from finetale.server.answer import Answer, EventStream, Post, Served, error_of
 from finetale.server.completion import Completion
 from finetale.server.guard import Answered, App, Guard, Limits
 from finetale.server.meters import Meters
@@ -27,6 +27,8 @@ from finetale.server.vllm import Upstream
 from finetale.server.wire import ChatRequest, CompletionRequest
 
 _log = logging.getLogger("finetale.server")
+_SHORT = 4096
+"""Characters or token ids that are turned into a request where it came in; more would keep the others waiting."""
 
 
 class Service:
@@ -64,13 +66,17 @@ class Service:
             ClientDisconnect: _gone,
             Exception: _failed,
         }
-        guarded = Guard(Starlette(routes=routes, exception_handlers=handlers), self.limits, self.tell)
+        guarded = Guard(Starlette(routes=routes, exception_handlers=handlers), self.limits, self.tell, self.is_full)
         if not self.limits.origins:
             return guarded
         # Before the guard, for browsers ask whether they may ask without any key.
         return CORSMiddleware(
             guarded, allow_origins=list(self.limits.origins), allow_methods=["GET", "POST"], allow_headers=["*"]
         )
+
+    def is_full(self, client: str) -> bool:
+        """Whether no model has room for what a client may ask."""
+        return bool(self.models) and all(model.is_full(client) for model in self.models.values())
 
     def tell(self, told: Answered) -> None:
         """Count and log one answer. Of the request it has the route alone: prompts are nobody's business."""
@@ -160,29 +166,29 @@ class Service:
         if isinstance(model, Upstream):
             return await model.answer("/v1/completions", asked)
         self._post.open()
-        answer = await self._submitted(request, asked, shape, model)
+        answer = await self._submitted(asked, shape, model, request.client.host if request.client else "")
         if asked.stream:
-            return StreamingResponse(
-                answer.stream(),
-                media_type="text/event-stream",
-                headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-            )
+            return EventStream(answer.stream(), answer.cancel)
         try:
             return JSONResponse(await _until_gone(request, answer.whole()))
         finally:
-            answer.cancel()
+            await answer.cancel()
 
-    async def _submitted(self, request: Request, asked: CompletionRequest, shape: wire.Shape, model: Served) -> Answer:
+    async def _submitted(self, asked: CompletionRequest, shape: wire.Shape, model: Served, client: str) -> Answer:
         """An answer that waits for its turn at a model, or at another that has just taken that one's place."""
-        completion = await run_in_threadpool(Completion, asked, model.vocabulary)
-        answer = Answer(completion, shape, model, self.meters, self._post, self.limits.request_seconds)
         try:
-            answer.submit(request.client.host if request.client else "")
+            model.worker.check(client)  # before there is any work in it
+            if asked.size > _SHORT:
+                completion = await run_in_threadpool(Completion, asked, model.vocabulary)
+            else:
+                completion = Completion(asked, model.vocabulary)
+            answer = Answer(completion, shape, model, self.meters, self._post, self.limits.request_seconds)
+            answer.submit(client)
         except RequestError as error:
             newer = self.models.get(model.name)
             if error.code != "draining" or self.draining or newer is model or not isinstance(newer, Served):
                 raise
-            return await self._submitted(request, asked, shape, newer)
+            return await self._submitted(asked, shape, newer, client)
         return answer
 
     def _model(self, name: str) -> Served | Upstream:

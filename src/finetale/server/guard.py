@@ -24,6 +24,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 MOST_HEADER_BYTES = 16 * 1024
 _OPEN = ("/health", "/ready")
 """Routes that need no key: who watches a service has none."""
+QUEUE_FULL = "Too many requests are waiting; try again soon.", "queue_full"
 _REST_SECONDS, _REST_BYTES = 2.0, 256 * 2**20
 _ROUTES = (*_OPEN, "/", "/metrics", "/openapi.json", "/v1/models", "/v1/completions", "/v1/chat/completions")
 
@@ -68,12 +69,19 @@ class Answered:
 
 
 class Guard:
-    """Refuses what must not come in, before anything of it is read, and tells of every answer."""
+    """Refuses what must not come in, before anything of it is read, and tells of every answer.
 
-    def __init__(self, app: App, limits: Limits, tell: Callable[[Answered], None]) -> None:
+    Args:
+        is_full: whether a client, by its address, has to come again later, whatever it asks to be computed.
+    """
+
+    def __init__(
+        self, app: App, limits: Limits, tell: Callable[[Answered], None], is_full: Callable[[str], bool]
+    ) -> None:
         self.app = app
         self.limits = limits
         self.tell = tell
+        self.is_full = is_full
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -100,18 +108,19 @@ class Guard:
         finally:
             # Routes of our own only, or whoever asks for many paths fills the memory of who counts them.
             route = scope["path"] if scope["path"] in _ROUTES else "other"
-            client = scope["client"][0] if scope.get("client") else ""
-            self.tell(Answered(route, status, time.perf_counter() - started, client))
+            self.tell(Answered(route, status, time.perf_counter() - started, _address(scope)))
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if refusal := self._refusal(scope, headers):
-            # A browser asks for the key where it is told of a name and a password; programs want the other way.
-            await _answer(send, *refusal, scheme="Basic" if scope["path"] == "/" else "Bearer")
+            await _answer(send, *refusal, path=scope["path"])
             return
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > self.limits.most_body:
             await _answer(send, *self._too_large())
+            return
+        if scope["method"] == "POST" and self.is_full(_address(scope)):
+            await _answer(send, 429, *QUEUE_FULL)
             return
         await self._counted(scope, receive, send)
 
@@ -188,11 +197,21 @@ async def _take_rest(receive: Receive) -> None:
                     return
 
 
-async def _answer(send: Send, status: int, message: str, code: str | None, *, scheme: str = "Bearer") -> None:
-    kind = "authentication_error" if status == 401 else "invalid_request_error"
-    body = json.dumps(wire.error_body(message, kind, None, code)).encode()
+def _address(scope: Scope) -> str:
+    return scope["client"][0] if scope.get("client") else ""
+
+
+_KINDS = {401: "authentication_error", 429: "rate_limit_error"}
+
+
+async def _answer(send: Send, status: int, message: str, code: str | None, *, path: str = "") -> None:
+    body = json.dumps(wire.error_body(message, _KINDS.get(status, "invalid_request_error"), None, code)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == 401:
+        # A browser asks for the key where it is told of a name and a password; programs want the other way.
+        scheme = "Basic" if path == "/" else "Bearer"
         headers.append((b"www-authenticate", f'{scheme} realm="Finetale"'.encode()))
+    if status == 429:
+        headers.append((b"retry-after", b"1"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import socket
@@ -15,11 +16,13 @@ import uvicorn
 
 from finetale import pipeline
 from finetale.errors import ConfigError, FinetaleError
+from finetale.server.answer import Served
 from finetale.server.app import Service
 from finetale.server.connections import bounded
 from finetale.server.guard import MOST_HEADER_BYTES, Limits
 from finetale.server.logs import logged_as_json
 from finetale.server.source import Source
+from finetale.server.vllm import Upstream
 from finetale.signals import Bell, StopRequest
 
 _log = logging.getLogger("finetale.server")
@@ -81,6 +84,7 @@ def run(
                     assert opened is not None
                     service.add(opened)
             with _draining(service, server):
+                _settle()
                 service.loading = False
                 address, number = listener.getsockname()[:2]
                 ready(
@@ -123,7 +127,21 @@ def _reload(service: Service, sources: list[Source]) -> None:
         service.add(opened)
         _log.info("%s has been opened again", opened.described)
         # What it has begun it ends by itself; its thread and memory go then.
-        threading.Thread(target=old.close, args=(None,), daemon=True).start()
+        threading.Thread(target=_retire, args=(old,), daemon=True).start()
+        del old, opened
+
+
+def _retire(model: Served | Upstream) -> None:
+    model.close(None)
+    del model
+    _settle()
+
+
+def _settle() -> None:
+    """Collect garbage, and let later collections pass over what is here: it is looked through in a quarter of a second."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def _tell(event: dict[str, Any]) -> None:

@@ -33,13 +33,15 @@ class Turns(Generic[T]):
             for waiting in users.values():
                 yield from waiting
 
-    def put(self, thing: T, client: str, user: str = "") -> bool:
-        """Let a thing wait behind those of its client's user; False if there is no room for it."""
-        if self._count >= self._most + (0 if client in self._clients else self._extra):
-            return False
+    def has_room(self, client: str) -> bool:
+        """Whether something of a client may wait."""
+        return self._count < self._most + (0 if client in self._clients else self._extra)
+
+    def put(self, thing: T, client: str, user: str = "") -> None:
+        """Let a thing wait behind those of its client's user; there must be room."""
+        assert self.has_room(client)
         self._clients.setdefault(client, OrderedDict()).setdefault(user, deque()).append(thing)
         self._count += 1
-        return True
 
     def first(self) -> T | None:
         """The thing whose turn it is."""

@@ -13,15 +13,18 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx2
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
 from finetale.errors import ConfigError, ModelError, RequestError
 from finetale.server import wire
+from finetale.server.answer import EventStream
 from finetale.server.completion import Vocabulary
+from finetale.server.guard import QUEUE_FULL
 
 COMMAND = "FINETALE_VLLM"
 """Environment variable that names the command, where it is not on the PATH."""
@@ -70,6 +73,10 @@ class Upstream:
         """Requests that it has."""
         return self.asked
 
+    def is_full(self, client: str = "") -> bool:
+        """Whether everybody has to come again later."""
+        return self.asked >= self.most
+
     def close(self, seconds: float | None) -> None:
         """End its process."""
         self.process.terminate()
@@ -85,10 +92,8 @@ class Upstream:
         Raises:
             RequestError: there is no room, or vLLM refuses it or does not answer.
         """
-        if self.asked >= self.most:
-            raise RequestError(
-                "Too many requests are waiting; try again soon.", status=429, kind="rate_limit_error", code="queue_full"
-            )
+        if self.is_full():
+            raise RequestError(QUEUE_FULL[0], status=429, kind="rate_limit_error", code=QUEUE_FULL[1])
         self._client = self._client or httpx2.AsyncClient(timeout=httpx2.Timeout(30, read=None))
         request = self._client.build_request(
             "POST", self.url + route, json=self._body(asked), headers=self.authorization
@@ -103,7 +108,7 @@ class Upstream:
                 return JSONResponse(json.loads(await answer.aread()))
             held, answer = answer, None
             self.asked += 1
-            return StreamingResponse(self._through(held), media_type="text/event-stream")
+            return EventStream(_through(held), partial(self._end, held))
         except httpx2.HTTPError as error:
             raise RequestError(f"vLLM does not answer: {error}.", status=503, kind="server_error") from None
         finally:
@@ -111,14 +116,9 @@ class Upstream:
             if answer is not None:
                 await answer.aclose()
 
-    async def _through(self, answer: httpx2.Response) -> AsyncIterator[bytes]:
-        try:
-            with contextlib.suppress(httpx2.HTTPError):
-                async for data in answer.aiter_bytes():
-                    yield data
-        finally:
-            self.asked -= 1
-            await answer.aclose()
+    async def _end(self, answer: httpx2.Response) -> None:
+        self.asked -= 1
+        await answer.aclose()
 
     def _body(self, asked: wire.CompletionRequest | wire.ChatRequest) -> dict[str, Any]:
         body = asked.model_dump(exclude_unset=True)
@@ -173,6 +173,12 @@ def start(name: str, folder: Path, vocabulary: Vocabulary, *, slots: int, most_w
     except BaseException:
         upstream.close(5)
         raise
+
+
+async def _through(answer: httpx2.Response) -> AsyncIterator[bytes]:
+    with contextlib.suppress(httpx2.HTTPError):
+        async for data in answer.aiter_bytes():
+            yield data
 
 
 def _refusal(status: int, body: bytes) -> RequestError:

@@ -94,6 +94,11 @@ class CompletionRequest(BaseModel):
         return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
 
     @property
+    def size(self) -> int:
+        """Characters or token ids of all prompts."""
+        return sum(map(len, self.prompts))
+
+    @property
     def count(self) -> int:
         """Completions that are made of each prompt."""
         return self.best_of or self.n or 1

@@ -13,6 +13,7 @@ from finetale.errors import GenerationError, RequestError
 from finetale.generate.sampler import NOT_A_NUMBER
 from finetale.server.completion import Completion, Piece, Writer
 from finetale.server.engines import Engine
+from finetale.server.guard import QUEUE_FULL
 from finetale.server.turns import Turns
 
 _log = logging.getLogger("finetale.server")
@@ -70,19 +71,27 @@ class Worker:
         ticket = Ticket(completion, tell)
         ticket.waiting = deque(_portions(completion, self.engine.slots))
         with self._change:
-            if not self.works:
-                raise RequestError("The engine has failed.", status=503, kind="server_error", code="failed")
-            if self._closing:
-                raise RequestError("The service is about to end.", status=503, kind="server_error", code="draining")
-            if not self._queue.put(ticket, client, completion.request.user or ""):
-                raise RequestError(
-                    "Too many requests are waiting; try again soon.",
-                    status=429,
-                    kind="rate_limit_error",
-                    code="queue_full",
-                )
+            self.check(client)
+            self._queue.put(ticket, client, completion.request.user or "")
             self._change.notify()
         return ticket
+
+    def check(self, client: str) -> None:
+        """Whether a client may submit something now.
+
+        Raises:
+            RequestError: as `submit` does.
+        """
+        if not self.works:
+            raise RequestError("The engine has failed.", status=503, kind="server_error", code="failed")
+        if self._closing:
+            raise RequestError("The service is about to end.", status=503, kind="server_error", code="draining")
+        if self.is_full(client):
+            raise RequestError(QUEUE_FULL[0], status=429, kind="rate_limit_error", code=QUEUE_FULL[1])
+
+    def is_full(self, client: str) -> bool:
+        """Whether a client has to come again later."""
+        return not self._queue.has_room(client)
 
     def cancel(self, ticket: Ticket) -> None:
         """Forget a request; its slots are free after the step that is being computed."""
