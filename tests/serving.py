@@ -1,11 +1,15 @@
-"""`finetale serve` in a process of its own."""
+"""`finetale serve` in a process of its own, and a client that costs little."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 class Serving:
@@ -38,3 +42,44 @@ class Serving:
         self.process.terminate()
         self.process.communicate(timeout=30)
         return self.process.returncode, self.log()
+
+
+class Client:
+    """One connection that speaks HTTP in bytes: what a client library costs is not the service's."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    @classmethod
+    async def to(cls, serving: Serving) -> Client:
+        return cls(*await asyncio.open_connection("127.0.0.1", serving.port))
+
+    def send(self, method: str, path: str, body: Any = None) -> None:
+        data = b"" if body is None else json.dumps(body).encode()
+        head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(data)}\r\n\r\n"
+        self.writer.write(head.encode() + data)
+
+    async def head(self) -> tuple[int, dict[str, str]]:
+        lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        return int(lines[0].split()[1]), dict(line.lower().split(": ", 1) for line in lines[1:] if line)
+
+    async def ask(self, method: str, path: str, body: Any = None) -> tuple[int, dict[str, str], bytes, float]:
+        """Status, headers, body, and the seconds until the head was there."""
+        started = time.perf_counter()
+        self.send(method, path, body)
+        status, headers = await self.head()
+        seconds = time.perf_counter() - started
+        return status, headers, await self.reader.readexactly(int(headers["content-length"])), seconds
+
+    async def events(self) -> list[str]:
+        """What the events of a stream hold, to its end."""
+        found = []
+        while size := int(await self.reader.readline(), 16):
+            data = (await self.reader.readexactly(size + 2)).decode()
+            found += [event.removeprefix("data: ") for event in data.strip().split("\n\n")]
+        await self.reader.readline()
+        return found
+
+    def close(self) -> None:
+        self.writer.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from serving import Serving
+from serving import Client, Serving
 from tiny import save_model
 
 LONG = 8192
@@ -30,38 +29,6 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     with Serving(folder, "tiny", "--slots", "20", "--queue", "32") as started:
         yield started
         assert started.end()[0] == 0
-
-
-class Client:
-    """One connection that speaks HTTP in bytes: what a client library costs is not the service's."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
-
-    @classmethod
-    async def to(cls, serving: Serving) -> Client:
-        return cls(*await asyncio.open_connection("127.0.0.1", serving.port))
-
-    def send(self, method: str, path: str, body: Any = None) -> None:
-        data = b"" if body is None else json.dumps(body).encode()
-        head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(data)}\r\n\r\n"
-        self.writer.write(head.encode() + data)
-
-    async def head(self) -> tuple[int, dict[str, str]]:
-        lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-        return int(lines[0].split()[1]), dict(line.lower().split(": ", 1) for line in lines[1:] if line)
-
-    async def ask(self, method: str, path: str, body: Any = None) -> tuple[int, dict[str, str], bytes, float]:
-        """Status, headers, body, and the seconds until the head was there."""
-        started = time.perf_counter()
-        self.send(method, path, body)
-        status, headers = await self.head()
-        seconds = time.perf_counter() - started
-        return status, headers, await self.reader.readexactly(int(headers["content-length"])), seconds
-
-    def close(self) -> None:
-        self.writer.close()
 
 
 def completion(**values: Any) -> dict[str, Any]:

@@ -1,0 +1,159 @@
+"""A service that is asked all kinds of things for long: every answer is right, and it holds no more at the end than it did."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from finetale import models
+from serving import Client, Serving
+from tiny import model, save_model, tokenizer
+
+SECONDS = [15, pytest.param(int(os.environ.get("FINETALE_SOAK_SECONDS", "600")), marks=pytest.mark.slow)]
+CLIENTS = 12
+RELOAD_SECONDS = 4
+PROMPTS = [f"{word} number {number}" for number in range(5) for word in ("The lamp", "A heron", "Nobody")]
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+@pytest.mark.parametrize("seconds", SECONDS)
+def test_nothing_grows_and_nothing_fails(tmp_path: Path, seconds: int, engine: str) -> None:
+    save_model(tmp_path / "tiny")
+    with Serving(tmp_path, "tiny", "--engine", engine, "--slots", "8", "--queue", "16") as serving:
+        process = psutil.Process(serving.process.pid)
+        counts: Counter[str] = Counter()
+        samples: list[tuple[int, int, int]] = []
+
+        async def go() -> None:
+            expected = await first_answers(serving)
+            if engine != "torch":  # its rounding hangs on how many are computed together
+                expected = dict.fromkeys(expected, "")
+            ends = time.monotonic() + seconds
+            work = [ask_on(serving, number, expected, ends, counts) for number in range(CLIENTS)]
+            await asyncio.gather(*work, reload_now_and_then(serving, tmp_path, ends), watch(process, ends, samples))
+
+        asyncio.run(go())
+        code, log = serving.end()
+    assert code == 0
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    assert not [line for line in lines if line["level"] in ("error", "critical") or line.get("status") == 500]
+    reloads = sum("has been opened again" in line["message"] for line in lines)
+    middle = len(samples) // 3
+    early, late = samples[middle : 2 * middle], samples[2 * middle :]
+    grown = [max(sample[which] for sample in late) - max(sample[which] for sample in early) for which in range(3)]
+    print(
+        f"{engine}, {seconds} s: {sum(counts.values()):,} requests ({dict(counts)}), {reloads} reloads; from the second third to the last "
+        f"{grown[0] / 1e6:+.1f} MB (of {max(sample[0] for sample in samples) / 1e6:.0f}), {grown[1]:+d} files, {grown[2]:+d} threads"
+    )
+    assert reloads >= seconds / RELOAD_SECONDS / 3
+    assert all(counts[kind] > seconds / 4 for kind in KINDS), counts
+    assert grown[0] < 30e6
+    assert grown[1] <= 4
+    assert grown[2] <= 2
+
+
+async def first_answers(serving: Serving) -> dict[str, str]:
+    client = await Client.to(serving)
+    found = {prompt: json.loads((await client.ask(*whole(prompt)))[2])["choices"][0]["text"] for prompt in PROMPTS}
+    client.close()
+    return found
+
+
+def whole(prompt: str | list[str], **values: Any) -> tuple[str, str, dict[str, Any]]:
+    given = {"model": "tiny", "prompt": prompt, "max_tokens": 12, "temperature": 0} | values
+    return "POST", "/v1/completions", given
+
+
+async def ask_on(serving: Serving, number: int, expected: dict[str, str], ends: float, counts: Counter[str]) -> None:
+    """One client, which asks for something else each time."""
+    drawn = random.Random(number)
+    client = await Client.to(serving)
+    while time.monotonic() < ends:
+        kind = drawn.choice(list(KINDS))
+        prompt = drawn.choice(PROMPTS)
+        if not await KINDS[kind](client, prompt, expected[prompt]):
+            client.close()
+            client = await Client.to(serving)
+        counts[kind] += 1
+    client.close()
+
+
+async def answered(client: Client, prompt: str, text: str) -> bool:
+    status, _, data, _ = await client.ask(*whole(prompt))
+    assert status == 200
+    assert json.loads(data)["choices"][0]["text"] == text or not text
+    return True
+
+
+async def many(client: Client, prompt: str, text: str) -> bool:
+    asked = {"n": 3, "logprobs": 2, "temperature": 1, "top_p": 0.9, "frequency_penalty": 0.5}
+    status, _, data, _ = await client.ask(*whole([prompt, "A"], **asked))
+    assert status == 200
+    assert len(json.loads(data)["choices"]) == 6
+    return True
+
+
+async def streamed(client: Client, prompt: str, text: str) -> bool:
+    client.send(*whole(prompt, stream=True))
+    assert (await client.head())[0] == 200
+    events = await client.events()
+    assert "".join(json.loads(event)["choices"][0]["text"] for event in events[:-1]) == text or not text
+    assert events[-1] == "[DONE]"
+    return True
+
+
+async def left(client: Client, prompt: str, text: str) -> bool:
+    """A client that leaves in the midst."""
+    client.send(*whole(prompt, stream=True, temperature=1, max_tokens=40, n=2))
+    assert (await client.head())[0] == 200
+    await client.reader.readuntil(b"\n\n")
+    client.writer.transport.abort()
+    return False
+
+
+async def refused(client: Client, prompt: str, text: str) -> bool:
+    assert (await client.ask(*whole(prompt, max_tokens=5000)))[0] == 400
+    return True
+
+
+async def counted(client: Client, prompt: str, text: str) -> bool:
+    for path in ("/metrics", "/health", "/v1/models"):
+        assert (await client.ask("GET", path))[0] == 200
+    return True
+
+
+KINDS = {"whole": answered, "many": many, "streamed": streamed, "left": left, "refused": refused, "counted": counted}
+
+
+async def reload_now_and_then(serving: Serving, folder: Path, ends: float) -> None:
+    """Other weights, of a position that no text here reaches, so that answers stay the same while models come and go."""
+    for number in itertools.count(1):
+        await asyncio.sleep(RELOAD_SECONDS)
+        if time.monotonic() > ends:
+            return
+        changed = model()
+        changed.transformer.wpe.weight.data[-1] += number
+        shutil.rmtree(folder / "tiny")
+        (folder / "tiny").mkdir()
+        models.save(changed, tokenizer(), folder / "tiny")
+        serving.process.send_signal(signal.SIGHUP)
+
+
+async def watch(process: psutil.Process, ends: float, samples: list[tuple[int, int, int]]) -> None:
+    """Memory in bytes, open files and threads, once a second."""
+    while time.monotonic() < ends:
+        samples.append((process.memory_info().rss, process.num_fds(), process.num_threads()))
+        await asyncio.sleep(1)
