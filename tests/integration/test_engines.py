@@ -231,11 +231,26 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("broken")
-def test_a_model_that_int8_weights_hurt_is_served_by_pytorch(loaded: LoadedModel, tmp_path: Path) -> None:
+def test_a_model_that_int8_weights_hurt_keeps_its_weights(loaded: LoadedModel, tmp_path: Path) -> None:
+    for _ in range(2):  # it is known by then, and said again
+        engine, events = chosen(loaded, held_out=lambda: [list(range(0, 300, 6))])
+        assert engine.name == "openvino"
+        (warning,) = [event["message"] for event in events if event["event"] == "warning"]
+        assert "int8 weights would change its perplexity on held-out text from" in warning
+        assert "its weights stay as they are" in warning
+    record = record_of(tmp_path / "cache")
+    assert record["rounding"]["weights"] == "as they are"
+    assert record["perplexity"]["openvino"] == pytest.approx(record["perplexity"]["torch"], rel=choice.MOST_CHANGE)
+
+
+def test_a_model_that_changes_all_the_same_is_served_by_pytorch(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "MOST_CHANGE", -1.0)
     engine, events = chosen(loaded, "auto", held_out=lambda: [list(range(0, 300, 6))])
     assert engine.name == "torch"
     (warning,) = [event["message"] for event in events if event["event"] == "warning"]
-    assert "would change its perplexity on held-out text from" in warning
+    assert "its perplexity on held-out text is" in warning
     assert not list((tmp_path / "cache").glob("engines/*/model.*"))
     with pytest.raises(ModelError, match="perplexity"):  # known by now
         chosen(loaded)

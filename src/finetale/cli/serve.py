@@ -35,6 +35,7 @@ def command(
         tuple[str, ...],
         Parameter(
             name=["--model", "--also"],
+            negative=(),
             help="Another model to serve beside it, as NAME=MODEL; may be given several times.",
         ),
     ] = (),
@@ -45,11 +46,13 @@ def command(
         Path | None, Parameter(help="File that holds the API key; else the environment's FINETALE_API_KEY.")
     ] = None,
     allow_host: Annotated[
-        tuple[str, ...], Parameter(help="Further names under which it may be reached, as behind a proxy.")
+        tuple[str, ...], Parameter(negative=(), help="Further names under which it may be reached, as behind a proxy.")
     ] = (),
     allow_origin: Annotated[
         tuple[str, ...],
-        Parameter(help="Other sites whose pages may ask, as https://example.org; may be given several times."),
+        Parameter(
+            negative=(), help="Other sites whose pages may ask, as https://example.org; may be given several times."
+        ),
     ] = (),
     engine: Annotated[
         Literal["auto", "openvino", "torch", "vllm"],
@@ -92,7 +95,7 @@ def command(
     called = name or Path(model).name or model
     others = dict(_named(word) for word in also)
     if len({called, *others, *(["base"] if with_base else [])}) < 1 + len(also) + with_base:
-        raise ConfigError("Two models have the same name.", "Name them apart with --name and --also NAME=MODEL.")
+        raise ConfigError("Two models have the same name.", "Name them apart with --name and --model NAME=MODEL.")
     hosts = frozenset({*_LOOPBACK, *allow_host, *([host] if host not in ("0.0.0.0", "::") else [])})
     console = stdout()
 
@@ -181,5 +184,5 @@ def _origin(word: str) -> str:
 def _named(word: str) -> tuple[str, str]:
     name, _, model = word.partition("=")
     if not name or not model:
-        raise ConfigError(f"--also {word} is not NAME=MODEL.", "Write it as in --also base=gpt2.")
+        raise ConfigError(f"--model {word} is not NAME=MODEL.", "Write it as in --model base=gpt2.")
     return name, model

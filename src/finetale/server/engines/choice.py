@@ -1,7 +1,8 @@
 """Which engine serves a model: the fastest here of those whose numbers are right.
 
 A converted model is held against PyTorch before it serves: its scores in fp32 within 0.1% (so the conversion is right), and
-with int8 weights its perplexity on held-out text within 1%. What was found is kept beside the converted model.
+with int8 weights its perplexity on held-out text within 1%, else its weights stay as they are, if that holds. What was found is
+kept beside the converted model.
 """
 
 from __future__ import annotations
@@ -37,7 +38,11 @@ _TORCH_TOLERANCE = 0.02
 _CONVERTED_TOLERANCE = 1e-3
 MOST_CHANGE = 0.01
 """Of the perplexity, by int8 weights."""
-_ROUNDINGS: tuple[dict[str, Any], ...] = ({"symmetric": True, "group": 128}, {"symmetric": False, "group": 32})
+_ROUNDINGS: tuple[dict[str, Any], ...] = (
+    {"weights": "int8", "symmetric": True, "group": 128},
+    {"weights": "int8", "symmetric": False, "group": 32},
+    {"weights": "as they are", "group": 0},
+)
 """Of weights and of what they are multiplied with, the faster first."""
 _MODEL, _RECORD = "model.xml", "engine.json"
 _CHUNK = 256
@@ -134,6 +139,9 @@ def choose(
     if problem is None:
         from finetale.server.engines.openvino import OpenVinoRows
 
+        if record["hurt"] is not None:
+            message = f"{record['hurt']}; its weights stay as they are, which is slower."
+            notify({"event": "warning", "message": message})
         speeds = record["tokens_per_second"]
         if wanted == "openvino" or speeds["openvino"] >= speeds["torch"]:
             return facts.engine(
@@ -193,7 +201,7 @@ def _make(
         try:
             parent.mkdir(parents=True, exist_ok=True)
             rundir.recover(parent)
-            record = {"problem": None}
+            record = {"problem": None, "hurt": None}
             rundir.write_folder(place, fill, manifest=True)
         except OSError as error:
             notify({"event": "warning", "message": f"The converted model can't be kept in {parent}: {error}."})
@@ -241,15 +249,18 @@ def _convert(
     before = _perplexity(reference.rows, texts, facts.vocab_size)
     record["perplexity"] = {"torch": before, "text": of, "tokens": sum(len(text) - 1 for text in texts)}
     for rounding in _ROUNDINGS:
-        save(conversion.compress(converted, symmetric=rounding["symmetric"]), place / _MODEL)
+        rounded = rounding["weights"] == "int8"
+        save(conversion.compress(converted, symmetric=rounding["symmetric"]) if rounded else converted, place / _MODEL)
         rows = OpenVinoRows(place / _MODEL, context=facts.context, slots=slots, group=rounding["group"])
         after = _perplexity(rows, texts, facts.vocab_size)
         record |= {"rounding": rounding}
         record["perplexity"]["openvino"] = after
         if abs(after - before) <= before * MOST_CHANGE:
             break
+        if rounded:
+            record["hurt"] = f"int8 weights would change its perplexity on {of} from {before:.2f} to {after:.2f}"
     else:
-        record["problem"] = f"int8 weights would change its perplexity on {of} from {before:.2f} to {after:.2f}"
+        record["problem"] = f"its perplexity on {of} is {after:.2f} and not {before:.2f}"
         return
     fast = facts.engine(rows)
     say("Measuring which engine is faster here")

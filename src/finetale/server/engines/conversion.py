@@ -21,8 +21,8 @@ from transformers.utils import logging
 from finetale import speed
 from finetale.server.engines.openvino import core
 
-VERSION = 1
-"""Counts changes of this file that make another model of the same weights."""
+VERSION = 2
+"""Counts changes that make another model of the same weights, here or in `choice`."""
 
 
 def convert(model: PreTrainedModel) -> Any:
