@@ -134,8 +134,30 @@ def test_a_place_that_is_taken_is_said(tmp_path: Path, capsys: pytest.CaptureFix
     error = capsys.readouterr().err
     assert f"error: 127.0.0.1:{port} can't be listened at: Address already in use" in error
     assert "--port" in error
-    assert run(["serve", "bundled", "--port", "99999"]) == 1
-    assert "can't be listened at" in capsys.readouterr().err
+    assert run(["serve", "bundled", "--host", "203.0.113.7", "--api-key-file", str(key_file(tmp_path))]) == 1
+    assert "error: 203.0.113.7:8000 can't be listened at: " in capsys.readouterr().err
+
+
+def key_file(folder: Path) -> Path:
+    (folder / "key").write_text("secret\n")
+    return folder / "key"
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "rule"),
+    [
+        ("port", "99999", "<= 65535"),
+        ("slots", "0", ">= 1"),
+        ("queue", "-1", ">= 0"),
+        ("timeout", "0", "> 0"),
+        ("timeout", "nan", "> 0"),
+        ("drain", "-1", ">= 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(flag: str, value: str, rule: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", "bundled", f"--{flag}", value]) == 2
+    told = capsys.readouterr().err
+    assert f"for --{flag}. Must be {rule}" in told
 
 
 def test_what_can_not_be_loaded_ends_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

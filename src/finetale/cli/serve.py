@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from finetale.cli.output import Model, Quiet, progress, stdout
 from finetale.errors import ConfigError
@@ -29,7 +30,9 @@ def command(
     host: Annotated[
         str, Parameter(help="Address to listen at. Any but this machine's own needs an API key.")
     ] = "127.0.0.1",
-    port: Annotated[int, Parameter(help="Port to listen at. 0: any that is free.")] = 8000,
+    port: Annotated[
+        int, Parameter(validator=Number(gte=0, lte=65_535), help="Port to listen at. 0: any that is free.")
+    ] = 8000,
     name: Annotated[str | None, Parameter(help="Name of the model in requests. auto: the last part of MODEL.")] = None,
     also: Annotated[
         tuple[str, ...],
@@ -64,10 +67,22 @@ def command(
         Literal["auto", "fp32", "bf16"],
         Parameter(help="Of PyTorch's weights. auto: bf16 on a GPU, fp32 elsewhere."),
     ] = "auto",
-    slots: Annotated[int, Parameter(help="Completions that are computed at the same time.")] = 16,
-    queue: Annotated[int, Parameter(help="Requests that may wait; further ones get status 429.")] = 32,
-    timeout: Annotated[float, Parameter(help="Seconds in which a request must be done, its waiting included.")] = 600.0,
-    drain: Annotated[float, Parameter(help="Seconds to finish what was begun, after SIGTERM or Ctrl-C.")] = 30.0,
+    slots: Annotated[
+        int, Parameter(validator=Number(gte=1, lte=1024), help="Completions that are computed at the same time.")
+    ] = 16,
+    queue: Annotated[
+        int,
+        Parameter(validator=Number(gte=0, lte=100_000), help="Requests that may wait; further ones get status 429."),
+    ] = 32,
+    timeout: Annotated[
+        float, Parameter(validator=Number(gt=0), help="Seconds in which a request must be done, its waiting included.")
+    ] = 600.0,
+    drain: Annotated[
+        float,
+        Parameter(
+            validator=Number(gte=0, lte=86_400), help="Seconds to finish what was begun, after SIGTERM or Ctrl-C."
+        ),
+    ] = 30.0,
     revision: Annotated[str | None, Parameter(help="Branch, tag or commit on the Hub.")] = None,
     offline: Annotated[bool, Parameter(negative=(), help="Use only what is on this machine already.")] = False,
     quiet: Quiet = False,
