@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import shutil
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from transformers import (
@@ -290,6 +292,17 @@ def test_a_disk_that_can_not_be_written_is_said(loaded: LoadedModel, tmp_path: P
     engine, events = chosen(loaded, "auto")
     assert engine.name == "torch"
     assert "can't be kept" in str(events)
+
+
+def test_a_conversion_leaves_nothing_behind(model: PreTrainedModel) -> None:
+    process = psutil.Process()
+    sizes = []
+    for number in range(12):
+        conversion.convert(model)
+        if number > 1:
+            gc.collect()
+            sizes.append(process.memory_info().rss)
+    assert sizes[-1] - sizes[0] < 30e6  # ten times what is traced of this model are 100 MB
 
 
 def test_nothing_is_told_to_anybody(tmp_path: Path) -> None:

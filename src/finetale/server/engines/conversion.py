@@ -46,7 +46,11 @@ def convert(model: PreTrainedModel) -> Any:
         ids, mask = torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 5, dtype=torch.int64)
         positions = torch.arange(2, 5).repeat(2, 1)
         caches = [torch.zeros(2, heads, 2, width) for pair in shapes for heads, width in pair]
-        converted = openvino.convert_model(_Explicit(model), example_input=(ids, mask, positions, *caches))
+        try:
+            converted = openvino.convert_model(_Explicit(model), example_input=(ids, mask, positions, *caches))
+        finally:
+            # Else what was traced stays for the life of the process, 10 MB of the smallest model, each time it is opened.
+            torch._C._jit_clear_class_registry()
     sizes = [size for pair in shapes for size in pair]
     for port, name in zip(converted.inputs, [*names, *past], strict=True):
         port.get_tensor().set_names({name})
