@@ -573,3 +573,52 @@ def test_rows_are_together_only_if_they_keep_apart() -> None:
     neo = GPTNeoConfig(**shape, attention_types=[[["global", "local"], 1]], window_size=4, initializer_range=0.5)
     engine = choice.torch_engine(loaded_as(neo, eager=True), facts, 4)
     assert engine.name == "torch, one at a time"
+
+
+def test_offsets_of_an_echo_count_special_tokens_too(running: Running) -> None:
+    end = running.generator.tokenizer.eos_token
+    prompt = f"The lamp{end}stood on"
+    choice_ = running.complete(prompt=prompt, echo=True, logprobs=0, max_tokens=3).choices[0]
+    tokens, offsets = choice_.logprobs.tokens, choice_.logprobs.text_offset
+    place = tokens.index(end)
+    assert choice_.text[offsets[place] :].startswith(end)
+    assert choice_.text[offsets[place + 1] :].startswith(tokens[place + 1])
+    assert offsets[place + 1] == offsets[place] + len(end)
+
+
+def test_tokens_that_a_stop_string_cuts_off_are_not_told(running: Running) -> None:
+    whole = running.complete(max_tokens=12).choices[0].text
+    stop = next(whole[at : at + 4] for at in range(1, len(whole) - 4) if whole.find(whole[at : at + 4]) == at)
+    for stream in (False, True):
+        answer = running.complete(max_tokens=12, stop=stop, logprobs=0, stream=stream)
+        choices = [piece.choices[0] for piece in answer] if stream else [answer.choices[0]]
+        text = "".join(choice_.text for choice_ in choices)
+        assert text == whole[: whole.index(stop)]
+        offsets = [place for choice_ in choices if choice_.logprobs for place in choice_.logprobs.text_offset]
+        assert offsets == sorted(offsets)
+        assert all(place < len(text) for place in offsets)
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "two\nlines", "a\tb"])
+def test_a_key_that_no_request_can_carry_is_refused(
+    tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "key").write_text(key, encoding="utf-8")
+    assert run(["serve", "bundled", "--api-key-file", str(tmp_path / "key")]) == 1
+    assert "can't be sent in a request" in capsys.readouterr().err
+
+
+def test_keys_and_names_as_people_write_them(folder: Path) -> None:
+    (folder / "bom").write_text("secret\n", encoding="utf-8-sig")
+    words = ("--api-key-file", "bom", "--allow-host", "Writers.Example:8443", "--queue", "0", "--name", "[/x]")
+    with Serving(folder, "tiny", "--engine", "torch", *words) as serving:
+        connection = http.client.HTTPConnection("127.0.0.1", serving.port)
+        headers = {"Authorization": "Bearer secret", "Host": "writers.example"}
+        body = json.dumps({"model": "[/x]", "prompt": "The", "max_tokens": 2})
+        connection.request("POST", "/v1/completions", body, headers)
+        answer = connection.getresponse()
+        assert answer.status == 200, "an idle service needs no queue"
+        answer.read()
+        connection.close()
+        assert serving.end()[0] == 0
+    assert run(["serve", str(folder / "tiny"), "--allow-host", "http://x"]) == 1

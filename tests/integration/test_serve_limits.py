@@ -126,6 +126,39 @@ def test_the_second_request_of_a_connection_has_its_time_too(place: Place) -> No
         assert 0.4 < time.monotonic() - started < 5
 
 
+def test_the_rest_of_a_body_that_was_answered_unread_has_its_time(place: Place) -> None:
+    with place.socket() as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        started = time.monotonic()
+        with contextlib.suppress(OSError):
+            for _ in range(20):
+                client.sendall(b"x")
+                time.sleep(0.1)
+        read_all(client)
+        assert 0.2 < time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": [-1] * 20_000},
+        {"prompt": [[]] * 20_000},
+        {"prompt": [1] * 20_000 + ["x"]},
+        {"prompt": ["x"] * 10_000 + [1]},
+        {"prompt": "x", "logit_bias": {str(number): 1000 for number in range(6_000)}},
+        {"prompt": "x", "stop": [1] * 20_000},
+        {str(number): 1 for number in range(6_000)},
+    ],
+)
+def test_a_body_full_of_errors_costs_as_little_as_one_with_one(place: Place, body: dict[str, Any]) -> None:
+    started = time.process_time()
+    status, _, data = place.ask("POST", "/v1/completions", {"model": "tiny"} | body, Authorization=f"Bearer {KEY}")
+    assert status == 400
+    assert len(data) < 1000
+    assert time.process_time() - started < 0.25  # it took a hundred times as long
+
+
 def test_a_body_that_does_not_come_is_told(place: Place) -> None:
     with place.socket() as client:
         head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 50\r\n\r\n{{"

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from finetale import models
 from serving import Serving
-from tiny import save_model
+from tiny import model, save_model, tokenizer
 
 sync_api = pytest.importorskip("playwright.sync_api")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -24,7 +25,12 @@ KEY = "a key of the tests"
 def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     folder = tmp_path_factory.mktemp("page")
     save_model(folder / "before")
-    save_model(folder / "after", seed=5, positions=2048)  # one that has room to write for long
+    # One that has room to write for long, and gives the token that ends a text a score of -160.
+    endless = model(5, positions=2048)
+    endless.transformer.ln_f.bias.data.fill_(1)
+    endless.transformer.wte.weight.data[0] = -5
+    (folder / "after").mkdir()
+    models.save(endless, tokenizer(), folder / "after")
     (folder / "key").write_text(KEY)
     words = ("before", "--model", "after=after", "--engine", "torch", "--api-key-file", "key")
     with Serving(folder, *words) as started:

@@ -182,13 +182,15 @@ def test_work_that_does_not_end_is_left_at_the_deadline(tmp_path: Path, engine: 
             return data
 
         started = time.monotonic()
-        asyncio.run(asyncio.wait_for(go(), 60))
+        data = asyncio.run(asyncio.wait_for(go(), 60))
         assert serving.process.wait(20) == 0
         seconds = time.monotonic() - started
         print(f"{engine}: ended {seconds:.2f} s after SIGTERM, with a deadline of 1 s")
         assert seconds < 4
         if engine != "stuck":
             assert seconds > 0.9, "it has the time that it was given"
+        assert b'"code":"draining"' in data, "who waited is told"
+        assert data.rstrip().endswith(b"0"), "and its stream is ended as streams end"
 
 
 def test_a_log_that_nobody_reads_keeps_nobody_waiting(tmp_path: Path) -> None:

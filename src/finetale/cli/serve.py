@@ -111,7 +111,7 @@ def command(
     others = dict(_named(word) for word in also)
     if len({called, *others, *(["base"] if with_base else [])}) < 1 + len(also) + with_base:
         raise ConfigError("Two models have the same name.", "Name them apart with --name and --model NAME=MODEL.")
-    hosts = frozenset({*_LOOPBACK, *allow_host, *([host] if host not in ("0.0.0.0", "::") else [])})
+    hosts = frozenset({*_LOOPBACK, *map(_host, allow_host), *([_host(host)] if host not in ("0.0.0.0", "::") else [])})
     console = stdout()
 
     stack = ExitStack()
@@ -122,6 +122,7 @@ def command(
             f"Serving {' and '.join(served)} at {address}/v1 (Ctrl-C ends it)",
             soft_wrap=True,
             highlight=False,
+            markup=False,
         )
 
     with stack:
@@ -172,16 +173,39 @@ def _key(file: Path | None) -> str | None:
         ConfigError: the file can't be read or is empty.
     """
     if file is None:
-        return os.environ.get("FINETALE_API_KEY", "").strip() or None
+        given = os.environ.get("FINETALE_API_KEY", "").strip()
+        return _sound(given, "FINETALE_API_KEY") if given else None
     try:
-        key = file.expanduser().read_text(encoding="utf-8").strip()
+        key = file.expanduser().read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"The API key in {file} can't be read: {error}.", "Check the path of --api-key-file."
         ) from None
     if not key:
         raise ConfigError(f"{file} holds no API key.", "Write one into it, in one line.")
+    return _sound(key, str(file))
+
+
+def _sound(key: str, where: str) -> str:
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(
+            f"The API key in {where} can't be sent in a request: it may have ASCII letters, digits and signs, in one line.",
+            "Make another one, as with: openssl rand -hex 32",
+        )
     return key
+
+
+def _host(word: str) -> str:
+    """A name under which a service is reached, as the Host header has it without its port.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if "/" in word or not word.strip():
+        raise ConfigError(f"--allow-host {word} is no name of a host.", "Write it as in --allow-host writers.example.")
+    from finetale.server.guard import name_of
+
+    return word.lower() if word.count(":") > 1 and not word.startswith("[") else name_of(word)
 
 
 def _origin(word: str) -> str:
@@ -193,7 +217,8 @@ def _origin(word: str) -> str:
     scheme, _, place = word.lower().partition("://")
     if scheme not in ("http", "https") or not place.strip("/") or "/" in place.rstrip("/") or "*" in place:
         raise ConfigError(f"--allow-origin {word} is no site.", "Write it as in --allow-origin https://example.org.")
-    return f"{scheme}://{place.rstrip('/')}"
+    default = ":443" if scheme == "https" else ":80"
+    return f"{scheme}://{place.rstrip('/').removesuffix(default)}"
 
 
 def _named(word: str) -> tuple[str, str]:

@@ -9,10 +9,17 @@ CONTEXT_TOKENS = 4
 
 
 class TextStream:
-    """Tokens of one sample → text: holds back unfinished characters, cuts at stop strings."""
+    """Tokens of one sample → text: holds back unfinished characters, cuts at stop strings.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, context: list[int], stop: tuple[str, ...]) -> None:
+    Args:
+        special: whether special tokens are text too, as in a prompt that is given back.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, context: list[int], stop: tuple[str, ...], *, special: bool = False
+    ) -> None:
         self.tokenizer = tokenizer
+        self._skip = not special
         self.stop = stop
         self.text = ""
         self.stopped = False
@@ -42,6 +49,11 @@ class TextStream:
         if not self.stopped:
             self._append(self._decode()[self._seen :])
 
+    @property
+    def taken(self) -> int:
+        """Characters that have been taken."""
+        return self._taken
+
     def take(self, *, final: bool) -> str:
         """New text since the last call, without what may become a stop string; all of it if final."""
         held = 0
@@ -60,5 +72,7 @@ class TextStream:
             self.stopped = True
 
     def _decode(self) -> str:
-        text: str = self.tokenizer.decode(self._window, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text: str = self.tokenizer.decode(
+            self._window, skip_special_tokens=self._skip, clean_up_tokenization_spaces=False
+        )
         return text

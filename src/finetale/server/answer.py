@@ -58,6 +58,10 @@ class Served:
         """Whether a client has to come again later."""
         return self.worker.is_full(client)
 
+    def expire(self) -> None:
+        """There is no more time; see Worker."""
+        self.worker.expire()
+
     def close(self, seconds: float | None) -> None:
         """Finish what was begun, and end; see Worker."""
         self.worker.close(seconds)

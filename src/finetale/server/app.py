@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections.abc import Awaitable
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2 import Environment, PackageLoader, Template
 from starlette.applications import Starlette
@@ -26,9 +27,10 @@ from finetale.server.meters import Meters
 from finetale.server.vllm import Upstream
 from finetale.server.wire import ChatRequest, CompletionRequest
 
+T = TypeVar("T")
 _log = logging.getLogger("finetale.server")
 _SHORT = 4096
-"""Characters or token ids that are turned into a request where it came in; more would keep the others waiting."""
+"""Bytes of a body, characters or token ids that are looked at where they came in; more would keep the others waiting."""
 
 
 class Service:
@@ -77,6 +79,11 @@ class Service:
     def is_full(self, client: str) -> bool:
         """Whether no model has room for what a client may ask."""
         return bool(self.models) and all(model.is_full(client) for model in self.models.values())
+
+    def expire(self) -> None:
+        """There is no more time: what is not done is told so."""
+        for model in self.models.values():
+            model.expire()
 
     def tell(self, told: Answered) -> None:
         """Count and log one answer. Of the request it has the route alone: prompts are nobody's business."""
@@ -133,19 +140,23 @@ class Service:
 
     async def completions(self, request: Request) -> Response:
         """Text that goes on from a prompt."""
-        asked = wire.read(CompletionRequest, await self._body(request))
+        asked = await self._read(CompletionRequest, request)
         return await self._answer(request, asked, wire.TEXT)
 
     async def chat(self, request: Request) -> Response:
         """The next message of a conversation, by the template that the model was trained with."""
-        chat = wire.read(ChatRequest, await self._body(request))
+        chat = await self._read(ChatRequest, request)
         model = self._model(chat.model)
         if isinstance(model, Upstream):
             self._limit(chat.n or 1, "n")
-            return await model.answer("/v1/chat/completions", chat)
+            return await _until_gone(request, model.answer("/v1/chat/completions", chat, self.limits.request_seconds))
         messages = [message.plain() for message in chat.messages]
         ids = await run_in_threadpool(model.vocabulary.encode_chat, messages)
         return await self._answer(request, chat.completion(ids), wire.CHAT)
+
+    async def _read(self, kind: type[wire.Body], request: Request) -> wire.Body:
+        body = await self._body(request)
+        return wire.read(kind, body) if len(body) <= _SHORT else await run_in_threadpool(wire.read, kind, body)
 
     async def _body(self, request: Request) -> bytes:
         try:
@@ -164,7 +175,7 @@ class Service:
         model = self._model(asked.model)
         self._limit(len(asked.prompts) * asked.count, "n" if asked.count > 1 else "prompt")
         if isinstance(model, Upstream):
-            return await model.answer("/v1/completions", asked)
+            return await _until_gone(request, model.answer("/v1/completions", asked, self.limits.request_seconds))
         self._post.open()
         answer = await self._submitted(asked, shape, model, request.client.host if request.client else "")
         if asked.stream:
@@ -209,7 +220,7 @@ def _described(model: Served | Upstream) -> dict[str, Any]:
     return {"id": model.name, "object": "model", "created": model.created, "owned_by": "finetale"}
 
 
-async def _until_gone(request: Request, work: Any) -> Any:
+async def _until_gone(request: Request, work: Awaitable[T]) -> T:
     """Result of some work, unless the client leaves first.
 
     Raises:
@@ -222,15 +233,15 @@ async def _until_gone(request: Request, work: Any) -> Any:
             if message["type"] == "http.disconnect":
                 return
 
-    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(gone())]
+    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(gone())
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not tasks[0].done():
+        await asyncio.wait([working, watching], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
             raise ClientDisconnect
-        return tasks[0].result()
+        return working.result()
     finally:
-        for task in tasks:
-            task.cancel()
+        working.cancel()
+        watching.cancel()
 
 
 async def _refused(request: Request, error: Exception) -> Response:

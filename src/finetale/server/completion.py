@@ -137,10 +137,12 @@ class Writer:
         text = self.text.take(final=last)
         if not text and not last:
             return None
-        # Those that would begin where the text ends were cut off with a stop string.
-        cut = self.finished == "stop"
-        tokens = tuple(pair for pair in self._tokens if not cut or pair[1] < len(self.text.text))
-        self._tokens = []
+        # Those that would begin where the text ends may yet be cut off with a stop string, or were.
+        if last and self.finished != "stop":
+            tokens, self._tokens = tuple(self._tokens), []
+        else:
+            tokens = tuple(pair for pair in self._tokens if pair[1] < self.text.taken)
+            self._tokens = self._tokens[len(tokens) :]
         reason = wire.finish_reason(self.finished) if self.finished is not None else None
         return Piece(self.index, text, tokens, reason)
 
@@ -226,7 +228,7 @@ class Completion:
             return text, []
         if len(told) < len(self.prompts[number]):
             told = [Token(self.prompts[number][0]), *told]
-        stream = TextStream(self.vocabulary.tokenizer, [], ())
+        stream = TextStream(self.vocabulary.tokenizer, [], (), special=True)
         places = []
         for token in told:
             places.append(len(stream.text))

@@ -66,16 +66,23 @@ class BoundedProtocol(H11Protocol):
         if self.transport is None:  # it was refused
             return
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
-            self._waiting = _cancel(self._waiting)
-        elif self._waiting is None:
-            self._waiting = self.loop.call_later(self.limits.header_seconds, self.transport.abort)
+        self._watch()
 
     def on_response_complete(self) -> None:
         """An answer is out; the next request may have come with the one before."""
         super().on_response_complete()
-        if self.conn.their_state is not h11.IDLE:
+        if self.conn.their_state is not h11.IDLE:  # between two requests its time is uvicorn's affair
+            self._watch()
+        if self.transport.is_closing():  # what is not taken by then is not wanted
+            self.loop.call_later(self.limits.stalled_seconds, self.transport.abort)
+
+    def _watch(self) -> None:
+        """Whoever is to send a head, or the rest of a body that was answered unread, has so much time for it."""
+        answered = self.cycle is not None and self.cycle.response_complete
+        if self.conn.their_state is not h11.IDLE and not (answered and self.conn.their_state is h11.SEND_BODY):
             self._waiting = _cancel(self._waiting)
+        elif self._waiting is None:
+            self._waiting = self.loop.call_later(self.limits.header_seconds, self.transport.abort)
 
     def send_400_response(self, msg: str) -> None:
         """What came is no HTTP, or its head is too large."""

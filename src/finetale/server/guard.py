@@ -128,7 +128,7 @@ class Guard:
         """(status, message, code) of what must not come in."""
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADER_BYTES:
             return 431, f"The request's head is larger than {MOST_HEADER_BYTES:,} bytes.", None
-        host = _name_of(headers.get("host", ""))
+        host = name_of(headers.get("host", ""))
         if self.limits.hosts and host not in self.limits.hosts:
             # A page on the web can have its own name lead here (DNS rebinding), but can't change the Host it sends.
             return 403, f"The host {host!r} is not served here.", "host_not_allowed"
@@ -160,7 +160,7 @@ class Guard:
         await self.app(scope, counting, send)
 
 
-def _name_of(host: str) -> str:
+def name_of(host: str) -> str:
     """A host without its port, in lower case; brackets of IPv6 addresses are left out."""
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()

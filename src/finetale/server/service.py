@@ -6,8 +6,9 @@ import gc
 import logging
 import signal
 import socket
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -22,7 +23,7 @@ from finetale.server.connections import bounded
 from finetale.server.guard import MOST_HEADER_BYTES, Limits
 from finetale.server.logs import logged_as_json
 from finetale.server.source import Source
-from finetale.server.vllm import Upstream
+from finetale.server.vllm import Upstream, close_all
 from finetale.signals import Bell, StopRequest
 
 _log = logging.getLogger("finetale.server")
@@ -61,7 +62,7 @@ def run(
         lifespan="off",
         h11_max_incomplete_event_size=MOST_HEADER_BYTES,
         http=bounded(limits),
-        timeout_graceful_shutdown=max(1, round(drain_seconds)),
+        timeout_graceful_shutdown=round(drain_seconds) + 1,
     )
     server = uvicorn.Server(config)
     bell, ended = Bell(), threading.Event()
@@ -83,7 +84,7 @@ def run(
                     opened = source.open(notify)
                     assert opened is not None
                     service.add(opened)
-            with _draining(service, server):
+            with _draining(service, server, drain_seconds):
                 _settle()
                 service.loading = False
                 address, number = listener.getsockname()[:2]
@@ -102,6 +103,7 @@ def run(
         thread.join(drain_seconds + 2)
         for model in service.models.values():
             model.close(0.5)
+        close_all()
         bell.close()
         while bell.wait():
             pass
@@ -158,7 +160,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConfigError(
             f"{host}:{port} can't be listened at: {why}.", "Choose another place with --host and --port."
@@ -167,28 +169,37 @@ def _listen(host: str, port: int) -> socket.socket:
 
 @contextmanager
 def _reloads(asked: list[int] | None = None) -> Iterator[list[int]]:
-    """A list, to which each SIGHUP adds something; it wakes the one that waits for a Bell besides."""
+    """A list, to which each SIGHUP adds something; it wakes the one that waits for a Bell besides. Not that of a closed terminal."""
     asked = [] if asked is None else asked
-    with _handling({"SIGHUP": lambda number, frame: asked.append(number)}):
+    with _handling({} if _in_terminal() else {"SIGHUP": lambda number, frame: asked.append(number)}):
         yield asked
 
 
+def _in_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
 @contextmanager
-def _draining(service: Service, server: uvicorn.Server) -> Iterator[None]:
-    """SIGTERM and SIGINT drain, a second SIGINT ends at once."""
+def _draining(service: Service, server: uvicorn.Server, seconds: float) -> Iterator[None]:
+    """SIGTERM and SIGINT drain, as does a terminal that is closed; a second SIGINT ends at once."""
+    expiry = threading.Timer(seconds, service.expire)
+    expiry.daemon = True
 
     def end(number: int, frame: FrameType | None) -> None:
         service.draining = True
         server.should_exit, again = True, server.should_exit
-        if again and number == signal.SIGINT:
+        if not again:
+            expiry.start()
+        elif number == signal.SIGINT:
             server.force_exit = True
 
-    with _handling({"SIGINT": end, "SIGTERM": end}):
+    with _handling({"SIGINT": end, "SIGTERM": end} | ({"SIGHUP": end} if _in_terminal() else {})):
         yield
+    expiry.cancel()
 
 
 @contextmanager
-def _handling(handlers: dict[str, Callable[[int, FrameType | None], Any]]) -> Iterator[None]:
+def _handling(handlers: Mapping[str, Callable[[int, FrameType | None], Any]]) -> Iterator[None]:
     before = {
         number: signal.signal(number, handler)
         for name, handler in handlers.items()

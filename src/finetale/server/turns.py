@@ -33,13 +33,12 @@ class Turns(Generic[T]):
             for waiting in users.values():
                 yield from waiting
 
-    def has_room(self, client: str) -> bool:
-        """Whether something of a client may wait."""
-        return self._count < self._most + (0 if client in self._clients else self._extra)
+    def has_room(self, client: str, soon: int = 0) -> bool:
+        """Whether something of a client may wait, where so many of those that wait will not for long."""
+        return self._count - soon < self._most + (0 if client in self._clients else self._extra)
 
     def put(self, thing: T, client: str, user: str = "") -> None:
-        """Let a thing wait behind those of its client's user; there must be room."""
-        assert self.has_room(client)
+        """Let a thing wait behind those of its client's user."""
         self._clients.setdefault(client, OrderedDict()).setdefault(user, deque()).append(thing)
         self._count += 1
 

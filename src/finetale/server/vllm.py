@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -28,6 +30,8 @@ from finetale.server.guard import QUEUE_FULL
 
 COMMAND = "FINETALE_VLLM"
 """Environment variable that names the command, where it is not on the PATH."""
+_STARTING_SECONDS, _ENDING_SECONDS = 1800.0, 5.0
+_running: set[Upstream] = set()
 
 
 @dataclass(eq=False)
@@ -77,38 +81,61 @@ class Upstream:
         """Whether everybody has to come again later."""
         return self.asked >= self.most
 
-    def close(self, seconds: float | None) -> None:
-        """End its process."""
-        self.process.terminate()
-        try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+    def expire(self) -> None:
+        """There is no more time: whoever waits is told so by the end of the process."""
+        self._signal(signal.SIGTERM)
 
-    async def answer(self, route: str, asked: wire.CompletionRequest | wire.ChatRequest) -> Response:
-        """Its answer to a request that has been checked.
+    def close(self, seconds: float | None) -> None:
+        """End its process and those it has started; without a number of seconds once nobody waits for it any more."""
+        while seconds is None and self.asked and self.works:
+            time.sleep(0.05)
+        self._signal(signal.SIGTERM)
+        try:
+            self.process.wait(_ENDING_SECONDS if seconds is None else seconds)
+        except subprocess.TimeoutExpired:
+            self._signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+            self.process.wait()
+        _running.discard(self)
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if hasattr(os, "killpg"):  # it leads a session of its own
+                os.killpg(self.process.pid, number)
+            else:
+                self.process.terminate()
+
+    async def answer(
+        self, route: str, asked: wire.CompletionRequest | wire.ChatRequest, seconds: float = 600.0
+    ) -> Response:
+        """Its answer to a request that has been checked, within some seconds.
 
         Raises:
             RequestError: there is no room, or vLLM refuses it or does not answer.
         """
         if self.is_full():
             raise RequestError(QUEUE_FULL[0], status=429, kind="rate_limit_error", code=QUEUE_FULL[1])
-        self._client = self._client or httpx2.AsyncClient(timeout=httpx2.Timeout(30, read=None))
+        if self._client is None:
+            limits = httpx2.Limits(max_connections=self.most, max_keepalive_connections=self.most)
+            self._client = httpx2.AsyncClient(timeout=httpx2.Timeout(30, read=None), limits=limits, trust_env=False)
+        ends = time.monotonic() + seconds
         request = self._client.build_request(
             "POST", self.url + route, json=self._body(asked), headers=self.authorization
         )
         self.asked += 1
         answer = None
         try:
-            answer = await self._client.send(request, stream=True)
-            if answer.status_code != 200:
-                raise _refusal(answer.status_code, await answer.aread())
-            if not asked.stream:
-                return JSONResponse(json.loads(await answer.aread()))
+            async with asyncio.timeout(seconds):
+                answer = await self._client.send(request, stream=True)
+                if answer.status_code != 200:
+                    raise _refusal(answer.status_code, await answer.aread())
+                if not asked.stream:
+                    return JSONResponse(json.loads(await answer.aread()))
             held, answer = answer, None
             self.asked += 1
-            return EventStream(_through(held), partial(self._end, held))
+            return EventStream(_through(held, ends), partial(self._end, held))
+        except TimeoutError:
+            message = f"The answer was not done within {seconds:g} seconds."
+            raise RequestError(message, status=504, kind="server_error", code="timeout") from None
         except httpx2.HTTPError as error:
             raise RequestError(f"vLLM does not answer: {error}.", status=503, kind="server_error") from None
         finally:
@@ -159,14 +186,22 @@ def start(name: str, folder: Path, vocabulary: Vocabulary, *, slots: int, most_w
     upstream = Upstream(
         name, process, f"http://127.0.0.1:{port}", key, vocabulary, slots + most_waiting, int(time.time()), sha256
     )
+    _running.add(upstream)
+    began = time.monotonic()
     try:
         while True:
+            if time.monotonic() - began > _STARTING_SECONDS:
+                raise ModelError(
+                    f"vLLM did not answer within {_STARTING_SECONDS / 60:.0f} minutes.", "What it wrote stands above."
+                )
             if not upstream.works:
                 raise ModelError(
                     f"vLLM ended with status {process.returncode} before it answered.", "What it wrote stands above."
                 )
             with contextlib.suppress(httpx2.HTTPError, ValueError, KeyError, TypeError):
-                listed = httpx2.get(f"{upstream.url}/v1/models", headers=upstream.authorization, timeout=5).json()
+                listed = httpx2.get(
+                    f"{upstream.url}/v1/models", headers=upstream.authorization, timeout=5, trust_env=False
+                ).json()
                 if any(model["id"] == name for model in listed["data"]):
                     return upstream
             time.sleep(0.2)
@@ -175,10 +210,28 @@ def start(name: str, folder: Path, vocabulary: Vocabulary, *, slots: int, most_w
         raise
 
 
-async def _through(answer: httpx2.Response) -> AsyncIterator[bytes]:
-    with contextlib.suppress(httpx2.HTTPError):
-        async for data in answer.aiter_bytes():
+async def _through(answer: httpx2.Response, ends: float) -> AsyncIterator[bytes]:
+    """The events of a stream as they come; one that breaks off says so."""
+    pieces, end = answer.aiter_bytes(), b""
+    try:
+        while True:
+            data = await asyncio.wait_for(anext(pieces), max(0.0, ends - time.monotonic()))
+            end = (end + data)[-len(wire.DONE) :]
             yield data
+    except StopAsyncIteration:
+        broken = "vLLM has broken off." if end != wire.DONE else ""
+    except TimeoutError:
+        broken = "The answer was not done in time."
+    except httpx2.HTTPError as error:
+        broken = f"vLLM does not answer: {error}."
+    if broken:
+        yield b"\n\n" + wire.event(wire.error_body(broken, "server_error", None, None)) + wire.DONE
+
+
+def close_all() -> None:
+    """End what was started and is not served, as while a newer model is being opened."""
+    for upstream in list(_running):
+        upstream.close(_ENDING_SECONDS)
 
 
 def _refusal(status: int, body: bytes) -> RequestError:

@@ -7,13 +7,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 
 from finetale.config import SamplingSettings
 from finetale.errors import RequestError
 
 MOST_LOGPROBS = 5
 MOST_STOPS = 4
+MOST_BIASES = 300
+_MOST_PARAMETERS = 100
 LARGEST_SEED = 2**63 - 1
 
 TokenId = Annotated[int, Field(ge=0, strict=True)]
@@ -22,6 +32,40 @@ Text = Annotated[str, Field(strict=True)]
 
 def _one_or_many(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
+
+
+def _prompt(value: Any) -> Any:
+    """A prompt, or what is wrong with it: the first thing alone, for a body has room for a million of them."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not value:
+        raise ValueError("must be a text, token ids, or a list of either, and not empty")
+    if isinstance(value[0], str):
+        if not all(isinstance(item, str) for item in value):
+            raise ValueError("must be texts or token ids, not both")
+        return value
+    lists = value if isinstance(value[0], list) else [value]
+    for ids in lists:
+        if not isinstance(ids, list) or not ids:
+            raise ValueError("must be lists of token ids, none of them empty")
+        if not all(type(token) is int and token >= 0 for token in ids):
+            raise ValueError("token ids must be whole numbers, not negative")
+    return value
+
+
+def _few(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > MOST_BIASES:
+        raise ValueError(f"must have {MOST_BIASES} tokens at most")
+    return value
+
+
+_AnyPrompt = (
+    Text
+    | Annotated[list[TokenId], Field(min_length=1)]
+    | Annotated[list[Text], Field(min_length=1)]
+    | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
+)
+_Biases = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100, strict=True)]], BeforeValidator(_few)]
 
 
 class StreamOptions(BaseModel):
@@ -38,12 +82,9 @@ class CompletionRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: Text = Field(description="Name of the model, as /v1/models lists it.")
-    prompt: (
-        Text
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[Text], Field(min_length=1)]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
-    ) = Field("", description="Text, token ids, or a list of either. Empty: a new document.")
+    prompt: Annotated[Any, PlainValidator(_prompt, json_schema_input_type=_AnyPrompt)] = Field(
+        "", description="Text, token ids, or a list of either. Empty: a new document."
+    )
     max_tokens: int | None = Field(16, ge=0, strict=True, description="Most tokens to generate.")
     temperature: float | None = Field(1.0, ge=0, le=2, strict=True, description="0: always the likeliest token.")
     top_p: float | None = Field(1.0, gt=0, le=1, strict=True)
@@ -62,8 +103,8 @@ class CompletionRequest(BaseModel):
     seed: int | None = Field(None, ge=-LARGEST_SEED - 1, le=LARGEST_SEED, strict=True)
     presence_penalty: float | None = Field(0.0, ge=-2, le=2, strict=True)
     frequency_penalty: float | None = Field(0.0, ge=-2, le=2, strict=True)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100, strict=True)]] | None = Field(
-        None, max_length=300, description="Token id to what is added to its score."
+    logit_bias: _Biases | None = Field(
+        None, max_length=MOST_BIASES, description="Token id to what is added to its score."
     )
     suffix: Text | None = Field(None, description="Not supported.")
     stream: bool | None = Field(False, strict=True)
@@ -136,7 +177,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    content: Text | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
     name: Text | None = None
 
     def plain(self) -> dict[str, str]:
@@ -151,7 +192,7 @@ class ChatRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: Text = Field(description="Name of the model, as /v1/models lists it.")
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, fail_fast=True)
     max_tokens: int | None = Field(None, ge=1, strict=True)
     max_completion_tokens: int | None = Field(
         None, ge=1, strict=True, description="Most tokens to generate. None: what the context has room for."
@@ -170,7 +211,7 @@ class ChatRequest(BaseModel):
     seed: int | None = Field(None, ge=-LARGEST_SEED - 1, le=LARGEST_SEED, strict=True)
     presence_penalty: float | None = Field(0.0, ge=-2, le=2, strict=True)
     frequency_penalty: float | None = Field(0.0, ge=-2, le=2, strict=True)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100, strict=True)]] | None = Field(None, max_length=300)
+    logit_bias: _Biases | None = Field(None, max_length=MOST_BIASES)
     stream: bool | None = Field(False, strict=True)
     stream_options: StreamOptions | None = None
     user: Text | None = None
@@ -212,6 +253,8 @@ def read(kind: type[Body], body: bytes) -> Body:
         raise RequestError(f"The body is no JSON: {error}.") from None
     if not isinstance(values, dict):
         raise RequestError("The body must be a JSON object.")
+    if len(values) > _MOST_PARAMETERS:
+        raise RequestError(f"The body has {len(values):,} parameters; there are not so many.")
     try:
         request = kind.model_validate(values)
     except ValidationError as error:
@@ -226,7 +269,7 @@ def read(kind: type[Body], body: bytes) -> Body:
         if first["type"] == "missing":
             raise RequestError(f"{parameter} is missing.", parameter, code="missing_required_parameter") from None
         raise RequestError(f"{parameter}: {message[:1].lower()}{message[1:]}.", parameter) from None
-    if _holds_half_a_pair(values):
+    if (b"\\u" in body or b"\xed" in body) and _holds_half_a_pair(values):
         raise RequestError("The body holds half of a surrogate pair, which is no text.")
     return request
 

@@ -91,7 +91,7 @@ class Worker:
 
     def is_full(self, client: str) -> bool:
         """Whether a client has to come again later."""
-        return not self._queue.has_room(client)
+        return not self._queue.has_room(client, max(0, self.engine.slots - self.engine.active))
 
     def cancel(self, ticket: Ticket) -> None:
         """Forget a request; its slots are free after the step that is being computed."""
@@ -99,6 +99,20 @@ class Worker:
             ticket.cancelled = True
             self._queue.remove(ticket)
             self._change.notify()
+
+    def expire(self) -> None:
+        """There is no more time: tell all that are not done so."""
+        with self._change:
+            tickets = {id(ticket): ticket for ticket, _ in list(self._active.values())}
+            tickets |= {id(ticket): ticket for ticket in self._queue}
+            self._queue.clear()
+            self._closing = True
+            waiting = [ticket for ticket in tickets.values() if not ticket.cancelled]
+            for ticket in waiting:
+                ticket.cancelled = True
+            self._change.notify()
+        for ticket in waiting:
+            ticket.tell(RequestError("The service ends.", status=503, kind="server_error", code="draining"))
 
     def close(self, seconds: float | None) -> bool:
         """Take no more requests, finish those that are here, and end. Whether that was done in time; None: however long it takes."""

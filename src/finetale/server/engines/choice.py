@@ -131,10 +131,9 @@ def choose(
         raise ConfigError("OpenVINO is not installed.", "Install it with pip install 'finetale[serve]'.")
     if wanted == "torch" or not here or (wanted == "auto" and loaded.model.device.type != "cpu"):
         return torch_engine(loaded, facts, slots, dtype)
-    folder = _place(loaded)
-    record = _read_record(folder)
-    if record is None:
-        record, folder = _make(loaded, facts, folder, slots, held_out, notify)
+    places = _places(loaded)
+    found = ((kept, place) for place in places if (kept := _read_record(place)) is not None)
+    record, folder = next(found, None) or _make(loaded, facts, places, slots, held_out, notify)
     problem = record["problem"]
     if problem is None:
         from finetale.server.engines.openvino import OpenVinoRows
@@ -154,8 +153,8 @@ def choose(
     return torch_engine(loaded, facts, slots, dtype)
 
 
-def _place(loaded: LoadedModel) -> Path:
-    """Where the converted model stands: in the run's directory, else in the cache, under a hash of all it comes from."""
+def _places(loaded: LoadedModel) -> list[Path]:
+    """Where the converted model may stand: in the run's directory, or in the cache, under a hash of all it comes from."""
     from finetale.server.engines import conversion
 
     words = {
@@ -166,9 +165,10 @@ def _place(loaded: LoadedModel) -> Path:
         "machine": [platform.machine(), environment.cpu_name(), torch.get_num_threads()],
     }
     digest = hashlib.sha256(json.dumps(words, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    cached = tokens.cache_root(None) / "engines" / f"openvino-{digest}"
     if loaded.provenance.kind == "run":
-        return RunDirectory(Path(loaded.provenance.name).expanduser()).engines / f"openvino-{digest}"
-    return tokens.cache_root(None) / "engines" / f"openvino-{digest}"
+        return [RunDirectory(Path(loaded.provenance.name).expanduser()).engines / cached.name, cached]
+    return [cached]
 
 
 def _read_record(folder: Path) -> dict[str, Any] | None:
@@ -181,7 +181,7 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
 def _make(
     loaded: LoadedModel,
     facts: Facts,
-    folder: Path,
+    places: Sequence[Path],
     slots: int,
     held_out: Callable[[], list[list[int]]],
     notify: Notify,
@@ -196,8 +196,8 @@ def _make(
                 file.unlink()
         (place / _RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
-    for parent in dict.fromkeys([folder.parent, tokens.cache_root(None) / "engines"]):
-        place = parent / folder.name
+    for number, place in enumerate(places):
+        parent = place.parent
         try:
             parent.mkdir(parents=True, exist_ok=True)
             rundir.recover(parent)
@@ -209,12 +209,12 @@ def _make(
         except Exception as error:  # whatever OpenVINO, its compressor or the tracer meet; not kept, for it may pass
             lines = str(error).strip().splitlines() or [""]
             return {"problem": f"{type(error).__name__}: {lines[-1][:200]}"}, place
-        if loaded.provenance.kind == "run":  # those of earlier weights or versions serve nobody
+        if number < len(places) - 1:  # in the run: those of earlier weights or versions serve nobody
             for other in parent.glob("openvino-*"):
                 if other != place:
                     shutil.rmtree(other, ignore_errors=True)
         return record, place
-    return {"problem": "there is no place to keep it"}, folder
+    return {"problem": "there is no place to keep it"}, places[-1]
 
 
 def _convert(
