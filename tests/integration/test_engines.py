@@ -220,6 +220,19 @@ def test_a_run_keeps_what_was_made_of_it(loaded: LoadedModel, tmp_path: Path) ->
     assert record_of(run)["perplexity"]["text"] == "text that it wrote"
 
 
+def test_a_run_that_can_not_be_written_has_it_in_the_cache(loaded: LoadedModel, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    rundir.write_json(run / "run.json", {"schema": 1})
+    (run / "engines").write_text("a file in the place of the folder", encoding="utf-8")
+    other = tmp_path / "cache/engines/openvino-of-another-model"
+    other.mkdir(parents=True)
+    provenance = models.Provenance(str(run), "run", None, "one", 1)
+    for number in range(2):
+        _, events = chosen(LoadedModel(loaded.model, loaded.tokenizer, provenance))
+        assert any("Converting" in event["message"] for event in events) == (number == 0), "once"
+    assert other.exists()
+
+
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """A compressor that ruins the model."""

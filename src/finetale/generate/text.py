@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from transformers import PreTrainedTokenizerBase
 
 # Prompt tokens that are decoded along with the continuation: some tokenizers drop a space at the start of a text.
@@ -43,6 +45,10 @@ class TextStream:
             del self._window[: self._settled]
             self._settled = len(self._window)
             self._base = self._seen = len(self._decode())
+
+    def add_all(self, tokens: Sequence[int]) -> None:
+        """Take the last tokens at once: they are text when it is finished. Not where a stop string may come."""
+        self._window.extend(tokens)
 
     def finish(self) -> None:
         """No more tokens will come: an unfinished character is text now."""

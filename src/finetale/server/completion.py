@@ -100,6 +100,7 @@ class Writer:
     Attributes:
         index: number of the choice.
         room: tokens that may follow.
+        whole: nothing of the text is needed before its end, so that it is made then.
     """
 
     index: int
@@ -107,8 +108,10 @@ class Writer:
     text: TextStream
     end: int
     room: int
+    whole: bool = False
     finished: Literal["end", "length", "stop"] | None = None
     logprob: float = 0.0
+    _begun: bool = False
     _tokens: list[tuple[Token, int]] = field(default_factory=list)
 
     def accept(self, token: Token) -> None:
@@ -122,18 +125,24 @@ class Writer:
             self.finished = "length"
         else:
             self.logprob += token.logprob or 0.0
-            self._tokens.append((token, len(self.text.text)))
-            self.text.add(token.id)
+            if not self.whole:
+                self._tokens.append((token, len(self.text.text)))
+                self.text.add(token.id)
             if self.text.stopped:
                 self.finished = "stop"
             elif len(self.job.tokens) >= self.room:
                 self.finished = "length"
         if self.finished is not None:
+            if self.whole:
+                self.text.add_all([made for made in self.job.tokens if made not in (self.end, EXHAUSTED)])
             self.text.finish()
 
     def take(self) -> Piece | None:
         """What is new since the last time; None if nothing can be told yet."""
         last = self.finished is not None
+        if self.whole and not last:
+            begins, self._begun = not self._begun, True
+            return Piece(self.index, "") if begins else None
         text = self.text.take(final=last)
         if not text and not last:
             return None
@@ -199,6 +208,7 @@ class Completion:
                         TextStream(vocabulary.tokenizer, ids[-CONTEXT_TOKENS:], settings.stop),
                         vocabulary.end,
                         room,
+                        whole=not (request.stream or settings.stop or request.logprobs is not None),
                         finished="length" if room == 0 else None,
                     )
                     for sample in range(request.count)
