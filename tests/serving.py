@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
@@ -81,5 +82,8 @@ class Client:
         await self.reader.readline()
         return found
 
-    def close(self) -> None:
-        self.writer.close()
+    async def close(self) -> None:
+        """End the connection, and wait until it has ended."""
+        self.writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await self.writer.wait_closed()

@@ -53,7 +53,7 @@ async def burst(serving: Serving) -> tuple[float, float]:
         waits.append(seconds)
         await asyncio.sleep(0.005)
     for client in (*clients, watcher):
-        client.close()
+        await client.close()
     answers = await asked
     refused = [(seconds, headers) for status, headers, _, seconds in answers if status == 429]
     served = sum(status == 200 for status, *_ in answers)
@@ -90,7 +90,7 @@ def test_a_large_body_costs_little(serving: Serving) -> None:
         while not asked.done():
             most = max(most, process.memory_info().rss)
             await asyncio.sleep(0.002)
-        client.close()
+        await client.close()
         return (await asked)[0], time.perf_counter() - started
 
     status, seconds = asyncio.run(asyncio.wait_for(go(), 60))
@@ -125,7 +125,7 @@ def test_clients_that_leave_free_their_slots(serving: Serving) -> None:
         started = time.perf_counter()
         while await busy(watcher):
             await asyncio.sleep(0.002)
-        watcher.close()
+        await watcher.close()
         return time.perf_counter() - started, max(steps)
 
     seconds, step = asyncio.run(asyncio.wait_for(go(), 60))
@@ -141,7 +141,7 @@ def test_small_answers_are_not_held_back(serving: Serving) -> None:
         started = time.perf_counter()
         for _ in range(200):
             assert (await client.ask("GET", "/health"))[0] == 200
-        client.close()
+        await client.close()
         return time.perf_counter() - started
 
     seconds = asyncio.run(asyncio.wait_for(go(), 60))
@@ -179,8 +179,8 @@ def test_work_that_does_not_end_is_left_at_the_deadline(tmp_path: Path, engine: 
                 while (await other.ask("GET", "/ready"))[0] == 200:
                     await asyncio.sleep(0.01)
             data = await client.reader.read()
-            client.close()
-            other.close()
+            await client.close()
+            await other.close()
             return data
 
         started = time.monotonic()
@@ -206,7 +206,7 @@ def test_a_log_that_nobody_reads_keeps_nobody_waiting(tmp_path: Path) -> None:
             client = Client(*await asyncio.open_connection("127.0.0.1", port))
             for _ in range(1500):  # lines of 150 bytes, into a pipe that holds 64 kB
                 assert (await client.ask("GET", "/health"))[0] == 200
-            client.close()
+            await client.close()
 
         asyncio.run(asyncio.wait_for(go(), 60))
         process.kill()

@@ -68,7 +68,7 @@ def test_nothing_grows_and_nothing_fails(tmp_path: Path, seconds: int, engine: s
 async def first_answers(serving: Serving) -> dict[str, str]:
     client = await Client.to(serving)
     found = {prompt: json.loads((await client.ask(*whole(prompt)))[2])["choices"][0]["text"] for prompt in PROMPTS}
-    client.close()
+    await client.close()
     return found
 
 
@@ -85,10 +85,10 @@ async def ask_on(serving: Serving, number: int, expected: dict[str, str], ends: 
         kind = drawn.choice(list(KINDS))
         prompt = drawn.choice(PROMPTS)
         if not await KINDS[kind](client, prompt, expected[prompt]):
-            client.close()
+            await client.close()
             client = await Client.to(serving)
         counts[kind] += 1
-    client.close()
+    await client.close()
 
 
 async def answered(client: Client, prompt: str, text: str) -> bool:
