@@ -71,15 +71,21 @@ def play(rows: Rows) -> list[tuple[list[int], list[float]]]:
     jobs: list[Job] = []
     running: list[Job] = []
     logprobs: dict[int, list[float]] = {}
-    for _ in range(60):
-        copies = drawn.choice([1, 1, 3])
-        if engine.active + copies <= engine.slots and drawn.random() < 0.5:
+    together = 0
+    for _ in range(100):
+        groups = []
+        free = engine.slots - engine.active
+        while (copies := drawn.choice([1, 1, 3])) <= free and drawn.random() < 0.4:
             ids = [drawn.randrange(VOCABULARY) for _ in range(drawn.choice([1, 7, 31, 32, 33, 90]))]
             settings = SamplingSettings.resolve({"temperature": drawn.choice([0.0, 1.0]), "top_p": 1.0, "seed": 5})
-            group = [Job(ids, settings, sample=sample, top=0, reads_prompt=True) for sample in range(copies)]
-            engine.admit(group)
-            jobs += group
-            running += group
+            told = drawn.random() < 0.3
+            groups.append([Job(ids, settings, sample=sample, top=0, reads_prompt=told) for sample in range(copies)])
+            free -= copies
+        if groups:
+            together += len(groups) > 1
+            engine.admit(groups)
+            jobs += [job for group in groups for job in group]
+            running += [job for group in groups for job in group]
         if running:
             for job, token in engine.step():
                 assert token.logprob is not None
@@ -89,6 +95,7 @@ def play(rows: Rows) -> list[tuple[list[int], list[float]]]:
                 engine.drop(job)
                 running.remove(job)
     assert max(len(job.tokens) for job in jobs) > 20
+    assert together > 3
     return [(job.tokens, [*(token.logprob or 0 for token in job.prompt), *logprobs.get(id(job), [])]) for job in jobs]
 
 
@@ -158,7 +165,7 @@ def test_models_that_compute_row_by_row_are_served(tmp_path: Path) -> None:
     settings = SamplingSettings.resolve({"temperature": 1.0, "max_new_tokens": 20, "seed": 3})
     ids = [generator.begin, *loaded.tokenizer("The lamp")["input_ids"]]
     jobs = [Job(ids, settings, sample=sample) for sample in range(3)]
-    engine.admit(jobs)
+    engine.admit([jobs])
     for _ in range(20):
         engine.step()
     expected = generator.generate(["The lamp"], settings, n=3)[0]
@@ -231,6 +238,19 @@ def test_a_run_that_can_not_be_written_has_it_in_the_cache(loaded: LoadedModel, 
         _, events = chosen(LoadedModel(loaded.model, loaded.tokenizer, provenance))
         assert any("Converting" in event["message"] for event in events) == (number == 0), "once"
     assert other.exists()
+
+
+def test_long_texts_are_measured_as_pytorch_reads_them() -> None:
+    model = made(GPT2Config(**SHAPE | {"n_positions": 600}))
+    ids = torch.randint(0, VOCABULARY, (1, 600), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = model(ids).logits
+    for rows in (
+        TorchRows(model, context=600, slots=2),
+        SeparateRows(model, slots=2),
+        OpenVinoRows(conversion.convert(model), context=600, slots=2, exact=True),
+    ):
+        assert torch.allclose(choice._alone(rows, ids), expected, atol=5e-3), rows.name
 
 
 @pytest.fixture

@@ -501,6 +501,13 @@ def test_pieces_of_random_bytes_join_to_the_whole() -> None:
         assert "".join(pieces) == TOKENIZER.decode(tokens, skip_special_tokens=True)
 
 
+def test_bytes_that_are_no_characters_are_not_held_back_for_ever() -> None:
+    lead = TOKENIZER.encode("é")[0]
+    pieces, _ = assembled([lead] * 20)
+    assert "".join(pieces) == TOKENIZER.decode([lead] * 20) == "\ufffd" * 20
+    assert [len(piece) for piece in pieces] == [0] * 3 + [1] * 17 + [3]
+
+
 def test_a_long_text_is_decoded_in_a_window() -> None:
     tokens = TOKENIZER.encode(" ".join(SENTENCES) * 5)
     text = TextStream(TOKENIZER, [], ())

@@ -38,12 +38,12 @@ class Counting:
     def active(self) -> int:
         return len(self.jobs)
 
-    def admit(self, jobs: Sequence[Job]) -> None:
-        assert self.active + len(jobs) <= self.slots
-        if tokenizer().decode(jobs[0].ids, skip_special_tokens=True) == BAD:
+    def admit(self, groups: Sequence[Sequence[Job]]) -> None:
+        assert self.active + sum(map(len, groups)) <= self.slots
+        if any(tokenizer().decode(group[0].ids, skip_special_tokens=True) == BAD for group in groups):
             raise ValueError("this prompt breaks it")
-        self.admitted.append(list(jobs[0].ids))
-        self.jobs += jobs
+        self.admitted += [list(group[0].ids) for group in groups]
+        self.jobs += [job for group in groups for job in group]
 
     def step(self) -> list[tuple[Job, Token]]:
         self.may.wait()

@@ -8,6 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 # Prompt tokens that are decoded along with the continuation: some tokenizers drop a space at the start of a text.
 CONTEXT_TOKENS = 4
+_UNFINISHED = 3
+"""Bytes of UTF-8's longest character but the last."""
 
 
 class TextStream:
@@ -38,6 +40,8 @@ class TextStream:
         text = self._decode()
         # The bytes at the end may be the beginning of a character; until they are one they decode as U+FFFD.
         end = len(text.rstrip("\ufffd"))
+        if len(self._window) - self._settled > _UNFINISHED:  # more than can belong to one: those before are none
+            end = max(end, len(text) - _UNFINISHED)
         if end > self._seen:
             self._append(text[self._seen : end])
             self._seen = end

@@ -46,6 +46,7 @@ class Worker:
         self.engine = engine
         self._queue: Turns[Ticket] = Turns(most_waiting)
         self._active: dict[int, tuple[Ticket, Writer]] = {}  # by id of the job
+        self._admitted: list[tuple[Ticket, list[Writer]]] = []  # their prompts are being read
         self._change = threading.Condition()
         self._closing = False
         self.works = True
@@ -103,7 +104,7 @@ class Worker:
     def expire(self) -> None:
         """There is no more time: tell all that are not done so."""
         with self._change:
-            tickets = {id(ticket): ticket for ticket, _ in list(self._active.values())}
+            tickets = {id(ticket): ticket for ticket, _ in [*self._active.values(), *self._admitted]}
             tickets |= {id(ticket): ticket for ticket in self._queue}
             self._queue.clear()
             self._closing = True
@@ -159,27 +160,49 @@ class Worker:
 
     def _admit(self) -> None:
         """Let prompts in while there are slots, a client after the other, and not so many that those at work wait long."""
-        read = 0
-        while read < _PROMPT_TOKENS:
-            with self._change:
+        admitted = self._admitted = []
+        tokens, free = 0, self.engine.slots - self.engine.active
+        with self._change:
+            while tokens < _PROMPT_TOKENS:
                 ticket = self._queue.first()
-                if ticket is None or self.engine.active + len(ticket.waiting[0]) > self.engine.slots:
-                    return
+                if ticket is None or len(ticket.waiting[0]) > free:
+                    break
                 writers = ticket.waiting.popleft()
                 self._queue.pass_on(done=not ticket.waiting)
-            read += len(writers[0].job.ids)
-            self._start(ticket, writers)
-
-    def _start(self, ticket: Ticket, writers: list[Writer]) -> None:
-        ticket.running += writers
+                ticket.running += writers
+                admitted.append((ticket, writers))
+                tokens += len(writers[0].job.ids)
+                free -= len(writers)
+        if not admitted:
+            return
         try:
-            self.engine.admit([writer.job for writer in writers])
+            self.engine.admit([[writer.job for writer in writers] for _, writers in admitted])
+        except Exception as error:
+            if len(admitted) > 1:
+                _log.warning("prompts failed together; each is read alone: %s", error)
+            for ticket, writers in admitted:
+                self._admit_alone(ticket, writers)
+        else:
+            for ticket, writers in admitted:
+                self._start(ticket, writers)
+        admitted.clear()
+
+    def _admit_alone(self, ticket: Ticket, writers: list[Writer]) -> None:
+        """After prompts failed together: whoever's it was fails alone."""
+        if ticket.cancelled:  # another prompt of the same request has failed
+            return
+        try:
+            self.engine.admit([[writer.job for writer in writers]])
         except Exception as error:
             _log.exception("a prompt failed")
             self._end(ticket, error)
-            return
+        else:
+            self._start(ticket, writers)
+
+    def _start(self, ticket: Ticket, writers: list[Writer]) -> None:
         for writer in writers:
             self._active[id(writer.job)] = (ticket, writer)
+        for writer in writers:
             if writer.finished is not None:  # only the prompt was wanted
                 self._finish(ticket, writer)
                 self._tell(ticket, writer)

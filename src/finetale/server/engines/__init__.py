@@ -65,8 +65,8 @@ class Engine(Protocol):
     slots: int
     threads: int
 
-    def admit(self, jobs: Sequence[Job]) -> None:
-        """Read the prompt that some jobs share; at most as many jobs as slots are free."""
+    def admit(self, groups: Sequence[Sequence[Job]]) -> None:
+        """Read prompts, each shared by a group of jobs; at most as many jobs as slots are free. All are let in, or none."""
 
     def step(self) -> list[tuple[Job, Token]]:
         """The next token of each job; the job's `tokens` has it then."""
@@ -95,20 +95,21 @@ class Rows(Protocol):
     def join(self) -> int:
         """Begin a row, which is the last one then."""
 
-    def copy_last(self) -> int:
-        """Begin a row with the content of the last one."""
+    def copy(self, row: int) -> int:
+        """Begin a row with the content of another, which is the last one then."""
 
     def leave(self, row: int) -> None:
         """Forget a row; the last one takes its number."""
 
-    def read(self, first: int, ids: Tensor, *, every: bool = False) -> Tensor:
+    def read(self, first: int, ids: Sequence[Sequence[int]], *, every: bool = False) -> Tensor:
         """Read more tokens of some rows that follow each other.
 
         Args:
             first: the first of the rows.
-            ids: (rows, tokens).
-            every: whether the scores after every token are wanted, or after the last alone.
+            ids: of each row, at least one.
+            every: whether the scores after every token are wanted, or after each row's last alone.
 
         Returns:
-            Scores of the token after, fp32, (rows, tokens or 1, vocabulary), until the next call.
+            Scores of the token after, fp32, (rows, or tokens of one row after the other, vocabulary). The next call may
+            write over them.
         """

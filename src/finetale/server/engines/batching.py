@@ -15,7 +15,9 @@ from finetale.server.engines import Job, Rows, Token
 
 T = TypeVar("T")
 _CHUNK = 256
-"""Tokens of a prompt that are read in one pass."""
+"""Tokens of a long prompt that are read in one pass."""
+_TOKENS = 1024
+"""Tokens of short prompts that are read in one pass."""
 
 
 class BatchingEngine:
@@ -44,26 +46,37 @@ class BatchingEngine:
         """Jobs that are being worked on."""
         return len(self._jobs)
 
-    def admit(self, jobs: Sequence[Job]) -> None:
-        """Read the prompt that some jobs share."""
-        first = jobs[0]
-        assert all(job.ids == first.ids for job in jobs)
-        row = self.rows.join()
+    def admit(self, groups: Sequence[Sequence[Job]]) -> None:
+        """Read prompts, each shared by a group of jobs. All are let in, or none."""
+        firsts = [group[0] for group in groups]
+        assert all(job.ids == first.ids for group, first in zip(groups, firsts, strict=True) for job in group)
+        begin = self.active
+        joined: list[int] = []
+        copies: list[tuple[Job, Job, Tensor]] = []
         try:
-            logits = self._read_prompt(row, first)
+            joined += [self.rows.join() for _ in firsts]
+            scores = self._read_prompts(begin, firsts)
+            for row, (group, logits) in enumerate(zip(groups, scores, strict=True), start=begin):
+                for job in group[1:]:
+                    joined.append(self.rows.copy(row))
+                    copies.append((job, group[0], logits))
         except BaseException:
-            self.rows.leave(row)
+            for row in reversed(joined):
+                self.rows.leave(row)
             raise
-        for number, job in enumerate(jobs):
-            if number:
-                self.rows.copy_last()
-                job.prompt = list(first.prompt)
-            greedy = job.settings.temperature == 0
-            self._streams.append(None if greedy else random_stream(job.settings.seed, job.sample, job.ids))
-            settings = job.settings.model_copy(update={"seed": 0, "max_new_tokens": 1, "stop": ()})
-            self._kinds.append((settings.model_dump_json(), tuple(sorted(job.bias.items()))))
-            self._jobs.append(job)
-            self._logits.append(logits)
+        for job, logits in zip(firsts, scores, strict=True):
+            self._take_in(job, logits)
+        for job, first, logits in copies:
+            job.prompt = list(first.prompt)
+            self._take_in(job, logits)
+
+    def _take_in(self, job: Job, logits: Tensor) -> None:
+        greedy = job.settings.temperature == 0
+        self._streams.append(None if greedy else random_stream(job.settings.seed, job.sample, job.ids))
+        settings = job.settings.model_copy(update={"seed": 0, "max_new_tokens": 1, "stop": ()})
+        self._kinds.append((settings.model_dump_json(), tuple(sorted(job.bias.items()))))
+        self._jobs.append(job)
+        self._logits.append(logits)
 
     def step(self) -> list[tuple[Job, Token]]:
         """The next token of each job."""
@@ -78,13 +91,13 @@ class BatchingEngine:
     def _next_scores(self) -> Tensor:
         """The scores of each job's next token, (jobs, vocabulary)."""
         unread = [row for row, logits in enumerate(self._logits) if logits is None]
-        last = torch.tensor([[self._jobs[row].tokens[-1]] for row in unread])
+        last = [[self._jobs[row].tokens[-1]] for row in unread]
         if len(unread) == len(self._jobs):
-            return self._read(0, last)[:, -1]
+            return self._read(0, last)
         # Rows that have just joined have their scores already, and come last unless one before them left.
         breaks = [at for at in range(1, len(unread)) if unread[at] != unread[at - 1] + 1]
         for start, stop in pairwise([0, *breaks, len(unread)] if unread else []):
-            scores = self._read(unread[start], last[start:stop])[:, -1].clone()
+            scores = self._read(unread[start], last[start:stop]).clone()
             self._logits[unread[start] : unread[stop - 1] + 1] = list(scores)
         return torch.stack([logits for logits in self._logits if logits is not None])
 
@@ -99,23 +112,44 @@ class BatchingEngine:
         _replace_by_last(self._kinds, row)
         _replace_by_last(self._logits, row)
 
+    def _read_prompts(self, first: int, jobs: Sequence[Job]) -> list[Tensor]:
+        """Logits after each job's prompt, (vocabulary,); a job a row, from `first` on. Short ones are read together."""
+        scores: list[Tensor] = []
+        together: list[Sequence[int]] = []
+
+        def read_together() -> None:
+            if together:
+                scores.extend(self._read(first + len(scores), together).clone())
+                together.clear()
+
+        for job in jobs:
+            alone = job.reads_prompt or len(job.ids) > _CHUNK
+            if alone or sum(map(len, together)) + len(job.ids) > _TOKENS:
+                read_together()
+            if alone:
+                scores.append(self._read_prompt(first + len(scores), job))
+            else:
+                together.append(job.ids)
+        read_together()
+        return scores
+
     def _read_prompt(self, row: int, job: Job) -> Tensor:
         """Logits after a job's prompt, (vocabulary,); fills `job.prompt` if that is wanted."""
-        ids = torch.tensor([list(job.ids)])
         logits = None
-        for start in range(0, ids.shape[1], _CHUNK):
-            chunk = ids[:, start : start + _CHUNK]
+        job.prompt = []
+        for start in range(0, len(job.ids), _CHUNK):
+            chunk = list(job.ids[start : start + _CHUNK])
             if not job.reads_prompt:
-                logits = self._read(row, chunk)[0, -1]
+                logits = self._read(row, [chunk])[0]
                 continue
-            whole = self._read(row, chunk, every=True)[0]  # (time, vocabulary)
-            following = ids[0, start + 1 : start + 1 + len(whole)]
+            whole = self._read(row, [chunk], every=True)
+            following = torch.tensor(job.ids[start + 1 : start + 1 + len(whole)], dtype=torch.int64)
             job.prompt += self._described(whole[: len(following)], following, [job.top or 0] * len(following))
             logits = whole[-1]
         assert logits is not None
         return logits.clone()
 
-    def _read(self, first: int, ids: Tensor, *, every: bool = False) -> Tensor:
+    def _read(self, first: int, ids: Sequence[Sequence[int]], *, every: bool = False) -> Tensor:
         with torch.inference_mode():
             return self.rows.read(first, ids, every=every)[..., : self._vocab_size]
 
@@ -138,12 +172,10 @@ class BatchingEngine:
         ]
         worst = 0.0
         try:
-            for job in jobs:
-                self.admit([job])
+            self.admit([[job] for job in jobs])
             for _ in range(3):
                 self.step()
-            ids = torch.tensor([[job.tokens[-1]] for job in self._jobs])
-            for job, logits in zip(self._jobs, self._read(0, ids)[:, -1], strict=True):
+            for job, logits in zip(self._jobs, self._read(0, [job.tokens[-1:] for job in self._jobs]), strict=True):
                 alone = reference(torch.tensor([[*job.ids, *job.tokens]]))[0, -1, : self._vocab_size].to(logits)
                 far = float((alone - logits).abs().max() / alone.abs().max().clamp(min=1))
                 worst = max(worst, far if far == far else float("inf"))

@@ -276,7 +276,9 @@ def _alone(rows: Rows, ids: Tensor) -> Tensor:
     row = rows.join()
     try:
         with torch.inference_mode():
-            return torch.cat([rows.read(row, part, every=True) for part in torch.split(ids, _CHUNK, dim=1)], dim=1)
+            # Each pass may write over the scores of the one before.
+            parts = [rows.read(row, part.tolist(), every=True).clone() for part in torch.split(ids, _CHUNK, dim=1)]
+            return torch.cat(parts)[None]
     finally:
         rows.leave(row)
 
@@ -301,7 +303,7 @@ def _own_samples(engine: BatchingEngine, facts: Facts, number: int = 8, length: 
         jobs = [
             Job([facts.begin], settings, sample=sample) for sample in range(start, min(start + engine.slots, number))
         ]
-        engine.admit(jobs)
+        engine.admit([[job] for job in jobs])
         for _ in range(length):
             engine.step()
         for job in jobs:
@@ -318,8 +320,7 @@ def _speed(engine: BatchingEngine, facts: Facts, texts: int = 8, prompt: int = 3
     threads = torch.get_num_threads()
     torch.set_num_threads(engine.threads)
     started = time.perf_counter()
-    for job in jobs:
-        engine.admit([job])
+    engine.admit([[job] for job in jobs])
     for _ in range(steps):
         engine.step()
     seconds = time.perf_counter() - started

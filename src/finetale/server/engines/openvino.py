@@ -7,7 +7,9 @@ seed gives the same text as elsewhere, and log-probabilities and all parameters 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import cache
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -111,16 +113,16 @@ class OpenVinoRows:
         self._lengths.append(0)
         return len(self._lengths) - 1
 
-    def copy_last(self) -> int:
-        """Begin a row with the content of the last one."""
-        row = self.join()
-        old = self._blocks[row - 1]
+    def copy(self, row: int) -> int:
+        """Begin a row with the content of another."""
+        made = self.join()
+        old = self._blocks[row]
         new = self._take(len(old))
         for name in self._pools:
             pool = self._request.get_tensor(name).data
             pool[new] = pool[old]
-        self._blocks[row], self._lengths[row] = new, self._lengths[row - 1]
-        return row
+        self._blocks[made], self._lengths[made] = new, self._lengths[row]
+        return made
 
     def leave(self, row: int) -> None:
         """Forget a row."""
@@ -130,36 +132,37 @@ class OpenVinoRows:
             if row < len(table):
                 table[row] = last
 
-    def read(self, first: int, ids: Tensor, *, every: bool = False) -> Tensor:
+    def read(self, first: int, ids: Sequence[Sequence[int]], *, every: bool = False) -> Tensor:
         """Read more tokens of some rows; see Rows."""
-        count, tokens = ids.shape
-        rows = range(first, first + count)
-        past = np.array([self._lengths[row] for row in rows], np.int32)
-        for row in rows:
-            missing = -(-(self._lengths[row] + tokens) // self._block) - len(self._blocks[row])
+        rows = range(first, first + len(ids))
+        for row, more in zip(rows, ids, strict=True):
+            missing = -(-(self._lengths[row] + len(more)) // self._block) - len(self._blocks[row])
             if missing > 0:
                 self._blocks[row] += self._take(missing)
+        past = [self._lengths[row] for row in rows]
         tables = [self._blocks[row] for row in rows]
-        ends = np.arange(0, count + 1, dtype=np.int32) * tokens
+        after = [before + len(more) for before, more in zip(past, ids, strict=True)]
+        ends = np.array([0, *accumulate(map(len, ids))], np.int32)
+        places = [np.arange(before, end) for before, end in zip(past, after, strict=True)]
         feed: dict[str, NDArray[Any]] = {
-            "input_ids": ids.reshape(-1).contiguous().numpy(),
-            "position_ids": (past[:, None] + np.arange(tokens)).reshape(-1).astype(np.int64),
-            "past_lens": past,
+            "input_ids": np.array([*chain.from_iterable(ids)], np.int64),
+            "position_ids": np.concatenate(places).astype(np.int64),
+            "past_lens": np.array(past, np.int32),
             "subsequence_begins": ends,
             "block_indices": np.concatenate(tables).astype(np.int32),
-            "block_indices_begins": np.cumsum([0, *map(len, tables)]).astype(np.int32),
-            "max_context_len": np.array(past.max() + tokens, np.int32),
+            "block_indices_begins": np.array([0, *accumulate(map(len, tables))], np.int32),
+            "max_context_len": np.array(max(after), np.int32),
         }
+        last = ends[1:].astype(np.int64) - 1
         if self._picks:
-            feed["picks"] = np.arange(count * tokens, dtype=np.int64) if every else ends[1:].astype(np.int64) - 1
+            feed["picks"] = np.arange(ends[-1], dtype=np.int64) if every else last
         for name, array in feed.items():
             self._request.set_tensor(name, self._tensor(array))
         self._request.infer()
-        found = torch.from_numpy(self._request.get_tensor("logits").data)  # the next pass writes over it
-        for row in rows:
-            self._lengths[row] += tokens
-        scores = found.reshape(count, -1, found.shape[-1])
-        return (scores if every or self._picks else scores[:, -1:]).float()
+        self._lengths[first : first + len(ids)] = after
+        found = torch.from_numpy(self._request.get_tensor("logits").data)
+        found = found.reshape(-1, found.shape[-1])
+        return (found if every or self._picks else found[torch.from_numpy(last)]).float()
 
     def _take(self, number: int) -> list[int]:
         while len(self._free) < number:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -37,16 +38,21 @@ class TorchRows:
         """Begin a row."""
         return self._cache.join()
 
-    def copy_last(self) -> int:
-        """Begin a row with the content of the last one."""
-        return self._cache.copy_last()
+    def copy(self, row: int) -> int:
+        """Begin a row with the content of another."""
+        return self._cache.copy(row)
 
     def leave(self, row: int) -> None:
         """Forget a row."""
         self._cache.leave(row)
 
-    def read(self, first: int, ids: Tensor, *, every: bool = False) -> Tensor:
-        """Read more tokens of some rows; see Rows."""
+    def read(self, first: int, ids: Sequence[Sequence[int]], *, every: bool = False) -> Tensor:
+        """Read more tokens of some rows; see Rows. Where they are not as many for each row, the rows are read one by one."""
+        if len({len(row) for row in ids}) == 1:
+            return self._read(first, torch.tensor(ids), every)
+        return torch.cat([self._read(first + place, torch.tensor([row]), every) for place, row in enumerate(ids)])
+
+    def _read(self, first: int, ids: Tensor, every: bool) -> Tensor:
         positions, mask = self._cache.reading(first, *ids.shape)
         device = self.model.device
         logits: Tensor = self.model(
@@ -58,7 +64,7 @@ class TorchRows:
             logits_to_keep=0 if every else 1,
         ).logits
         self._cache.read()
-        return logits.float()
+        return logits.flatten(0, 1).float()
 
     def _mask(self, seen: Tensor) -> Tensor:
         seen = seen.to(self.model.device)
@@ -84,9 +90,9 @@ class SeparateRows:
         self._caches.append(DynamicCache(config=self.model.config))
         return len(self._caches) - 1
 
-    def copy_last(self) -> int:
-        """Begin a row with the content of the last one."""
-        self._caches.append(copy.deepcopy(self._caches[-1]))
+    def copy(self, row: int) -> int:
+        """Begin a row with the content of another."""
+        self._caches.append(copy.deepcopy(self._caches[row]))
         return len(self._caches) - 1
 
     def leave(self, row: int) -> None:
@@ -95,13 +101,13 @@ class SeparateRows:
         if row < len(self._caches):
             self._caches[row] = last
 
-    def read(self, first: int, ids: Tensor, *, every: bool = False) -> Tensor:
+    def read(self, first: int, ids: Sequence[Sequence[int]], *, every: bool = False) -> Tensor:
         """Read more tokens of some rows; see Rows."""
         found = []
         for place, row in enumerate(ids):
             cache = self._caches[first + place]
             logits: Tensor = self.model(
-                input_ids=row[None].to(self.model.device), past_key_values=cache, use_cache=True
+                input_ids=torch.tensor([row], device=self.model.device), past_key_values=cache, use_cache=True
             ).logits
-            found.append(logits if every else logits[:, -1:])
+            found.append(logits[0] if every else logits[0, -1:])
         return torch.cat(found).float()

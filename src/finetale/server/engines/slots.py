@@ -48,13 +48,14 @@ class SlotCache(Cache):  # type: ignore[misc]
         return self.rows - 1
 
     @torch.inference_mode()
-    def copy_last(self) -> int:
-        """A new row with the content of the last one."""
-        row = self.join()
+    def copy(self, row: int) -> int:
+        """A new row with the content of another."""
+        new = self.join()
+        length = self.lengths[row]
         for keys, values in self._store:
-            keys[row], values[row] = keys[row - 1], values[row - 1]
-        self.lengths[row] = self.lengths[row - 1]
-        return row
+            keys[new, :, :length], values[new, :, :length] = keys[row, :, :length], values[row, :, :length]
+        self.lengths[new] = length
+        return new
 
     @torch.inference_mode()
     def leave(self, row: int) -> None:
