@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from finetale import models, rundir, speed
+from finetale import models, pipeline, rundir, speed
 from finetale.config import SamplingSettings
 from finetale.errors import ConfigError, ModelError
 from finetale.generate import Generator
@@ -33,6 +33,7 @@ from finetale.server.engines import Job, Rows, choice, conversion
 from finetale.server.engines.batching import BatchingEngine
 from finetale.server.engines.openvino import OpenVinoRows
 from finetale.server.engines.pytorch import SeparateRows, TorchRows
+from finetale.tokens import begin_and_end
 from tiny import save_model
 
 VOCABULARY = 300
@@ -238,6 +239,21 @@ def test_a_run_that_can_not_be_written_has_it_in_the_cache(loaded: LoadedModel, 
         _, events = chosen(LoadedModel(loaded.model, loaded.tokenizer, provenance))
         assert any("Converting" in event["message"] for event in events) == (number == 0), "once"
     assert other.exists()
+
+
+@pytest.mark.usefixtures("here")
+def test_held_out_texts_are_measured_in_pieces() -> None:
+    loaded = models.load("run")
+    begin, _ = begin_and_end(loaded.tokenizer)
+    whole = pipeline.held_out_ids(loaded, lambda event: None, most=10**6, window=10**6)
+    pieces = pipeline.held_out_ids(loaded, lambda event: None, most=10**6, window=9)
+    assert all(ids[0] == begin and 2 <= len(ids) <= 9 for ids in pieces)
+    for number, ids in enumerate(whole):
+        assert pieces[number] == ids[:9], "beginnings come first"
+    assert len(pieces) == sum(-(-(len(ids) - 1) // 8) for ids in whole)
+    assert sorted(token for ids in pieces for token in ids[1:]) == sorted(token for ids in whole for token in ids[1:])
+    few = pipeline.held_out_ids(loaded, lambda event: None, most=20, window=9)
+    assert [len(ids) - 1 for ids in few] == [8, 8, 4]
 
 
 def test_long_texts_are_measured_as_pytorch_reads_them() -> None:

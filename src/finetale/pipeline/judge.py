@@ -108,11 +108,13 @@ def _tell(notify: Notify, message: str, done: int, total: int) -> None:
 
 
 def held_out_ids(loaded: LoadedModel, notify: Notify, *, most: int, window: int) -> list[list[int]]:
-    """Beginnings of the documents that a run held out, as ids with beginning-of-text; empty if it is no run or they are gone.
+    """Pieces of the documents that a run held out, as ids after beginning-of-text; empty if it is no run or they are gone.
+
+    The beginnings of all documents come first, then what follows in those that are longer.
 
     Args:
         most: tokens altogether.
-        window: tokens of a document.
+        window: tokens of a piece, with that of beginning-of-text.
     """
     if loaded.provenance.kind != "run":
         return []
@@ -123,13 +125,15 @@ def held_out_ids(loaded: LoadedModel, notify: Notify, *, most: int, window: int)
         return []
     begin, _ = tokens.begin_and_end(loaded.tokenizer)
     found: list[list[int]] = []
-    for part in [*store.parts_of("validation"), *store.parts_of("test")]:
-        ids = [begin, *store.ids(int(part))[: window - 1].tolist()]
-        found.append(ids[: most + 1])
-        most -= len(ids) - 1
+    parts = [store.ids(int(part)) for part in (*store.parts_of("validation"), *store.parts_of("test"))]
+    step = max(1, window - 1)
+    starts = range(0, max(map(len, parts), default=0), step)
+    for piece in (ids[start : start + step] for start in starts for ids in parts if len(ids) > start):
+        found.append([begin, *piece[:most].tolist()])
+        most -= len(piece)
         if most <= 0:
             break
-    return [ids for ids in found if len(ids) > 1]
+    return found
 
 
 def evaluate_on(name: str, config: Config, notify: Notify) -> dict[str, Any]:
