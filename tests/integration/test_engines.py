@@ -345,13 +345,15 @@ def test_a_disk_that_can_not_be_written_is_said(loaded: LoadedModel, tmp_path: P
 
 def test_a_conversion_leaves_nothing_behind(model: PreTrainedModel) -> None:
     process = psutil.Process()
-    sizes = []
+    sizes, classes = [], []
     for number in range(12):
         conversion.convert(model)
         if number > 1:
             gc.collect()
             sizes.append(process.memory_info().rss)
+            classes.append(len(torch.nn.Module.__subclasses__()))
     assert sizes[-1] - sizes[0] < 30e6  # ten times what is traced of this model are 100 MB
+    assert len(set(classes)) == 1  # one for each part of a model that is traced
 
 
 def test_nothing_is_told_to_anybody(tmp_path: Path) -> None:

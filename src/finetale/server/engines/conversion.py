@@ -37,7 +37,7 @@ def convert(model: PreTrainedModel) -> Any:
     core()
     import openvino
 
-    with _plain(model), torch.inference_mode(False), torch.no_grad(), _silent():
+    with _plain(model), torch.inference_mode(False), torch.no_grad(), _silent(), _forgetting():
         shapes = _cache_shapes(model)
         names = ["input_ids", "attention_mask", "position_ids"]
         past = [f"past.{layer}.{part}" for layer in range(len(shapes)) for part in ("key", "value")]
@@ -46,11 +46,7 @@ def convert(model: PreTrainedModel) -> Any:
         ids, mask = torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 5, dtype=torch.int64)
         positions = torch.arange(2, 5).repeat(2, 1)
         caches = [torch.zeros(2, heads, 2, width) for pair in shapes for heads, width in pair]
-        try:
-            converted = openvino.convert_model(_Explicit(model), example_input=(ids, mask, positions, *caches))
-        finally:
-            # Else what was traced stays for the life of the process, 10 MB of the smallest model, each time it is opened.
-            torch._C._jit_clear_class_registry()
+        converted = openvino.convert_model(_Explicit(model), example_input=(ids, mask, positions, *caches))
     sizes = [size for pair in shapes for size in pair]
     for port, name in zip(converted.inputs, [*names, *past], strict=True):
         port.get_tensor().set_names({name})
@@ -173,6 +169,22 @@ def _plain(model: PreTrainedModel) -> Iterator[None]:
         if fast:
             speed.apply(model)
             speed.use_documents(model, documents)
+
+
+@contextlib.contextmanager
+def _forgetting() -> Iterator[None]:
+    """What torch traces it keeps for the life of the process, 10 MB of the smallest model: let it go.
+
+    There is no public way; where a torch has none of this either, it is kept.
+    """
+    store = getattr(torch.jit._recursive, "concrete_type_store", None)
+    compiled: set[Any] = getattr(store, "methods_compiled", set())
+    before = set(compiled)
+    try:
+        yield
+    finally:
+        compiled &= before
+        getattr(torch._C, "_jit_clear_class_registry", lambda: None)()
 
 
 @contextlib.contextmanager
