@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
@@ -149,6 +149,34 @@ def leave(code: int) -> NoReturn:
                 stream.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def in_terminal() -> bool:
+    """Whether there is a terminal that may be closed."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+@contextlib.contextmanager
+def handling(handlers: Mapping[str, Callable[[int, FrameType | None], Any]]) -> Iterator[None]:
+    """Handlers of signals by name, as long as it is open. Those that the system lacks are passed over: Windows has no SIGHUP."""
+    before = {
+        number: signal.signal(number, handler)
+        for name, handler in handlers.items()
+        if (number := getattr(signal, name, None)) is not None
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def hangups(asked: list[int] | None = None) -> Iterator[list[int]]:
+    """A list, to which each SIGHUP adds something; it wakes the one that waits for a Bell besides. Not that of a closed terminal."""
+    asked = [] if asked is None else asked
+    with handling({} if in_terminal() else {"SIGHUP": lambda number, frame: asked.append(number)}):
+        yield asked
 
 
 class Bell:

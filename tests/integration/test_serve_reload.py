@@ -41,6 +41,37 @@ def asked(port: int, path: str, body: Any = None) -> tuple[int, dict[str, Any], 
         return error.code, json.load(error), {name.lower(): value for name, value in error.headers.items()}
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into /proc")
+def test_a_hangup_before_anything_is_loaded_ends_nothing(tmp_path: Path) -> None:
+    save_model(tmp_path / "tiny")
+    command = [sys.executable, "-m", "finetale", "serve", "tiny", "--port", "0", "--engine", "torch", "--quiet"]
+    log = tmp_path / "log"
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr
+        )
+    try:
+        while not caught(process.pid) >> (signal.SIGHUP - 1) & 1:
+            assert process.poll() is None
+            time.sleep(0.001)
+        assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8")
+        process.send_signal(signal.SIGHUP)
+        while "has not changed" not in log.read_text(encoding="utf-8"):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def caught(pid: int) -> int:
+    """The signals that a process has handlers for, as bits."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt"))
+
+
 def test_it_says_that_it_is_loading(tmp_path: Path) -> None:
     save_model(tmp_path / "tiny")
     port = free_port()

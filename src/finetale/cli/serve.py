@@ -14,6 +14,7 @@ from cyclopts.validators import Number
 
 from finetale.cli.output import Model, Quiet, progress, stdout
 from finetale.errors import ConfigError
+from finetale.signals import hangups
 
 if TYPE_CHECKING:
     from finetale import pipeline
@@ -94,70 +95,74 @@ def command(
             f"Listening at {host} would let others on the network in, and there is no API key.",
             "Give one with --api-key-file or FINETALE_API_KEY, or leave out --host.",
         )
-    try:
-        from finetale.server import service
-        from finetale.server.connections import most_connections
-        from finetale.server.guard import Limits
-        from finetale.server.source import Source
-    except ImportError as error:
-        raise ConfigError(
-            f"A package for serving is missing: {error.name}.", "Install it with pip install 'finetale[serve]'."
-        ) from None
-    from finetale import pipeline
-    from finetale.config import Config
+    with hangups() as reloads:  # from here on: a service that comes up is asked to open its models again, not ended
+        try:
+            from finetale.server import service
+            from finetale.server.connections import most_connections
+            from finetale.server.guard import Limits
+            from finetale.server.source import Source
+        except ImportError as error:
+            raise ConfigError(
+                f"A package for serving is missing: {error.name}.", "Install it with pip install 'finetale[serve]'."
+            ) from None
+        from finetale import pipeline
+        from finetale.config import Config
 
-    config = Config.resolve({"model": model, "revision": revision, "offline": offline})
-    called = name or Path(model).name or model
-    others = dict(_named(word) for word in also)
-    if len({called, *others, *(["base"] if with_base else [])}) < 1 + len(also) + with_base:
-        raise ConfigError("Two models have the same name.", "Name them apart with --name and --model NAME=MODEL.")
-    hosts = frozenset({*_LOOPBACK, *map(_host, allow_host), *([_host(host)] if host not in ("0.0.0.0", "::") else [])})
-    console = stdout()
-
-    stack = ExitStack()
-
-    def ready(address: str, served: list[str]) -> None:
-        stack.close()
-        console.print(
-            f"Serving {' and '.join(served)} at {address}/v1 (Ctrl-C ends it)",
-            soft_wrap=True,
-            highlight=False,
-            markup=False,
+        config = Config.resolve({"model": model, "revision": revision, "offline": offline})
+        called = name or Path(model).name or model
+        others = dict(_named(word) for word in also)
+        if len({called, *others, *(["base"] if with_base else [])}) < 1 + len(also) + with_base:
+            raise ConfigError("Two models have the same name.", "Name them apart with --name and --model NAME=MODEL.")
+        hosts = frozenset(
+            {*_LOOPBACK, *map(_host, allow_host), *([_host(host)] if host not in ("0.0.0.0", "::") else [])}
         )
+        console = stdout()
 
-    with stack:
-        display = stack.enter_context(progress(quiet=quiet, as_json=False))
+        stack = ExitStack()
 
-        def open_first(notify: pipeline.Notify) -> LoadedModel:
-            loaded = pipeline.open_model(model, config, notify)
-            pipeline.say_if_unfinished(loaded, notify)
-            return loaded
+        def ready(address: str, served: list[str]) -> None:
+            stack.close()
+            console.print(
+                f"Serving {' and '.join(served)} at {address}/v1 (Ctrl-C ends it)",
+                soft_wrap=True,
+                highlight=False,
+                markup=False,
+            )
 
-        def open_base(notify: pipeline.Notify) -> LoadedModel:
-            return pipeline.open_base(model, open_first(lambda event: None), notify)
+        with stack:
+            display = stack.enter_context(progress(quiet=quiet, as_json=False))
 
-        loads: dict[str, Callable[[pipeline.Notify], LoadedModel]] = {called: open_first}
-        if with_base:
-            loads = {"base": open_base} | loads
-        plain = config.model_copy(update={"revision": None})
-        loads |= {other: partial(_open, path, plain) for other, path in others.items()}
-        sources = [Source(each, load, engine, precision, slots, queue) for each, load in loads.items()]
-        service.run(
-            sources,
-            Limits(
-                key=key,
-                hosts=hosts,
-                origins=frozenset(map(_origin, allow_origin)),
-                most_connections=most_connections(),
-                request_seconds=timeout,
-            ),
-            host=host,
-            port=port,
-            drain_seconds=drain,
-            notify=display,
-            ready=ready,
-        )
-    return 0
+            def open_first(notify: pipeline.Notify) -> LoadedModel:
+                loaded = pipeline.open_model(model, config, notify)
+                pipeline.say_if_unfinished(loaded, notify)
+                return loaded
+
+            def open_base(notify: pipeline.Notify) -> LoadedModel:
+                return pipeline.open_base(model, open_first(lambda event: None), notify)
+
+            loads: dict[str, Callable[[pipeline.Notify], LoadedModel]] = {called: open_first}
+            if with_base:
+                loads = {"base": open_base} | loads
+            plain = config.model_copy(update={"revision": None})
+            loads |= {other: partial(_open, path, plain) for other, path in others.items()}
+            sources = [Source(each, load, engine, precision, slots, queue) for each, load in loads.items()]
+            service.run(
+                sources,
+                Limits(
+                    key=key,
+                    hosts=hosts,
+                    origins=frozenset(map(_origin, allow_origin)),
+                    most_connections=most_connections(),
+                    request_seconds=timeout,
+                ),
+                host=host,
+                port=port,
+                drain_seconds=drain,
+                notify=display,
+                ready=ready,
+                reloads=reloads,
+            )
+        return 0
 
 
 def _open(path: str, config: Config, notify: pipeline.Notify) -> LoadedModel:

@@ -6,9 +6,8 @@ import gc
 import logging
 import signal
 import socket
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -24,7 +23,7 @@ from finetale.server.guard import MOST_HEADER_BYTES, Limits
 from finetale.server.logs import logged_as_json
 from finetale.server.source import Source
 from finetale.server.vllm import Upstream, close_all
-from finetale.signals import Bell, StopRequest
+from finetale.signals import Bell, StopRequest, handling, hangups, in_terminal
 
 _log = logging.getLogger("finetale.server")
 _reloading = threading.Lock()
@@ -39,6 +38,7 @@ def run(
     drain_seconds: float,
     notify: pipeline.Notify,
     ready: Callable[[str, list[str]], None],
+    reloads: list[int],
 ) -> None:
     """Serve until SIGINT or SIGTERM; then take nothing new, finish what was begun, at most for `drain_seconds`.
 
@@ -47,6 +47,7 @@ def run(
 
     Args:
         ready: told the address, and of each model its name and engine, once they can be asked.
+        reloads: of `hangups`.
 
     Raises:
         ConfigError: the address can't be listened at.
@@ -77,9 +78,9 @@ def run(
     thread = threading.Thread(target=serve, name="finetale-http", daemon=True)
     thread.start()
     try:
-        with logged_as_json(), _reloads() as reloads:
+        with logged_as_json():
             # Ctrl-C ends the loading at once, and whatever it has started.
-            with StopRequest(at_once=True, resumable=False), _reloads(reloads):
+            with StopRequest(at_once=True, resumable=False), hangups(reloads):
                 for source in sources:
                     opened = source.open(notify)
                     assert opened is not None
@@ -168,18 +169,6 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 @contextmanager
-def _reloads(asked: list[int] | None = None) -> Iterator[list[int]]:
-    """A list, to which each SIGHUP adds something; it wakes the one that waits for a Bell besides. Not that of a closed terminal."""
-    asked = [] if asked is None else asked
-    with _handling({} if _in_terminal() else {"SIGHUP": lambda number, frame: asked.append(number)}):
-        yield asked
-
-
-def _in_terminal() -> bool:
-    return sys.stdin is not None and sys.stdin.isatty()
-
-
-@contextmanager
 def _draining(service: Service, server: uvicorn.Server, seconds: float) -> Iterator[None]:
     """SIGTERM and SIGINT drain, as does a terminal that is closed; a second SIGINT ends at once."""
     expiry = threading.Timer(seconds, service.expire)
@@ -193,20 +182,6 @@ def _draining(service: Service, server: uvicorn.Server, seconds: float) -> Itera
         elif number == signal.SIGINT:
             server.force_exit = True
 
-    with _handling({"SIGINT": end, "SIGTERM": end} | ({"SIGHUP": end} if _in_terminal() else {})):
+    with handling({"SIGINT": end, "SIGTERM": end} | ({"SIGHUP": end} if in_terminal() else {})):
         yield
     expiry.cancel()
-
-
-@contextmanager
-def _handling(handlers: Mapping[str, Callable[[int, FrameType | None], Any]]) -> Iterator[None]:
-    before = {
-        number: signal.signal(number, handler)
-        for name, handler in handlers.items()
-        if (number := getattr(signal, name, None)) is not None  # Windows has no SIGHUP
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
