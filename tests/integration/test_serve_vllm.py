@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import itertools
 import os
+import shutil
 import signal
 import stat
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import openai
@@ -15,13 +22,64 @@ import psutil
 import pytest
 
 from finetale.cli import run
-from serving import Serving
+from serving import Client, Serving
 from tiny import save_model
 
 STAND_IN = """#!/bin/sh
 test "$1" = serve && test "$3" = --served-model-name && test "$9" = --max-num-seqs || exit 7
 test -z "$PYTHONPATH" || exit 8
 FINETALE_API_KEY="$VLLM_API_KEY" exec {python} -m finetale serve "$2" --name "$4" --host "$6" --port "$8" --engine torch
+"""
+
+BROKEN = """#!{python}
+import http.server, json, sys, time
+
+words = sys.argv[1:]
+name, port = words[3], int(words[7])
+tokens = {{"id": "x", "object": "text_completion", "created": 1, "model": name}}
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *words):
+        pass
+
+    def give(self, status, body):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        self.give(200, json.dumps({{"data": [{{"id": name}}]}}).encode())
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        kind = asked["user"]
+        if kind == "refuses":
+            return self.give(400, b'{{"error": {{"message": "not that", "param": "top_k", "code": "odd"}}}}')
+        if kind == "fails":
+            return self.give(500, b"<html>")
+        if kind == "hangs":
+            time.sleep(60)
+        if kind == "ends":
+            sys.stdout.flush()
+            import os
+            os._exit(3)
+        event = b"data: " + json.dumps(tokens | {{"choices": [{{"index": 0, "text": "The", "finish_reason": None}}]}}).encode() + b"\\n\\n"
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(event)
+        self.wfile.flush()
+        if kind == "stalls":
+            time.sleep(60)
+        self.close_connection = True
+
+
+http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
 
 
@@ -76,21 +134,37 @@ def test_requests_are_checked_before_they_get_there(client: openai.OpenAI) -> No
     assert caught.value.code == "context_length_exceeded"
 
 
-def test_there_is_room_for_so_many_and_who_leaves_makes_some(client: openai.OpenAI) -> None:
-    asked = {"model": "tiny", "prompt": "The", "max_tokens": 55, "n": 2, "temperature": 1, "stream": True}
-    streams = [client.completions.create(**asked) for _ in range(3)]
-    with pytest.raises(openai.RateLimitError):
-        client.completions.create(model="tiny", prompt="The")
-    for stream in streams:
-        stream.close()
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            assert client.completions.create(model="tiny", prompt="The", max_tokens=1).choices
-            break
-        except openai.RateLimitError:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+def test_there_is_room_for_so_many_and_who_leaves_makes_some(serving: Serving) -> None:
+    (upstream,) = psutil.Process(serving.process.pid).children()
+    asked = {"model": "tiny", "prompt": "The", "max_tokens": 5}
+
+    async def go() -> None:
+        clients = [await Client.to(serving) for _ in range(3)]
+        other = await Client.to(serving)
+        for client in clients:
+            client.send("POST", "/v1/completions", asked)
+        while (found := await status_in(other, 0.2)) != 429:  # whoever came before the third has an answer to wait for
+            assert found is None, "they have not left, and got none"
+            await other.close()
+            other = await Client.to(serving)
+        for client in clients:
+            await client.close()
+        upstream.resume()
+        while (found := (await other.ask("POST", "/v1/completions", asked))[0]) != 200:
+            assert found == 429
+            await asyncio.sleep(0.02)
+        await other.close()
+
+    async def status_in(client: Client, seconds: float) -> int | None:
+        with contextlib.suppress(TimeoutError):
+            return (await asyncio.wait_for(client.ask("POST", "/v1/completions", asked), seconds))[0]
+        return None
+
+    upstream.suspend()
+    try:
+        asyncio.run(asyncio.wait_for(go(), 60))
+    finally:
+        upstream.resume()
 
 
 def test_it_ends_with_us(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,3 +190,87 @@ def test_what_is_missing_or_fails_is_said(
     monkeypatch.setenv("FINETALE_VLLM", "/bin/false")
     assert run(["serve", model, "--engine", "vllm", "--port", "0"]) == 1
     assert "vLLM ended with status 1" in capfd.readouterr().err
+
+
+def test_what_goes_wrong_there_is_told_here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "vllm"
+    script.write_text(BROKEN.format(python=sys.executable), encoding="utf-8")
+    script.chmod(0o755)
+    monkeypatch.setenv("FINETALE_VLLM", str(script))
+    with (
+        Serving(place, "tiny", "--engine", "vllm", "--timeout", "2") as started,
+        openai.OpenAI(base_url=f"http://127.0.0.1:{started.port}/v1", api_key="none", max_retries=0) as client,
+    ):
+        asked = {"model": "tiny", "prompt": "The", "max_tokens": 5}
+
+        def ask(kind: str, stream: bool) -> None:
+            answer = client.completions.create(**asked, user=kind, stream=stream)
+            if stream:
+                assert [piece.choices[0].text for piece in itertools.islice(answer, 1)] == ["The"]
+                list(answer)
+
+        def told(kind: str, *, stream: bool = False) -> openai.APIError:
+            with pytest.raises(openai.APIError) as caught:
+                ask(kind, stream)
+            return caught.value
+
+        refused = told("refuses")
+        assert isinstance(refused, openai.BadRequestError)
+        assert (refused.param, refused.code) == ("top_k", "odd")
+        assert "not that" in str(refused)
+        assert isinstance(told("fails"), openai.InternalServerError)
+        began = time.monotonic()
+        slow = told("hangs")
+        assert isinstance(slow, openai.InternalServerError)
+        assert (slow.status_code, slow.code) == (504, "timeout")
+        assert "broken off" in str(told("breaks", stream=True))
+        assert "not done in time" in str(told("stalls", stream=True))
+        assert time.monotonic() - began < 15
+        gone = told("ends")
+        assert isinstance(gone, openai.InternalServerError)
+        assert gone.status_code == 503
+        deadline = time.monotonic() + 10
+        while status_of(started.port, "/ready") != 503:
+            assert time.monotonic() < deadline, "without its engine it is not ready"
+            time.sleep(0.05)
+        assert started.end()[0] == 0
+
+
+def status_of(port: int, path: str) -> int:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_a_newer_model_takes_over_when_the_old_one_has_nothing_left(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FINETALE_VLLM", str(place / "vllm"))
+    save_model(tmp_path / "tiny")
+    with (
+        Serving(tmp_path, "tiny", "--engine", "vllm") as started,
+        openai.OpenAI(base_url=f"http://127.0.0.1:{started.port}/v1", api_key="none", max_retries=0) as client,
+    ):
+        (old,) = psutil.Process(started.process.pid).children()
+        old.suspend()  # in the midst of an answer
+        try:
+            with ThreadPoolExecutor(1) as pool:
+                answer = pool.submit(client.completions.create, model="tiny", prompt="The", max_tokens=5)
+                time.sleep(0.5)
+                shutil.rmtree(tmp_path / "tiny")
+                save_model(tmp_path / "tiny", seed=1)
+                started.process.send_signal(signal.SIGHUP)
+                while "has been opened again" not in started.log():
+                    time.sleep(0.05)
+                assert old.is_running()
+                assert client.completions.create(model="tiny", prompt="The", max_tokens=5).choices, "of the new one"
+                old.resume()
+                assert answer.result(timeout=20).choices, "of the old one"
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                old.resume()
+        old.wait(20)
+        assert len(psutil.Process(started.process.pid).children()) == 1
+        assert started.end()[0] == 0
