@@ -241,6 +241,58 @@ def test_a_run_that_can_not_be_written_has_it_in_the_cache(loaded: LoadedModel, 
     assert other.exists()
 
 
+@pytest.mark.parametrize("kind", ["torch", "separate", "openvino"])
+def test_prompts_that_fail_leave_no_row(
+    model: PreTrainedModel, converted: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_of = {
+        "torch": lambda: TorchRows(model, context=256, slots=6),
+        "separate": lambda: SeparateRows(model, slots=6),
+        "openvino": lambda: OpenVinoRows(converted, context=256, slots=6, exact=True),
+    }
+    rows: Any = made_of[kind]()
+    engine = FACTS.engine(rows)
+    settings = SamplingSettings.resolve({"temperature": 0})
+
+    def job(length: int, **values: Any) -> Job:
+        return Job([number * 7 % VOCABULARY for number in range(length)], settings, **values)
+
+    alone = job(40)
+    engine.admit([[alone]])
+    for _ in range(10):
+        engine.step()
+    engine.drop(alone)
+
+    kept = job(40)
+    engine.admit([[kept]])
+    read, copy, calls = rows.read, rows.copy, []
+
+    def fail(*words: Any, **more: Any) -> Any:
+        calls.append(words)
+        if len(calls) == 2:
+            raise RuntimeError("no more memory")
+        return read(*words, **more) if isinstance(words[-1], list) else copy(*words)
+
+    # The second prompt is read in a pass of its own; then a copy fails.
+    for name, groups in (
+        ("read", [[job(5)], [job(9, reads_prompt=True)], [job(5)]]),
+        ("copy", [[job(5), job(5), job(5)], [job(9)]]),
+    ):
+        calls.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(rows, name, fail)
+            with pytest.raises(RuntimeError, match="no more memory"):
+                engine.admit(groups)
+        engine.step()
+        assert engine.active == 1
+    for _ in range(8):
+        engine.step()
+    assert kept.tokens == alone.tokens
+    engine.admit([[job(70 + number)] for number in range(5)])  # all slots are there
+    engine.step()
+    assert len(kept.tokens) == 11
+
+
 @pytest.mark.usefixtures("here")
 def test_held_out_texts_are_measured_in_pieces() -> None:
     loaded = models.load("run")
