@@ -76,24 +76,15 @@ class StreamOptions(BaseModel):
     include_usage: bool = Field(False, strict=True, description="A last chunk tells the usage.")
 
 
-class CompletionRequest(BaseModel):
-    """Body of POST /v1/completions. Numbers are numbers and texts are texts: nothing is guessed, nothing ignored."""
+class _Asked(BaseModel):
+    """What both kinds of requests have. Numbers are numbers and texts are texts: nothing is guessed, nothing ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: Text = Field(description="Name of the model, as /v1/models lists it.")
-    prompt: Annotated[Any, PlainValidator(_prompt, json_schema_input_type=_AnyPrompt)] = Field(
-        "", description="Text, token ids, or a list of either. Empty: a new document."
-    )
-    max_tokens: int | None = Field(16, ge=0, strict=True, description="Most tokens to generate.")
+    n: int | None = Field(1, ge=1, le=128, strict=True, description="Answers to each prompt.")
     temperature: float | None = Field(1.0, ge=0, le=2, strict=True, description="0: always the likeliest token.")
     top_p: float | None = Field(1.0, gt=0, le=1, strict=True)
-    n: int | None = Field(1, ge=1, le=128, strict=True, description="Completions of each prompt.")
-    best_of: int | None = Field(
-        None, ge=1, le=128, strict=True, description="Completions made, of which the n likeliest a token are given."
-    )
-    echo: bool | None = Field(False, strict=True, description="Give the prompt back before the completion.")
-    logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS, strict=True)
     stop: (
         Annotated[
             list[Annotated[Text, Field(min_length=1)]], Field(max_length=MOST_STOPS), BeforeValidator(_one_or_many)
@@ -106,13 +97,27 @@ class CompletionRequest(BaseModel):
     logit_bias: _Biases | None = Field(
         None, max_length=MOST_BIASES, description="Token id to what is added to its score."
     )
-    suffix: Text | None = Field(None, description="Not supported.")
     stream: bool | None = Field(False, strict=True)
     stream_options: StreamOptions | None = None
     user: Text | None = None
     top_k: int | None = Field(0, ge=0, strict=True, description="An extension: sample from the k likeliest. 0: all.")
     min_p: float | None = Field(0.0, ge=0, le=1, strict=True, description="An extension.")
     repetition_penalty: float | None = Field(1.0, ge=0.01, le=10, strict=True, description="An extension.")
+
+
+class CompletionRequest(_Asked):
+    """Body of POST /v1/completions."""
+
+    prompt: Annotated[Any, PlainValidator(_prompt, json_schema_input_type=_AnyPrompt)] = Field(
+        "", description="Text, token ids, or a list of either. Empty: a new document."
+    )
+    max_tokens: int | None = Field(16, ge=0, strict=True, description="Most tokens to generate.")
+    best_of: int | None = Field(
+        None, ge=1, le=128, strict=True, description="Completions made, of which the n likeliest a token are given."
+    )
+    echo: bool | None = Field(False, strict=True, description="Give the prompt back before the completion.")
+    logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS, strict=True)
+    suffix: Text | None = Field(None, description="Not supported.")
 
     @model_validator(mode="after")
     def _together(self) -> CompletionRequest:
@@ -186,38 +191,16 @@ class Message(BaseModel):
         return {"role": self.role, "content": text} | ({"name": self.name} if self.name is not None else {})
 
 
-class ChatRequest(BaseModel):
+class ChatRequest(_Asked):
     """Body of POST /v1/chat/completions."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: Text = Field(description="Name of the model, as /v1/models lists it.")
     messages: list[Message] = Field(min_length=1, fail_fast=True)
     max_tokens: int | None = Field(None, ge=1, strict=True)
     max_completion_tokens: int | None = Field(
         None, ge=1, strict=True, description="Most tokens to generate. None: what the context has room for."
     )
-    n: int | None = Field(1, ge=1, le=128, strict=True)
     logprobs: bool | None = Field(False, strict=True)
     top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS, strict=True)
-    temperature: float | None = Field(1.0, ge=0, le=2, strict=True)
-    top_p: float | None = Field(1.0, gt=0, le=1, strict=True)
-    stop: (
-        Annotated[
-            list[Annotated[Text, Field(min_length=1)]], Field(max_length=MOST_STOPS), BeforeValidator(_one_or_many)
-        ]
-        | None
-    ) = None
-    seed: int | None = Field(None, ge=-LARGEST_SEED - 1, le=LARGEST_SEED, strict=True)
-    presence_penalty: float | None = Field(0.0, ge=-2, le=2, strict=True)
-    frequency_penalty: float | None = Field(0.0, ge=-2, le=2, strict=True)
-    logit_bias: _Biases | None = Field(None, max_length=MOST_BIASES)
-    stream: bool | None = Field(False, strict=True)
-    stream_options: StreamOptions | None = None
-    user: Text | None = None
-    top_k: int | None = Field(0, ge=0, strict=True, description="An extension.")
-    min_p: float | None = Field(0.0, ge=0, le=1, strict=True, description="An extension.")
-    repetition_penalty: float | None = Field(1.0, ge=0.01, le=10, strict=True, description="An extension.")
 
     @model_validator(mode="after")
     def _together(self) -> ChatRequest:
