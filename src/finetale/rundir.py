@@ -13,7 +13,9 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -251,14 +253,17 @@ def write_folder(path: Path, fill: Callable[[Path], None], *, manifest: bool = F
         keep: leave a folder that is already there, for caches, in which another process may have written the same meanwhile.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    # Processes of two containers that share a volume may have one number.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     temporary.mkdir()
     try:
         fill(temporary)
         files = sorted(file for file in temporary.rglob("*") if file.is_file())
         for file in files:
             _sync_file(file)
+            # As the umask has it, which the folder shows: safetensors keeps its files from everybody else.
+            with contextlib.suppress(OSError):  # some volumes know no modes
+                file.chmod(temporary.stat().st_mode & 0o666)
         if manifest:
             _seal(temporary, {file.relative_to(temporary).as_posix(): _entry(file) for file in files})
         sync_folder(temporary)
@@ -268,17 +273,33 @@ def write_folder(path: Path, fill: Callable[[Path], None], *, manifest: bool = F
     sync_folder(path.parent)
 
 
-def recover(parent: Path) -> None:
-    """Put back folders that a crash caught between their two renames, and delete what dead writers left in `parent`."""
-    for leftover in sorted(parent.glob(".*.*.old")):
+def recover(parent: Path, *, untouched: float = 0.0) -> None:
+    """Put back folders that a crash caught between their two renames, and delete what dead writers left in `parent`.
+
+    Args:
+        untouched: seconds for which nothing was written to it, where others may be writing in `parent` just now.
+    """
+
+    def dead(leftover: Path) -> bool:
+        return not untouched or time.time() - _last_written(leftover) > untouched
+
+    for leftover in filter(dead, sorted(parent.glob(".*.*.old"))):
         place = parent / leftover.name[1:].rsplit(".", 2)[0]
         if not place.exists():
             leftover.replace(place)
-    for leftover in [*parent.glob(".*.*.old"), *parent.glob(".*.*.tmp")]:
+    for leftover in filter(dead, [*parent.glob(".*.*.old"), *parent.glob(".*.*.tmp")]):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def _last_written(path: Path) -> float:
+    """When anything of a file or folder was written last, in seconds; now, if it is gone meanwhile."""
+    try:
+        return max(part.stat().st_mtime for part in (path, *path.rglob("*")))
+    except OSError:
+        return time.time()
 
 
 def add_file(folder: Path, name: str, data: bytes) -> None:
@@ -385,8 +406,7 @@ def _swap(new: Path, place: Path, keep: bool = False) -> None:
     if not place.exists():
         new.replace(place)
         return
-    aside = place.with_name(f".{place.name}.{os.getpid()}.old")
-    shutil.rmtree(aside, ignore_errors=True)
+    aside = place.with_name(f".{place.name}.{os.getpid()}-{secrets.token_hex(4)}.old")
     place.replace(aside)
     new.replace(place)
     shutil.rmtree(aside, ignore_errors=True)

@@ -514,9 +514,10 @@ def test_several_models_by_name(folder: Path, capsys: pytest.CaptureFixture[str]
         assert serving.end()[0] == 0
     model = str(folder / "tiny")
     for words, says in (
-        (("--also", "tiny=x"), "the same name"),
+        (("--also", "tiny=x"), "Two models have the name tiny"),
+        (("--also", "x=tiny", "--also", "x=tiny"), "Two models have the name x"),
         (("--also", "x"), "not NAME=MODEL"),
-        (("--with-base",), "no run directory"),
+        (("--with-base",), "is no run, so it has no base"),
     ):
         assert run(["serve", model, *words]) == 1
         assert says in capsys.readouterr().err

@@ -81,9 +81,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _WRITE_ERRORS:
             return _bug()
+        refused = error.errno in (errno.EACCES, errno.EPERM)
         print_error(
-            f"{error.filename or 'A file'} can't be written: {error.strerror}.",
-            "Free some disk space, or check the permissions.",
+            f"{error.filename or 'A file'} can't be {'read or written' if refused else 'written'}: {error.strerror}.",
+            "Check who may read and write it." if refused else "Free some disk space, or check the permissions.",
         )
         return 1
     except KeyboardInterrupt:

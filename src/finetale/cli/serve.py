@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -90,6 +92,8 @@ def command(
 ) -> int:
     """Put a model behind an OpenAI-compatible API: /v1/completions, /v1/models, /health, /ready."""
     key = _key(api_key_file)
+    if not host.strip():
+        raise ConfigError("--host is empty.", "Give an address to listen at, or leave it out.")
     if host not in _LOOPBACK and key is None:
         raise ConfigError(
             f"Listening at {host} would let others on the network in, and there is no API key.",
@@ -103,7 +107,8 @@ def command(
             from finetale.server.source import Source
         except ImportError as error:
             raise ConfigError(
-                f"A package for serving is missing: {error.name}.", "Install it with pip install 'finetale[serve]'."
+                f"A package for serving is missing: {error.name}.",
+                "Install it with pip install 'finetale[serve]', in a checkout with pip install -c constraints.txt -e '.[serve]'.",
             ) from None
         from finetale import pipeline
         from finetale.config import Config
@@ -111,11 +116,14 @@ def command(
         config = Config.resolve({"model": model, "revision": revision, "offline": offline})
         called = name or Path(model).name or model
         others = dict(_named(word) for word in also)
-        if len({called, *others, *(["base"] if with_base else [])}) < 1 + len(also) + with_base:
-            raise ConfigError("Two models have the same name.", "Name them apart with --name and --model NAME=MODEL.")
-        hosts = frozenset(
-            {*_LOOPBACK, *map(_host, allow_host), *([_host(host)] if host not in ("0.0.0.0", "::") else [])}
-        )
+        names = Counter([called, *(name for name, _ in map(_named, also)), *(["base"] if with_base else [])])
+        if twice := [name for name, number in names.items() if number > 1]:
+            raise ConfigError(
+                f"Two models have the name {twice[0]}.", "Name them apart with --name and --model NAME=MODEL."
+            )
+        everywhere = host in ("0.0.0.0", "::")
+        own = socket.gethostname() if everywhere else host
+        hosts = frozenset({*_LOOPBACK, *map(_host, allow_host), _host(own)})
         console = stdout()
 
         stack = ExitStack()
@@ -138,7 +146,13 @@ def command(
                 return loaded
 
             def open_base(notify: pipeline.Notify) -> LoadedModel:
-                return pipeline.open_base(model, open_first(lambda event: None), notify)
+                loaded = open_first(lambda event: None)
+                if loaded.provenance.kind != "run":
+                    raise ConfigError(
+                        f"{model} is no run, so it has no base to stand beside it.",
+                        "Leave out --with-base; --model NAME=MODEL serves another model.",
+                    )
+                return pipeline.open_base(model, loaded, notify)
 
             loads: dict[str, Callable[[pipeline.Notify], LoadedModel]] = {called: open_first}
             if with_base:
@@ -151,6 +165,7 @@ def command(
                 Limits(
                     key=key,
                     hosts=hosts,
+                    any_address=everywhere,
                     origins=frozenset(map(_origin, allow_origin)),
                     most_connections=most_connections(),
                     request_seconds=timeout,
@@ -184,7 +199,8 @@ def _key(file: Path | None) -> str | None:
         key = file.expanduser().read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"The API key in {file} can't be read: {error}.", "Check the path of --api-key-file."
+            f"The API key in {file} can't be read: {getattr(error, 'strerror', None) or error}.",
+            "Check who may read it." if isinstance(error, PermissionError) else "Check the path of --api-key-file.",
         ) from None
     if not key:
         raise ConfigError(f"{file} holds no API key.", "Write one into it, in one line.")

@@ -9,6 +9,7 @@ import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from starlette.responses import StreamingResponse
@@ -33,6 +34,8 @@ class Served:
     worker: Worker
     created: int
     sha256: str = ""
+    place: Path | None = None
+    """The folder on this machine that it comes from, if it does."""
 
     @property
     def described(self) -> str:

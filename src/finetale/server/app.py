@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 from jinja2 import Environment, PackageLoader, Template
@@ -91,6 +91,7 @@ class Service:
         _log.info(
             "request",
             extra={
+                "method": told.method,
                 "route": told.route,
                 "status": told.status,
                 "seconds": round(told.seconds, 4),
@@ -189,10 +190,8 @@ class Service:
         """An answer that waits for its turn at a model, or at another that has just taken that one's place."""
         try:
             model.worker.check(client)  # before there is any work in it
-            if asked.size > _SHORT:
-                completion = await run_in_threadpool(Completion, asked, model.vocabulary)
-            else:
-                completion = Completion(asked, model.vocabulary)
+            make = partial(Completion, asked, model.vocabulary, fills=shape is wire.CHAT)
+            completion = await run_in_threadpool(make) if asked.size > _SHORT else make()
             answer = Answer(completion, shape, model, self.meters, self._post, self.limits.request_seconds)
             answer.submit(client)
         except RequestError as error:
@@ -206,7 +205,9 @@ class Service:
         if self.loading:
             raise RequestError("The models are being loaded.", status=503, kind="server_error", code="loading")
         if name not in self.models:
-            raise RequestError(f"There is no model {name!r} here.", "model", status=404, code="model_not_found")
+            names = ", ".join(self.models)
+            message = f"There is no model {name!r} here, but {names}."
+            raise RequestError(message, "model", status=404, code="model_not_found")
         return self.models[name]
 
 

@@ -162,19 +162,20 @@ class Completion:
     Args:
         request: what was asked for.
         vocabulary: of the model.
+        fills: whether a text may fill the context where no number of tokens is named.
 
     Raises:
         RequestError: a prompt does not fit the model.
     """
 
-    def __init__(self, request: wire.CompletionRequest, vocabulary: Vocabulary) -> None:
+    def __init__(self, request: wire.CompletionRequest, vocabulary: Vocabulary, *, fills: bool = False) -> None:
         self.request = request
         self.vocabulary = vocabulary
         settings = request.sampling(secrets.randbelow(2**32))
         self.prompts = vocabulary.encode(request.prompts)
         # A text begins a document, as for `finetale generate`; token ids are taken for all there is.
         lead = [vocabulary.begin] if isinstance(request.prompts[0], str) else []
-        wanted = request.max_tokens
+        wanted = request.max_tokens if fills else request.wanted
         bias = {int(token): value for token, value in (request.logit_bias or {}).items()}
         if any(token >= vocabulary.vocab_size for token in bias):
             raise RequestError(f"logit_bias: token ids must be below {vocabulary.vocab_size}.", "logit_bias")
@@ -186,7 +187,7 @@ class Completion:
             least = 0 if wanted == 0 else 1
             if room < least or (wanted is not None and wanted > room):
                 raise RequestError(
-                    f"The prompt has {len(lead) + len(ids)} tokens"
+                    f"The prompt has {len(lead) + len(ids)} tokens{', that of beginning-of-text among them,' if lead else ''}"
                     + (f" and max_tokens is {wanted}" if wanted is not None else "")
                     + f", and the model's context holds {vocabulary.context}.",
                     "max_tokens" if room >= 1 else "prompt",

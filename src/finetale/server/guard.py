@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import hmac
+import ipaddress
 import json
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -36,6 +37,7 @@ class Limits:
     Attributes:
         key: without it nothing but its health is told; None for a service that only this machine reaches.
         hosts: names that the Host header may have, without port; empty for any.
+        any_address: whether it may have any address as well. Those are numbers, which no site's name can lead here with.
         origins: sites besides this one whose pages may ask, as https://example.org.
         most_body: bytes of a body.
         most_samples: completions of a request, over all its prompts.
@@ -48,6 +50,7 @@ class Limits:
 
     key: str | None = None
     hosts: frozenset[str] = frozenset({"localhost", "127.0.0.1", "::1"})
+    any_address: bool = False
     origins: frozenset[str] = frozenset()
     most_body: int = 2 * 2**20
     most_samples: int = 128
@@ -62,6 +65,7 @@ class Limits:
 class Answered:
     """One request that was answered."""
 
+    method: str
     route: str
     status: int
     seconds: float
@@ -108,7 +112,7 @@ class Guard:
         finally:
             # Routes of our own only, or whoever asks for many paths fills the memory of who counts them.
             route = scope["path"] if scope["path"] in _ROUTES else "other"
-            self.tell(Answered(route, status, time.perf_counter() - started, _address(scope)))
+            self.tell(Answered(scope["method"], route, status, time.perf_counter() - started, _address(scope)))
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
@@ -129,9 +133,9 @@ class Guard:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADER_BYTES:
             return 431, f"The request's head is larger than {MOST_HEADER_BYTES:,} bytes.", None
         host = name_of(headers.get("host", ""))
-        if self.limits.hosts and host not in self.limits.hosts:
+        if self.limits.hosts and host not in self.limits.hosts and not (self.limits.any_address and _is_address(host)):
             # A page on the web can have its own name lead here (DNS rebinding), but can't change the Host it sends.
-            return 403, f"The host {host!r} is not served here.", "host_not_allowed"
+            return 403, f"The host {host!r} is not served here: --allow-host adds a name.", "host_not_allowed"
         origin = headers.get("origin")
         if origin is not None and origin not in self.limits.origins and not _is_same(origin, headers["host"]):
             return 403, "Pages of other sites may not ask here.", "origin_not_allowed"
@@ -165,6 +169,13 @@ def name_of(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
     return host.rpartition(":")[0].lower() if ":" in host else host.lower()
+
+
+def _is_address(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(host)
+        return True
+    return False
 
 
 def _is_same(origin: str, host: str) -> bool:

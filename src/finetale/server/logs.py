@@ -16,7 +16,7 @@ _MOST_UNWRITTEN = 10_000
 
 @contextmanager
 def logged_as_json() -> Iterator[None]:
-    """One JSON object a line on stderr: when, what, and of requests route, status, seconds and client.
+    """One JSON object a line on stderr: when, what, and of requests method, route, status, seconds and client.
 
     They are written by a thread of their own, so that no request waits for a terminal or a disk.
     """
@@ -61,7 +61,8 @@ class _JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "message": record.getMessage(),
         }
-        line |= {name: vars(record)[name] for name in ("route", "status", "seconds", "client") if name in vars(record)}
+        told = ("method", "route", "status", "seconds", "client")
+        line |= {name: vars(record)[name] for name in told if name in vars(record)}
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)

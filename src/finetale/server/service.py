@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -27,6 +28,8 @@ from finetale.signals import Bell, StopRequest, handling, hangups, in_terminal
 
 _log = logging.getLogger("finetale.server")
 _reloading = threading.Lock()
+_LAST_WORDS_SECONDS = 0.3
+"""For telling those who wait that it ends."""
 
 
 def run(
@@ -93,12 +96,16 @@ def run(
                     f"http://{f'[{address}]' if ':' in address else address}:{number}",
                     [model.described for model in service.models.values()],
                 )
+                told = False
                 while not ended.is_set():
                     if reloads:  # that came while it was loading, too
                         reloads.clear()
                         # Beside this thread, which has to see to the end meanwhile.
                         threading.Thread(target=reload, args=(service, sources), daemon=True).start()
                     bell.wait()
+                    if service.draining and not told:
+                        told = True
+                        _log.info("ending: what was begun is finished first (Ctrl-C once more ends it at once)")
     finally:
         server.should_exit = True
         thread.join(drain_seconds + 2)
@@ -180,7 +187,12 @@ def _draining(service: Service, server: uvicorn.Server, seconds: float) -> Itera
         if not again:
             expiry.start()
         elif number == signal.SIGINT:
-            server.force_exit = True
+            threading.Thread(target=leave_at_once, daemon=True).start()
+
+    def leave_at_once() -> None:
+        service.expire()
+        time.sleep(_LAST_WORDS_SECONDS)
+        server.force_exit = True
 
     with handling({"SIGINT": end, "SIGTERM": end} | ({"SIGHUP": end} if in_terminal() else {})):
         yield

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from finetale import models, pipeline
+from finetale.errors import ModelError
 from finetale.generate import Generator
-from finetale.models import LoadedModel
+from finetale.models import LoadedModel, Provenance
 from finetale.server.answer import Served
 from finetale.server.completion import Vocabulary
 from finetale.server.engines import choice
@@ -49,6 +51,8 @@ class Source:
         Raises:
             FinetaleError: it can't be read, or the engine can't serve it.
         """
+        if serving is not None and serving.place is not None and not serving.place.exists():
+            raise ModelError(f"{serving.place} is not there any more.", "")  # nobody at the hub is asked for it
         loaded = self.load(notify)
         if serving is not None and serving.sha256 == loaded.provenance.sha256:
             return None
@@ -62,6 +66,7 @@ class Source:
                 slots=self.slots,
                 most_waiting=self.most_waiting,
                 sha256=found.sha256,
+                place=_place(found),
             )
         return serve_model(
             self.name,
@@ -106,5 +111,14 @@ def serve_model(
     )
     vocabulary = Vocabulary(loaded.tokenizer, facts.vocab_size, context)
     return Served(
-        name, vocabulary, Worker(chosen, most_waiting=most_waiting), int(time.time()), loaded.provenance.sha256
+        name,
+        vocabulary,
+        Worker(chosen, most_waiting=most_waiting),
+        int(time.time()),
+        loaded.provenance.sha256,
+        _place(loaded.provenance),
     )
+
+
+def _place(found: Provenance) -> Path | None:
+    return Path(found.name).expanduser() if found.kind in ("run", "local") else None

@@ -40,6 +40,7 @@ class Upstream:
 
     Attributes:
         most: requests at a time, those that wait included.
+        place: the folder on this machine that it comes from, if it does.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Upstream:
     most: int
     created: int
     sha256: str
+    place: Path | None = None
     asked: int = 0
     described: str = field(init=False)
     _client: httpx2.AsyncClient | None = None
@@ -149,13 +151,24 @@ class Upstream:
 
     def _body(self, asked: wire.CompletionRequest | wire.ChatRequest) -> dict[str, Any]:
         body = asked.model_dump(exclude_unset=True)
+        if isinstance(asked, wire.CompletionRequest):
+            body["max_tokens"] = asked.wanted
         if isinstance(asked, wire.CompletionRequest) and not asked.echo and isinstance(asked.prompts[0], str):
             # A text begins a document, as for every engine; vLLM would read it as the middle of one.
             body["prompt"] = [[self.vocabulary.begin, *ids] for ids in self.vocabulary.encode(asked.prompts)]
         return body
 
 
-def start(name: str, folder: Path, vocabulary: Vocabulary, *, slots: int, most_waiting: int, sha256: str) -> Upstream:
+def start(
+    name: str,
+    folder: Path,
+    vocabulary: Vocabulary,
+    *,
+    slots: int,
+    most_waiting: int,
+    sha256: str,
+    place: Path | None = None,
+) -> Upstream:
     """Start an installed vLLM on a model's folder, and wait until it answers.
 
     Raises:
@@ -184,7 +197,15 @@ def start(name: str, folder: Path, vocabulary: Vocabulary, *, slots: int, most_w
         start_new_session=True,  # Ctrl-C is for us, who let it finish what it has begun
     )
     upstream = Upstream(
-        name, process, f"http://127.0.0.1:{port}", key, vocabulary, slots + most_waiting, int(time.time()), sha256
+        name,
+        process,
+        f"http://127.0.0.1:{port}",
+        key,
+        vocabulary,
+        slots + most_waiting,
+        int(time.time()),
+        sha256,
+        place,
     )
     _running.add(upstream)
     began = time.monotonic()

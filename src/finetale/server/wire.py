@@ -76,6 +76,10 @@ class StreamOptions(BaseModel):
     include_usage: bool = Field(False, strict=True, description="A last chunk tells the usage.")
 
 
+_TOKENS = 16
+"""That are generated where no number is named."""
+
+
 class _Asked(BaseModel):
     """What both kinds of requests have. Numbers are numbers and texts are texts: nothing is guessed, nothing ignored."""
 
@@ -111,7 +115,7 @@ class CompletionRequest(_Asked):
     prompt: Annotated[Any, PlainValidator(_prompt, json_schema_input_type=_AnyPrompt)] = Field(
         "", description="Text, token ids, or a list of either. Empty: a new document."
     )
-    max_tokens: int | None = Field(16, ge=0, strict=True, description="Most tokens to generate.")
+    max_tokens: int | None = Field(_TOKENS, ge=0, strict=True, description="Most tokens to generate.")
     best_of: int | None = Field(
         None, ge=1, le=128, strict=True, description="Completions made, of which the n likeliest a token are given."
     )
@@ -138,6 +142,11 @@ class CompletionRequest(_Asked):
         """The prompts one by one, texts or lists of token ids."""
         prompt: Any = self.prompt
         return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
+
+    @property
+    def wanted(self) -> int:
+        """Tokens to generate at most."""
+        return _TOKENS if self.max_tokens is None else self.max_tokens
 
     @property
     def size(self) -> int:

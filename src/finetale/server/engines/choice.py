@@ -44,6 +44,8 @@ _ROUNDINGS: tuple[dict[str, Any], ...] = (
     {"weights": "as they are", "group": 0},
 )
 """Of weights and of what they are multiplied with, the faster first."""
+_UNTOUCHED_SECONDS = 3600.0
+"""After which a conversion that was begun is taken for left behind."""
 _MODEL, _RECORD = "model.xml", "engine.json"
 _CHUNK = 256
 
@@ -200,11 +202,13 @@ def _make(
         parent = place.parent
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            rundir.recover(parent)
+            rundir.recover(parent, untouched=_UNTOUCHED_SECONDS)
             record = {"problem": None, "hurt": None}
-            rundir.write_folder(place, fill, manifest=True)
+            rundir.write_folder(place, fill, manifest=True, keep=not place.exists())
         except OSError as error:
-            notify({"event": "warning", "message": f"The converted model can't be kept in {parent}: {error}."})
+            elsewhere = "; it is kept in the cache" if number < len(places) - 1 else ""
+            message = f"The converted model can't be kept in {parent}: {error.strerror or error}{elsewhere}."
+            notify({"event": "warning", "message": message})
             continue
         except Exception as error:  # whatever OpenVINO, its compressor or the tracer meet; not kept, for it may pass
             lines = str(error).strip().splitlines() or [""]
@@ -213,7 +217,7 @@ def _make(
             for other in parent.glob("openvino-*"):
                 if other != place:
                     shutil.rmtree(other, ignore_errors=True)
-        return record, place
+        return _read_record(place) or record, place  # another process may have made the same meanwhile
     return {"problem": "there is no place to keep it"}, places[-1]
 
 
