@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import time
@@ -24,8 +25,9 @@ class Serving:
             self.process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert " at http://127.0.0.1:" in line, line
-        self.port = int(line.partition("127.0.0.1:")[2].partition("/")[0])
+        found = re.search(r" at http://(?:127\.0\.0\.1|0\.0\.0\.0):(\d+)/", line)
+        assert found, line
+        self.port = int(found[1])
 
     def __enter__(self) -> Serving:
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -167,6 +168,13 @@ def test_penalties_and_bias(running: Running) -> None:
     assert running.error(logit_bias={"x": 1})["param"] == "logit_bias"
 
 
+def test_no_number_of_tokens_is_sixteen(running: Running) -> None:
+    for values in ({}, {"max_tokens": None}):
+        status, _, data = running.raw({"model": "tiny", "prompt": "The", "logit_bias": {"0": -100}} | values)
+        assert status == 200
+        assert json.loads(data)["usage"]["completion_tokens"] == 16
+
+
 @pytest.mark.parametrize("length", [1, 2, 5])
 def test_a_stop_string_is_not_in_the_text(running: Running, length: int) -> None:
     whole = expected(running, "The lamp", 30)
@@ -193,7 +201,10 @@ def test_log_probabilities_are_the_models(running: Running) -> None:
     assert "".join(token for token, _ in known) == "The lamp"
     assert all(found.text[at : at + len(token)] == token for token, at in known)
     for at, top in enumerate(told.top_logprobs[: len(values)]):
-        assert len(top) <= 3
+        assert top[told.tokens[at]] == pytest.approx(values[at], abs=1e-4), (
+            "the token itself is there, be it likely or not"
+        )
+        assert len(top) <= 4
         assert max(top.values()) == pytest.approx(float(logits[at].max()), abs=1e-4)
 
 
@@ -459,7 +470,8 @@ def test_sigterm_lets_what_was_begun_end(folder: Path) -> None:
             client.models.list()
         client.close()
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
-    assert [line["route"] for line in lines if "route" in line] == ["/v1/completions"]
+    told = [(line["method"], line["route"], line["status"]) for line in lines if "route" in line]
+    assert told == [("POST", "/v1/completions", 200)]
     assert all("The" not in json.dumps(line) for line in lines), "a prompt is nobody's business"
 
 
@@ -469,15 +481,19 @@ def test_a_key_is_asked_for_where_others_can_reach_it(folder: Path) -> None:
     assert done.returncode == 1
     assert "there is no API key" in done.stderr
     (folder / "key").write_text("secret\n")
-    with Serving(folder, "tiny", "--api-key-file", "key") as serving:
-        connection = http.client.HTTPConnection("127.0.0.1", serving.port)
-        for given, status in (("", 401), ("Bearer secret", 200)):
-            connection.request("GET", "/v1/models", headers={"Authorization": given})
-            answer = connection.getresponse()
-            answer.read()
-            assert answer.status == status
-        connection.close()
-        assert serving.end()[0] == 0
+    # Where everybody may come, they come by an address or by the machine's name; a site's own name stays out.
+    key, mine = "Bearer secret", {"127.0.0.1": 200, "192.0.2.7:80": 403, "evil.example": 403}
+    every = mine | {"192.0.2.7:80": 200, "[2001:db8::7]:80": 200, socket.gethostname(): 200}
+    for words, hosts in (((), mine), (("--host", "0.0.0.0"), every)):
+        with Serving(folder, "tiny", "--api-key-file", "key", *words) as serving:
+            connection = http.client.HTTPConnection("127.0.0.1", serving.port)
+            for given, host, status in (("", "127.0.0.1", 401), *((key, *pair) for pair in hosts.items())):
+                connection.request("GET", "/v1/models", headers={"Authorization": given, "Host": host})
+                answer = connection.getresponse()
+                answer.read()
+                assert answer.status == status, host
+            connection.close()
+            assert serving.end()[0] == 0
 
 
 def test_what_is_missing_is_said_before_a_model_is_loaded(

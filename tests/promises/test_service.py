@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -193,6 +194,34 @@ def test_work_that_does_not_end_is_left_at_the_deadline(tmp_path: Path, engine: 
             assert seconds > 0.9, "it has the time that it was given"
         assert b'"code":"draining"' in data, "who waited is told"
         assert data.rstrip().endswith(b"0"), "and its stream is ended as streams end"
+
+
+def test_whoever_waits_is_told_when_it_is_ended_at_once(tmp_path: Path) -> None:
+    """A second Ctrl-C, long before the deadline."""
+    save_model(tmp_path / "tiny", positions=LONG)
+    with Serving(tmp_path, "tiny", "--engine", "torch", "--drain", "60") as serving:
+
+        async def go() -> tuple[tuple[int, dict[str, str], bytes, float], bytes]:
+            whole, stream = await Client.to(serving), await Client.to(serving)
+            stream.send("POST", "/v1/completions", forever(stream=True))
+            assert (await stream.head())[0] == 200
+            asked = asyncio.ensure_future(whole.ask("POST", "/v1/completions", forever()))
+            await asyncio.sleep(0.3)
+            serving.process.send_signal(signal.SIGINT)
+            while "Ctrl-C once more ends it at once" not in serving.log():
+                await asyncio.sleep(0.02)
+            assert not asked.done()
+            serving.process.send_signal(signal.SIGINT)
+            found = await asked, await stream.reader.read()
+            await whole.close()
+            await stream.close()
+            return found
+
+        (status, _, body, _), data = asyncio.run(asyncio.wait_for(go(), 60))
+        assert serving.process.wait(10) == 0
+        assert (status, json.loads(body)["error"]["code"]) == (503, "draining")
+        assert b'"code":"draining"' in data
+        assert "Traceback" not in serving.log()
 
 
 def test_a_log_that_nobody_reads_keeps_nobody_waiting(tmp_path: Path) -> None:

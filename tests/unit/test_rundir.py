@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
 
 from finetale.errors import RunError
-from finetale.rundir import RunDirectory, read_json, verify_folder, write_bytes, write_folder, write_json
+from finetale.rundir import RunDirectory, read_json, recover, verify_folder, write_bytes, write_folder, write_json
 
 
 def fill_two(folder: Path) -> None:
@@ -38,6 +40,36 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     write_folder(tmp_path / "f", lambda folder: write_bytes(folder / "c", b"c"))
     assert [p.name for p in (tmp_path / "f").iterdir()] == ["c"]
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_are_as_the_umask_has_them(tmp_path: Path, umask: int, mode: int) -> None:
+    def fill(folder: Path) -> None:
+        fill_two(folder)
+        (folder / "a.bin").chmod(0o600)  # as libraries leave what they write
+        (folder / "b.txt").chmod(0o755)
+
+    before = os.umask(umask)
+    try:
+        write_folder(tmp_path / "f", fill, manifest=True)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "f").iterdir()} == {mode}
+
+
+def test_what_others_write_just_now_is_no_leftover(tmp_path: Path) -> None:
+    long_ago = time.time() - 5000
+    for name in (".a.1.tmp", ".b.2.tmp", ".c.3.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text("x")
+        os.utime(tmp_path / name, (long_ago, long_ago))
+        os.utime(tmp_path / name / "x", (long_ago, long_ago))
+    (tmp_path / ".a.1.tmp" / "x").write_text("y")  # still at work
+    recover(tmp_path, untouched=3600)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".a.1.tmp", "c"]
+    recover(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
 
 def test_the_manifest_tells_damage(tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ class StreamOptions(BaseModel):
     include_usage: bool = Field(False, strict=True, description="A last chunk tells the usage.")
 
 
+_Stop = Annotated[Text, Field(min_length=1)]
+_Stops = Annotated[list[_Stop], Field(max_length=MOST_STOPS)]
 _TOKENS = 16
 """That are generated where no number is named."""
 
@@ -89,12 +91,7 @@ class _Asked(BaseModel):
     n: int | None = Field(1, ge=1, le=128, strict=True, description="Answers to each prompt.")
     temperature: float | None = Field(1.0, ge=0, le=2, strict=True, description="0: always the likeliest token.")
     top_p: float | None = Field(1.0, gt=0, le=1, strict=True)
-    stop: (
-        Annotated[
-            list[Annotated[Text, Field(min_length=1)]], Field(max_length=MOST_STOPS), BeforeValidator(_one_or_many)
-        ]
-        | None
-    ) = None
+    stop: Annotated[_Stops, BeforeValidator(_one_or_many, json_schema_input_type=_Stop | _Stops)] | None = None
     seed: int | None = Field(None, ge=-LARGEST_SEED - 1, le=LARGEST_SEED, strict=True)
     presence_penalty: float | None = Field(0.0, ge=-2, le=2, strict=True)
     frequency_penalty: float | None = Field(0.0, ge=-2, le=2, strict=True)
@@ -337,7 +334,8 @@ class _TextShape:
         return {
             "tokens": [token.text for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [dict(token.top) if token.top else None for token in tokens],
+            # The token itself is among them, be it likely or not.
+            "top_logprobs": [{token.text: token.logprob} | dict(token.top) if token.top else None for token in tokens],
             "text_offset": [token.place for token in tokens],
         }
 
