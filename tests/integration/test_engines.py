@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from transformers import (
 
 from finetale import models, pipeline, rundir, speed
 from finetale.config import SamplingSettings
-from finetale.errors import ConfigError, ModelError
+from finetale.errors import ConfigError, GenerationError, ModelError
 from finetale.generate import Generator
 from finetale.models import LoadedModel
+from finetale.pipeline import judge
 from finetale.server.engines import Job, Rows, choice, conversion
 from finetale.server.engines.batching import BatchingEngine
 from finetale.server.engines.openvino import OpenVinoRows
@@ -293,6 +295,82 @@ def test_prompts_that_fail_leave_no_row(
     assert len(kept.tokens) == 11
 
 
+def test_memory_that_runs_out_once_breaks_nothing(converted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = OpenVinoRows(converted, context=256, slots=6, exact=True)
+    engine = FACTS.engine(rows)
+    settings = SamplingSettings.resolve({"temperature": 0})
+
+    def job(length: int) -> Job:
+        return Job([number * 7 % VOCABULARY for number in range(length)], settings)
+
+    alone, other = job(40), job(9)
+    for each in (alone, other):
+        engine.admit([[each]])
+        for _ in range(10):
+            engine.step()
+        engine.drop(each)
+    first, kept = job(9), job(40)
+    engine.admit([[first], [kept]])
+    tensor, calls = rows._tensor, []
+
+    def fail(*words: Any) -> Any:
+        calls.append(words)
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rows, "_take", fail)  # for the copy, whose prompt has been read
+        with pytest.raises(MemoryError):
+            engine.admit([[job(5), job(5)]])
+    assert len(rows._lengths) == engine.active == 2
+    with monkeypatch.context() as patch:
+
+        def second(*words: Any) -> Any:
+            return fail() if calls and len(words) == 2 and isinstance(words[1], list) else tensor(*words)
+
+        patch.setattr(rows, "_tensor", second)
+        with pytest.raises(MemoryError):
+            engine.admit([[job(200)] for _ in range(4)])
+    assert len(rows._lengths) == engine.active == 2
+    engine.admit([[job(200)] for _ in range(4)])  # there is memory again
+    engine.step()
+    engine.drop(first)
+    for _ in range(9):
+        engine.step()
+    assert kept.tokens == alone.tokens
+    assert first.tokens == other.tokens[:1]
+
+
+def test_rows_leave_no_numbers_behind(model: PreTrainedModel) -> None:
+    """What is masked is multiplied by nothing, and nothing times NaN is NaN."""
+    rows = TorchRows(model, context=256, slots=4)
+    with torch.inference_mode():
+        for row, length in enumerate((50, 90, 20)):
+            assert rows.join() == row
+            rows.read(row, [list(range(length))])
+        for keys, values in rows._cache._store:
+            keys[1, :, :90], values[1, :, :90] = float("nan"), float("nan")
+        rows.leave(1)
+        rows.leave(0)
+        for keys, values in rows._cache._store:
+            assert not keys.isnan().any()
+            assert not values.isnan().any()
+        long, short = rows.join(), rows.join()
+        rows.read(long, [list(range(120))])
+        rows.read(short, [[1]])
+        assert not rows.read(0, [[1], [1], [1]]).isnan().any()
+
+
+def test_scores_of_a_prompt_that_are_no_numbers_are_said() -> None:
+    broken = made(GPT2Config(**SHAPE))
+    with torch.no_grad():
+        broken.get_input_embeddings().weight[7] = float("inf")
+    engine = FACTS.engine(TorchRows(broken, context=256, slots=4))
+    settings = SamplingSettings.resolve({"temperature": 0})
+    with pytest.raises(GenerationError, match="not numbers"):
+        engine.admit([[Job([1, 7, 2], settings, top=0, reads_prompt=True)]])
+    assert engine.active == 0
+
+
 @pytest.mark.usefixtures("here")
 def test_held_out_texts_are_measured_in_pieces() -> None:
     loaded = models.load("run")
@@ -306,6 +384,81 @@ def test_held_out_texts_are_measured_in_pieces() -> None:
     assert sorted(token for ids in pieces for token in ids[1:]) == sorted(token for ids in whole for token in ids[1:])
     few = pipeline.held_out_ids(loaded, lambda event: None, most=20, window=9)
     assert [len(ids) - 1 for ids in few] == [8, 8, 4]
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("sources", [["-"], ["stories", "hf:some/dataset"]])
+def test_what_came_from_elsewhere_is_not_asked_for_again(sources: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = models.load("run")
+    monkeypatch.setattr(judge, "read_settings_file", lambda file: {"sources": sources})
+    monkeypatch.setattr(judge, "tokenise", lambda *words: pytest.fail("it is read"))
+    assert pipeline.held_out_ids(loaded, lambda event: None, most=100, window=9) == []
+
+
+def test_a_run_keeps_a_conversion_for_each_machine(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    rundir.write_json(run / "run.json", {"schema": 1})
+    of_run = LoadedModel(loaded.model, loaded.tokenizer, models.Provenance(str(run), "run", None, "one", 1))
+    for threads, converts in ((2, True), (1, True), (2, False), (1, False)):
+        monkeypatch.setattr(choice, "ALL_THREADS", threads)
+        _, events = chosen(of_run)
+        assert any("Converting" in event["message"] for event in events) == converts
+    newer = LoadedModel(loaded.model, loaded.tokenizer, models.Provenance(str(run), "run", None, "two", 1))
+    chosen(newer)
+    assert len(list((run / "engines").glob("openvino-*"))) == 1, "those of older weights serve nobody"
+
+
+def test_threads_that_set_their_number_of_threads_change_no_place(loaded: LoadedModel) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(torch.set_num_threads, 1).result()
+        assert pool.submit(choice._places, loaded).result() == choice._places(loaded)
+
+
+def test_a_disk_that_is_full_for_openvino_is_known_as_such(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import openvino
+
+    save_there = openvino.save_model
+    run = tmp_path / "run"
+    rundir.write_json(run / "run.json", {"schema": 1})
+
+    def full(converted: Any, file: Path, **values: Any) -> None:
+        if run in Path(file).parents:
+            raise RuntimeError("Check failed\nbasic_ios::clear: iostream error")
+        save_there(converted, file, **values)
+
+    monkeypatch.setattr(openvino, "save_model", full)
+    of_run = LoadedModel(loaded.model, loaded.tokenizer, models.Provenance(str(run), "run", None, "one", 1))
+    engine, events = chosen(of_run)
+    assert engine.name == "openvino"
+    (warning,) = [event["message"] for event in events if event["event"] == "warning"]
+    assert "can't be kept" in warning
+    assert "it is kept in the cache" in warning
+
+
+def test_what_can_not_be_opened_again_is_served_by_pytorch(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen(loaded)
+
+    def gone(*words: Any, **values: Any) -> None:
+        raise RuntimeError("directory_exists || file_exists")
+
+    monkeypatch.setattr("finetale.server.engines.openvino.OpenVinoRows", gone)
+    monkeypatch.setattr(choice, "_read_record", faster(choice._read_record))
+    engine, events = chosen(loaded, "auto")
+    assert engine.name == "torch"
+    assert "can't be opened" in events[-1]["message"]
+    with pytest.raises(ModelError, match="can't be opened"):
+        chosen(loaded)
+
+
+def faster(read: Any) -> Any:
+    """Records in which OpenVINO is the faster one."""
+    return lambda folder: (found := read(folder)) and found | {"tokens_per_second": {"torch": 1, "openvino": 2}}
 
 
 def test_long_texts_are_measured_as_pytorch_reads_them() -> None:

@@ -315,7 +315,21 @@ def test_what_can_not_be_done_is_refused(running: Running, values: dict[str, Any
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b"null", b'{"model": "tiny", "max_tokens": NaN}', b"\xff", b"[" * 50_000, b"{}"]
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"model": "tiny", "max_tokens": NaN}',
+        b"\xff",
+        b"[" * 50_000,
+        b"{}",
+        b'{"model": "tiny", "prompt": "a\\ud800"}',
+        b'{"model": "tiny", "prompt": "a\xed\xa0\x80"}',
+        '{"model": "tiny", "prompt": "a\\ud800"}'.encode("utf-16-le"),
+        '{"model": "tiny", "prompt": "a"}'.encode("utf-32"),
+    ],
 )
 def test_a_body_that_is_none(running: Running, body: bytes) -> None:
     status, _, data = running.raw(body)

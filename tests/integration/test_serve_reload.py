@@ -13,12 +13,17 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import openai
 import pytest
+import torch
 
 from finetale.cli import run
+from finetale.server import service
+from finetale.server.app import Service
+from finetale.server.guard import Limits
 from serving import Serving
 from tiny import save_model
 
@@ -162,6 +167,35 @@ def test_a_newer_model_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
             time.sleep(0.05)
         assert text() == new
         client.close()
+
+
+def test_one_that_fails_keeps_no_other_from_being_opened(caplog: pytest.LogCaptureFixture) -> None:
+    closed = threading.Event()
+
+    def model(name: str) -> Any:
+        return SimpleNamespace(
+            name=name, described=name, waiting=0, busy=0, works=True, close=lambda seconds: closed.set()
+        )
+
+    def fail(*words: Any) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    serving = Service(Limits())
+    old = {name: model(name) for name in ("one", "two")}
+    for each in old.values():
+        serving.add(each)
+    newer = model("two")
+    sources: Any = [
+        SimpleNamespace(name="one", open=fail),
+        SimpleNamespace(name="two", open=lambda notify, before: newer),
+    ]
+    with caplog.at_level("ERROR", "finetale.server"):
+        thread = threading.Thread(target=service.reload, args=(serving, sources))
+        thread.start()
+        thread.join()
+    assert serving.models == {"one": old["one"], "two": newer}
+    assert "one can't be opened again" in caplog.text
+    assert closed.wait(10)
 
 
 def test_a_place_that_is_taken_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,10 @@ FINETALE_API_KEY="$VLLM_API_KEY" exec {python} -m finetale serve "$2" --name "$4
 """
 
 BROKEN = """#!{python}
-import http.server, json, sys, time
+import http.server, json, subprocess, sys, time
+
+# As it has processes for its GPUs; this one does not care for SIGTERM.
+subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"])
 
 words = sys.argv[1:]
 name, port = words[3], int(words[7])
@@ -226,6 +229,8 @@ def test_what_goes_wrong_there_is_told_here(place: Path, tmp_path: Path, monkeyp
         assert "broken off" in str(told("breaks", stream=True))
         assert "not done in time" in str(told("stalls", stream=True))
         assert time.monotonic() - began < 15
+        (upstream,) = psutil.Process(started.process.pid).children()
+        (worker,) = upstream.children()
         gone = told("ends")
         assert isinstance(gone, openai.InternalServerError)
         assert gone.status_code == 503
@@ -233,7 +238,15 @@ def test_what_goes_wrong_there_is_told_here(place: Path, tmp_path: Path, monkeyp
         while status_of(started.port, "/ready") != 503:
             assert time.monotonic() < deadline, "without its engine it is not ready"
             time.sleep(0.05)
+        started.process.send_signal(signal.SIGHUP)  # opens it again, for it has failed
+        while status_of(started.port, "/ready") != 200:
+            assert time.monotonic() < deadline + 20
+            time.sleep(0.05)
+        worker.wait(10)  # that of the old one is gone
+        (upstream,) = psutil.Process(started.process.pid).children()
+        (worker,) = upstream.children()
         assert started.end()[0] == 0
+        worker.wait(10)
 
 
 def status_of(port: int, path: str) -> int:

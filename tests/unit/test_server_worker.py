@@ -110,6 +110,27 @@ def test_clients_take_turns(worker: Worker, engine: Counting) -> None:
     assert order == ["first", "more 0", "late", "more 1", "more 2"]
 
 
+def test_all_are_told_when_the_engine_is_lost_while_prompts_are_read(
+    engine: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*words: Any) -> None:
+        raise RuntimeError("the device is gone")
+
+    engine.slots = 4
+    engine.may.clear()
+    worker = Worker(engine, most_waiting=9)
+    asked = [Asked(worker, "a")]
+    while not engine.active:
+        time.sleep(0.001)
+    asked += [Asked(worker, "a", prompt=str(number)) for number in range(6)]
+    monkeypatch.setattr(engine, "admit", lost)
+    monkeypatch.setattr(engine, "drop", lost)
+    engine.may.set()
+    for each in asked:
+        assert isinstance(each.all()[-1], Exception)
+    assert not worker.works
+
+
 def test_a_full_queue_and_a_closing_service_are_refused(worker: Worker, engine: Counting) -> None:
     engine.may.clear()
     asked = [Asked(worker, "a", n=2)]

@@ -18,6 +18,8 @@ from finetale.pipeline.data import Notify, counted, keep_standard_input, stage, 
 from finetale.pipeline.prepare import evaluation_blocks
 from finetale.pipeline.tuning import resolve_precision
 from finetale.rundir import RunDirectory
+from finetale.text.files import STANDARD_INPUT
+from finetale.text.hub import PREFIX
 from finetale.training import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -108,7 +110,7 @@ def _tell(notify: Notify, message: str, done: int, total: int) -> None:
 
 
 def held_out_ids(loaded: LoadedModel, notify: Notify, *, most: int, window: int) -> list[list[int]]:
-    """Pieces of the documents that a run held out, as ids after beginning-of-text; empty if it is no run or they are gone.
+    """Pieces of the documents that a run held out, as ids after beginning-of-text; empty if it is no run or they are not here.
 
     The beginnings of all documents come first, then what follows in those that are longer.
 
@@ -120,7 +122,11 @@ def held_out_ids(loaded: LoadedModel, notify: Notify, *, most: int, window: int)
         return []
     run = RunDirectory(Path(loaded.provenance.name).expanduser())
     try:
-        store = tokenise(Config.resolve(read_settings_file(run.config)), loaded.tokenizer, notify)
+        config = Config.resolve(read_settings_file(run.config))
+        sources = (*config.sources, *config.validation, *config.test)
+        if any(source == STANDARD_INPUT or source.startswith(PREFIX) for source in sources):
+            return []  # it came over standard input or from the Hub
+        store = tokenise(config, loaded.tokenizer, notify)
     except (FinetaleError, OSError):
         return []
     begin, _ = tokens.begin_and_end(loaded.tokenizer)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+import torch
 import uvicorn
 
 from finetale import pipeline
@@ -20,6 +21,7 @@ from finetale.errors import ConfigError, FinetaleError
 from finetale.server.answer import Served
 from finetale.server.app import Service
 from finetale.server.connections import bounded
+from finetale.server.engines.pytorch import ALL_THREADS
 from finetale.server.guard import MOST_HEADER_BYTES, Limits
 from finetale.server.logs import logged_as_json
 from finetale.server.source import Source
@@ -119,6 +121,7 @@ def run(
 
 def reload(service: Service, sources: list[Source]) -> None:
     """Open the models again; what can't be opened is told and served on as it was."""
+    torch.set_num_threads(ALL_THREADS)  # a thread begins with those of whatever thread has set them last
     with _reloading:
         _reload(service, sources)
 
@@ -129,6 +132,9 @@ def _reload(service: Service, sources: list[Source]) -> None:
             opened = source.open(_tell, service.models[source.name])
         except (FinetaleError, OSError) as error:
             _log.error("%s can't be opened again: %s", source.name, error)
+            continue
+        except Exception:  # as where memory runs out; the others may be opened yet
+            _log.exception("%s can't be opened again", source.name)
             continue
         if opened is None:
             _log.info("%s has not changed", source.name)

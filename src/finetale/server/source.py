@@ -46,7 +46,7 @@ class Source:
     most_waiting: int = 32
 
     def open(self, notify: pipeline.Notify, serving: Served | Upstream | None = None) -> Served | Upstream | None:
-        """The model, ready to serve; None if it is the one that is being served already.
+        """The model, ready to serve; None if it is the one that is being served already, and its engine works.
 
         Raises:
             FinetaleError: it can't be read, or the engine can't serve it.
@@ -54,7 +54,7 @@ class Source:
         if serving is not None and serving.place is not None and not serving.place.exists():
             raise ModelError(f"{serving.place} is not there any more.", "")  # nobody at the hub is asked for it
         loaded = self.load(notify)
-        if serving is not None and serving.sha256 == loaded.provenance.sha256:
+        if serving is not None and serving.works and serving.sha256 == loaded.provenance.sha256:
             return None
         if self.engine == "vllm":
             found = loaded.provenance

@@ -17,9 +17,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import httpx2
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from finetale.errors import ConfigError, ModelError, RequestError
@@ -31,6 +31,7 @@ from finetale.server.guard import QUEUE_FULL
 COMMAND = "FINETALE_VLLM"
 """Environment variable that names the command, where it is not on the PATH."""
 _STARTING_SECONDS, _ENDING_SECONDS = 1800.0, 5.0
+_JSON = {"Content-Type": "application/json"}
 _running: set[Upstream] = set()
 
 
@@ -92,15 +93,15 @@ class Upstream:
         while seconds is None and self.asked and self.works:
             time.sleep(0.05)
         self._signal(signal.SIGTERM)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(_ENDING_SECONDS if seconds is None else seconds)
-        except subprocess.TimeoutExpired:
-            self._signal(getattr(signal, "SIGKILL", signal.SIGTERM))
-            self.process.wait()
+        # Those that it has started hold the GPU's memory, and may outlast it.
+        self._signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+        self.process.wait()
         _running.discard(self)
 
     def _signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             if hasattr(os, "killpg"):  # it leads a session of its own
                 os.killpg(self.process.pid, number)
             else:
@@ -120,13 +121,14 @@ class Upstream:
             limits = httpx2.Limits(max_connections=self.most, max_keepalive_connections=self.most)
             self._client = httpx2.AsyncClient(timeout=httpx2.Timeout(30, read=None), limits=limits, trust_env=False)
         ends = time.monotonic() + seconds
-        request = self._client.build_request(
-            "POST", self.url + route, json=self._body(asked), headers=self.authorization
-        )
         self.asked += 1
         answer = None
         try:
             async with asyncio.timeout(seconds):
+                body = await run_in_threadpool(self._body, asked)
+                request = self._client.build_request(
+                    "POST", self.url + route, content=body, headers=self.authorization | _JSON
+                )
                 answer = await self._client.send(request, stream=True)
                 if answer.status_code != 200:
                     raise _refusal(answer.status_code, await answer.aread())
@@ -149,14 +151,14 @@ class Upstream:
         self.asked -= 1
         await answer.aclose()
 
-    def _body(self, asked: wire.CompletionRequest | wire.ChatRequest) -> dict[str, Any]:
+    def _body(self, asked: wire.CompletionRequest | wire.ChatRequest) -> bytes:
         body = asked.model_dump(exclude_unset=True)
         if isinstance(asked, wire.CompletionRequest):
             body["max_tokens"] = asked.wanted
         if isinstance(asked, wire.CompletionRequest) and not asked.echo and isinstance(asked.prompts[0], str):
             # A text begins a document, as for every engine; vLLM would read it as the middle of one.
             body["prompt"] = [[self.vocabulary.begin, *ids] for ids in self.vocabulary.encode(asked.prompts)]
-        return body
+        return json.dumps(body).encode()
 
 
 def start(

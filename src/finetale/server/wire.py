@@ -237,7 +237,7 @@ def read(kind: type[Body], body: bytes) -> Body:
         RequestError: says what is wrong with which parameter.
     """
     try:
-        values = json.loads(body, parse_constant=_no_constant)
+        values = json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"The body is no JSON: {error}.") from None
     if not isinstance(values, dict):
@@ -258,7 +258,7 @@ def read(kind: type[Body], body: bytes) -> Body:
         if first["type"] == "missing":
             raise RequestError(f"{parameter} is missing.", parameter, code="missing_required_parameter") from None
         raise RequestError(f"{parameter}: {message[:1].lower()}{message[1:]}.", parameter) from None
-    if (b"\\u" in body or b"\xed" in body) and _holds_half_a_pair(values):
+    if b"\\u" in body and _holds_half_a_pair(values):
         raise RequestError("The body holds half of a surrogate pair, which is no text.")
     return request
 

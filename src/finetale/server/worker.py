@@ -131,7 +131,7 @@ class Worker:
             _log.exception("the engine is lost")
             with self._change:
                 self.works = False
-                tickets = {id(ticket): ticket for ticket, _ in self._active.values()}
+                tickets = {id(ticket): ticket for ticket, _ in [*self._active.values(), *self._admitted]}
                 tickets |= {id(ticket): ticket for ticket in self._queue}
                 self._active.clear()
                 self._queue.clear()

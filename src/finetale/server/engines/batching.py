@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from finetale.config import SamplingSettings
+from finetale.errors import GenerationError
 from finetale.generate.sampler import Sampler, Stream, random_stream
 from finetale.server.engines import Job, Rows, Token
 
@@ -143,6 +144,8 @@ class BatchingEngine:
                 logits = self._read(row, [chunk])[0]
                 continue
             whole = self._read(row, [chunk], every=True)
+            if whole.isnan().any():
+                raise GenerationError("The model's scores are not numbers (NaN).", "")
             following = torch.tensor(job.ids[start + 1 : start + 1 + len(whole)], dtype=torch.int64)
             job.prompt += self._described(whole[: len(following)], following, [job.top or 0] * len(following))
             logits = whole[-1]

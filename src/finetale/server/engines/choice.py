@@ -28,7 +28,7 @@ from finetale.models import LoadedModel
 from finetale.rundir import RunDirectory
 from finetale.server.engines import Job, Rows
 from finetale.server.engines.batching import BatchingEngine
-from finetale.server.engines.pytorch import SeparateRows, TorchRows
+from finetale.server.engines.pytorch import ALL_THREADS, SeparateRows, TorchRows
 
 ENGINES = ("auto", "openvino", "torch")
 Notify = Callable[[dict[str, Any]], None]
@@ -145,14 +145,20 @@ def choose(
             notify({"event": "warning", "message": message})
         speeds = record["tokens_per_second"]
         if wanted == "openvino" or speeds["openvino"] >= speeds["torch"]:
-            return facts.engine(
-                OpenVinoRows(folder / _MODEL, context=facts.context, slots=slots, group=record["rounding"]["group"])
-            )
-    elif wanted == "openvino":
-        raise ModelError(f"OpenVINO can't serve this model: {problem}.", "`--engine torch` serves it.")
-    else:
+            group = record["rounding"]["group"]
+            try:
+                return facts.engine(OpenVinoRows(folder / _MODEL, context=facts.context, slots=slots, group=group))
+            except (RuntimeError, OSError) as error:  # it is gone meanwhile, or there is no memory for it
+                problem = f"what was kept of it can't be opened: {_last_line(error)}"
+    if problem is not None:
+        if wanted == "openvino":
+            raise ModelError(f"OpenVINO can't serve this model: {problem}.", "`--engine torch` serves it.")
         notify({"event": "warning", "message": f"OpenVINO can't serve this model: {problem}. PyTorch does."})
     return torch_engine(loaded, facts, slots, dtype)
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[-1][:200]
 
 
 def _places(loaded: LoadedModel) -> list[Path]:
@@ -164,7 +170,7 @@ def _places(loaded: LoadedModel) -> list[Path]:
         "config": loaded.model.config.to_diff_dict(),
         "conversion": conversion.VERSION,
         "versions": environment.versions("torch", "transformers", "openvino", "nncf"),
-        "machine": [platform.machine(), environment.cpu_name(), torch.get_num_threads()],
+        "machine": [platform.machine(), environment.cpu_name(), ALL_THREADS],
     }
     digest = hashlib.sha256(json.dumps(words, sort_keys=True, default=str).encode()).hexdigest()[:16]
     cached = tokens.cache_root(None) / "engines" / f"openvino-{digest}"
@@ -203,7 +209,7 @@ def _make(
         try:
             parent.mkdir(parents=True, exist_ok=True)
             rundir.recover(parent, untouched=_UNTOUCHED_SECONDS)
-            record = {"problem": None, "hurt": None}
+            record = {"problem": None, "hurt": None, "weights": loaded.provenance.sha256}
             rundir.write_folder(place, fill, manifest=True, keep=not place.exists())
         except OSError as error:
             elsewhere = "; it is kept in the cache" if number < len(places) - 1 else ""
@@ -211,11 +217,10 @@ def _make(
             notify({"event": "warning", "message": message})
             continue
         except Exception as error:  # whatever OpenVINO, its compressor or the tracer meet; not kept, for it may pass
-            lines = str(error).strip().splitlines() or [""]
-            return {"problem": f"{type(error).__name__}: {lines[-1][:200]}"}, place
-        if number < len(places) - 1:  # in the run: those of earlier weights or versions serve nobody
+            return {"problem": f"{type(error).__name__}: {_last_line(error)}"}, place
+        if number < len(places) - 1:  # in the run: those of earlier weights serve nobody
             for other in parent.glob("openvino-*"):
-                if other != place:
+                if (_read_record(other) or {}).get("weights") != loaded.provenance.sha256:
                     shutil.rmtree(other, ignore_errors=True)
         return _read_record(place) or record, place  # another process may have made the same meanwhile
     return {"problem": "there is no place to keep it"}, places[-1]

@@ -6,6 +6,7 @@ seed gives the same text as elsewhere, and log-probabilities and all parameters 
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -35,11 +36,18 @@ def core() -> Any:
 
 
 def save(model: Any, file: Path) -> None:
-    """Write a model as FILE.xml and FILE.bin."""
+    """Write a model as FILE.xml and FILE.bin.
+
+    Raises:
+        OSError: it can't be written.
+    """
     core()
     import openvino
 
-    openvino.save_model(model, file, compress_to_fp16=False)
+    try:
+        openvino.save_model(model, file, compress_to_fp16=False)
+    except RuntimeError as error:  # all that it says of a full disk
+        raise OSError(errno.EIO, str(error).strip().splitlines()[-1], str(file)) from None
 
 
 class OpenVinoRows:
@@ -115,12 +123,12 @@ class OpenVinoRows:
 
     def copy(self, row: int) -> int:
         """Begin a row with the content of another."""
-        made = self.join()
         old = self._blocks[row]
         new = self._take(len(old))
         for name in self._pools:
             pool = self._request.get_tensor(name).data
             pool[new] = pool[old]
+        made = self.join()
         self._blocks[made], self._lengths[made] = new, self._lengths[row]
         return made
 
@@ -172,14 +180,16 @@ class OpenVinoRows:
 
     def _grow(self) -> None:
         """Twice the pool, up to what all slots can need."""
-        old, self._number = self._number, min(self._most_blocks, max(2 * self._number, _FIRST_BLOCKS))
-        assert self._number > old, "more blocks are asked for than rows can have"
-        for name, (kind, shape) in self._shapes.items():
-            grown = self._tensor(kind, [self._number, *shape])
+        old, number = self._number, min(self._most_blocks, max(2 * self._number, _FIRST_BLOCKS))
+        assert number > old, "more blocks are asked for than rows can have"
+        # All of them before any is used: where there is no memory for one, it stays as it was.
+        pools = {name: self._tensor(kind, [number, *shape]) for name, (kind, shape) in self._shapes.items()}
+        for name, pool in pools.items():
             if old:
-                grown.data[:old] = self._request.get_tensor(name).data
-            self._request.set_tensor(name, grown)
-        self._free += range(old, self._number)
+                pool.data[:old] = self._request.get_tensor(name).data
+            self._request.set_tensor(name, pool)
+        self._number = number
+        self._free += range(old, number)
 
 
 def _insert_pick(model: Any) -> bool:

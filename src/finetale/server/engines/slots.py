@@ -61,11 +61,15 @@ class SlotCache(Cache):  # type: ignore[misc]
     def leave(self, row: int) -> None:
         """Give a row's slot back; the last row takes its place."""
         last = self.rows - 1
-        length = self.lengths[last]
-        if row != last:
-            for keys, values in self._store:
-                keys[row, :, :length], values[row, :, :length] = keys[last, :, :length], values[last, :, :length]
-            self.lengths[row] = length
+        length, before = self.lengths[last], self.lengths[row]
+        for keys, values in self._store:
+            for store in (keys, values):
+                if row != last:
+                    store[row, :, :length] = store[last, :, :length]
+                    store[row, :, length:before] = 0
+                # What is left behind would be masked for whoever comes after; but a NaN would be seen all the same.
+                store[last, :, :length] = 0
+        self.lengths[row] = length
         self.lengths.pop()
 
     def reading(self, first: int, count: int, tokens: int) -> tuple[Tensor, Tensor]:
