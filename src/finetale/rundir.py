@@ -231,7 +231,7 @@ def _json_bytes(value: Any) -> bytes:
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file atomically: temporary name, fsync, rename, fsync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path, "tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -253,17 +253,17 @@ def write_folder(path: Path, fill: Callable[[Path], None], *, manifest: bool = F
         keep: leave a folder that is already there, for caches, in which another process may have written the same meanwhile.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Processes of two containers that share a volume may have one number.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = _beside(path, "tmp")
     temporary.mkdir()
+    # As the umask has it, which the folder shows: safetensors keeps its files from everybody else.
+    mode = temporary.stat().st_mode & 0o666
     try:
         fill(temporary)
         files = sorted(file for file in temporary.rglob("*") if file.is_file())
         for file in files:
             _sync_file(file)
-            # As the umask has it, which the folder shows: safetensors keeps its files from everybody else.
             with contextlib.suppress(OSError):  # some volumes know no modes
-                file.chmod(temporary.stat().st_mode & 0o666)
+                file.chmod(mode)
         if manifest:
             _seal(temporary, {file.relative_to(temporary).as_posix(): _entry(file) for file in files})
         sync_folder(temporary)
@@ -394,6 +394,11 @@ def _sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def _beside(path: Path, ending: str) -> Path:
+    """A hidden name that `recover` knows. Processes of two containers that share a volume may have one number."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.{ending}")
+
+
 def _swap(new: Path, place: Path, keep: bool = False) -> None:
     """Put `new` at `place`. If a folder is there it stays, or is moved aside first and deleted afterwards."""
     if keep:
@@ -406,7 +411,7 @@ def _swap(new: Path, place: Path, keep: bool = False) -> None:
     if not place.exists():
         new.replace(place)
         return
-    aside = place.with_name(f".{place.name}.{os.getpid()}-{secrets.token_hex(4)}.old")
+    aside = _beside(place, "old")
     place.replace(aside)
     new.replace(place)
     shutil.rmtree(aside, ignore_errors=True)

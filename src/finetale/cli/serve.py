@@ -115,8 +115,8 @@ def command(
 
         config = Config.resolve({"model": model, "revision": revision, "offline": offline})
         called = name or Path(model).name or model
-        others = dict(_named(word) for word in also)
-        names = Counter([called, *(name for name, _ in map(_named, also)), *(["base"] if with_base else [])])
+        others = [_named(word) for word in also]
+        names = Counter([called, *(other for other, _ in others), *(["base"] if with_base else [])])
         if twice := [name for name, number in names.items() if number > 1]:
             raise ConfigError(
                 f"Two models have the name {twice[0]}.", "Name them apart with --name and --model NAME=MODEL."
@@ -158,7 +158,7 @@ def command(
             if with_base:
                 loads = {"base": open_base} | loads
             plain = config.model_copy(update={"revision": None})
-            loads |= {other: partial(_open, path, plain) for other, path in others.items()}
+            loads |= {other: partial(_open, path, plain) for other, path in others}
             sources = [Source(each, load, engine, precision, slots, queue) for each, load in loads.items()]
             service.run(
                 sources,

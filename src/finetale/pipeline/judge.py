@@ -18,8 +18,7 @@ from finetale.pipeline.data import Notify, counted, keep_standard_input, stage, 
 from finetale.pipeline.prepare import evaluation_blocks
 from finetale.pipeline.tuning import resolve_precision
 from finetale.rundir import RunDirectory
-from finetale.text.files import STANDARD_INPUT
-from finetale.text.hub import PREFIX
+from finetale.text.fingerprint import is_elsewhere
 from finetale.training import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -123,9 +122,8 @@ def held_out_ids(loaded: LoadedModel, notify: Notify, *, most: int, window: int)
     run = RunDirectory(Path(loaded.provenance.name).expanduser())
     try:
         config = Config.resolve(read_settings_file(run.config))
-        sources = (*config.sources, *config.validation, *config.test)
-        if any(source == STANDARD_INPUT or source.startswith(PREFIX) for source in sources):
-            return []  # it came over standard input or from the Hub
+        if any(map(is_elsewhere, (*config.sources, *config.validation, *config.test))):
+            return []
         store = tokenise(config, loaded.tokenizer, notify)
     except (FinetaleError, OSError):
         return []

@@ -9,13 +9,13 @@ import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from finetale.errors import FinetaleError, RequestError
+from finetale.models import Provenance
 from finetale.server import wire
 from finetale.server.completion import Completion, Piece, Vocabulary
 from finetale.server.engines import Token
@@ -33,9 +33,7 @@ class Served:
     vocabulary: Vocabulary
     worker: Worker
     created: int
-    sha256: str = ""
-    place: Path | None = None
-    """The folder on this machine that it comes from, if it does."""
+    provenance: Provenance | None = None
 
     @property
     def described(self) -> str:

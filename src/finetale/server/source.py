@@ -12,7 +12,7 @@ import torch
 from finetale import models, pipeline
 from finetale.errors import ModelError
 from finetale.generate import Generator
-from finetale.models import LoadedModel, Provenance
+from finetale.models import LoadedModel
 from finetale.server.answer import Served
 from finetale.server.completion import Vocabulary
 from finetale.server.engines import choice
@@ -51,10 +51,11 @@ class Source:
         Raises:
             FinetaleError: it can't be read, or the engine can't serve it.
         """
-        if serving is not None and serving.place is not None and not serving.place.exists():
-            raise ModelError(f"{serving.place} is not there any more.", "")  # nobody at the hub is asked for it
+        before = None if serving is None else serving.provenance
+        if before is not None and before.kind in ("run", "local") and not Path(before.name).expanduser().exists():
+            raise ModelError(f"{before.name} is not there any more.", "")  # nobody at the hub is asked for it
         loaded = self.load(notify)
-        if serving is not None and serving.works and serving.sha256 == loaded.provenance.sha256:
+        if serving is not None and serving.works and before is not None and before.sha256 == loaded.provenance.sha256:
             return None
         if self.engine == "vllm":
             found = loaded.provenance
@@ -65,8 +66,7 @@ class Source:
                 Vocabulary(loaded.tokenizer, facts.vocab_size, facts.context),
                 slots=self.slots,
                 most_waiting=self.most_waiting,
-                sha256=found.sha256,
-                place=_place(found),
+                provenance=found,
             )
         return serve_model(
             self.name,
@@ -115,10 +115,5 @@ def serve_model(
         vocabulary,
         Worker(chosen, most_waiting=most_waiting),
         int(time.time()),
-        loaded.provenance.sha256,
-        _place(loaded.provenance),
+        loaded.provenance,
     )
-
-
-def _place(found: Provenance) -> Path | None:
-    return Path(found.name).expanduser() if found.kind in ("run", "local") else None

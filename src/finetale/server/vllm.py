@@ -23,6 +23,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from finetale.errors import ConfigError, ModelError, RequestError
+from finetale.models import Provenance
 from finetale.server import wire
 from finetale.server.answer import EventStream
 from finetale.server.completion import Vocabulary
@@ -41,7 +42,6 @@ class Upstream:
 
     Attributes:
         most: requests at a time, those that wait included.
-        place: the folder on this machine that it comes from, if it does.
     """
 
     name: str
@@ -51,8 +51,7 @@ class Upstream:
     vocabulary: Vocabulary
     most: int
     created: int
-    sha256: str
-    place: Path | None = None
+    provenance: Provenance
     asked: int = 0
     described: str = field(init=False)
     _client: httpx2.AsyncClient | None = None
@@ -168,8 +167,7 @@ def start(
     *,
     slots: int,
     most_waiting: int,
-    sha256: str,
-    place: Path | None = None,
+    provenance: Provenance,
 ) -> Upstream:
     """Start an installed vLLM on a model's folder, and wait until it answers.
 
@@ -206,8 +204,7 @@ def start(
         vocabulary,
         slots + most_waiting,
         int(time.time()),
-        sha256,
-        place,
+        provenance,
     )
     _running.add(upstream)
     began = time.monotonic()

@@ -12,7 +12,7 @@ import torch
 from finetale.errors import GenerationError, RequestError
 from finetale.generate.sampler import NOT_A_NUMBER
 from finetale.server.completion import Completion, Piece, Writer
-from finetale.server.engines import Engine
+from finetale.server.engines import NOT_NUMBERS, Engine
 from finetale.server.guard import QUEUE_FULL
 from finetale.server.turns import Turns
 
@@ -104,11 +104,9 @@ class Worker:
     def expire(self) -> None:
         """There is no more time: tell all that are not done so."""
         with self._change:
-            tickets = {id(ticket): ticket for ticket, _ in [*self._active.values(), *self._admitted]}
-            tickets |= {id(ticket): ticket for ticket in self._queue}
+            waiting = [ticket for ticket in self._tickets() if not ticket.cancelled]
             self._queue.clear()
             self._closing = True
-            waiting = [ticket for ticket in tickets.values() if not ticket.cancelled]
             for ticket in waiting:
                 ticket.cancelled = True
             self._change.notify()
@@ -131,12 +129,16 @@ class Worker:
             _log.exception("the engine is lost")
             with self._change:
                 self.works = False
-                tickets = {id(ticket): ticket for ticket, _ in [*self._active.values(), *self._admitted]}
-                tickets |= {id(ticket): ticket for ticket in self._queue}
+                tickets = self._tickets()
                 self._active.clear()
                 self._queue.clear()
-            for ticket in tickets.values():
+            for ticket in tickets:
                 ticket.tell(error)
+
+    def _tickets(self) -> list[Ticket]:
+        """All that are not done, each once."""
+        begun = [ticket for ticket, _ in [*self._active.values(), *self._admitted]]
+        return list({id(ticket): ticket for ticket in [*begun, *self._queue]}.values())
 
     def _work(self) -> None:
         while True:
@@ -215,7 +217,7 @@ class Worker:
                 continue
             ticket, writer = self._active[id(job)]
             if token.id == NOT_A_NUMBER:
-                self._end(ticket, GenerationError("The model's scores are not numbers (NaN).", ""))
+                self._end(ticket, GenerationError(NOT_NUMBERS, ""))
                 continue
             writer.accept(token)
             if writer.finished is not None:

@@ -40,6 +40,11 @@ def fingerprint(
     return digest.hexdigest()
 
 
+def is_elsewhere(source: str) -> bool:
+    """Whether a source is no file of this machine: standard input, or a dataset of the Hub."""
+    return source == STANDARD_INPUT or source.startswith(PREFIX)
+
+
 def file_hashes(
     sources: Sequence[str], settings: TextSettings, progress: Callable[[int, int], None] | None = None
 ) -> list[tuple[tuple[str, str], str]] | None:
@@ -47,7 +52,7 @@ def file_hashes(
     inputs: list[tuple[str, str, Path]] = []
     for role, names in (("train", sources), ("validation", settings.validation), ("test", settings.test)):
         for source in names:
-            if source == STANDARD_INPUT or source.startswith(PREFIX):
+            if is_elsewhere(source):
                 return None
             try:
                 for entry in find_inputs(source, TextReport([])):

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from finetale.config import SamplingSettings
 
+NOT_NUMBERS = "The model's scores are not numbers (NaN)."
+
 
 @dataclass(frozen=True, slots=True)
 class Token:

@@ -12,7 +12,7 @@ from torch import Tensor
 from finetale.config import SamplingSettings
 from finetale.errors import GenerationError
 from finetale.generate.sampler import Sampler, Stream, random_stream
-from finetale.server.engines import Job, Rows, Token
+from finetale.server.engines import NOT_NUMBERS, Job, Rows, Token
 
 T = TypeVar("T")
 _CHUNK = 256
@@ -145,7 +145,7 @@ class BatchingEngine:
                 continue
             whole = self._read(row, [chunk], every=True)
             if whole.isnan().any():
-                raise GenerationError("The model's scores are not numbers (NaN).", "")
+                raise GenerationError(NOT_NUMBERS, "")
             following = torch.tensor(job.ids[start + 1 : start + 1 + len(whole)], dtype=torch.int64)
             job.prompt += self._described(whole[: len(following)], following, [job.top or 0] * len(following))
             logits = whole[-1]

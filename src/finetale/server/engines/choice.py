@@ -28,6 +28,7 @@ from finetale.models import LoadedModel
 from finetale.rundir import RunDirectory
 from finetale.server.engines import Job, Rows
 from finetale.server.engines.batching import BatchingEngine
+from finetale.server.engines.openvino import last_line
 from finetale.server.engines.pytorch import ALL_THREADS, SeparateRows, TorchRows
 
 ENGINES = ("auto", "openvino", "torch")
@@ -149,16 +150,12 @@ def choose(
             try:
                 return facts.engine(OpenVinoRows(folder / _MODEL, context=facts.context, slots=slots, group=group))
             except (RuntimeError, OSError) as error:  # it is gone meanwhile, or there is no memory for it
-                problem = f"what was kept of it can't be opened: {_last_line(error)}"
+                problem = f"what was kept of it can't be opened: {last_line(error)}"
     if problem is not None:
         if wanted == "openvino":
             raise ModelError(f"OpenVINO can't serve this model: {problem}.", "`--engine torch` serves it.")
         notify({"event": "warning", "message": f"OpenVINO can't serve this model: {problem}. PyTorch does."})
     return torch_engine(loaded, facts, slots, dtype)
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[-1][:200]
 
 
 def _places(loaded: LoadedModel) -> list[Path]:
@@ -217,10 +214,10 @@ def _make(
             notify({"event": "warning", "message": message})
             continue
         except Exception as error:  # whatever OpenVINO, its compressor or the tracer meet; not kept, for it may pass
-            return {"problem": f"{type(error).__name__}: {_last_line(error)}"}, place
+            return {"problem": f"{type(error).__name__}: {last_line(error)}"}, place
         if number < len(places) - 1:  # in the run: those of earlier weights serve nobody
             for other in parent.glob("openvino-*"):
-                if (_read_record(other) or {}).get("weights") != loaded.provenance.sha256:
+                if other != place and (_read_record(other) or {}).get("weights") != loaded.provenance.sha256:
                     shutil.rmtree(other, ignore_errors=True)
         return _read_record(place) or record, place  # another process may have made the same meanwhile
     return {"problem": "there is no place to keep it"}, places[-1]

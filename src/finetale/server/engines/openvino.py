@@ -35,6 +35,11 @@ def core() -> Any:
     return found
 
 
+def last_line(error: Exception) -> str:
+    """What its long messages come to."""
+    return (str(error).strip().splitlines() or [""])[-1][:200]
+
+
 def save(model: Any, file: Path) -> None:
     """Write a model as FILE.xml and FILE.bin.
 
@@ -47,7 +52,7 @@ def save(model: Any, file: Path) -> None:
     try:
         openvino.save_model(model, file, compress_to_fp16=False)
     except RuntimeError as error:  # all that it says of a full disk
-        raise OSError(errno.EIO, str(error).strip().splitlines()[-1], str(file)) from None
+        raise OSError(errno.EIO, last_line(error), str(file)) from None
 
 
 class OpenVinoRows:
