@@ -30,7 +30,7 @@ from finetale.config import SamplingSettings
 from finetale.errors import ConfigError, GenerationError, ModelError
 from finetale.generate import Generator
 from finetale.models import LoadedModel
-from finetale.pipeline import judge
+from finetale.pipeline import evaluating
 from finetale.server.engines import Job, Rows, choice, conversion
 from finetale.server.engines.batching import BatchingEngine
 from finetale.server.engines.openvino import OpenVinoRows
@@ -390,8 +390,8 @@ def test_held_out_texts_are_measured_in_pieces() -> None:
 @pytest.mark.parametrize("sources", [["-"], ["stories", "hf:some/dataset"]])
 def test_what_came_from_elsewhere_is_not_asked_for_again(sources: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = models.load("run")
-    monkeypatch.setattr(judge, "read_settings_file", lambda file: {"sources": sources})
-    monkeypatch.setattr(judge, "tokenise", lambda *words: pytest.fail("it is read"))
+    monkeypatch.setattr(evaluating, "read_settings_file", lambda file: {"sources": sources})
+    monkeypatch.setattr(evaluating, "tokenise", lambda *words: pytest.fail("it is read"))
     assert pipeline.held_out_ids(loaded, lambda event: None, most=100, window=9) == []
 
 

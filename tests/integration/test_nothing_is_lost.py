@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from finetale.cli import run
-from finetale.pipeline import judge, runs
+from finetale.pipeline import evaluating, training_run
 from finetale.rundir import RunDirectory, recover
 from tiny import save_model, story, write_stories
 
@@ -51,13 +51,13 @@ def read(path: Path) -> Any:
 
 
 def test_a_run_that_came_meanwhile_is_not_deleted(place: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare = runs.prepare
+    prepare = training_run.prepare
 
     def slow(*args: Any, **options: Any) -> Any:
         RunDirectory(place / "out").update_manifest(status="running", name="somebody else's")
         return prepare(*args, **options)
 
-    monkeypatch.setattr(runs, "prepare", slow)
+    monkeypatch.setattr(training_run, "prepare", slow)
     code, err = call("train", "stories", "--model", "base", "--out", "out", *QUICK)
     assert code == 1
     assert "holds a run already" in err
@@ -186,7 +186,7 @@ def test_evaluating_goes_on_with_less_when_memory_runs_out(
     words = ["evaluate", "base", "stories", "--precision", "fp32", "--json"]
     assert run(words) == 0
     plenty = json.loads(capsys.readouterr().out)
-    measure, tried = judge.measure, []
+    measure, tried = evaluating.measure, []
 
     def limited(forward: Any, blocks: Any, *, batch_size: int, **options: Any) -> Any:
         tried.append(batch_size)
@@ -194,7 +194,7 @@ def test_evaluating_goes_on_with_less_when_memory_runs_out(
             raise torch.OutOfMemoryError("out of memory")
         return measure(forward, blocks, batch_size=batch_size, **options)
 
-    monkeypatch.setattr(judge, "measure", limited)
+    monkeypatch.setattr(evaluating, "measure", limited)
     most = 3
     assert run(words) == 0
     assert tried == [64, 32, 16, 8, 4, 2]

@@ -27,10 +27,10 @@ from finetale.config import SamplingSettings
 from finetale.generate import Generator
 from finetale.models import LoadedModel
 from finetale.server import source
+from finetale.server.access import Limits
 from finetale.server.answer import Served
 from finetale.server.app import Service
 from finetale.server.engines import choice
-from finetale.server.guard import Limits
 from serving import Serving
 from tiny import save_model
 

@@ -20,8 +20,8 @@ import uvicorn
 from finetale import models
 from finetale.cli import run
 from finetale.server import connections, source
+from finetale.server.access import MOST_HEADER_BYTES, Limits
 from finetale.server.app import Service
-from finetale.server.guard import MOST_HEADER_BYTES, Limits
 from tiny import save_model
 
 KEY = "a key of the tests"

@@ -22,8 +22,8 @@ import torch
 
 from finetale.cli import run
 from finetale.server import service
+from finetale.server.access import Limits
 from finetale.server.app import Service
-from finetale.server.guard import Limits
 from serving import Serving
 from tiny import save_model
 

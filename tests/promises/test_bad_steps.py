@@ -17,7 +17,7 @@ from finetale.errors import DivergedError
 from finetale.rundir import RunDirectory
 from finetale.training import Schedule, Training
 from finetale.training.checkpoints import TrainState, save_checkpoint
-from finetale.training.guard import HISTORY, jump, not_finite
+from finetale.training.divergence import HISTORY, jump, not_finite
 from finetale.training.optimizer import build_optimizer
 from tiny import model, part, store, story, tokenizer
 

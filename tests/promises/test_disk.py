@@ -101,9 +101,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def forget_the_forecast() -> None:
     """Let a run begin although it can't fit."""
-    from finetale.pipeline import runs
+    from finetale.pipeline import training_run
 
-    runs.check_disk = lambda root, plan: None
+    training_run.check_disk = lambda root, plan: None
 
 
 def test_a_disk_that_fills_up_leaves_only_whole_checkpoints(place: Place, small_disk: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from finetale import passages
 from finetale.passages import WINDOW, shared_tokens
-from finetale.pipeline.judge import shared_shares
+from finetale.pipeline.evaluating import shared_shares
 from tiny import part, store, story
 
 

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import yaml
 
+from finetale import formatting
 from finetale.errors import RunError
-from finetale.report import charts, comparison_table, formats, model_card, render_report, write_report
+from finetale.report import charts, comparison_table, model_card, render_report, write_report
 from finetale.rundir import RunDirectory, write_json
 
 VERDICT = "On text it never saw, perplexity fell from 61.3 to 24.8 (−59.6%, 95% interval −62.1% to −56.8%)."
@@ -535,20 +536,20 @@ def test_huge_and_missing_numbers() -> None:
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (formats.measure(8.314), "8.31"),
-        (formats.measure(12_345.6), "12,346"),
-        (formats.measure(float("nan")), "–"),
-        (formats.measure(True), "–"),
-        (formats.percent(-0.04), "0.0%"),
-        (formats.percent(123_456), "+123,456%"),
-        (formats.signed(-0.0004, 3), "0.000"),
-        (formats.share(0.0004), "<0.1%"),
-        (formats.size(5_912_330_240), "5.5 GiB"),
-        (formats.duration(1964.2), "32 min 44 s"),
-        (formats.duration(90_000), "1 d 1 h"),
-        (formats.moment("2026-11-23T12:43:05+00:00"), "23 November 2026, 12:43 UTC"),
-        (formats.moment("yesterday"), "yesterday"),
-        (formats.plain({"a": [1, True], "b": 1e-4}), "a 1, yes, b 0.0001"),
+        (formatting.measure(8.314), "8.31"),
+        (formatting.measure(12_345.6), "12,346"),
+        (formatting.measure(float("nan")), "–"),
+        (formatting.measure(True), "–"),
+        (formatting.percent(-0.04), "0.0%"),
+        (formatting.percent(123_456), "+123,456%"),
+        (formatting.signed(-0.0004, 3), "0.000"),
+        (formatting.share(0.0004), "<0.1%"),
+        (formatting.size(5_912_330_240), "5.5 GiB"),
+        (formatting.duration(1964.2), "32 min 44 s"),
+        (formatting.duration(90_000), "1 d 1 h"),
+        (formatting.moment("2026-11-23T12:43:05+00:00"), "23 November 2026, 12:43 UTC"),
+        (formatting.moment("yesterday"), "yesterday"),
+        (formatting.plain({"a": [1, True], "b": 1e-4}), "a 1, yes, b 0.0001"),
     ],
 )
 def test_formats(shown: str, expected: str) -> None:

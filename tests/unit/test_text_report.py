@@ -48,13 +48,13 @@ def test_what_a_document_is(tmp_path: Path, documents: str, expected: list[tuple
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_documents_do_not_depend_on_the_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    from finetale.text import files
+    from finetale.text import byte_streams
 
     path = write(tmp_path, "ä\r\n—<|end|>\r\nö “x”\n\n\ny<|end|>z\r" * 40)
     for documents in ("line", "blank-line", "<|end|>", "file"):
-        monkeypatch.setattr(files, "BLOCK_BYTES", 1 << 20)
+        monkeypatch.setattr(byte_streams, "BLOCK_BYTES", 1 << 20)
         whole = read(path, documents=documents)
-        monkeypatch.setattr(files, "BLOCK_BYTES", size)
+        monkeypatch.setattr(byte_streams, "BLOCK_BYTES", size)
         assert read(path, documents=documents) == whole
 
 

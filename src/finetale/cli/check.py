@@ -13,7 +13,6 @@ from finetale.cli.output import Json, Quiet, Source, print_json, progress, stdou
 from finetale.cli.settings import with_settings
 from finetale.config import TextSettings
 from finetale.display import plural, size
-from finetale.report.findings import not_looked_for, text_findings
 
 _MOST_PROBLEMS = 20
 _MOST_PLACES = 5
@@ -115,6 +114,8 @@ def _show_lengths(console: Console, histogram: list[dict[str, int]]) -> None:
 
 
 def _remarks(text: dict[str, Any]) -> list[str]:
+    from finetale.text.findings import not_looked_for, text_findings
+
     lines = []
     for finding in text_findings(text):
         lines.append(finding.sentence())

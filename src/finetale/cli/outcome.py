@@ -11,8 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from finetale.cli.output import stdout
-from finetale.report.table import table_rows
-from finetale.report.views import COPY_WARNING_WORDS, memory_view
 from finetale.rundir import RunDirectory, read_json
 
 
@@ -34,6 +32,9 @@ def print_outcome(run: RunDirectory, *then: str) -> None:
 
 def print_comparison(comparison: dict[str, Any], console: Console | None = None) -> None:
     """The verdict first, then the numbers, then before and after side by side."""
+    from finetale.report.table import table_rows
+    from finetale.report.views import COPY_WARNING_WORDS, memory_view
+
     console = console or stdout()
     console.print()
     colour = {True: "green", False: "yellow", None: "white"}[comparison["improved"]]

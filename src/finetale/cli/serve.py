@@ -102,8 +102,8 @@ def command(
     with hangups() as reloads:  # from here on: a service that comes up is asked to open its models again, not ended
         try:
             from finetale.server import service
+            from finetale.server.access import Limits
             from finetale.server.connections import most_connections
-            from finetale.server.guard import Limits
             from finetale.server.source import Source
         except ImportError as error:
             raise ConfigError(
@@ -224,7 +224,7 @@ def _host(word: str) -> str:
     """
     if "/" in word or not word.strip():
         raise ConfigError(f"--allow-host {word} is no name of a host.", "Write it as in --allow-host writers.example.")
-    from finetale.server.guard import name_of
+    from finetale.server.access import name_of
 
     return word.lower() if word.count(":") > 1 and not word.startswith("[") else name_of(word)
 

@@ -1,10 +1,10 @@
 """The one path from text to a proven model. Only this layer sees the whole configuration."""
 
 from finetale.pipeline.data import Notify, check_text
-from finetale.pipeline.judge import compare_on, evaluate_on, held_out_ids, open_model, say_if_unfinished
-from finetale.pipeline.plan import plan_run
+from finetale.pipeline.evaluating import compare_on, evaluate_on, held_out_ids, open_model, say_if_unfinished
+from finetale.pipeline.forecast import plan_run
 from finetale.pipeline.resuming import resume_run
-from finetale.pipeline.runs import finish, open_base, train_run
+from finetale.pipeline.training_run import finish, open_base, train_run
 
 __all__ = [
     "Notify",

@@ -15,8 +15,8 @@ from finetale.errors import RunError, SourceError, TrainingError
 from finetale.models import LoadedModel
 from finetale.pipeline.data import Notify, stage, tokenise, trained_tokenizer
 from finetale.pipeline.tuning import Tuned, tune
-from finetale.report.findings import text_findings
 from finetale.rundir import RunDirectory
+from finetale.text.findings import text_findings
 from finetale.tokens import TokenStore
 from finetale.training import Schedule, default_learning_rate
 

@@ -14,7 +14,7 @@ from finetale.errors import InterruptedRun, RunError
 from finetale.pipeline.data import Notify, stage
 from finetale.pipeline.disk import check_disk, plan_disk
 from finetale.pipeline.prepare import Prepared, prepare
-from finetale.pipeline.runs import (
+from finetale.pipeline.training_run import (
     check_base,
     describe,
     described_data,

@@ -1,8 +1,6 @@
 """From a run's files to its report: `report.html`, the table of numbers, the model card. Does not know torch.
 
-    formats   numbers → text
     table     comparison.json → the rows of the table of numbers
-    findings  what was found in the text → sentences
     charts    events → SVG
     views     what the page and the card both show, drawn from the files
     page      report.html

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from jinja2 import Template
 
-from finetale.report.formats import at, finite, objects, plain
+from finetale.formatting import at, finite, objects, plain
 from finetale.report.table import SPLITS
 from finetale.report.views import shared_view, template_environment
 

@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 from finetale.config import setting_groups
 from finetale.errors import RunError
+from finetale.formatting import UNKNOWN, at, count, finite, measure, objects, percent, plain, share
 from finetale.report import charts
-from finetale.report.formats import UNKNOWN, at, count, finite, measure, objects, percent, plain, share
 from finetale.report.table import SPLITS, other_tokens
 from finetale.report.views import shared_view, template_environment
 from finetale.rundir import RunDirectory, read_json, write_bytes

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from finetale.report.formats import UNKNOWN, at, count, finite, interval, measure, percent, share, signed
+from finetale.formatting import UNKNOWN, at, count, finite, interval, measure, percent, share, signed
 
 SPLITS = ("validation", "test")
 _MEASURES = (

@@ -8,10 +8,10 @@ from typing import Any
 
 from jinja2 import ChainableUndefined, Environment, PackageLoader
 
-from finetale.report import formats
-from finetale.report.findings import not_looked_for, text_findings
-from finetale.report.formats import UNKNOWN, at, count, duration, finite, moment, objects, plain, size
+from finetale import formatting
+from finetale.formatting import UNKNOWN, at, count, duration, finite, moment, objects, plain, size
 from finetale.report.table import SPLITS, other_tokens, table_rows
+from finetale.text.findings import not_looked_for, text_findings
 
 COPY_WARNING_WORDS = 12
 MEMORY_WARNING_SHARE = 0.001
@@ -67,7 +67,7 @@ def short_name(name: Any) -> str:
 
 
 def template_environment(*, autoescape: bool) -> Environment:
-    """Templates of the package, with all of `formats` as filters. Missing keys of data render as nothing."""
+    """Templates of the package, with all of `formatting` as filters. Missing keys of data render as nothing."""
     environment = Environment(
         loader=PackageLoader("finetale", "templates"),
         autoescape=autoescape,
@@ -77,7 +77,7 @@ def template_environment(*, autoescape: bool) -> Environment:
         keep_trailing_newline=True,
     )
     names = ("count", "measure", "share", "size", "duration", "moment", "plain", "objects")
-    environment.filters.update({name: getattr(formats, name) for name in names})
+    environment.filters.update({name: getattr(formatting, name) for name in names})
     return environment
 
 
@@ -111,13 +111,13 @@ def memory_view(comparison: Mapping[str, Any]) -> dict[str, Any] | None:
         int(finite(at(training, "passages")) or 0),
         int(finite(at(training, "with_personal_data")) or 0),
     )
-    part = "all" if looked >= whole else f"{formats.share(looked / whole)} of it"
+    part = "all" if looked >= whole else f"{formatting.share(looked / whole)} of it"
     what = f"Of {count(looked)} tokens of the training text that were looked through ({part}), the model writes "
     beyond = ", beyond what its base would have written" if at(comparison, "memorisation", "has_base") is True else ""
     given = f"word for word when given what stands before{beyond}"
     if passages:
         number = "1 passage" if passages == 1 else f"{count(passages)} passages"
-        what += f"{formats.share(known / looked)} {given}{';' if beyond else ','} in {number}"
+        what += f"{formatting.share(known / looked)} {given}{';' if beyond else ','} in {number}"
         if personal:
             what += f", {count(personal)} of them with personal data"
     else:
@@ -125,7 +125,7 @@ def memory_view(comparison: Mapping[str, Any]) -> dict[str, Any] | None:
     other = finite(at(held_out, "tokens"))
     contrast = ""
     if other:
-        contrast = f"Of text it never saw: {formats.share((finite(at(held_out, 'memorised_tokens')) or 0) / other)}."
+        contrast = f"Of text it never saw: {formatting.share((finite(at(held_out, 'memorised_tokens')) or 0) / other)}."
     return {
         "what": f"{what}.",
         "contrast": contrast,

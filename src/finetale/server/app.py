@@ -20,9 +20,9 @@ from starlette.routing import Route
 
 from finetale.errors import RequestError
 from finetale.server import openapi, wire
+from finetale.server.access import Answered, App, Guard, Limits
 from finetale.server.answer import Answer, EventStream, Post, Served, error_of
 from finetale.server.completion import Completion
-from finetale.server.guard import Answered, App, Guard, Limits
 from finetale.server.meters import Meters
 from finetale.server.vllm import Upstream
 from finetale.server.wire import ChatRequest, CompletionRequest

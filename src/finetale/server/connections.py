@@ -13,7 +13,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from finetale.server import wire
-from finetale.server.guard import MOST_HEADER_BYTES, Limits
+from finetale.server.access import MOST_HEADER_BYTES, Limits
 
 _SPARE_FILES = 128
 """Open files that are not connections."""

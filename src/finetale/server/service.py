@@ -18,11 +18,11 @@ import uvicorn
 
 from finetale import pipeline
 from finetale.errors import ConfigError, FinetaleError
+from finetale.server.access import MOST_HEADER_BYTES, Limits
 from finetale.server.answer import Served
 from finetale.server.app import Service
 from finetale.server.connections import bounded
 from finetale.server.engines.pytorch import ALL_THREADS
-from finetale.server.guard import MOST_HEADER_BYTES, Limits
 from finetale.server.logs import logged_as_json
 from finetale.server.source import Source
 from finetale.server.vllm import Upstream, close_all

@@ -25,9 +25,9 @@ from starlette.responses import JSONResponse, Response
 from finetale.errors import ConfigError, ModelError, RequestError
 from finetale.models import Provenance
 from finetale.server import wire
+from finetale.server.access import QUEUE_FULL
 from finetale.server.answer import EventStream
 from finetale.server.completion import Vocabulary
-from finetale.server.guard import QUEUE_FULL
 
 COMMAND = "FINETALE_VLLM"
 """Environment variable that names the command, where it is not on the PATH."""

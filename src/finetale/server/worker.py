@@ -11,9 +11,9 @@ import torch
 
 from finetale.errors import GenerationError, RequestError
 from finetale.generate.sampler import NOT_A_NUMBER
+from finetale.server.access import QUEUE_FULL
 from finetale.server.completion import Completion, Piece, Writer
 from finetale.server.engines import NOT_NUMBERS, Engine
-from finetale.server.guard import QUEUE_FULL
 from finetale.server.turns import Turns
 
 _log = logging.getLogger("finetale.server")

@@ -2,16 +2,17 @@
 
 `read_parts` is the interface, with `fingerprint` to tell whether the text has changed; the modules beside this one are its parts:
 
-    sources, files, hub     what a source names, and the bytes or rows in it
-    encodings, decoding     bytes to text
-    lines, plain, records   text to raw documents
-    cleaning                a raw document to a clean one
-    personal                personal data in it
-    splits                  which split a document belongs to
-    repeats, near, words    which earlier document a document repeats
-    account, languages      the data report
-    reading                 the path through all of these
-    fingerprint             a hash of the sources' bytes
+    sources, byte_streams, hub   what a source names, and the bytes or rows in it
+    encodings, decoding          bytes to text
+    lines, plain, records        text to raw documents
+    cleaning                     a raw document to a clean one
+    personal                     personal data in it
+    splits                       which split a document belongs to
+    repeats, near, words         which earlier document a document repeats
+    account, languages           the data report
+    reading                      the path through all of these
+    findings                     the data report → sentences
+    fingerprint                  a hash of the sources' bytes
 """
 
 from __future__ import annotations

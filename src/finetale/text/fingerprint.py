@@ -9,8 +9,8 @@ from pathlib import Path
 from finetale.config import TextSettings
 from finetale.errors import SourceError
 from finetale.text.account import TextReport
+from finetale.text.byte_streams import STANDARD_INPUT, blocks
 from finetale.text.documents import FileError
-from finetale.text.files import STANDARD_INPUT, blocks
 from finetale.text.hub import PREFIX
 from finetale.text.sources import find_inputs
 

@@ -9,10 +9,10 @@ from typing import Literal
 from finetale.config import DEFAULT_FRACTION, TextSettings
 from finetale.errors import SourceError
 from finetale.text.account import FileAccount, TextReport
+from finetale.text.byte_streams import STANDARD_INPUT, blocks
 from finetale.text.cleaning import Cleaner
 from finetale.text.decoding import Decoder, check_encoding
 from finetale.text.documents import SPLITS, Document, FileError, Part, Split, digest_of
-from finetale.text.files import STANDARD_INPUT, blocks
 from finetale.text.hub import PREFIX, dataset_documents, find_splits
 from finetale.text.lines import cut_lines, even_line_ends
 from finetale.text.personal import find_personal_data, mask

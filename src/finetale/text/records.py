@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from finetale.text.account import FileAccount
+from finetale.text.byte_streams import seekable
 from finetale.text.documents import FileError
-from finetale.text.files import seekable
 
 # In this order, whatever the case of their letters.
 TEXT_COLUMNS = (

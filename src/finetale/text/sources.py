@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finetale.text.account import TextReport
+from finetale.text.byte_streams import COMPRESSED, STANDARD_INPUT
 from finetale.text.documents import FileError
-from finetale.text.files import COMPRESSED, STANDARD_INPUT
 
 Kind = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "dataset"]
 

@@ -30,7 +30,7 @@ from finetale.metrics import Measurement, measure, perplexity
 from finetale.rundir import RunDirectory, write_folder
 from finetale.signals import StopRequest
 from finetale.training.checkpoints import TrainState, check_finite, load_checkpoint, save_checkpoint
-from finetale.training.guard import HISTORY, jump, not_finite
+from finetale.training.divergence import HISTORY, jump, not_finite
 from finetale.training.memory import is_out_of_memory
 from finetale.training.optimizer import build_optimizer, learning_rate
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from finetale.report.formats import at, count, finite, objects, share
+from finetale.formatting import at, count, finite, objects, share
 
 _KINDS = {
     "email": ("e-mail address", "e-mail addresses"),

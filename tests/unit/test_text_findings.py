@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetale.report.findings import not_looked_for, text_findings
+from finetale.text.findings import not_looked_for, text_findings
 
 NONE: dict[str, Any] = {
     "duplicates": {"documents": 0, "examples": []},

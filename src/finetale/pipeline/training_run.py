@@ -23,7 +23,7 @@ from finetale.generate import Generator
 from finetale.models import LoadedModel
 from finetale.pipeline.data import Notify, data_json, keep_standard_input, stage
 from finetale.pipeline.disk import check_disk, plan_disk
-from finetale.pipeline.judge import compare_models, open_model, say_if_unfinished
+from finetale.pipeline.evaluating import compare_models, open_model, say_if_unfinished
 from finetale.pipeline.prepare import Prepared, absolute_names, prepare, run_directory
 from finetale.report import model_card, write_report
 from finetale.rundir import (
