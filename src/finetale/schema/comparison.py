@@ -1,0 +1,153 @@
+"""The content of `comparison.json`: two models, measured and sampled on the same text and prompts."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from finetale.schema.base import SCHEMA_VERSION, Interval, Record, SparseRecord
+
+
+class FigureIntervals(Record):
+    """95% intervals of the figures."""
+
+    loss: Interval | None = Field(default=None, description="Nats per token.")
+    perplexity: Interval | None = Field(default=None, description="Per token.")
+    word_perplexity: Interval | None = Field(default=None, description="Per word.")
+    bits_per_byte: Interval | None = Field(default=None, description="Bits per byte of UTF-8.")
+
+
+class Figures(Record):
+    """A model's figures on one text. Lower is better in all of them."""
+
+    loss: float = Field(description="Mean loss, nats per token.")
+    perplexity: float = Field(description="Perplexity per token: exp(loss).")
+    word_perplexity: float | None = Field(default=None, description="Perplexity per word: exp(nats / words).")
+    bits_per_byte: float = Field(description="Bits per byte of UTF-8.")
+    tokens: int = Field(description="Tokens measured.")
+    words: int = Field(description="Words measured, as separated by white space.")
+    bytes: int = Field(description="Bytes measured.")
+    documents: int = Field(description="Documents measured.")
+    interval_unit: str | None = Field(default=None, description="What the intervals resample: `document` or `piece`.")
+    interval: FigureIntervals | None = Field(
+        default=None, description="95% intervals; null when there is too little text."
+    )
+
+
+class Evaluation(Figures):
+    """The result of `finetale evaluate`."""
+
+    model: str = Field(description="Name of the model.")
+
+
+class Sample(Record):
+    """One continuation of a prompt."""
+
+    prompt: str = Field(description="The prompt.")
+    number: int = Field(default=1, description="Number of the sample within its prompt, from 1.")
+    text: str = Field(description="What the model wrote, without the prompt.")
+    seed: int | None = Field(default=None, description="Seed of the sample.")
+    num_tokens: int = Field(description="Tokens written.")
+    finish_reason: str | None = Field(
+        default=None, description="`length`, `end` (end of text) or `stop` (stop string)."
+    )
+
+
+class LongestMatch(Record):
+    """The longest run of words of the samples that also stands in the training text."""
+
+    words: int = Field(description="Number of words; 0 for fewer than 4.")
+    text: str = Field(default="", description="The words, with personal data masked.")
+
+
+class SampleMetrics(Record):
+    """How varied a model's samples are, and whether they copy."""
+
+    distinct_1: float | None = Field(default=None, description="Different words over all words, 0 to 1.")
+    distinct_2: float | None = Field(default=None, description="Different word pairs over all pairs, 0 to 1.")
+    distinct_3: float | None = Field(default=None, description="Different word triples over all triples, 0 to 1.")
+    repetition: float | None = Field(default=None, description="Share of 4-grams seen earlier in their sample, 0 to 1.")
+    longest_match: LongestMatch | None = Field(default=None, description="Null when the training text is unknown.")
+
+
+class Side(Record):
+    """One of the two models."""
+
+    name: str = Field(description="Name of the model.")
+    parameters: int | None = Field(default=None, description="Number of parameters.")
+    validation: Figures | None = Field(default=None, description="Figures on the validation text.")
+    test: Figures | None = Field(default=None, description="Figures on the test text.")
+    samples: list[Sample] = Field(default=[], description="Continuations of the prompts.")
+    sample_metrics: SampleMetrics = Field(default=SampleMetrics(), description="Figures of the samples.")
+
+    def on(self, split: str) -> Figures | None:
+        """Return the figures on `validation` or `test` text."""
+        return self.validation if split == "validation" else self.test
+
+
+class Change(Record):
+    """How the perplexity of one text changed."""
+
+    percent: float = Field(description="Change in percent; negative is better.")
+    interval: Interval | None = Field(default=None, description="95% interval in percent.")
+    excludes_zero: bool | None = Field(default=None, description="Whether the interval leaves out no change.")
+    per: Literal["token", "word", "byte"] = Field(default="token", description="Unit of the perplexity compared.")
+
+
+class Changes(Record):
+    """The changes by text."""
+
+    validation: Change | None = Field(default=None, description="On the validation text.")
+    test: Change | None = Field(default=None, description="On the test text.")
+
+    def on(self, split: str) -> Change | None:
+        """Return the change on `validation` or `test` text."""
+        return self.validation if split == "validation" else self.test
+
+
+class MemorisedPassage(Record):
+    """A passage of the training text that the model continues word for word."""
+
+    place: str = Field(description="File, as the data report names it.")
+    tokens: int = Field(description="Length, tokens.")
+    bits: float = Field(description="Bits that the base needs for the passage: how surprising it is.")
+    personal_data: bool = Field(default=False, description="Whether it holds personal data.")
+    text: str = Field(description="The passage, with personal data masked.")
+
+
+class MemorisationAudit(SparseRecord):
+    """How much of one text a model knows by heart."""
+
+    tokens: int = Field(description="Tokens that were looked through.")
+    of_tokens: int | None = Field(default=None, description="Tokens of the text.")
+    memorised_tokens: int = Field(description="Tokens in memorised passages.")
+    passages: int = Field(default=0, description="Number of memorised passages.")
+    with_personal_data: int = Field(default=0, description="How many of them hold personal data.")
+    examples: list[MemorisedPassage] | None = Field(default=None, description="The most surprising passages.")
+
+
+class Memorisation(SparseRecord):
+    """What the tuned model knows by heart."""
+
+    has_base: bool = Field(default=False, description="Whether passages that the base would also write were left out.")
+    training: MemorisationAudit | None = Field(default=None, description="On the training text.")
+    held_out: MemorisationAudit | None = Field(default=None, description="On held-out text, for contrast.")
+
+
+class ComparisonFile(Record):
+    """The content of `comparison.json`."""
+
+    schema_version: int = Field(default=SCHEMA_VERSION, description="Version of the file format.")
+    verdict: str = Field(description="One sentence that says whether the model got better.")
+    improved: bool | None = Field(default=None, description="Whether it did; null when that cannot be said.")
+    judged_on: Literal["validation", "test"] | None = Field(
+        default=None, description="The text that the verdict is about."
+    )
+    interval_unit: str | None = Field(default=None, description="What the intervals resample: `document` or `piece`.")
+    prompts: list[str] = Field(default=[], description="Prompts of the samples.")
+    settings: dict[str, Any] = Field(default={}, description="Sampling settings by name, as in docs/settings.md.")
+    before: Side = Field(description="The first model: the base.")
+    after: Side = Field(description="The second model: the tuned one.")
+    change: Changes = Field(default=Changes(), description="How the second differs from the first.")
+    memorisation: Memorisation | None = Field(default=None, description="Null when it was not looked for.")

@@ -1,0 +1,208 @@
+"""The content of `data.json`: where each token of the text went, and what was found in the text."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from finetale.schema.base import SCHEMA_VERSION, Record, SparseRecord
+
+
+class TokenAccount(Record):
+    """Where the tokens went. `read` is the sum of the others."""
+
+    read: int = Field(description="Tokens read.")
+    trained: int = Field(description="Tokens to train on, per epoch.")
+    validation: int = Field(description="Tokens held out for validation.")
+    test: int = Field(description="Tokens held out for the test.")
+    context: int = Field(default=0, description="Tokens read as context and not learned.")
+    dropped: int = Field(description="Tokens that no split holds.")
+
+
+class DroppedTokens(Record):
+    """Documents that were dropped for one reason."""
+
+    reason: str = Field(description="Why they were dropped.")
+    documents: int = Field(description="Number of documents.")
+    tokens: int = Field(description="Their tokens.")
+
+
+class BlockReport(Record):
+    """What the training blocks look like."""
+
+    size: int = Field(description="Tokens per block.")
+    count: int = Field(description="Number of blocks per epoch.")
+    padding_share: float = Field(description="Share of positions that are padding, 0 to 1.")
+
+
+class FileReport(SparseRecord):
+    """One file, or one split of a dataset, that was read."""
+
+    file: str = Field(description="Path, or name of the dataset.")
+    kind: str = Field(description="Format, such as `text` or `jsonl`.")
+    encoding: str | None = Field(default=None, description="Character encoding that it was read in.")
+    bytes: int | None = Field(default=None, description="Size, bytes.")
+    documents: int = Field(default=0, description="Documents in it.")
+    characters: int = Field(default=0, description="Characters in its documents.")
+    problems: dict[str, int] = Field(default={}, description="How often each kind of problem was found.")
+    text_column: str | None = Field(default=None, description="Column that holds the text of a record.")
+
+
+class SkippedFiles(Record):
+    """What was found beside the text and not read."""
+
+    hidden: int = Field(default=0, description="Hidden files and folders.")
+    linked_folders: int = Field(default=0, description="Links to folders.")
+    run_directories: int = Field(default=0, description="Run directories of Finetale.")
+    held_out_files: int = Field(default=0, description="Files that are validation or test text.")
+    dataset_splits: list[str] = Field(default=[], description="Splits of a dataset that were not asked for.")
+    other: dict[str, int] = Field(default={}, description="Files of other kinds, by suffix.")
+
+
+class LengthBin(Record):
+    """How many documents have a length within a range."""
+
+    low: int = Field(alias="from", description="Fewest characters.")
+    high: int = Field(alias="to", description="Most characters.")
+    documents: int = Field(description="Number of documents.")
+
+
+class LanguageCount(Record):
+    """A language, and how many of the sampled documents are in it."""
+
+    language: str = Field(description="Name in English.")
+    sampled_documents: int = Field(description="Documents of the sample.")
+
+
+class RepeatExample(SparseRecord):
+    """A document that repeats an earlier one."""
+
+    source: str = Field(description="File of the document.")
+    line: int = Field(description="Line at which it begins.")
+    first_seen: str | None = Field(default=None, description="Earlier document of the same split, as file:line.")
+    also_in: str | None = Field(default=None, description="Document of another split, as file:line.")
+    similarity: float | None = Field(
+        default=None, description="Share of passages in common, 0 to 1; left out when equal."
+    )
+
+
+class Repeats(SparseRecord):
+    """Documents that repeat others."""
+
+    documents: int = Field(default=0, description="Documents that repeat another one.")
+    dropped: int = Field(default=0, description="How many of them were dropped.")
+    examples: list[RepeatExample] = Field(default=[], description="The first of them.")
+    compared_with: int | None = Field(default=None, description="Documents compared; left out when all were.")
+    not_compared_with_all: int | None = Field(
+        default=None,
+        description="Documents that were not compared with everything similar; left out when there are none.",
+    )
+
+
+class PersonalExample(Record):
+    """Where personal data was found. The data itself is not recorded."""
+
+    source: str = Field(description="File.")
+    line: int = Field(description="Line.")
+    kind: str = Field(description="Kind, such as `email`.")
+
+
+class PersonalData(Record):
+    """Personal data in the text."""
+
+    documents: int = Field(default=0, description="Documents that hold some.")
+    counts: dict[str, int] = Field(default={}, description="Number of findings by kind.")
+    examples: list[PersonalExample] = Field(default=[], description="The first findings.")
+
+
+class SplitCounts(Record):
+    """The size of one split."""
+
+    documents: int = Field(default=0, description="Documents that have text in it.")
+    characters: int = Field(default=0, description="Characters.")
+    words: int = Field(default=0, description="Words, as separated by white space.")
+    bytes: int = Field(default=0, description="Bytes in UTF-8.")
+
+
+class Splits(Record):
+    """The sizes of the splits."""
+
+    train: SplitCounts = Field(default=SplitCounts(), description="Training text.")
+    validation: SplitCounts = Field(default=SplitCounts(), description="Validation text.")
+    test: SplitCounts = Field(default=SplitCounts(), description="Test text.")
+
+
+class Problem(Record):
+    """One kind of problem in one file."""
+
+    file: str = Field(description="File.")
+    line: int | None = Field(default=None, description="First line where it was found.")
+    kind: str = Field(description="Kind of problem.")
+    count: int | None = Field(default=1, description="How often it was found.")
+    detail: str = Field(default="", description="The problem in words.")
+    fatal: bool = Field(default=False, description="Whether the file, or the rest of it, could not be read.")
+    hint: str = Field(default="", description="What to do about it.")
+
+
+class DroppedText(Record):
+    """Parts of the text that were dropped for one reason."""
+
+    reason: str = Field(description="Why they were dropped.")
+    documents: int = Field(description="Number of documents.")
+    characters: int = Field(description="Their characters.")
+
+
+class SharedText(Record):
+    """How much of a held-out split also stands in the training text."""
+
+    tokens: int | None = Field(default=None, description="Tokens of the split.")
+    shared: int | None = Field(default=None, description="Tokens of the split that also stand in the training text.")
+
+
+class SharedPassages(Record):
+    """Passages that the held-out text shares with the training text."""
+
+    window: int | None = Field(default=None, description="Least length of a passage that counts.")
+    validation: SharedText | None = Field(default=None, description="Validation text.")
+    test: SharedText | None = Field(default=None, description="Test text.")
+
+
+class TextReport(Record):
+    """What was found in the text."""
+
+    sources: list[str] = Field(description="Sources as given.")
+    files: list[FileReport] = Field(default=[], description="The first files that were read.")
+    more_files: int = Field(default=0, description="Number of files beyond those listed.")
+    skipped: SkippedFiles = Field(default=SkippedFiles(), description="What was not read.")
+    documents: int = Field(default=0, description="Documents read.")
+    characters: int = Field(default=0, description="Characters in the documents.")
+    words: int = Field(default=0, description="Words in the documents.")
+    length_histogram: list[LengthBin] = Field(default=[], description="Lengths of the documents.")
+    languages: list[LanguageCount] = Field(default=[], description="Languages of a sample, the commonest first.")
+    duplicates: Repeats = Field(default=Repeats(), description="Exact repeats within a split.")
+    near_duplicates: Repeats | None = Field(
+        default=None, description="Near repeats within a split; null: not looked for."
+    )
+    overlap: Repeats = Field(default=Repeats(), description="Training documents that also stand in held-out text.")
+    near_overlap: Repeats | None = Field(default=None, description="Near repeats across splits; null: not looked for.")
+    personal_data: PersonalData | None = Field(default=None, description="Personal data; null: not looked for.")
+    splits: Splits = Field(default=Splits(), description="Sizes of the splits.")
+    cleaning: dict[str, int] = Field(default={}, description="How often each kind of cleaning was applied.")
+    problems: list[Problem] = Field(default=[], description="The first problems.")
+    more_problems: int = Field(default=0, description="Number of problems beyond those listed.")
+    dropped: list[DroppedText] = Field(default=[], description="What was dropped, by reason.")
+    split_rule: str = Field(default="", description="How documents were assigned to splits, in words.")
+    shared_passages: SharedPassages | None = Field(default=None, description="Passages shared between splits.")
+
+
+class DataFile(Record):
+    """The content of `data.json`."""
+
+    schema_version: int = Field(default=SCHEMA_VERSION, description="Version of the file format.")
+    tokens: TokenAccount = Field(description="Where the tokens went.")
+    dropped: list[DroppedTokens] = Field(default=[], description="Dropped tokens by reason.")
+    blocks: BlockReport | None = Field(default=None, description="The training blocks.")
+    warnings: list[str] = Field(default=[], description="Warnings of the tokenizer, as sentences.")
+    file_sha256: dict[str, str] | None = Field(
+        default=None, description="SHA-256 of each file by path; null for streams and for very many files."
+    )
+    text: TextReport | None = Field(default=None, description="What was found in the text.")

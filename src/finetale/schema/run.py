@@ -1,0 +1,145 @@
+"""The content of `run.json`: what a run is, how far it came, and on what machine."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from finetale.schema.base import SCHEMA_VERSION, Record, SparseRecord
+
+Status = Literal["running", "finished", "interrupted", "failed"]
+
+
+class Process(Record):
+    """The process that works on a run, so that a killed run is not taken for a running one."""
+
+    pid: int = Field(description="Process ID.")
+    host: str = Field(description="Host name of the machine.")
+
+
+class BaseModelSource(Record):
+    """The model that training started from."""
+
+    name: str = Field(description="Name as given to `--model`.")
+    kind: str | None = Field(default=None, description="`hub`, `local`, `run`, `bundled` or `new`.")
+    revision: str | None = Field(default=None, description="Commit on the Hub.")
+    sha256: str | None = Field(default=None, description="SHA-256 of the weights.")
+    parameters: int | None = Field(default=None, description="Number of parameters.")
+
+
+class Choice(Record):
+    """One way to compute a run."""
+
+    precision: str = Field(description="`fp32` or `bf16`.")
+    attention: str = Field(description="`documents` (packed documents) or `model` (the model's own).")
+    micro_batch_size: int = Field(description="Blocks per forward pass.")
+    compile: str = Field(description="`on` or `off`: torch.compile.")
+    threads: int | None = Field(default=None, description="CPU threads; null on an accelerator.")
+
+
+class Trial(Choice, SparseRecord):
+    """A way to compute a run, and the speed that the probe measured."""
+
+    tokens_per_second: float = Field(description="Target tokens per second; 0 when it failed.")
+    error: str | None = Field(default=None, description="Why it could not be tried.")
+
+
+class ProbeResult(Record):
+    """What the probe tried, and what it chose."""
+
+    chosen: Choice = Field(description="The way that the run is computed.")
+    trials: list[Trial] = Field(description="The ways that were tried.")
+    seconds: float = Field(description="Seconds that the probe took.")
+    left_out: int = Field(default=0, description="Number of ways that there was no time to try.")
+    skipped: str | None = Field(default=None, description="Why nothing was tried.")
+
+
+class Speed(Record):
+    """The parts of the model that were replaced by faster ones."""
+
+    activation: str | None = Field(default=None, description="The activation function in use.")
+    dropout: str | None = Field(default=None, description="The source of dropout's random numbers.")
+    documents: str | None = Field(default=None, description="How packed documents are kept apart.")
+    logits: str | None = Field(default=None, description="Whether logits are computed whole or in chunks.")
+    probe: ProbeResult | None = Field(default=None, description="What the probe tried.")
+
+
+class Gpu(Record):
+    """The accelerators of a machine."""
+
+    name: str = Field(description="Name of the first accelerator.")
+    count: int = Field(default=1, description="Number of accelerators.")
+    memory_bytes: int | None = Field(default=None, description="Memory of the first accelerator, bytes.")
+
+
+class Hardware(Record):
+    """The machine that a run was computed on."""
+
+    system: str | None = Field(default=None, description="Operating system.")
+    cpu: str | None = Field(default=None, description="Processor.")
+    cores: int | None = Field(default=None, description="Cores that the process may use.")
+    memory_bytes: int | None = Field(default=None, description="Main memory, bytes.")
+    cpu_bf16: bool | None = Field(default=None, description="Whether the processor computes in bf16.")
+    gpu: Gpu | None = Field(default=None, description="Accelerators; null when there are none.")
+
+
+class AcceptedChange(Record):
+    """Changes of settings or text that were accepted when a run was resumed."""
+
+    step: int = Field(description="Optimizer steps done when the run was resumed.")
+    what: list[str] = Field(description="Each change in words.")
+
+
+class RunManifest(Record):
+    """The content of `run.json`."""
+
+    schema_version: int = Field(default=SCHEMA_VERSION, description="Version of the file format.")
+    status: Status | None = Field(default=None, description="State of the run.")
+    error: str | None = Field(default=None, description="What ended a failed run.")
+    process: Process | None = Field(default=None, description="The process that works, or last worked, on the run.")
+    name: str | None = Field(default=None, description="Name of the run: that of its directory.")
+    created: str | None = Field(default=None, description="Start of the run, ISO 8601 in UTC.")
+    finished: str | None = Field(default=None, description="End of the run, ISO 8601 in UTC.")
+    command: list[str] | None = Field(
+        default=None, description="Words of the command line; null when the run was started from Python."
+    )
+    seed: int | None = Field(default=None, description="Random seed.")
+    steps: int = Field(default=0, description="Optimizer steps done.")
+    total_steps: int | None = Field(default=None, description="Optimizer steps of the whole run.")
+    best_step: int | None = Field(default=None, description="Optimizer steps after which the best model was saved.")
+    best_loss: float | None = Field(default=None, description="Validation loss of the best model, nats per token.")
+    targets: int | None = Field(default=None, description="Target tokens trained on so far.")
+    seconds: float | None = Field(default=None, description="Seconds of training, evaluations and saving included.")
+    train_seconds: float | None = Field(default=None, description="Seconds of training steps alone.")
+    tokens_per_second: float | None = Field(default=None, description="Target tokens per second of training steps.")
+    peak_memory_bytes: int | None = Field(default=None, description="Most memory that the process used, bytes.")
+    base: BaseModelSource | None = Field(
+        default=None, description="Model that training started from; null before it began."
+    )
+    data_sha256: str | None = Field(default=None, description="SHA-256 of the tokens of the text.")
+    config_sha256: str | None = Field(default=None, description="SHA-256 of `config.yaml`, which holds the settings.")
+    config: dict[str, Any] | None = Field(
+        default=None, description="Settings by name; only in files of version 1. Later versions refer to `config.yaml`."
+    )
+    speed: Speed | None = Field(default=None, description="How the run is computed.")
+    versions: dict[str, str] | None = Field(default=None, description="Versions of Finetale, Python and libraries.")
+    hardware: Hardware | None = Field(default=None, description="The machine.")
+    changes: list[AcceptedChange] = Field(default=[], description="Changes accepted when the run was resumed.")
+
+    @field_validator("command", mode="before")
+    @classmethod
+    def _split_joined(cls, value: Any) -> Any:
+        """Split the string that version 1 joined with spaces."""
+        if isinstance(value, str):
+            try:
+                return shlex.split(value)
+            except ValueError:  # an unbalanced quote
+                return value.split()
+        return value
+
+    @field_validator("changes", mode="before")
+    @classmethod
+    def _no_changes(cls, value: Any) -> Any:
+        return [] if value is None else value
