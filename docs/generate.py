@@ -1,11 +1,13 @@
-"""Writes docs/commands.md and docs/settings.md from the code. A test checks that both are up to date."""
+"""Write docs/commands.md, docs/settings.md and docs/schema.md from the code. A test checks that they are up to date."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 from finetale.cli import build_app
 from finetale.config import Config, setting_groups
+from finetale.schema import EVENTS, RECORDED, SCHEMA_VERSION, ComparisonFile, DataFile, Record, RunManifest
 from finetale.trainer_names import TRAINER_NAMES
 
 HERE = Path(__file__).parent
@@ -49,6 +51,74 @@ def settings() -> str:
     return NOTE + "\n".join(lines) + "\n"
 
 
+def schema() -> str:
+    """The reference of the files of a run and of its events."""
+    lines = [
+        "# Files of a run",
+        "",
+        "A run directory holds `run.json`, `data.json`, `comparison.json` and `metrics.jsonl` (one event per line). Their fields:",
+        f"this is version {SCHEMA_VERSION} of the format (`schema_version`). Files of version 1 open, too. Later versions may add",
+        "fields: ignore those that you do not know. Numbers are finite; times are seconds, sizes are bytes, and losses are nats per",
+        "token unless a field says otherwise. An event that `metrics.jsonl` does not record goes to whoever watches the run.",
+        "",
+    ]
+    for title, kinds in (
+        ("run.json", [RunManifest]),
+        ("data.json", [DataFile]),
+        ("comparison.json", [ComparisonFile]),
+        ("metrics.jsonl and events", EVENTS),
+    ):
+        lines += [f"## {title}", ""]
+        waiting, done = list(kinds), set()
+        while waiting:
+            kind = waiting.pop(0)
+            if kind in done:
+                continue
+            done.add(kind)
+            lines += [f"### {_title(kind)}", "", f"{kind.__doc__}", "", "| field | type | meaning |", "|---|---|---|"]
+            for name, field in kind.model_fields.items():
+                if name == "event":
+                    continue
+                lines.append(
+                    f"| `{field.alias or name}` | {_type(field.annotation)} | {_cell(field.description or '')} |"
+                )
+                waiting += _records(field.annotation)
+            lines.append("")
+    return NOTE + "\n".join(lines).rstrip() + "\n"
+
+
+def _title(kind: type[Record]) -> str:
+    event = kind.model_fields.get("event")
+    if event is None:
+        return kind.__name__
+    return f"`{event.default}`" + ("" if event.default in RECORDED else " (not recorded)")
+
+
+def _records(annotation: Any) -> list[type[Record]]:
+    if isinstance(annotation, type) and issubclass(annotation, Record):
+        return [annotation]
+    return [kind for inner in get_args(annotation) for kind in _records(inner)]
+
+
+def _type(annotation: Any) -> str:
+    """A type as JSON names it."""
+    names = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null", Any: "any value"}
+    inner = get_args(annotation)
+    if annotation in names:
+        return names[annotation]
+    if isinstance(annotation, type) and issubclass(annotation, Record):
+        return annotation.__name__
+    if get_origin(annotation) is Literal:
+        return ", ".join(f"`{value}`" for value in inner)
+    if get_origin(annotation) is list:
+        return f"list of {_type(inner[0])}"
+    if get_origin(annotation) is dict:
+        return f"object of {_type(inner[1])}"
+    if get_origin(annotation) is tuple:
+        return "[low, high]"
+    return " or ".join(_type(part) for part in inner)
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
 
@@ -56,3 +126,4 @@ def _cell(text: str) -> str:
 if __name__ == "__main__":
     (HERE / "commands.md").write_text(commands(), encoding="utf-8")
     (HERE / "settings.md").write_text(settings(), encoding="utf-8")
+    (HERE / "schema.md").write_text(schema(), encoding="utf-8")

@@ -20,6 +20,7 @@ HEAVY = ["torch", "transformers", "accelerate", "datasets", "pandas", "pyarrow",
 def test_the_reference_pages_are_up_to_date() -> None:
     generate = runpy.run_path(str(ROOT / "docs/generate.py"))
     assert (ROOT / "docs/commands.md").read_text(encoding="utf-8") == generate["commands"](), "run `make docs`"
+    assert (ROOT / "docs/schema.md").read_text(encoding="utf-8") == generate["schema"](), "run `make docs`"
     assert (ROOT / "docs/settings.md").read_text(encoding="utf-8") == generate["settings"](), "run `make docs`"
 
 

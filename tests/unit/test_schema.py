@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +122,8 @@ def test_keys_of_newer_versions_are_kept() -> None:
     ],
 )
 def test_invalid_values_are_named(content: str, message: str) -> None:
-    with pytest.raises(ValueError, match="") as caught:
+    with pytest.raises(ValueError, match=re.escape(message)):
         parse(RunManifest, content)
-    assert str(caught.value) == message
 
 
 def test_numbers_that_are_not_finite_are_refused() -> None:
