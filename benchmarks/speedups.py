@@ -26,8 +26,8 @@ import torch  # noqa: E402
 
 from finetale import speed  # noqa: E402
 from finetale.blocks import Batch  # noqa: E402
+from finetale.environment import resolve_precision  # noqa: E402
 from finetale.forward import PackedForward, Route  # noqa: E402
-from finetale.pipeline.tuning import resolve_precision  # noqa: E402
 
 BLOCK, STEP = 512, 4
 SHAPES = {

@@ -180,8 +180,8 @@ def profile(model: str, tokenizer: str) -> dict[str, Any]:
 
     from finetale import models
     from finetale.blocks import Batch
+    from finetale.environment import resolve_precision
     from finetale.forward import PackedForward
-    from finetale.pipeline.tuning import resolve_precision
 
     loaded = models.load(model, tokenizer=models.load_tokenizer(tokenizer))
     network, precision = loaded.model.train(), resolve_precision("auto")

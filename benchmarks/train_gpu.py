@@ -197,7 +197,7 @@ def run_trainer(shape: str, name: str, arguments: argparse.Namespace) -> dict[st
     import transformers
 
     from finetale import models
-    from finetale.pipeline.tuning import resolve_precision
+    from finetale.environment import resolve_precision
 
     contenders.quiet_transformers()
     network = network_of(shape)

@@ -185,3 +185,16 @@ def _cgroup_number(*names: str) -> int | None:
         except (OSError, ValueError):
             continue
     return None
+
+
+def resolve_precision(setting: str) -> str:
+    """fp32 or bf16: bf16 where the device computes in it, unless the setting says otherwise."""
+    import torch
+
+    if setting != "auto":
+        return setting
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if torch.backends.mps.is_available():
+        return "fp32"
+    return "bf16" if cpu_has_bf16() else "fp32"

@@ -154,8 +154,7 @@ def load(model: str | Path | Run, *, revision: str | None = None, offline: bool 
     """Load a model to generate with: a run, a folder, a Hub id, or `bundled`."""
     from finetale.generate import Generator
 
-    config = Config.resolve({"model": _name(model), "revision": revision, "offline": offline})
-    loaded = pipeline.open_model(config.model, config, lambda event: None)
+    loaded = models.open_model(_name(model), lambda event: None, revision=revision, offline=offline)
     return Writer(Generator(loaded.model, loaded.tokenizer), loaded.provenance)
 
 

@@ -344,7 +344,7 @@ def test_a_full_disk(shared: Path, work: Path, command: Callable[..., Result], m
     """Wherever the disk fills up there is a sentence that says so, no half of a file or folder, and a way to go on."""
     words = ("train", shared / "stories", "--model", shared / "good", *TINY)
     disk = FullDisk(None)
-    monkeypatch.setattr(rundir.os, "fsync", disk)
+    monkeypatch.setattr(rundir.atomic.os, "fsync", disk)
     assert command(*words, "--out", "whole", "--cache-dir", "cache").code == 0
     weights = (work / "whole" / "model" / "model.safetensors").read_bytes()
     assert disk.count >= 30

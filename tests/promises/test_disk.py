@@ -12,9 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from children import call
-from finetale import rundir
 from finetale.blocks import Blocks
-from finetale.rundir import RunDirectory, verify_folder
+from finetale.rundir import RunDirectory, atomic, verify_folder
 from scene import TRAIN, Place, train_with
 
 
@@ -24,7 +23,7 @@ def bytes_in(folder: Path) -> int:
 
 def watch_the_size() -> None:
     """Write the run's size, whenever a folder is about to get its name, into a file beside it."""
-    swap = rundir._swap
+    swap = atomic._swap
 
     def watched(new: Path, place: Path, keep: bool = False) -> None:
         root = Path("sized").absolute()
@@ -32,7 +31,7 @@ def watch_the_size() -> None:
             file.write(f"{bytes_in(root)}\n")
         swap(new, place, keep)
 
-    rundir._swap = watched
+    atomic._swap = watched
 
 
 def step_2_is_best() -> None:

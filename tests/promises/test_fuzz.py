@@ -20,7 +20,7 @@ from finetale.blocks import IGNORE, Blocks, pack, windows
 from finetale.cli import run
 from finetale.config import Config, TextSettings, read_settings_file
 from finetale.errors import ConfigError, FinetaleError, RunError
-from finetale.rundir import read_json, verify_folder, write_folder
+from finetale.rundir import read_json, verify_folder, write_sealed_folder
 from finetale.tokens import TokenStore
 from tiny import part, tokenizer
 
@@ -109,7 +109,7 @@ def test_documents_are_what_was_written(effort: Any) -> None:
 
 @pytest.mark.parametrize("effort", EXAMPLES)
 def test_any_bytes_in_the_place_of_our_json(effort: Any, tmp_path: Path) -> None:
-    write_folder(tmp_path / "sealed", lambda folder: (folder / "a").write_bytes(b"a") and None, manifest=True)
+    write_sealed_folder(tmp_path / "sealed", lambda folder: (folder / "a").write_bytes(b"a") and None)
     manifest = tmp_path / "sealed/manifest.json"
     whole = manifest.read_bytes()
 

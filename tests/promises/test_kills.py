@@ -110,12 +110,12 @@ def test_files_reach_the_disk_in_the_promised_order(tmp_path: Path) -> None:
 
     program = (
         "from pathlib import Path\n"
-        "from finetale.rundir import write_folder\n"
+        "from finetale.rundir import write_sealed_folder\n"
         f"place = Path({str(tmp_path)!r}) / 'step-00000001'\n"
         "def fill(folder):\n"
         "    (folder / 'a.bin').write_bytes(b'a' * 10000)\n"
         "    (folder / 'b.json').write_text('{}')\n"
-        "write_folder(place, fill, manifest=True)\n"
+        "write_sealed_folder(place, fill)\n"
     )
     traced = tmp_path / "trace"
     calls = "trace=openat,fsync,rename,renameat,renameat2,close"

@@ -196,6 +196,12 @@ def test_paths_that_are_no_models(tmp_path: Path, folder: Path) -> None:
     assert "no config.json" in refused(folder).message
 
 
+def test_an_empty_name_is_refused() -> None:
+    """An empty path would mean the current folder."""
+    with pytest.raises(ModelError, match="The name of the model is empty"):
+        models.open_model("", lambda event: None)
+
+
 def test_freezing() -> None:
     def trained(what: str | None) -> set[str]:
         tiny = model()

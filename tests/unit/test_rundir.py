@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from finetale.errors import RunError
-from finetale.rundir import RunDirectory, read_json, recover, verify_folder, write_bytes, write_folder, write_json
+from finetale.rundir import (
+    RunDirectory,
+    read_json,
+    recover,
+    verify_folder,
+    write_bytes,
+    write_folder,
+    write_json,
+    write_sealed_folder,
+)
 
 
 def fill_two(folder: Path) -> None:
@@ -52,7 +61,7 @@ def test_files_are_as_the_umask_has_them(tmp_path: Path, umask: int, mode: int) 
 
     before = os.umask(umask)
     try:
-        write_folder(tmp_path / "f", fill, manifest=True)
+        write_sealed_folder(tmp_path / "f", fill)
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "f").iterdir()} == {mode}
@@ -74,7 +83,7 @@ def test_what_others_write_just_now_is_no_leftover(tmp_path: Path) -> None:
 
 def test_the_manifest_tells_damage(tmp_path: Path) -> None:
     folder = tmp_path / "f"
-    write_folder(folder, fill_two, manifest=True)
+    write_sealed_folder(folder, fill_two)
     assert verify_folder(folder) == []
     (folder / "a.bin").write_bytes(b"abd")
     assert verify_folder(folder) == ["a.bin: content differs from its SHA-256"]
@@ -99,7 +108,7 @@ def test_opening_what_is_no_run(tmp_path: Path) -> None:
 def test_checkpoints_newest_first_and_only_whole_ones(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     for step in (5, 200, 30):
-        write_folder(run.checkpoint(step), fill_two, manifest=True)
+        write_sealed_folder(run.checkpoint(step), fill_two)
     (run.checkpoints / "step-00000999").mkdir()
     (run.checkpoints / ".step-00000400.1.tmp").mkdir()
     assert [step for step, _ in run.saved_checkpoints()] == [200, 30, 5]

@@ -41,14 +41,12 @@ def command(
         raise GenerationError(
             "--stream prints one sample of one prompt.", "Leave out --stream, or -n, --json and further prompts."
         )
-    from finetale import pipeline
-    from finetale.config import Config
+    from finetale import models
     from finetale.generate import Generator
 
-    config = Config.resolve({"model": model, "revision": revision, "offline": offline})
     with progress(quiet=quiet, as_json=as_json) as display:
-        loaded = pipeline.open_model(model, config, display)
-        pipeline.say_if_unfinished(loaded, display)
+        loaded = models.open_model(model, display, revision=revision, offline=offline)
+        models.warn_if_unfinished(loaded, display)
         generator = Generator(loaded.model, loaded.tokenizer)
         if not stream:
             display({"event": "stage", "message": "Writing"})

@@ -19,9 +19,8 @@ from finetale.errors import ConfigError
 from finetale.signals import hangups
 
 if TYPE_CHECKING:
-    from finetale import pipeline
-    from finetale.config import Config
     from finetale.models import LoadedModel
+    from finetale.notify import Notify
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -110,10 +109,8 @@ def command(
                 f"A package for serving is missing: {error.name}.",
                 "Install it with pip install 'finetale[serve]', in a checkout with pip install -c constraints.txt -e '.[serve]'.",
             ) from None
-        from finetale import pipeline
-        from finetale.config import Config
+        from finetale import models, pipeline
 
-        config = Config.resolve({"model": model, "revision": revision, "offline": offline})
         called = name or Path(model).name or model
         others = [_named(word) for word in also]
         names = Counter([called, *(other for other, _ in others), *(["base"] if with_base else [])])
@@ -140,12 +137,12 @@ def command(
         with stack:
             display = stack.enter_context(progress(quiet=quiet, as_json=False))
 
-            def open_first(notify: pipeline.Notify) -> LoadedModel:
-                loaded = pipeline.open_model(model, config, notify)
-                pipeline.say_if_unfinished(loaded, notify)
+            def open_first(notify: Notify) -> LoadedModel:
+                loaded = models.open_model(model, notify, revision=revision, offline=offline)
+                models.warn_if_unfinished(loaded, notify)
                 return loaded
 
-            def open_base(notify: pipeline.Notify) -> LoadedModel:
+            def open_base(notify: Notify) -> LoadedModel:
                 loaded = open_first(lambda event: None)
                 if loaded.provenance.kind != "run":
                     raise ConfigError(
@@ -154,11 +151,10 @@ def command(
                     )
                 return pipeline.open_base(model, loaded, notify)
 
-            loads: dict[str, Callable[[pipeline.Notify], LoadedModel]] = {called: open_first}
+            loads: dict[str, Callable[[Notify], LoadedModel]] = {called: open_first}
             if with_base:
                 loads = {"base": open_base} | loads
-            plain = config.model_copy(update={"revision": None})
-            loads |= {other: partial(_open, path, plain) for other, path in others}
+            loads |= {other: partial(_open, path, offline) for other, path in others}
             sources = [Source(each, load, engine, precision, slots, queue) for each, load in loads.items()]
             service.run(
                 sources,
@@ -180,10 +176,10 @@ def command(
         return 0
 
 
-def _open(path: str, config: Config, notify: pipeline.Notify) -> LoadedModel:
-    from finetale import pipeline
+def _open(path: str, offline: bool, notify: Notify) -> LoadedModel:
+    from finetale import models
 
-    return pipeline.open_model(path, config, notify)
+    return models.open_model(path, notify, offline=offline)
 
 
 def _key(file: Path | None) -> str | None:

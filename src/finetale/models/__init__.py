@@ -19,6 +19,7 @@ from finetale.models.loading import (
     save,
 )
 from finetale.models.names import BUNDLED_NAME, check_name, is_new, name_of_folder, shape_of
+from finetale.models.opening import open_model, warn_if_unfinished
 
 __all__ = [
     "BUNDLED_NAME",
@@ -35,7 +36,9 @@ __all__ = [
     "load_tokenizer",
     "locate",
     "name_of_folder",
+    "open_model",
     "positions_of",
     "save",
     "shape_of",
+    "warn_if_unfinished",
 ]

@@ -49,6 +49,10 @@ def check_name(name: str) -> None:
     Raises:
         ModelError: says what would be accepted.
     """
+    if not name:
+        raise ModelError(
+            "The name of the model is empty.", "Give a Hub id, a model folder, a run directory or bundled."
+        )
     if is_new(name):
         shape_of(name)
     elif name.startswith(f"{BUNDLED_NAME}:") and not Path(name).exists():

@@ -7,38 +7,23 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from finetale import __version__, text, tokens
 from finetale.blocks import choose_block_size
 from finetale.config import Config, TextSettings
 from finetale.errors import FinetaleError, RunError, SourceError
+from finetale.notify import Notify, counted, stage
 from finetale.rundir import write_bytes, write_folder
 from finetale.tokens import TokenStore
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-T = TypeVar("T")
-Notify = Callable[[dict[str, Any]], None]
 _MOST_HASHES = 10_000
 """Files named in data.json with their hash; a text of more is known by its tokens alone."""
-
-
-def stage(notify: Notify, message: str, **values: Any) -> None:
-    """Tell a listener what is being done now."""
-    notify({"event": "stage", "message": message} | values)
-
-
-def counted(items: Iterable[T], progress: Callable[[int], None]) -> Iterator[T]:
-    """The items, with the number of those so far told at every thousandth."""
-    for number, item in enumerate(items, 1):
-        yield item
-        if number % 1000 == 0:
-            progress(number)
 
 
 def _tell_documents(notify: Notify, message: str, count: int) -> None:

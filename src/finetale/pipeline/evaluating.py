@@ -7,16 +7,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from finetale import comparison, memorisation, models, speed, tokens
+from finetale import comparison, memorisation, models, tokens
 from finetale.blocks import choose_evaluation_size
 from finetale.config import Config, read_settings_file
+from finetale.environment import resolve_precision
 from finetale.errors import FinetaleError, MemoryLimitError, RunError
 from finetale.forward import PackedForward
 from finetale.metrics import Measurement, measure
 from finetale.models import LoadedModel
-from finetale.pipeline.data import Notify, counted, keep_standard_input, stage, tokenise
+from finetale.notify import Notify, counted, stage
+from finetale.pipeline.data import keep_standard_input, tokenise
 from finetale.pipeline.prepare import evaluation_blocks
-from finetale.pipeline.tuning import resolve_precision
 from finetale.rundir import RunDirectory
 from finetale.text.fingerprint import is_elsewhere
 from finetale.training import is_out_of_memory
@@ -31,44 +32,20 @@ WHOLE: Mapping[str, str] = {"test": "all"}
 """All of an unsplit text, measured under the name of the test text."""
 
 
-def open_model(name: str, config: Config, notify: Notify, tokenizer: Any = None) -> LoadedModel:
-    """Load a model for use, on the accelerator if there is one."""
-    from accelerate import Accelerator
-
-    stage(notify, f"Loading {name}")
-    loaded = models.load(
+def open_as_configured(name: str, config: Config, notify: Notify, tokenizer: Any = None) -> LoadedModel:
+    """Load a model for use, with the settings of a run."""
+    return models.open_model(
         name,
+        notify,
+        tokenizer=tokenizer,
         revision=config.revision,
         offline=config.offline,
-        tokenizer=tokenizer,
         dropout=config.dropout,
         seed=config.seed,
+        precision=config.precision,
+        attention=config.attention,
+        fast=config.speed,
     )
-    if loaded.warning:
-        notify({"event": "warning", "message": loaded.warning})
-    loaded.model.to(Accelerator().device)
-    precision = resolve_precision(config.precision)
-    if not config.speed:
-        speed.undo(loaded.model)
-    elif config.attention == "model" or not speed.has_kernel(loaded.model, precision=precision, training=False):
-        speed.use_documents(loaded.model, False)
-    return loaded
-
-
-def say_if_unfinished(loaded: LoadedModel, notify: Notify) -> None:
-    """Warn of a run that has not come to its end: its model is the best so far."""
-    if loaded.provenance.kind != "run":
-        return
-    name = loaded.provenance.name
-    run = RunDirectory(Path(name).expanduser())
-    manifest = run.read_manifest()
-    if manifest.get("status") != "finished":
-        step = next((step for step, _ in run.saved_checkpoints()), 0)
-        done = f"{step} of {manifest.get('total_steps', '?')} steps"
-        message = (
-            f"The run {name} is not finished ({done}); this is its best model so far. `finetale resume {name}` goes on."
-        )
-        notify({"event": "warning", "message": message})
 
 
 def evaluate_model(
@@ -142,8 +119,8 @@ def held_out_ids(loaded: LoadedModel, notify: Notify, *, most: int, window: int)
 
 def evaluate_on(name: str, config: Config, notify: Notify) -> dict[str, Any]:
     """`finetale evaluate`: figures of a model on all of the text of the sources."""
-    loaded = open_model(name, config, notify)
-    say_if_unfinished(loaded, notify)
+    loaded = open_as_configured(name, config, notify)
+    models.warn_if_unfinished(loaded, notify)
     store = tokenise(keep_standard_input(_unsplit(config)), loaded.tokenizer, notify)
     measured = evaluate_model(loaded, store, WHOLE, config, notify)
     return {"model": name} | measured["test"].summary(config.bootstrap_samples, config.seed)
@@ -328,14 +305,14 @@ def compare_on(
     models.check_name(before)
     models.check_name(after)
     config = keep_standard_input(config)
-    second = open_model(after, config, notify)
+    second = open_as_configured(after, config, notify)
     own = before == config.model  # the run's own base: its commit is no other model's
-    first = open_model(
+    first = open_as_configured(
         before,
         config if own else config.model_copy(update={"revision": None}),
         notify,
         tokenizer=second.tokenizer if models.is_new(before) else None,
     )
     for loaded in (first, second):
-        say_if_unfinished(loaded, notify)
+        models.warn_if_unfinished(loaded, notify)
     return compare_models(first, second, config, notify, names=(before, after), held_out=held_out, data_sha256=sha256)

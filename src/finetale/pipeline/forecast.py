@@ -17,7 +17,8 @@ from finetale.environment import hardware, peak_memory, reset_peak_memory
 from finetale.errors import MemoryLimitError
 from finetale.forward import PackedForward
 from finetale.generate import Generator
-from finetale.pipeline.data import Notify, data_json, keep_standard_input, stage
+from finetale.notify import Notify, stage
+from finetale.pipeline.data import data_json, keep_standard_input
 from finetale.pipeline.disk import free_bytes, plan_disk
 from finetale.pipeline.prepare import Prepared, prepare
 from finetale.pipeline.tuning import targets_of

@@ -13,7 +13,8 @@ from finetale.blocks import Blocks, check_positions, check_stride, choose_block_
 from finetale.config import Config
 from finetale.errors import RunError, SourceError, TrainingError
 from finetale.models import LoadedModel
-from finetale.pipeline.data import Notify, stage, tokenise, trained_tokenizer
+from finetale.notify import Notify, stage
+from finetale.pipeline.data import tokenise, trained_tokenizer
 from finetale.pipeline.tuning import Tuned, tune
 from finetale.rundir import RunDirectory
 from finetale.text.findings import text_findings

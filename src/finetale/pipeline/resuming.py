@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from finetale import models, training
 from finetale.config import Config, read_settings_file
 from finetale.errors import InterruptedRun, RunError
-from finetale.pipeline.data import Notify, stage
+from finetale.notify import Notify, stage
 from finetale.pipeline.disk import check_disk, plan_disk
 from finetale.pipeline.prepare import Prepared, prepare
 from finetale.pipeline.training_run import (

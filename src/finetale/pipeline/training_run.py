@@ -21,9 +21,10 @@ from finetale.environment import hardware, peak_memory, versions
 from finetale.errors import HubError, InterruptedRun, RunError
 from finetale.generate import Generator
 from finetale.models import LoadedModel
-from finetale.pipeline.data import Notify, data_json, keep_standard_input, stage
+from finetale.notify import Notify, stage
+from finetale.pipeline.data import data_json, keep_standard_input
 from finetale.pipeline.disk import check_disk, plan_disk
-from finetale.pipeline.evaluating import compare_models, open_model, say_if_unfinished
+from finetale.pipeline.evaluating import compare_models, open_as_configured
 from finetale.pipeline.prepare import Prepared, absolute_names, prepare, run_directory
 from finetale.report import model_card, write_report
 from finetale.rundir import (
@@ -32,8 +33,8 @@ from finetale.rundir import (
     add_file,
     is_sealed,
     write_bytes,
-    write_folder,
     write_json,
+    write_sealed_folder,
 )
 from finetale.signals import Stopped, StopRequest
 from finetale.training import Training, TrainState
@@ -78,9 +79,9 @@ def finish(run: RunDirectory, config: Config, notify: Notify, state: TrainState 
     manifest = run.read_manifest()
     with StopRequest() as stop:
         try:
-            after = open_model(models.name_of_folder(run.root), config, notify)
+            after = open_as_configured(models.name_of_folder(run.root), config, notify)
             if state is None:
-                say_if_unfinished(after, notify)
+                models.warn_if_unfinished(after, notify)
             before = load_base(manifest, config, after, notify)
             result = compare_models(
                 before,
@@ -104,7 +105,7 @@ def finish(run: RunDirectory, config: Config, notify: Notify, state: TrainState 
         run.update_manifest(status="finished", finished=_now())
     card = model_card(run.read_manifest(), result, json.loads(run.data.read_text(encoding="utf-8")))
     if after.warning or not is_sealed(run.model):  # a checkpoint stood in for it, or it is of an older version
-        write_folder(run.model, lambda folder: models.save(after.model, after.tokenizer, folder), manifest=True)
+        write_sealed_folder(run.model, lambda folder: models.save(after.model, after.tokenizer, folder))
     add_file(run.model, "README.md", card.encode())
     write_report(run)
 
@@ -119,9 +120,9 @@ def load_base(manifest: dict[str, Any], config: Config, after: LoadedModel, noti
     shared = after.tokenizer if models.is_new(config.model) or config.tokenizer else None
     config = config.model_copy(update={"seed": manifest["seed"]})
     try:  # what the run began from is on this machine
-        before = open_model(config.model, config.model_copy(update={"offline": True}), notify, tokenizer=shared)
+        before = open_as_configured(config.model, config.model_copy(update={"offline": True}), notify, tokenizer=shared)
     except HubError:
-        before = open_model(config.model, config, notify, tokenizer=shared)
+        before = open_as_configured(config.model, config, notify, tokenizer=shared)
     check_base(manifest, before)
     return before
 

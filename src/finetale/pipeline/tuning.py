@@ -10,9 +10,9 @@ import torch
 from finetale import speed
 from finetale.blocks import Blocks
 from finetale.config import Config
-from finetale.environment import cpu_has_bf16, num_cores, reset_peak_memory
+from finetale.environment import num_cores, reset_peak_memory, resolve_precision
 from finetale.forward import PackedForward, Route, find_route
-from finetale.pipeline.data import Notify, stage
+from finetale.notify import Notify, stage
 from finetale.training import Choice, MemoryPlan, Probe, Schedule, default_threads, plan_memory, probe
 
 
@@ -75,14 +75,3 @@ def targets_of(schedule: Schedule, blocks: Blocks) -> int:
     """Tokens that a run trains on, each epoch counted."""
     share = min(schedule.total_blocks, schedule.total_steps * schedule.batch_size) / max(1, len(blocks))
     return round(blocks.num_targets * share)
-
-
-def resolve_precision(setting: str) -> str:
-    """fp32 or bf16: bf16 where the device computes in it, unless the setting says otherwise."""
-    if setting != "auto":
-        return setting
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if torch.backends.mps.is_available():
-        return "fp32"
-    return "bf16" if cpu_has_bf16() else "fp32"

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 import uvicorn
 
-from finetale import pipeline
 from finetale.errors import ConfigError, FinetaleError
+from finetale.notify import Notify
 from finetale.server.access import MOST_HEADER_BYTES, Limits
 from finetale.server.answer import Served
 from finetale.server.app import Service
@@ -41,7 +41,7 @@ def run(
     host: str,
     port: int,
     drain_seconds: float,
-    notify: pipeline.Notify,
+    notify: Notify,
     ready: Callable[[str, list[str]], None],
     reloads: list[int],
 ) -> None:

@@ -13,6 +13,7 @@ from finetale import models, pipeline
 from finetale.errors import ModelError
 from finetale.generate import Generator
 from finetale.models import LoadedModel
+from finetale.notify import Notify
 from finetale.server.answer import Served
 from finetale.server.completion import Vocabulary
 from finetale.server.engines import choice
@@ -39,13 +40,13 @@ class Source:
     """
 
     name: str
-    load: Callable[[pipeline.Notify], LoadedModel]
+    load: Callable[[Notify], LoadedModel]
     engine: str = "auto"
     precision: str = "auto"
     slots: int = 16
     most_waiting: int = 32
 
-    def open(self, notify: pipeline.Notify, serving: Served | Upstream | None = None) -> Served | Upstream | None:
+    def open(self, notify: Notify, serving: Served | Upstream | None = None) -> Served | Upstream | None:
         """The model, ready to serve; None if it is the one that is being served already, and its engine works.
 
         Raises:
@@ -87,7 +88,7 @@ def serve_model(
     most_waiting: int,
     engine: str = "torch",
     precision: str = "auto",
-    notify: pipeline.Notify = lambda event: None,
+    notify: Notify = lambda event: None,
 ) -> Served:
     """A model with an engine and its worker, which runs at once; arguments as of Source.
 

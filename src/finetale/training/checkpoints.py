@@ -1,7 +1,7 @@
 """Weights, optimizer and counters of a run ↔ a checkpoint folder. Knows nothing of the loop.
 
 A checkpoint is a model folder with two files more, safetensors and JSON, never pickle. It is written to a temporary folder, flushed,
-sealed with a manifest of SHA-256 sums and renamed (see `rundir.write_folder`). Dropout needs no random state here: the loop seeds
+sealed with a manifest of SHA-256 sums and renamed (see `rundir.write_sealed_folder`). Dropout needs no random state here: the loop seeds
 each micro-batch from (seed, step, micro-batch).
 """
 
@@ -19,7 +19,7 @@ from safetensors.torch import load_file, load_model, save_file
 from torch.linalg import vector_norm
 
 from finetale.errors import DivergedError, RunError
-from finetale.rundir import RunDirectory, read_json, verify_folder, write_folder, write_json
+from finetale.rundir import RunDirectory, read_json, verify_folder, write_json, write_sealed_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -67,7 +67,7 @@ def save_checkpoint(
         write_json(folder / STATE_NAME, asdict(state))
 
     path = run.checkpoint(state.step)
-    write_folder(path, fill, manifest=True)
+    write_sealed_folder(path, fill)
     saved = list(run.saved_checkpoints())
     later = [old for step, old in saved if step > state.step]  # of steps that will be done again
     earlier = [(step, old) for step, old in saved if step <= state.step][keep:]

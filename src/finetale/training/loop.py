@@ -27,7 +27,7 @@ from finetale.environment import peak_memory
 from finetale.errors import DivergedError, InterruptedRun, MemoryLimitError, RunError
 from finetale.forward import PackedForward, find_route
 from finetale.metrics import Measurement, measure, perplexity
-from finetale.rundir import RunDirectory, write_folder
+from finetale.rundir import RunDirectory, write_sealed_folder
 from finetale.signals import StopRequest
 from finetale.training.checkpoints import TrainState, check_finite, load_checkpoint, save_checkpoint
 from finetale.training.divergence import HISTORY, jump, not_finite
@@ -366,9 +366,7 @@ class Training:
             plain = self.accelerator.unwrap_model(self._forward.model)
             check_finite(dict(plain.named_parameters()), self.state.step)
             with disk_errors(self.directory.model):
-                write_folder(
-                    self.directory.model, lambda folder: models.save(plain, self.tokenizer, folder), manifest=True
-                )
+                write_sealed_folder(self.directory.model, lambda folder: models.save(plain, self.tokenizer, folder))
         self.accelerator.wait_for_everyone()
 
     def _emit(self, event: str, **values: Any) -> None:

@@ -207,7 +207,7 @@ def _make(
             parent.mkdir(parents=True, exist_ok=True)
             rundir.recover(parent, untouched=_UNTOUCHED_SECONDS)
             record = {"problem": None, "hurt": None, "weights": loaded.provenance.sha256}
-            rundir.write_folder(place, fill, manifest=True, keep=not place.exists())
+            rundir.write_sealed_folder(place, fill, keep=not place.exists())
         except OSError as error:
             elsewhere = "; it is kept in the cache" if number < len(places) - 1 else ""
             message = f"The converted model can't be kept in {parent}: {error.strerror or error}{elsewhere}."

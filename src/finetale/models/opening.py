@@ -1,0 +1,64 @@
+"""Models opened for use: on the accelerator, with the attention that is fastest there. Knows nothing of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from finetale import speed
+from finetale.environment import resolve_precision
+from finetale.models.loading import LoadedModel, load
+from finetale.notify import Notify, stage
+from finetale.rundir import RunDirectory
+
+
+def open_model(
+    name: str,
+    notify: Notify,
+    *,
+    tokenizer: Any = None,
+    revision: str | None = None,
+    offline: bool = False,
+    dropout: float | None = None,
+    seed: int = 0,
+    precision: str = "auto",
+    attention: str = "auto",
+    fast: bool = True,
+) -> LoadedModel:
+    """Load a model for use, on the accelerator if there is one.
+
+    Args:
+        precision: what it will compute in: auto, fp32 or bf16. Weights stay fp32.
+        attention: "model" keeps the model's own; otherwise that of packed documents where it has a kernel here.
+        fast: whether the faster modules stand in for the model's own.
+    """
+    from accelerate import Accelerator
+
+    stage(notify, f"Loading {name}")
+    loaded = load(name, revision=revision, offline=offline, tokenizer=tokenizer, dropout=dropout, seed=seed)
+    if loaded.warning:
+        notify({"event": "warning", "message": loaded.warning})
+    loaded.model.to(Accelerator().device)
+    if not fast:
+        speed.undo(loaded.model)
+    elif attention == "model" or not speed.has_kernel(
+        loaded.model, precision=resolve_precision(precision), training=False
+    ):
+        speed.use_documents(loaded.model, False)
+    return loaded
+
+
+def warn_if_unfinished(loaded: LoadedModel, notify: Notify) -> None:
+    """Warn of a run that has not come to its end: its model is the best so far."""
+    if loaded.provenance.kind != "run":
+        return
+    name = loaded.provenance.name
+    run = RunDirectory(Path(name).expanduser())
+    manifest = run.read_manifest()
+    if manifest.get("status") != "finished":
+        step = next((step for step, _ in run.saved_checkpoints()), 0)
+        done = f"{step} of {manifest.get('total_steps', '?')} steps"
+        message = (
+            f"The run {name} is not finished ({done}); this is its best model so far. `finetale resume {name}` goes on."
+        )
+        notify({"event": "warning", "message": message})
