@@ -49,13 +49,13 @@ CHECKS = {
 VOCABULARY = 60_000
 CHARACTERS = 3_500
 FREE_BYTES = 500 * MEGABYTE  # the memory that the goal allows apart from the documents
-COMMON = (
-    "the of and a to in he was that it his her with as had she for at on not but be they him is you from by all have "
-    "this which were so said one out there when what up or into no their would been if an them who could then now more"
-).split()
-ONSETS = "b br c ch cl cr d dr f fl fr g gl gr h j k l m n p pl pr qu r s sh sl sp st str t th tr v w wh y".split()
-NUCLEI = "a e i o u ai ea ee ie oa oo ou".split()
-CODAS = ["", *"b ck d ft g l ld ll m n nd ng nt p r rd rn s sh ss st t th x".split()]
+COMMON = """
+    the of and a to in he was that it his her with as had she for at on not but be they him is you from by all have
+    this which were so said one out there when what up or into no their would been if an them who could then now more
+"""
+ONSETS = "b br c ch cl cr d dr f fl fr g gl gr h j k l m n p pl pr qu r s sh sl sp st str t th tr v w wh y"
+NUCLEI = "a e i o u ai ea ee ie oa oo ou"
+CODAS = "b ck d ft g l ld ll m n nd ng nt p r rd rn s sh ss st t th x"
 
 
 def main() -> None:
@@ -293,10 +293,11 @@ def english_paragraph(words: list[str], marks: np.ndarray[Any, np.dtype[np.float
 
 def english_words(rng: np.random.Generator) -> list[str]:
     """Make a vocabulary: the commonest English words, then words of one to four syllables, shorter ones first."""
-    words = dict.fromkeys(COMMON)
+    words = dict.fromkeys(COMMON.split())
+    onsets, nuclei, codas = ONSETS.split(), NUCLEI.split(), ["", *CODAS.split()]
     while len(words) < VOCABULARY:
         syllables = min(4, 1 + len(words) // 800) if len(words) < 3200 else int(rng.integers(2, 5))
-        parts = [rng.choice(ONSETS) + rng.choice(NUCLEI) + rng.choice(CODAS) for _ in range(syllables)]
+        parts = [rng.choice(onsets) + rng.choice(nuclei) + rng.choice(codas) for _ in range(syllables)]
         words["".join(parts)] = None
     return list(words)
 

@@ -36,6 +36,11 @@ def test_importing_and_help_load_nothing_heavy() -> None:
     assert loaded_by("from finetale.cli import run; run(['train', '--help'])").isdisjoint(HEAVY)
 
 
+def test_a_check_that_counts_no_tokens_loads_nothing_heavy() -> None:
+    code = "from finetale.cli import run; run(['check', 'bundled:tales', '--json', '--quiet', '--offline'])"
+    assert loaded_by(code).isdisjoint(HEAVY)
+
+
 @pytest.mark.parametrize("words", [["-c", "import finetale"], ["-m", "finetale", "--help"]])
 def test_start_up_takes_under_a_third_of_a_second(words: list[str]) -> None:
     """CPU time of the fastest of five, so that a busy machine does not decide."""

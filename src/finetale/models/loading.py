@@ -169,8 +169,6 @@ def load_tokenizer(
     Raises:
         TokenizerError, ModelError, HubError: as in `load`.
     """
-    from transformers import AutoTokenizer
-
     name = name or str(source)
     folder = Path(source).expanduser()
     if source == BUNDLED_NAME:
@@ -183,6 +181,8 @@ def load_tokenizer(
             raise TokenizerError(f"The tokenizer {source} is neither a folder nor a Hub id.", "Check the path.")
         folder, _ = download(str(source), revision, offline, weights=False)
     check_tokenizer_files(name, folder)
+    from transformers import AutoTokenizer  # takes seconds, which a tokenizer that is missing should not cost
+
     try:
         with _no_progress_bars():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from finetale import speed
 from finetale.environment import resolve_precision
 from finetale.models.loading import LoadedModel, load
 from finetale.notify import Notify, stage
@@ -33,6 +32,8 @@ def open_model(
         fast: whether the faster modules stand in for the model's own.
     """
     from accelerate import Accelerator
+
+    from finetale import speed  # loads torch, which the names of models do not need
 
     stage(notify, f"Loading {name}")
     loaded = load(name, revision=revision, offline=offline, tokenizer=tokenizer, dropout=dropout, seed=seed)

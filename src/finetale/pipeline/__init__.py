@@ -1,10 +1,31 @@
-"""The one path from text to a proven model. Only this layer sees the whole configuration."""
+"""The one path from text to a proven model. Only this layer sees the whole configuration.
 
-from finetale.pipeline.data import check_text
-from finetale.pipeline.evaluating import compare_on, evaluate_on, held_out_ids
-from finetale.pipeline.forecast import plan_run
-from finetale.pipeline.resuming import resume_run
-from finetale.pipeline.training_run import finish, open_base, train_run
+The names below are imported when they are first used, so that `finetale check` loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from finetale.pipeline.data import check_text
+    from finetale.pipeline.evaluating import compare_on, evaluate_on, held_out_ids
+    from finetale.pipeline.forecast import plan_run
+    from finetale.pipeline.resuming import resume_run
+    from finetale.pipeline.training_run import finish, open_base, train_run
+
+_MODULES = {
+    "check_text": "data",
+    "compare_on": "evaluating",
+    "evaluate_on": "evaluating",
+    "finish": "training_run",
+    "held_out_ids": "evaluating",
+    "open_base": "training_run",
+    "plan_run": "forecast",
+    "resume_run": "resuming",
+    "train_run": "training_run",
+}
 
 __all__ = [
     "check_text",
@@ -17,3 +38,9 @@ __all__ = [
     "resume_run",
     "train_run",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"finetale.pipeline.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
