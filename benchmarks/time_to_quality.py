@@ -151,10 +151,10 @@ def run_finetale(train: list[str], held_out: list[str], arguments: argparse.Name
         if arguments.rate is not None:
             settings |= {"learning_rate": arguments.rate, "batch_size": 1}
         prepared = prepare(Config.resolve(settings), lambda event: None)
-        config, schedule, loaded = prepared.config, prepared.schedule, prepared.loaded
+        config, budget, loaded = prepared.config, prepared.budget, prepared.loaded
         examples = examples_of(held_out, loaded.tokenizer)
-        every = max(1, schedule.total_steps // EVALUATIONS)
-        found: dict[str, Any] = {"seconds": None, "steps": schedule.total_steps, "losses": []}
+        every = max(1, budget.total_steps // EVALUATIONS)
+        found: dict[str, Any] = {"seconds": None, "steps": budget.total_steps, "losses": []}
         spent, began = 0.0, time.perf_counter()
 
         def listen(event: dict[str, Any]) -> None:
@@ -177,7 +177,7 @@ def run_finetale(train: list[str], held_out: list[str], arguments: argparse.Name
             settings=config,
             evaluation=config,
             directory=RunDirectory(Path(folder) / "run"),
-            schedule=schedule,
+            budget=budget,
             precision=config.precision,
             listeners=[listen],
         )

@@ -141,7 +141,7 @@ def run_finetale(shape: str, name: str, arguments: argparse.Namespace) -> dict[s
     from finetale import models, speed
     from finetale.blocks import pack
     from finetale.config import Config
-    from finetale.pipeline.prepare import schedule_of
+    from finetale.pipeline.prepare import step_budget
     from finetale.pipeline.tuning import tune
     from finetale.rundir import RunDirectory
     from finetale.training import Training
@@ -164,14 +164,14 @@ def run_finetale(shape: str, name: str, arguments: argparse.Namespace) -> dict[s
         }
         config = Config.resolve(settings)
         network.to("cuda" if on_gpu else "cpu")
-        schedule = schedule_of(config, blocks)
-        tuned = tune(config, network, blocks, schedule, lambda event: None)
+        budget = step_budget(config, blocks)
+        tuned = tune(config, network, blocks, budget, lambda event: None)
         clock, tokens = contenders.Clock(SKIPPED), []
 
         class Timed(Training):
             def _update(self) -> float:
                 rate = super()._update()
-                tokens.append(self.train_blocks.targets_in(self.schedule.blocks_of(self.state.step, 0)))
+                tokens.append(self.train_blocks.targets_in(self.budget.blocks_of(self.state.step, 0)))
                 if len(tokens) in (SKIPPED, arguments.steps + SKIPPED):  # nothing waits for the GPU in between
                     clock.done = len(tokens) - 1
                     clock.step_done()
@@ -185,7 +185,7 @@ def run_finetale(shape: str, name: str, arguments: argparse.Namespace) -> dict[s
             settings=config.model_copy(update={"micro_batch_size": tuned.choice.micro_batch_size}),
             evaluation=config,
             directory=RunDirectory(Path(folder) / "run"),
-            schedule=schedule,
+            budget=budget,
             precision=tuned.choice.precision,
             compiled=tuned.choice.compile == "on",
         ).run()

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from finetale.errors import ConfigError
 from finetale.trainer_names import TRAINER_NAMES
 
-Schedule = Literal["cosine", "linear", "constant"]
+LearningRateSchedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["auto", "fp32", "bf16"]
 Attention = Literal["auto", "documents", "model"]
 Compile = Literal["auto", "on", "off"]
@@ -26,6 +26,8 @@ Undecodable = Literal["error", "replace"]
 Repeated = Literal["off", "exact", "near"]
 
 S = TypeVar("S", bound="Settings")
+RENAMED = {"final_learning_rate": "final_learning_rate_ratio"}
+"""Old names of settings, which settings files and older runs may still have, to the new ones."""
 DEFAULT_FRACTION = 0.05
 """Share of the text for validation, and for the test, where nothing else was said."""
 
@@ -44,7 +46,8 @@ class Settings(BaseModel):
         """
         values: dict[str, Any] = {}
         for layer in layers:
-            values.update({key.replace("-", "_"): value for key, value in layer.items() if value is not None})
+            given = {key.replace("-", "_"): value for key, value in layer.items() if value is not None}
+            values.update(with_new_names(given))
         problems: list[str] = []
         hints: list[str] = []
         for key in sorted(set(values) - set(cls.model_fields)):
@@ -195,8 +198,12 @@ class TrainSettings(Settings):
         le=1,
         description="Peak learning rate. auto: 1e-4 x sqrt(124M / parameters), three times that for new: models.",
     )
-    schedule: Schedule = Field("cosine", description="Learning rate after the warm-up: cosine, linear or constant.")
-    final_learning_rate: float = Field(0.1, ge=0, le=1, description="Where the schedule ends, as a share of the peak.")
+    schedule: LearningRateSchedule = Field(
+        "cosine", description="Learning rate after the warm-up: cosine, linear or constant."
+    )
+    final_learning_rate_ratio: float = Field(
+        0.1, ge=0, le=1, description="Learning rate after the last step, as a ratio of the peak."
+    )
     warmup_steps: float = Field(
         0.05, ge=0, description="Linear warm-up: below 1 a share of all steps, from 1 on a number of steps."
     )
@@ -473,6 +480,11 @@ def read_settings_file(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"The settings file {path} does not hold `name: value` lines.", "See docs/settings.md.")
     return values
+
+
+def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace old names of settings by the new ones; where both are given, the new one wins."""
+    return {RENAMED.get(key, key): value for key, value in values.items() if RENAMED.get(key) not in values}
 
 
 def as_sources(value: Any) -> Any:

@@ -47,7 +47,7 @@ TRAINER_NAMES: dict[str, tuple[str, str]] = {
     # optimizer and schedule
     "lr": ("learning_rate", ""),
     "lr_scheduler_type": ("schedule", "cosine, linear or constant"),
-    "lr_scheduler_kwargs": ("final_learning_rate", ""),
+    "lr_scheduler_kwargs": ("final_learning_rate_ratio", ""),
     "warmup_ratio": ("warmup_steps", "a value below 1 is a share of all steps"),
     "optim": ("", _ADAMW),
     "optim_args": ("", _ADAMW),

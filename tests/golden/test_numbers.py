@@ -16,7 +16,7 @@ from finetale.config import TrainSettings
 from finetale.forward import PackedForward
 from finetale.metrics import change, measure
 from finetale.tokens import TokenStore
-from finetale.training import Schedule
+from finetale.training import StepBudget
 from finetale.training.optimizer import learning_rate
 from tiny import model, part, store, story, tokenizer
 
@@ -62,8 +62,8 @@ def test_blocks_of_a_text(stored: TokenStore) -> None:
 
 def test_order_of_blocks() -> None:
     """May change with numpy's generators or with how a seed is used: runs of the same seed then differ."""
-    schedule = Schedule(10, 5, 2.0, None, None, None)
-    assert [schedule.blocks_of(step, seed=0).tolist() for step in range(4)] == [
+    budget = StepBudget(10, 5, 2.0, None, None, None)
+    assert [budget.blocks_of(step, seed=0).tolist() for step in range(4)] == [
         [4, 6, 2, 7, 3],
         [5, 9, 0, 8, 1],
         [9, 1, 3, 8, 7],

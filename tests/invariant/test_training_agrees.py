@@ -20,7 +20,7 @@ from finetale.forward import PackedForward, Route
 from finetale.metrics import measure
 from finetale.rundir import RunDirectory
 from finetale.tokens import TokenStore
-from finetale.training import MetricsFile, Schedule, Training, newest_valid_checkpoint, read_metrics
+from finetale.training import MetricsFile, StepBudget, Training, newest_valid_checkpoint, read_metrics
 from tiny import model, store, story, tokenizer
 
 SETTINGS: dict[str, Any] = {
@@ -30,7 +30,7 @@ SETTINGS: dict[str, Any] = {
     "precision": "fp32",
     "max_grad_norm": 1.0,
     "schedule": "linear",
-    "final_learning_rate": 0.0,
+    "final_learning_rate_ratio": 0.0,
     "warmup_steps": 0,
 }
 
@@ -71,7 +71,7 @@ def train(
         settings=wanted,
         evaluation=EvaluationSettings.resolve({"patience": patience, "eval_every": eval_every}),
         directory=RunDirectory(folder),
-        schedule=Schedule(len(blocks), wanted.batch_size, epochs, max_steps, eval_every, None),
+        budget=StepBudget(len(blocks), wanted.batch_size, epochs, max_steps, eval_every, None),
         precision=wanted.precision,
         listeners=list(listeners),
     )
@@ -140,7 +140,7 @@ def test_our_trajectory_is_the_trainers(tmp_path: Path, stored: TokenStore) -> N
     """The same blocks through transformers.Trainer: 20 steps, dropout off, documents kept apart by position ids."""
     blocks = pack(stored, "train", 64, fill=True)
     steps, size = 20, 4
-    schedule = Schedule(len(blocks), size, 100.0, steps, None, None)
+    budget = StepBudget(len(blocks), size, 100.0, steps, None, None)
     ours = losses_of(
         tmp_path / "ours",
         blocks,
@@ -152,7 +152,7 @@ def test_our_trajectory_is_the_trainers(tmp_path: Path, stored: TokenStore) -> N
     )
     rows = []
     for step in range(steps):
-        chosen = schedule.blocks_of(step, seed=0)
+        chosen = budget.blocks_of(step, seed=0)
         for block in chosen:
             batch = blocks.batch(np.array([block]))
             rows.append({"input_ids": batch.inputs[0], "position_ids": batch.positions[0], "labels": batch.labels[0]})
@@ -248,7 +248,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
         return [(row["event"], row["step"], row.get("loss")) for row in rows if row["event"] in ("train", "evaluation")]
 
     assert figures(whole) == figures(stopped)
-    assert len(figures(whole)) > finished.schedule.total_steps
+    assert len(figures(whole)) > finished.budget.total_steps
 
 
 def test_the_speed_layer_does_not_change_the_run(tmp_path: Path, stored: TokenStore) -> None:

@@ -15,7 +15,7 @@ from finetale.blocks import Blocks, pack
 from finetale.config import EvaluationSettings, TrainSettings
 from finetale.errors import DivergedError
 from finetale.rundir import RunDirectory
-from finetale.training import Schedule, Training
+from finetale.training import StepBudget, Training
 from finetale.training.checkpoints import TrainState, save_checkpoint
 from finetale.training.divergence import HISTORY, jump, not_finite
 from finetale.training.optimizer import build_optimizer
@@ -66,7 +66,7 @@ def train(folder: Path, blocks: Blocks, broken: tuple[int, ...], factor: float =
         settings=TrainSettings.resolve(settings | values),
         evaluation=EvaluationSettings.resolve({"save_every": 5}),
         directory=RunDirectory(folder),
-        schedule=Schedule(len(blocks), 4, 100.0, 40, None, 5),
+        budget=StepBudget(len(blocks), 4, 100.0, 40, None, 5),
         precision="fp32",
         listeners=[listen],
     )
@@ -90,7 +90,7 @@ def test_jumps_are_skipped_and_said_then_the_run_stops(tmp_path: Path, blocks: B
     assert len(warnings) == 2
     for step, line in zip((25, 28), warnings, strict=True):
         assert line.startswith(f"Step {step}: {what}")
-        named = blocks.names_in(loop.schedule.blocks_of(step - 1, loop.settings.seed))
+        named = blocks.names_in(loop.budget.blocks_of(step - 1, loop.settings.seed))
         assert named.startswith("made-up:1")
         assert f"Its documents: {named}." in line
     assert "2 were skipped before" in caught.value.message

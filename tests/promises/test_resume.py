@@ -17,7 +17,7 @@ from finetale.config import EvaluationSettings, TrainSettings
 from finetale.errors import InterruptedRun
 from finetale.rundir import RunDirectory
 from finetale.signals import StopRequest
-from finetale.training import Schedule, Training, newest_valid_checkpoint
+from finetale.training import StepBudget, Training, newest_valid_checkpoint
 from scene import TRAIN, Place
 from tiny import model, store, story, tokenizer
 
@@ -45,7 +45,7 @@ def loop(folder: Path, blocks: tuple[Blocks, Blocks], seed: int) -> Training:
         settings=settings,
         evaluation=evaluation,
         directory=RunDirectory(folder),
-        schedule=Schedule(len(blocks[0]), 6, 2.5, None, 3, None),
+        budget=StepBudget(len(blocks[0]), 6, 2.5, None, 3, None),
         precision="fp32",
     )
 
@@ -78,7 +78,7 @@ def test_a_run_stopped_anywhere_ends_the_same(
     whole = loop(tmp_path / "whole", blocks, 3)
     whole.run()
     total = calls["made"]
-    assert whole.schedule.total_steps >= 8
+    assert whole.budget.total_steps >= 8
     assert whole.state.bad_evaluations >= 0
     expected, torch_state = bits(tmp_path / "whole"), torch.get_rng_state()
     for number, stop in enumerate(sorted(random.Random(5).sample(range(1, total), stops))):
@@ -180,6 +180,17 @@ def test_untouched_text_and_settings_go_on_without_a_word(place: Place, stopped:
     assert "changed" not in output
     assert place.weights_of("stopped") == place.digest
     assert "changes" not in stopped.read_manifest()
+
+
+def test_a_run_from_before_a_setting_was_renamed_goes_on_without_a_word(place: Place, stopped: RunDirectory) -> None:
+    for file in (stopped.config, stopped.manifest):
+        text = file.read_text(encoding="utf-8")
+        assert "final_learning_rate_ratio" in text
+        file.write_text(text.replace("final_learning_rate_ratio", "final_learning_rate"), encoding="utf-8")
+    code, output = call(place.folder, "resume", "stopped")
+    assert code == 0, output
+    assert "changed" not in output
+    assert place.weights_of("stopped") == place.digest
 
 
 def test_a_run_that_is_not_finished_is_said_to_be_so(place: Place, stopped: RunDirectory) -> None:

@@ -168,6 +168,27 @@ def test_a_settings_file_that_is_none(tmp_path: Path) -> None:
     assert read_settings_file(file) == {}
 
 
+def test_a_settings_file_may_have_the_old_name_of_a_setting(tmp_path: Path) -> None:
+    """As in the config.yaml of runs that were begun when the ratio was called a rate."""
+    old = tmp_path / "config.yaml"
+    old.write_text("final_learning_rate: 0.25\n", encoding="utf-8")
+    config = Config.resolve(read_settings_file(old))
+    assert config.final_learning_rate_ratio == 0.25
+    assert "final_learning_rate_ratio: 0.25\n" in config.to_yaml()
+    assert Config.resolve(read_settings_file(old), {"final_learning_rate_ratio": 0.5}).final_learning_rate_ratio == 0.5
+    both = {"final_learning_rate_ratio": 0.5, "final_learning_rate": 0.25}
+    assert Config.resolve(both).final_learning_rate_ratio == 0.5
+    with pytest.raises(ConfigError, match=r"final_learning_rate_ratio = 2: "):
+        Config.resolve({"final_learning_rate": 2})
+
+
+def test_the_old_flag_of_a_setting_names_the_new_one(capsys: pytest.CaptureFixture[str]) -> None:
+    from finetale.cli import run
+
+    assert run(["train", "text", "--final-learning-rate", "0.2"]) == 2
+    assert "Did you mean --final-learning-rate-ratio?" in capsys.readouterr().err
+
+
 def test_narrowing_keeps_the_values() -> None:
     config = Config.resolve({"strip": False, "epochs": 9})
     narrow = config.narrow(TextSettings)

@@ -1,4 +1,4 @@
-"""The training loop's parts: schedule, optimizer, checkpoints, memory, early stopping, NaNs, signals, records."""
+"""The training loop's parts: budget, optimizer, checkpoints, memory, early stopping, NaNs, signals, records."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from finetale.rundir import RunDirectory, verify_folder
 from finetale.signals import StopRequest
 from finetale.training import (
     MetricsFile,
-    Schedule,
+    StepBudget,
     TensorBoardFile,
     Training,
     TrainState,
@@ -113,7 +113,7 @@ def training(
         settings=wanted,
         evaluation=evaluated,
         directory=RunDirectory(folder),
-        schedule=Schedule(
+        budget=StepBudget(
             len(blocks), wanted.batch_size, epochs, max_steps, evaluated.eval_every, evaluated.save_every
         ),
         precision="fp32",
@@ -135,7 +135,7 @@ def same_bits(one: Weights, other: Weights) -> bool:
 
 
 def test_learning_rate_warms_up_to_the_peak_and_falls_to_its_end() -> None:
-    wanted = settings(learning_rate=1.0, warmup_steps=3, schedule="linear", final_learning_rate=0.2)
+    wanted = settings(learning_rate=1.0, warmup_steps=3, schedule="linear", final_learning_rate_ratio=0.2)
     rates = [learning_rate(step, 11, wanted) for step in range(12)]
     assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
     assert rates[3:] == pytest.approx([1 - 0.1 * step for step in range(9)])
@@ -143,7 +143,7 @@ def test_learning_rate_warms_up_to_the_peak_and_falls_to_its_end() -> None:
 
 
 def test_cosine_passes_half_way_at_the_middle_and_constant_stays() -> None:
-    cosine = settings(learning_rate=1.0, schedule="cosine", final_learning_rate=0.1)
+    cosine = settings(learning_rate=1.0, schedule="cosine", final_learning_rate_ratio=0.1)
     rates = [learning_rate(step, 10, cosine) for step in range(11)]
     assert rates[0] == 1.0
     assert rates[5] == pytest.approx(0.55)
@@ -171,36 +171,36 @@ def test_default_learning_rate_falls_with_the_root_of_size() -> None:
     assert default_learning_rate(10**13, new=False) == 1e-5
 
 
-# Schedule
+# StepBudget
 
 
-def plan(num_blocks: int = 10, batch_size: int = 4, epochs: float = 3.0, **values: Any) -> Schedule:
+def plan(num_blocks: int = 10, batch_size: int = 4, epochs: float = 3.0, **values: Any) -> StepBudget:
     rest = {"max_steps": None, "eval_every": None, "save_every": None} | values
-    return Schedule(num_blocks, batch_size, epochs, **rest)
+    return StepBudget(num_blocks, batch_size, epochs, **rest)
 
 
 @pytest.mark.parametrize(("num_blocks", "batch_size", "epochs"), [(10, 4, 3.0), (7, 7, 2.0), (3, 8, 5.0), (10, 3, 1.0)])
 def test_each_block_comes_once_an_epoch(num_blocks: int, batch_size: int, epochs: float) -> None:
-    schedule = plan(num_blocks, batch_size, epochs)
-    order = [schedule.blocks_of(step, seed=5) for step in range(schedule.total_steps)]
-    assert [len(step) for step in order[:-1]] == [batch_size] * (schedule.total_steps - 1)
+    budget = plan(num_blocks, batch_size, epochs)
+    order = [budget.blocks_of(step, seed=5) for step in range(budget.total_steps)]
+    assert [len(step) for step in order[:-1]] == [batch_size] * (budget.total_steps - 1)
     flat = np.concatenate(order)
-    assert len(flat) == schedule.total_blocks == epochs * num_blocks
+    assert len(flat) == budget.total_blocks == epochs * num_blocks
     for epoch in range(int(epochs)):
         assert sorted(flat[epoch * num_blocks : (epoch + 1) * num_blocks]) == list(range(num_blocks))
 
 
 def test_the_order_changes_with_epoch_and_seed_and_is_repeatable() -> None:
-    schedule = plan(50, 50, 2.0)
-    orders = [tuple(schedule.blocks_of(step, seed)) for seed in (0, 1) for step in (0, 1)]
+    budget = plan(50, 50, 2.0)
+    orders = [tuple(budget.blocks_of(step, seed)) for seed in (0, 1) for step in (0, 1)]
     assert len(set(orders)) == 4
-    assert tuple(schedule.blocks_of(1, 1)) == orders[3]
+    assert tuple(budget.blocks_of(1, 1)) == orders[3]
 
 
 def test_a_part_of_an_epoch_takes_its_share_of_the_blocks() -> None:
-    schedule = plan(10, 4, 1.5)
-    assert (schedule.total_blocks, schedule.total_steps) == (15, 4)
-    times = Counter(int(block) for step in range(4) for block in schedule.blocks_of(step, 0))
+    budget = plan(10, 4, 1.5)
+    assert (budget.total_blocks, budget.total_steps) == (15, 4)
+    times = Counter(int(block) for step in range(4) for block in budget.blocks_of(step, 0))
     assert sorted(times.values()) == [1] * 5 + [2] * 5
     assert (plan(10, 4, 0.01).total_blocks, plan(10, 4, 0.01).total_steps) == (1, 1)
     assert plan(10, 4, 3.0, max_steps=5).total_steps == 5
@@ -609,7 +609,7 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run(tmp_path: Path, blo
     best = min(losses, key=lambda step: losses[step])
     assert 0 < best == state.best_step
     assert state.best_loss == losses[best]
-    assert state.step == best + 4 < loop.schedule.total_steps
+    assert state.step == best + 4 < loop.budget.total_steps
     assert list(losses) == list(range(0, state.step + 1, 2))
     assert state.bad_evaluations == 2
     marked = [event["step"] for event in recorder.of("evaluation") if event["best"]]

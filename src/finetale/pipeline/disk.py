@@ -39,16 +39,16 @@ class DiskPlan:
 
 def plan_disk(prepared: Prepared) -> DiskPlan:
     """What a run writes into its directory at most; the token cache is written already."""
-    config, model, schedule = prepared.config, prepared.loaded.model, prepared.schedule
+    config, model, budget = prepared.config, prepared.loaded.model, prepared.budget
     parameters = list(model.parameters())
     moment = 2 if config.optimizer_state == "bf16" else 4
     weights = sum(4 * p.numel() + _ENTRY_BYTES for p in parameters)
     moments = sum(2 * moment * p.numel() + 3 * _ENTRY_BYTES for p in parameters if p.requires_grad)
     text = _tokenizer_bytes(prepared.loaded.tokenizer) + _CONFIG_BYTES
     checkpoint, saved = weights + moments + text, weights + text
-    saves = (step for step in range(1, schedule.total_steps + 1) if schedule.saves(step))
+    saves = (step for step in range(1, budget.total_steps + 1) if budget.saves(step))
     standing = len(list(islice(saves, config.keep_checkpoints + 2)))
-    lines = schedule.total_steps // (config.log_every or 1) * _STEP_BYTES * (2 if config.tensorboard else 1)
+    lines = budget.total_steps // (config.log_every or 1) * _STEP_BYTES * (2 if config.tensorboard else 1)
     data = lines + _RECORD_BYTES
     moments_of_most = (
         standing * checkpoint + saved,  # while a checkpoint is written

@@ -39,7 +39,7 @@ def plan_run(config: Config, notify: Notify) -> dict[str, Any]:
     started = time.perf_counter()
     prepared = prepare(keep_standard_input(config), notify)
     preparation_seconds = time.perf_counter() - started
-    resolved, blocks, schedule = prepared.config, prepared.train, prepared.schedule
+    resolved, blocks, budget = prepared.config, prepared.train, prepared.budget
     assert resolved.micro_batch_size is not None
     stage(notify, "Measuring a few steps")
     program = _program_bytes(prepared)
@@ -47,8 +47,8 @@ def plan_run(config: Config, notify: Notify) -> dict[str, Any]:
     sampling = _sampling_seconds(prepared)
     training, peak = _training_rate(prepared)  # last, for it changes the weights
     expected = prepared.tuned.memory.expected_bytes(resolved.micro_batch_size) + program
-    steps, targets = schedule.total_steps, targets_of(schedule, blocks)
-    evaluations = sum(schedule.evaluates(step) for step in range(steps + 1))
+    steps, targets = budget.total_steps, targets_of(budget, blocks)
+    evaluations = sum(budget.evaluates(step) for step in range(steps + 1))
     held_out = {split: prepared.store.num_targets(split) for split in ("validation", "test")}
     train_seconds = targets / training
     evaluation_seconds = evaluations * held_out["validation"] / evaluating
@@ -58,7 +58,7 @@ def plan_run(config: Config, notify: Notify) -> dict[str, Any]:
         "hardware": hardware(),
         "data": data_json(prepared.config, prepared.store, prepared.blocks_json()),
         "steps": steps,
-        "steps_per_epoch": -(-len(blocks) // schedule.batch_size),
+        "steps_per_epoch": -(-len(blocks) // budget.batch_size),
         "targets": targets,
         "memory": {
             "expected_bytes": expected if peak is None else round(_GROWTH * peak),

@@ -19,7 +19,7 @@ from finetale.pipeline.tuning import Tuned, tune
 from finetale.rundir import RunDirectory
 from finetale.text.findings import text_findings
 from finetale.tokens import TokenStore
-from finetale.training import Schedule, default_learning_rate
+from finetale.training import StepBudget, default_learning_rate
 
 _STEPS = 150
 _STEPS_FROM_NOTHING = 1500
@@ -38,9 +38,9 @@ class Prepared:
     tuned: Tuned
 
     @property
-    def schedule(self) -> Schedule:
+    def budget(self) -> StepBudget:
         """The steps of the run."""
-        return schedule_of(self.config, self.train)
+        return step_budget(self.config, self.train)
 
     def blocks_json(self) -> dict[str, Any]:
         """What the training blocks look like, for data.json."""
@@ -104,7 +104,7 @@ def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None
     loaded.model.to(Accelerator().device)
     if not config.speed:
         speed.undo(loaded.model)
-    tuned = tune(config, loaded.model, blocks, schedule_of(config, blocks), notify)
+    tuned = tune(config, loaded.model, blocks, step_budget(config, blocks), notify)
     resolved = config.model_copy(
         update=tuned.choice.to_dict()
         | {
@@ -115,10 +115,10 @@ def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None
     return Prepared(resolved, loaded, store, blocks, evaluation_blocks(store, "validation", resolved), tuned)
 
 
-def schedule_of(config: Config, blocks: Blocks) -> Schedule:
+def step_budget(config: Config, blocks: Blocks) -> StepBudget:
     """The steps of a run with these settings."""
     assert config.batch_size is not None
-    return Schedule(
+    return StepBudget(
         len(blocks), config.batch_size, config.epochs, config.max_steps, config.eval_every, config.save_every
     )
 

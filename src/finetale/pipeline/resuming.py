@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetale import models, training
-from finetale.config import Config, read_settings_file
+from finetale.config import Config, read_settings_file, with_new_names
 from finetale.errors import InterruptedRun, RunError
 from finetale.notify import Notify, stage
 from finetale.pipeline.disk import check_disk, plan_disk
@@ -68,7 +68,7 @@ def _prepare_again(run: RunDirectory, notify: Notify, accept_changes: bool) -> t
         )
     if not manifest.get("base"):
         return prepare(config, notify), None
-    before = manifest.get("config") or {}
+    before = with_new_names(manifest.get("config") or {})
     changes = _changed_settings(config, before)
     fixed = [name for name in _FIXED if name in before and getattr(config, name) != before[name]]
     if fixed:

@@ -153,7 +153,7 @@ def check_base(manifest: dict[str, Any], loaded: LoadedModel) -> None:
 
 def _train(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Path | None) -> TrainState:
     config, loaded = prepared.config, prepared.loaded
-    schedule = prepared.schedule
+    budget = prepared.budget
     resume_step = training.read_state(checkpoint).step if checkpoint is not None else None
     listeners: list[Any] = [training.MetricsFile(run.metrics, resume_step)]
     if config.tensorboard:
@@ -173,7 +173,7 @@ def _train(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Pa
         settings=config,
         evaluation=config,
         directory=run,
-        schedule=schedule,
+        budget=budget,
         precision=config.precision,
         compiled=config.compile == "on",
         listeners=[*listeners, notify],
@@ -183,12 +183,12 @@ def _train(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Pa
         {
             "event": "begin",
             "step": resume_step or 0,
-            "total": schedule.total_steps,
+            "total": budget.total_steps,
             "targets": prepared.train.num_targets,
             "run": str(run.root),
         }
     )
-    run.update_manifest(total_steps=schedule.total_steps)
+    run.update_manifest(total_steps=budget.total_steps)
     started = time.perf_counter()
     try:
         state = loop.run(checkpoint)

@@ -13,7 +13,7 @@ from finetale.config import Config
 from finetale.environment import num_cores, reset_peak_memory, resolve_precision
 from finetale.forward import PackedForward, Route, find_route
 from finetale.notify import Notify, stage
-from finetale.training import Choice, MemoryPlan, Probe, Schedule, default_threads, plan_memory, probe
+from finetale.training import Choice, MemoryPlan, Probe, StepBudget, default_threads, plan_memory, probe
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Tuned:
     route: Route
 
 
-def tune(config: Config, model: Any, blocks: Blocks, schedule: Schedule, notify: Notify) -> Tuned:
+def tune(config: Config, model: Any, blocks: Blocks, budget: StepBudget, notify: Notify) -> Tuned:
     """Choose what the settings leave to auto. The model is on its device, and has the chosen attention afterwards."""
     from accelerate import Accelerator
 
     processes = Accelerator().num_processes
-    most = -(-schedule.batch_size // processes)
+    most = -(-budget.batch_size // processes)
     device = next(model.parameters()).device
     precision = resolve_precision(config.precision)
     if config.attention == "model" or not speed.has_kernel(model, precision=precision, training=True):
@@ -57,7 +57,7 @@ def tune(config: Config, model: Any, blocks: Blocks, schedule: Schedule, notify:
     if free:
         stage(notify, "Trying what is fastest here")
     found = probe(
-        model, blocks, start, frozenset(free), targets_of(schedule, blocks), most_sequences=memory.most_sequences
+        model, blocks, start, frozenset(free), targets_of(budget, blocks), most_sequences=memory.most_sequences
     )
     speed.use_documents(model, found.best.attention == "documents")
     if found.best.threads is not None:
@@ -71,7 +71,7 @@ def tune(config: Config, model: Any, blocks: Blocks, schedule: Schedule, notify:
     return Tuned(found.best, memory, found, find_route(model))
 
 
-def targets_of(schedule: Schedule, blocks: Blocks) -> int:
+def targets_of(budget: StepBudget, blocks: Blocks) -> int:
     """Tokens that a run trains on, each epoch counted."""
-    share = min(schedule.total_blocks, schedule.total_steps * schedule.batch_size) / max(1, len(blocks))
+    share = min(budget.total_blocks, budget.total_steps * budget.batch_size) / max(1, len(blocks))
     return round(blocks.num_targets * share)

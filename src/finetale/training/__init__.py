@@ -2,7 +2,7 @@
 
 from finetale.training.checkpoints import TrainState, newest_valid_checkpoint, read_state
 from finetale.training.event_files import MetricsFile, TensorBoardFile, read_metrics
-from finetale.training.loop import Listener, Schedule, Training
+from finetale.training.loop import Listener, StepBudget, Training
 from finetale.training.memory import MemoryPlan, is_out_of_memory, plan_memory
 from finetale.training.optimizer import default_learning_rate
 from finetale.training.probe import Choice, Probe, default_threads, measure_choice, probe
@@ -13,7 +13,7 @@ __all__ = [
     "MemoryPlan",
     "MetricsFile",
     "Probe",
-    "Schedule",
+    "StepBudget",
     "TensorBoardFile",
     "TrainState",
     "Training",

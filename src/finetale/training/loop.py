@@ -45,7 +45,7 @@ Listener = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class Schedule:
+class StepBudget:
     """How many blocks and steps a run takes, and where it evaluates and saves."""
 
     num_blocks: int  # an epoch
@@ -106,7 +106,7 @@ class Training:
     settings: TrainSettings
     evaluation: EvaluationSettings
     directory: RunDirectory
-    schedule: Schedule
+    budget: StepBudget
     precision: str
     compiled: bool = False
     listeners: list[Listener] = field(default_factory=list)
@@ -150,24 +150,24 @@ class Training:
                 if self._saved != self.state:
                     path = self._save()
                 raise InterruptedRun(
-                    f"{stopped.message} {self.state.step} of {self.schedule.total_steps} steps are done and saved in {path}.",
+                    f"{stopped.message} {self.state.step} of {self.budget.total_steps} steps are done and saved in {path}.",
                     f"Go on with `finetale resume {self.directory.root}`.",
                 ) from None
         return self.state
 
     def _steps(self) -> None:
-        total = self.schedule.total_steps
+        total = self.budget.total_steps
         since = (0, 0.0)  # tokens and seconds since the last line
         while True:
             step = self.state.step
-            if self.schedule.evaluates(step) and self.state.evaluated_step < step:
+            if self.budget.evaluates(step) and self.state.evaluated_step < step:
                 self._evaluate()
-            if step and self.schedule.saves(step) and self._saved != self.state:
+            if step and self.budget.saves(step) and self._saved != self.state:
                 self._save()
             if step >= total:
                 return
             if self._patience_is_over():
-                if not self.schedule.saves(step):
+                if not self.budget.saves(step):
                     self._save()
                 tried = f"{self.state.bad_evaluations} evaluations without a better validation loss"
                 best = f"the best is from step {self.state.best_step}"
@@ -176,7 +176,7 @@ class Training:
             started = time.perf_counter()
             loss, norm, tokens = self._within_memory(self._gradients)
             rate = self._update(skip=self._must_skip(loss, norm))
-            logged = step == 0 or (step + 1) % self._log_every == 0 or self.schedule.evaluates(step + 1)
+            logged = step == 0 or (step + 1) % self._log_every == 0 or self.budget.evaluates(step + 1)
             if logged:
                 self._check_deferred()  # waits for the device
             seconds = time.perf_counter() - started
@@ -187,7 +187,7 @@ class Training:
             if logged:
                 self._emit(
                     "train",
-                    epoch=round(self.schedule.epoch_at(step + 1), 4),
+                    epoch=round(self.budget.epoch_at(step + 1), 4),
                     loss=float(loss),
                     learning_rate=rate,
                     grad_norm=float(norm),
@@ -224,7 +224,7 @@ class Training:
     def _gradients(self) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Forward and backward over all micro-batches of a step. Returns loss, gradient norm and number of targets."""
         step, world = self.state.step, self.accelerator.num_processes
-        blocks = self.schedule.blocks_of(step, self.settings.seed)
+        blocks = self.budget.blocks_of(step, self.settings.seed)
         targets = self.train_blocks.targets_in(blocks)
         mine = blocks[self.accelerator.process_index :: world]
         size = self.state.micro_batch_size
@@ -253,7 +253,7 @@ class Training:
 
     def _update(self, *, skip: bool) -> float:
         """The optimizer's step; returns its learning rate. Never made twice, so it is no part of `_within_memory`."""
-        rate = learning_rate(self.state.step, self.schedule.total_steps, self.settings)
+        rate = learning_rate(self.state.step, self.budget.total_steps, self.settings)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         if not skip:
@@ -276,7 +276,7 @@ class Training:
         if wrong is None:
             state.recent = [*state.recent, value][-HISTORY:]
             return False
-        blocks = self.schedule.blocks_of(state.step, self.settings.seed)
+        blocks = self.budget.blocks_of(state.step, self.settings.seed)
         line = f"Step {state.step + 1}: {wrong}; the update was not made. Its documents: {self.train_blocks.names_in(blocks)}."
         if broken or state.skipped >= self.settings.skip_updates:
             before = f" {state.skipped} were skipped before." if state.skipped else ""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from finetale import speed
-from finetale.config import Schedule, TrainSettings
+from finetale.config import LearningRateSchedule, TrainSettings
 
 REFERENCE_PARAMETERS = 124_439_808
 """Parameters of the smallest GPT-2, for which the default learning rate is 1e-4."""
@@ -88,7 +88,7 @@ def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
     """Learning rate of the step-th update (from 0) of total.
 
     Linear warm-up to the peak, reached by the first step after it; then cosine or linear down to
-    final_learning_rate x peak after the last step, or constant.
+    final_learning_rate_ratio x peak after the last step, or constant.
     """
     assert settings.learning_rate is not None
     peak = settings.learning_rate
@@ -97,7 +97,8 @@ def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
         return peak * (step + 1) / (warmup + 1)
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
     return peak * (
-        settings.final_learning_rate + (1 - settings.final_learning_rate) * _shape(settings.schedule, progress)
+        settings.final_learning_rate_ratio
+        + (1 - settings.final_learning_rate_ratio) * _shape(settings.schedule, progress)
     )
 
 
@@ -108,7 +109,7 @@ def warmup_steps(total: int, settings: TrainSettings) -> int:
     return int(settings.warmup_steps * total)
 
 
-def _shape(schedule: Schedule, progress: float) -> float:
+def _shape(schedule: LearningRateSchedule, progress: float) -> float:
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * progress))
     return 1.0 - progress if schedule == "linear" else 1.0
