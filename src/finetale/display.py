@@ -18,6 +18,19 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from finetale.schema import (
+    BeginEvent,
+    CheckpointEvent,
+    EvaluationEvent,
+    Event,
+    ProbeEvent,
+    SampleEvent,
+    StageEvent,
+    StoppedEvent,
+    TrainEvent,
+    WarningEvent,
+)
+
 _LINE_SECONDS = 10.0
 
 
@@ -37,11 +50,10 @@ class Display:
         self._progress: Progress | None = None
         self._total = 0
         self._first_step = 0
-        self._epoch_targets = 0
-        self._train: dict[str, Any] = {}
-        self._evaluation: dict[str, Any] = {}
-        self._best: dict[str, Any] = {}
-        self._sample: dict[str, Any] = {}
+        self._train: TrainEvent | None = None
+        self._evaluation: EvaluationEvent | None = None
+        self._best: EvaluationEvent | None = None
+        self._sample: SampleEvent | None = None
         self._speeds: list[float] = []
         self._began = time.monotonic()
         self._last_line = 0.0
@@ -64,35 +76,34 @@ class Display:
             self._busy.stop()
             self._busy = None
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         try:
             self._show(event)
         except OSError:  # the terminal is gone; the run goes on without it
             self.quiet, self._live, self._busy = True, None, None
             self.console = Console(file=io.StringIO())
 
-    def _show(self, event: dict[str, Any]) -> None:
-        kind = event["event"]
-        if kind == "warning":
-            self.console.print(f"[yellow]warning:[/] {escape(event['message'])}", soft_wrap=True, highlight=False)
+    def _show(self, event: Event) -> None:
+        if isinstance(event, WarningEvent):
+            self.console.print(f"[yellow]warning:[/] {escape(event.message)}", soft_wrap=True, highlight=False)
         elif self.quiet:
             return
-        elif kind == "stage":
+        elif isinstance(event, StageEvent):
             self._on_stage(event)
-        elif kind == "stopped":
+        elif isinstance(event, StoppedEvent):
             self.close()
-            self._say(event["message"])
-        elif kind == "probe":
+            self._say(event.message)
+        elif isinstance(event, ProbeEvent):
             self._on_probe(event)
-        elif kind == "begin":
+        elif isinstance(event, BeginEvent):
             self._on_begin(event)
-        elif kind in ("train", "evaluation", "sample", "checkpoint"):
-            self._on_training(kind, event)
+        else:
+            self._on_training(event)
 
-    def _on_stage(self, event: dict[str, Any]) -> None:
-        message, done, total = event["message"], event.get("done"), event.get("total")
+    def _on_stage(self, event: StageEvent) -> None:
+        message, done, total = event.message, event.done, event.total
         count = "" if done is None else f"{done:,}" if total is None else f"{done:,} of {total:,}"
-        count = " ".join(filter(None, (count, event.get("unit"))))
+        count = " ".join(filter(None, (count, event.unit)))
         if message != self._stage or self._live is not None:
             self.close()
             self._stage = message
@@ -114,19 +125,21 @@ class Display:
             self._last_line = time.monotonic()
             self._say(f"{message}: {count}")
 
-    def _on_probe(self, event: dict[str, Any]) -> None:
-        best, trials = event["chosen"], event["trials"]
-        attention = "attention by documents" if best["attention"] == "documents" else "the model's own attention"
-        tried = "" if event["skipped"] else f", the fastest of {len(trials)} tried in {event['seconds']:.0f} s"
-        self._say(f"Computing in {best['precision']}, {best['micro_batch_size']} sequences a pass, {attention}{tried}")
-
-    def _on_begin(self, event: dict[str, Any]) -> None:
-        self.close()
-        self._total, self._first_step, self._epoch_targets = event["total"], event["step"], event["targets"]
-        self._began = time.monotonic()
-        what = f"from step {event['step']} of" if event["step"] else "for"
+    def _on_probe(self, event: ProbeEvent) -> None:
+        best = event.chosen
+        attention = "attention by documents" if best.attention == "documents" else "the model's own attention"
+        tried = "" if event.skipped else f", the fastest of {len(event.trials)} tried in {event.seconds:.0f} s"
         self._say(
-            f"Training {what} {event['total']} steps; {event['targets']:,} tokens an epoch; run directory {event['run']}"
+            f"Computing in {best.precision}, {plural(best.micro_batch_size, 'sequence')} per pass, {attention}{tried}"
+        )
+
+    def _on_begin(self, event: BeginEvent) -> None:
+        self.close()
+        self._total, self._first_step = event.total, event.step
+        self._began = time.monotonic()
+        what = f"from step {event.step:,} of" if event.step else "for"
+        self._say(
+            f"Training {what} {plural(event.total, 'step')}; {event.targets:,} tokens per epoch; run directory {event.run}"
         )
         if self.console.is_terminal:
             self._progress = Progress(
@@ -137,51 +150,54 @@ class Display:
             self._live = Live(self._panel(), console=self.console, refresh_per_second=4, transient=False)
             self._live.start()
 
-    def _on_training(self, kind: str, event: dict[str, Any]) -> None:
-        if kind == "train":
+    def _on_training(self, event: TrainEvent | EvaluationEvent | SampleEvent | CheckpointEvent) -> None:
+        if isinstance(event, TrainEvent):
             self._train = event
-            self._speeds = [*self._speeds[-19:], event["tokens_per_second"]]
-        elif kind == "evaluation":
+            if event.tokens_per_second is not None:
+                self._speeds = [*self._speeds[-19:], event.tokens_per_second]
+        elif isinstance(event, EvaluationEvent):
             self._evaluation = event
-            if event["best"]:
+            if event.best:
                 self._best = event
-        elif kind == "sample":
+        elif isinstance(event, SampleEvent):
             self._sample = event
         if self._live is not None and self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], completed=event["step"], left=self._left(event["step"]))
+            self._progress.update(self._progress.task_ids[0], completed=event.step, left=self._left(event.step))
             self._live.update(self._panel())
         else:
-            self._plain(kind, event)
+            self._plain(event)
 
-    def _plain(self, kind: str, event: dict[str, Any]) -> None:
-        step = f"step {event['step']}/{self._total}"
-        if kind == "evaluation":
-            mark = "  best so far" if event["best"] else ""
-            self._say(f"{step}  validation loss {event['loss']:.4f}  perplexity {event['perplexity']:.2f}{mark}")
-        elif kind == "sample":
-            self._say(f"{step}  sample: {_one_line(event['prompt'] + event['text'], 160)}")
-        elif kind == "train" and (event["step"] <= 1 or time.monotonic() - self._last_line > _LINE_SECONDS):
+    def _plain(self, event: TrainEvent | EvaluationEvent | SampleEvent | CheckpointEvent) -> None:
+        step = f"step {event.step}/{self._total}"
+        if isinstance(event, EvaluationEvent):
+            mark = "  best so far" if event.best else ""
+            self._say(f"{step}  validation loss {event.loss:.4f}  perplexity {event.perplexity:,.2f}{mark}")
+        elif isinstance(event, SampleEvent):
+            self._say(f"{step}  sample: {_one_line(event.prompt + event.text, 160)}")
+        elif isinstance(event, TrainEvent) and (event.step <= 1 or time.monotonic() - self._last_line > _LINE_SECONDS):
             self._last_line = time.monotonic()
-            self._say(
-                f"{step}  loss {event['loss']:.4f}  learning rate {event['learning_rate']:.2e}  "
-                f"{self._speed():,.0f} tokens/s  {event['memory_bytes'] / 2**30:.2f} GiB  {self._left(event['step'])}"
-            )
+            figures = [f"loss {event.loss:.4f}", f"learning rate {event.learning_rate:.2e}", *self._machine(event)]
+            self._say("  ".join([step, *figures, self._left(event.step)]))
+
+    def _machine(self, event: TrainEvent) -> list[str]:
+        memory = [] if event.memory_bytes is None else [f"{event.memory_bytes / 2**30:.2f} GiB"]
+        return [f"{self._speed():,.0f} tokens/s", *memory]
 
     def _panel(self) -> Group:
         row: list[str] = []
         if self._train:
-            row += [f"loss [bold]{self._train['loss']:.4f}[/]", f"learning rate {self._train['learning_rate']:.2e}"]
+            row += [f"loss [bold]{self._train.loss:.4f}[/]", f"learning rate {self._train.learning_rate:.2e}"]
         if self._evaluation:
-            row.append(f"validation perplexity [bold]{self._evaluation['perplexity']:.2f}[/]")
-        if self._best and self._best["step"] != self._evaluation.get("step"):
-            row.append(f"best {self._best['perplexity']:.2f} at step {self._best['step']}")
+            row.append(f"validation perplexity [bold]{self._evaluation.perplexity:,.2f}[/]")
+        if self._best and self._evaluation and self._best.step != self._evaluation.step:
+            row.append(f"best {self._best.perplexity:,.2f} at step {self._best.step:,}")
         if self._train:
-            row += [f"{self._speed():,.0f} tokens/s", f"{self._train['memory_bytes'] / 2**30:.2f} GiB"]
+            row += self._machine(self._train)
         figures = Columns([Text.from_markup(item) for item in row or ["starting …"]], padding=(0, 3))
         assert self._progress is not None
         parts: list[Any] = [self._progress, figures]
         if self._sample:
-            parts.append(Text(_one_line(self._sample["prompt"] + self._sample["text"], 400), style="dim"))
+            parts.append(Text(_one_line(self._sample.prompt + self._sample.text, 400), style="dim"))
         return Group(*parts)
 
     def _speed(self) -> float:

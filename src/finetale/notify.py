@@ -1,21 +1,31 @@
-"""Events on their way to a listener: the callback, and the event that names the stage of the work."""
+"""Events on their way to a listener: the callback, and short forms for the commonest events."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
+
+from finetale.schema import Event, StageEvent, WarningEvent
 
 T = TypeVar("T")
-Notify = Callable[[dict[str, Any]], None]
+Notify = Callable[[Event], None]
+"""A listener: receives events."""
 
 
-def stage(notify: Notify, message: str, **values: Any) -> None:
-    """Tell a listener what is being done now."""
-    notify({"event": "stage", "message": message} | values)
+def stage(
+    notify: Notify, message: str, *, done: int | None = None, total: int | None = None, unit: str | None = None
+) -> None:
+    """Report what is being done now, and how much of it is done."""
+    notify(StageEvent(message=message, done=done, total=total, unit=unit))
+
+
+def warn(notify: Notify, message: str) -> None:
+    """Report something that a person should know."""
+    notify(WarningEvent(message=message))
 
 
 def counted(items: Iterable[T], progress: Callable[[int], None]) -> Iterator[T]:
-    """The items, with the number of those so far told at every thousandth."""
+    """Yield the items; call `progress` with the number so far at every thousandth."""
     for number, item in enumerate(items, 1):
         yield item
         if number % 1000 == 0:

@@ -21,9 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 import finetale as ft
 from finetale.cli import demo, run
 from finetale.config import TextSettings
-from finetale.rundir import verify_folder
+from finetale.rundir import RunDirectory, verify_folder
 from finetale.text import read_parts
-from finetale.training import read_metrics
 from tiny import MODEL_FILES, story, write_stories
 
 
@@ -93,7 +92,7 @@ def test_the_account_balances_to_the_token(here: Path) -> None:
     comparison = read(here / "run/comparison.json")
     assert comparison["after"]["validation"]["tokens"] == tokens["validation"]
     assert comparison["after"]["test"]["tokens"] == tokens["test"]
-    trained = [row for row in read_metrics(here / "run/metrics.jsonl") if row["event"] == "train"]
+    trained = [row.to_dict() for row in RunDirectory(here / "run").read_events() if row.event == "train"]
     assert trained[-1]["tokens"] == 3 * tokens["trained"]  # three epochs, every target once in each
 
 

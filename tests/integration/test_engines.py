@@ -183,7 +183,7 @@ def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
 
 
 def chosen(loaded: LoadedModel, wanted: str = "openvino", **values: Any) -> tuple[BatchingEngine, list[dict[str, Any]]]:
-    events: list[dict[str, Any]] = []
+    events: list[Any] = []
     generator = Generator(loaded.model, loaded.tokenizer)
     facts = choice.Facts(generator.vocab_size, (), generator.context, generator.begin)
     given: dict[str, Any] = {"slots": 4, "held_out": list, "notify": events.append} | values
@@ -199,7 +199,7 @@ def record_of(folder: Path) -> dict[str, Any]:
 def test_a_model_is_converted_once(loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, events = chosen(loaded)
     assert engine.name == "openvino"
-    assert any("Converting" in event["message"] for event in events)
+    assert any("Converting" in event.message for event in events)
     record = record_of(tmp_path / "cache")
     assert record["problem"] is None
     assert record["deviation"] < 1e-3
@@ -239,7 +239,7 @@ def test_a_run_that_can_not_be_written_has_it_in_the_cache(loaded: LoadedModel, 
     provenance = models.Provenance(str(run), "run", None, "one", 1)
     for number in range(2):
         _, events = chosen(LoadedModel(loaded.model, loaded.tokenizer, provenance))
-        assert any("Converting" in event["message"] for event in events) == (number == 0), "once"
+        assert any("Converting" in event.message for event in events) == (number == 0), "once"
     assert other.exists()
 
 
@@ -404,7 +404,7 @@ def test_a_run_keeps_a_conversion_for_each_machine(
     for threads, converts in ((2, True), (1, True), (2, False), (1, False)):
         monkeypatch.setattr(choice, "ALL_THREADS", threads)
         _, events = chosen(of_run)
-        assert any("Converting" in event["message"] for event in events) == converts
+        assert any("Converting" in event.message for event in events) == converts
     newer = LoadedModel(loaded.model, loaded.tokenizer, models.Provenance(str(run), "run", None, "two", 1))
     chosen(newer)
     assert len(list((run / "engines").glob("openvino-*"))) == 1, "those of older weights serve nobody"
@@ -434,7 +434,7 @@ def test_a_disk_that_is_full_for_openvino_is_known_as_such(
     of_run = LoadedModel(loaded.model, loaded.tokenizer, models.Provenance(str(run), "run", None, "one", 1))
     engine, events = chosen(of_run)
     assert engine.name == "openvino"
-    (warning,) = [event["message"] for event in events if event["event"] == "warning"]
+    (warning,) = [event.message for event in events if event.event == "warning"]
     assert "can't be kept" in warning
     assert "it is kept in the cache" in warning
 
@@ -451,7 +451,7 @@ def test_what_can_not_be_opened_again_is_served_by_pytorch(
     monkeypatch.setattr(choice, "_read_record", faster(choice._read_record))
     engine, events = chosen(loaded, "auto")
     assert engine.name == "torch"
-    assert "can't be opened" in events[-1]["message"]
+    assert "can't be opened" in events[-1].message
     with pytest.raises(ModelError, match="can't be opened"):
         chosen(loaded)
 
@@ -491,7 +491,7 @@ def test_a_model_that_int8_weights_hurt_keeps_its_weights(loaded: LoadedModel, t
     for _ in range(2):  # it is known by then, and said again
         engine, events = chosen(loaded, held_out=lambda: [list(range(0, 300, 6))])
         assert engine.name == "openvino"
-        (warning,) = [event["message"] for event in events if event["event"] == "warning"]
+        (warning,) = [event.message for event in events if event.event == "warning"]
         assert "int8 weights would change its perplexity on held-out text from" in warning
         assert "its weights stay as they are" in warning
     record = record_of(tmp_path / "cache")
@@ -505,7 +505,7 @@ def test_a_model_that_changes_all_the_same_is_served_by_pytorch(
     monkeypatch.setattr(choice, "MOST_CHANGE", -1.0)
     engine, events = chosen(loaded, "auto", held_out=lambda: [list(range(0, 300, 6))])
     assert engine.name == "torch"
-    (warning,) = [event["message"] for event in events if event["event"] == "warning"]
+    (warning,) = [event.message for event in events if event.event == "warning"]
     assert "its perplexity on held-out text is" in warning
     assert not list((tmp_path / "cache").glob("engines/*/model.*"))
     with pytest.raises(ModelError, match="perplexity"):  # known by now

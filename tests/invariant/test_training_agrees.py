@@ -20,7 +20,7 @@ from finetale.forward import PackedForward, Route
 from finetale.metrics import measure
 from finetale.rundir import RunDirectory
 from finetale.tokens import TokenStore
-from finetale.training import MetricsFile, StepBudget, Training, newest_valid_checkpoint, read_metrics
+from finetale.training import MetricsFile, StepBudget, Training, newest_valid_checkpoint
 from tiny import model, store, story, tokenizer
 
 SETTINGS: dict[str, Any] = {
@@ -244,7 +244,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
     assert finished.state.best_loss == resumed.state.best_loss
 
     def figures(folder: Path) -> list[tuple[Any, ...]]:
-        rows = read_metrics(folder / "metrics.jsonl")
+        rows = [event.to_dict() for event in RunDirectory(folder).read_events()]
         return [(row["event"], row["step"], row.get("loss")) for row in rows if row["event"] in ("train", "evaluation")]
 
     assert figures(whole) == figures(stopped)

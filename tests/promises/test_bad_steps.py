@@ -50,13 +50,13 @@ def train(folder: Path, blocks: Blocks, broken: tuple[int, ...], factor: float =
     tiny.load_state_dict(model(0).state_dict())
     tiny.bad_steps, tiny.factor = broken, factor
     settings = {"learning_rate": 1e-3, "batch_size": 4, "micro_batch_size": 4, "precision": "fp32", "warmup_steps": 0}
-    events: list[dict[str, Any]] = []
+    events: list[Any] = []
     seen: dict[int, list[torch.Tensor]] = {}
 
-    def listen(event: dict[str, Any]) -> None:
+    def listen(event: Any) -> None:
         events.append(event)
-        if event["event"] == "train":
-            seen[event["step"]] = [p.detach().clone() for p in tiny.parameters()]
+        if event.event == "train":
+            seen[event.step] = [p.detach().clone() for p in tiny.parameters()]
 
     loop = Training(
         model=tiny,
@@ -86,7 +86,7 @@ def test_jumps_are_skipped_and_said_then_the_run_stops(tmp_path: Path, blocks: B
     loop, events, seen = train(tmp_path, blocks, (25, 28, 31), 60.0, skip_updates=2)
     with pytest.raises(DivergedError, match=f"Step 31: {what}") as caught:
         loop.run()
-    warnings = [event["message"] for event in events if event["event"] == "warning"]
+    warnings = [event.message for event in events if event.event == "warning"]
     assert len(warnings) == 2
     for step, line in zip((25, 28), warnings, strict=True):
         assert line.startswith(f"Step {step}: {what}")
@@ -111,7 +111,7 @@ def test_without_leave_the_first_bad_step_stops_the_run(
     loop, events, _ = train(tmp_path, blocks, (25,), factor, skip_updates=9 if math.isnan(factor) else 0)
     with pytest.raises(DivergedError, match=rf"Step 25: {what} .* the update was not made\. Its documents: made-up:1"):
         loop.run()
-    assert [event for event in events if event["event"] == "warning"] == []
+    assert [event for event in events if event.event == "warning"] == []
 
 
 def test_a_run_without_bad_steps_skips_none(tmp_path: Path, blocks: Blocks) -> None:
@@ -119,7 +119,7 @@ def test_a_run_without_bad_steps_skips_none(tmp_path: Path, blocks: Blocks) -> N
     loop.run()
     assert loop.state.skipped == 0
     assert len(loop.state.recent) == HISTORY
-    assert [event for event in events if event["event"] == "warning"] == []
+    assert [event for event in events if event.event == "warning"] == []
 
 
 def test_the_rule_of_a_jump() -> None:

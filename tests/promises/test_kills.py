@@ -13,7 +13,8 @@ import pytest
 
 from children import call, start
 from finetale.rundir import RunDirectory
-from finetale.training import newest_valid_checkpoint, read_metrics
+from finetale.schema import CheckpointEvent
+from finetale.training import newest_valid_checkpoint
 from scene import TRAIN, Place
 
 
@@ -21,8 +22,8 @@ def completed(run: RunDirectory) -> int:
     """The last step whose checkpoint the killed process reported as complete; -1 without one."""
     if not run.metrics.is_file():
         return -1
-    rows = read_metrics(run.metrics)
-    return max((row["step"] for row in rows if row["event"] == "checkpoint"), default=-1)
+    rows = run.read_events()
+    return max((row.step for row in rows if isinstance(row, CheckpointEvent)), default=-1)
 
 
 def kill_and_go_on(place: Place, name: str, delay: float, *, saving: bool) -> str:

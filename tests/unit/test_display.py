@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import re
 from io import StringIO
-from typing import Any
 
 import pytest
 from rich.console import Console
 
 from finetale import display
 from finetale.display import Display, duration, size
+from finetale.schema import (
+    BeginEvent,
+    CheckpointEvent,
+    Choice,
+    EvaluationEvent,
+    Event,
+    ProbeEvent,
+    SampleEvent,
+    StageEvent,
+    TrainEvent,
+    Trial,
+    WarningEvent,
+)
 
-BEGIN: dict[str, Any] = {"event": "begin", "step": 0, "total": 200, "targets": 12_345, "run": "runs/x"}
+BEGIN = BeginEvent(step=0, total=200, targets=12_345, run="runs/x")
 
 
 class Clock:
@@ -32,26 +44,26 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-def train(step: int, loss: float = 3.25, speed: float = 1000.0) -> dict[str, Any]:
-    return {
-        "event": "train",
-        "step": step,
-        "loss": loss,
-        "learning_rate": 5e-4,
-        "tokens_per_second": speed,
-        "memory_bytes": 3 * 2**29,
-    }
+def train(step: int, loss: float = 3.25, speed: float = 1000.0) -> TrainEvent:
+    return TrainEvent(
+        step=step,
+        tokens=10 * step,
+        loss=loss,
+        learning_rate=5e-4,
+        tokens_per_second=speed,
+        memory_bytes=3 * 2**29,
+    )
 
 
-def evaluation(step: int, perplexity: float, *, best: bool) -> dict[str, Any]:
-    return {"event": "evaluation", "step": step, "loss": 2.5, "perplexity": perplexity, "best": best}
+def evaluation(step: int, perplexity: float, *, best: bool) -> EvaluationEvent:
+    return EvaluationEvent(step=step, tokens=10 * step, loss=2.5, perplexity=perplexity, best=best)
 
 
-SAMPLE: dict[str, Any] = {"event": "sample", "step": 4, "prompt": "Once upon", "text": " a\n\ttime [bold]"}
-WARNING: dict[str, Any] = {"event": "warning", "step": 4, "message": "Memory ran out [at once]"}
+SAMPLE = SampleEvent(step=4, tokens=40, prompt="Once upon", text=" a\n\ttime [bold]")
+WARNING = WarningEvent(step=4, tokens=40, message="Memory ran out [at once]")
 
 
-def show(events: list[dict[str, Any]], *, quiet: bool = False) -> list[str]:
+def show(events: list[Event], *, quiet: bool = False) -> list[str]:
     """Lines of a display without a terminal."""
     file = StringIO()
     with Display(Console(file=file, width=60), quiet=quiet) as shown:
@@ -66,18 +78,18 @@ def show(events: list[dict[str, Any]], *, quiet: bool = False) -> list[str]:
 def test_plain_lines(clock: Clock) -> None:
     assert show(
         [
-            {"event": "stage", "message": "Reading stories/"},
+            StageEvent(message="Reading stories/"),
             BEGIN,
             evaluation(0, 60.0, best=True),
             train(1),
             evaluation(4, 70.5, best=False),
             SAMPLE,
             WARNING,
-            {"event": "checkpoint", "step": 4, "path": "checkpoints/step-00000004"},
+            CheckpointEvent(step=4, tokens=40, path="checkpoints/step-00000004"),
         ]
     ) == [
         "Reading stories/ …",
-        "Training for 200 steps; 12,345 tokens an epoch; run directory runs/x",
+        "Training for 200 steps; 12,345 tokens per epoch; run directory runs/x",
         "step 0/200  validation loss 2.5000  perplexity 60.00  best so far",
         "step 1/200  loss 3.2500  learning rate 5.00e-04  1,000 tokens/s  1.50 GiB  0 s left",
         "step 4/200  validation loss 2.5000  perplexity 70.50",
@@ -87,8 +99,8 @@ def test_plain_lines(clock: Clock) -> None:
 
 
 def test_a_resumed_run_says_where_it_goes_on() -> None:
-    assert show([BEGIN | {"step": 60}]) == [
-        "Training from step 60 of 200 steps; 12,345 tokens an epoch; run directory runs/x"
+    assert show([BEGIN.model_copy(update={"step": 60})]) == [
+        "Training from step 60 of 200 steps; 12,345 tokens per epoch; run directory runs/x"
     ]
 
 
@@ -108,9 +120,9 @@ def test_stages_are_said_once_and_long_ones_now_and_then(clock: Clock) -> None:
     file = StringIO()
     shown = Display(Console(file=file))
     for done in range(1, 31):
-        shown({"event": "stage", "message": "Measuring", "done": done, "total": 30})
+        shown(StageEvent(message="Measuring", done=done, total=30))
         clock.now += 1.0
-    shown({"event": "stage", "message": "Comparing"})
+    shown(StageEvent(message="Comparing"))
     assert file.getvalue().splitlines() == [
         "Measuring …",
         "Measuring: 12 of 30",
@@ -132,21 +144,21 @@ def test_speed_is_the_mean_of_the_last_20_steps(clock: Clock) -> None:
 def test_time_left_counts_only_the_steps_of_this_session(clock: Clock) -> None:
     file = StringIO()
     shown = Display(Console(file=file))
-    shown(BEGIN | {"step": 100})
+    shown(BEGIN.model_copy(update={"step": 100}))
     clock.now += 20.0
     shown(train(110))
     assert file.getvalue().splitlines()[-1].endswith("3 min 0 s left")  # 90 steps of 2 s
 
 
 def test_quiet_shows_only_warnings() -> None:
-    events = [{"event": "stage", "message": "Reading"}, BEGIN, train(1), evaluation(1, 9.0, best=True), SAMPLE, WARNING]
+    events = [StageEvent(message="Reading"), BEGIN, train(1), evaluation(1, 9.0, best=True), SAMPLE, WARNING]
     assert show(events, quiet=True) == ["warning: Memory ran out [at once]"]
 
 
 # With a terminal
 
 
-def panel(events: list[dict[str, Any]], *, width: int = 160, quiet: bool = False) -> str:
+def panel(events: list[Event], *, width: int = 160, quiet: bool = False) -> str:
     """What a display draws on a terminal, without the codes that move the cursor."""
     file = StringIO()
     console = Console(force_terminal=True, file=file, width=width, color_system=None, legacy_windows=False)
@@ -167,7 +179,7 @@ def test_the_live_panel_shows_loss_perplexity_speed_memory_and_time_left(clock: 
         clock.now += 30.0
         shown(train(100))
         shown(evaluation(100, 70.5, best=False))
-        shown(SAMPLE | {"step": 100})
+        shown(SAMPLE.model_copy(update={"step": 100}))
     frame = file.getvalue()[file.getvalue().rindex("100/200") :]
     for text in (
         "30 s left",
@@ -200,7 +212,7 @@ def test_figures_stay_whole_on_a_narrow_terminal(width: int) -> None:
 
 
 def test_warnings_stand_beside_the_panel_and_what_follows_closes_it() -> None:
-    drawn = panel([BEGIN, train(1), WARNING, train(2), {"event": "stage", "message": "Comparing"}])
+    drawn = panel([BEGIN, train(1), WARNING, train(2), StageEvent(message="Comparing")])
     assert drawn.count("warning: Memory ran out [at once]") == 1
     *_, said = (line for line in drawn.rstrip().splitlines() if "0:00:0" not in line)  # lines that move go again
     assert said == "Comparing …"
@@ -264,7 +276,7 @@ def test_sizes(count: float, text: str) -> None:
 
 
 def test_long_samples_are_cut_to_one_line() -> None:
-    line = show([BEGIN, SAMPLE | {"text": " word" * 100}])[-1]
+    line = show([BEGIN, SAMPLE.model_copy(update={"text": " word" * 100})])[-1]
     assert line.startswith("step 4/200  sample: Once upon word word")
     assert line.endswith("…")
     assert len(line) == len("step 4/200  sample: ") + 160
@@ -286,12 +298,14 @@ def test_a_closed_terminal_does_not_end_the_run(terminal: bool) -> None:
 
 
 def test_what_the_probe_chose_is_said_in_a_line() -> None:
-    chosen = {"precision": "bf16", "attention": "documents", "micro_batch_size": 2, "compile": "off", "threads": 2}
-    event = {"event": "probe", "step": 0, "chosen": chosen, "trials": [{}, {}, {}], "seconds": 4.4, "skipped": None}
+    chosen = Choice(precision="bf16", attention="documents", micro_batch_size=2, compile="off", threads=2)
+    trial = Trial(**chosen.to_dict(), tokens_per_second=900.0)
+    event = ProbeEvent(chosen=chosen, trials=[trial] * 3, seconds=4.4)
     line = " ".join(show([event]))
-    assert line == "Computing in bf16, 2 sequences a pass, attention by documents, the fastest of 3 tried in 4 s"
-    alone = event | {"skipped": "the run is very short", "chosen": chosen | {"attention": "model"}}
-    assert " ".join(show([alone])) == "Computing in bf16, 2 sequences a pass, the model's own attention"
+    assert line == "Computing in bf16, 2 sequences per pass, attention by documents, the fastest of 3 tried in 4 s"
+    whole = chosen.model_copy(update={"attention": "model", "micro_batch_size": 1})
+    alone = ProbeEvent(chosen=whole, trials=[], seconds=0.0, skipped="the run is very short")
+    assert " ".join(show([alone])) == "Computing in bf16, 1 sequence per pass, the model's own attention"
 
 
 def test_what_has_no_known_end_is_counted_too(clock: Clock) -> None:
@@ -299,7 +313,7 @@ def test_what_has_no_known_end_is_counted_too(clock: Clock) -> None:
     shown = Display(Console(file=file, width=60))
     for done in (0, 4_096, 1_234_567):
         clock.now += 11
-        shown({"event": "stage", "message": "Reading", "done": done, "unit": "documents"})
+        shown(StageEvent(message="Reading", done=done, unit="documents"))
     assert file.getvalue().splitlines() == ["Reading …", "Reading: 4,096 documents", "Reading: 1,234,567 documents"]
 
 
@@ -307,13 +321,13 @@ def test_a_terminal_shows_that_something_is_being_done_and_then_nothing_of_it() 
     file = StringIO()
     console = Console(file=file, width=80, force_terminal=True)
     with Display(console) as shown:
-        shown({"event": "stage", "message": "Measuring", "done": 3, "total": 7, "unit": "batches"})
+        shown(StageEvent(message="Measuring", done=3, total=7, unit="batches"))
         assert shown._busy is not None
-        shown({"event": "stage", "message": "Measuring", "done": 5, "total": 7, "unit": "batches"})
+        shown(StageEvent(message="Measuring", done=5, total=7, unit="batches"))
         shown._busy.refresh()
         assert "5 of 7 batches" in file.getvalue()
         assert "0:00:00" in file.getvalue(), "and for how long"
-        shown({"event": "stage", "message": "Loading"})
+        shown(StageEvent(message="Loading"))
         assert shown._busy is not None
         shown(BEGIN)
         assert shown._busy is None

@@ -28,6 +28,7 @@ from finetale.config import EvaluationSettings, TrainSettings
 from finetale.errors import DivergedError, MemoryLimitError, RunError
 from finetale.forward import PackedForward
 from finetale.rundir import RunDirectory, verify_folder
+from finetale.schema import EvaluationEvent, Event, SampleEvent, TrainEvent, WarningEvent, event_line
 from finetale.signals import StopRequest
 from finetale.training import (
     MetricsFile,
@@ -39,7 +40,6 @@ from finetale.training import (
     memory,
     newest_valid_checkpoint,
     plan_memory,
-    read_metrics,
     read_state,
 )
 from finetale.training.checkpoints import load_checkpoint, save_checkpoint
@@ -77,17 +77,17 @@ class Recorder:
     """A listener that keeps events, and the weights at each of them."""
 
     def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
+        self.events: list[Event] = []
         self.model: torch.nn.Module | None = None
         self.weights: dict[int, Weights] = {}
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         self.events.append(event)
-        if self.model is not None and event["event"] == "evaluation":
-            self.weights[event["step"]] = weights(self.model)
+        if self.model is not None and event.event == "evaluation":
+            self.weights[event.step] = weights(self.model)
 
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        return [event for event in self.events if event["event"] == kind]
+    def of(self, kind: str) -> list[Any]:
+        return [event for event in self.events if event.event == kind]
 
 
 def training(
@@ -384,7 +384,7 @@ def test_a_full_disk_is_a_sentence_and_other_errors_stay_themselves(tmp_path: Pa
 def test_a_run_writes_checkpoints_where_its_schedule_says(tmp_path: Path, blocks: Blocks) -> None:
     recorder = Recorder()
     training(tmp_path, blocks, recorder, max_steps=5, evaluation={"save_every": 2, "keep_checkpoints": 2}).run()
-    paths = [event["path"] for event in recorder.of("checkpoint")]
+    paths = [event.path for event in recorder.of("checkpoint")]
     assert paths == [f"checkpoints/step-{step:08d}" for step in (2, 4, 5)]
     run = RunDirectory(tmp_path)
     assert names_of(run) == [4, 5]
@@ -428,15 +428,15 @@ def test_micro_batches_are_halved_when_memory_runs_out(tmp_path: Path, blocks: B
     state = loop.run()
     assert state.micro_batch_size == 2
     warnings = recorder.of("warning")
-    assert [warning["message"] for warning in warnings] == [
+    assert [warning.message for warning in warnings] == [
         "Memory ran out; going on with micro-batches of 4.",
         "Memory ran out; going on with micro-batches of 2.",
     ]
-    assert [warning["step"] for warning in warnings] == [0, 0]
+    assert [warning.step for warning in warnings] == [0, 0]
     small = training(tmp_path / "b", blocks, calm, max_steps=2, batch_size=8, micro_batch_size=2)
     small.run()
     assert same_bits(weights(loop.model), weights(small.model))  # nothing of the failed tries is left
-    assert [event["loss"] for event in recorder.of("train")] == [event["loss"] for event in calm.of("train")]
+    assert [event.loss for event in recorder.of("train")] == [event.loss for event in calm.of("train")]
     assert read_state(RunDirectory(tmp_path / "a").checkpoint(2)).micro_batch_size == 2
 
 
@@ -460,7 +460,7 @@ def test_one_sequence_that_does_not_fit_is_an_error(tmp_path: Path, blocks: Bloc
         loop.run()
     assert "--block-size" in caught.value.hint
     assert "More." not in caught.value.message
-    assert [event["message"][-2:] for event in recorder.of("warning")] == ["2.", "1."]
+    assert [event.message[-2:] for event in recorder.of("warning")] == ["2.", "1."]
     assert same_bits(before, weights(loop.model))
 
 
@@ -584,7 +584,7 @@ def test_a_step_uses_the_learning_rate_of_its_place_and_clips_the_gradient(tmp_p
         loop.run()
         moments = [loop._optimizer.state[parameter]["exp_avg"] for parameter in loop.model.parameters()]
         norms.append(float(torch.cat([moment.flatten() for moment in moments]).norm()) / 0.1)  # 1 - beta1
-        reported = recorder.of("train")[0]["grad_norm"]
+        reported = recorder.of("train")[0].grad_norm
     assert norms == pytest.approx([reported, 1e-3], rel=1e-3)
     assert reported > 0.1
 
@@ -605,16 +605,16 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run(tmp_path: Path, blo
         evaluation={"eval_every": 2, "patience": 2},
     )
     state = loop.run()
-    losses = {event["step"]: event["loss"] for event in recorder.of("evaluation")}
+    losses = {event.step: event.loss for event in recorder.of("evaluation")}
     best = min(losses, key=lambda step: losses[step])
     assert 0 < best == state.best_step
     assert state.best_loss == losses[best]
     assert state.step == best + 4 < loop.budget.total_steps
     assert list(losses) == list(range(0, state.step + 1, 2))
     assert state.bad_evaluations == 2
-    marked = [event["step"] for event in recorder.of("evaluation") if event["best"]]
+    marked = [event.step for event in recorder.of("evaluation") if event.best]
     assert marked == [step for step in losses if all(losses[step] < losses[other] for other in losses if other < step)]
-    assert all(event["perplexity"] == pytest.approx(math.exp(event["loss"])) for event in recorder.of("evaluation"))
+    assert all(event.perplexity == pytest.approx(math.exp(event.loss)) for event in recorder.of("evaluation"))
     kept = GPT2LMHeadModel.from_pretrained(str(tmp_path / "model"))
     assert same_bits(weights(kept), recorder.weights[best])
     assert not same_bits(weights(kept), weights(loop.model))
@@ -658,8 +658,8 @@ def test_events_carry_the_names_that_others_rely_on(tmp_path: Path, blocks: Bloc
     loop.sample = lambda between: [("Once", " upon")]
     state = loop.run()
     train = recorder.of("train")
-    assert [event["step"] for event in train] == list(range(1, state.step + 1))
-    assert state.tokens == train[-1]["tokens"] == 2 * blocks.num_targets
+    assert [event.step for event in train] == list(range(1, state.step + 1))
+    assert state.tokens == train[-1].tokens == 2 * blocks.num_targets
     names = {
         "event",
         "step",
@@ -671,19 +671,19 @@ def test_events_carry_the_names_that_others_rely_on(tmp_path: Path, blocks: Bloc
         "memory_bytes",
         "epoch",
     }
-    assert all(set(event) == names for event in train)
-    assert all(event["tokens_per_second"] > 0 and event["memory_bytes"] > 1e6 for event in train)
-    assert train[-1]["epoch"] == 2.0
-    assert [event["learning_rate"] for event in train] == [
+    assert all(set(event.to_dict()) == names for event in train)
+    assert all(event.tokens_per_second > 0 and event.memory_bytes > 1e6 for event in train)
+    assert train[-1].epoch == 2.0
+    assert [event.learning_rate for event in train] == [
         learning_rate(step, state.step, loop.settings) for step in range(state.step)
     ]
-    assert [event["step"] for event in recorder.of("sample")] == [
-        event["step"] for event in recorder.of("evaluation") if event["step"]
+    assert [event.step for event in recorder.of("sample")] == [
+        event.step for event in recorder.of("evaluation") if event.step
     ]
-    assert {"prompt", "text"} <= set(recorder.of("sample")[0])
+    assert {"prompt", "text"} <= set(recorder.of("sample")[0].to_dict())
     few = Recorder()
     training(tmp_path / "few", blocks, few, max_steps=5, evaluation={"log_every": 3, "eval_every": 9}).run()
-    assert [event["step"] for event in few.of("train")] == [1, 3, 5]
+    assert [event.step for event in few.of("train")] == [1, 3, 5]
 
 
 # NaNs
@@ -739,7 +739,7 @@ def test_on_a_device_that_runs_ahead_nothing_is_looked_at_between_lines(
         options: dict[str, Any] = {"max_steps": 23, "epochs": 50.0, "evaluation": {"eval_every": 15}}
         loop = training(tmp_path / str(number), blocks, recorder, validation=held_out, **options)
         loop.run()
-        ends.append((weights(loop.model), {event["step"]: event["loss"] for event in recorder.of("train")}))
+        ends.append((weights(loop.model), {event.step: event.loss for event in recorder.of("train")}))
     assert same_bits(ends[0][0], ends[1][0])
     assert list(ends[0][1]) == list(range(1, 24))
     assert list(ends[1][1]) == [1, 10, 15, 20, 23]
@@ -837,63 +837,65 @@ def test_each_micro_batch_has_a_seed_of_its_own() -> None:
 # Records
 
 
-def event(step: int, **values: Any) -> dict[str, Any]:
-    return {"event": "train", "step": step, "tokens": 10 * step, "loss": 1.0 / (step + 1)} | values
+def event(step: int, **values: Any) -> TrainEvent:
+    given: dict[str, Any] = {"step": step, "tokens": 10 * step, "loss": 1.0 / (step + 1), "learning_rate": 1e-4}
+    return TrainEvent(**given | values)
 
 
 def test_metrics_are_one_event_a_line_and_later_lines_are_removed_on_resuming(tmp_path: Path) -> None:
-    file = MetricsFile(tmp_path / "metrics.jsonl")
+    run = RunDirectory(tmp_path)
+    file = MetricsFile(run.metrics)
     for step in range(5):
         file(event(step))
-    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 5  # each line is written at once
+    assert len(run.read_events()) == 5  # each line is written at once
     file.close()
-    assert read_metrics(tmp_path / "metrics.jsonl") == [event(step) for step in range(5)]
-    resumed = MetricsFile(tmp_path / "metrics.jsonl", 2)
-    resumed(event(3, again=True))
+    assert run.read_events() == [event(step) for step in range(5)]
+    resumed = MetricsFile(run.metrics, 2)
+    resumed(event(3, loss=9.0))
     resumed.close()
-    assert read_metrics(tmp_path / "metrics.jsonl") == [event(0), event(1), event(2), event(3, again=True)]
-    MetricsFile(tmp_path / "metrics.jsonl").close()
-    assert read_metrics(tmp_path / "metrics.jsonl") == []
-    assert read_metrics(tmp_path / "nowhere.jsonl") == []
+    assert run.read_events() == [event(0), event(1), event(2), event(3, loss=9.0)]
+    MetricsFile(run.metrics).close()
+    assert run.read_events() == []
+    assert RunDirectory(tmp_path / "nowhere").read_events() == []
 
 
-def test_a_line_cut_short_is_left_out(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_the_lines_of_events_it_does_not_know(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"event": "train", "step": 1}\n[1]\n{"event": "x"}\n{"event": "train", "st', encoding="utf-8")
-    assert read_metrics(path) == [{"event": "train", "step": 1}]
+    lines = ['{"event": "tracker", "step": 1, "url": "x"}\n', '{"event": "tracker", "step": 3}\n', '{"event": "tr']
+    path.write_text("".join(lines), encoding="utf-8")
+    MetricsFile(path, 2).close()
+    assert path.read_text(encoding="utf-8") == lines[0]
 
 
 def test_a_line_cut_short_within_a_character_is_left_out(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes('{"event": "train", "step": 1}\n{"event": "sample", "text": "é'.encode()[:-1])
-    assert read_metrics(path) == [{"event": "train", "step": 1}]
+    run = RunDirectory(tmp_path)
+    sample = event_line(SampleEvent(step=1, tokens=1, prompt="", text="é"))
+    run.metrics.write_bytes(event_line(event(1)).encode() + sample.encode()[: sample.encode().index(b"\xc3") + 1])
+    assert run.read_events() == [event(1)]
 
 
 def test_samples_with_unusual_line_separators_are_kept(tmp_path: Path) -> None:
-    file = MetricsFile(tmp_path / "metrics.jsonl")
-    rows = [event(1, text=f"one{separator}two") for separator in ("\n", "\r", "\x0b", "\x85", "\u2028", "\u2029")]
+    run = RunDirectory(tmp_path)
+    file = MetricsFile(run.metrics)
+    rows = [
+        SampleEvent(step=1, tokens=8, prompt="", text=f"one{separator}two")
+        for separator in ("\n", "\r", "\x0b", "\x85", "\u2028", "\u2029")
+    ]
     for row in rows:
         file(row)
     file.close()
-    assert read_metrics(tmp_path / "metrics.jsonl") == rows
-
-
-def test_numbers_that_are_no_json_are_refused(tmp_path: Path) -> None:
-    file = MetricsFile(tmp_path / "metrics.jsonl")
-    with pytest.raises(ValueError, match="JSON"):
-        file(event(1, loss=math.nan))
-    file.close()
-    assert read_metrics(tmp_path / "metrics.jsonl") == []
+    assert run.read_events() == rows
 
 
 def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     board = TensorBoardFile(tmp_path)
-    board(event(1, learning_rate=0.5, message="not a number"))
+    board(event(1, learning_rate=0.5))
     board(event(2))
-    board({"event": "evaluation", "step": 2, "tokens": 20, "loss": 0.25, "perplexity": 4.0, "best": True})
-    board({"event": "sample", "step": 2, "tokens": 20, "prompt": "Once", "text": " upon a time"})
+    board(EvaluationEvent(step=2, tokens=20, loss=0.25, perplexity=4.0, best=True))
+    board(SampleEvent(step=2, tokens=20, prompt="Once", text=" upon a time"))
+    board(WarningEvent(message="not a number"))
     board.close()
     found = EventAccumulator(str(tmp_path))
     found.Reload()

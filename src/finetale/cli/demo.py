@@ -12,6 +12,7 @@ from finetale.cli.output import Quiet, progress
 from finetale.config import Config
 from finetale.errors import RunError
 from finetale.rundir import RunDirectory
+from finetale.schema import StageEvent
 
 SETTINGS: dict[str, Any] = {
     "sources": ["bundled:tales"],
@@ -43,7 +44,7 @@ def command(
         raise RunError(f"{out} holds a run of your own.", "Choose another place for the demo with --out.")
     with progress(quiet=quiet) as display:
         if run.is_run():
-            display({"event": "stage", "message": f"Replacing the demo's earlier run in {out}"})
+            display(StageEvent(message=f"Replacing the demo's earlier run in {out}"))
         run = pipeline.train_run(Config.resolve(SETTINGS, {"out": out, "overwrite": run.is_run()}), display)
     print_outcome(
         run,

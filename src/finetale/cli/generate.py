@@ -43,13 +43,14 @@ def command(
         )
     from finetale import models
     from finetale.generate import Generator
+    from finetale.schema import StageEvent
 
     with progress(quiet=quiet, as_json=as_json) as display:
         loaded = models.open_model(model, display, revision=revision, offline=offline)
         models.warn_if_unfinished(loaded, display)
         generator = Generator(loaded.model, loaded.tokenizer)
         if not stream:
-            display({"event": "stage", "message": "Writing"})
+            display(StageEvent(message="Writing"))
             results = generator.generate(prompts, sampling, n=n, truncate=truncate)
     if stream:
         sys.stdout.write(prompts[0])

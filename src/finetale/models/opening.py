@@ -7,7 +7,7 @@ from typing import Any
 
 from finetale.environment import resolve_precision
 from finetale.models.loading import LoadedModel, load
-from finetale.notify import Notify, stage
+from finetale.notify import Notify, stage, warn
 from finetale.rundir import RunDirectory
 
 
@@ -38,7 +38,7 @@ def open_model(
     stage(notify, f"Loading {name}")
     loaded = load(name, revision=revision, offline=offline, tokenizer=tokenizer, dropout=dropout, seed=seed)
     if loaded.warning:
-        notify({"event": "warning", "message": loaded.warning})
+        warn(notify, loaded.warning)
     loaded.model.to(Accelerator().device)
     if not fast:
         speed.undo(loaded.model)
@@ -62,4 +62,4 @@ def warn_if_unfinished(loaded: LoadedModel, notify: Notify) -> None:
         message = (
             f"The run {name} is not finished ({done}); this is its best model so far. `finetale resume {name}` goes on."
         )
-        notify({"event": "warning", "message": message})
+        warn(notify, message)

@@ -13,7 +13,7 @@ from finetale.blocks import Blocks, check_positions, check_stride, choose_block_
 from finetale.config import Config
 from finetale.errors import RunError, SourceError, TrainingError
 from finetale.models import LoadedModel
-from finetale.notify import Notify, stage
+from finetale.notify import Notify, stage, warn
 from finetale.pipeline.data import tokenise, trained_tokenizer
 from finetale.pipeline.tuning import Tuned, tune
 from finetale.rundir import RunDirectory
@@ -77,13 +77,13 @@ def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None
         stage(notify, f"Looking for {config.model}")
         located = models.locate(config.model, revision=config.revision, offline=config.offline)
         if located.warning:
-            notify({"event": "warning", "message": located.warning})
+            warn(notify, located.warning)
         check_positions(config.block_size, located.positions)
         tokenizer = _given_tokenizer(config) or models.load_tokenizer(located.folder, name=config.model)
     store = tokenise(config, tokenizer, notify)
     findings = [finding.sentence() for finding in text_findings(store.report) if finding.matters]
     for warning in [*store.warnings, *findings]:
-        notify({"event": "warning", "message": warning})
+        warn(notify, warning)
     if loaded is None:
         stage(notify, f"Loading {config.model}")
         if located is None:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from finetale import models, training
 from finetale.config import Config, read_settings_file, with_new_names
 from finetale.errors import InterruptedRun, RunError
-from finetale.notify import Notify, stage
+from finetale.notify import Notify, stage, warn
 from finetale.pipeline.disk import check_disk, plan_disk
 from finetale.pipeline.prepare import Prepared, prepare
 from finetale.pipeline.training_run import (
@@ -86,7 +86,7 @@ def _prepare_again(run: RunDirectory, notify: Notify, accept_changes: bool) -> t
     stage(notify, "Looking for a checkpoint")
     checkpoint, damaged = training.newest_valid_checkpoint(run)
     for line in damaged:
-        notify({"event": "warning", "message": line})
+        warn(notify, line)
     # model/ may hold better weights than a lost checkpoint, so without a checkpoint the run begins again from its base.
     loaded = None
     if checkpoint is not None:
@@ -104,7 +104,7 @@ def _prepare_again(run: RunDirectory, notify: Notify, accept_changes: bool) -> t
         changes.append(f"the text: {what}")
         write_json(run.data, described_data(prepared))
     if changes:
-        notify({"event": "warning", "message": f"Going on with what has changed: {'; '.join(changes)}."})
+        warn(notify, f"Going on with what has changed: {'; '.join(changes)}.")
         step = training.read_state(checkpoint).step if checkpoint is not None else 0
         # Settings left to auto are resolved now; the file must say what the manifest says, or the next resume finds a change.
         write_bytes(run.config, portable(prepared.config).to_yaml().encode())

@@ -36,6 +36,7 @@ from finetale.rundir import (
     write_json,
     write_sealed_folder,
 )
+from finetale.schema import BeginEvent
 from finetale.signals import Stopped, StopRequest
 from finetale.training import Training, TrainState
 
@@ -180,13 +181,12 @@ def _train(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Pa
         sample=sample,
     )
     notify(
-        {
-            "event": "begin",
-            "step": resume_step or 0,
-            "total": budget.total_steps,
-            "targets": prepared.train.num_targets,
-            "run": str(run.root),
-        }
+        BeginEvent(
+            step=resume_step or 0,
+            total=budget.total_steps,
+            targets=prepared.train.num_targets,
+            run=str(run.root),
+        )
     )
     run.update_manifest(total_steps=budget.total_steps)
     started = time.perf_counter()

@@ -12,7 +12,8 @@ from finetale.blocks import Blocks
 from finetale.config import Config
 from finetale.environment import num_cores, reset_peak_memory, resolve_precision
 from finetale.forward import PackedForward, Route, find_route
-from finetale.notify import Notify, stage
+from finetale.notify import Notify, stage, warn
+from finetale.schema import ProbeEvent
 from finetale.training import Choice, MemoryPlan, Probe, StepBudget, default_threads, plan_memory, probe
 
 
@@ -38,7 +39,7 @@ def tune(config: Config, model: Any, blocks: Blocks, budget: StepBudget, notify:
         speed.use_documents(model, False)
     packs = find_route(model).packs
     if config.attention == "documents" and not packs:
-        notify({"event": "warning", "message": "This model takes no attention by documents here; its own is used."})
+        warn(notify, "This model takes no attention by documents here; its own is used.")
     moment_bytes = 2 if config.optimizer_state == "bf16" else 4
     memory = plan_memory(PackedForward(model, precision=precision), blocks, most, moment_bytes=moment_bytes)
     start = Choice(
@@ -63,7 +64,7 @@ def tune(config: Config, model: Any, blocks: Blocks, budget: StepBudget, notify:
     if found.best.threads is not None:
         torch.set_num_threads(min(found.best.threads, num_cores()))
     if found.trials:
-        notify({"event": "probe", "step": 0} | found.to_dict())
+        notify(ProbeEvent.model_validate(found.to_dict()))
     if found.best != start:
         best = PackedForward(model, precision=found.best.precision)
         memory = plan_memory(best, blocks, most, moment_bytes=moment_bytes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -40,7 +39,7 @@ def write_report(run: RunDirectory) -> Path:
         )
     html = render_report(
         read_json(run.comparison),
-        metrics=_read_events(run.metrics),
+        metrics=[event.to_dict() for event in run.read_events()],
         manifest=read_json(run.manifest) if run.manifest.is_file() else None,
         data=read_json(run.data) if run.data.is_file() else None,
     )
@@ -85,19 +84,6 @@ def render_report(
 @cache
 def _template() -> Template:
     return template_environment(autoescape=True).get_template("report.html.j2")
-
-
-def _read_events(path: Path) -> list[dict[str, Any]]:
-    """The events of metrics.jsonl; a line that a killed run left half-written is passed over."""
-    if not path.is_file():
-        return []
-    events = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            continue
-    return objects(events)
 
 
 def _events(metrics: Sequence[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from finetale.errors import RunError
 from finetale.rundir.jsonfiles import SCHEMA_VERSION, read_json, write_json
 from finetale.rundir.seals import MANIFEST_NAME
+from finetale.schema import Event, parse_events
 
 LOCK_NAME = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -180,6 +181,12 @@ class RunDirectory:
         """Set keys of run.json."""
         manifest = self.read_manifest() if self.is_run() else {"schema_version": SCHEMA_VERSION}
         write_json(self.manifest, manifest | values)
+
+    def read_events(self) -> list[Event]:
+        """Return the events in `metrics.jsonl`; none when there is no such file."""
+        if not self.metrics.is_file():
+            return []
+        return parse_events(self.metrics.read_text(encoding="utf-8", errors="replace"))
 
     def saved_checkpoints(self) -> Iterator[tuple[int, Path]]:
         """Complete-looking checkpoints as (step, folder), newest first. Their checksums are not yet verified."""

@@ -6,7 +6,7 @@ The training loop's own events carry the step and are recorded in `metrics.jsonl
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -112,9 +112,6 @@ Event = (
     | CheckpointEvent
     | StoppedEvent
 )
-Notify = Callable[[Event], None]
-"""Receives events."""
-
 EVENTS: tuple[type[Record], ...] = (
     StageEvent,
     WarningEvent,

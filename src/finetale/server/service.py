@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 import torch
 import uvicorn
 
 from finetale.errors import ConfigError, FinetaleError
 from finetale.notify import Notify
+from finetale.schema import Event, WarningEvent
 from finetale.server.access import MOST_HEADER_BYTES, Limits
 from finetale.server.answer import Served
 from finetale.server.app import Service
@@ -160,9 +160,9 @@ def _settle() -> None:
     gc.freeze()
 
 
-def _tell(event: dict[str, Any]) -> None:
-    if event["event"] == "warning":
-        _log.warning(event["message"])
+def _tell(event: Event) -> None:
+    if isinstance(event, WarningEvent):
+        _log.warning(event.message)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,15 +1,14 @@
 """The one training loop: Blocks → weights and checkpoints. Knows nothing of text."""
 
 from finetale.training.checkpoints import TrainState, newest_valid_checkpoint, read_state
-from finetale.training.event_files import MetricsFile, TensorBoardFile, read_metrics
-from finetale.training.loop import Listener, StepBudget, Training
+from finetale.training.event_files import MetricsFile, TensorBoardFile
+from finetale.training.loop import StepBudget, Training
 from finetale.training.memory import MemoryPlan, is_out_of_memory, plan_memory
 from finetale.training.optimizer import default_learning_rate
 from finetale.training.probe import Choice, Probe, default_threads, measure_choice, probe
 
 __all__ = [
     "Choice",
-    "Listener",
     "MemoryPlan",
     "MetricsFile",
     "Probe",
@@ -24,6 +23,5 @@ __all__ = [
     "newest_valid_checkpoint",
     "plan_memory",
     "probe",
-    "read_metrics",
     "read_state",
 ]

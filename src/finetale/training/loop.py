@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -27,7 +27,17 @@ from finetale.environment import peak_memory
 from finetale.errors import DivergedError, InterruptedRun, MemoryLimitError, RunError
 from finetale.forward import PackedForward, find_route
 from finetale.metrics import Measurement, measure, perplexity
+from finetale.notify import Notify
 from finetale.rundir import RunDirectory, write_sealed_folder
+from finetale.schema import (
+    CheckpointEvent,
+    EvaluationEvent,
+    Event,
+    SampleEvent,
+    StoppedEvent,
+    TrainEvent,
+    WarningEvent,
+)
 from finetale.signals import StopRequest
 from finetale.training.checkpoints import TrainState, check_finite, load_checkpoint, save_checkpoint
 from finetale.training.divergence import HISTORY, jump, not_finite
@@ -41,7 +51,13 @@ _ASYNCHRONOUS = ("cuda",)
 """Devices that work while the program goes on: looking at a number of theirs would make it wait."""
 _LOG_EVERY_ASYNCHRONOUS = 10
 T = TypeVar("T")
-Listener = Callable[[dict[str, Any]], None]
+
+
+class _Position(TypedDict):
+    """How far the run is: optimizer steps done, and target tokens trained on."""
+
+    step: int
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -109,7 +125,7 @@ class Training:
     budget: StepBudget
     precision: str
     compiled: bool = False
-    listeners: list[Listener] = field(default_factory=list)
+    listeners: list[Notify] = field(default_factory=list)
     sample: Callable[[Callable[[], None]], list[tuple[str, str]]] | None = None
     """Called with what to call between tokens; returns prompts with their continuations."""
     accelerator: Accelerator = field(default_factory=Accelerator)
@@ -171,7 +187,9 @@ class Training:
                     self._save()
                 tried = f"{self.state.bad_evaluations} evaluations without a better validation loss"
                 best = f"the best is from step {self.state.best_step}"
-                self._emit("stopped", message=f"Stopped after {step} of {total} steps: {tried}; {best}.")
+                self._emit(
+                    StoppedEvent(**self._position, message=f"Stopped after {step} of {total} steps: {tried}; {best}.")
+                )
                 return
             started = time.perf_counter()
             loss, norm, tokens = self._within_memory(self._gradients)
@@ -186,13 +204,15 @@ class Training:
             since = (since[0] + tokens, since[1] + seconds)
             if logged:
                 self._emit(
-                    "train",
-                    epoch=round(self.budget.epoch_at(step + 1), 4),
-                    loss=float(loss),
-                    learning_rate=rate,
-                    grad_norm=float(norm),
-                    tokens_per_second=since[0] / since[1],
-                    memory_bytes=peak_memory(),
+                    TrainEvent(
+                        **self._position,
+                        epoch=round(self.budget.epoch_at(step + 1), 4),
+                        loss=float(loss),
+                        learning_rate=rate,
+                        grad_norm=float(norm),
+                        tokens_per_second=since[0] / since[1],
+                        memory_bytes=peak_memory(),
+                    )
                 )
                 since = (0, 0.0)
 
@@ -218,7 +238,10 @@ class Training:
                 )
             self.state.micro_batch_size //= 2
             self._emit(
-                "warning", message=f"Memory ran out; going on with micro-batches of {self.state.micro_batch_size}."
+                WarningEvent(
+                    **self._position,
+                    message=f"Memory ran out; going on with micro-batches of {self.state.micro_batch_size}.",
+                )
             )
 
     def _gradients(self) -> tuple[torch.Tensor, torch.Tensor, int]:
@@ -283,7 +306,10 @@ class Training:
             raise DivergedError(line + before, self._mend)
         state.skipped += 1
         self._emit(
-            "warning", message=f"{line} Going on ({state.skipped} of at most {self.settings.skip_updates} skipped)."
+            WarningEvent(
+                **self._position,
+                message=f"{line} Going on ({state.skipped} of at most {self.settings.skip_updates} skipped).",
+            )
         )
         return True
 
@@ -313,7 +339,7 @@ class Training:
                     "Use a lower --learning-rate or --precision fp32; if step 0 says so, the base model itself is damaged.",
                 )
             better = state.best_loss is None or loss < state.best_loss
-            self._emit("evaluation", loss=loss, perplexity=perplexity(loss), best=better)
+            self._emit(EvaluationEvent(**self._position, loss=loss, perplexity=perplexity(loss), best=better))
         if better:
             state.best_loss, state.best_step, state.bad_evaluations = loss, state.step, 0
             if state.step:
@@ -323,7 +349,7 @@ class Training:
         state.evaluated_step = state.step
         if self.sample is not None and state.step and self.accelerator.is_main_process:
             for prompt, text in self.sample(self._stop.check):
-                self._emit("sample", prompt=prompt, text=text)
+                self._emit(SampleEvent(**self._position, prompt=prompt, text=text))
 
     def _measure(self, blocks: Blocks) -> Measurement:
         device = self._forward.device
@@ -356,7 +382,7 @@ class Training:
                     self._optimizer.optimizer,
                     self.evaluation.keep_checkpoints,
                 )
-            self._emit("checkpoint", path=str(path.relative_to(self.directory.root)))
+            self._emit(CheckpointEvent(**self._position, path=str(path.relative_to(self.directory.root))))
         self.accelerator.wait_for_everyone()
         self._saved = replace(self.state)
         return path
@@ -369,11 +395,14 @@ class Training:
                 write_sealed_folder(self.directory.model, lambda folder: models.save(plain, self.tokenizer, folder))
         self.accelerator.wait_for_everyone()
 
-    def _emit(self, event: str, **values: Any) -> None:
+    @property
+    def _position(self) -> _Position:
+        return {"step": self.state.step, "tokens": self.state.tokens}
+
+    def _emit(self, event: Event) -> None:
         if self.accelerator.is_main_process:
-            record = {"event": event, "step": self.state.step, "tokens": self.state.tokens} | values
             for listener in self.listeners:
-                listener(record)
+                listener(event)
 
 
 @contextlib.contextmanager

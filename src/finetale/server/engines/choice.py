@@ -25,14 +25,15 @@ from finetale import environment, rundir, tokens
 from finetale.config import SamplingSettings
 from finetale.errors import ConfigError, ModelError
 from finetale.models import LoadedModel
+from finetale.notify import Notify
 from finetale.rundir import RunDirectory
+from finetale.schema import StageEvent, WarningEvent
 from finetale.server.engines import Job, Rows
 from finetale.server.engines.batching import BatchingEngine
 from finetale.server.engines.openvino import last_line
 from finetale.server.engines.pytorch import ALL_THREADS, SeparateRows, TorchRows
 
 ENGINES = ("auto", "openvino", "torch")
-Notify = Callable[[dict[str, Any]], None]
 
 _TORCH_TOLERANCE = 0.02
 """Largest difference of scores, as a share of the largest, between rows together and alone: bf16 has 1%."""
@@ -143,7 +144,7 @@ def choose(
 
         if record["hurt"] is not None:
             message = f"{record['hurt']}; its weights stay as they are, which is slower."
-            notify({"event": "warning", "message": message})
+            notify(WarningEvent(message=message))
         speeds = record["tokens_per_second"]
         if wanted == "openvino" or speeds["openvino"] >= speeds["torch"]:
             group = record["rounding"]["group"]
@@ -154,7 +155,7 @@ def choose(
     if problem is not None:
         if wanted == "openvino":
             raise ModelError(f"OpenVINO can't serve this model: {problem}.", "`--engine torch` serves it.")
-        notify({"event": "warning", "message": f"OpenVINO can't serve this model: {problem}. PyTorch does."})
+        notify(WarningEvent(message=f"OpenVINO can't serve this model: {problem}. PyTorch does."))
     return torch_engine(loaded, facts, slots, dtype)
 
 
@@ -211,7 +212,7 @@ def _make(
         except OSError as error:
             elsewhere = "; it is kept in the cache" if number < len(places) - 1 else ""
             message = f"The converted model can't be kept in {parent}: {error.strerror or error}{elsewhere}."
-            notify({"event": "warning", "message": message})
+            notify(WarningEvent(message=message))
             continue
         except Exception as error:  # whatever OpenVINO, its compressor or the tracer meet; not kept, for it may pass
             return {"problem": f"{type(error).__name__}: {last_line(error)}"}, place
@@ -237,7 +238,7 @@ def _convert(
     from finetale.server.engines.openvino import OpenVinoRows, save
 
     def say(message: str) -> None:
-        notify({"event": "stage", "message": message})
+        notify(StageEvent(message=message))
 
     say(f"Converting {loaded.provenance.name} for OpenVINO (once)")
     reference = torch_engine(loaded, facts, slots)
