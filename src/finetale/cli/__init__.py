@@ -16,6 +16,7 @@ from rich.console import Console
 
 import finetale
 from finetale.cli.output import print_error
+from finetale.cli.streams import accept_all_characters
 from finetale.environment import calm_threads
 from finetale.errors import FinetaleError
 from finetale.signals import leave
@@ -64,6 +65,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     0 done · 1 a user error (one `error:` line, one `hint:` line) · 2 bad usage · 70 a bug · 75 interrupted and
     resumable · 130 interrupted before there was anything to resume.
     """
+    accept_all_characters()
     calm_threads()
     app = build_app()
     words = list(sys.argv[1:] if arguments is None else arguments)

@@ -13,6 +13,8 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.markup import escape
 
+from finetale.cli.streams import is_unicode
+
 if TYPE_CHECKING:
     from finetale.display import Display
 
@@ -35,7 +37,7 @@ def print_error(message: str, hint: str = "") -> None:
 
 def print_json(value: Any) -> None:
     """A result as one JSON document on stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    sys.stdout.write(json.dumps(value, ensure_ascii=not is_unicode(sys.stdout), indent=2, allow_nan=False) + "\n")
     sys.stdout.flush()
 
 
