@@ -28,13 +28,14 @@ from transformers import (
 from finetale import models, pipeline, rundir, speed
 from finetale.config import SamplingSettings
 from finetale.errors import ConfigError, GenerationError, ModelError
+from finetale.export import openvino
 from finetale.generate import Generator
 from finetale.models import LoadedModel
 from finetale.pipeline import evaluating
-from finetale.server.engines import Job, Rows, choice, conversion
+from finetale.server.engines import Job, Rows, selection
 from finetale.server.engines.batching import BatchingEngine
-from finetale.server.engines.openvino import OpenVinoRows
-from finetale.server.engines.pytorch import SeparateRows, TorchRows
+from finetale.server.engines.openvino_rows import OpenVinoRows
+from finetale.server.engines.pytorch_rows import SeparateRows, TorchRows
 from finetale.tokens import begin_and_end
 from tiny import save_model
 
@@ -48,7 +49,7 @@ SHAPE = {
     "initializer_range": 0.2,
 }
 NEO = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_layers": 2, "num_heads": 2, "max_position_embeddings": 256}
-FACTS = choice.Facts(VOCABULARY, (), 256, 0)
+FACTS = selection.Facts(VOCABULARY, (), 256, 0)
 
 
 def made(config: Any) -> PreTrainedModel:
@@ -64,7 +65,7 @@ def model() -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def converted(model: PreTrainedModel) -> Any:
-    return conversion.convert(model)
+    return openvino.convert(model)
 
 
 def play(rows: Rows) -> list[tuple[list[int], list[float]]]:
@@ -148,7 +149,7 @@ def test_rows_one_at_a_time_give_the_same(model: PreTrainedModel, reference: Any
 )
 def test_other_architectures_are_converted(config: Any) -> None:
     other = made(config)
-    engine = FACTS.engine(OpenVinoRows(conversion.convert(other), context=256, slots=2, exact=True))
+    engine = FACTS.engine(OpenVinoRows(openvino.convert(other), context=256, slots=2, exact=True))
     assert engine.deviation(lambda ids: other(input_ids=ids).logits.detach()) < 1e-3
 
 
@@ -162,8 +163,8 @@ def test_models_that_compute_row_by_row_are_served(tmp_path: Path) -> None:
     neo = made(GPTNeoConfig(**NEO | {"vocab_size": 400}, attention_types=[[["global", "local"], 1]], window_size=4))
     loaded = models.load(str(save_model(tmp_path / "tiny")))
     generator = Generator(neo, loaded.tokenizer)
-    facts = choice.Facts(generator.vocab_size, (), 256, generator.begin)
-    engine = choice.torch_engine(LoadedModel(neo, loaded.tokenizer, loaded.provenance), facts, 4)
+    facts = selection.Facts(generator.vocab_size, (), 256, generator.begin)
+    engine = selection.torch_engine(LoadedModel(neo, loaded.tokenizer, loaded.provenance), facts, 4)
     assert engine.name == "torch, one at a time"
     settings = SamplingSettings.resolve({"temperature": 1.0, "max_new_tokens": 20, "seed": 3})
     ids = [generator.begin, *loaded.tokenizer("The lamp")["input_ids"]]
@@ -185,9 +186,9 @@ def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
 def chosen(loaded: LoadedModel, wanted: str = "openvino", **values: Any) -> tuple[BatchingEngine, list[dict[str, Any]]]:
     events: list[Any] = []
     generator = Generator(loaded.model, loaded.tokenizer)
-    facts = choice.Facts(generator.vocab_size, (), generator.context, generator.begin)
+    facts = selection.Facts(generator.vocab_size, (), generator.context, generator.begin)
     given: dict[str, Any] = {"slots": 4, "held_out": list, "notify": events.append} | values
-    return choice.choose(loaded, facts, wanted=wanted, **given), events
+    return selection.choose(loaded, facts, wanted=wanted, **given), events
 
 
 def record_of(folder: Path) -> dict[str, Any]:
@@ -203,10 +204,10 @@ def test_a_model_is_converted_once(loaded: LoadedModel, tmp_path: Path, monkeypa
     record = record_of(tmp_path / "cache")
     assert record["problem"] is None
     assert record["deviation"] < 1e-3
-    assert record["perplexity"]["openvino"] == pytest.approx(record["perplexity"]["torch"], rel=choice.MOST_CHANGE)
+    assert record["perplexity"]["openvino"] == pytest.approx(record["perplexity"]["torch"], rel=selection.MOST_CHANGE)
     assert record["tokens_per_second"].keys() == {"torch", "openvino"}
 
-    monkeypatch.setattr(conversion, "convert", None)
+    monkeypatch.setattr(openvino, "convert", None)
     engine, events = chosen(loaded)
     assert engine.name == "openvino"
     assert not events
@@ -402,7 +403,7 @@ def test_a_run_keeps_a_conversion_for_each_machine(
     rundir.write_json(run / "run.json", {"schema": 1})
     of_run = LoadedModel(loaded.model, loaded.tokenizer, models.Provenance(str(run), "run", None, "one", 1))
     for threads, converts in ((2, True), (1, True), (2, False), (1, False)):
-        monkeypatch.setattr(choice, "ALL_THREADS", threads)
+        monkeypatch.setattr(selection, "ALL_THREADS", threads)
         _, events = chosen(of_run)
         assert any("Converting" in event.message for event in events) == converts
     newer = LoadedModel(loaded.model, loaded.tokenizer, models.Provenance(str(run), "run", None, "two", 1))
@@ -413,7 +414,7 @@ def test_a_run_keeps_a_conversion_for_each_machine(
 def test_threads_that_set_their_number_of_threads_change_no_place(loaded: LoadedModel) -> None:
     with ThreadPoolExecutor(1) as pool:
         pool.submit(torch.set_num_threads, 1).result()
-        assert pool.submit(choice._places, loaded).result() == choice._places(loaded)
+        assert pool.submit(selection._places, loaded).result() == selection._places(loaded)
 
 
 def test_a_disk_that_is_full_for_openvino_is_known_as_such(
@@ -447,8 +448,8 @@ def test_what_can_not_be_opened_again_is_served_by_pytorch(
     def gone(*words: Any, **values: Any) -> None:
         raise RuntimeError("directory_exists || file_exists")
 
-    monkeypatch.setattr("finetale.server.engines.openvino.OpenVinoRows", gone)
-    monkeypatch.setattr(choice, "_read_record", faster(choice._read_record))
+    monkeypatch.setattr("finetale.server.engines.openvino_rows.OpenVinoRows", gone)
+    monkeypatch.setattr(selection, "_read_record", faster(selection._read_record))
     engine, events = chosen(loaded, "auto")
     assert engine.name == "torch"
     assert "can't be opened" in events[-1].message
@@ -469,21 +470,21 @@ def test_long_texts_are_measured_as_pytorch_reads_them() -> None:
     for rows in (
         TorchRows(model, context=600, slots=2),
         SeparateRows(model, slots=2),
-        OpenVinoRows(conversion.convert(model), context=600, slots=2, exact=True),
+        OpenVinoRows(openvino.convert(model), context=600, slots=2, exact=True),
     ):
-        assert torch.allclose(choice._alone(rows, ids), expected, atol=5e-3), rows.name
+        assert torch.allclose(selection._alone(rows, ids), expected, atol=5e-3), rows.name
 
 
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """A compressor that ruins the model."""
-    compress = conversion.compress
+    compress = openvino.compress
 
     def ruin(converted: Any, *, symmetric: bool) -> Any:
         other = GPT2LMHeadModel(GPT2Config(**SHAPE | {"vocab_size": 400, "n_positions": 64, "n_embd": 32}))
-        return compress(conversion.convert(other.eval()), symmetric=symmetric)
+        return compress(openvino.convert(other.eval()), symmetric=symmetric)
 
-    monkeypatch.setattr(conversion, "compress", ruin)
+    monkeypatch.setattr(openvino, "compress", ruin)
 
 
 @pytest.mark.usefixtures("broken")
@@ -496,13 +497,13 @@ def test_a_model_that_int8_weights_hurt_keeps_its_weights(loaded: LoadedModel, t
         assert "its weights stay as they are" in warning
     record = record_of(tmp_path / "cache")
     assert record["rounding"]["weights"] == "as they are"
-    assert record["perplexity"]["openvino"] == pytest.approx(record["perplexity"]["torch"], rel=choice.MOST_CHANGE)
+    assert record["perplexity"]["openvino"] == pytest.approx(record["perplexity"]["torch"], rel=selection.MOST_CHANGE)
 
 
 def test_a_model_that_changes_all_the_same_is_served_by_pytorch(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choice, "MOST_CHANGE", -1.0)
+    monkeypatch.setattr(selection, "MOST_CHANGE", -1.0)
     engine, events = chosen(loaded, "auto", held_out=lambda: [list(range(0, 300, 6))])
     assert engine.name == "torch"
     (warning,) = [event.message for event in events if event.event == "warning"]
@@ -514,8 +515,8 @@ def test_a_model_that_changes_all_the_same_is_served_by_pytorch(
 
 def test_a_wrong_conversion_is_found(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     other = GPT2LMHeadModel(loaded.model.config).eval()
-    convert = conversion.convert
-    monkeypatch.setattr(conversion, "convert", lambda model: convert(other))
+    convert = openvino.convert
+    monkeypatch.setattr(openvino, "convert", lambda model: convert(other))
     with pytest.raises(ModelError, match="scores differ from PyTorch's by"):
         chosen(loaded)
 
@@ -529,7 +530,7 @@ def test_what_can_not_be_converted_is_served_by_pytorch(loaded: LoadedModel) -> 
 
 def test_the_faster_engine_serves(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     speeds = {"torch": 2.0, "openvino": 1.0}
-    monkeypatch.setattr(choice, "_speed", lambda engine, facts: speeds[engine.name])
+    monkeypatch.setattr(selection, "_speed", lambda engine, facts: speeds[engine.name])
     assert chosen(loaded, "auto")[0].name == "torch"
     assert chosen(loaded, "openvino")[0].name == "openvino"
 
@@ -552,7 +553,7 @@ def test_a_conversion_leaves_nothing_behind(model: PreTrainedModel) -> None:
     process = psutil.Process()
     sizes, classes = [], []
     for number in range(12):
-        conversion.convert(model)
+        openvino.convert(model)
         if number > 1:
             gc.collect()
             sizes.append(process.memory_info().rss)
@@ -570,9 +571,9 @@ def watch(event, given):
 sys.addaudithook(watch)
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
-from finetale.server.engines import conversion
+from finetale.export import openvino
 model = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_positions=64, n_embd=32, n_layer=1, n_head=2)).eval()
-conversion.compress(conversion.convert(model), symmetric=True)
+openvino.compress(openvino.convert(model), symmetric=True)
 print("telemetry" if sys.modules.get("openvino_telemetry") else "done")
 """
     done = subprocess.run(

@@ -30,7 +30,7 @@ from finetale.server import source
 from finetale.server.access import Limits
 from finetale.server.answer import Served
 from finetale.server.app import Service
-from finetale.server.engines import choice
+from finetale.server.engines import selection
 from serving import Serving
 from tiny import save_model
 
@@ -597,12 +597,12 @@ def loaded_as(config: Any, *, eager: bool = False) -> LoadedModel:
 
 def test_rows_are_together_only_if_they_keep_apart() -> None:
     small = {"vocab_size": 100, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, "initializer_range": 0.5}
-    facts = choice.Facts(100, (), 64, 0)
+    facts = selection.Facts(100, (), 64, 0)
     for eager in (False, True):
-        assert choice.torch_engine(loaded_as(GPT2Config(**small), eager=eager), facts, 4).name == "torch"
+        assert selection.torch_engine(loaded_as(GPT2Config(**small), eager=eager), facts, 4).name == "torch"
     shape = {"vocab_size": 100, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "max_position_embeddings": 64}
     neo = GPTNeoConfig(**shape, attention_types=[[["global", "local"], 1]], window_size=4, initializer_range=0.5)
-    engine = choice.torch_engine(loaded_as(neo, eager=True), facts, 4)
+    engine = selection.torch_engine(loaded_as(neo, eager=True), facts, 4)
     assert engine.name == "torch, one at a time"
 
 

@@ -6,6 +6,7 @@ import re
 import runpy
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,23 @@ def test_the_readmes_tree_is_the_real_one() -> None:
         if p.name not in ("__pycache__", "__init__.py", "__main__.py", "py.typed")
     }
     assert named == real
+
+
+def test_the_readmes_layer_numbers_are_the_contracts() -> None:
+    """The rows of the contract, counted from the lowest one."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    rows = [[module.strip() for module in row.split("|")] for row in reversed(contracts[0]["layers"])]
+    numbers = {module.removeprefix("finetale."): number for number, row in enumerate(rows) for module in row}
+    numbers.pop("__main__")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = readme.split("```text\nsrc/finetale/\n", 1)[1].split("\nrecipes/", 1)[0]
+    lines = [re.match(r"  (\S+?)(?:\.py|/)? +(\d+)?  \S", line) for line in tree.splitlines()]
+    assert len(lines) >= 25
+    assert all(lines)
+    shown = {line[1]: int(line[2]) for line in lines if line is not None and line[2]}
+    assert shown == numbers
+    assert list(shown.values()) == sorted(shown.values())
+    without = {line[1] for line in lines if line is not None and not line[2]}
+    assert without == {"bundled", "templates"}, "folders without code"

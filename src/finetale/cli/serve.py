@@ -103,7 +103,7 @@ def command(
             from finetale.server import service
             from finetale.server.access import Limits
             from finetale.server.connections import most_connections
-            from finetale.server.source import Source
+            from finetale.server.model_spec import ModelSpec
         except ImportError as error:
             raise ConfigError(
                 f"A package for serving is missing: {error.name}.",
@@ -155,9 +155,9 @@ def command(
             if with_base:
                 loads = {"base": open_base} | loads
             loads |= {other: partial(_open, path, offline) for other, path in others}
-            sources = [Source(each, load, engine, precision, slots, queue) for each, load in loads.items()]
+            specs = [ModelSpec(each, load, engine, precision, slots, queue) for each, load in loads.items()]
             service.run(
-                sources,
+                specs,
                 Limits(
                     key=key,
                     hosts=hosts,

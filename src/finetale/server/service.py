@@ -22,9 +22,9 @@ from finetale.server.access import MOST_HEADER_BYTES, Limits
 from finetale.server.answer import Served
 from finetale.server.app import Service
 from finetale.server.connections import bounded
-from finetale.server.engines.pytorch import ALL_THREADS
+from finetale.server.engines.pytorch_rows import ALL_THREADS
 from finetale.server.logs import logged_as_json
-from finetale.server.source import Source
+from finetale.server.model_spec import ModelSpec
 from finetale.server.vllm import Upstream, close_all
 from finetale.signals import Bell, StopRequest, handling, hangups, in_terminal
 
@@ -35,7 +35,7 @@ _LAST_WORDS_SECONDS = 0.3
 
 
 def run(
-    sources: list[Source],
+    specs: list[ModelSpec],
     limits: Limits,
     *,
     host: str,
@@ -86,7 +86,7 @@ def run(
         with logged_as_json():
             # Ctrl-C ends the loading at once, and whatever it has started.
             with StopRequest(at_once=True, resumable=False), hangups(reloads):
-                for source in sources:
+                for source in specs:
                     opened = source.open(notify)
                     assert opened is not None
                     service.add(opened)
@@ -103,7 +103,7 @@ def run(
                     if reloads:  # that came while it was loading, too
                         reloads.clear()
                         # Beside this thread, which has to see to the end meanwhile.
-                        threading.Thread(target=reload, args=(service, sources), daemon=True).start()
+                        threading.Thread(target=reload, args=(service, specs), daemon=True).start()
                     bell.wait()
                     if service.draining and not told:
                         told = True
@@ -119,15 +119,15 @@ def run(
             pass
 
 
-def reload(service: Service, sources: list[Source]) -> None:
+def reload(service: Service, specs: list[ModelSpec]) -> None:
     """Open the models again; what can't be opened is told and served on as it was."""
     torch.set_num_threads(ALL_THREADS)  # a thread begins with those of whatever thread has set them last
     with _reloading:
-        _reload(service, sources)
+        _reload(service, specs)
 
 
-def _reload(service: Service, sources: list[Source]) -> None:
-    for source in sources:
+def _reload(service: Service, specs: list[ModelSpec]) -> None:
+    for source in specs:
         try:
             opened = source.open(_tell, service.models[source.name])
         except (FinetaleError, OSError) as error:

@@ -6,10 +6,7 @@ seed gives the same text as elsewhere, and log-probabilities and all parameters 
 
 from __future__ import annotations
 
-import errno
-import sys
 from collections.abc import Sequence
-from functools import cache
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
@@ -20,46 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from finetale import environment
+from finetale.export.openvino import core
 
 _FIRST_BLOCKS = 16
-
-
-@cache
-def core() -> Any:
-    """OpenVINO's runtime. It and its tools tell their maker what they are used for; here they tell nobody."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino
-
-    found = openvino.Core()
-    found.set_property({"ENABLE_MMAP": False})  # a file that is overwritten would end the process
-    return found
-
-
-def last_line(error: Exception) -> str:
-    """What its long messages come to."""
-    return (str(error).strip().splitlines() or [""])[-1][:200]
-
-
-def save(model: Any, file: Path) -> None:
-    """Write a model as FILE.xml and FILE.bin.
-
-    Raises:
-        OSError: it can't be written.
-    """
-    core()
-    import openvino
-
-    try:
-        openvino.save_model(model, file, compress_to_fp16=False)
-    except RuntimeError as error:  # all that it says of a full disk
-        raise OSError(errno.EIO, last_line(error), str(file)) from None
 
 
 class OpenVinoRows:
     """Rows of different lengths in one pass.
 
     Args:
-        source: a model of `conversion`, or the file it was saved to.
+        source: a model of `export.openvino`, or the file it was saved to.
         context: tokens of a row at most.
         slots: rows at most.
         exact: fp32 in place of what is fastest, for comparing.

@@ -8,7 +8,6 @@ kept beside the converted model.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import platform
 import shutil
@@ -24,14 +23,14 @@ from torch import Tensor
 from finetale import environment, rundir, tokens
 from finetale.config import SamplingSettings
 from finetale.errors import ConfigError, ModelError
+from finetale.export import FORMATS, openvino
 from finetale.models import LoadedModel
 from finetale.notify import Notify
 from finetale.rundir import RunDirectory
 from finetale.schema import StageEvent, WarningEvent
 from finetale.server.engines import Job, Rows
 from finetale.server.engines.batching import BatchingEngine
-from finetale.server.engines.openvino import last_line
-from finetale.server.engines.pytorch import ALL_THREADS, SeparateRows, TorchRows
+from finetale.server.engines.pytorch_rows import ALL_THREADS, SeparateRows, TorchRows
 
 ENGINES = ("auto", "openvino", "torch")
 
@@ -130,7 +129,7 @@ def choose(
         ConfigError: the engine that is wanted is not installed.
         ModelError: it can't serve this model.
     """
-    here = importlib.util.find_spec("openvino") is not None and importlib.util.find_spec("nncf") is not None
+    here = FORMATS["openvino"].is_installed()
     if wanted == "openvino" and not here:
         raise ConfigError("OpenVINO is not installed.", "Install it with pip install 'finetale[serve]'.")
     if wanted == "torch" or not here or (wanted == "auto" and loaded.model.device.type != "cpu"):
@@ -140,7 +139,7 @@ def choose(
     record, folder = next(found, None) or _make(loaded, facts, places, slots, held_out, notify)
     problem = record["problem"]
     if problem is None:
-        from finetale.server.engines.openvino import OpenVinoRows
+        from finetale.server.engines.openvino_rows import OpenVinoRows
 
         if record["hurt"] is not None:
             message = f"{record['hurt']}; its weights stay as they are, which is slower."
@@ -151,7 +150,7 @@ def choose(
             try:
                 return facts.engine(OpenVinoRows(folder / _MODEL, context=facts.context, slots=slots, group=group))
             except (RuntimeError, OSError) as error:  # it is gone meanwhile, or there is no memory for it
-                problem = f"what was kept of it can't be opened: {last_line(error)}"
+                problem = f"what was kept of it can't be opened: {openvino.last_line(error)}"
     if problem is not None:
         if wanted == "openvino":
             raise ModelError(f"OpenVINO can't serve this model: {problem}.", "`--engine torch` serves it.")
@@ -161,12 +160,10 @@ def choose(
 
 def _places(loaded: LoadedModel) -> list[Path]:
     """Where the converted model may stand: in the run's directory, or in the cache, under a hash of all it comes from."""
-    from finetale.server.engines import conversion
-
     words = {
         "weights": loaded.provenance.sha256,
         "config": loaded.model.config.to_diff_dict(),
-        "conversion": conversion.VERSION,
+        "conversion": openvino.VERSION,
         "versions": environment.versions("torch", "transformers", "openvino", "nncf"),
         "machine": [platform.machine(), environment.cpu_name(), ALL_THREADS],
     }
@@ -215,7 +212,7 @@ def _make(
             notify(WarningEvent(message=message))
             continue
         except Exception as error:  # whatever OpenVINO, its compressor or the tracer meet; not kept, for it may pass
-            return {"problem": f"{type(error).__name__}: {last_line(error)}"}, place
+            return {"problem": f"{type(error).__name__}: {openvino.last_line(error)}"}, place
         if number < len(places) - 1:  # in the run: those of earlier weights serve nobody
             for other in parent.glob("openvino-*"):
                 if other != place and (_read_record(other) or {}).get("weights") != loaded.provenance.sha256:
@@ -234,15 +231,14 @@ def _convert(
     record: dict[str, Any],
 ) -> None:
     """Fill a folder with a converted model, and `record` with what was found of it."""
-    from finetale.server.engines import conversion
-    from finetale.server.engines.openvino import OpenVinoRows, save
+    from finetale.server.engines.openvino_rows import OpenVinoRows
 
     def say(message: str) -> None:
         notify(StageEvent(message=message))
 
     say(f"Converting {loaded.provenance.name} for OpenVINO (once)")
     reference = torch_engine(loaded, facts, slots)
-    converted = conversion.convert(loaded.model)
+    converted = openvino.convert(loaded.model)
     exact = facts.engine(OpenVinoRows(converted, context=facts.context, slots=2, exact=True))
     record["deviation"] = exact.deviation(lambda ids: _alone(reference.rows, ids), min(40, facts.context))
     if record["deviation"] > _CONVERTED_TOLERANCE:
@@ -257,7 +253,8 @@ def _convert(
     record["perplexity"] = {"torch": before, "text": of, "tokens": sum(len(text) - 1 for text in texts)}
     for rounding in _ROUNDINGS:
         rounded = rounding["weights"] == "int8"
-        save(conversion.compress(converted, symmetric=rounding["symmetric"]) if rounded else converted, place / _MODEL)
+        smaller = openvino.compress(converted, symmetric=rounding["symmetric"]) if rounded else converted
+        openvino.save(smaller, place / _MODEL)
         rows = OpenVinoRows(place / _MODEL, context=facts.context, slots=slots, group=rounding["group"])
         after = _perplexity(rows, texts, facts.vocab_size)
         record |= {"rounding": rounding}

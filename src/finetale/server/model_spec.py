@@ -16,7 +16,7 @@ from finetale.models import LoadedModel
 from finetale.notify import Notify
 from finetale.server.answer import Served
 from finetale.server.completion import Vocabulary
-from finetale.server.engines import choice
+from finetale.server.engines import selection
 from finetale.server.vllm import Upstream, start
 from finetale.server.worker import Worker
 
@@ -27,13 +27,13 @@ _WINDOW = 512
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSpec:
     """A model to serve.
 
     Attributes:
         name: in requests.
         load: reads its files.
-        engine: one of `choice.ENGINES`, or vllm.
+        engine: one of `selection.ENGINES`, or vllm.
         precision: "fp32" or "bf16" of PyTorch; "auto" for bf16 on an accelerator, fp32 elsewhere.
         slots: completions at a time.
         most_waiting: requests that may wait.
@@ -90,7 +90,7 @@ def serve_model(
     precision: str = "auto",
     notify: Notify = lambda event: None,
 ) -> Served:
-    """A model with an engine and its worker, which runs at once; arguments as of Source.
+    """A model with an engine and its worker, which runs at once; arguments as of ModelSpec.
 
     Raises:
         FinetaleError: the engine is not there or can't serve this model.
@@ -99,9 +99,9 @@ def serve_model(
     window = getattr(loaded.model.config.get_text_config(), "sliding_window", None)
     context = min(generator.context, window or _UNLIMITED_CONTEXT, _UNLIMITED_CONTEXT)
     holes = tuple(token for token in generator.forbidden if token < generator.vocab_size)
-    facts = choice.Facts(generator.vocab_size, holes, context, generator.begin)
+    facts = selection.Facts(generator.vocab_size, holes, context, generator.begin)
     half = precision == "bf16" or (precision == "auto" and loaded.model.device.type == "cuda")
-    chosen = choice.choose(
+    chosen = selection.choose(
         loaded,
         facts,
         slots=slots,

@@ -1,15 +1,19 @@
 """A transformers model → OpenVINO's format, with a cache of keys and values as its state, and int8 weights.
 
 The model's own code is traced, so whatever transformers computes is what is converted; nothing is trusted to be right
-before `choice` has held it against PyTorch. OpenVINO's usual exporter (optimum-intel) pins old versions of transformers.
+before its caller has compared it with PyTorch. OpenVINO's usual exporter (optimum-intel) pins old versions of transformers.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
+import sys
 import warnings
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +23,40 @@ from transformers import Cache, DynamicCache, DynamicLayer, PreTrainedModel
 from transformers.utils import logging
 
 from finetale import speed
-from finetale.server.engines.openvino import core
 
 VERSION = 2
-"""Counts changes that make another model of the same weights, here or in `choice`."""
+"""Counts changes that make another model of the same weights, here or in what the server makes of it."""
+
+
+@cache
+def core() -> Any:
+    """OpenVINO's runtime. It and its tools tell their maker what they are used for; here they tell nobody."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    found = openvino.Core()
+    found.set_property({"ENABLE_MMAP": False})  # a file that is overwritten would end the process
+    return found
+
+
+def last_line(error: Exception) -> str:
+    """What its long messages come to."""
+    return (str(error).strip().splitlines() or [""])[-1][:200]
+
+
+def save(model: Any, file: Path) -> None:
+    """Write a model as FILE.xml and FILE.bin.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    core()
+    import openvino
+
+    try:
+        openvino.save_model(model, file, compress_to_fp16=False)
+    except RuntimeError as error:  # all that it says of a full disk
+        raise OSError(errno.EIO, last_line(error), str(file)) from None
 
 
 def convert(model: PreTrainedModel) -> Any:

@@ -1,0 +1,44 @@
+"""The registry of export formats."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from finetale import export
+from finetale.errors import ConfigError
+from finetale.export import FORMATS, find_format
+
+
+def test_each_module_of_the_package_is_a_registered_format() -> None:
+    folder = Path(export.__file__).parent
+    modules = {file.stem for file in folder.glob("*.py") if file.stem != "__init__"}
+    assert modules == set(FORMATS)
+    assert "openvino" in modules
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_each_format_has_what_an_exporter_has(name: str) -> None:
+    found = find_format(name)
+    assert found.name == name
+    exporter = found.exporter()
+    assert exporter.VERSION >= 1
+    assert callable(exporter.convert)
+    assert callable(exporter.save)
+
+
+def test_a_format_is_installed_if_all_its_packages_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: asked.append(name) or object())
+    assert FORMATS["openvino"].is_installed() is True
+    assert asked == ["openvino", "nncf"]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "nncf" else object())
+    assert FORMATS["openvino"].is_installed() is False
+
+
+def test_an_unknown_format_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="'onyx' is not an export format") as caught:
+        find_format("onyx")
+    assert "Choose one of: openvino." in caught.value.hint
