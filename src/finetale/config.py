@@ -309,7 +309,9 @@ class EvaluationSettings(Settings):
         ge=1,
         description="Steps between lines in metrics.jsonl. auto: 1, and 10 on a GPU, which would have to wait.",
     )
-    tensorboard: bool = Field(True, description="Write the numbers for TensorBoard too.")
+    tensorboard: bool | None = Field(
+        None, description="Write the numbers for TensorBoard too. auto: where the package tensorboard is installed."
+    )
 
 
 class SamplingSettings(Settings):

@@ -16,6 +16,7 @@ from cyclopts.validators import Number
 
 from finetale.cli.output import Model, Quiet, progress, stdout
 from finetale.errors import ConfigError
+from finetale.extras import install_hint
 from finetale.signals import hangups
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def command(
         except ImportError as error:
             raise ConfigError(
                 f"A package for serving is missing: {error.name}.",
-                "Install it with pip install 'finetale[serve]', in a checkout with pip install -c constraints.txt -e '.[serve]'.",
+                install_hint("serve"),
             ) from None
         from finetale import models, pipeline
 

@@ -52,7 +52,7 @@ def with_settings(
 
 
 def _parameter(name: str, field: FieldInfo, group: Group) -> inspect.Parameter:
-    kind = field.annotation
+    kind = bool if field.annotation == (bool | None) else field.annotation
     many = "tuple" in str(kind)
     flag: Any = bool | None if kind is bool else list[str] | None if many else str | None
     default = (

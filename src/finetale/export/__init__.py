@@ -9,13 +9,13 @@ it made: its caller compares the result with the model in PyTorch before it is u
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from transformers import PreTrainedModel
 
+from finetale import extras
 from finetale.errors import ConfigError
 
 
@@ -45,24 +45,22 @@ class Format:
 
     Attributes:
         name: of the format and of its module in this package.
-        packages: what must be installed for it.
-        extra: the extra of Finetale that installs them.
+        packages: what must be installed for it; `finetale.extras` knows which extra brings them.
     """
 
     name: str
     packages: tuple[str, ...]
-    extra: str
 
     def is_installed(self) -> bool:
         """Return whether all packages of the format are there, without importing them."""
-        return all(importlib.util.find_spec(package) is not None for package in self.packages)
+        return all(map(extras.is_installed, self.packages))
 
     def exporter(self) -> Exporter:
         """Import the module of the format."""
         return cast(Exporter, importlib.import_module(f"finetale.export.{self.name}"))
 
 
-FORMATS = {format.name: format for format in (Format("openvino", ("openvino", "nncf"), "serve"),)}
+FORMATS = {format.name: format for format in (Format("openvino", ("openvino", "nncf")),)}
 
 
 def find_format(name: str) -> Format:

@@ -12,6 +12,7 @@ from finetale import models, speed, text
 from finetale.blocks import Blocks, check_positions, check_stride, choose_block_size, pack, windows
 from finetale.config import Config
 from finetale.errors import RunError, SourceError, TrainingError
+from finetale.extras import is_installed, require
 from finetale.models import LoadedModel
 from finetale.notify import Notify, stage, warn
 from finetale.pipeline.data import tokenise, trained_tokenizer
@@ -65,6 +66,10 @@ def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None
             "Start `finetale` without torchrun or accelerate launch.",
         )
     require_sources(config)
+    if config.tensorboard is None:
+        config = config.model_copy(update={"tensorboard": is_installed("tensorboard")})
+    elif config.tensorboard:
+        require("tensorboard", "--tensorboard")
     text.check_sources(config.sources, config)
     given, config = config.model, absolute_names(config)
     located = None

@@ -12,6 +12,7 @@ from itertools import chain
 from typing import Any
 
 from finetale.errors import FinetaleError, HubError, SourceError
+from finetale.extras import require
 from finetale.text.account import FileAccount
 from finetale.text.documents import FileError, Split
 from finetale.text.records import LOOK_AHEAD, find_column, record_documents
@@ -130,6 +131,7 @@ def _rows_of(batch: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
 def _load(
     source: str, candidates: list[tuple[str, str | None]], split: str | None, *, streaming: bool, offline: bool
 ) -> Any:
+    require("datasets", f"Reading {source}")
     import datasets
 
     with _only_local(offline):

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from finetale import environment, rundir, tokens
 from finetale.config import SamplingSettings
-from finetale.errors import ConfigError, ModelError
+from finetale.errors import ModelError
 from finetale.export import FORMATS, openvino
+from finetale.extras import require
 from finetale.models import LoadedModel
 from finetale.notify import Notify
 from finetale.rundir import RunDirectory
@@ -129,9 +130,10 @@ def choose(
         ConfigError: the engine that is wanted is not installed.
         ModelError: it can't serve this model.
     """
+    if wanted == "openvino":
+        for package in FORMATS["openvino"].packages:
+            require(package, "--engine openvino")
     here = FORMATS["openvino"].is_installed()
-    if wanted == "openvino" and not here:
-        raise ConfigError("OpenVINO is not installed.", "Install it with pip install 'finetale[serve]'.")
     if wanted == "torch" or not here or (wanted == "auto" and loaded.model.device.type != "cpu"):
         return torch_engine(loaded, facts, slots, dtype)
     places = _places(loaded)
