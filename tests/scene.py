@@ -10,7 +10,7 @@ TRAIN = (
     *("train", "stories", "--model", "base", "--precision", "fp32", "--threads", "1"),
     *("--batch-size", "4", "--micro-batch-size", "2", "--max-steps", "6", "--epochs", "9", "--learning-rate", "3e-3"),
     *("--eval-every", "2", "--save-every", "1", "--num-prompts", "1", "--num-samples", "1", "--max-new-tokens", "3"),
-    *("--bootstrap-samples", "100", "--no-tensorboard"),
+    "--no-tensorboard",
 )
 """A run of six steps that saves after each of them."""
 

@@ -98,59 +98,77 @@ def build(
     same_tokenizer: bool,
     training_texts: Callable[[], Iterable[str]] | None,
     shared: Mapping[str, float] | None = None,
+    is_held_out: bool = True,
 ) -> dict[str, Any]:
-    """Content of comparison.json.
+    """Return the content of comparison.json.
 
     Args:
-        shared: by split, the share of its text which stands in the training text too.
-        training_texts: gives the texts `after` was trained on, to look for verbatim copies; None if unknown.
+        same_tokenizer: whether both models read the same tokens. If not, or if white space does not separate the words
+            of the text, bits per byte are compared in place of perplexity.
+        training_texts: returns the texts that `after` was trained on, to look for verbatim copies; None if unknown.
+        shared: by split, the share of its text that also occurs in the training text.
+        is_held_out: whether the text was held out from training `after`; False for text that somebody named.
     """
-    changes = {
-        split: change(
-            before.measurements[split],
-            after.measurements[split],
-            by_word=not same_tokenizer,
-            samples=settings.bootstrap_samples,
-            seed=settings.seed,
-        )
-        if split in before.measurements and split in after.measurements
-        else None
-        for split in ("validation", "test")
-    }
+    changes = {split: _change(before, after, split, same_tokenizer) for split in ("validation", "test")}
     copies = longest_copies([[s["text"] for s in side.samples] for side in (before, after)], training_texts)
-    sides = {
+    sides: dict[str, dict[str, Any]] = {
         key: {
             "name": side.name,
             "parameters": side.loaded.provenance.parameters,
-            "validation": _summary(side, "validation", settings),
-            "test": _summary(side, "test", settings),
+            "validation": _summary(side, "validation"),
+            "test": _summary(side, "test"),
             "samples": side.samples,
             "sample_metrics": sample_metrics([s["text"] for s in side.samples]) | {"longest_match": copy},
         }
         for key, side, copy in (("before", before, copies[0]), ("after", after, copies[1]))
     }
     judged = next((split for split in HELD_OUT if changes[split]), None)
-    improved = None
-    unit = None
-    if judged is not None:
-        moved = changes[judged]
-        assert moved is not None
-        improved = bool(moved["percent"] < 0 and moved["excludes_zero"] is not False)
-        if improved and moved["interval"] is None:  # too little text to tell a gain from luck
-            improved = None
-        unit = after.measurements[judged].unit
+    is_random = before.loaded.provenance.kind == "new"
+    improved, reason = judge(changes[judged] if judged else None, is_random=is_random)
+    method = sides["after"][judged]["interval_method"] if judged else None
     return {
         "schema_version": 1,
-        "verdict": verdict(sides["before"], sides["after"], changes, judged, (shared or {}).get(judged or "", 0.0)),
+        "verdict": verdict(
+            sides["before"],
+            sides["after"],
+            changes,
+            judged,
+            text=_described_text(judged, (shared or {}).get(judged or "", 0.0), is_held_out=is_held_out),
+            is_random=is_random,
+        ),
         "improved": improved,
+        "improved_reason": reason,
         "judged_on": judged,
-        "interval_unit": unit,
+        "same_tokenizer": same_tokenizer,
+        "interval_unit": "document" if method else None,
+        "interval_method": method,
         "prompts": list(prompts),
         "settings": settings.narrow(SamplingSettings).model_dump(mode="json"),
         "before": sides["before"],
         "after": sides["after"],
         "change": changes,
     }
+
+
+def judge(moved: Mapping[str, Any] | None, *, is_random: bool) -> tuple[bool | None, str | None]:
+    """Return whether the model got better, and a reason where the answer is None.
+
+    A gain counts if its 95% interval excludes zero. The reasons: "no held-out text", "too few documents" (there is no
+    interval), "random base" (any training beats random weights, so a gain says nothing).
+
+    Args:
+        moved: the change on the text that decides, as `metrics.change` returns it; None without such text.
+        is_random: whether the model is compared with random weights.
+    """
+    if moved is None:
+        return None, "no held-out text"
+    if moved["percent"] >= 0 or moved["excludes_zero"] is False:
+        return False, None
+    if is_random:
+        return None, "random base"
+    if moved["interval"] is None:
+        return None, "too few documents"
+    return True, None
 
 
 def describe_audit(audits: Mapping[str, Audit], store: TokenStore, tokenizer: Any, *, has_base: bool) -> dict[str, Any]:
@@ -204,39 +222,66 @@ def _told(passage: Passage, store: TokenStore, tokenizer: Any) -> dict[str, Any]
 
 
 def verdict(
-    before: dict[str, Any], after: dict[str, Any], changes: dict[str, Any], judged: str | None, shared: float = 0.0
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    changes: Mapping[str, Any],
+    judged: str | None,
+    *,
+    text: str = "text it never saw",
+    is_random: bool = False,
 ) -> str:
-    """One plain sentence that says whether the model got better on text it never saw.
+    """Return one or two plain sentences: whether the model got better, by which measure, and on which text.
 
     Args:
-        shared: share of that text which stands in the training text too.
+        text: what the text is that the figures come from.
+        is_random: whether `before` has random weights.
     """
-    what = "text it never saw"
-    if shared >= _SHARED_SHARE:
-        what = f"held-out text of which {shared:.0%} stands in the training text too"
     if judged is None:
         return "There was no held-out text, so nothing can be said about whether the model got better."
     moved = changes[judged]
-    word = "word perplexity" if moved["per"] == "word" else "perplexity"
-    key = "word_perplexity" if moved["per"] == "word" else "perplexity"
+    key, measure, form = _MEASURES[moved["per"]]
     old, new = before[judged][key], after[judged][key]
     percent = f"{moved['percent']:+.1f}%".replace("-", "−")
-    interval = ""
+    interval, note = "", ""
     if moved["interval"] is not None:
         low, high = (f"{value:+.1f}%".replace("-", "−") for value in moved["interval"])
         interval = f", 95% interval {low} to {high}"
-    numbers = f"{_number(old)} to {_number(new)} ({percent}{interval})"
+    else:
+        note = _no_interval(before[judged]["documents"], after[judged]["documents"])
+    numbers = f"{form(old)} to {form(new)} ({percent}{interval})"
     if moved["percent"] == 0:
-        return f"The model did not get better: on {what}, {word} stayed at {_number(old)}."
+        return f"The model did not get better: on {text}, {measure} stayed at {form(old)}.{note}"
     if moved["percent"] > 0:
-        return f"The model did not get better: on {what}, {word} rose from {numbers}."
+        return f"The model did not get better: on {text}, {measure} rose from {numbers}.{note}"
     if moved["excludes_zero"] is False:
-        return f"It can't be said that the model got better: on {what}, {word} went from {numbers}, and the interval includes no change."
-    if moved["interval"] is None:
         return (
-            f"There is too little held-out text to say whether the model got better: on it, {word} fell from {numbers}."
+            f"It can't be said that the model got better: on {text}, {measure} went from {numbers}, "
+            "and the interval includes no change."
         )
-    return f"On {what}, {word} fell from {numbers}."
+    if is_random:
+        return (
+            f"Compared with random weights, which any training beats: on {text}, {measure} fell from {numbers}.{note}"
+        )
+    return f"On {text}, {measure} fell from {numbers}.{note}"
+
+
+def _described_text(judged: str | None, shared: float, *, is_held_out: bool) -> str:
+    """What the text of the verdict is: whether the model saw it, chose its step by it, or read some of it in training."""
+    if not is_held_out:
+        return "the given text"
+    overlap = f"of which {shared:.0%} also occurs in the training text" if shared >= _SHARED_SHARE else ""
+    if judged == "validation":
+        return "the validation text, which also chose the step that was kept" + (f" and {overlap}" if overlap else "")
+    return f"held-out text {overlap}" if overlap else "text it never saw"
+
+
+def _no_interval(before: int, after: int) -> str:
+    """The sentence about figures without an interval, with a space before it."""
+    if before != after:
+        return f" There is no interval: one model read {before:,} documents of the text and the other {after:,}."
+    if after == 1:
+        return " This is one document, so the figures hold for this text only."
+    return f" These are {after} documents, too few for an interval, so the figures hold for this text only."
 
 
 def sample_metrics(texts: Sequence[str]) -> dict[str, float | None]:
@@ -286,10 +331,15 @@ def longest_copies(
     return [{"words": length, "text": mask(text, find_personal_data(text))} for length, text in best]
 
 
-def _summary(side: Side, split: str, settings: CompareSettings) -> dict[str, Any] | None:
-    if split not in side.measurements:
+def _summary(side: Side, split: str) -> dict[str, Any] | None:
+    return side.measurements[split].summary() if split in side.measurements else None
+
+
+def _change(before: Side, after: Side, split: str, same_tokenizer: bool) -> dict[str, Any] | None:
+    old, new = before.measurements.get(split), after.measurements.get(split)
+    if old is None or new is None:
         return None
-    return side.measurements[split].summary(settings.bootstrap_samples, settings.seed)
+    return change(old, new, per="token" if same_tokenizer and old.spaced and new.spaced else "byte")
 
 
 def _original(text: str, start: int, length: int) -> str:
@@ -310,3 +360,14 @@ def _first_words(text: str, number: int) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.1f}" if value < 1000 else f"{value:,.0f}" if value < 1e6 else f"{value:.2e}"
+
+
+def _bits(value: float) -> str:
+    return f"{value:.3f}"
+
+
+_MEASURES: Mapping[str, tuple[str, str, Callable[[float], str]]] = {
+    "token": ("perplexity", "perplexity", _number),
+    "byte": ("bits_per_byte", "bits per byte", _bits),
+}
+"""What the verdict says, by the `per` of a change: key of the figure, its name, its format."""

@@ -366,7 +366,6 @@ class CompareSettings(SamplingSettings):
         ge=0,
         description="Training tokens that are looked through for passages the model knows by heart: first those with personal data or repeats, then drawn. auto: a twentieth of all that training reads, 20,000 to 200,000. 0: none.",
     )
-    bootstrap_samples: int = Field(1000, ge=100, le=100_000, description="Resamples behind each 95% interval.")
 
     @model_validator(mode="after")
     def _samples_of_a_beam_search(self) -> Self:
@@ -447,6 +446,8 @@ def setting_groups(sections: Iterable[type[Settings]] = SECTIONS) -> list[tuple[
 
 
 _MOST_SETTINGS_BYTES = 2**20
+_RETIRED = frozenset({"bootstrap_samples"})
+"""Settings that older versions wrote and that no longer have an effect."""
 
 
 def read_settings_file(path: str | Path) -> dict[str, Any]:
@@ -481,7 +482,7 @@ def read_settings_file(path: str | Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"The settings file {path} does not hold `name: value` lines.", "See docs/settings.md.")
-    return values
+    return {key: value for key, value in values.items() if key not in _RETIRED}
 
 
 def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:

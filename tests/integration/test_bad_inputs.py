@@ -26,7 +26,7 @@ from tiny import WORDS, model, save_model, tokenizer, write_stories
 PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x10\x00\x00\x00\x10\x08\x06\x00\x00\x00" + bytes(range(256))
 LINES = "".join(f"{number}. {WORDS}\n" for number in range(40)).encode()
 QUICK = (
-    *("--max-new-tokens", "4", "--num-samples", "1", "--num-prompts", "1", "--bootstrap-samples", "100"),
+    *("--max-new-tokens", "4", "--num-samples", "1", "--num-prompts", "1"),
     *("--batch-size", "2", "--precision", "fp32", "--no-tensorboard"),
 )
 TINY = ("--max-steps", "2", *QUICK)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +21,7 @@ from finetale.pipeline.data import keep_standard_input, tokenise
 from finetale.pipeline.prepare import evaluation_blocks
 from finetale.rundir import RunDirectory
 from finetale.text.fingerprint import is_elsewhere
+from finetale.text.words import spaces_separate_words
 from finetale.training import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -30,6 +32,9 @@ Between = Callable[[], None]
 HELD_OUT: Mapping[str, str] = {"validation": "validation", "test": "test"}
 WHOLE: Mapping[str, str] = {"test": "all"}
 """All of an unsplit text, measured under the name of the test text."""
+
+_SPACED_DOCUMENTS, _SPACED_TOKENS = 100, 1000
+"""How many documents, and tokens of each, show whether white space separates words."""
 
 
 def open_as_configured(name: str, config: Config, notify: Notify, tokenizer: Any = None) -> LoadedModel:
@@ -67,7 +72,7 @@ def evaluate_model(
             continue
         message = f"Measuring {loaded.provenance.name} on the {label} text"
         stage(notify, message)
-        found[label] = _within_memory(
+        measured = _within_memory(
             partial(
                 measure,
                 forward,
@@ -78,7 +83,17 @@ def evaluate_model(
             config.micro_batch_size or _batch_size(loaded, blocks.block_size),
             blocks.block_size,
         )
+        found[label] = replace(measured, spaced=_is_spaced(store, split, loaded.tokenizer))
     return found
+
+
+def _is_spaced(store: TokenStore, split: str, tokenizer: Any) -> bool:
+    """Whether white space separates the words of a split, from the beginnings of documents that lie evenly in it."""
+    parts = store.parts_of(split)
+    chosen = parts[:: max(1, len(parts) // _SPACED_DOCUMENTS)]
+    return spaces_separate_words(
+        tokenizer.decode(store.ids(int(part))[:_SPACED_TOKENS].tolist(), skip_special_tokens=True) for part in chosen
+    )
 
 
 def _tell(notify: Notify, message: str, done: int, total: int) -> None:
@@ -123,7 +138,7 @@ def evaluate_on(name: str, config: Config, notify: Notify) -> dict[str, Any]:
     models.warn_if_unfinished(loaded, notify)
     store = tokenise(keep_standard_input(_unsplit(config)), loaded.tokenizer, notify)
     measured = evaluate_model(loaded, store, WHOLE, config, notify)
-    return {"model": name} | measured["test"].summary(config.bootstrap_samples, config.seed)
+    return {"model": name} | measured["test"].summary()
 
 
 def _within_memory(work: Callable[..., T], batch_size: int, block_size: int) -> T:
@@ -215,7 +230,14 @@ def compare_models(
     )
     shared = shared_shares(store) if store is not None and held_out is HELD_OUT else None
     result = comparison.build(
-        sides[0], sides[1], config, prompts, same_tokenizer=same, training_texts=texts, shared=shared
+        sides[0],
+        sides[1],
+        config,
+        prompts,
+        same_tokenizer=same,
+        training_texts=texts,
+        shared=shared,
+        is_held_out=held_out is HELD_OUT,
     )
     if store is not None and held_out is HELD_OUT and config.audit_tokens != 0:
         # A run that went before may know the very text by heart, and random weights know nothing.

@@ -17,6 +17,8 @@ _MEASURES = (
     ("loss", "loss, nats a token"),
 )
 _BY_TOKEN = ("perplexity", "loss")
+_COMPARED = {"token": "perplexity", "byte": "bits_per_byte", "word": "word_perplexity"}
+"""Measure by the `per` of a change; files of older versions have "word"."""
 _SAMPLE_SHARES = (
     ("distinct_1", "different words"),
     ("distinct_2", "different word pairs"),
@@ -79,8 +81,11 @@ def table_rows(comparison: Mapping[str, Any]) -> list[Row]:
 
 
 def other_tokens(comparison: Mapping[str, Any], split: str) -> bool:
-    """Whether the two models cut the same text into other tokens: no value a token is comparable then."""
-    if at(comparison, "change", split, "per") == "word":
+    """Return whether the two models cut the text into different tokens, so that no value per token is comparable."""
+    same = at(comparison, "same_tokenizer")
+    if isinstance(same, bool):
+        return not same
+    if at(comparison, "change", split, "per") == "word":  # files of older versions
         return True
     before, after = (finite(at(comparison, side, split, "tokens")) for side in ("before", "after"))
     return before is not None and after is not None and before != after
@@ -94,8 +99,7 @@ def _change(
         return "not comparable", "", ""
     given = at(comparison, "change", split)
     given_percent, ends = finite(at(given, "percent")), at(given, "interval")
-    # What was compared, with its interval, is perplexity: a word where the two models have other tokens, else a token.
-    compared = "word_perplexity" if at(given, "per") == "word" else "perplexity"
+    compared = _COMPARED.get(str(at(given, "per")), "perplexity")  # the measure whose change has an interval
     if name == compared and given_percent is not None:
         return percent(given_percent), interval(ends, percent), _effect(given, given_percent)
     if old is None or new is None:

@@ -49,6 +49,7 @@ def shared_view(
         "verdict": str(at(comparison, "verdict") or "The model was not compared with the one it came from."),
         "groups": [(group, members) for group, members in groups if members],
         "has_intervals": any(any(row.intervals) for row in rows),
+        "interval_source": _interval_source(comparison),
         "other_tokens": any(other_tokens(comparison, split) for split in SPLITS),
         "copying": _copying(comparison),
         "memory": memory_view(comparison),
@@ -85,6 +86,13 @@ def _state(improved: Any) -> str:
     if isinstance(improved, bool):
         return "better" if improved else "not-better"
     return "unknown"
+
+
+def _interval_source(comparison: Mapping[str, Any]) -> str:
+    """How the 95% intervals were made; versions before the jackknife used a bootstrap."""
+    if at(comparison, "interval_method") == "jackknife-t":
+        return "from a jackknife over documents"
+    return f"from a bootstrap over {'pieces of the text' if at(comparison, 'interval_unit') == 'piece' else 'documents'}"
 
 
 def _copying(comparison: Mapping[str, Any]) -> dict[str, Any] | None:

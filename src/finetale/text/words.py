@@ -8,6 +8,18 @@ from collections.abc import Iterable, Sequence
 SYLLABLES = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # Japanese and Chinese write no spaces: a character is a word
 WORD = re.compile(rf"[{SYLLABLES}]|[^\W{SYLLABLES}]+(?:['’][^\W{SYLLABLES}]+)*")
 
+_LETTER = re.compile(r"[^\W\d_]")
+_UNSPACED = re.compile(
+    "["
+    "\u0e00-\u0fff"  # Thai, Lao, Tibetan
+    "\u1000-\u109f\u1780-\u17ff"  # Burmese, Khmer
+    "\u1950-\u19df\u1a20-\u1aaf\u1b00-\u1b7f"  # Tai Le, New Tai Lue, Tai Tham, Balinese
+    "\u3040-\u312f\u31a0-\u31ff\uff66-\uff9f"  # kana, bopomofo
+    "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
+    "\ua000-\ua4cf\ua980-\ua9df\uaa00-\uaa7f"  # Yi, Javanese, Cham and the extensions of Burmese
+    "]"
+)
+
 
 def words_of(text: str) -> list[str]:
     """The words of a text in lower case."""
@@ -17,3 +29,20 @@ def words_of(text: str) -> list[str]:
 def grams(words: Sequence[str], n: int) -> Iterable[tuple[str, ...]]:
     """Each run of n words."""
     return zip(*(words[shift:] for shift in range(n)), strict=False)
+
+
+def spaces_separate_words(texts: Iterable[str]) -> bool:
+    """Return whether white space separates the words of texts, so that words can be counted by it.
+
+    It does not where a tenth or more of the letters belong to scripts that are written without spaces (Chinese,
+    Japanese, Thai, Lao, Khmer, Burmese, Tibetan and others), or where the text has more than 20 characters per stretch
+    between white space, as if its spaces had been removed. Without any letters the first rule does not apply.
+    """
+    letters = unspaced = characters = stretches = 0
+    for text in texts:
+        letters += len(_LETTER.findall(text))
+        unspaced += len(_UNSPACED.findall(text))
+        parts = text.split()
+        characters += sum(map(len, parts))
+        stretches += len(parts)
+    return 10 * unspaced < max(1, letters) and characters <= 20 * stretches
