@@ -11,7 +11,7 @@ import numpy as np
 
 from finetale.config import CompareSettings, SamplingSettings
 from finetale.generate import Generator
-from finetale.metrics import Measurement, change
+from finetale.metrics import INTERVAL_METHOD, Measurement, change
 from finetale.text.personal import find_personal_data, mask
 from finetale.text.words import WORD, grams, words_of
 
@@ -125,7 +125,7 @@ def build(
     judged = next((split for split in HELD_OUT if changes[split]), None)
     is_random = before.loaded.provenance.kind == "new"
     improved, reason = judge(changes[judged] if judged else None, is_random=is_random)
-    method = sides["after"][judged]["interval_method"] if judged else None
+    unit = sides["after"][judged]["interval_unit"] if judged else None
     return {
         "schema_version": 1,
         "verdict": verdict(
@@ -140,8 +140,8 @@ def build(
         "improved_reason": reason,
         "judged_on": judged,
         "same_tokenizer": same_tokenizer,
-        "interval_unit": "document" if method else None,
-        "interval_method": method,
+        "interval_unit": unit,
+        "interval_method": INTERVAL_METHOD if unit else None,
         "prompts": list(prompts),
         "settings": settings.narrow(SamplingSettings).model_dump(mode="json"),
         "before": sides["before"],

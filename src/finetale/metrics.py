@@ -87,7 +87,7 @@ class Measurement:
             "words": int(self.words.sum()) if self.spaced else None,
             "bytes": int(self.bytes.sum()),
             "documents": len(self.nats),
-            "interval_method": None if loss is None else INTERVAL_METHOD,
+            "interval_unit": None if loss is None else "document",
             "interval": None
             if loss is None
             else {

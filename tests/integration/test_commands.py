@@ -367,7 +367,9 @@ def test_explicit_validation_text(here: Path, capsys: pytest.CaptureFixture[str]
     comparison = read(here / "explicit/comparison.json")
     assert comparison["after"]["test"] is None
     assert comparison["after"]["validation"]["documents"] == 1
-    assert comparison["interval_unit"] == "piece"
+    assert (comparison["interval_unit"], comparison["after"]["validation"]["interval"]) == (None, None)
+    assert "on the validation text, which also chose the step that was kept" in comparison["verdict"].lower()
+    assert comparison["verdict"].endswith("This is one document, so the figures hold for this text only.")
 
 
 def test_the_python_interface_is_the_same_path(here: Path) -> None:

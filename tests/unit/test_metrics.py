@@ -14,13 +14,14 @@ import torch
 from finetale.blocks import IGNORE, Batch, Blocks, pack
 from finetale.metrics import (
     MIN_DOCUMENTS,
-    PIECE,
     Floats,
     Measurement,
-    bootstrap_sums,
     change,
+    degrees_of_freedom,
     measure,
     perplexity,
+    ratio_interval,
+    t_quantile,
 )
 from finetale.tokens import TokenStore
 from tiny import part, store, story
@@ -50,10 +51,10 @@ def stored(folder: Path, number: int, words: int = 30) -> TokenStore:
 
 
 def documents(nats: Any, tokens: float = 100.0, words: float | Any = 50.0, size: float = 400.0) -> Measurement:
-    """A measurement of documents of equal length; pieces are the documents."""
+    """A measurement of documents of equal length."""
     sums = np.asarray(nats, np.float64)
     full = np.ones(len(sums))
-    return Measurement(sums, full * tokens, full * words, full * size, sums, full * tokens)
+    return Measurement(sums, full * tokens, full * words, full * size)
 
 
 # Sums and counts
@@ -74,23 +75,12 @@ def test_sums_and_counts_are_those_of_the_text(tmp_path: Path) -> None:
 
 
 def test_figures_follow_from_the_sums() -> None:
-    figures = documents([300.0, 100.0], tokens=100, words=50, size=400).summary(100)
+    figures = documents([300.0, 100.0], tokens=100, words=50, size=400).summary()
     assert figures["loss"] == 2.0
     assert figures["perplexity"] == pytest.approx(math.exp(400 / 200))
     assert figures["word_perplexity"] == pytest.approx(math.exp(400 / 100))
     assert figures["bits_per_byte"] == pytest.approx(400 / math.log(2) / 800)
     assert [figures[name] for name in ("tokens", "words", "bytes", "documents")] == [200, 100, 800, 2]
-
-
-def test_pieces_are_runs_of_128_targets_in_the_order_of_blocks(tmp_path: Path) -> None:
-    blocks = pack(stored(tmp_path, 12), "train", 64)
-    flat = np.concatenate([row[row != IGNORE] for row in blocks.batch(np.arange(len(blocks))).labels]) / 100
-    assert len(flat) == blocks.num_targets > 4 * PIECE
-    pieces = [flat[at : at + 128] for at in range(0, len(flat), 128)]
-    for batch_size in (1, 3, 1000):
-        measured = counted(blocks, batch_size=batch_size)
-        np.testing.assert_allclose(measured.piece_nats, [piece.sum() for piece in pieces], rtol=1e-6)
-        assert measured.piece_tokens.tolist() == [len(piece) for piece in pieces]
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -108,10 +98,10 @@ def test_the_parts_of_several_processes_sum_to_the_whole(tmp_path: Path, world: 
         alone = counted(blocks, batch_size=2, rank=rank, world=world, reduce=keep)
         assert 0 < alone.tokens.sum() < whole.tokens.sum()
         shares.append(arrays)
-    assert [len(arrays) for arrays in shares] == [4] * world
+    assert [len(arrays) for arrays in shares] == [2] * world
     sums = iter([np.sum(arrays, axis=0) for arrays in zip(*shares, strict=True)])
     together = counted(blocks, batch_size=2, rank=0, world=world, reduce=lambda _: next(sums))
-    for name in ("nats", "tokens", "words", "bytes", "piece_nats", "piece_tokens"):
+    for name in ("nats", "tokens", "words", "bytes"):
         np.testing.assert_allclose(getattr(together, name), getattr(whole, name), rtol=1e-12)
 
 
@@ -135,43 +125,72 @@ def test_measuring_tells_how_far_it_is_and_can_be_stopped(tmp_path: Path) -> Non
     assert forward.model.training
 
 
-# Units of the intervals
+# Intervals
 
 
-def test_units_are_documents_from_20_on_and_pieces_below(tmp_path: Path) -> None:
-    assert MIN_DOCUMENTS == 20
-    many = counted(pack(stored(tmp_path / "many", 20), "train", 64))
-    few = counted(pack(stored(tmp_path / "few", 19), "train", 64))
-    assert (many.unit, few.unit) == ("document", "piece")
-    assert [len(array) for array in many.units()] == [20] * 4
-    number = len(few.piece_nats)
-    assert [len(array) for array in few.units()] == [number] * 4
-    assert number == -(-int(few.tokens.sum()) // PIECE)
-    for unit_sums, sums in zip(few.units(), (few.nats, few.tokens, few.words, few.bytes), strict=True):
-        assert unit_sums.sum() == pytest.approx(sums.sum())
-    assert many.summary(100)["interval_unit"] == "document"
-    assert few.summary(100)["interval_unit"] == "piece"
-    assert few.summary(100)["interval"] is not None
+def test_there_are_intervals_from_five_documents_on() -> None:
+    assert MIN_DOCUMENTS == 5
+    few, enough = documents([300.0, 310.0, 290.0, 305.0]).summary(), documents([300.0, 310, 290, 305, 295]).summary()
+    assert (few["interval"], few["interval_unit"]) == (None, None)
+    assert enough["interval_unit"] == "document"
+    assert sorted(enough["interval"]) == ["bits_per_byte", "loss", "perplexity", "word_perplexity"]
+    assert documents([200.0]).summary()["interval"] is None
 
 
-def test_a_single_unit_has_no_interval() -> None:
-    assert documents([200.0]).summary(100)["interval"] is None
+def test_the_interval_of_documents_of_one_length_is_students() -> None:
+    """Mean ± t(4 degrees of freedom, 97.5%) × standard deviation / √5, by hand."""
+    figures = documents([280.0, 290.0, 300.0, 310.0, 320.0], tokens=100).summary()
+    half = 2.7764451 * 0.15811388 / math.sqrt(5)  # losses 2.8, 2.9, 3.0, 3.1, 3.2
+    assert figures["interval"]["loss"] == pytest.approx([3 - half, 3 + half], rel=1e-6)
+    assert figures["interval"]["perplexity"] == pytest.approx([math.exp(3 - half), math.exp(3 + half)], rel=1e-6)
+    assert figures["interval"]["word_perplexity"] == pytest.approx([math.exp(6 - 2 * half), math.exp(6 + 2 * half)])
+    bits = 300 / 400 / math.log(2)
+    assert figures["interval"]["bits_per_byte"] == pytest.approx([bits * (1 - half / 3), bits * (1 + half / 3)])
 
 
-def test_draws_are_the_same_for_every_array() -> None:
-    values = np.random.default_rng(0).random(30)
-    one, twice, count = bootstrap_sums((values, 2 * values, np.ones(30)), 50, seed=1)
-    np.testing.assert_allclose(twice, 2 * one)
-    assert count.tolist() == [30.0] * 50
-    assert len(np.unique(one)) == 50
-    np.testing.assert_allclose(bootstrap_sums((values,), 50, seed=1)[0], one)
-    assert abs(bootstrap_sums((values,), 50, seed=2)[0] - one).max() > 0.1
+def test_the_interval_of_documents_of_different_lengths_by_hand() -> None:
+    """The jackknife of a ratio, with each document left out in turn."""
+    nats, tokens = np.array([30.0, 80.0, 50.0, 200.0, 61.0]), np.array([10.0, 30.0, 20.0, 60.0, 20.0])
+    left_out = [(421 - a) / (140 - b) for a, b in zip(nats, tokens, strict=True)]
+    error = math.sqrt(4 / 5 * sum((value - 421 / 140) ** 2 for value in left_out))
+    half = t_quantile(degrees_of_freedom(tokens / 140)) * error
+    assert ratio_interval(nats, tokens) == pytest.approx((421 / 140 - half, 421 / 140 + half))
+
+
+@pytest.mark.parametrize(
+    ("freedom", "quantile"),
+    [(1, 12.706205), (2, 4.302653), (4, 2.776445), (10, 2.228139), (30, 2.042272), (120, 1.979930), (1e6, 1.959966)],
+)
+def test_quantiles_of_students_t_are_those_of_the_tables(freedom: float, quantile: float) -> None:
+    assert t_quantile(freedom) == pytest.approx(quantile, abs=2e-6)
+    assert t_quantile(1.5) == pytest.approx(6.178, abs=0.6)  # between 1 and 2
+
+
+def test_degrees_of_freedom_fall_with_unequal_lengths() -> None:
+    assert degrees_of_freedom(np.full(8, 1 / 8)) == pytest.approx(7)
+    assert degrees_of_freedom(np.full(1000, 1 / 1000)) == pytest.approx(999)
+    # Two published formulas, Bell and McCaffrey's with the whole matrix.
+    shares = np.array([0.05, 0.1, 0.15, 0.2, 0.5])
+    centred = np.eye(5) - np.outer(np.ones(5), shares)
+    form = np.diag((shares / (1 - shares)) ** 2) @ centred @ centred.T
+    bell_mccaffrey = np.trace(form) ** 2 / np.trace(form @ form)
+    kish = 1 / (shares**2).sum() - 1
+    assert kish > bell_mccaffrey > 1
+    assert degrees_of_freedom(shares) == pytest.approx(math.sqrt(kish * bell_mccaffrey))
+    assert degrees_of_freedom(np.array([0.96, 0.01, 0.01, 0.01, 0.01])) == pytest.approx(1, abs=0.05)
+
+
+def test_one_document_that_outweighs_all_others_gives_a_wide_interval() -> None:
+    nats = np.array([3000.0, 310, 290, 320, 280])
+    low, high = Measurement(nats, np.array([1000.0, 100, 100, 100, 100]), nats, nats).summary()["interval"]["loss"]
+    even_low, even_high = documents([*nats[1:].tolist(), 300.0]).summary()["interval"]["loss"]
+    assert high - low > 1.2 * (even_high - even_low)
 
 
 def test_intervals_contain_the_value_and_shrink_with_more_text() -> None:
     widths: dict[str, list[float]] = {}
     for number in (25, 400):
-        figures = documents(np.random.default_rng(3).normal(300, 40, number)).summary(400)
+        figures = documents(np.random.default_rng(3).normal(300, 40, number)).summary()
         for name, (low, high) in figures["interval"].items():
             assert low < figures[name] < high
             widths.setdefault(name, []).append(high - low)
@@ -179,10 +198,16 @@ def test_intervals_contain_the_value_and_shrink_with_more_text() -> None:
     assert all(0 < later < 0.5 * earlier for earlier, later in widths.values())
 
 
-def test_intervals_are_as_wide_as_95_percent_of_a_normal_distribution() -> None:
-    nats = np.random.default_rng(4).normal(300, 40, 500)
-    low, high = documents(nats).summary(4000)["interval"]["loss"]
-    assert high - low == pytest.approx(2 * 1.96 * nats.std() / 100 / math.sqrt(500), rel=0.06)
+def test_figures_that_can_not_be_negative_have_no_negative_ends() -> None:
+    low, high = documents([1.0, 1, 1, 1, 900]).summary()["interval"]["loss"]
+    assert (low, high > 2) == (0.0, True)
+
+
+def test_words_are_counted_only_where_white_space_separates_them() -> None:
+    measured = Measurement(*(np.full(6, value) for value in (300.0, 100.0, 2.0, 600.0)), spaced=False)
+    figures = measured.summary()
+    assert (figures["words"], figures["word_perplexity"], figures["interval"]["word_perplexity"]) == (None, None, None)
+    assert figures["bits_per_byte"] == pytest.approx(0.5 / math.log(2))
 
 
 # Change
@@ -196,13 +221,13 @@ def noisy(seed: int, number: int = 60, mean: float = 300.0, deviation: float = 6
 def test_change_excludes_zero_where_every_document_improves() -> None:
     before = noisy(0)
     after = before - np.random.default_rng(1).uniform(1, 9, 60)  # little beside the spread between documents
-    found = change(documents(before), documents(after), by_word=False)
+    found = change(documents(before), documents(after), per="token")
     assert found["percent"] == pytest.approx(100 * (math.exp((after - before).mean() / 100) - 1))
     low, high = found["interval"]
     assert low < found["percent"] < high < 0
     assert found["excludes_zero"] is True
     assert found["per"] == "token"
-    worse = change(documents(after), documents(before), by_word=False)
+    worse = change(documents(after), documents(before), per="token")
     assert worse["percent"] > 0
     assert worse["interval"][0] > 0
     assert worse["excludes_zero"] is True
@@ -210,14 +235,13 @@ def test_change_excludes_zero_where_every_document_improves() -> None:
 
 def test_change_draws_the_same_documents_for_both_models() -> None:
     before = noisy(0)
-    found = change(documents(before), documents(before - 10), by_word=False)  # 0.1 nats a token in every document
+    found = change(documents(before), documents(before - 10), per="token")  # 0.1 nats a token in every document
     assert [*found["interval"], found["percent"]] == pytest.approx([100 * (math.exp(-0.1) - 1)] * 3)
 
 
 def test_change_includes_zero_where_only_chance_differs() -> None:
     included = [
-        change(documents(noisy(seed)), documents(noisy(seed + 100)), by_word=False, samples=300)["excludes_zero"]
-        is False
+        change(documents(noisy(seed)), documents(noisy(seed + 100)), per="token")["excludes_zero"] is False
         for seed in range(20)
     ]
     assert sum(included) >= 16
@@ -225,42 +249,51 @@ def test_change_includes_zero_where_only_chance_differs() -> None:
 
 def test_the_interval_of_a_change_is_as_wide_as_95_percent_of_a_normal_distribution() -> None:
     before, after = noisy(0, 500), noisy(1, 500)
-    interval = change(documents(before), documents(after), by_word=False, samples=4000)["interval"]
+    interval = change(documents(before), documents(after), per="token")["interval"]
     low, high = np.log1p(np.array(interval) / 100)
     assert high - low == pytest.approx(2 * 1.96 * (after - before).std() / 100 / math.sqrt(500), rel=0.06)
 
 
 def test_change_of_the_same_model_is_none() -> None:
-    found = change(documents(noisy(0)), documents(noisy(0)), by_word=False)
+    found = change(documents(noisy(0)), documents(noisy(0)), per="token")
     assert found == {"percent": 0.0, "interval": [0.0, 0.0], "excludes_zero": False, "per": "token"}
 
 
-def test_models_of_different_tokenizers_are_compared_by_word() -> None:
+def test_models_of_different_tokenizers_are_compared_by_byte() -> None:
     nats = noisy(0)
-    before, after = documents(nats, tokens=100), documents(nats - 5, tokens=250)
-    found = change(before, after, by_word=True)
-    assert found["per"] == "word"
-    assert found["percent"] == pytest.approx(100 * (math.exp(-5 / 50) - 1))
-    assert found["interval"] == pytest.approx([found["percent"]] * 2)
-    assert change(before, after, by_word=False)["percent"] < -50  # what a comparison by token would wrongly say
+    before, after = documents(nats, tokens=100), documents(nats * 0.9, tokens=250)
+    found = change(before, after, per="byte")
+    assert found["per"] == "byte"
+    assert found["percent"] == pytest.approx(-10)
+    assert found["interval"] == pytest.approx([-10, -10])
+    assert change(before, after, per="token")["percent"] < -50  # what a comparison by token would wrongly say
 
 
-def test_what_can_not_be_paired_has_no_interval() -> None:
-    few = documents(noisy(0, 19))
-    unpaired = change(few, few, by_word=True)
-    assert (unpaired["interval"], unpaired["excludes_zero"]) == (None, None)
-    assert change(few, few, by_word=False)["interval"] is not None
-    single = documents([200.0])
-    assert change(single, documents([100.0]), by_word=False) == {
+def test_the_interval_of_a_change_by_byte_by_hand() -> None:
+    old, new = np.array([300.0, 280, 310, 330, 290]), np.array([290.0, 250, 300, 310, 285])
+    sizes = np.array([400.0, 420, 380, 500, 390])
+    one, other = (Measurement(nats, nats, nats, sizes) for nats in (old, new))
+    left_out = [math.log((new.sum() - b) / (old.sum() - a)) for a, b in zip(old, new, strict=True)]
+    moved = math.log(new.sum() / old.sum())
+    error = math.sqrt(4 / 5 * sum((value - moved) ** 2 for value in left_out))
+    half = t_quantile(degrees_of_freedom(sizes / sizes.sum())) * error
+    ends = [100 * math.expm1(moved - half), 100 * math.expm1(moved + half)]
+    assert change(one, other, per="byte")["interval"] == pytest.approx(ends)
+
+
+def test_a_change_over_too_few_documents_has_no_interval() -> None:
+    assert change(documents([200.0]), documents([100.0]), per="token") == {
         "percent": pytest.approx(100 * (math.exp(-1) - 1)),
         "interval": None,
         "excludes_zero": None,
         "per": "token",
     }
+    assert change(documents(noisy(0, 4)), documents(noisy(1, 4)), per="byte")["interval"] is None
+    assert change(documents(noisy(0, 5)), documents(noisy(1, 5)), per="byte")["interval"] is not None
 
 
 def test_a_document_that_one_tokenizer_reads_as_nothing_does_not_break_the_comparison() -> None:
-    assert change(documents(noisy(0, 60)), documents(noisy(0, 59)), by_word=True)["interval"] is None
+    assert change(documents(noisy(0, 60)), documents(noisy(0, 59)), per="byte")["interval"] is None
 
 
 # Numbers past the range of floats
@@ -272,10 +305,10 @@ def test_huge_losses_stay_finite_and_are_json() -> None:
     huge = documents(np.linspace(1e7, 2e7, 30))
     small = documents(noisy(0, 30))
     for found in (
-        huge.summary(100),
-        change(small, huge, by_word=False, samples=100),
-        change(small, huge, by_word=True, samples=100),
-        change(huge, small, by_word=False, samples=100),
+        huge.summary(),
+        change(small, huge, per="token"),
+        change(small, huge, per="byte"),
+        change(huge, small, per="token"),
     ):
         assert "Infinity" not in json.dumps(found, allow_nan=False)
-    assert huge.summary(100)["perplexity"] == perplexity(1e9)
+    assert huge.summary()["perplexity"] == perplexity(1e9)

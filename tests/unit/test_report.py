@@ -467,6 +467,39 @@ def test_a_change_by_word_stands_with_the_words() -> None:
     assert rows["test: perplexity a token"].startswith("−55.7%")
 
 
+def test_a_change_by_byte_stands_with_the_bytes() -> None:
+    comparison = example() | {"same_tokenizer": False}
+    comparison["change"]["validation"] |= {"per": "byte", "percent": -41.0, "interval": [-44.0, -38.5]}
+    rows = {row[0]: row[3] for row in comparison_table(comparison)}
+    assert rows["validation: bits a byte"] == "−41.0% [−44.0% to −38.5%]"
+    assert rows["validation: perplexity a token"] == rows["validation: loss, nats a token"] == "not comparable"
+    rows = {row[0]: row[3] for row in comparison_table(comparison | {"same_tokenizer": True})}
+    assert rows["validation: bits a byte"] == "−41.0% [−44.0% to −38.5%]"
+    assert rows["validation: perplexity a token"].startswith("−59.5%"), "comparable, but the verdict is by byte"
+
+
+def test_words_that_white_space_does_not_separate_have_no_row() -> None:
+    comparison = example()
+    for side in ("before", "after"):
+        for name in ("validation", "test"):
+            comparison[side][name] |= {"word_perplexity": None, "words": None}
+    html = full_page(comparison=comparison)
+    assert "a word" not in " ".join(row[0] for row in comparison_table(comparison))
+    assert "14,020 words" in full_page()
+    assert "14,020 words" not in html
+
+
+def test_intervals_say_where_they_come_from() -> None:
+    for given, said in (
+        ({"interval_method": "jackknife-t"}, "from a jackknife over documents"),
+        ({"interval_unit": "document"}, "from a bootstrap over documents"),
+        ({"interval_unit": "piece"}, "from a bootstrap over pieces of the text"),
+    ):
+        comparison = example() | given
+        assert said in full_page(comparison=comparison)
+        assert said in model_card(example_manifest(), comparison, None)
+
+
 def test_without_intervals_none_are_spoken_of() -> None:
     comparison = example()
     for name in ("validation", "test"):
@@ -475,7 +508,10 @@ def test_without_intervals_none_are_spoken_of() -> None:
     html = full_page(comparison=comparison)
     assert "There are no 95% intervals" in html
     assert 'whisker"' not in html
-    assert "95% intervals" not in model_card(example_manifest(), comparison, None).split("---\n", 2)[2]
+    assert "has too few documents for them, so the figures hold for this text only" in html
+    card = model_card(example_manifest(), comparison, None).split("---\n", 2)[2]
+    assert "In brackets" not in card
+    assert "The figures hold for this held-out text only, which has too few documents for 95% intervals." in card
 
 
 def test_what_is_known_of_the_text_is_shown() -> None:

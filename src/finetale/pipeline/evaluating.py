@@ -14,7 +14,7 @@ from finetale.config import Config, read_settings_file
 from finetale.environment import resolve_precision
 from finetale.errors import FinetaleError, MemoryLimitError, RunError
 from finetale.forward import PackedForward
-from finetale.metrics import Measurement, measure
+from finetale.metrics import INTERVAL_METHOD, Measurement, measure
 from finetale.models import LoadedModel
 from finetale.notify import Notify, counted, stage
 from finetale.pipeline.data import keep_standard_input, tokenise
@@ -138,7 +138,8 @@ def evaluate_on(name: str, config: Config, notify: Notify) -> dict[str, Any]:
     models.warn_if_unfinished(loaded, notify)
     store = tokenise(keep_standard_input(_unsplit(config)), loaded.tokenizer, notify)
     measured = evaluate_model(loaded, store, WHOLE, config, notify)
-    return {"model": name} | measured["test"].summary()
+    figures = measured["test"].summary()
+    return {"model": name} | figures | {"interval_method": INTERVAL_METHOD if figures["interval"] else None}
 
 
 def _within_memory(work: Callable[..., T], batch_size: int, block_size: int) -> T:

@@ -92,7 +92,9 @@ def _interval_source(comparison: Mapping[str, Any]) -> str:
     """How the 95% intervals were made; versions before the jackknife used a bootstrap."""
     if at(comparison, "interval_method") == "jackknife-t":
         return "from a jackknife over documents"
-    return f"from a bootstrap over {'pieces of the text' if at(comparison, 'interval_unit') == 'piece' else 'documents'}"
+    return (
+        f"from a bootstrap over {'pieces of the text' if at(comparison, 'interval_unit') == 'piece' else 'documents'}"
+    )
 
 
 def _copying(comparison: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -23,15 +23,22 @@ class Figures(Record):
 
     loss: float = Field(description="Mean loss, nats per token.")
     perplexity: float = Field(description="Perplexity per token: exp(loss).")
-    word_perplexity: float | None = Field(default=None, description="Perplexity per word: exp(nats / words).")
+    word_perplexity: float | None = Field(
+        default=None,
+        description="Perplexity per word: exp(nats / words). Null where white space does not separate words.",
+    )
     bits_per_byte: float = Field(description="Bits per byte of UTF-8.")
     tokens: int = Field(description="Tokens measured.")
-    words: int = Field(description="Words measured, as separated by white space.")
+    words: int | None = Field(
+        default=None, description="Words measured. Null where white space does not separate words."
+    )
     bytes: int = Field(description="Bytes measured.")
     documents: int = Field(description="Documents measured.")
-    interval_unit: str | None = Field(default=None, description="What the intervals resample: `document` or `piece`.")
+    interval_unit: str | None = Field(
+        default=None, description="What the intervals resample: `document`; `piece` in files of older versions."
+    )
     interval: FigureIntervals | None = Field(
-        default=None, description="95% intervals; null when there is too little text."
+        default=None, description="95% intervals; null for fewer than 5 documents: the figures hold for this text only."
     )
 
 
@@ -39,6 +46,9 @@ class Evaluation(Figures):
     """The result of `finetale evaluate`."""
 
     model: str = Field(description="Name of the model.")
+    interval_method: str | None = Field(
+        default=None, description="`jackknife-t`; null without intervals, and in files of older versions (a bootstrap)."
+    )
 
 
 class Sample(Record):
@@ -87,12 +97,15 @@ class Side(Record):
 
 
 class Change(Record):
-    """How the perplexity of one text changed."""
+    """How the perplexity of one text changed, or its bits per byte."""
 
     percent: float = Field(description="Change in percent; negative is better.")
     interval: Interval | None = Field(default=None, description="95% interval in percent.")
     excludes_zero: bool | None = Field(default=None, description="Whether the interval leaves out no change.")
-    per: Literal["token", "word", "byte"] = Field(default="token", description="Unit of the perplexity compared.")
+    per: Literal["token", "word", "byte"] = Field(
+        default="token",
+        description="What changed: perplexity per `token`, bits per `byte`, or perplexity per `word` in files of older versions.",
+    )
 
 
 class Changes(Record):
@@ -141,10 +154,22 @@ class ComparisonFile(Record):
     schema_version: int = Field(default=SCHEMA_VERSION, description="Version of the file format.")
     verdict: str = Field(description="One sentence that says whether the model got better.")
     improved: bool | None = Field(default=None, description="Whether it did; null when that cannot be said.")
+    improved_reason: str | None = Field(
+        default=None,
+        description="Why `improved` is null: `no held-out text`, `too few documents` or `random base`.",
+    )
     judged_on: Literal["validation", "test"] | None = Field(
         default=None, description="The text that the verdict is about."
     )
-    interval_unit: str | None = Field(default=None, description="What the intervals resample: `document` or `piece`.")
+    same_tokenizer: bool | None = Field(
+        default=None, description="Whether both models read the same tokens; null in files of older versions."
+    )
+    interval_unit: str | None = Field(
+        default=None, description="What the intervals resample: `document`; `piece` in files of older versions."
+    )
+    interval_method: str | None = Field(
+        default=None, description="`jackknife-t`; null without intervals, and in files of older versions (a bootstrap)."
+    )
     prompts: list[str] = Field(default=[], description="Prompts of the samples.")
     settings: dict[str, Any] = Field(default={}, description="Sampling settings by name, as in docs/settings.md.")
     before: Side = Field(description="The first model: the base.")
