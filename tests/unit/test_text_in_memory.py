@@ -1,0 +1,98 @@
+"""Texts, records and tables in memory become sources that can be read again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from finetale.config import TextSettings
+from finetale.errors import SourceError
+from finetale.text import read_parts
+from finetale.text.in_memory import as_source_names, write_texts
+
+TEXTS = ["The first text.\nIt has two lines.", "第二篇。", 'A third, with a quote " and a tab\t.']
+
+
+def read(source: str) -> list[str]:
+    settings = TextSettings(validation_fraction=0, test_fraction=0)
+    return [part.text for part in read_parts([source], settings)[0]]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        TEXTS,
+        tuple(TEXTS),
+        iter(TEXTS),
+        pd.Series(TEXTS),
+        [{"text": text, "number": 1} for text in TEXTS],
+        pd.DataFrame({"text": TEXTS, "number": [1, 2, 3]}, index=[7, 8, 9]),
+        pa.table({"text": TEXTS}),
+        pa.RecordBatch.from_pydict({"text": TEXTS}),
+    ],
+    ids=["list", "tuple", "iterator", "series", "records", "frame", "arrow", "batch"],
+)
+def test_each_kind_of_data_comes_back_whole(data: Any, tmp_path: Path) -> None:
+    (name,) = as_source_names(data, tmp_path)
+    assert Path(name).parent == tmp_path
+    assert read(name) == TEXTS
+
+
+def test_a_dataset_of_the_library(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    dataset = datasets.Dataset.from_dict({"text": [*TEXTS, "left out"]}).select(range(3))
+    (name,) = as_source_names(dataset, tmp_path)
+    assert read(name) == TEXTS
+    with pytest.raises(SourceError, match=r"several splits was given: 'train', 'test'"):
+        as_source_names(datasets.DatasetDict(train=dataset, test=dataset), tmp_path)
+
+
+def test_the_same_data_is_written_once(tmp_path: Path) -> None:
+    first = as_source_names(TEXTS, tmp_path)
+    Path(first[0]).write_bytes(b"damaged")
+    assert as_source_names(list(TEXTS), tmp_path) == first
+    assert [json.loads(line)["text"] for line in Path(first[0]).read_text().splitlines()] == TEXTS
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_paths_and_names_stay_as_they_are(tmp_path: Path) -> None:
+    assert as_source_names("stories/", tmp_path) == ("stories/",)
+    assert as_source_names(Path("a b.txt"), tmp_path) == ("a b.txt",)
+    assert as_source_names(["stories", Path("more"), "hf:a/b", "-"], tmp_path) == ("stories", "more", "hf:a/b", "-")
+    assert as_source_names([], tmp_path) == ()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_short_texts_need_to_be_named_as_such(tmp_path: Path) -> None:
+    short = ["Once upon a time.", "There was a boy."]
+    with pytest.raises(SourceError) as caught:
+        as_source_names(short, tmp_path)
+    assert caught.value.message == "None of the 2 strings names a file; the first is 'Once upon a time.'."
+    assert "texts=[…]" in caught.value.hint
+    assert read(write_texts(short, tmp_path)) == short
+    (tmp_path / "my story.txt").touch()
+    assert as_source_names([str(tmp_path / "my story.txt")], tmp_path) == (str(tmp_path / "my story.txt"),)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("One.\nTwo.", "A text of 9 characters was given where names of files are expected."),
+        (17, "A value of type int can't be read as text."),
+        ({"text": "One."}, "A value of type dict can't be read as text."),
+        (["One.\nTwo.", None], "Text number 1 of 2 (counted from 0) is of type NoneType, not str."),
+        (pd.Series(["One.", 2.5]), "Text number 1 of 2 (counted from 0) is of type float, not str."),
+        (iter(()), "The list of texts is empty."),
+        (pd.DataFrame({"text": []}), "The table has no rows."),
+    ],
+)
+def test_what_is_no_text_is_named_by_its_type(data: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceError) as caught:
+        as_source_names(data, tmp_path)
+    assert caught.value.message == message
+    assert list(tmp_path.iterdir()) == []
