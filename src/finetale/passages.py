@@ -1,74 +1,249 @@
-"""How much of the held-out text stands in the training text too, passage by passage. Knows nothing of documents' texts.
+"""Measure how much of the held-out text also stands in the training text, passage by passage. Knows nothing of tokens.
 
-Documents that are alike as a whole are found while they are read; this finds what only has passages in common: a draft and
-its revision, a quotation, a document that was cut so that its copy's other end is trained on. Windows of 32 tokens are
-compared by hashes of 64 bits, so it takes time linear in the text and 8 bytes a held-out token.
+Reading finds documents that repeat as a whole. This finds documents that share passages: a draft and its revision, a
+quotation, a document that was cut so that its other end is trained on. The unit is a word, or one character of Chinese
+and Japanese, without regard to case, punctuation and white space. The result therefore does not depend on a tokenizer.
+
+Words are kept as hashes of 32 bits in temporary files, 4 bytes per word. Windows of WINDOW words are compared by hashes
+of 64 bits. Time is linear in the text. Memory is 128 MB at most, plus 8 bytes for each different window in common.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-WINDOW = 32
-"""Tokens of the shortest passage: some 20 words, more than chance or a turn of phrase."""
-_CHUNK = 1 << 22
-_FILTER_BITS = 24
+from finetale.text.words import SYLLABLES
+
+WINDOW = 20
+"""Words of the shortest passage that counts: more than a coincidence or a turn of phrase."""
+UNIT = "words"
+_SPLITS = ("train", "validation", "test")
+_CHARACTERS = 1 << 18
+"""Characters that are hashed at once: few enough for the processor's cache."""
+_CHUNK = 1 << 20
+"""Windows that are compared at once."""
+_FEWEST_BITS, _MOST_BITS = 16, 30
+_LARGEST_BUFFER = 1 << 22
+_BREAK = "\x1e"
+"""Ends a part; its hash is 0, which no word has."""
+_TABLE_SIZE = 0x32400
+"""Characters with an entry in the tables; no assigned character above is part of a word."""
+_IDEOGRAPHS_OF_PLANES_2_AND_3 = 0x20000
+_WITHOUT_SPACES = (range(0x0E00, 0x0F00), range(0x1000, 0x10A0), range(0x1780, 0x1800))
+"""Thai and Lao, Burmese, Khmer. Their vowel signs separate words, or a sentence would be one word."""
+_BASE = 0x9E3779B97F4A7C15
 _MULTIPLIERS = np.array(
     [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93, 0xFF51AFD7ED558CCD], np.uint64
 )
 
 Hashes = NDArray[np.uint64]
+Words = NDArray[np.uint32]
 
 
-def shared_tokens(tokens: NDArray[Any], parts: NDArray[Any], train: int) -> NDArray[np.int64]:
-    """For each part, how many of its tokens stand in passages that training parts hold too; 0 for training parts.
+@dataclass(frozen=True)
+class SharedPassages:
+    """Words of one held-out split, and how many of them stand in passages that the training text holds too."""
+
+    words: int
+    shared: int
+
+
+class PassageFinder:
+    """Collect the words of all parts, then compare the splits.
+
+    Use it as a context manager, which deletes its temporary files.
 
     Args:
-        tokens: of all parts, one after the other; each begins with a token that is no target.
-        parts: table with `start`, `targets` and `split`, in the order of the tokens.
-        train: what `split` says of training parts.
+        folder: an existing folder for the temporary files.
     """
-    shared = np.zeros(len(parts), np.int64)
-    held_out = np.flatnonzero(parts["split"] != train)
-    own = {}
-    for part in held_out.tolist():
-        start = int(parts["start"][part]) + 1
-        own[part] = _hashes(tokens[start : start + int(parts["targets"][part])])
-    wanted = np.unique(np.concatenate([np.zeros(0, np.uint64), *own.values()]))
-    if not len(wanted) or len(held_out) == len(parts):
-        return shared
-    seen = np.zeros(len(wanted), bool)
-    maybe = np.zeros(1 << _FILTER_BITS, bool)
-    shift = np.uint64(64 - _FILTER_BITS)
-    maybe[wanted >> shift] = True
-    is_train = np.repeat(parts["split"] == train, parts["targets"] + 1)
-    for start in range(0, len(tokens), _CHUNK):
-        hashes = _hashes(tokens[start : start + _CHUNK + WINDOW - 1])
-        # A window that runs into the next part holds the tokens between them, and so is in no text.
-        hashes = hashes[is_train[start : start + len(hashes)]]
-        hashes = hashes[maybe[hashes >> shift]]
-        places = np.searchsorted(wanted, hashes).clip(max=len(wanted) - 1)
-        seen[places[wanted[places] == hashes]] = True
-    for part, hashes in own.items():
-        hits = seen[np.searchsorted(wanted, hashes)]
-        # A token is covered if one of the windows that hold it was seen.
-        edges = np.zeros(len(hashes) + WINDOW, np.int64)
-        edges[: len(hashes)] += hits
-        edges[WINDOW:] -= hits
-        shared[part] = int((np.cumsum(edges) > 0).sum())
-    return shared
+
+    def __init__(self, folder: Path) -> None:
+        self._paths = {split: folder / f".{split}.words.tmp" for split in _SPLITS}
+        self._files = {split: path.open("w+b") for split, path in self._paths.items()}
+        self._words = dict.fromkeys(_SPLITS, 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for split, file in self._files.items():
+            file.close()
+            self._paths[split].unlink(missing_ok=True)
+
+    def add(self, parts: Sequence[tuple[str, str]]) -> None:
+        """Take in some parts of documents as (split, text). Many short ones at once are faster."""
+        for split in _SPLITS:
+            texts = [text for of, text in parts if of == split]
+            if not texts:
+                continue
+            for piece in _pieces(_BREAK.join(texts) + _BREAK):
+                hashes = word_hashes(piece)
+                self._words[split] += int(np.count_nonzero(hashes))
+                self._files[split].write(hashes.tobytes())
+
+    def compare(self) -> dict[str, SharedPassages]:
+        """Count the words of the validation and the test text that stand in passages of the training text too."""
+        for file in self._files.values():
+            file.flush()
+        held_out = _SPLITS[1:]
+        number = sum(self._words[split] for split in held_out)
+        common = self._common(number) if number and self._words["train"] else np.zeros(0, np.uint64)
+        return {split: SharedPassages(self._words[split], self._covered(split, common)) for split in held_out}
+
+    def _common(self, number: int) -> Hashes:
+        """Hashes of the windows of the training text that held-out text may hold too, ascending.
+
+        A bit per held-out window, found by the first bits of its hash, tells which windows are worth keeping.
+        """
+        size = min(max(_FEWEST_BITS, (64 * number - 1).bit_length()), _MOST_BITS)
+        bits = np.zeros(1 << size - 3, np.uint8)
+        shift = np.uint64(64 - size)
+        for split in _SPLITS[1:]:
+            for words, hashes in self._windows(split):
+                places = (hashes[_is_whole(words)] >> shift).astype(np.int64)
+                for bit in range(8):  # one value at a time, so that places which occur twice do no harm
+                    bits[places[places & 7 == bit] >> 3] |= np.uint8(1 << bit)
+        found: list[Hashes] = [np.zeros(0, np.uint64)]
+        for _, hashes in self._windows("train"):
+            places = (hashes >> shift).astype(np.int64)
+            # A window that runs into the next part holds a break, so no window of held-out text is equal to it.
+            found.append(hashes[bits[places >> 3] >> (places & 7).astype(np.uint8) & 1 == 1])
+            if sum(map(len, found[1:])) > _LARGEST_BUFFER:
+                found = [np.unique(np.concatenate(found))]
+        return np.unique(np.concatenate(found))
+
+    def _covered(self, split: str, common: Hashes) -> int:
+        """Words of a split that lie within a window whose hash is among `common`."""
+        if not len(common):
+            return 0
+        covered, before = 0, 0
+        for words, hashes in self._windows(split, overlap=WINDOW - 1):
+            places = np.searchsorted(common, hashes).clip(max=len(common) - 1)
+            hits = (common[places] == hashes) & _is_whole(words)
+            edges = np.zeros(len(words) + 1, np.int64)
+            edges[: len(hits)] += hits
+            edges[WINDOW : WINDOW + len(hits)] -= hits
+            # The first words were counted with the chunk before, the last ones will be with the next.
+            inside = np.cumsum(edges)[before : before + _CHUNK] > 0
+            covered += int(np.count_nonzero(inside))
+            before = WINDOW - 1
+        return covered
+
+    def _windows(self, split: str, overlap: int = 0) -> Iterator[tuple[Words, Hashes]]:
+        """(words, hashes of the windows that begin at each of them), _CHUNK windows at a time after `overlap` earlier ones."""
+        file, path = self._files[split], self._paths[split]
+        number = path.stat().st_size // 4
+        for start in range(0, number, _CHUNK):
+            first = max(0, start - overlap)
+            file.seek(4 * first)
+            words = np.frombuffer(file.read(4 * (start + _CHUNK + WINDOW - 1 - first)), np.uint32)
+            yield words, _window_hashes(words)
 
 
-def _hashes(tokens: NDArray[Any]) -> Hashes:
-    """A hash of each window of WINDOW tokens: of 2 tokens from those of 1, of 4 from those of 2, and so on."""
-    hashes: Hashes = tokens.astype(np.uint64) * _MULTIPLIERS[0]
-    size = 1
-    for multiplier in _MULTIPLIERS:
-        if len(hashes) <= size:
-            return np.zeros(0, np.uint64)
-        hashes = (hashes[:-size] ^ (hashes[:-size] >> np.uint64(29))) * multiplier + hashes[size:]
-        size *= 2
+def describe(found: dict[str, SharedPassages]) -> dict[str, Any]:
+    """Return the `shared_passages` of a data report."""
+    return {"unit": UNIT, "window": WINDOW} | {
+        split: {"words": each.words, "shared": each.shared} for split, each in found.items()
+    }
+
+
+def word_hashes(text: str) -> Words:
+    """Hash each word of a text, in order: 0 for a _BREAK, never 0 for a word."""
+    lower, alone = _tables()
+    text = text.replace("'", "").replace("’", "")
+    codes = np.minimum(np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32), _TABLE_SIZE - 1)
+    values = np.concatenate([lower[codes], np.zeros(1, np.uint64)])
+    single = np.append(alone[codes], False)
+    inside = values != 0
+    # A word begins where the character before is of no word, or where one of the two is a word of its own.
+    border = np.empty(len(values) + 1, bool)
+    border[0] = border[-1] = True
+    border[1:-1] = ~(inside[1:] & inside[:-1]) | single[1:] | single[:-1]
+    starts = np.flatnonzero(inside & border[:-1])
+    stops = np.flatnonzero(inside & border[1:]) + 1
+    powers, inverses = _powers()
+    sums = np.zeros(len(values) + 1, np.uint64)
+    np.cumsum(values * powers[: len(values)], out=sums[1:])
+    mixed = (sums[stops] - sums[starts]) * inverses[starts]
+    mixed = (mixed ^ mixed >> np.uint64(29)) * _MULTIPLIERS[1]
+    hashes: Words = np.maximum((mixed >> np.uint64(32)).astype(np.uint32), 1)
+    hashes[codes[starts] == ord(_BREAK)] = 0
     return hashes
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cut a text into pieces of about _CHARACTERS, between words where there is a space or a line break."""
+    start = 0
+    while start < len(text):
+        stop = start + _CHARACTERS
+        if stop < len(text):
+            stop = max(text.rfind(" ", start, stop), text.rfind("\n", start, stop), text.rfind(_BREAK, start, stop)) + 1
+            if stop <= start:
+                stop = start + _CHARACTERS
+        yield text[start:stop]
+        start = stop
+
+
+def _is_whole(words: Words) -> NDArray[np.bool_]:
+    """Whether the window that begins at each word lies within one part."""
+    breaks = np.concatenate([[0], np.cumsum(words == 0)])
+    whole: NDArray[np.bool_] = breaks[WINDOW:] == breaks[: max(0, len(breaks) - WINDOW)]
+    return whole
+
+
+def _window_hashes(words: Words) -> Hashes:
+    """Hash each window of WINDOW words: windows of 2 words from those of 1, of 4 from those of 2, up to 16, then 16 + 4."""
+    hashes: Hashes = words.astype(np.uint64) * _MULTIPLIERS[0]
+    of_four = hashes
+    for multiplier, size in zip(_MULTIPLIERS[:4], (1, 2, 4, 8), strict=True):
+        hashes = _join(hashes, hashes, size, multiplier)
+        if size == 2:
+            of_four = hashes
+    return _join(hashes, of_four, 16, _MULTIPLIERS[4])
+
+
+def _join(first: Hashes, second: Hashes, size: int, multiplier: np.uint64) -> Hashes:
+    """Hash windows of `size` words together with the windows of `second` that follow them."""
+    following = second[size:]
+    before = first[: len(following)]
+    joined: Hashes = (before ^ before >> np.uint64(29)) * multiplier + following
+    return joined
+
+
+@cache
+def _tables() -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    """(value of each character in lower case, or 0 if it is part of no word; whether it is a word of its own)."""
+    lower = np.zeros(_TABLE_SIZE, np.uint64)
+    alone = np.zeros(_TABLE_SIZE, bool)
+    for code in range(_TABLE_SIZE - 1):
+        character = chr(code)
+        if character.isalnum() or character == "_":
+            lowered = character.lower()
+            lower[code] = ord(lowered) if len(lowered) == 1 else code
+        elif unicodedata.category(character)[0] == "M" and not any(code in script for script in _WITHOUT_SPACES):
+            lower[code] = code
+    alone[_IDEOGRAPHS_OF_PLANES_2_AND_3:] = True
+    for match in re.finditer(f"[{SYLLABLES}]", "".join(map(chr, range(0x10000)))):
+        alone[match.start()] = True
+    lower[ord(_BREAK)] = ord(_BREAK)
+    alone[ord(_BREAK)] = True
+    return lower, alone
+
+
+@cache
+def _powers() -> tuple[Hashes, Hashes]:
+    """(powers of _BASE, powers of its inverse) modulo 2^64, from the power 0 on."""
+    factors = np.full((2, _CHARACTERS + 1), [[_BASE], [pow(_BASE, -1, 1 << 64)]], np.uint64)
+    factors[:, 0] = 1
+    powers, inverses = np.cumprod(factors, axis=1, dtype=np.uint64)
+    return powers, inverses

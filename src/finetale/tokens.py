@@ -11,11 +11,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetale.errors import SourceError, TokenizerError
-from finetale.passages import WINDOW, shared_tokens
-from finetale.rundir import read_json, write_folder, write_json
+from finetale.cache import Hold, problems
+from finetale.errors import RunError, SourceError, TokenizerError
+from finetale.passages import PassageFinder, describe
+from finetale.rundir import read_json, write_json, write_sealed_folder
 from finetale.signals import leave_open
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from finetale.text import Part
 
 SPLITS = ("train", "validation", "test", "dropped")
-STORE_VERSION = 4
+STORE_VERSION = 5
 END_OF_TEXT = "<|endoftext|>"
 _BATCH_CHARACTERS = 2_000_000
 _PROBE = "The quick brown fox, 12 jumps; 你好 — naïve?"
@@ -162,6 +162,7 @@ class TokenStore:
 
     folder: Path
     info: dict[str, Any]
+    hold: Hold | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def tokens(self) -> NDArray[Any]:
@@ -281,8 +282,9 @@ def build_store(
     def fill(target: Path) -> None:
         position = 0
         content = hashlib.sha256()
-        with (target / "tokens.bin").open("wb") as file:
-            for batch in _batches(parts):
+        with PassageFinder(target) as finder, (target / "tokens.bin").open("wb") as file:
+            for batch in batches(parts):
+                kept: list[tuple[str, str]] = []
                 for part, ids in zip(batch, encode_batch(tokenizer, [part.text for part in batch]), strict=True):
                     if unknown is not None:
                         seen["unknown"] += int((ids == unknown).sum())
@@ -301,6 +303,7 @@ def build_store(
                         row[-1] = end
                     file.write(row.tobytes())
                     content.update(row.tobytes())
+                    kept.append((part.split, part.text))
                     size = len(part.text.encode("utf-8", "surrogatepass"))
                     split = SPLITS.index(part.split)
                     source = sources.setdefault(part.source, len(sources))
@@ -314,8 +317,10 @@ def build_store(
                     position += len(row)
                 tables.append(np.array(rows, dtype=PART_DTYPE))
                 rows.clear()
+                finder.add(kept)
                 if progress is not None:
                     progress(sum(len(table) for table in tables))
+            shared = finder.compare()
         table = np.concatenate([np.zeros(0, PART_DTYPE), *tables])
         np.save(target / "parts.npy", table, allow_pickle=False)
         np.save(target / "personal.npy", np.array(personal, np.int64).reshape(-1, 2), allow_pickle=False)
@@ -344,47 +349,67 @@ def build_store(
                 for reason, count in sorted(dropped.items())
             ],
             "warnings": _warnings(seen, tokenizer),
-            "report": report() | {"shared_passages": _shared(target / "tokens.bin", np.dtype(dtype), table)},
+            "report": report() | {"shared_passages": describe(shared)},
         }
         _check_known(seen, tokenizer)
         write_json(target / "store.json", info)
 
-    write_folder(folder, fill, keep=keep)
+    write_sealed_folder(folder, fill, keep=keep)
     return open_store(folder)
 
 
-def _shared(path: Path, dtype: np.dtype[Any], table: NDArray[Any]) -> dict[str, Any]:
-    """Of each held-out split, how many tokens stand in the training text too; and the parts with the most."""
-    ids = np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
-    shared = shared_tokens(ids, table, SPLITS.index("train"))
-    found: dict[str, Any] = {"window": WINDOW}
-    for number, split in enumerate(SPLITS[1:3], 1):
-        of = table["split"] == number
-        found[split] = {"tokens": int(table["targets"][of].sum()), "shared": int(shared[of].sum())}
-    return found
+def open_store(folder: Path, hold: Hold | None = None) -> TokenStore:
+    """Open a store written by `build_store`, once the SHA-256 of each of its files was found right.
 
-
-def open_store(folder: Path) -> TokenStore:
-    """A store written by `build_store`.
+    Args:
+        hold: what keeps the store from being deleted; it lasts as long as the store is used.
 
     Raises:
-        RunError: it is not there or damaged.
+        RunError: the store is missing, corrupted or inconsistent.
     """
-    return TokenStore(folder, read_json(folder / "store.json"))
+    if not (folder / "store.json").is_file():
+        raise RunError(f"{folder / 'store.json'} is missing.", "Delete this folder if it is there.")
+    if found := problems(folder):
+        raise RunError(f"The tokens in {folder} are corrupted ({'; '.join(found[:3])}).", "Delete this folder.")
+    store = TokenStore(folder, read_json(folder / "store.json"), hold)
+    if not _is_consistent(store):
+        raise RunError(f"The tokens in {folder} are inconsistent.", "Delete this folder.")
+    return store
 
 
-def cache_root(setting: Path | None) -> Path:
-    """Folder of the token cache: the setting, else FINETALE_CACHE, else ~/.cache/finetale."""
-    if setting is not None:
-        return setting.expanduser()
-    return Path(os.environ.get("FINETALE_CACHE") or Path.home() / ".cache" / "finetale")
+def _is_consistent(store: TokenStore) -> bool:
+    """Whether all parts of a store lie within its tokens. Its folder may come from a stranger, seal included."""
+    info = store.info
+    kinds = {"version": int, "dtype": str, "sha256": str, "tokens": dict, "dropped": list, "warnings": list}
+    kinds["report"] = dict
+    if not all(isinstance(info.get(key), kind) for key, kind in kinds.items()) or info["dtype"] not in ("<u2", "<u4"):
+        return False
+    try:
+        parts, ranges, names = store.parts, store.personal, store._sources
+        tokens = store.tokens
+    except (OSError, ValueError, KeyError, RunError):
+        return False
+    if parts.dtype != PART_DTYPE or parts.ndim != 1 or ranges.dtype != np.int64 or ranges.shape[1:] != (2,):
+        return False
+    starts, targets = parts["start"], parts["targets"]
+    ends = np.cumsum(targets + 1)
+    return bool(
+        (targets > 0).all()
+        and (starts == ends - targets - 1).all()
+        and (ends[-1] if len(ends) else 0) == len(tokens)
+        and (parts["split"] < len(SPLITS) - 1).all()
+        and (parts["source"] < len(names)).all()
+        and (ranges >= 0).all()
+        and (ranges <= len(tokens)).all()
+    )
 
 
 def _first(*ids: int | None) -> int | None:
     return next((i for i in ids if i is not None), None)
 
 
-def _batches(parts: Iterator[Part]) -> Iterator[list[Part]]:
+def batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
+    """Group parts, so that each group has about two million characters or 4,096 parts."""
     batch: list[Part] = []
     size = 0
     for part in parts:

@@ -2,63 +2,160 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
-from finetale import passages
-from finetale.passages import WINDOW, shared_tokens
+from finetale import passages, tokens
+from finetale.passages import WINDOW, PassageFinder, SharedPassages, word_hashes
 from finetale.pipeline.evaluating import shared_shares
-from tiny import part, store, story
+from finetale.text.words import words_of
+from tiny import part, store, story, tokenizer
+
+SPLITS = ("train", "validation", "test")
 
 
-def counted(texts: list[tuple[int, list[int]]]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and parts as a store has them: a beginning, the ids and an end of each."""
-    tokens = [token for _, ids in texts for token in (0, *ids, 0)]
-    parts = np.zeros(len(texts), [("start", "<i8"), ("targets", "<i8"), ("split", "<u1")])
-    parts["targets"] = [len(ids) + 1 for _, ids in texts]
-    parts["split"] = [split for split, _ in texts]
-    parts["start"] = np.concatenate([[0], np.cumsum(parts["targets"] + 1)[:-1]])
-    return np.array(tokens, np.uint16), parts
-
-
-def by_hand(texts: list[tuple[int, list[int]]]) -> list[int]:
-    train = {tuple(ids[at : at + WINDOW]) for split, ids in texts if not split for at in range(len(ids) - WINDOW + 1)}
-    found = []
-    for split, ids in texts:
-        covered: set[int] = set()
-        for at in range(len(ids) - WINDOW + 1):
-            if split and tuple(ids[at : at + WINDOW]) in train:
-                covered |= set(range(at, at + WINDOW))
-        found.append(len(covered))
+def counted(parts: list[tuple[str, str]], at_once: int = 7) -> dict[str, SharedPassages]:
+    with tempfile.TemporaryDirectory() as folder:
+        with PassageFinder(Path(folder)) as finder:
+            for start in range(0, len(parts), at_once):
+                finder.add(parts[start : start + at_once])
+            found = finder.compare()
+        assert not list(Path(folder).iterdir())
     return found
 
 
-@pytest.mark.parametrize("chunk", [7, 50, 1 << 22])
-def test_shared_passages_are_those_counted_by_hand(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(passages, "_CHUNK", chunk)
-    rng = np.random.default_rng(0)
-    texts = [(int(rng.integers(0, 3)), rng.integers(1, 60_000, rng.integers(1, 200)).tolist()) for _ in range(40)]
-    for _ in range(30):  # copy a stretch of one into another
-        (_, source), (_, target) = (texts[i] for i in rng.integers(0, len(texts), 2))
+def by_hand(parts: list[tuple[str, list[str]]]) -> dict[str, SharedPassages]:
+    train = {
+        tuple(words[at : at + WINDOW])
+        for split, words in parts
+        if split == "train"
+        for at in range(len(words) - WINDOW + 1)
+    }
+    found = {}
+    for wanted in SPLITS[1:]:
+        total = shared = 0
+        for words in (words for split, words in parts if split == wanted):
+            covered: set[int] = set()
+            for at in range(len(words) - WINDOW + 1):
+                if tuple(words[at : at + WINDOW]) in train:
+                    covered |= set(range(at, at + WINDOW))
+            total, shared = total + len(words), shared + len(covered)
+        found[wanted] = SharedPassages(total, shared)
+    return found
+
+
+def with_copies(rng: np.random.Generator) -> list[tuple[str, list[str]]]:
+    parts = [
+        (SPLITS[rng.integers(0, 3)], [f"w{number}" for number in rng.integers(0, 60_000, rng.integers(1, 120))])
+        for _ in range(40)
+    ]
+    for _ in range(40):  # copy a stretch of one into another
+        (_, source), (_, target) = (parts[number] for number in rng.integers(0, len(parts), 2))
         at, to = int(rng.integers(0, len(source))), int(rng.integers(0, len(target) + 1))
-        target[to:to] = source[at : at + int(rng.integers(10, 90))]
-    found = shared_tokens(*counted(texts), 0)
-    # The end of a text is a target too, and may stand at the end of a shared passage.
-    assert all(0 <= a - b <= 1 for a, b in zip(found.tolist(), by_hand(texts), strict=True))
-    assert found.sum() > 400
+        target[to:to] = source[at : at + int(rng.integers(10, 60))]
+    return parts
+
+
+@pytest.mark.parametrize("chunk", [7, 50, 1 << 20])
+@pytest.mark.parametrize("buffer", [3, 1 << 22])
+def test_shared_passages_are_those_counted_by_hand(monkeypatch: pytest.MonkeyPatch, chunk: int, buffer: int) -> None:
+    monkeypatch.setattr(passages, "_CHUNK", chunk)
+    monkeypatch.setattr(passages, "_LARGEST_BUFFER", buffer)
+    parts = with_copies(np.random.default_rng(0))
+    found = counted([(split, " ".join(words)) for split, words in parts])
+    assert found == by_hand(parts)
+    assert sum(each.shared for each in found.values()) > 300
+
+
+def test_pieces_of_a_long_text_are_hashed_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [(split, " ".join(words)) for split, words in with_copies(np.random.default_rng(1))]
+    whole = counted(parts)
+    monkeypatch.setattr(passages, "_CHARACTERS", 40)
+    assert counted(parts, at_once=1000) == whole
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("", 0),
+        ("Hello, world! Don't", 3),
+        ("你好，世界。", 4),
+        ("naïve x_1 GPT-2", 4),
+        ("ひらがなABC漢字", 4 + 1 + 2),
+        ("हिन्दी में", 2),
+        ("Привет, мир", 2),
+        ("😀 \ud800 \U0010ffff", 0),
+        ("\U00020000\U00020001", 2),
+    ],
+)
+def test_words_of_every_script(text: str, number: int) -> None:
+    assert len(word_hashes(text)) == number
+
+
+def test_words_are_the_same_without_case_punctuation_and_white_space() -> None:
+    text = "The Fox’s tail, she said: “It’s RED!”\nNaïve — 12 jumps."
+    same = "the foxs tail she said it's red naïve 12 jumps"
+    assert word_hashes(text).tolist() == word_hashes(same).tolist()
+    assert len(set(word_hashes(same).tolist())) == 10
+    many = [f"{letter}{number}" for letter in "abcdeé你" for number in range(3000)]
+    assert len(set(word_hashes(" ".join(many)).tolist())) == 6 * 3000 + 3001  # 你 is a word of its own
 
 
 def test_without_training_or_held_out_text_nothing_is_shared() -> None:
-    ids = list(range(1, 80))
-    for texts in ([(0, ids), (0, ids)], [(1, ids), (2, ids)], [(1, ids[:5]), (0, ids)]):
-        assert not shared_tokens(*counted(texts), 0).any()
+    text = " ".join(map(str, range(80)))
+    for splits in (("train", "train"), ("validation", "test")):
+        assert all(each.shared == 0 for each in counted([(split, text) for split in splits]).values())
+    assert counted([("validation", "a b c"), ("train", text)])["validation"] == SharedPassages(3, 0)
+    # A passage does not reach from one document into the next.
+    halves = [("train", text), ("test", " ".join(text.split()[:15])), ("test", " ".join(text.split()[15:30]))]
+    assert counted(halves)["test"] == SharedPassages(30, 0)
 
 
-def test_a_quotation_is_told_by_the_store(tmp_path: Path) -> None:
+def test_a_quotation_is_reported_by_the_store(tmp_path: Path) -> None:
     quoted = story(7, 60)
     texts = [part(story(1) + quoted), part(story(2)), part(quoted + story(3, 60), "test"), part(story(4), "validation")]
-    shares = shared_shares(store(tmp_path, texts))
-    assert 0.3 < shares["test"] < 0.7
-    assert shares["validation"] == 0
+    made = store(tmp_path, texts)
+    found = made.report["shared_passages"]
+    assert found["unit"] == "words"
+    assert found["window"] == WINDOW
+    assert found["test"] == {"words": len(words_of(quoted + story(3, 60))), "shared": len(words_of(quoted))}
+    assert shared_shares(made) == {
+        "validation": 0,
+        "test": len(words_of(quoted)) / len(words_of(quoted + story(3, 60))),
+    }
+
+
+def characters(texts: list[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token per character, as BERT's of Chinese models."""
+    vocabulary = {"[UNK]": 0, "[SEP]": 1, "[CLS]": 2}
+    for character in "".join(texts):
+        vocabulary.setdefault(character, len(vocabulary))
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]", sep_token="[SEP]", cls_token="[CLS]")
+
+
+def test_two_tokenizers_measure_the_same_share_of_chinese_text(tmp_path: Path) -> None:
+    """Passages of 24 characters: more than 32 tokens of one tokenizer, fewer of the other."""
+    rng = np.random.default_rng(0)
+
+    def chinese(number: int, first: int = 0x4E00) -> str:
+        return "".join(chr(first + int(code)) for code in rng.integers(0, 500, number))
+
+    passages_in_common = [chinese(24) for _ in range(20)]
+    training = "。".join(passage + "，" + chinese(10, 0x5500) for passage in passages_in_common)
+    held_out = "。".join(passage + chinese(6, 0x6000) for passage in passages_in_common)
+    texts = [part(training), part(held_out, "test")]
+    shares = []
+    for number, chosen in enumerate((tokenizer(), characters([training, held_out, "。，"]))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        made = tokens.build_store(iter(texts), chosen, folder / "store", report=dict)
+        shares.append((made.num_targets("test"), made.report["shared_passages"]["test"]))
+    assert shares[0][0] > 2 * shares[1][0]  # tokens
+    assert shares[0][1] == shares[1][1] == {"words": 20 * 30, "shared": 20 * 24}

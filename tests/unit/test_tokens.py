@@ -387,6 +387,7 @@ def test_tokens_and_parts_are_memory_mapped(tmp_path: Path) -> None:
     assert isinstance(made.parts, np.memmap)
     assert not made.tokens.flags.writeable
     assert sorted(file.name for file in made.folder.iterdir()) == [
+        "manifest.json",
         "parts.npy",
         "personal.npy",
         "sources.json",
@@ -413,15 +414,6 @@ def test_a_source_that_fails_leaves_no_folder_behind(tmp_path: Path) -> None:
 def test_a_missing_store_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="json is missing"):
         open_store(tmp_path / "nowhere")
-
-
-def test_the_cache_stands_where_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("FINETALE_CACHE", str(tmp_path / "elsewhere"))
-    assert tokens.cache_root(Path("~/mine")) == tmp_path / "mine"
-    assert tokens.cache_root(None) == tmp_path / "elsewhere"
-    monkeypatch.delenv("FINETALE_CACHE")
-    assert tokens.cache_root(None) == tmp_path / ".cache" / "finetale"
 
 
 def test_places_of_personal_data_become_ranges_of_tokens(tmp_path: Path) -> None:

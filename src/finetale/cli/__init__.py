@@ -33,6 +33,7 @@ COMMANDS = {
     "serve": "A model behind an OpenAI-compatible API.",
     "report": "Write report.html of a run again.",
     "runs": "A table of the runs here.",
+    "cache": "Show the cache of tokenised text and converted models, or empty it.",
     "doctor": "This machine, and what would make it faster.",
 }
 _WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO})

@@ -16,8 +16,8 @@ from finetale.display import size
 def command(*, as_json: Json = False) -> int:
     """This machine: what Finetale would use, and what would make it faster."""
     quiet_libraries()
+    from finetale.cache import cache_root
     from finetale.environment import available_memory, hardware, versions
-    from finetale.tokens import cache_root
 
     machine, found = hardware(), versions()
     advice = _advice(machine)

@@ -7,23 +7,28 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from finetale import __version__, text, tokens
+from finetale import __version__, cache, text, tokens
 from finetale.blocks import choose_block_size
 from finetale.config import Config, TextSettings
 from finetale.errors import FinetaleError, RunError, SourceError
 from finetale.notify import Notify, counted, stage
-from finetale.rundir import write_bytes, write_folder
+from finetale.passages import PassageFinder, describe
+from finetale.rundir import sha256_of, temporary_name, write_bytes, write_sealed_folder
 from finetale.tokens import TokenStore
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+T = TypeVar("T")
 _MOST_HASHES = 10_000
 """Files named in data.json with their hash; a text of more is known by its tokens alone."""
+_held_inputs: dict[Path, cache.Hold | None] = {}
+"""Texts from standard input that this process uses, locked until it ends."""
 
 
 def _tell_documents(notify: Notify, message: str, count: int) -> None:
@@ -31,59 +36,83 @@ def _tell_documents(notify: Notify, message: str, count: int) -> None:
 
 
 def tokenise(config: Config, tokenizer: PreTrainedTokenizerBase, notify: Notify) -> TokenStore:
-    """The token store of a config's sources: opened if the cache holds it, else built."""
+    """Return the token store of a config's sources: from the cache if it holds a sound one, else built.
+
+    Raises:
+        RunError: the cache can't be written.
+    """
+    root, limit = cache.cache_root(config.cache_dir), cache.size_limit()
     key = _key(config, tokens.tokenizer_hash(tokenizer), notify)
-    root = tokens.cache_root(config.cache_dir)
-    if key is not None:
-        folder = root / "tokens" / key
-        if (folder / "store.json").is_file():
-            return tokens.open_store(folder)
-        # A store appears whole or not at all, so a folder without this file is a damaged one.
-        if folder.is_dir() and not (folder / "store.json").is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-    else:  # a stream can't be hashed before it is read
-        root.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix="stream-", dir=root)) / "store"
+    folder = root / "tokens" / key if key is not None else None
+    if folder is not None and (cached := _open_cached(folder, tokens.open_store, notify)) is not None:
+        return cached
 
     progress = partial(_tell_documents, notify, "Reading and tokenising the text")
     stage(notify, "Reading and tokenising the text")
+    # A stream has no key before it is read.
+    temporary = temporary_name(root / "tokens" / "stream")
     try:
         parts, report = text.read_parts(config.sources, config, offline=config.offline)
-        store = tokens.build_store(parts, tokenizer, folder, report=report.to_dict, progress=progress, keep=True)
-    except BaseException as error:
-        if key is None:
-            shutil.rmtree(folder.parent, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise RunError(
-                f"The token cache in {root} can't be written: {error}.",
-                "Free some disk space, or choose another place with --cache-dir.",
-            ) from error
-        raise
-    if key is None:
-        kept = root / "tokens" / f"stream-{_hash_of(config, store.info['sha256'], list(config.sources))}"
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(OSError):  # there already
-            folder.replace(kept)
-        shutil.rmtree(folder.parent, ignore_errors=True)
-        store = tokens.open_store(kept)
+        store = tokens.build_store(
+            parts, tokenizer, folder or temporary / "store", report=report.to_dict, progress=progress, keep=True
+        )
+        if folder is None:
+            folder = root / "tokens" / f"stream-{_hash_of(config, store.info['sha256'], list(config.sources))}"
+            if (cached := _open_cached(folder, tokens.open_store, notify)) is not None:
+                return cached
+            with contextlib.suppress(OSError):  # another process has put the same there meanwhile
+                store.folder.replace(folder)
+        store = tokens.open_store(folder, cache.hold(folder))
+        cache.evict(root, limit)
+    except OSError as error:
+        raise RunError(
+            f"The token cache in {root} can't be written: {error}.",
+            "Free some disk space, or choose another place with --cache-dir.",
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return store
 
 
+def _open_cached(folder: Path, opened: Callable[[Path, cache.Hold], T], notify: Notify) -> T | None:
+    """Open an entry of the cache; None if there is none, or none that is sound. An unsound one is reported and deleted."""
+    hold = cache.hold(folder)
+    if hold is None:
+        return None
+    found = cache.problems(folder)
+    if not found:
+        try:
+            return opened(folder, hold)
+        except (FinetaleError, OSError, ValueError) as error:
+            found = [error.message if isinstance(error, FinetaleError) else str(error)]
+    message = f"{folder} in the cache is corrupted ({'; '.join(found[:3])}), so it is made again."
+    notify({"event": "warning", "message": message})
+    with contextlib.suppress(OSError):
+        if hold.is_of(folder):  # and not what another process has put in its place
+            cache.remove(folder)
+    hold.release()
+    return None
+
+
 def trained_tokenizer(config: Config, notify: Notify) -> PreTrainedTokenizerBase:
-    """The byte-level BPE tokenizer of a new: model, trained on the training text (cached)."""
+    """Return the byte-level BPE tokenizer of a new: model, trained on the training text (cached)."""
     from finetale.models import load_tokenizer
 
+    root, limit = cache.cache_root(config.cache_dir), cache.size_limit()
     key = _key(config, f"bpe-{config.vocab_size}", notify)
-    folder = tokens.cache_root(config.cache_dir) / "tokenizers" / key if key else None
-    if folder is not None and folder.is_dir():
-        return load_tokenizer(folder)
+    folder = root / "tokenizers" / key if key else None
+    if folder is not None:
+        cached = _open_cached(folder, lambda path, hold: load_tokenizer(path), notify)
+        if cached is not None:
+            return cached
     message = "Training a tokenizer on the text"
     stage(notify, message)
     parts, _ = text.read_parts(config.sources, config, offline=config.offline)
     texts = counted(tokens.training_texts(parts), partial(_tell_documents, notify, message))
     tokenizer = tokens.train_tokenizer(texts, config.vocab_size)
     if folder is not None:
-        write_folder(folder, lambda target: tokenizer.save_pretrained(str(target)), keep=True)
+        write_sealed_folder(folder, lambda target: tokenizer.save_pretrained(str(target)), keep=True)
+        cache.evict(root, limit)
     return tokenizer
 
 
@@ -105,10 +134,12 @@ def check_text(config: Config, notify: Notify) -> dict[str, Any]:
     except FinetaleError:
         if named:
             raise
-        for _ in counted(parts, progress):
-            pass
+        with tempfile.TemporaryDirectory() as place, PassageFinder(Path(place)) as finder:
+            for batch in tokens.batches(counted(parts, progress)):
+                finder.add([(part.split, part.text) for part in batch if part.dropped is None])
+            shared = describe(finder.compare())
         why = "name a model with --model (bundled is here); gpt2, the default, is not on this machine, and nothing is downloaded unasked"
-        return result | {"no_tokens": why, "text": report.to_dict()}
+        return result | {"no_tokens": why, "text": report.to_dict() | {"shared_passages": shared}}
     with tempfile.TemporaryDirectory() as folder:
         try:
             store = tokens.build_store(
@@ -140,15 +171,35 @@ def tokenizer_for(config: Config, notify: Notify, *, offline: bool) -> PreTraine
 
 
 def keep_standard_input(config: Config) -> Config:
-    """Standard input can be read only once, so it is put into a file of the cache that later stages can open."""
+    """Put standard input into a file of the cache, which later stages can open: it can be read only once."""
     fields = ("sources", "validation", "test")
     if not any("-" in getattr(config, field) for field in fields):
         return config
+    root, limit = cache.cache_root(config.cache_dir), cache.size_limit()
     data = text.read_standard_input()
-    path = tokens.cache_root(config.cache_dir) / "stdin" / f"{hashlib.sha256(data).hexdigest()}.txt"
+    path = root / "stdin" / f"{hashlib.sha256(data).hexdigest()}.txt"
     write_bytes(path, data)
+    _held_inputs[path] = cache.hold(path)
+    cache.evict(root, limit)
     kept = {field: tuple(str(path) if item == "-" else item for item in getattr(config, field)) for field in fields}
     return config.model_copy(update=kept)
+
+
+def _check_kept_inputs(config: Config) -> None:
+    """Refuse text from standard input that has changed since it was put into the cache.
+
+    Raises:
+        SourceError: its SHA-256 is not the one in its name.
+    """
+    for path in map(Path, (*config.sources, *config.validation, *config.test)):
+        if path.parent.name != "stdin" or not cache.PATTERNS["stdin"].fullmatch(path.name) or not path.is_file():
+            continue
+        _held_inputs.setdefault(path, cache.hold(path))
+        if sha256_of(path) != path.stem:
+            raise SourceError(
+                f"The text from standard input that is kept in {path} is corrupted (SHA-256 differs).",
+                "Delete the file and send the text in again.",
+            )
 
 
 def data_json(config: Config, store: TokenStore, blocks: dict[str, Any]) -> dict[str, Any]:
@@ -163,6 +214,8 @@ def data_json(config: Config, store: TokenStore, blocks: dict[str, Any]) -> dict
 
 def _key(config: Config, what: str, notify: Notify) -> str | None:
     """Hash of the sources' bytes, the settings that shape the text, and the tokenizer; None for streams."""
+
+    _check_kept_inputs(config)
 
     def progress(done: int, total: int) -> None:
         stage(notify, "Comparing the text with what is known", done=done >> 20, total=total >> 20, unit="MB")

@@ -248,10 +248,10 @@ def compare_models(
 
 
 def shared_shares(store: TokenStore) -> dict[str, float]:
-    """Of each held-out split, the share of its tokens that stand in the training text too."""
+    """Return, for each held-out split, the share of its words that stand in passages of the training text too."""
     found = store.report.get("shared_passages") or {}
     return {
-        split: found[split]["shared"] / max(1, found[split]["tokens"])
+        split: found[split]["shared"] / max(1, found[split]["words"])
         for split in ("validation", "test")
         if split in found
     }

@@ -6,7 +6,7 @@ seals       SHA-256 of the files of a folder, written last and verified
 jsonfiles   JSON files
 """
 
-from finetale.rundir.atomic import recover, sync_folder, write_bytes, write_folder
+from finetale.rundir.atomic import recover, sync_folder, temporary_name, write_bytes, write_folder
 from finetale.rundir.jsonfiles import SCHEMA_VERSION, read_json, write_json
 from finetale.rundir.layout import LOCK_NAME, RunDirectory
 from finetale.rundir.seals import (
@@ -31,6 +31,7 @@ __all__ = [
     "sealed_sums",
     "sha256_of",
     "sync_folder",
+    "temporary_name",
     "verify_folder",
     "write_bytes",
     "write_folder",

@@ -18,7 +18,7 @@ from pathlib import Path
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file atomically: temporary name, fsync, rename, fsync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path, "tmp")
+    temporary = temporary_name(path)
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -46,7 +46,7 @@ def write_folder(
         keep: leave a folder that is already there, for caches, in which another process may have written the same meanwhile.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path, "tmp")
+    temporary = temporary_name(path)
     temporary.mkdir()
     # As the umask has it, which the folder shows: safetensors keeps its files from everybody else.
     mode = temporary.stat().st_mode & 0o666
@@ -111,8 +111,11 @@ def _sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _beside(path: Path, ending: str) -> Path:
-    """A hidden name that `recover` knows. Processes of two containers that share a volume may have one number."""
+def temporary_name(path: Path, ending: str = "tmp") -> Path:
+    """Return a hidden name beside `path` that `recover` knows.
+
+    The random part matters: two containers that share a volume can have processes with the same PID.
+    """
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.{ending}")
 
 
@@ -128,7 +131,7 @@ def _swap(new: Path, place: Path, keep: bool = False) -> None:
     if not place.exists():
         new.replace(place)
         return
-    aside = _beside(place, "old")
+    aside = temporary_name(place, "old")
     place.replace(aside)
     new.replace(place)
     shutil.rmtree(aside, ignore_errors=True)

@@ -154,14 +154,21 @@ class DroppedText(Record):
 class SharedText(Record):
     """How much of a held-out split also stands in the training text."""
 
-    tokens: int | None = Field(default=None, description="Tokens of the split.")
-    shared: int | None = Field(default=None, description="Tokens of the split that also stand in the training text.")
+    words: int | None = Field(default=None, description="Words of the split.")
+    tokens: int | None = Field(default=None, description="Tokens of the split, in files of older versions.")
+    shared: int | None = Field(
+        default=None, description="Words (tokens) of the split that lie in passages of the training text too."
+    )
 
 
 class SharedPassages(Record):
-    """Passages that the held-out text shares with the training text."""
+    """Passages that the held-out text shares with the training text.
 
-    window: int | None = Field(default=None, description="Least length of a passage that counts.")
+    A character of Chinese or Japanese counts as a word.
+    """
+
+    unit: str = Field(default="tokens", description="`words`; files of older versions count `tokens`.")
+    window: int | None = Field(default=None, description="Least length of a passage that counts, in the unit.")
     validation: SharedText | None = Field(default=None, description="Validation text.")
     test: SharedText | None = Field(default=None, description="Test text.")
 

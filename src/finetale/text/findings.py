@@ -76,10 +76,16 @@ def text_findings(text: Any) -> list[TextFinding]:
                 _places(text, key),
             )
         )
+    passages = at(text, "shared_passages")
+    unit = "words" if at(passages, "unit") == "words" else "tokens"  # tokens, in runs of older versions
     for split in ("validation", "test"):
-        tokens, shared = (finite(at(text, "shared_passages", split, key)) or 0 for key in ("tokens", "shared"))
-        if tokens and shared / tokens >= SHARED_SHARE:
-            what = f"{share(shared / tokens)} of the {split} text stands word for word in the training text too"
+        total, shared = (finite(at(passages, split, key)) or 0 for key in (unit, "shared"))
+        if total and shared / total >= SHARED_SHARE:
+            window = count(at(passages, "window"))
+            what = (
+                f"{share(shared / total)} of the {unit} of the {split} text stand word for word in the training text too,"
+                f" in passages of {window} {unit} or more"
+            )
             found.append(
                 TextFinding(
                     f"{what}, so the figures on it flatter the model",

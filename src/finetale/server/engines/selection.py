@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetale import environment, rundir, tokens
+from finetale import cache, environment, rundir
 from finetale.config import SamplingSettings
 from finetale.errors import ModelError
 from finetale.export import FORMATS, openvino
@@ -170,7 +170,7 @@ def _places(loaded: LoadedModel) -> list[Path]:
         "machine": [platform.machine(), environment.cpu_name(), ALL_THREADS],
     }
     digest = hashlib.sha256(json.dumps(words, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    cached = tokens.cache_root(None) / "engines" / f"openvino-{digest}"
+    cached = cache.cache_root(None) / "engines" / f"openvino-{digest}"
     if loaded.provenance.kind == "run":
         return [RunDirectory(Path(loaded.provenance.name).expanduser()).engines / cached.name, cached]
     return [cached]

@@ -1,0 +1,291 @@
+"""The cache of this machine: its entries, their last use, the limit of its size. Knows nothing of what entries hold.
+
+An entry is a folder, or a file, that can be made again: tokenised text, a tokenizer that was trained, text from standard
+input, a model that was converted for serving. Folders are sealed with the SHA-256 of each file, and who opens one checks
+it. The entries that were not used for longest are deleted when the cache outgrows its limit. Whoever uses an entry holds
+a shared lock on it, which the system releases when the process ends, so that entries in use stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import stat
+import time
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetale.errors import ConfigError
+from finetale.rundir import is_sealed, recover, temporary_name, verify_folder
+
+LIMIT_VARIABLE = "FINETALE_CACHE_LIMIT"
+DEFAULT_LIMIT = 10 * 2**30
+"""Bytes of the cache beyond which the entries that were not used for longest are deleted."""
+PATTERNS = {
+    "tokens": re.compile(r"(stream-)?[0-9a-f]{32}"),
+    "tokenizers": re.compile(r"[0-9a-f]{32}"),
+    "stdin": re.compile(r"[0-9a-f]{64}\.txt"),
+    "engines": re.compile(r"openvino-[0-9a-f]{16}"),
+}
+"""Names of the entries of each kind. Nothing else below the cache's folder is ever deleted."""
+_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | {
+    f"{letter}ib": 2 ** (10 * number) for number, letter in enumerate("kmgt", 1)
+}
+_UNLIMITED = ("none", "off", "unlimited")
+_GRACE_SECONDS = 60.0
+"""Entries that were used so recently are never evicted: their user may be about to lock them."""
+_ABANDONED_SECONDS = 3600.0
+"""Temporary files that nothing was written to for so long belong to a process that was killed."""
+_WITHOUT_LOCKS_SECONDS = 24 * 3600.0
+"""On a file system without locks, an entry that was used within this time counts as in use."""
+
+_verified: dict[Path, tuple[tuple[str, int, int, int], ...]] = {}
+"""Sealed folders that this process has verified, with name, size, time and inode of each file then."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of the cache.
+
+    Attributes:
+        kind: a key of PATTERNS.
+        path: its folder or file.
+        bytes: size of its files.
+        freed: bytes that deleting it gives back; less where a run holds the same files by hard links.
+        last_used: seconds since the epoch.
+        in_use: whether a live process holds it.
+    """
+
+    kind: str
+    path: Path
+    bytes: int
+    freed: int
+    last_used: float
+    in_use: bool
+
+
+class Hold:
+    """A shared lock on an entry. It ends with `release`, with the object, or with the process."""
+
+    def __init__(self, descriptor: int | None) -> None:
+        self._descriptor = descriptor
+        self._release = weakref.finalize(self, os.close, descriptor) if descriptor is not None else None
+
+    def release(self) -> None:
+        """Let the entry go."""
+        if self._release is not None:
+            self._release()
+        self._descriptor = None
+
+    def is_of(self, path: Path) -> bool:
+        """Whether the entry that is at a path now is the one that was locked."""
+        return self._descriptor is None or _is_at(path, self._descriptor)
+
+
+def cache_root(setting: Path | None) -> Path:
+    """Return the folder of the cache: the setting, else FINETALE_CACHE, else ~/.cache/finetale."""
+    if setting is not None:
+        return setting.expanduser()
+    return Path(os.environ.get("FINETALE_CACHE") or Path.home() / ".cache" / "finetale")
+
+
+def size_limit() -> int | None:
+    """Return the limit of the cache in bytes from FINETALE_CACHE_LIMIT; None for no limit.
+
+    Raises:
+        ConfigError: the variable holds no size.
+    """
+    value = os.environ.get(LIMIT_VARIABLE, "").strip().lower()
+    if not value:
+        return DEFAULT_LIMIT
+    if value in _UNLIMITED:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?b)?", value)
+    if match is None:
+        raise ConfigError(
+            f"{LIMIT_VARIABLE} is {os.environ[LIMIT_VARIABLE]!r}, which is not a size.",
+            "Set it to a size such as 20GiB or 500MB, or to none for no limit.",
+        )
+    return int(float(match[1]) * _UNITS[match[2] or ""])
+
+
+def hold(path: Path) -> Hold | None:
+    """Lock an entry against eviction and note that it was used now; None if it is not there."""
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except PermissionError:  # Windows opens no folders, and deletes none whose files are open
+            return Hold(None) if path.exists() else None
+        except OSError:
+            return None
+        is_held = False
+        try:
+            # An entry that is being deleted is locked by its deleter, or is at this path no more.
+            is_held = _lock(descriptor, shared=True) is not False and _is_at(path, descriptor)
+        finally:
+            if not is_held:
+                os.close(descriptor)
+        if is_held:
+            with contextlib.suppress(OSError):  # a cache that can only be read
+                os.utime(path)
+            return Hold(descriptor)
+        if not path.exists():
+            return None
+        time.sleep(0.01)
+
+
+def problems(folder: Path) -> list[str]:
+    """Return what is wrong with a sealed folder. Each folder is read once per process, as long as its files stay the same."""
+    if not is_sealed(folder):
+        return ["it has no manifest.json with the SHA-256 of its files"]
+    facts = _facts(folder)
+    if _verified.get(folder) == facts:
+        return []
+    found = verify_folder(folder)
+    if not found:
+        _verified[folder] = facts
+    return found
+
+
+def remove(path: Path) -> None:
+    """Delete an entry: move it out of the way in one step, then delete its files."""
+    aside = temporary_name(path)
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return
+    if aside.is_dir():
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        aside.unlink(missing_ok=True)
+
+
+def entries(root: Path) -> list[Entry]:
+    """Return all entries, the ones that were not used for longest first."""
+    found = []
+    for kind, path in _paths(root):
+        try:
+            files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+            facts = [file.stat(follow_symlinks=False) for file in files]
+            used = path.stat().st_mtime
+        except OSError:  # it was deleted meanwhile
+            continue
+        size = sum(each.st_size for each in facts)
+        freed = sum(each.st_size for each in facts if each.st_nlink <= 1)
+        found.append(Entry(kind, path, size, freed, used, _is_in_use(path, used)))
+    return sorted(found, key=lambda entry: entry.last_used)
+
+
+def evict(root: Path, limit: int | None) -> list[Entry]:
+    """Delete the entries that were not used for longest until the cache fits its limit, and what dead writers left.
+
+    Entries in use, and those used within the last minute, stay.
+
+    Returns:
+        What was deleted.
+    """
+    _clean(root, _ABANDONED_SECONDS)
+    if limit is None:
+        return []
+    found = entries(root)
+    size = sum(entry.bytes for entry in found)
+    gone = []
+    for entry in found:
+        if size <= limit:
+            break
+        if time.time() - entry.last_used > _GRACE_SECONDS and _remove_unused(entry):
+            size -= entry.bytes
+            gone.append(entry)
+    return gone
+
+
+def empty(root: Path) -> tuple[list[Entry], list[Entry]]:
+    """Delete all entries that no live process uses.
+
+    Returns:
+        (deleted entries, entries that are in use).
+    """
+    _clean(root, _ABANDONED_SECONDS)
+    found = entries(root)
+    gone = [entry for entry in found if _remove_unused(entry)]
+    return gone, [entry for entry in found if entry not in gone and entry.path.exists()]
+
+
+def _paths(root: Path) -> Iterator[tuple[str, Path]]:
+    for kind, pattern in PATTERNS.items():
+        folder = root / kind
+        if not folder.is_dir() or folder.is_symlink():
+            continue
+        for path in sorted(folder.iterdir()):
+            if pattern.fullmatch(path.name) and not path.is_symlink() and path.is_file() == path.name.endswith(".txt"):
+                yield kind, path
+
+
+def _clean(root: Path, untouched: float) -> None:
+    for kind in PATTERNS:
+        if (root / kind).is_dir() and not (root / kind).is_symlink():
+            with contextlib.suppress(OSError):
+                recover(root / kind, untouched=untouched)
+
+
+def _remove_unused(entry: Entry) -> bool:
+    """Delete an entry unless a live process holds it; whether it is gone."""
+    with _locked(entry.path, entry.last_used) as is_free:
+        if is_free:
+            with contextlib.suppress(OSError):  # not ours to delete, or open on Windows
+                remove(entry.path)
+    return not entry.path.exists()
+
+
+def _is_in_use(path: Path, last_used: float) -> bool:
+    with _locked(path, last_used) as is_free:
+        return not is_free
+
+
+@contextlib.contextmanager
+def _locked(path: Path, last_used: float) -> Iterator[bool]:
+    """Keep others from holding an entry; gives whether nobody holds it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # it is gone, not readable, or a folder on Windows
+        yield True
+        return
+    try:
+        is_locked = _lock(descriptor, shared=False)
+        yield time.time() - last_used > _WITHOUT_LOCKS_SECONDS if is_locked is None else is_locked
+    finally:
+        os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
+
+
+def _lock(descriptor: int, *, shared: bool) -> bool | None:
+    """Lock an open file or folder without waiting. Return whether that worked; None where there are no locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: files that are open there can't be deleted
+        return True
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        return False if error.errno in (errno.EAGAIN, errno.EACCES) else None
+    return True
+
+
+def _facts(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
+    found = []
+    for file in sorted(folder.rglob("*")):
+        facts = file.stat(follow_symlinks=False)
+        if stat.S_ISREG(facts.st_mode):
+            found.append((file.relative_to(folder).as_posix(), facts.st_size, facts.st_mtime_ns, facts.st_ino))
+    return tuple(found)
