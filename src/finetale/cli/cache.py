@@ -57,7 +57,8 @@ def command(
             f"Deleted {len(deleted):,} {'entry' if len(deleted) == 1 else 'entries'} ({freed}) from {escape(str(root))}."
         )
         if found:
-            console.print(f"{len(found):,} {'is' if len(found) == 1 else 'are'} in use and stay:")
+            kept = "1 entry is in use and stays" if len(found) == 1 else f"{len(found):,} entries are in use and stay"
+            console.print(f"{kept}:")
     if rows:
         console.print(_table(rows))
     if not empty_it:
