@@ -106,7 +106,7 @@ def build(
         same_tokenizer: whether both models read the same tokens. If not, or if white space does not separate the words
             of the text, bits per byte are compared in place of perplexity.
         training_texts: returns the texts that `after` was trained on, to look for verbatim copies; None if unknown.
-        shared: by split, the share of its text that also occurs in the training text.
+        shared: by split, the share of its words that also occur in passages of the training text.
         is_held_out: whether the text was held out from training `after`; False for text that somebody named.
     """
     changes = {split: _change(before, after, split, same_tokenizer) for split in ("validation", "test")}
@@ -269,7 +269,7 @@ def _described_text(judged: str | None, shared: float, *, is_held_out: bool) -> 
     """What the text of the verdict is: whether the model saw it, chose its step by it, or read some of it in training."""
     if not is_held_out:
         return "the given text"
-    overlap = f"of which {shared:.0%} also occurs in the training text" if shared >= _SHARED_SHARE else ""
+    overlap = f"of which {shared:.0%} of the words also occur in the training text" if shared >= _SHARED_SHARE else ""
     if judged == "validation":
         return "the validation text, which also chose the step that was kept" + (f" and {overlap}" if overlap else "")
     return f"held-out text {overlap}" if overlap else "text it never saw"

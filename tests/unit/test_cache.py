@@ -18,13 +18,14 @@ from finetale.config import Config
 from finetale.errors import ConfigError, SourceError
 from finetale.pipeline.data import keep_standard_input, tokenise, trained_tokenizer
 from finetale.rundir import write_sealed_folder
+from finetale.schema import Event, WarningEvent
 from tiny import story, tokenizer
 
 DAY = 86_400.0
 
 
-def warnings_of(events: list[dict[str, object]]) -> list[str]:
-    return [str(event["message"]) for event in events if event["event"] == "warning"]
+def warnings_of(events: list[Event]) -> list[str]:
+    return [event.message for event in events if isinstance(event, WarningEvent)]
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_damaged_tokens_are_reported_and_made_again(config: Config, root: Path, 
     first = tokenise(config, tokenizer(), lambda event: None)
     expected, sha256 = np.array(first.tokens), first.info["sha256"]
     damage(first.folder)  # type: ignore[operator]
-    events: list[dict[str, object]] = []
+    events: list[Event] = []
     again = tokenise(config, tokenizer(), events.append)
     (warning,) = warnings_of(events)
     assert "corrupted" in warning
@@ -90,7 +91,7 @@ def test_damaged_tokenizers_are_reported_and_made_again(config: Config, root: Pa
     rules["model"]["vocab"]["zz"] = rules["model"]["vocab"].pop(last)  # a whole tokenizer, but another one
     rules["model"]["merges"].pop()
     file.write_text(json.dumps(rules), encoding="utf-8")
-    events: list[dict[str, object]] = []
+    events: list[Event] = []
     again = trained_tokenizer(config, events.append)
     assert again.get_vocab() == first.get_vocab()
     assert len(warnings_of(events)) == 1

@@ -16,7 +16,7 @@ from finetale import __version__, cache, text, tokens
 from finetale.blocks import choose_block_size
 from finetale.config import Config, TextSettings
 from finetale.errors import FinetaleError, RunError, SourceError
-from finetale.notify import Notify, counted, stage
+from finetale.notify import Notify, counted, stage, warn
 from finetale.passages import PassageFinder, describe
 from finetale.rundir import sha256_of, temporary_name, write_bytes, write_sealed_folder
 from finetale.tokens import TokenStore
@@ -85,8 +85,7 @@ def _open_cached(folder: Path, opened: Callable[[Path, cache.Hold], T], notify: 
             return opened(folder, hold)
         except (FinetaleError, OSError, ValueError) as error:
             found = [error.message if isinstance(error, FinetaleError) else str(error)]
-    message = f"{folder} in the cache is corrupted ({'; '.join(found[:3])}), so it is made again."
-    notify({"event": "warning", "message": message})
+    warn(notify, f"{folder} in the cache is corrupted ({'; '.join(found[:3])}), so it is made again.")
     with contextlib.suppress(OSError):
         if hold.is_of(folder):  # and not what another process has put in its place
             cache.remove(folder)
