@@ -56,6 +56,7 @@ def test_a_run_writes_exactly_these_files(here: Path) -> None:
     tokenizer = ("tokenizer.json", "tokenizer_config.json")
     per_checkpoint = (
         "config.json",
+        "generation_config.json",
         "manifest.json",
         "model.safetensors",
         "optimizer.safetensors",

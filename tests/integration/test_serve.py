@@ -223,7 +223,7 @@ def test_what_a_harness_asks_for(running: Running) -> None:
     assert only.finish_reason == "length"
     # The end of the text is a token too: what counts from the end of the list relies on one new token.
     ended = running.complete(
-        prompt=ids, echo=True, logprobs=1, max_tokens=1, logit_bias={str(running.generator.end): 100}
+        prompt=ids, echo=True, logprobs=1, max_tokens=1, logit_bias={str(running.generator.ends[0]): 100}
     )
     assert ended.choices[0].finish_reason == "stop"
     assert ended.choices[0].text == only.text

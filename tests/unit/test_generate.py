@@ -221,7 +221,7 @@ def test_padding_never_passes_the_context(family: str) -> None:
     config = FAMILIES[family]()
     config.vocab_size = PADDED_VOCAB
     generator = Generator(AutoModelForCausalLM.from_config(config).eval(), TOKENIZER)
-    generator.end = -10  # no text ends by itself
+    generator.ends = ()  # no token ends a text
     long = TOKENIZER.decode(TOKENIZER.encode(" ".join(SENTENCES))[:50])
     samples = generator.generate([long, "toll"], settings(max_new_tokens=500))
     lengths = [len(ids_of(sample.prompt)) + sample.num_tokens for (sample,) in samples]
@@ -392,12 +392,12 @@ def test_long_prompt_is_refused_or_cut_at_its_start(generator: Generator) -> Non
     with pytest.raises(GenerationError, match=f"has {len(ids)} tokens.* context of {CONTEXT}") as caught:
         generator.generate([prompt], settings())
     assert "truncate" in caught.value.hint
-    generator.end, end = -10, generator.end
+    generator.ends, ends = (), generator.ends
     try:
         ((sample,),) = generator.generate([prompt], settings(temperature=0), truncate=True)
         ((greedy,),) = generator.generate([prompt], settings(temperature=0, max_new_tokens=1000), truncate=True)
     finally:
-        generator.end = end
+        generator.ends = ends
     # 24 new tokens have room behind the last 40; 1000 never have, and half the context is kept.
     assert (sample.num_tokens, greedy.num_tokens) == (24, CONTEXT // 2)
     kept = torch.tensor([ids[-40:]])
@@ -528,7 +528,7 @@ def test_tokenizer_that_puts_spaces_between_characters() -> None:
     assert len([piece for piece in pieces if piece]) == 6
     model = make_model(vocab_size=len(words))
     generator = Generator(model, tokenizer)
-    assert (generator.begin, generator.end) == (2, 3)
+    assert (generator.begin, generator.ends) == (2, (3,))
     chosen = settings(max_new_tokens=12)
     ((sample,),) = generator.generate(["你好"], chosen)
     assert "".join(generator.stream("你好", chosen)) == sample.text

@@ -289,6 +289,7 @@ def test_a_checkpoint_gives_weights_moments_and_counters_back(tmp_path: Path) ->
     assert folder.name == "step-00000007"
     assert sorted(file.name for file in folder.iterdir()) == [
         "config.json",
+        "generation_config.json",
         "manifest.json",
         "model.safetensors",
         "optimizer.safetensors",

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from finetale import models
 from finetale.config import SamplingSettings
 from finetale.errors import GenerationError
 from finetale.generate.sampler import EXHAUSTED, NOT_A_NUMBER, Sampler, Stream, random_stream
@@ -54,12 +55,14 @@ class Generator:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.begin, self.end = begin_and_end(tokenizer)
+        self.begin, _ = begin_and_end(tokenizer)
+        self.ends = models.end_ids(model, tokenizer)
         config = model.config.get_text_config()
         self.context: int = getattr(config, "max_position_embeddings", None) or _UNLIMITED
         # Embeddings are often padded to a round number, and vocabularies can have holes: such ids are no text.
         known = set(tokenizer.get_vocab().values())
         self.vocab_size: int = min(config.vocab_size, max(known) + 1)
+        known -= set(models.suppressed_ids(model))
         self.forbidden = [token for token in range(config.vocab_size) if token not in known]
 
     def generate(
@@ -154,7 +157,7 @@ class Generator:
             room = min(settings.max_new_tokens, self.context - len(ids))
             for sample in range(n):
                 text = TextStream(self.tokenizer, text_ids[-CONTEXT_TOKENS:], settings.stop)
-                rows.append(_Row(prompt, sample, ids, room, self.end, text))
+                rows.append(_Row(prompt, sample, ids, room, self.ends, text))
         return rows
 
     def _fit(self, ids: list[int], max_new_tokens: int, truncate: bool) -> list[int]:
@@ -203,8 +206,8 @@ class Generator:
             no_repeat_ngram_size=settings.no_repeat_ngram_size,
             suppress_tokens=self.forbidden or None,
             bos_token_id=self.begin,
-            eos_token_id=self.end,
-            pad_token_id=self.end,
+            eos_token_id=list(self.ends),
+            pad_token_id=self.ends[0],
         )
         found = self.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
         for row, beam in zip(rows, found[:, ids.shape[1] :].tolist(), strict=True):
@@ -222,7 +225,7 @@ class _Row:
     sample: int
     ids: list[int]
     room: int
-    end: int
+    ends: tuple[int, ...]
     text: TextStream
     tokens: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
@@ -243,7 +246,7 @@ class _Row:
                 f"The model's scores are not numbers (NaN) after {self.num_tokens} new tokens.",
                 "Its weights are damaged or its training diverged: use an earlier checkpoint.",
             )
-        if token == self.end:
+        if token in self.ends:
             self.finish_reason = "end"
         elif token == EXHAUSTED:
             self.finish_reason = "length"

@@ -5,6 +5,7 @@ are read: weights come from safetensors alone, code in a model's folder is never
 """
 
 from finetale.models.files import positions_of
+from finetale.models.generation import end_ids, suppressed_ids
 from finetale.models.loading import (
     LoadedModel,
     Located,
@@ -17,6 +18,7 @@ from finetale.models.loading import (
     load_tokenizer,
     locate,
     save,
+    save_settings,
 )
 from finetale.models.names import BUNDLED_NAME, check_name, is_new, name_of_folder, shape_of
 from finetale.models.opening import open_model, warn_if_unfinished
@@ -28,6 +30,7 @@ __all__ = [
     "Provenance",
     "check_name",
     "enable_checkpointing",
+    "end_ids",
     "freeze",
     "is_checkpointing",
     "is_new",
@@ -39,6 +42,8 @@ __all__ = [
     "open_model",
     "positions_of",
     "save",
+    "save_settings",
     "shape_of",
+    "suppressed_ids",
     "warn_if_unfinished",
 ]

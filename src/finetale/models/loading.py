@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetale.errors import ConfigError, ModelError, TokenizerError
+from finetale.models.compatibility import add_older_keys
 from finetale.models.files import check_config, check_weight_files, first_line, positions_of, read_config
+from finetale.models.generation import drop_foreign_ids, generation_config
 from finetale.models.hub import download
 from finetale.models.names import BUNDLED_FOLDER, BUNDLED_NAME, check_name, is_hub_id, is_new, shape_of
 from finetale.models.safety import check_tensors, check_tokenizer_files, clean_config
@@ -150,9 +152,11 @@ def load_located(
     located: Located, *, tokenizer: PreTrainedTokenizerBase | None = None, dropout: float | None = None
 ) -> LoadedModel:
     """Read weights and tokenizer of a located model. Errors as in `load`."""
-    tokenizer = tokenizer or load_tokenizer(located.folder, name=located.name)
+    given, tokenizer = tokenizer, tokenizer or load_tokenizer(located.folder, name=located.name)
     model = _read_weights(located, dropout)
     _check_fit(model, tokenizer, located.name)
+    if given is not None and given.name_or_path != str(located.folder):
+        drop_foreign_ids(model, given)
     digest = hashlib.sha256()
     known = sealed_sums(located.folder) if is_sealed(located.folder) else {}  # verified when it was located
     for file in sorted(located.folder.glob("*.safetensors")):
@@ -204,25 +208,31 @@ def save(
 ) -> None:
     """Write a model in Hugging Face layout: loads with AutoModelForCausalLM and pipeline("text-generation").
 
-    The files are written where they shall stand; wrap with `rundir.write_folder` to make that atomic.
+    The files are written in place; wrap the call with `rundir.write_folder` to make it atomic.
     """
-    from transformers import GenerationConfig
-
-    begin, end = begin_and_end(tokenizer)
-    model.config.bos_token_id, model.config.eos_token_id = begin, end
-    model.generation_config = GenerationConfig(
-        bos_token_id=begin,
-        eos_token_id=end,
-        pad_token_id=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-        do_sample=True,
-        temperature=0.8,
-        top_p=0.95,
-        top_k=0,
-        max_new_tokens=max_new_tokens,
-    )
+    _set_ids(model, tokenizer, max_new_tokens)
     with _no_progress_bars():
         model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
+    add_older_keys(folder)
+
+
+def save_settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write what a model folder holds besides the weights: its configs and its tokenizer."""
+    _set_ids(model, tokenizer, 120)
+    model.config.save_pretrained(str(folder))
+    model.generation_config.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+    add_older_keys(folder)
+
+
+def _set_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> None:
+    """Set a model's special ids and its generation_config to those of its tokenizer; other end ids that it lists stay."""
+    begin, end = begin_and_end(tokenizer)
+    model.generation_config = generation_config(model, tokenizer, max_new_tokens=max_new_tokens)
+    model.config.bos_token_id = begin
+    if not isinstance(model.config.eos_token_id, list):
+        model.config.eos_token_id = end
 
 
 def freeze(model: PreTrainedModel, what: str | None) -> None:

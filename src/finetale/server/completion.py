@@ -22,9 +22,12 @@ from finetale.tokens import begin_and_end, encode_batch
 class Vocabulary:
     """What requests need to know of a tokenizer: ids of a text, and the text of an id."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, context: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, context: int, ends: tuple[int, ...] = ()
+    ) -> None:
         self.tokenizer = tokenizer
-        self.begin, self.end = begin_and_end(tokenizer)
+        self.begin, end = begin_and_end(tokenizer)
+        self.ends = ends or (end,)
         self.vocab_size = vocab_size
         self.context = context
         self._names: dict[int, str] = {}
@@ -106,7 +109,7 @@ class Writer:
     index: int
     job: Job
     text: TextStream
-    end: int
+    ends: tuple[int, ...]
     room: int
     whole: bool = False
     finished: Literal["end", "length", "stop"] | None = None
@@ -116,7 +119,7 @@ class Writer:
 
     def accept(self, token: Token) -> None:
         """Take the next token, and see whether the text ends with it."""
-        if token.id == self.end:
+        if token.id in self.ends:
             self.logprob += token.logprob or 0.0
             # It is no text, but it was generated: who counts tokens from the end of `logprobs` relies on it.
             self._tokens.append((token, len(self.text.text)))
@@ -134,7 +137,7 @@ class Writer:
                 self.finished = "length"
         if self.finished is not None:
             if self.whole:
-                self.text.add_all([made for made in self.job.tokens if made not in (self.end, EXHAUSTED)])
+                self.text.add_all([made for made in self.job.tokens if made not in (*self.ends, EXHAUSTED)])
             self.text.finish()
 
     def take(self) -> Piece | None:
@@ -207,7 +210,7 @@ class Completion:
                             reads_prompt=bool(request.echo) and request.logprobs is not None and sample == 0,
                         ),
                         TextStream(vocabulary.tokenizer, ids[-CONTEXT_TOKENS:], settings.stop),
-                        vocabulary.end,
+                        vocabulary.ends,
                         room,
                         whole=not (request.stream or settings.stop or request.logprobs is not None),
                         finished="length" if room == 0 else None,

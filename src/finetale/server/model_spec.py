@@ -64,7 +64,7 @@ class ModelSpec:
             return start(
                 self.name,
                 models.locate(found.name, revision=found.revision, offline=True).folder,
-                Vocabulary(loaded.tokenizer, facts.vocab_size, facts.context),
+                Vocabulary(loaded.tokenizer, facts.vocab_size, facts.context, facts.ends),
                 slots=self.slots,
                 most_waiting=self.most_waiting,
                 provenance=found,
@@ -110,7 +110,7 @@ def serve_model(
         held_out=lambda: pipeline.held_out_ids(loaded, notify, most=_MEASURED, window=min(context, _WINDOW)),
         notify=notify,
     )
-    vocabulary = Vocabulary(loaded.tokenizer, facts.vocab_size, context)
+    vocabulary = Vocabulary(loaded.tokenizer, facts.vocab_size, context, generator.ends)
     return Served(
         name,
         vocabulary,

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, load_model, save_file
 from torch.linalg import vector_norm
 
+from finetale import models
 from finetale.errors import DivergedError, RunError
 from finetale.rundir import RunDirectory, read_json, verify_folder, write_json, write_sealed_folder
 
@@ -60,8 +61,7 @@ def save_checkpoint(
     check_finite(weights | moments, state.step)
 
     def fill(folder: Path) -> None:
-        model.config.save_pretrained(str(folder))
-        tokenizer.save_pretrained(str(folder))
+        models.save_settings(model, tokenizer, folder)
         save_file(weights, str(folder / WEIGHTS_NAME), metadata={"format": "pt"})
         save_file(moments, str(folder / OPTIMIZER_NAME))
         write_json(folder / STATE_NAME, asdict(state))
