@@ -81,7 +81,7 @@ def test_few_documents_are_each_cut(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fraction", [0.0001, 0.1])
 def test_with_enough_documents_the_smallest_hashes_fill_an_empty_split(tmp_path: Path, fraction: float) -> None:
-    kept = [text for text in documents(400) if splits_module.fraction_of(splits_module_digest(text)) > 0.2][:40]
+    kept = [text for text in documents(400) if splits_module_digest(text) > splits_module.first_digest(0.2)][:40]
     parts, report = read(tmp_path, [*kept, kept[0]], validation_fraction=fraction, test_fraction=fraction)
     found = by_split(parts)
     expected = max(1, round(40 * fraction))
@@ -106,7 +106,7 @@ def test_training_is_not_left_empty(tmp_path: Path) -> None:
 
 def test_a_full_buffer_settles_the_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(splits_module, "BUFFER_BYTES", 20_000)
-    kept = [text for text in documents(4000) if splits_module.fraction_of(splits_module_digest(text)) > 0.2][:300]
+    kept = [text for text in documents(4000) if splits_module_digest(text) > splits_module.first_digest(0.2)][:300]
     parts, _ = read(tmp_path, kept)
     found = by_split(parts)
     assert sum(map(len, found.values())) == 300

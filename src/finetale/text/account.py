@@ -198,14 +198,14 @@ class TextReport:
         if len(self._problems) < MAX_PROBLEMS:
             self._problems.append(problem)
 
-    def count_document(self, document: Document, digest: bytes, words: int) -> None:
-        """Count a document that was read, whether or not it will be used."""
-        length = len(document.text)
-        self.documents += 1
-        self.characters += length
+    def count_documents(self, texts: Sequence[str], digests: Sequence[bytes], words: int) -> None:
+        """Count documents that were read, whether or not they will be used; `words` is the number of all their words."""
+        lengths = list(map(len, texts))
+        self.documents += len(texts)
+        self.characters += sum(lengths)
         self.words += words
-        self._histogram[length.bit_length()] += 1
-        self._languages.offer(digest, document.text)
+        self._histogram.update(map(int.bit_length, lengths))
+        self._languages.offer_all(digests, texts)
 
     def looked_for(self, *, near: bool, personal_data: bool) -> None:
         """What was looked for; of the rest the report says nothing, which is not the same as none."""

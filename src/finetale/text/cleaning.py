@@ -17,6 +17,8 @@ from finetale.text.documents import FileError
 
 SUSPECT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\ufffd\ud800-\udfff]")
 SUSPECT_ASCII = bytes(code for code in range(32) if code not in b"\t\n") + b"\x7f"
+_ASCII = bytes(range(128))
+_CHARACTERS_AT_ONCE = 1 << 20
 REPLACEMENT_PATTERN = re.compile(REPLACEMENT)
 SURROGATE = re.compile("[\ud800-\udfff]")
 CONTROL = {
@@ -50,17 +52,24 @@ class Cleaner:
         self._replace = settings.undecodable == "replace"
         self._strip = settings.strip
 
+    def clean_all(self, texts: list[str]) -> list[str] | None:
+        """The cleaned texts of documents in which there is nothing to report; None where `clean` must look at each."""
+        if not is_clean("\n".join(texts) if len(texts) > 1 else texts[0]):
+            return None
+        if not self._strip:
+            return texts
+        stripped = [text.strip() for text in texts]
+        if removed := sum(map(len, texts)) - sum(map(len, stripped)):
+            self._account.cleaning["stripped_characters"] += removed
+        return stripped
+
     def clean(self, text: str, line: int) -> str:
         """The cleaned text of a document that starts at `line`.
 
         Raises:
             FileError: half of a surrogate pair, unless undecodable is "replace".
         """
-        if text.isascii():
-            data = text.encode("ascii")
-            if len(data.translate(None, SUSPECT_ASCII)) != len(data):
-                text = self._mend(text, line)
-        else:
+        if not is_clean(text):
             if SUSPECT.search(text):
                 text = self._mend(text, line)
             if MAYBE_MOJIBAKE.search(text):
@@ -103,10 +112,28 @@ class Cleaner:
 
     def _report(self, kind: str, pattern: re.Pattern[str], text: str, line: int) -> int:
         """Count what a pattern finds; the first places with their lines."""
-        matches = list(pattern.finditer(text))
-        for match in matches[:MAX_LINES]:
-            here = line if self._records else line + text.count("\n", 0, match.start())
-            self._account.problem(kind, here)
-        if len(matches) > MAX_LINES:
-            self._account.problem(kind, None, len(matches) - MAX_LINES)
-        return len(matches)
+        count = 0
+        for count, match in enumerate(pattern.finditer(text), 1):
+            if count <= MAX_LINES:
+                here = line if self._records else line + text.count("\n", 0, match.start())
+                self._account.problem(kind, here)
+        if count > MAX_LINES:
+            self._account.problem(kind, None, count - MAX_LINES)
+        return count
+
+
+def is_clean(text: str) -> bool:
+    """Whether neither SUSPECT nor MAYBE_MOJIBAKE finds anything. False may be wrong, True never is.
+
+    Both find only ASCII control characters, single characters outside ASCII and pairs of these. So it is enough to look at
+    the characters outside ASCII, which are few in most languages and quickly separated in UTF-8.
+    """
+    for start in range(0, len(text), _CHARACTERS_AT_ONCE):
+        data = text[start : start + _CHARACTERS_AT_ONCE + 1].encode("utf-8", "surrogatepass")
+        if len(data.translate(None, SUSPECT_ASCII)) != len(data):
+            return False
+        if not data.isascii():
+            outside = data.translate(None, _ASCII).decode("utf-8", "surrogatepass")
+            if SUSPECT.search(outside) or MAYBE_MOJIBAKE.search(outside):
+                return False
+    return True

@@ -12,7 +12,7 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that doubles the time to make one, and a text can have millions
 class Document:
     """A document after cleaning.
 
@@ -27,7 +27,7 @@ class Document:
     line: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Part:
     """A whole document, or a contiguous part of a long one.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 SAMPLE_DOCUMENTS = 20
@@ -63,8 +64,17 @@ class LanguageSample:
     def __init__(self) -> None:
         self._heap: list[tuple[int, str]] = []
 
-    def offer(self, digest: bytes, text: str) -> None:
-        """Take the document into the sample if its hash is small enough."""
+    def offer_all(self, digests: Sequence[bytes], texts: Sequence[str]) -> None:
+        """Take the documents whose hash is small enough into the sample."""
+        if len(self._heap) < SAMPLE_DOCUMENTS:
+            chosen: Iterable[int] = range(len(digests))
+        else:
+            largest = (-self._heap[0][0]).to_bytes(8, "big")
+            chosen = [number for number, digest in enumerate(digests) if digest < largest]
+        for number in chosen:
+            self._offer(digests[number], texts[number])
+
+    def _offer(self, digest: bytes, text: str) -> None:
         if len(text) < LEAST_CHARACTERS:
             return
         key = -int.from_bytes(digest[:8], "big")

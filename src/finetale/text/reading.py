@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from finetale.config import DEFAULT_FRACTION, TextSettings
 from finetale.errors import SourceError
@@ -21,9 +21,13 @@ from finetale.text.records import csv_records, json_records, jsonl_records, parq
 from finetale.text.repeats import DUPLICATE, NEAR_DUPLICATE, NEAR_OVERLAP, OVERLAP, Found, Repeats
 from finetale.text.sources import Input, find_inputs
 from finetale.text.splits import Candidate, Placed, Splitter
+from finetale.text.words import count_words
 
 HELD_OUT: tuple[Split, ...] = ("test", "validation")  # read before the training text, so that overlap is seen
 Plan = dict[Split, list[Input]]
+T = TypeVar("T")
+_CHUNK_CHARACTERS = 1_000_000
+_CHUNK_ITEMS = 1_000
 
 
 def read_parts(
@@ -37,7 +41,8 @@ def read_parts(
 
     All sources are looked for before any is read. Explicit test and validation text comes first, then the training
     text. One document is in memory at a time, besides those held back until no split is empty (64 MB at most) and what
-    finding repeats takes: about 150 bytes a document, and 1.8 kB more of the first million if near repeats are looked for.
+    finding repeats takes: about 60 bytes per document, and 270 bytes more for each of the first million if near repeats are
+    looked for.
 
     Args:
         sources: files, folders, `-`, bundled:tales or hf:DATASET[/CONFIG][:SPLIT].
@@ -148,18 +153,15 @@ class _Reader:
         validation, test = self._fractions(plan)
         given = [split for split in HELD_OUT if plan[split]]
         for split in given:
-            for candidate in self._candidates(plan[split]):
-                yield from self._emit(Placed(candidate, ((split, candidate.document.text),)))
+            yield from self._emit_all(_placed_in(split, self._candidates(plan[split])))
             self._check_not_empty(split, plan[split])
         fates = []
         if validation or test:
             splitter = Splitter(validation, test, self._settings.long_document)
-            for placed in splitter.place(self._candidates(plan["train"])):
-                yield from self._emit(placed)
+            yield from self._emit_all(splitter.place(self._candidates(plan["train"])))
             fates.append(splitter.rule)
         else:
-            for candidate in self._candidates(plan["train"]):
-                yield from self._emit(Placed(candidate, (("train", candidate.document.text),)))
+            yield from self._emit_all(_placed_in("train", self._candidates(plan["train"])))
             fates.append("Every document of the training sources is trained on.")
         if given:
             names = " and ".join(reversed(given))
@@ -183,31 +185,50 @@ class _Reader:
     def _documents(self, entry: Input, account: FileAccount) -> Iterator[Candidate]:
         records = entry.kind != "text"
         cleaner = Cleaner(account, self._settings, records=records)
-        strip, shortest = self._settings.strip, self._settings.min_characters
-        for line, raw in self._raw_documents(entry, account):
-            text = cleaner.clean(raw, line)
-            if strip and not records and raw[:1].isspace():
-                line += raw[: len(raw) - len(raw.lstrip())].count("\n")
-            digest = digest_of(text.encode("utf-8"))  # before masking, which must not move a document
-            findings = find_personal_data(text) if self._finds_personal_data else []
-            document = Document(text, entry.name, line)
-            if findings:
+        strip = self._settings.strip and not records
+        for chunk in in_chunks(self._raw_documents(entry, account), _size_of_raw):
+            raws = [raw for _, raw in chunk]
+            texts = cleaner.clean_all(raws)
+            if texts is None:  # one document after the other, so that those before an error are read
+                for line, raw in chunk:
+                    where = _first_line(line, raw) if strip else line
+                    yield from self._read_candidates(entry, account, [cleaner.clean(raw, line)], [where])
+            else:
+                lines = [_first_line(line, raw) if strip and raw[:1].isspace() else line for line, raw in chunk]
+                chunk.clear()
+                del raws  # a long document is kept once
+                yield from self._read_candidates(entry, account, texts, lines)
+
+    def _read_candidates(
+        self, entry: Input, account: FileAccount, texts: list[str], lines: list[int]
+    ) -> list[Candidate]:
+        """What is known of clean texts by themselves; all of it is counted."""
+        records, shortest, name = entry.kind != "text", self._settings.min_characters, entry.name
+        found: list[Candidate] = []
+        for number, (text, line) in enumerate(zip(texts, lines, strict=True)):
+            data = text.encode("utf-8")
+            digest = digest_of(data)  # before masking, which must not move a document
+            document = Document(text, name, line)
+            places: tuple[tuple[int, int], ...] = ()
+            if self._finds_personal_data and (findings := find_personal_data(text)):
                 self._report.count_personal_data(document, findings, records=records)
                 if self._settings.mask_personal_data:
                     account.cleaning["masked_personal_data"] += len(findings)
-                    document = Document(mask(text, findings), entry.name, line)
-                    text, findings = document.text, []
-            data = text.encode("utf-8")
+                    texts[number] = text = document.text = mask(text, findings)
+                    data = text.encode("utf-8")
+                else:
+                    places = tuple((finding.start, finding.stop) for finding in findings)
             dropped = None
             if len(text) < shortest:
                 dropped = f"shorter than {shortest} characters" if text else "empty"
                 account.problem("left_out", line, detail=f"left out: {dropped}")
-            places = tuple((finding.start, finding.stop) for finding in findings)
-            candidate = Candidate(document, digest, len(text.split()), len(data), records, dropped, places)
-            account.documents += 1
-            account.characters += len(text)
-            self._report.count_document(document, candidate.digest, candidate.num_words)
-            yield candidate
+            found.append(Candidate(document, digest, count_words(text), len(data), records, dropped, places))
+        account.documents += len(texts)
+        account.characters += sum(map(len, texts))
+        digests, words = [each.digest for each in found], sum(each.num_words for each in found)
+        self._report.count_documents(texts, digests, words)
+        texts.clear()
+        return found
 
     def _raw_documents(self, entry: Input, account: FileAccount) -> Iterator[tuple[int, str]]:
         settings, name = self._settings, entry.name
@@ -229,22 +250,46 @@ class _Reader:
 
     # -- what becomes of a document
 
-    def _emit(self, placed: Placed) -> Iterator[Part]:
+    def _emit_all(self, placed: Iterator[Placed]) -> Iterator[Part]:
+        remember, count = self._repeats.remember_new, self._report.count_part
+        for batch in in_chunks(placed, _size_of_placed):
+            may_repeat = self._repeats.prepare(batch)
+            batch.reverse()
+            for at, flag in enumerate(may_repeat):
+                each = batch.pop()
+                candidate, parts = each.candidate, each.parts
+                if flag or candidate.dropped is not None or len(parts) > 1:
+                    yield from self._emit(each, at, may_repeat=flag)
+                    continue
+                remember(each, at)
+                ((split, text),) = parts
+                document = candidate.document
+                part = Part(
+                    text, document.source, document.line, split, candidate.digest.hex(), None, True, candidate.personal
+                )
+                count(part, candidate.num_words, candidate.num_bytes)
+                yield part
+
+    def _emit(self, placed: Placed, at: int, *, may_repeat: bool) -> list[Part]:
+        """The parts of the document at a place of the batch."""
         candidate, parts = placed.candidate, placed.parts
         document = candidate.document
         dropped: dict[Split, str] = {}
         is_repeat = False
         if candidate.dropped is not None:
             dropped = dict.fromkeys(SPLITS, candidate.dropped)
-        else:
-            found = self._repeats.find(placed)
+        elif may_repeat:
+            found = self._repeats.find(placed, at)
             is_repeat = bool(found.exact or found.near)
             dropped = self._judge(placed, found)
             if len(dropped) < len(parts):
                 self._repeats.remember(placed, found)
+        else:
+            self._repeats.remember_new(placed, at)
+        line, digest = document.line, candidate.digest.hex()
         if len({dropped.get(split) for split, _ in parts}) == 1 and dropped:
             parts = ((parts[0][0], document.text),)
-        line, digest = document.line, candidate.digest.hex()
+        found_parts = []
         start = 0
         for number, (split, text) in enumerate(parts, 1):
             part = Part(
@@ -262,9 +307,10 @@ class _Reader:
             if len(parts) == 1:
                 self._report.count_part(part, candidate.num_words, candidate.num_bytes)
             else:
-                self._report.count_part(part, len(text.split()), len(text.encode("utf-8")))
-                line += 0 if candidate.is_record else text.count("\n")
-            yield part
+                self._report.count_part(part, count_words(text), len(text.encode("utf-8")))
+            line += 0 if candidate.is_record else text.count("\n")
+            found_parts.append(part)
+        return found_parts
 
     def _judge(self, placed: Placed, found: Found) -> dict[Split, str]:
         """Count what a document repeats; why it is dropped, for each of its splits that is."""
@@ -304,6 +350,47 @@ class _Reader:
             f"There is no {what} text in {names}{f' ({reasons})' if reasons else ''}.",
             "Check that the right files are named; `finetale check` shows what is read and what is dropped.",
         )
+
+
+def in_chunks(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
+    """Group items into lists of at most 1,000 items or 1 million characters, or of one larger item.
+
+    What comes before an error is handed out before the error is raised. The lists belong to the receiver.
+    """
+    chunk: list[T] = []
+    total = 0
+    late: FileError | None = None
+    try:
+        for item in items:
+            chunk.append(item)
+            total += size(item)
+            if total >= _CHUNK_CHARACTERS or len(chunk) >= _CHUNK_ITEMS:
+                yield chunk
+                chunk, total = [], 0
+    except FileError as error:
+        late = error
+    if chunk:
+        yield chunk
+    if late is not None:
+        raise late
+
+
+def _size_of_raw(raw: tuple[int, str]) -> int:
+    return len(raw[1])
+
+
+def _size_of_placed(placed: Placed) -> int:
+    return len(placed.candidate.document.text)
+
+
+def _placed_in(split: Split, candidates: Iterable[Candidate]) -> Iterator[Placed]:
+    for candidate in candidates:
+        yield Placed(candidate, ((split, candidate.document.text),))
+
+
+def _first_line(line: int, raw: str) -> int:
+    """The line of the first character that is not white space, of a text that starts at `line`."""
+    return line + raw[: len(raw) - len(raw.lstrip())].count("\n")
 
 
 def _within(places: tuple[tuple[int, int], ...], start: int, stop: int) -> tuple[tuple[int, int], ...]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rensa import RMinHash
+import numpy as np
 
 from finetale.text.documents import SPLITS, Split
-from finetale.text.near import MOST_DOCUMENTS, NearIndex, sketch_of
+from finetale.text.key_table import KeyStore, KeyTable, occurs_twice
+from finetale.text.near import MOST_DOCUMENTS, NearIndex, Sketches, sketches_of
 from finetale.text.splits import Placed
 
 DUPLICATE = "duplicate"
@@ -57,28 +59,37 @@ class Found:
     near: Earlier | None
     number: int | None
     group: int | None
-    sketch: RMinHash | None
+    sketch: Sketches | None
 
 
 class Repeats:
-    """Remembers documents in about 150 bytes each, and 1.8 kB more where near repeats are looked for.
+    """Remembers documents in about 60 bytes each, and 270 bytes more where near repeats are looked for.
+
+    Documents come in batches: `prepare` looks up a whole batch at once and says which documents may repeat another. Then,
+    in their order, `find` and `remember` treat those, and `remember_new` the others.
 
     Documents that are alike form a group, and only its first is compared with, or a thousand copies would be a million
     pairs.
     """
 
     def __init__(self, *, near: bool) -> None:
-        self._exact: dict[bytes, int] = {}  # digest -> number
+        self._halves = KeyStore()  # by number: first half of the digest
+        self._other_halves = KeyStore()
+        self._table = KeyTable(self._halves)
+        self._recent: dict[bytes, int] = {}  # of the batch, documents that were remembered and others may repeat
         self._places = array("Q")  # by number: source and line
-        self._groups = array("Q")  # by number: number of the first that is alike
+        self._groups = array("I")  # by number: number of the first that is alike
         self._marks = bytearray()  # by number: of this very text
         self._group_marks = bytearray()  # by number of the first: of all that are alike
-        self._has_others = (
-            bytearray()
-        )  # by number of the first: whether there are texts that are alike, but not the same
+        self._has_others = bytearray()  # by number of the first: whether others are alike, but not the same
         self._names: list[str] = []
         self._sources: dict[str, int] = {}
+        self._source = 0  # of the last document, as an index of the names
         self._near = NearIndex() if near else None
+        self._new: list[bytes] = []  # digests of the batch, not in the table yet
+        self._known: list[int] = []  # by place in the batch: number of the same text in earlier batches, or -1
+        self._sketches: Sketches | None = None
+        self._rows: list[int] = []  # by place in the batch: row of the sketch, or -1
 
     @property
     def crowded(self) -> int:
@@ -90,17 +101,37 @@ class Repeats:
         """How many documents later ones were compared with for being alike, if not with all."""
         return MOST_DOCUMENTS if self._near is not None and self._near.is_full else None
 
-    def find(self, placed: Placed) -> Found:
-        """The earlier documents that this one repeats."""
-        candidate = placed.candidate
-        number = self._exact.get(candidate.digest)
+    def prepare(self, batch: Sequence[Placed]) -> list[bool]:
+        """Look up a batch; return for each document whether it may repeat an earlier one, of the batch or before it."""
+        self._add_to_table()
+        digests = np.frombuffer(b"".join([placed.candidate.digest for placed in batch]), "<u8").reshape(-1, 2)
+        first, other = np.ascontiguousarray(digests[:, 0]), digests[:, 1]
+        known = self._table.find(first)
+        there = np.flatnonzero(known >= 0)
+        known[there[self._other_halves.array[known[there]] != other[there]]] = -1
+        may_repeat = (known >= 0) | occurs_twice(first)
+        if self._near is not None:
+            self._sketches, rows = sketches_of([placed.candidate.document.text for placed in batch])
+            shared = self._near.prepare(self._sketches)
+            may_repeat |= (rows >= 0) & np.append(shared, False)[rows]
+            self._rows = rows.tolist()
+        self._known = known.tolist()
+        flags: list[bool] = may_repeat.tolist()
+        return flags
+
+    def find(self, placed: Placed, at: int) -> Found:
+        """The earlier documents that a document repeats; `at` is its place in the batch."""
+        number: int | None = self._known[at]
+        if number == -1:
+            number = self._recent.get(placed.candidate.digest)
         if number is not None:
             exact, group = Earlier(self._place(number), self._marks[number]), self._groups[number]
             has_others = self._near is not None and bool(self._has_others[group])
             near = Earlier(self._place(group), self._group_marks[group], 0.999) if has_others else None
             return Found(exact, near, number, group, None)
-        if self._near is None or (sketch := sketch_of(candidate.document.text)) is None:
+        if self._near is None or self._sketches is None or self._rows[at] < 0:
             return Found(None, None, None, None, None)
+        sketch: Sketches = self._sketches[self._rows[at]]
         if (alike := self._near.find(sketch)) is None:
             return Found(None, None, None, None, sketch)
         group, similarity = alike
@@ -108,27 +139,50 @@ class Repeats:
         return Found(None, near, None, group, sketch)
 
     def remember(self, placed: Placed, found: Found) -> None:
-        """Take in a document that is used."""
-        mark = _mark_of(placed)
+        """Take in a document that is used, after `find`."""
         number = found.number
         if number is None:
-            number = len(self._marks)
-            document = placed.candidate.document
-            source = self._sources.setdefault(document.source, len(self._names))
-            if source == len(self._names):
-                self._names.append(document.source)
-            self._exact[placed.candidate.digest] = number
-            self._places.append(source << LINE_BITS | document.line)
-            self._groups.append(number if found.group is None else found.group)
-            self._marks.append(0)
-            self._group_marks.append(0)
-            self._has_others.append(0)
+            number = self._take_in(placed, found.group)
+            self._recent[placed.candidate.digest] = number
             if found.group is not None:
                 self._has_others[found.group] = 1
-            if found.group is None and found.sketch is not None and self._near is not None:
+            elif found.sketch is not None and self._near is not None:
                 self._near.add(found.sketch, number)
+        mark = _mark_of(placed)
         self._marks[number] |= mark
         self._group_marks[self._groups[number]] |= mark
+
+    def remember_new(self, placed: Placed, at: int) -> None:
+        """Take in a document that is used and that `prepare` said repeats none."""
+        number = self._take_in(placed, None)
+        self._marks[number] = self._group_marks[number] = _mark_of(placed)
+        if self._near is not None and self._sketches is not None and self._rows[at] >= 0:
+            self._near.add_lonely(self._sketches[self._rows[at]], number)
+
+    def _take_in(self, placed: Placed, group: int | None) -> int:
+        number = len(self._marks)
+        document = placed.candidate.document
+        if not self._names or document.source != self._names[self._source]:
+            self._source = self._sources.setdefault(document.source, len(self._names))
+            if self._source == len(self._names):
+                self._names.append(document.source)
+        self._new.append(placed.candidate.digest)
+        self._places.append(self._source << LINE_BITS | document.line)
+        self._groups.append(number if group is None else group)
+        self._marks.append(0)
+        self._group_marks.append(0)
+        self._has_others.append(0)
+        return number
+
+    def _add_to_table(self) -> None:
+        """Put the digests of the last batch into the table."""
+        self._recent.clear()
+        if self._new:
+            digests = np.frombuffer(b"".join(self._new), "<u8").reshape(-1, 2)
+            start = self._halves.extend(digests[:, 0])
+            self._other_halves.extend(digests[:, 1])
+            self._table.add(np.arange(start, start + len(digests)))
+            self._new.clear()
 
     def _place(self, number: int) -> str:
         place = self._places[number]

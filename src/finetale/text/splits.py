@@ -7,6 +7,7 @@ one; what is done when the text ends before that is told in `Splitter.rule`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -40,9 +41,9 @@ class Placed:
     parts: tuple[tuple[Split, str], ...]
 
 
-def fraction_of(digest: bytes) -> float:
-    """A document's hash as a number in [0, 1)."""
-    return int.from_bytes(digest[:6], "big") / (1 << 48)
+def first_digest(fraction: float) -> bytes:
+    """Return what all hashes are compared with: those below it have a share of `fraction`, by their first 48 bits."""
+    return math.ceil(fraction * (1 << 48)).to_bytes(6, "big") if fraction <= 1 - 2**-48 else b"\xff" * 17
 
 
 def cut(text: str, validation: float, test: float) -> tuple[tuple[Split, str], ...]:
@@ -92,6 +93,7 @@ class Splitter:
         self._validation = validation
         self._test = test
         self._long = long_document
+        self._first_of_validation, self._first_of_training = first_digest(test), first_digest(test + validation)
         self._exceptions: dict[bytes, str] = {}  # digest -> split, or CUT, against the rule of the hash
         self._shares = {"validation": validation, "test": test}
         held_out = [f"{share:.3g} for {name}" for name, share in self._shares.items() if share > 0]
@@ -115,9 +117,10 @@ class Splitter:
                 break
         if empty or len(texts) < FEW_DOCUMENTS:
             self._fill(empty, [candidate for candidate in held if candidate.dropped is None])
-        for candidate in held:
+        held.reverse()
+        while held:  # so that a text that was handed out is not kept
+            candidate = held.pop()
             yield Placed(candidate, self._parts(candidate))
-        del held
         for candidate in candidates:
             yield Placed(candidate, self._parts(candidate))
 
@@ -125,19 +128,18 @@ class Splitter:
         text = candidate.document.text
         if candidate.dropped is not None:
             return (("train", text),)
-        exception = self._exceptions.get(candidate.digest)
+        exception = self._exceptions.get(candidate.digest) if self._exceptions else None
         if len(text) > self._long or exception == CUT:
             return cut(text, self._validation, self._test)
-        for split in SPLITS:
+        for split in SPLITS if exception else ():
             if exception == split:
                 return ((split, text),)
         return ((self._by_hash(candidate.digest), text),)
 
     def _by_hash(self, digest: bytes) -> Split:
-        fraction = fraction_of(digest)
-        if fraction < self._test:
+        if digest < self._first_of_validation:
             return "test"
-        return "validation" if fraction < self._test + self._validation else "train"
+        return "validation" if digest < self._first_of_training else "train"
 
     def _fill(self, empty: set[Split], held: list[Candidate]) -> None:
         """Make exceptions to the rule of the hash, so that no wanted split stays empty."""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 SYLLABLES = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # Japanese and Chinese write no spaces: a character is a word
+_CHARACTERS_AT_ONCE = 1 << 20
 WORD = re.compile(rf"[{SYLLABLES}]|[^\W{SYLLABLES}]+(?:['’][^\W{SYLLABLES}]+)*")
 
 _LETTER = re.compile(r"[^\W\d_]")
@@ -19,6 +20,18 @@ _UNSPACED = re.compile(
     "\ua000-\ua4cf\ua980-\ua9df\uaa00-\uaa7f"  # Yi, Javanese, Cham and the extensions of Burmese
     "]"
 )
+
+
+def count_words(text: str) -> int:
+    """Count what white space separates. A long text is counted piece by piece, so that its words are never all in memory."""
+    if len(text) <= _CHARACTERS_AT_ONCE:
+        return len(text.split())
+    number = 0
+    for start in range(0, len(text), _CHARACTERS_AT_ONCE):
+        piece = text[start : start + _CHARACTERS_AT_ONCE]
+        goes_on = start > 0 and not piece[0].isspace() and not text[start - 1].isspace()
+        number += len(piece.split()) - goes_on
+    return number
 
 
 def words_of(text: str) -> list[str]:
