@@ -178,13 +178,14 @@ def profile(model: str, tokenizer: str) -> dict[str, Any]:
     import torch
     from torch.profiler import ProfilerActivity
 
-    from finetale import models
+    from finetale import models, speed
     from finetale.blocks import Batch
     from finetale.environment import resolve_precision
     from finetale.forward import PackedForward
 
     loaded = models.load(model, tokenizer=models.load_tokenizer(tokenizer))
     network, precision = loaded.model.train(), resolve_precision("auto")
+    speed.set_up(network, enabled=True, attention="auto", precision=precision, training=True)
     forward = PackedForward(network, precision=precision)
     rng, shape = np.random.default_rng(0), (BATCH, BLOCK)
     ids = rng.integers(0, len(loaded.tokenizer), shape)

@@ -141,13 +141,14 @@ def run_finetale(shape: str, name: str, arguments: argparse.Namespace) -> dict[s
     from finetale import models, speed
     from finetale.blocks import pack
     from finetale.config import Config
+    from finetale.environment import resolve_precision
     from finetale.pipeline.prepare import step_budget
     from finetale.pipeline.tuning import tune
     from finetale.rundir import RunDirectory
     from finetale.training import Training
 
     tokenizer = models.load_tokenizer("bundled")
-    network = speed.apply(network_of(shape))
+    network = network_of(shape)
     size = min(CONTEXT, network.config.n_positions)
     with tempfile.TemporaryDirectory() as folder:
         blocks = pack(store_of(Path(folder), tokenizer), "train", size, fill=True)
@@ -164,6 +165,8 @@ def run_finetale(shape: str, name: str, arguments: argparse.Namespace) -> dict[s
         }
         config = Config.resolve(settings)
         network.to("cuda" if on_gpu else "cpu")
+        precision = resolve_precision(config.precision)
+        speed.set_up(network, enabled=True, attention=config.attention, precision=precision, training=True)
         budget = step_budget(config, blocks)
         tuned = tune(config, network, blocks, budget, lambda event: None)
         clock, tokens = contenders.Clock(SKIPPED), []

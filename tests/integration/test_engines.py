@@ -180,7 +180,7 @@ def test_models_that_compute_row_by_row_are_served(tmp_path: Path) -> None:
 @pytest.fixture
 def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
     monkeypatch.setenv("FINETALE_CACHE", str(tmp_path / "cache"))
-    return models.load(str(save_model(tmp_path / "tiny")))
+    return models.open_model(str(save_model(tmp_path / "tiny")), lambda event: None)
 
 
 def chosen(loaded: LoadedModel, wanted: str = "openvino", **values: Any) -> tuple[BatchingEngine, list[dict[str, Any]]]:

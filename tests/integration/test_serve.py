@@ -26,7 +26,7 @@ from finetale.cli import run
 from finetale.config import SamplingSettings
 from finetale.generate import Generator
 from finetale.models import LoadedModel
-from finetale.server import source
+from finetale.server import model_spec
 from finetale.server.access import Limits
 from finetale.server.answer import Served
 from finetale.server.app import Service
@@ -87,8 +87,8 @@ def serving_of(served: Served, limits: Limits) -> Any:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    loaded = models.load(str(save_model(tmp_path_factory.mktemp("served") / "tiny")))
-    served = source.serve_model("tiny", loaded, slots=4, most_waiting=32)
+    loaded = models.open_model(str(save_model(tmp_path_factory.mktemp("served") / "tiny")), lambda event: None)
+    served = model_spec.serve_model("tiny", loaded, slots=4, most_waiting=32)
     app = serving_of(served, Limits(key=KEY, most_body=100_000, most_samples=16))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off", http="h11"))
     thread = threading.Thread(target=server.run, daemon=True)

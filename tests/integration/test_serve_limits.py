@@ -19,7 +19,7 @@ import uvicorn
 
 from finetale import models
 from finetale.cli import run
-from finetale.server import connections, source
+from finetale.server import connections, model_spec
 from finetale.server.access import MOST_HEADER_BYTES, Limits
 from finetale.server.app import Service
 from tiny import save_model
@@ -32,9 +32,9 @@ class Place:
     """A service in a thread of this process."""
 
     def __init__(self, folder: Path, **limits: Any) -> None:
-        loaded = models.load(str(save_model(folder / "tiny")))
+        loaded = models.open_model(str(save_model(folder / "tiny")), lambda event: None)
         self.service = Service(Limits(**limits))
-        self.served = source.serve_model("tiny", loaded, slots=2, most_waiting=4)
+        self.served = model_spec.serve_model("tiny", loaded, slots=2, most_waiting=4)
         self.service.add(self.served)
         self.service.loading = False
         config = uvicorn.Config(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,15 +46,64 @@ def test_apply_replaces_modules_and_undo_puts_the_same_ones_back() -> None:
     assert activations(tiny) == ["NewGELUActivation", "NewGELUActivation"]
 
 
+@pytest.mark.parametrize("before", [speed.apply, speed.undo])
+@pytest.mark.parametrize(
+    ("settings", "applied", "packs"),
+    [
+        ({"enabled": True, "attention": "auto"}, True, True),
+        ({"enabled": True, "attention": "documents"}, True, True),
+        ({"enabled": True, "attention": "model"}, True, False),
+        ({"enabled": False, "attention": "documents"}, False, False),
+    ],
+)
+def test_set_up_does_what_the_settings_say(
+    before: Callable[[Any], Any], settings: dict[str, Any], applied: bool, packs: bool
+) -> None:
+    tiny = before(model())
+    speed.set_up(tiny, precision="fp32", training=True, **settings)
+    assert (speed.is_applied(tiny), speed.packs_documents(tiny)) == (applied, packs)
+    assert activations(tiny) == ["FusedGELU" if applied else "NewGELUActivation"] * 2
+
+
+def test_set_up_leaves_out_an_attention_without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "has_kernel", lambda model, *, precision, training: False)
+    tiny = model()
+    speed.set_up(tiny, enabled=True, attention="documents", precision="fp32", training=False)
+    assert (speed.is_applied(tiny), speed.packs_documents(tiny)) == (True, False)
+
+
+@pytest.mark.parametrize("documents", [True, False])
+def test_speed_ups_are_suspended_and_put_back(documents: bool) -> None:
+    tiny = speed.apply(model())
+    speed.use_documents(tiny, documents)
+
+    def fail_within() -> None:
+        with speed.suspended(tiny):
+            assert activations(tiny) == ["NewGELUActivation"] * 2
+            assert not speed.packs_documents(tiny)
+            raise RuntimeError("within")
+
+    with pytest.raises(RuntimeError, match="within"):
+        fail_within()
+    assert activations(tiny) == ["FusedGELU"] * 2
+    assert speed.packs_documents(tiny) is documents
+    with speed.suspended(plain := model()):
+        pass
+    assert not speed.is_applied(plain)
+
+
 def test_a_copied_model_can_be_undone_too() -> None:
     assert activations(speed.undo(copy.deepcopy(speed.apply(model())))) == ["NewGELUActivation"] * 2
 
 
-def test_loaded_and_new_models_are_sped_up_and_saved_as_they_came(tmp_path: Path) -> None:
-    new = models.load("new:64x2", tokenizer=tokenizer()).model
+def test_opened_models_are_sped_up_and_saved_as_they_came(tmp_path: Path) -> None:
+    new = models.open_model("new:64x2", lambda event: None, tokenizer=tokenizer()).model
     models.save(new, tokenizer(), tmp_path)
-    loaded = models.load(str(tmp_path)).model
+    loaded = models.open_model(str(tmp_path), lambda event: None).model
     assert activations(new) == activations(loaded) == ["FusedGELU"] * 2
+    assert activations(models.load(str(tmp_path)).model) == ["NewGELUActivation"] * 2
+    slow = models.open_model(str(tmp_path), lambda event: None, fast=False).model
+    assert activations(slow) == ["NewGELUActivation"] * 2
     plain = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert activations(plain) == ["NewGELUActivation"] * 2
     assert plain.state_dict().keys() == loaded.state_dict().keys()

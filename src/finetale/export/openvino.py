@@ -71,7 +71,8 @@ def convert(model: PreTrainedModel) -> Any:
     core()
     import openvino
 
-    with _plain(model), torch.inference_mode(False), torch.no_grad(), _silent(), _forgetting():
+    # OpenVINO knows the patterns of transformers' own code.
+    with speed.suspended(model), torch.inference_mode(False), torch.no_grad(), _silent(), _forgetting():
         shapes = _cache_shapes(model)
         names = ["input_ids", "attention_mask", "position_ids"]
         past = [f"past.{layer}.{part}" for layer in range(len(shapes)) for part in ("key", "value")]
@@ -188,21 +189,6 @@ def _hold_state(converted: Any, pairs: dict[str, str], sizes: dict[str, tuple[in
             empty = ops.concat([rows, ops.constant([heads, 0, width], dtype=np.int64)], 0)
             node.set_arguments([ops.broadcast(ops.constant(0.0, dtype=np.float32), empty).output(0)])
     converted.validate_nodes_and_infer_types()
-
-
-@contextlib.contextmanager
-def _plain(model: PreTrainedModel) -> Iterator[None]:
-    """A model as transformers made it, for OpenVINO knows those patterns; as it was again at the end."""
-    fast = speed.is_applied(model)
-    documents = speed.packs_documents(model)
-    if fast:
-        speed.undo(model)
-    try:
-        yield
-    finally:
-        if fast:
-            speed.apply(model)
-            speed.use_documents(model, documents)
 
 
 @contextlib.contextmanager

@@ -308,8 +308,6 @@ def _read_weights(located: Located, dropout: float | None) -> PreTrainedModel:
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-    from finetale import speed
-
     try:
         config = CONFIG_MAPPING[located.config["model_type"]].from_dict(clean_config(located.config))
         _set_dropout(config, dropout)
@@ -334,7 +332,7 @@ def _read_weights(located: Located, dropout: float | None) -> PreTrainedModel:
             f"The weights of {located.name} lack {len(missing)} tensors of its architecture, such as {missing[0]}.",
             "The files do not belong to this config.json; fetch the model again.",
         )
-    loaded: PreTrainedModel = speed.apply(model.eval())
+    loaded: PreTrainedModel = model.eval()
     return loaded
 
 
@@ -374,8 +372,6 @@ def _new(name: str, tokenizer: PreTrainedTokenizerBase, dropout: float | None, s
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from finetale import speed
-
     width, layers, heads, positions = shape_of(name)
     begin, end = begin_and_end(tokenizer)
     rate = 0.1 if dropout is None else dropout
@@ -393,7 +389,7 @@ def _new(name: str, tokenizer: PreTrainedTokenizerBase, dropout: float | None, s
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = speed.apply(GPT2LMHeadModel(config).eval())
+        model: PreTrainedModel = GPT2LMHeadModel(config).eval()
     return model
 
 

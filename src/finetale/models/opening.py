@@ -40,12 +40,9 @@ def open_model(
     if loaded.warning:
         warn(notify, loaded.warning)
     loaded.model.to(Accelerator().device)
-    if not fast:
-        speed.undo(loaded.model)
-    elif attention == "model" or not speed.has_kernel(
-        loaded.model, precision=resolve_precision(precision), training=False
-    ):
-        speed.use_documents(loaded.model, False)
+    speed.set_up(
+        loaded.model, enabled=fast, attention=attention, precision=resolve_precision(precision), training=False
+    )
     return loaded
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from finetale import models, speed, text
 from finetale.blocks import Blocks, check_positions, check_stride, choose_block_size, pack, windows
 from finetale.config import Config
+from finetale.environment import resolve_precision
 from finetale.errors import RunError, SourceError, TrainingError
 from finetale.extras import is_installed, require
 from finetale.models import LoadedModel
@@ -107,8 +108,8 @@ def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None
     batch_size = config.batch_size or _batch_size(round(config.epochs * len(blocks)), size, new=new)
     config = config.model_copy(update={"block_size": size, "batch_size": batch_size})
     loaded.model.to(Accelerator().device)
-    if not config.speed:
-        speed.undo(loaded.model)
+    precision = resolve_precision(config.precision)
+    speed.set_up(loaded.model, enabled=config.speed, attention=config.attention, precision=precision, training=True)
     tuned = tune(config, loaded.model, blocks, step_budget(config, blocks), notify)
     resolved = config.model_copy(
         update=tuned.choice.to_dict()

@@ -28,15 +28,13 @@ class Tuned:
 
 
 def tune(config: Config, model: Any, blocks: Blocks, budget: StepBudget, notify: Notify) -> Tuned:
-    """Choose what the settings leave to auto. The model is on its device, and has the chosen attention afterwards."""
+    """Choose what the settings leave to auto. The model is on its device with its speed-ups, and has the chosen attention afterwards."""
     from accelerate import Accelerator
 
     processes = Accelerator().num_processes
     most = -(-budget.batch_size // processes)
     device = next(model.parameters()).device
     precision = resolve_precision(config.precision)
-    if config.attention == "model" or not speed.has_kernel(model, precision=precision, training=True):
-        speed.use_documents(model, False)
     packs = find_route(model).packs
     if config.attention == "documents" and not packs:
         warn(notify, "This model takes no attention by documents here; its own is used.")

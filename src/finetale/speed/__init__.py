@@ -6,6 +6,8 @@ it came; `undo` takes it back. What can't be applied to a model is left out, and
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 import torch.nn as nn
@@ -43,7 +45,9 @@ __all__ = [
     "most_likely",
     "packs_documents",
     "round_stochastically",
+    "set_up",
     "summed_cross_entropy",
+    "suspended",
     "undo",
     "use_documents",
 ]
@@ -59,6 +63,37 @@ def apply(model: M) -> M:
     _set_attention(model, "sdpa", attention.NAME)
     model.finetale_speed = True  # type: ignore[assignment]
     return model
+
+
+def set_up(model: nn.Module, *, enabled: bool, attention: str, precision: str, training: bool) -> None:
+    """Apply the speed-ups that the settings allow to a model on its device; the one place that decides it.
+
+    Args:
+        enabled: setting `speed`; without it everything is the model's own.
+        attention: setting `attention`; "model" keeps the model's own attention.
+        precision: what it computes in, "fp32" or "bf16".
+        training: whether it will be trained, which needs a kernel with dropout and gradients.
+    """
+    if not enabled:
+        undo(model)
+        return
+    apply(model)
+    use_documents(model, attention != "model" and has_kernel(model, precision=precision, training=training))
+
+
+@contextlib.contextmanager
+def suspended(model: nn.Module) -> Iterator[None]:
+    """Take the speed-ups of a model back for a while; afterwards it is as it was."""
+    if not is_applied(model):
+        yield
+        return
+    documents = packs_documents(model)
+    undo(model)
+    try:
+        yield
+    finally:
+        apply(model)
+        use_documents(model, documents)
 
 
 def undo(model: M) -> M:
