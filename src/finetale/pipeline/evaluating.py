@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,12 +30,24 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Between = Callable[[], None]
-HELD_OUT: Mapping[str, str] = {"validation": "validation", "test": "test"}
-WHOLE: Mapping[str, str] = {"test": "all"}
-"""All of an unsplit text, measured under the name of the test text."""
-
 _SPACED_DOCUMENTS, _SPACED_TOKENS = 100, 1000
 """How many documents, and tokens of each, show whether white space separates words."""
+
+
+class MeasuredText(Enum):
+    """Which text a model is measured on."""
+
+    HELD_OUT = "held out"
+    """The splits that were held out of the text that one of the models was trained on."""
+    WHOLE = "whole"
+    """All of an unsplit text. It is reported under the name of the test text."""
+
+    @property
+    def splits(self) -> dict[str, str]:
+        """Names of the measurements, each with the split of the token store that it measures."""
+        if self is MeasuredText.HELD_OUT:
+            return {"validation": "validation", "test": "test"}
+        return {"test": "all"}
 
 
 def open_as_configured(name: str, config: Config, notify: Notify, tokenizer: Any = None) -> LoadedModel:
@@ -56,17 +69,17 @@ def open_as_configured(name: str, config: Config, notify: Notify, tokenizer: Any
 def evaluate_model(
     loaded: LoadedModel,
     store: TokenStore,
-    splits: Mapping[str, str],
+    measured_text: MeasuredText,
     config: Config,
     notify: Notify,
     between: Between | None = None,
 ) -> dict[str, Measurement]:
-    """Measure a model on the splits of a store that hold text; `splits` maps names of measurements to splits."""
+    """Measure a model on each part of the measured text that is not empty; return the measurements by name."""
     positions = models.positions_of(loaded.model.config.to_dict())
     sized = config.model_copy(update={"block_size": choose_evaluation_size(positions, config.block_size)})
     forward = PackedForward(loaded.model, precision=resolve_precision(config.precision))
     found = {}
-    for label, split in splits.items():
+    for label, split in measured_text.splits.items():
         blocks = evaluation_blocks(store, split, sized)
         if blocks is None:
             continue
@@ -137,7 +150,7 @@ def evaluate_on(name: str, config: Config, notify: Notify) -> dict[str, Any]:
     loaded = open_as_configured(name, config, notify)
     models.warn_if_unfinished(loaded, notify)
     store = tokenise(keep_standard_input(_unsplit(config)), loaded.tokenizer, notify)
-    measured = evaluate_model(loaded, store, WHOLE, config, notify)
+    measured = evaluate_model(loaded, store, MeasuredText.WHOLE, config, notify)
     figures = measured["test"].summary()
     return {"model": name} | figures | {"interval_method": INTERVAL_METHOD if figures["interval"] else None}
 
@@ -180,15 +193,15 @@ def compare_models(
     notify: Notify,
     *,
     names: tuple[str, str],
-    held_out: Mapping[str, str] = HELD_OUT,
+    measured_text: MeasuredText = MeasuredText.HELD_OUT,
     data_sha256: str | None = None,
     between: Between | None = None,
 ) -> dict[str, Any]:
     """Measure and sample two models on the held-out text of `config`; the content of comparison.json.
 
     Args:
-        held_out: which splits of the store are measured, by the name of the measurement. With the default `after` was
-            trained on the training split of the same sources, so that copies can be looked for.
+        measured_text: which text. If it was held out, `after` was trained on the training split of the same sources, and
+            its samples are compared with that text too.
         data_sha256: of the token store `after` was trained from.
 
     Raises:
@@ -212,13 +225,15 @@ def compare_models(
             )
         stores = (store if same else tokenise(config, before.tokenizer, notify), store)
         for side, own_tokens in zip(sides, stores, strict=True):
-            side.measurements = evaluate_model(side.loaded, own_tokens, held_out, config, notify, between)
+            side.measurements = evaluate_model(side.loaded, own_tokens, measured_text, config, notify, between)
     prompts = list(config.prompts)
     if not prompts:
         prompts = (
             [comparison.DEFAULT_PROMPT]
             if store is None
-            else comparison.held_out_prompts(store, after.tokenizer, config.num_prompts, tuple(held_out.values())[::-1])
+            else comparison.held_out_prompts(
+                store, after.tokenizer, config.num_prompts, tuple(measured_text.splits.values())[::-1]
+            )
         )
     for side in sides:
         stage(notify, f"Sampling from {side.name}")
@@ -226,10 +241,10 @@ def compare_models(
     stage(notify, "Comparing")
     texts = (
         partial(training_texts, store, after.tokenizer, notify, between)
-        if store is not None and held_out is HELD_OUT
+        if store is not None and measured_text is MeasuredText.HELD_OUT
         else None
     )
-    shared = shared_shares(store) if store is not None and held_out is HELD_OUT else None
+    shared = shared_shares(store) if store is not None and measured_text is MeasuredText.HELD_OUT else None
     result = comparison.build(
         sides[0],
         sides[1],
@@ -238,9 +253,9 @@ def compare_models(
         same_tokenizer=same,
         training_texts=texts,
         shared=shared,
-        is_held_out=held_out is HELD_OUT,
+        is_held_out=measured_text is MeasuredText.HELD_OUT,
     )
-    if store is not None and held_out is HELD_OUT and config.audit_tokens != 0:
+    if store is not None and measured_text is MeasuredText.HELD_OUT and config.audit_tokens != 0:
         # A run that went before may know the very text by heart, and random weights know nothing.
         base = before if same and before.provenance.kind in ("hub", "local", "bundled") else None
         result["memorisation"] = audit_model(after, base, store, config, notify, between)
@@ -319,9 +334,13 @@ def compare_on(
         FinetaleError: a model or a text can't be used.
     """
     directory = RunDirectory(Path(after).expanduser())
-    held_out: Mapping[str, str] = HELD_OUT
+    measured_text = MeasuredText.HELD_OUT
     if sources or not directory.is_run():
-        config, held_out, sha256 = _unsplit(Config.resolve(settings, {"sources": tuple(sources)})), WHOLE, None
+        config, measured_text, sha256 = (
+            _unsplit(Config.resolve(settings, {"sources": tuple(sources)})),
+            MeasuredText.WHOLE,
+            None,
+        )
     else:
         config = Config.resolve(read_settings_file(directory.config), settings)
         sha256 = directory.read_manifest().get("data_sha256")
@@ -338,4 +357,6 @@ def compare_on(
     )
     for loaded in (first, second):
         models.warn_if_unfinished(loaded, notify)
-    return compare_models(first, second, config, notify, names=(before, after), held_out=held_out, data_sha256=sha256)
+    return compare_models(
+        first, second, config, notify, names=(before, after), measured_text=measured_text, data_sha256=sha256
+    )
