@@ -81,11 +81,16 @@ class TextSettings(Settings):
         "(\\n and \\t are understood). auto: a file; records of jsonl, json, csv, tsv and parquet always are documents.",
     )
     text_column: str | None = Field(
-        None, description="Column or key that holds the text of a record. auto: found and said."
+        None,
+        description="Column or key that holds the text of a record; a.b.c for nested ones, a number from 0 for a csv "
+        "without a header line. auto: chosen and reported, and refused where the other columns hold more text.",
     )
     encoding: str | None = Field(None, description="Encoding of the text files. auto: detected for each file and said.")
     undecodable: Undecodable = Field(
         "error", description="Bytes that are not text in the file's encoding: error, or replace by U+FFFD (counted)."
+    )
+    skip_unreadable: bool = Field(
+        False, description="Leave out files and folders that can't be opened or read (counted and named), and go on."
     )
     clean_newlines: bool = Field(True, description="Turn \\r\\n and \\r into \\n (counted).")
     clean_control: bool = Field(

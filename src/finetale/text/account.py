@@ -10,17 +10,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from finetale.text.documents import SPLITS, Document, FileError, Part, Split
+from finetale.text.documents import SPLITS, Document, FileError, Part, Split, shown
 from finetale.text.languages import LanguageSample
 from finetale.text.personal import KINDS, Finding
 
 if TYPE_CHECKING:
+    from finetale.text.columns import ColumnAccount
     from finetale.text.repeats import Earlier
 
 MAX_FILES = 1000
 MAX_PROBLEMS = 200
 MAX_EXAMPLES = 20
 MAX_LINES = 5
+MAX_NAMES = 10
+LEFT_OUT = ("hidden", "linked_folders", "run_directories", "held_out_files", "special", "unreadable", "empty", "other")
+"""Kinds of files and folders that are not read."""
 
 
 @dataclass(slots=True)
@@ -61,6 +65,7 @@ class FileAccount:
         self.bytes = 0
         self.documents = 0
         self.characters = 0
+        self.skipped = False  # it could not be read, and such files are left out
         self.problems: dict[str, Problem] = {}
 
     def problem(
@@ -135,14 +140,13 @@ class TextReport:
     """The data report, filled while the parts are iterated; complete when the iteration has ended."""
 
     def __init__(self, sources: list[str]) -> None:
-        self.sources = sources
+        self.sources = [shown(source) for source in sources]
         self.split_rule = ""
-        self.hidden = 0
-        self.linked_folders = 0
-        self.run_directories = 0
-        self.held_out_files = 0
         self.dataset_splits: list[str] = []
-        self.other_suffixes: Counter[str] = Counter()
+        self.columns: list[ColumnAccount] = []
+        self._left_out: Counter[str] = Counter()
+        self._left_out_names: dict[str, list[str]] = {kind: [] for kind in LEFT_OUT}
+        self._other_suffixes: Counter[str] = Counter()
         self.documents = 0
         self.characters = 0
         self.words = 0
@@ -181,9 +185,20 @@ class TextReport:
             self._files.append(account)
         return account
 
+    def leave_out(self, kind: str, name: str, suffix: str = "") -> None:
+        """Count a file or folder that is not read; `kind` is one of LEFT_OUT, `suffix` is for files of other kinds."""
+        self._left_out[kind] += 1
+        if kind == "other":
+            self._other_suffixes[suffix] += 1
+        if len(names := self._left_out_names[kind]) < MAX_NAMES:
+            names.append(name)
+
     def close_file(self, account: FileAccount) -> None:
         """Take over the problems of a file that has been read."""
         account.settle()
+        failed = account.skipped or any(problem.fatal for problem in account.problems.values())
+        if not account.documents and not failed:
+            self.leave_out("empty", account.file)
         for problem in account.problems.values():
             self._add_problem(problem)
 
@@ -244,13 +259,12 @@ class TextReport:
             "files": [account.to_dict() for account in self._files],
             "more_files": self._num_files - len(self._files),
             "skipped": {
-                "hidden": self.hidden,
-                "linked_folders": self.linked_folders,
-                "run_directories": self.run_directories,
-                "held_out_files": self.held_out_files,
+                **{kind: self._left_out[kind] for kind in LEFT_OUT if kind != "other"},
                 "dataset_splits": self.dataset_splits,
-                "other": dict(sorted(self.other_suffixes.items())),
+                "other": dict(sorted(self._other_suffixes.items())),
             },
+            "skipped_names": {kind: names for kind, names in self._left_out_names.items() if names},
+            "columns": [account.to_dict() for account in self.columns],
             "documents": self.documents,
             "characters": self.characters,
             "words": self.words,

@@ -19,6 +19,7 @@ ZSTD_INPUT_BYTES = 1 << 16
 COMPRESSED = (".gz", ".zst")
 STANDARD_INPUT = "-"
 
+UNREADABLE_HINT = "Check the file and its permissions, or leave such files out with --skip-unreadable."
 DAMAGED_HINT = "Get the file again, or unpack it as far as it goes and use what comes out."
 
 
@@ -46,7 +47,7 @@ def blocks(name: str, path: Path | None) -> Iterator[bytes]:
             None,
             "unreadable",
             f"can't be read ({error.strerror or error})",
-            "Check the file and its permissions.",
+            UNREADABLE_HINT,
         ) from None
 
 
@@ -61,7 +62,7 @@ def seekable(name: str, path: Path) -> IO[bytes]:
             return path.open("rb")
         except OSError as error:
             reason = f"can't be read ({error.strerror or error})"
-            raise FileError(name, None, "unreadable", reason, "Check the file and its permissions.") from None
+            raise FileError(name, None, "unreadable", reason, UNREADABLE_HINT) from None
     file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by the caller
     try:
         for block in blocks(name, path):

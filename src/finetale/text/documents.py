@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Literal
@@ -10,6 +11,7 @@ from finetale.errors import SourceError
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 @dataclass(slots=True)  # not frozen: that doubles the time to make one, and a text can have millions
@@ -66,11 +68,27 @@ class FileError(SourceError):
     """
 
     def __init__(self, file: str, line: int | None, kind: str, detail: str, hint: str) -> None:
+        file, detail = shown(file), shown(detail)
         super().__init__(f"{file}{'' if line is None else f':{line}'}: {detail}.", hint)
         self.file = file
         self.line = line
         self.kind = kind
         self.detail = detail
+
+
+def shown(name: str) -> str:
+    """Return a file or column name as one line of valid Unicode.
+
+    Control characters, and bytes of a file name that are not UTF-8 (`os.fsdecode` makes surrogates of them), become \\xNN.
+    """
+    return _UNPRINTABLE.sub(_escaped, name)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    if 0xDC80 <= code <= 0xDCFF:
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def digest_of(data: bytes) -> bytes:

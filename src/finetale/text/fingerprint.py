@@ -12,7 +12,7 @@ from finetale.text.account import TextReport
 from finetale.text.byte_streams import STANDARD_INPUT, blocks
 from finetale.text.documents import FileError
 from finetale.text.hub import PREFIX
-from finetale.text.sources import find_inputs
+from finetale.text.sources import Search, find_inputs
 
 _CHUNK = 1 << 20
 _TELL = 64 << 20
@@ -55,9 +55,12 @@ def file_hashes(
             if is_elsewhere(source):
                 return None
             try:
-                for entry in find_inputs(source, TextReport([])):
+                search = Search(TextReport([]))
+                for entry in find_inputs(source, search):
                     assert entry.path is not None
                     inputs.append((role, entry.name, entry.path))
+                if search.unreadable and not settings.skip_unreadable:
+                    return None
             except (FileError, OSError):
                 return None
     try:

@@ -14,8 +14,8 @@ from typing import Any
 from finetale.errors import FinetaleError, HubError, SourceError
 from finetale.extras import require
 from finetale.text.account import FileAccount
+from finetale.text.columns import LOOK_AHEAD, SourceColumns, record_documents, text_at
 from finetale.text.documents import FileError, Split
-from finetale.text.records import LOOK_AHEAD, find_column, record_documents
 from finetale.text.sources import Input
 
 PREFIX = "hf:"
@@ -70,15 +70,15 @@ def find_splits(source: str, role: Split, *, streaming: bool, offline: bool) -> 
     candidates, split = parse(source)
     rows = _load(source, candidates, split, streaming=streaming and not offline, offline=offline)
     if split is not None:
-        return {role: Input(source, "dataset", rows=rows)}, []
+        return {role: Input(source, "dataset", rows=rows, source=source)}, []
     found: dict[Split, Input] = {}
     names = list(rows)
     for wanted, own_names in OWN_SPLITS.items():
         name = next((name for name in own_names if name in rows), None)
         if name is not None and (wanted == role or role == "train"):
-            found[wanted] = Input(f"{source}:{name}", "dataset", rows=rows[name])
+            found[wanted] = Input(f"{source}:{name}", "dataset", rows=rows[name], source=source)
     if role not in found and len(names) == 1:
-        found[role] = Input(f"{source}:{names[0]}", "dataset", rows=rows[names[0]])
+        found[role] = Input(f"{source}:{names[0]}", "dataset", rows=rows[names[0]], source=source)
     if role not in found:
         raise SourceError(
             f"{source} has no split for {role}; its splits are {', '.join(names)}.",
@@ -88,31 +88,35 @@ def find_splits(source: str, role: Split, *, streaming: bool, offline: bool) -> 
     return found, [f"{source}:{name}" for name in names if f"{source}:{name}" not in used]
 
 
-def dataset_documents(rows: Any, column: str | None, account: FileAccount) -> Iterator[tuple[int, str]]:
-    """(record number from 1, raw text) of each row of a Dataset or IterableDataset.
+def dataset_documents(rows: Any, columns: SourceColumns, account: FileAccount) -> Iterator[tuple[int, str]]:
+    """Yield (record number from 1, raw text) of each row of a Dataset or IterableDataset.
+
+    Only the column with the text is read, where the dataset names its columns; what the others hold is measured in the
+    first rows.
 
     Raises:
-        FileError: there is no such column, or no text in it.
+        FileError: there is no such column, no text in it, or most of the text is in other columns.
         HubError: the hub can't be reached any more.
     """
     try:
         features = rows.features
-        names = list(features) if features else []
-        if column is None and features:
-            # Only strings are looked at: pictures and sounds would be decoded.
-            names = [name for name in names if getattr(features[name], "dtype", "") in ("string", "large_string")]
-            if not names:
-                there = ", ".join(map(repr, features))
-                reason = f"has no column of text; its columns are {there}"
-                raise FileError(account.file, None, "missing_column", reason, "Choose another dataset.")
-        if column is not None and names:
-            account.text_column = find_column([dict.fromkeys(names)], column, account.file, 1)
-        elif names:
-            ahead = list(rows.select_columns(names).take(LOOK_AHEAD))
-            account.text_column = find_column(ahead or [dict.fromkeys(names, "")], None, account.file, 1)
-        selected = rows.select_columns([account.text_column]) if account.text_column else rows
-        records = chain.from_iterable(_rows_of(batch) for batch in selected.iter(batch_size=BATCH_ROWS))
-        yield from record_documents(enumerate(records, 1), column, account)
+        if not features:
+            records = chain.from_iterable(_rows_of(batch) for batch in rows.iter(batch_size=BATCH_ROWS))
+            yield from record_documents(enumerate(records, 1), columns, account)
+            return
+        # Only columns with strings are looked at: pictures and sounds would be decoded.
+        with_text = [name for name, feature in features.items() if _holds_strings(feature)]
+        ahead = list(rows.select_columns(with_text).take(LOOK_AHEAD)) if with_text else []
+        choice = columns.choose(ahead or [dict.fromkeys(features)], account.file, 1, list(features))
+        account.text_column = choice.taken
+        num_rows = getattr(rows, "num_rows", None) or len(ahead)
+        for record in ahead:
+            choice.measure(record, num_rows / len(ahead))
+        choice.judge(account.file, at_end=False)
+        selected = rows.select_columns([choice.path[0]])
+        batches = (_rows_of(batch) for batch in selected.iter(batch_size=BATCH_ROWS))
+        for number, record in enumerate(chain.from_iterable(batches), 1):
+            yield number, text_at(record, choice.path, account.file, number)
     except FinetaleError:
         raise
     except Exception as error:
@@ -122,6 +126,17 @@ def dataset_documents(rows: Any, column: str | None, account: FileAccount) -> It
                 account.file, None, "unreadable", reason, "Try without streaming, or another dataset."
             ) from None
         raise HubError(f"{account.file} can't be read to its end: {_first_line(error)}.", HINT) from None
+
+
+def _holds_strings(feature: Any) -> bool:
+    """Whether a feature of a dataset holds strings, at any depth."""
+    if isinstance(feature, dict):
+        return any(_holds_strings(inner) for inner in feature.values())
+    if isinstance(feature, list):
+        return any(_holds_strings(inner) for inner in feature)
+    if (inner := getattr(feature, "feature", None)) is not None:
+        return _holds_strings(inner)
+    return getattr(feature, "dtype", "") in ("string", "large_string")
 
 
 def _rows_of(batch: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:

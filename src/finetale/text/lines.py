@@ -11,13 +11,16 @@ from finetale.text.decoding import LineCounter
 ENDS = {"\\n": re.compile("(?<!\r)\n"), "\\r\\n": re.compile("\r\n"), "\\r": re.compile("\r(?!\n)")}
 
 
-def even_line_ends(texts: Iterator[str], account: FileAccount, *, translate: bool) -> Iterator[str]:
+def even_line_ends(
+    texts: Iterator[str], account: FileAccount, *, translate: bool, mixture_matters: bool = True
+) -> Iterator[str]:
     """Count the line ends of a file and, with `translate`, turn \\r\\n and \\r into \\n; reports a mixture.
 
     Args:
         texts: the file's text in blocks that are not empty; what comes out is not empty either.
         account: gets the problem "mixed_newlines" and, with `translate`, the cleaning count "newlines".
         translate: whether to change anything.
+        mixture_matters: whether a mixture is reported.
     """
     counts = dict.fromkeys(ENDS, 0)
     first: dict[str, int] = {}
@@ -38,7 +41,7 @@ def even_line_ends(texts: Iterator[str], account: FileAccount, *, translate: boo
             account.cleaning["newlines"] += here["\\r\\n"] + here["\\r"]
             text = text.replace("\r\n", "\n").replace("\r", "\n")
         yield text
-    if len(first) > 1:
+    if mixture_matters and len(first) > 1:
         detail = ", ".join(f"{count} end with {end}" for end, count in counts.items() if count)
         rare = sum(counts.values()) - max(counts.values())
         account.problem("mixed_newlines", sorted(first.values())[1], rare, detail)

@@ -29,7 +29,9 @@ def plain_documents(texts: Iterator[str], documents: str, account: FileAccount) 
             which are no documents.
     """
     if documents in ("auto", "file"):
-        yield 1, "".join(texts)
+        text = "".join(texts)
+        if text and not text.isspace():
+            yield 1, text
     elif documents == "line":
         for number, line in cut_lines(texts):
             if line and not line.isspace():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -11,16 +12,18 @@ from finetale.errors import SourceError
 from finetale.text.account import FileAccount, TextReport
 from finetale.text.byte_streams import STANDARD_INPUT, blocks
 from finetale.text.cleaning import Cleaner
+from finetale.text.columns import Record, SourceColumns, record_documents
 from finetale.text.decoding import Decoder, check_encoding
-from finetale.text.documents import SPLITS, Document, FileError, Part, Split, digest_of
+from finetale.text.documents import SPLITS, Document, FileError, Part, Split, digest_of, shown
 from finetale.text.hub import PREFIX, dataset_documents, find_splits
 from finetale.text.lines import cut_lines, even_line_ends
 from finetale.text.personal import find_personal_data, mask
 from finetale.text.plain import plain_documents
-from finetale.text.records import csv_records, json_records, jsonl_records, parquet_documents, record_documents
+from finetale.text.records import json_records, jsonl_records, parquet_documents
 from finetale.text.repeats import DUPLICATE, NEAR_DUPLICATE, NEAR_OVERLAP, OVERLAP, Found, Repeats
-from finetale.text.sources import Input, find_inputs
+from finetale.text.sources import Input, Search, find_inputs
 from finetale.text.splits import Candidate, Placed, Splitter
+from finetale.text.tables import csv_records
 from finetale.text.words import count_words
 
 HELD_OUT: tuple[Split, ...] = ("test", "validation")  # read before the training text, so that overlap is seen
@@ -28,6 +31,8 @@ Plan = dict[Split, list[Input]]
 T = TypeVar("T")
 _CHUNK_CHARACTERS = 1_000_000
 _CHUNK_ITEMS = 1_000
+MAX_NAMED = 10
+"""Errors of sources that one message names."""
 
 
 def read_parts(
@@ -61,9 +66,10 @@ def read_parts(
     check_encoding(settings.encoding)
     if not sources:
         raise SourceError("No source of text was given.", "Name a file, a folder, -, bundled:tales or hf:DATASET.")
-    report = TextReport([str(source) for source in sources])
+    names = [str(source) for source in sources]
+    report = TextReport(names)
     reader = _Reader(settings, report, collect=on_problem == "collect")
-    plan = reader.plan(report.sources, offline=offline)
+    plan = reader.plan(names, offline=offline)
     return reader.parts(plan), report
 
 
@@ -89,6 +95,8 @@ class _Reader:
         wanted = "near" in (settings.deduplicate, settings.drop_overlap)
         self._repeats = Repeats(near=settings.screen or wanted)
         self._finds_personal_data = settings.screen or settings.mask_personal_data
+        self._columns: dict[str, SourceColumns] = {}
+        self._taken: list[tuple[str, ...]] = []  # columns, in the order in which the sources took them
         report.looked_for(near=settings.screen or wanted, personal_data=self._finds_personal_data)
 
     # -- what there is
@@ -106,25 +114,29 @@ class _Reader:
         if named.count(STANDARD_INPUT) > 1:
             raise SourceError("Standard input (-) is named twice, but can be read once only.", "Give a file instead.")
         held_out: frozenset[Path] = frozenset()
+        unreadable: list[FileError] = []
         for role, names in by_role.items():
             for source in names:
                 try:
                     if source.startswith(PREFIX):
                         self._plan_dataset(source, role, plan, offline)
                     else:
-                        plan[role] += find_inputs(source, self._report, held_out if role == "train" else frozenset())
+                        search = Search(self._report, held_out if role == "train" else frozenset(), unreadable)
+                        plan[role] += find_inputs(source, search)
                 except FileError as error:
                     errors.append(error)
             held_out |= {entry.path.resolve() for entry in plan[role] if entry.path is not None}
+        unreadable.sort(key=lambda error: error.file)
+        if self._settings.skip_unreadable:
+            for each in unreadable:
+                self._report.leave_out("unreadable", each.file)
+        else:
+            errors += unreadable
         if self._collect:
             for each in errors:
                 self._report.fatal(each)
-        elif len(errors) == 1:
-            raise errors[0]
         elif errors:
-            raise SourceError(
-                " ".join(each.message for each in errors), " ".join(dict.fromkeys(each.hint for each in errors))
-            )
+            raise _joined(errors)
         return plan
 
     def _plan_dataset(self, source: str, role: Split, plan: Plan, offline: bool) -> None:
@@ -171,16 +183,38 @@ class _Reader:
         self._check_not_empty("train", plan["train"])
 
     def _candidates(self, inputs: Sequence[Input]) -> Iterator[Candidate]:
-        for entry in inputs:
+        for entry, following in zip_longest(inputs, inputs[1:]):
             account = self._report.open_file(entry.name, entry.kind)
             try:
                 yield from self._documents(entry, account)
             except FileError as error:
-                if not self._collect:
+                if error.kind == "unreadable" and self._settings.skip_unreadable:
+                    account.skipped = True
+                    self._report.leave_out("unreadable", error.file)
+                elif self._collect:
+                    account.problem(error.kind, error.line, detail=error.detail, fatal=True, hint=error.hint)
+                else:
                     raise
-                account.problem(error.kind, error.line, detail=error.detail, fatal=True, hint=error.hint)
             finally:
                 self._report.close_file(account)
+            if following is None or following.source != entry.source:
+                self._judge_columns(entry)
+
+    def _judge_columns(self, last: Input) -> None:
+        """Check at the end of a source that the columns taken hold most of its text."""
+        try:
+            self._columns_of(last).judge()
+        except FileError as error:
+            if not self._collect:
+                raise
+            self._report.fatal(error)
+
+    def _columns_of(self, entry: Input) -> SourceColumns:
+        source = entry.source
+        if source not in self._columns:
+            wanted = self._settings.text_column
+            self._columns[source] = SourceColumns(shown(source), wanted, self._taken, self._report.columns)
+        return self._columns[source]
 
     def _documents(self, entry: Input, account: FileAccount) -> Iterator[Candidate]:
         records = entry.kind != "text"
@@ -233,20 +267,23 @@ class _Reader:
     def _raw_documents(self, entry: Input, account: FileAccount) -> Iterator[tuple[int, str]]:
         settings, name = self._settings, entry.name
         if entry.kind == "dataset":
-            return dataset_documents(entry.rows, settings.text_column, account)
+            return dataset_documents(entry.rows, self._columns_of(entry), account)
         if entry.kind == "parquet" and entry.path is not None:
-            return parquet_documents(entry.path, settings.text_column, account)
+            return parquet_documents(entry.path, self._columns_of(entry), account)
         texts = Decoder(blocks(name, entry.path), account, settings).blocks()
-        texts = even_line_ends(texts, account, translate=settings.clean_newlines)
+        # The rows of a table may end otherwise than the lines within its fields.
+        is_table = entry.kind in ("csv", "tsv")
+        texts = even_line_ends(texts, account, translate=settings.clean_newlines, mixture_matters=not is_table)
         if entry.kind == "text":
             return plain_documents(texts, settings.documents, account)
         if entry.kind == "jsonl":
-            records = jsonl_records(cut_lines(texts), name)
+            records: Iterator[tuple[int, Record]] = jsonl_records(cut_lines(texts), account)
         elif entry.kind == "json":
-            records = json_records(texts, name)
+            records = json_records(texts, account, settings.text_column)
         else:
-            records = csv_records(cut_lines(texts, keep_ends=True), name, tabs=entry.kind == "tsv")
-        return record_documents(records, settings.text_column, account)
+            lines, tabs = cut_lines(texts, keep_ends=True), entry.kind == "tsv"
+            records = csv_records(lines, account, tabs=tabs, wanted=settings.text_column)
+        return record_documents(records, self._columns_of(entry), account)
 
     # -- what becomes of a document
 
@@ -342,9 +379,12 @@ class _Reader:
         if self._report.kept(split) or self._report.has_fatal_problems:
             return
         names = ", ".join(entry.name for entry in inputs[:5]) + (", …" if len(inputs) > 5 else "")
-        reasons = "; ".join(
-            f"{entry['documents']} dropped as {entry['reason']}" for entry in self._report.to_dict()["dropped"]
-        )
+        names = names or ", ".join(self._report.sources)
+        told = self._report.to_dict()
+        dropped = [f"{entry['documents']} dropped as {entry['reason']}" for entry in told["dropped"]]
+        if empty := told["skipped"]["empty"]:
+            dropped.append(f"{empty} empty file{'s' * (empty != 1)}")
+        reasons = "; ".join(dropped)
         what = {"train": "training", "validation": "validation", "test": "test"}[split]
         raise SourceError(
             f"There is no {what} text in {names}{f' ({reasons})' if reasons else ''}.",
@@ -391,6 +431,16 @@ def _placed_in(split: Split, candidates: Iterable[Candidate]) -> Iterator[Placed
 def _first_line(line: int, raw: str) -> int:
     """The line of the first character that is not white space, of a text that starts at `line`."""
     return line + raw[: len(raw) - len(raw.lstrip())].count("\n")
+
+
+def _joined(errors: Sequence[FileError]) -> SourceError:
+    """One error for all; of many only the first are named."""
+    if len(errors) == 1:
+        return errors[0]
+    messages = [error.message for error in errors[:MAX_NAMED]]
+    if more := len(errors) - MAX_NAMED:
+        messages += [f"{more:,} more can't be read."] if more > 0 else []
+    return SourceError(" ".join(messages), " ".join(dict.fromkeys(error.hint for error in errors)))
 
 
 def _within(places: tuple[tuple[int, int], ...], start: int, stop: int) -> tuple[tuple[int, int], ...]:

@@ -1,173 +1,176 @@
-"""Records to raw documents: jsonl, json, csv, tsv and parquet, and which of their columns holds the text.
-
-Knows nothing of encodings. A record whose text is null or "" is a document without text, for the account to drop.
-"""
+"""JSON and Parquet to records. Knows nothing of encodings and of which column holds the text."""
 
 from __future__ import annotations
 
-import csv
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from finetale.text.account import FileAccount
 from finetale.text.byte_streams import seekable
+from finetale.text.columns import (
+    LOOK_AHEAD,
+    TEXT_COLUMNS,
+    Record,
+    SourceColumns,
+    characters_in,
+    kind_of_value,
+    path_to,
+    text_at,
+)
 from finetale.text.documents import FileError
 
-# In this order, whatever the case of their letters.
-TEXT_COLUMNS = (
-    "text", "content", "contents", "body", "story", "stories", "tale", "document", "article", "passage", "paragraph",
-    "chapter", "poem", "lyrics", "prose", "raw_text", "full_text", "maintext", "sentence", "output", "completion",
-)  # fmt: skip
-LOOK_AHEAD = 20
-FIELD_CHARACTERS = 1 << 28
-
-COLUMN_HINT = "Name the column that holds the text with --text-column."
-
-Record = Mapping[str, Any] | str
+_MAX_NAMED_KEYS = 5
 
 
-def record_documents(
-    records: Iterable[tuple[int, Record]], column: str | None, account: FileAccount
-) -> Iterator[tuple[int, str]]:
-    """(line, raw text) of each record.
+class DuplicateKeys:
+    """Parses JSON and counts the keys that an object has more than once, of which the last value is used.
 
     Args:
-        records: (line or record number, record); a record that is a string is its own text.
-        column: the column that holds the text; None: found from the first records, and noted in the account.
-        account: names the file, and is told the column.
+        account: gets the problem "duplicate_key".
+    """
+
+    def __init__(self, account: FileAccount) -> None:
+        self._account = account
+        self._new: list[str] = []
+        self._counts: Counter[str] = Counter()
+        self.decoder = json.JSONDecoder(object_pairs_hook=self._object)
+
+    def report(self, line: int) -> None:
+        """Report the repeated keys of what was parsed since the last call."""
+        if not self._new:
+            return
+        self._counts.update(self._new)
+        count = len(self._new)
+        self._new.clear()
+        named = ", ".join(
+            f"{key!r} ({number:,} time{'s' * (number != 1)})"
+            for key, number in self._counts.most_common(_MAX_NAMED_KEYS)
+        )
+        detail = f"an object has the same key more than once, and only the last value is used: {named}"
+        self._account.problem("duplicate_key", line, count, detail)
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(pairs)
+        if len(value) != len(pairs):
+            self._new += [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+        return value
+
+
+def jsonl_records(lines: Iterator[tuple[int, str]], account: FileAccount) -> Iterator[tuple[int, Record]]:
+    """Yield (line, record) of JSON Lines; blank lines are skipped.
 
     Raises:
-        FileError: there is no such column, or no string in it.
+        FileError: a line is not valid JSON, or neither an object nor a string.
     """
-    records = iter(records)
-    ahead: list[tuple[int, Record]] = []
-    late: FileError | None = None
-    try:
-        ahead.extend(islice(records, LOOK_AHEAD))  # on an error keeps what came before it
-    except FileError as error:
-        late = error
-    tables = [record for _, record in ahead if not isinstance(record, str)]
-    for line, record in chain(ahead, records):
-        if isinstance(record, str):
-            yield line, record
-            continue
-        if account.text_column is None:
-            account.text_column = find_column(tables or [record], column, account.file, line)
-        yield line, _text_of(record, account.text_column, account.file, line)
-    if late is not None:
-        raise late
-
-
-def find_column(records: Sequence[Mapping[str, Any]], wanted: str | None, file: str, line: int) -> str:
-    """The column that holds the text, judged by a few records.
-
-    Raises:
-        FileError: the wanted column is not there, or no column holds strings.
-    """
-    names = list(dict.fromkeys(name for record in records for name in record))
-    there = ", ".join(map(repr, names[:20])) + (" …" if len(names) > 20 else "") or "none"
-    if wanted is not None:
-        if wanted in names:
-            return wanted
-        raise FileError(file, line, "missing_column", f"has no column {wanted!r}; its columns are {there}", COLUMN_HINT)
-    lengths = {
-        name: sum(len(record[name]) for record in records if isinstance(record.get(name), str))
-        for name in names
-        if any(isinstance(record.get(name), str) for record in records)
-    }
-    by_name = {name.strip().lower(): name for name in reversed(list(lengths))}
-    for name in TEXT_COLUMNS:
-        if name in by_name:
-            return by_name[name]
-    if not lengths:
-        raise FileError(file, line, "missing_column", f"has no column of text; its columns are {there}", COLUMN_HINT)
-    return max(lengths, key=lambda name: lengths[name])
-
-
-def jsonl_records(lines: Iterator[tuple[int, str]], file: str) -> Iterator[tuple[int, Record]]:
-    """The records of JSON Lines; blank lines are passed over."""
+    file, keys = account.file, DuplicateKeys(account)
+    decode, report = keys.decoder.decode, keys.report
     for number, line in lines:
         if line and not line.isspace():
             try:
-                value = json.loads(line)
+                value = decode(line)
             except (ValueError, RecursionError) as error:
                 raise bad_json(file, number, error) from None
+            report(number)
             yield number, _record(value, file, number)
 
 
-def json_records(texts: Iterator[str], file: str) -> Iterator[tuple[int, Record]]:
-    """The records of a JSON file: an array of objects or strings, read one item at a time; objects one after another
-    (JSON Lines under another name); or one object, which holds exactly one array of records, or is a record itself.
+def json_records(texts: Iterator[str], account: FileAccount, wanted: str | None = None) -> Iterator[tuple[int, Record]]:
+    """Yield (line, record) of a JSON file.
+
+    It holds an array of objects or strings, which is read one item at a time; or objects one after another, as JSON Lines
+    does; or one object, which is a record itself or holds the records in a list (see `_records_within`).
+
+    Args:
+        texts: the file's text in blocks.
+        account: names the file; gets the problems "records_in_list" and "duplicate_key".
+        wanted: the setting `text_column`.
+
+    Raises:
+        FileError: it is not valid JSON, or it holds no records, or several lists of them.
     """
-    reader = _JsonReader(texts, file)
+    file, keys = account.file, DuplicateKeys(account)
+    reader = _JsonReader(texts, file, keys.decoder)
     if reader.peek() == "[":
         for value in reader.items():
+            keys.report(reader.line)
             yield reader.line, _record(value, file, reader.line)
         if reader.peek():
             raise bad_json(file, reader.line_here(), "there is more after the end of the array")
         return
-    first = reader.value() if reader.peek() else None
-    line = reader.line
-    if first is None:
+    if not reader.peek():
         return
+    first, line = reader.value(), reader.line
+    keys.report(line)
     if reader.peek() or not isinstance(first, dict):
         yield line, _record(first, file, line)
         while reader.peek():
             value = reader.value()
+            keys.report(reader.line)
             yield reader.line, _record(value, file, reader.line)
         return
-    arrays = [value for value in first.values() if _is_records(value)]
-    if len(arrays) == 1:
-        for value in arrays[0]:
-            yield line, _record(value, file, line)
-    elif len(arrays) > 1:
-        names = ", ".join(repr(name) for name, value in first.items() if _is_records(value))
-        reason = f"holds {len(arrays)} arrays of records ({names}), and one was expected"
-        raise FileError(file, line, "bad_json", reason, "Keep one of them, or write one record a line as .jsonl.")
-    else:
-        yield line, first
+    for record in _records_within(first, account, line, wanted):
+        yield line, _record(record, file, line)
 
 
-def csv_records(lines: Iterator[tuple[int, str]], file: str, *, tabs: bool) -> Iterator[tuple[int, Record]]:
-    """The records of a table whose first line names the columns.
+def _records_within(value: dict[str, Any], account: FileAccount, line: int, wanted: str | None) -> list[Any]:
+    """The records of the one object of a file.
 
-    Args:
-        lines: (line number, line with its end).
-        file: name of the file, for errors.
-        tabs: columns are divided by tabs; else by what the first line has: comma, semicolon or tab.
+    The object is the record if one of its strings has the name of a text column, or if its strings are longer than what
+    its list of objects holds. A list of strings is the records only where no string stands beside it. `wanted` decides
+    where it leads to a string or a list.
     """
-    csv.field_size_limit(FIELD_CHARACTERS)  # the module's only limit, for the whole process; its 128 KiB is no page
-    first = next(lines, None)
-    if first is None:
-        return
-    delimiter = "\t" if tabs else next((mark for mark in ",;\t" if mark in first[1]), ",")
-    reader = csv.reader((line for _, line in chain([first], lines)), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    line = 1
-    try:
-        for row in reader:
-            if header is None:
-                header = _header(row, file) if row else None
-            elif row:
-                if len(row) != len(header):
-                    detail = f"has {len(row)} fields, but the first line names {len(header)} columns"
-                    hint = "Put fields that hold the delimiter or line ends into double quotes."
-                    raise FileError(file, line, "bad_table", detail, hint)
-                yield line, dict(zip(header, row, strict=True))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        hint = (
-            'Look for a quote that is not closed; a field with a quote in it is written as "one ""two""", or use jsonl.'
-        )
-        raise FileError(file, line, "bad_table", f"is not a well-formed row ({error})", hint) from None
+    lists = {name: items for name, items in value.items() if _is_records(items)}
+    strings = {name: text for name, text in value.items() if isinstance(text, str) and any(map(str.isalpha, text))}
+    if wanted is not None:
+        if path_to(value, wanted) is not None and wanted not in lists:
+            return [value]
+        if wanted in lists and isinstance(lists[wanted][0], str):
+            return _from_list(value, wanted, strings, account, line)
+    of_objects = [name for name, items in lists.items() if isinstance(items[0], dict)]
+    if len(of_objects) == 1:
+        (name,) = of_objects
+        is_record = any(key.strip().lower() in TEXT_COLUMNS for key in strings)
+        if not is_record and sum(map(len, strings.values())) <= characters_in(lists[name]):
+            return _from_list(value, name, strings, account, line)
+        return [value]
+    if strings or not lists:
+        return [value]
+    if len(lists) == 1:
+        return _from_list(value, next(iter(lists)), strings, account, line)
+    names = ", ".join(map(repr, lists))
+    reason = f"holds {len(lists)} arrays of records ({names}), and one was expected"
+    raise FileError(account.file, line, "bad_json", reason, "Keep one of them, or write one record per line as .jsonl.")
 
 
-def parquet_documents(path: Path, column: str | None, account: FileAccount) -> Iterator[tuple[int, str]]:
-    """(record number from 1, raw text) of each row; only the text column is read."""
+def _from_list(
+    value: dict[str, Any], name: str, strings: Mapping[str, str], account: FileAccount, line: int
+) -> list[Any]:
+    """The items of a list, with a report of what stands beside it."""
+    items: list[Any] = value[name]
+    what = "strings" if isinstance(items[0], str) else "objects"
+    detail = f"the records are the {len(items):,} {what} of {name!r}"
+    others = {key: len(text) for key, text in strings.items()}
+    others |= {key: count for key in value if key not in (name, *others) and (count := characters_in(value[key]))}
+    if others:
+        named = ", ".join(f"{key!r} ({count:,} characters)" for key, count in list(others.items())[:_MAX_NAMED_KEYS])
+        detail += f"; what stands beside it is left out: {named}"
+    account.problem("records_in_list", line, detail=detail)
+    return items
+
+
+def parquet_documents(path: Path, columns: SourceColumns, account: FileAccount) -> Iterator[tuple[int, str]]:
+    """Yield (record number from 1, raw text) of each row of a Parquet file.
+
+    Only the column with the text is read. What the other columns hold is measured in the first rows of the first, the
+    middle and the last row group.
+
+    Raises:
+        FileError: the file is no Parquet file, has no such column, or holds most of its text in other columns.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -175,20 +178,49 @@ def parquet_documents(path: Path, column: str | None, account: FileAccount) -> I
         try:
             account.bytes = file.seek(0, 2)
             file.seek(0)
-            table = pq.ParquetFile(file)
-            ahead = next(table.iter_batches(batch_size=LOOK_AHEAD), None)
-            if ahead is None or not ahead.num_rows:
+            if not account.bytes:
                 return
-            name = find_column(ahead.to_pylist(), column, account.file, 1)
-            account.text_column = name
+            table = pq.ParquetFile(file)
+            rows, groups = table.metadata.num_rows, table.num_row_groups
+            if not rows:
+                return
+            schema = table.schema_arrow
+            with_text = [field.name for field in schema if _holds_strings(field.type)]
+            sample: list[dict[str, Any]] = []
+            for group in sorted({0, groups // 2, groups - 1}):
+                batch = next(table.iter_batches(batch_size=LOOK_AHEAD, row_groups=[group], columns=with_text), None)
+                sample += [] if batch is None else batch.to_pylist()
+            choice = columns.choose(sample or [dict.fromkeys(schema.names)], account.file, 1, schema.names)
+            account.text_column = choice.taken
+            for record in sample:
+                choice.measure(record, rows / len(sample))
+            choice.judge(account.file, at_end=False)
             number = 1
-            for batch in table.iter_batches(batch_size=256, columns=[name]):
+            for batch in table.iter_batches(batch_size=256, columns=[choice.taken]):
                 for value in batch.column(0).to_pylist():
-                    yield number, _text_of({name: value}, name, account.file, number)
+                    yield number, text_at({choice.path[0]: value}, choice.path, account.file, number)
                     number += 1
+        except UnicodeDecodeError as error:
+            reason = f"has text that is not UTF-8 (byte 0x{error.object[error.start]:02x}: {error.reason})"
+            raise FileError(
+                account.file, None, "undecodable", reason, "Write the file again with text in UTF-8."
+            ) from None
         except (pa.ArrowException, OSError) as error:
-            reason = f"is no Parquet file that can be read ({str(error).splitlines()[0].rstrip('.')})"
+            reason = f"is not a Parquet file that can be read ({str(error).splitlines()[0].rstrip('.')})"
             raise FileError(account.file, None, "damaged", reason, "Get the file again.") from None
+
+
+def _holds_strings(kind: Any) -> bool:
+    """Whether a column of this Arrow type holds strings, at any depth."""
+    import pyarrow.types as types
+
+    if types.is_dictionary(kind):
+        return _holds_strings(kind.value_type)
+    if types.is_struct(kind):
+        return any(_holds_strings(field.type) for field in kind)
+    if types.is_list(kind) or types.is_large_list(kind):
+        return _holds_strings(kind.value_type)
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
 def bad_json(file: str, line: int, reason: object) -> FileError:
@@ -200,25 +232,15 @@ def bad_json(file: str, line: int, reason: object) -> FileError:
     return FileError(file, line, "bad_json", f"is not valid JSON ({reason})", "Mend this line, or take it out.")
 
 
-def _text_of(record: Mapping[str, Any], column: str, file: str, line: int) -> str:
-    if column not in record:
-        names = ", ".join(map(repr, record)) or "none"
-        detail = f"has no column {column!r}, as the first record has; its columns are {names}"
-        raise FileError(file, line, "missing_column", detail, COLUMN_HINT)
-    value = record[column]
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        detail = f"column {column!r} holds {_kind(value)}, not text"
-        raise FileError(file, line, "not_text", detail, COLUMN_HINT)
-    return value
-
-
 def _record(value: Any, file: str, line: int) -> Record:
     if isinstance(value, dict | str):
         return value
     raise FileError(
-        file, line, "bad_record", f"holds {_kind(value)}, not an object or a string", 'Write records as {"text": "…"}.'
+        file,
+        line,
+        "bad_record",
+        f"holds {kind_of_value(value)}, not an object or a string",
+        'Write records as {"text": "…"}.',
     )
 
 
@@ -226,40 +248,17 @@ def _is_records(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict | str)
 
 
-def _kind(value: Any) -> str:
-    names = {
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        list: "a list",
-        dict: "an object",
-        bytes: "bytes",
-    }
-    return names.get(type(value), "null" if value is None else f"a value of type {type(value).__name__}")
-
-
-def _header(row: list[str], file: str) -> list[str]:
-    if any(len(name) > 60 or len(name.split()) > 6 for name in row):
-        detail = f"the first line should name the columns, but it begins {row[0][:40]!r}"
-        raise FileError(file, 1, "bad_table", detail, "Put a line of column names first, such as `text`.")
-    doubled = {name for name in row if row.count(name) > 1}
-    if doubled:
-        detail = f"the first line names the column {min(doubled)!r} twice"
-        raise FileError(file, 1, "bad_table", detail, "Give each column a name of its own.")
-    return row
-
-
 class _JsonReader:
     """JSON values from blocks of text, one at a time; never more than one value and one block in memory."""
 
-    def __init__(self, texts: Iterator[str], file: str) -> None:
+    def __init__(self, texts: Iterator[str], file: str, decoder: json.JSONDecoder) -> None:
         self._texts = texts
         self._file = file
         self._buffer = ""
         self._position = 0
         self._line_here = 1
         self._counted_to = 0  # place in the buffer that `_line_here` is the line of
-        self._decoder = json.JSONDecoder()
+        self._decoder = decoder
         self.line = 1  # of the value returned last
 
     def peek(self) -> str:

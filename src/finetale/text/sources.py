@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 import os
+import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from finetale.text.account import TextReport
-from finetale.text.byte_streams import COMPRESSED, STANDARD_INPUT
-from finetale.text.documents import FileError
+from finetale.text.byte_streams import COMPRESSED, STANDARD_INPUT, UNREADABLE_HINT
+from finetale.text.documents import FileError, shown
 
 Kind = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "dataset"]
 
@@ -33,84 +34,153 @@ KINDS: dict[str, Kind] = {
     ".parquet": "parquet",
 }
 
+_NOT_YET = {
+    "an HTML page": ".html .htm .xhtml .mhtml",
+    "an XML file": ".xml .svg .fb2 .tei",
+    "a Word document": ".doc .docx .docm .dot .dotx",
+    "an OpenDocument file": ".odt .ods .odp",
+    "a PDF document": ".pdf",
+    "an RTF document": ".rtf",
+    "an e-book": ".epub .mobi .azw .azw3 .djvu",
+    "a Pages document": ".pages",
+    "a spreadsheet": ".xls .xlsx .xlsm .numbers",
+    "a presentation": ".ppt .pptx .key",
+    "a Jupyter notebook": ".ipynb",
+    "an archive": ".zip .tar .tgz .7z .rar .bz2 .xz",
+    "a database": ".sqlite .sqlite3 .db .mdb",
+    "an Arrow, Avro, ORC or HDF5 file": ".arrow .feather .avro .orc .h5 .hdf5",
+    "a pickled or NumPy file": ".pkl .pickle .npy .npz .pt .pth .bin .safetensors .gguf",
+    "a picture": ".png .jpg .jpeg .gif .bmp .tif .tiff .webp .heic .ico",
+    "a recording": ".mp3 .wav .flac .ogg .m4a .mp4 .mov .avi .mkv .webm",
+}
+_NOT_TEXT = {suffix: what for what, suffixes in _NOT_YET.items() for suffix in suffixes.split()}
+_SPECIAL = (
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
 
 @dataclass(frozen=True)
 class Input:
     """One thing to read.
 
     Attributes:
-        name: how messages and the report call it.
+        name: what messages and the report call it; valid Unicode on one line.
         kind: what it holds.
         path: where it is; None for standard input and datasets.
         rows: the rows of a dataset's split (a Dataset or IterableDataset), else None.
+        source: the source it was found in.
     """
 
     name: str
     kind: Kind
     path: Path | None = None
     rows: Any = None
+    source: str = ""
+
+
+@dataclass
+class Search:
+    """How sources are searched, and the files that were found but can't be read.
+
+    Attributes:
+        report: gets the counts of what was left out.
+        held_out: resolved paths of validation and test files; a folder's files among them are left out.
+        unreadable: an error for each file or folder that can't be opened.
+    """
+
+    report: TextReport
+    held_out: frozenset[Path] = frozenset()
+    unreadable: list[FileError] = field(default_factory=list)
 
 
 def kind_of(path: Path) -> Kind | None:
-    """The kind that a file's name tells, a .gz or .zst at its end aside; None when it tells nothing."""
-    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    if suffixes and suffixes[-1] in COMPRESSED:
-        suffixes.pop()
-    return KINDS.get(suffixes[-1]) if suffixes else None
+    """Return the kind that the suffix of a file's name stands for, apart from a final .gz or .zst; None for other suffixes."""
+    suffix = _suffix_of(path)
+    return KINDS.get(suffix) if suffix else None
 
 
-def find_inputs(source: str, report: TextReport, held_out: frozenset[Path] = frozenset()) -> list[Input]:
-    """What a source other than hf:… stands for.
+def find_inputs(source: str, search: Search) -> list[Input]:
+    """Return what a source other than hf:… stands for.
 
     Args:
-        source: path of a file or folder, `-` or `bundled:tales`. A file of unknown kind that is named is read as plain text.
-        report: gets the counts of what was passed over in folders.
-        held_out: resolved paths of validation and test files; a folder's files among them are passed over.
+        source: path of a file or folder, `-` or `bundled:tales`. A file of an unknown kind that is named is read as plain
+            text, unless its suffix belongs to a format that is not plain text.
+        search: gets what was left out and what can't be read.
 
     Raises:
-        FileError: there is no such file or folder, a folder can't be listed, or holds nothing that can be read.
+        FileError: there is no such file or folder, it is not a regular file, its format is not plain text, or the folder
+            holds nothing that can be read.
     """
     if source == STANDARD_INPUT:
-        return [Input(source, "text")]
+        return [Input(source, "text", source=source)]
     if source == BUNDLED_SOURCE:
         if not _BUNDLED_FOLDER.is_dir():
             raise FileError(
                 source, None, "missing", "the tales are missing from the installation", "Install Finetale again."
             )
-        found = _find_in_folder(source, _BUNDLED_FOLDER, report, held_out)
+        found = _find_in_folder(source, _BUNDLED_FOLDER, search)
         return [replace(each, name=f"{source}/{Path(each.name).name}") for each in found]
     try:
         path = Path(source).expanduser()
     except RuntimeError:
         path = Path(source)
     try:
-        is_folder = path.is_dir()
-        exists = path.exists()
+        facts = path.stat()
+    except FileNotFoundError:
+        facts = None
     except (OSError, ValueError) as error:
-        raise FileError(source, None, "unreadable", f"can't be looked at ({error})", "Check the path.") from None
-    if not exists:
+        reason = getattr(error, "strerror", None) or error
+        raise FileError(source, None, "unreadable", f"can't be read ({reason})", UNREADABLE_HINT) from None
+    if facts is None:
+        if path.is_symlink():
+            raise _dangling(source, path)
         package = source.partition(":")[0] == BUNDLED_SOURCE.partition(":")[0]
         hint = f"The text of the package is called {BUNDLED_SOURCE}." if package else _nearest(path)
         raise FileError(source, None, "missing", "there is no such file or folder", hint)
-    if not is_folder:
-        return [Input(source, kind_of(path) or "text", path)]
-    return _find_in_folder(source, path, report, held_out)
+    if stat.S_ISDIR(facts.st_mode):
+        return _find_in_folder(source, path, search)
+    if not stat.S_ISREG(facts.st_mode):
+        what = _special_kind(facts.st_mode)
+        hint = f"Read it through standard input: `finetale … - < {shown(source)}`, or save the text as a file."
+        raise FileError(source, None, "special", f"is {what}, not a regular file, and is not opened", hint)
+    if (form := _NOT_TEXT.get(_suffix_of(path))) is not None:
+        hint = "Convert it to plain text (.txt). A copy that is called .txt is read as it is, markup included."
+        raise FileError(source, None, "not_text_yet", f"is {form}, and Finetale does not read these yet", hint)
+    if not os.access(path, os.R_OK):
+        search.unreadable.append(_denied(source))
+        return []
+    return [Input(shown(source), kind_of(path) or "text", path, source=source)]
 
 
-def _find_in_folder(source: str, folder: Path, report: TextReport, held_out: frozenset[Path]) -> list[Input]:
+def _suffix_of(path: Path) -> str:
+    """The last suffix in lower case, apart from .gz and .zst; empty where there is none."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def _find_in_folder(source: str, folder: Path, search: Search) -> list[Input]:
+    report = search.report
     found: list[Path] = []
     num_others = num_held_out = 0
-    for path in _walk(source, folder, report):
+    num_unreadable = len(search.unreadable)
+    for path in _walk(folder, search):
         kind = kind_of(path)
         if kind is None:
             num_others += 1
-            report.other_suffixes["".join(path.suffixes[-1:]).lower() or "(no suffix)"] += 1
-        elif held_out and path.resolve() in held_out:
+            report.leave_out("other", shown(str(path)), shown("".join(path.suffixes[-1:]).lower()) or "(no suffix)")
+        elif search.held_out and path.resolve() in search.held_out:
             num_held_out += 1
+            report.leave_out("held_out_files", shown(str(path)))
+        elif not os.access(path, os.R_OK):
+            search.unreadable.append(_dangling(str(path), path) if not path.exists() else _denied(str(path)))
         else:
             found.append(path)
-    report.held_out_files += num_held_out
-    if not found:
+    if not found and len(search.unreadable) == num_unreadable:
         what = f"holds no file that can be read ({num_others} of other kinds)"
         if num_held_out:
             what = "holds only files that are validation or test text"
@@ -121,34 +191,70 @@ def _find_in_folder(source: str, folder: Path, report: TextReport, held_out: fro
             source, None, "empty_folder", what, f"Put files of these kinds there: {known}, or these as .gz or .zst."
         )
     found.sort(key=lambda path: path.relative_to(folder).parts)
-    return [Input(str(path), kind_of(path) or "text", path) for path in found]
+    return [Input(shown(str(path)), kind_of(path) or "text", path, source=source) for path in found]
 
 
-def _walk(source: str, folder: Path, report: TextReport, *, is_source: bool = True) -> Iterator[Path]:
-    """Every file below a folder.
+def _walk(folder: Path, search: Search, *, is_source: bool = True) -> Iterator[Path]:
+    """Yield every regular file below a folder, and links to nothing.
 
-    Linked folders are not entered: they may lead outside, or in a circle; nor are run directories, which come to be in
-    the folder one works in and hold no text of its own.
+    Linked folders are not entered, since they may lead outside or in a circle. Run directories are not entered: they
+    arise in the folder one works in, and hold no text of its own. Pipes, sockets and devices are never opened.
     """
+    report = search.report
     try:
         with os.scandir(folder) as entries:
             listed = list(entries)
     except OSError as error:
-        reason = f"the folder {folder} can't be listed ({error.strerror or error})"
-        raise FileError(source, None, "unreadable", reason, "Check the folder's permissions.") from None
+        reason = f"can't be listed ({error.strerror or error})"
+        search.unreadable.append(
+            FileError(str(folder), None, "unreadable", reason, "Check the folder's permissions, or --skip-unreadable.")
+        )
+        return
     names = {entry.name for entry in listed}
     if not is_source and names >= _FILES_OF_A_RUN:
-        report.run_directories += 1
+        report.leave_out("run_directories", shown(str(folder)))
         return
     for entry in listed:
         if entry.name.startswith("."):
-            report.hidden += 1
+            report.leave_out("hidden", shown(entry.path))
         elif entry.is_dir(follow_symlinks=False):
-            yield from _walk(source, Path(entry.path), report, is_source=False)
+            yield from _walk(Path(entry.path), search, is_source=False)
+        elif entry.is_file():
+            yield Path(entry.path)
         elif entry.is_dir():
-            report.linked_folders += 1
+            report.leave_out("linked_folders", shown(entry.path))
+        elif _exists(entry):
+            report.leave_out("special", shown(entry.path))
         else:
             yield Path(entry.path)
+
+
+def _exists(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry, or what it links to, is there."""
+    try:
+        entry.stat()
+    except OSError:
+        return False
+    return True
+
+
+def _special_kind(mode: int) -> str:
+    return next((name for test, name in _SPECIAL if test(mode)), "a special file")
+
+
+def _dangling(name: str, path: Path) -> FileError:
+    try:
+        path.stat()
+        reason = "it disappeared"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    return FileError(
+        name, None, "unreadable", f"can't be read: it is a link that leads nowhere ({reason})", UNREADABLE_HINT
+    )
+
+
+def _denied(name: str) -> FileError:
+    return FileError(name, None, "unreadable", "can't be read (Permission denied)", UNREADABLE_HINT)
 
 
 def _nearest(path: Path) -> str:

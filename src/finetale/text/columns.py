@@ -1,0 +1,377 @@
+"""The columns of records: which one holds the text, and how much text the others hold. Knows no file formats.
+
+All files of a source share one choice, so that a folder of records does not change its column from file to file. What the
+other columns hold is measured, and where the guess would leave out more than half of the characters, reading stops.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from finetale.text.documents import FileError, shown
+
+if TYPE_CHECKING:
+    from finetale.text.account import FileAccount
+
+# In this order, in any case of letters.
+TEXT_COLUMNS = (
+    "text", "content", "contents", "body", "story", "stories", "tale", "document", "article", "passage", "paragraph",
+    "chapter", "poem", "lyrics", "prose", "raw_text", "full_text", "maintext", "sentence", "output", "completion",
+)  # fmt: skip
+LOOK_AHEAD = 200
+"""Records that the choice of a column rests on."""
+LOOK_AHEAD_CHARACTERS = 1 << 20
+"""Characters after which the look-ahead ends early, so that large records do not fill the memory."""
+MEASURED_RECORDS = 1000
+"""Records of a file that are all measured; of later ones every `MEASURED_EVERY`-th is, and counts as often."""
+MEASURED_EVERY = 16
+ENOUGH_RECORDS = 20
+"""Records from which on a source is judged before its end."""
+MAX_COLUMNS = 64
+"""Columns that are counted by their own name; the rest is counted under the top-level key."""
+MAX_SHOWN = 10
+MAX_DEPTH = 6
+
+COLUMN_HINT = "Name the column that holds the text with --text-column."
+LIST_HINT = "Lists, such as those of conversations, are not read yet: write the text of each record as one string."
+
+Record = Mapping[str, Any] | str
+
+# Two words, or four characters of a script that is written without spaces: no number, date, address or identifier.
+_READS_LIKE_TEXT = re.compile(
+    r"[^\W\d_]\S*\s+(?:\S*?[^\W\d_])|[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{4}"
+)
+
+
+class ColumnAccount:
+    """The column taken for some files of one source, with the text it and the other columns hold.
+
+    Attributes:
+        source: the source, as messages show it.
+        path: keys that lead to the text in a record.
+        taken: name of the column.
+        guessed: whether no `--text-column` was given.
+        files: number of files read with this choice.
+    """
+
+    def __init__(self, source: str, path: tuple[str, ...], *, guessed: bool) -> None:
+        self.source = source
+        self.path = path
+        self.taken = ".".join(path)
+        self.guessed = guessed
+        self.files = 0
+        self._records = 0
+        self._characters: defaultdict[str, float] = defaultdict(float)
+        self._text: defaultdict[str, float] = defaultdict(float)  # characters of those values that read like text
+        self._refused = False
+
+    def measure(self, record: Mapping[str, Any], weight: float = 1) -> None:
+        """Count the characters of each column of a record, `weight` times."""
+        self._records += 1
+        for name, value in _leaves(record):
+            if name not in self._characters and len(self._characters) >= MAX_COLUMNS and name != self.taken:
+                name = f"{name.partition('.')[0].removesuffix('[]')}.…"
+            self._characters[name] += len(value) * weight
+            if _READS_LIKE_TEXT.search(value, 0, 1000):
+                self._text[name] += len(value) * weight
+
+    def text_columns(self) -> list[tuple[str, int, float]]:
+        """(name, characters, share) of the taken column and of those that hold text; the largest first."""
+        held = {
+            name: round(count)
+            for name, count in self._characters.items()
+            if name == self.taken or self._text[name] * 2 > count
+        }
+        held.setdefault(self.taken, 0)
+        whole = sum(held.values())
+        rows = [(name, count, count / whole if whole else 0.0) for name, count in held.items()]
+        return sorted(rows, key=lambda row: -row[1])
+
+    def judge(self, file: str, *, at_end: bool) -> None:
+        """Check that a guess leaves out at most half of the characters; say so once.
+
+        Args:
+            file: what to name in the error.
+            at_end: whether the source ends here; before, a small sample decides nothing.
+
+        Raises:
+            FileError: the other columns hold more text than the guessed one.
+        """
+        if not self.guessed or self._refused or not (at_end or self._records >= ENOUGH_RECORDS):
+            return
+        columns = self.text_columns()
+        share = next(share for name, _, share in columns if name == self.taken)
+        if share >= 0.5 or not sum(count for _, count, _ in columns):
+            return
+        self._refused = True
+        raise FileError(
+            file,
+            None,
+            "ambiguous_column",
+            f"the column {self.taken!r} would be taken as the text, but holds only {_percent(share)} of the characters; "
+            f"the columns with text are {_listed(columns)}",
+            f"Choose one with --text-column{_choices(columns)}. To train on several, join them into one column first.",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The choice as JSON-able data; `left_out` lists the other columns with text, the largest first."""
+        columns = self.text_columns()
+        characters, share = next((count, share) for name, count, share in columns if name == self.taken)
+        others = [(name, count, share) for name, count, share in columns if name != self.taken]
+        return {
+            "source": self.source,
+            "taken": shown(self.taken),
+            "guessed": self.guessed,
+            "characters": characters,
+            "share": round(share, 6),
+            "files": self.files,
+            "records_measured": self._records,
+            "left_out": [
+                {"name": shown(name), "characters": count, "share": round(share, 6)}
+                for name, count, share in others[:MAX_SHOWN]
+            ],
+            "more_left_out": len(others[MAX_SHOWN:]),
+        }
+
+
+class SourceColumns:
+    """The choice of the text column for all files of one source.
+
+    Args:
+        source: the source, as messages show it.
+        wanted: the setting `text_column`: a name, a dotted path into nested records, or None to guess.
+        before: columns that other sources took; shared by all sources, and extended here.
+        accounts: gets the account of each choice, for the report.
+    """
+
+    def __init__(
+        self, source: str, wanted: str | None, before: list[tuple[str, ...]], accounts: list[ColumnAccount]
+    ) -> None:
+        self.source = source
+        self.wanted = wanted
+        self.accounts: list[ColumnAccount] = []
+        self._before = before
+        self._reported = accounts
+
+    def choose(
+        self, records: Sequence[Mapping[str, Any]], file: str, line: int, names: Sequence[str] | None = None
+    ) -> ColumnAccount:
+        """Return the account of the column that holds the text of a file.
+
+        Args:
+            records: the first records of the file.
+            file, line: where errors are reported.
+            names: all columns, where the records hold only some of them.
+
+        Raises:
+            FileError: the wanted column is missing, or no column holds strings.
+        """
+        names = names or list(dict.fromkeys(name for record in records for name in record))
+        if self.wanted is None:
+            path: tuple[str, ...] = (self._guess(records, names, file, line),)
+        else:
+            found = next(filter(None, (path_to(record, self.wanted) for record in records)), None)
+            if found is None:
+                raise _missing(f"has no column {self.wanted!r}; its columns are {_quoted(names)}", records, file, line)
+            path = found
+        account = next((account for account in self.accounts if account.path == path), None)
+        if account is None:
+            account = ColumnAccount(self.source, path, guessed=self.wanted is None)
+            self.accounts.append(account)
+            self._reported.append(account)
+            self._before.append(path)
+        account.files += 1
+        return account
+
+    def judge(self) -> None:
+        """Judge all choices at the end of the source; raises as `ColumnAccount.judge` does."""
+        for account in self.accounts:
+            account.judge(self.source, at_end=True)
+
+    def _guess(self, records: Sequence[Mapping[str, Any]], names: Sequence[str], file: str, line: int) -> str:
+        lengths = {
+            name: sum(len(record[name]) for record in records if isinstance(record.get(name), str))
+            for name in names
+            if any(isinstance(record.get(name), str) for record in records)
+        }
+        for account in self.accounts:
+            if len(account.path) == 1 and account.taken in lengths:
+                return account.taken
+        by_name = {name.strip().lower(): name for name in reversed(list(lengths))}
+        for name in TEXT_COLUMNS:
+            if name in by_name:
+                return by_name[name]
+        for path in self._before:
+            if len(path) == 1 and path[0] in lengths:
+                return path[0]
+        if not lengths:
+            raise _missing(f"has no column of text; its columns are {_quoted(names)}", records, file, line)
+        return max(lengths, key=lambda name: lengths[name])
+
+
+def record_documents(
+    records: Iterable[tuple[int, Record]], columns: SourceColumns, account: FileAccount
+) -> Iterator[tuple[int, str]]:
+    """Yield (line, raw text) of each record.
+
+    Args:
+        records: (line or record number, record); a record that is a string is its own text.
+        columns: the choice of the column, for all files of the source.
+        account: names the file; gets the name of the column.
+
+    Raises:
+        FileError: there is no such column, a value is not text, or most of the text is in other columns.
+    """
+    records = iter(records)
+    ahead, late = _look_ahead(records)
+    tables = [row for _, row in ahead if not isinstance(row, str)]
+    choice: ColumnAccount | None = None
+    path: tuple[str, ...] = ()
+    key: str | None = None
+    number = 0
+    for part in (ahead, records):
+        for line, record in part:
+            if isinstance(record, str):
+                yield line, record
+                continue
+            if choice is None:
+                choice = columns.choose(tables or [record], account.file, line)
+                path = choice.path
+                account.text_column = choice.taken
+                key = path[0] if len(path) == 1 else None
+                for row in tables:
+                    choice.measure(row)
+                choice.judge(account.file, at_end=False)
+            if part is records:
+                number += 1
+                if number < MEASURED_RECORDS or number % MEASURED_EVERY == 0:
+                    choice.measure(record, 1 if number < MEASURED_RECORDS else MEASURED_EVERY)
+            value = record.get(key) if key is not None else None
+            yield line, value if isinstance(value, str) else text_at(record, path, account.file, line)
+    if choice is not None:
+        choice.judge(account.file, at_end=False)
+    if late is not None:
+        raise late
+
+
+def text_at(record: Mapping[str, Any], path: tuple[str, ...], file: str, line: int) -> str:
+    """Return the text that a path leads to; null is empty text.
+
+    Raises:
+        FileError: a key is missing, or the value is not text.
+    """
+    value: Any = record
+    for depth, key in enumerate(path):
+        if value is None and depth:
+            return ""
+        if not isinstance(value, Mapping) or key not in value:
+            name = ".".join(path)
+            names = _quoted(list(record))
+            detail = f"has no column {name!r}, as the first record has; its columns are {names}"
+            raise FileError(file, line, "missing_column", detail, COLUMN_HINT)
+        value = value[key]
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        detail = f"column {'.'.join(path)!r} holds {kind_of_value(value)}, not text"
+        raise FileError(file, line, "not_text", detail, COLUMN_HINT)
+    return value
+
+
+def path_to(record: Any, name: str) -> tuple[str, ...] | None:
+    """Return the keys that a column name stands for: one key of this name, or a dotted path; None where it leads nowhere."""
+    if not isinstance(record, Mapping):
+        return None
+    if name in record:
+        return (name,)
+    for key in record:
+        if name.startswith(f"{key}.") and (rest := path_to(record[key], name[len(key) + 1 :])):
+            return (key, *rest)
+    return None
+
+
+def kind_of_value(value: Any) -> str:
+    """Name the kind of a JSON value, for messages."""
+    names = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+        bytes: "bytes",
+    }
+    return names.get(type(value), "null" if value is None else f"a value of type {type(value).__name__}")
+
+
+def characters_in(value: Any) -> int:
+    """Return the number of characters of all strings within a JSON value."""
+    return sum(len(text) for _, text in _leaves({"": value}))
+
+
+def _look_ahead(records: Iterator[tuple[int, Record]]) -> tuple[list[tuple[int, Record]], FileError | None]:
+    """The first records, and the error that ends them; the error is raised once those before it were handed out."""
+    ahead: list[tuple[int, Record]] = []
+    characters = 0
+    try:
+        for line, record in records:
+            ahead.append((line, record))
+            values = (record,) if isinstance(record, str) else record.values()
+            characters += sum(len(value) for value in values if isinstance(value, str))
+            if len(ahead) >= LOOK_AHEAD or characters >= LOOK_AHEAD_CHARACTERS:
+                break
+    except FileError as error:
+        return ahead, error
+    return ahead, None
+
+
+def _leaves(record: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
+    """(dotted name, string) of each string in a record; `name[]` are the items of a list."""
+    for key, value in record.items():
+        if isinstance(value, str):
+            if value:
+                yield f"{prefix}{key}", value
+        elif isinstance(value, Mapping):
+            if depth < MAX_DEPTH:
+                yield from _leaves(value, f"{prefix}{key}.", depth + 1)
+        elif isinstance(value, list) and depth < MAX_DEPTH and value and not isinstance(value[0], int | float):
+            for item in value:
+                if isinstance(item, str):
+                    yield f"{prefix}{key}[]", item
+                elif isinstance(item, Mapping):
+                    yield from _leaves(item, f"{prefix}{key}[].", depth + 1)
+
+
+def _missing(detail: str, records: Sequence[Mapping[str, Any]], file: str, line: int) -> FileError:
+    """The error of a column that is not there, with the nested values that hold text."""
+    probe = ColumnAccount(file, ("",), guessed=True)
+    for record in records[:ENOUGH_RECORDS]:
+        probe.measure(record)
+    nested = [row for row in probe.text_columns() if "." in row[0] or "[]" in row[0]]
+    hint = COLUMN_HINT
+    if nested:
+        detail += f"; there is text in {_listed(nested)}"
+        choices = _choices(nested)
+        hint = f"Name the column that holds the text with --text-column{choices}." if choices else LIST_HINT
+    return FileError(file, line, "missing_column", detail, hint)
+
+
+def _choices(columns: Sequence[tuple[str, int, float]]) -> str:
+    """The names that `--text-column` takes, as in ` a, b or c`."""
+    names = [shown(name) for name, _, _ in columns if "[]" not in name and "…" not in name][:MAX_SHOWN]
+    return f" {', '.join(names[:-1])}{' or ' if names[:-1] else ''}{names[-1]}" if names else ""
+
+
+def _listed(columns: Sequence[tuple[str, int, float]]) -> str:
+    more = f" and {len(columns) - MAX_SHOWN} more" if len(columns) > MAX_SHOWN else ""
+    return ", ".join(f"{name!r} ({_percent(share)})" for name, _, share in columns[:MAX_SHOWN]) + more
+
+
+def _percent(share: float) -> str:
+    return "under 1%" if 0 < share < 0.01 else f"{share:.0%}"
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:20])) + (" …" if len(names) > 20 else "") or "none"

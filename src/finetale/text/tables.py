@@ -1,0 +1,148 @@
+"""Delimited tables (csv, tsv) to records: separator, header line, rows. Knows nothing of encodings and of text columns."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
+
+from finetale.text.account import FileAccount
+from finetale.text.columns import TEXT_COLUMNS
+from finetale.text.documents import FileError
+
+FIELD_CHARACTERS = 1 << 28
+SAMPLE_LINES = 50
+SAMPLE_CHARACTERS = 1 << 16
+SEPARATORS = (",", ";", "\t")
+NAME_CHARACTERS, NAME_WORDS = 60, 6
+
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n?', re.IGNORECASE)
+"""Excel's first line that names the separator."""
+_NUMBER = re.compile(r"[-+]?[\d.,:/ -]*\d[\d.,:/ %-]*")
+"""Numbers, dates and times."""
+_SENTENCE_END = (".", "!", "?", "…", "。", "！", "？", '."', '!"', '?"', ".”", "!”", "?”")
+_COMMON_NAMES = {
+    *TEXT_COLUMNS, "id", "index", "title", "name", "author", "date", "year", "url", "link", "label", "category", "language",
+    "source", "summary", "prompt", "instruction", "input", "question", "answer", "response", "comment", "review", "tweet",
+}  # fmt: skip
+
+
+def csv_records(
+    lines: Iterator[tuple[int, str]], account: FileAccount, *, tabs: bool, wanted: str | None = None
+) -> Iterator[tuple[int, Mapping[str, str]]]:
+    """Yield (line, record) of each row of a table.
+
+    The first row names the columns. Where it looks like data instead, the columns are named "0", "1", … and the account
+    gets the problem "no_header". A number in `wanted` that is no column's name also says that there is no header line,
+    unless the first row holds a common column name; it then counts the columns.
+
+    Args:
+        lines: (line number, line with its end).
+        account: names the file; gets what was noticed.
+        tabs: columns are separated by tabs; else by what the first rows have: comma, semicolon or tab.
+        wanted: the setting `text_column`.
+
+    Raises:
+        FileError: a row has too many or too few fields, or is not well-formed.
+    """
+    csv.field_size_limit(FIELD_CHARACTERS)  # one limit for the whole process; its default of 128 KiB is too small
+    start, separator = 1, "\t" if tabs else None
+    first = next(lines, None)
+    if first is not None and (match := _SEPARATOR_LINE.fullmatch(first[1])):
+        start, separator = 2, match.group(1)
+        first = next(lines, None)
+    if first is None:
+        return
+    sample = [first[1]]
+    characters = len(first[1])
+    for _, line in islice(lines, SAMPLE_LINES):
+        sample.append(line)
+        if (characters := characters + len(line)) >= SAMPLE_CHARACTERS:
+            break
+    if separator is None:
+        separator = _separator_of(sample, cut=len(sample) > SAMPLE_LINES or characters >= SAMPLE_CHARACTERS)
+    reader = csv.reader(chain(sample, (line for _, line in lines)), delimiter=separator, strict=True)
+    header: list[str] | None = None
+    number = start
+    try:
+        for row in reader:
+            if header is None and row:
+                header = _header(row, account, wanted, number)
+                if row is not header:
+                    yield number, dict(zip(header, row, strict=True))
+            elif header is not None and row:
+                if len(row) != len(header):
+                    detail = f"has {len(row)} fields, but the first line has {len(header)} columns"
+                    hint = "Put fields that hold the separator or line ends into double quotes."
+                    raise FileError(account.file, number, "bad_table", detail, hint)
+                yield number, dict(zip(header, row, strict=True))
+            number = start + reader.line_num
+    except csv.Error as error:
+        hint = (
+            'Look for a quote that is not closed; a field with a quote in it is written as "one ""two""", or use jsonl.'
+        )
+        raise FileError(account.file, number, "bad_table", f"is not a well-formed row ({error})", hint) from None
+
+
+def _separator_of(sample: Sequence[str], *, cut: bool) -> str:
+    """The separator that gives all sampled rows the same number of fields.
+
+    Of several the one wins that leaves fewer fields with a space in front or an odd quote, as a separator within text
+    does; then the one with more fields. Where none is even, it is the first one that the first row has outside of quotes.
+    """
+    tables = {mark: _rows(sample, mark, cut=cut) for mark in SEPARATORS}
+    several = {mark: rows for mark, rows in tables.items() if rows and len(rows[0]) > 1}
+    even = [mark for mark, rows in several.items() if len({len(row) for row in rows}) == 1]
+    if not even:
+        return next(iter(several), ",")
+
+    def torn(mark: str) -> int:
+        cells = (cell for row in several[mark] for cell in row)
+        return sum(cell.startswith(" ") or cell.count('"') % 2 for cell in cells)
+
+    return min(even, key=lambda mark: (torn(mark), -len(several[mark][0])))
+
+
+def _rows(sample: Sequence[str], separator: str, *, cut: bool) -> list[list[str]]:
+    """The rows of a sample; where it was cut off, without the last row, if there are others."""
+    try:
+        rows = [row for row in csv.reader(iter(sample), delimiter=separator) if row]
+    except csv.Error:
+        return []
+    return rows[:-1] if cut and len(rows) > 1 else rows
+
+
+def _header(row: list[str], account: FileAccount, wanted: str | None, line: int) -> list[str]:
+    """The columns' names: the first row itself, or numbers where it looks like data."""
+    counted = wanted is not None and wanted.isdecimal() and wanted not in row
+    common = any(cell.strip().lower() in _COMMON_NAMES for cell in row)
+    if not (wanted is not None and wanted in row) and not common and (counted or _looks_like_data(row)):
+        first = row[0] if len(row[0]) <= 40 else f"{row[0][:39]}…"
+        detail = f"there is no header line (the first row begins {first!r}), so the columns are counted from 0"
+        account.problem("no_header", line, detail=detail)
+        return [str(number) for number in range(len(row))]
+    doubled = [name for name, count in Counter(row).items() if count > 1]
+    if doubled:
+        detail = f"the first line names the column {min(doubled)!r} twice"
+        raise FileError(account.file, line, "bad_table", detail, "Give each column a name of its own.")
+    return row
+
+
+def _looks_like_data(row: Sequence[str]) -> bool:
+    """Whether a first row holds values, not names: numbers, sentences, long or broken lines."""
+    if [cell.strip() for cell in row if cell.strip()] == [
+        str(number) for number in range(len(row) - (not row[0].strip()))
+    ]:
+        return False  # columns that are named by their numbers, as pandas writes them
+    if any(
+        len(cell) > NAME_CHARACTERS
+        or len(cell.split()) > NAME_WORDS
+        or "\n" in cell.strip()
+        or _NUMBER.fullmatch(cell.strip())
+        or (len(cell.split()) > 1 and cell.rstrip().endswith(_SENTENCE_END))
+        for cell in row
+    ):
+        return True
+    return all(len(cell.split()) >= 3 for cell in row)
