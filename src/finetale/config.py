@@ -94,7 +94,9 @@ class TextSettings(Settings):
     )
     clean_newlines: bool = Field(True, description="Turn \\r\\n and \\r into \\n (counted).")
     clean_control: bool = Field(
-        True, description="Remove NULs and control characters other than tab and newline (counted)."
+        True,
+        description="Remove NULs and control characters other than tab and newline; turn vertical tabs, form feeds and "
+        "Unicode's other line ends into newlines (counted).",
     )
     clean_mojibake: bool = Field(False, description="Mend text that was decoded wrongly once, such as â€™ (counted).")
     strip: bool = Field(True, description="Remove white space at both ends of a document.")

@@ -23,6 +23,7 @@ from finetale.schema import (
     CheckpointEvent,
     EvaluationEvent,
     Event,
+    NoteEvent,
     ProbeEvent,
     SampleEvent,
     StageEvent,
@@ -92,6 +93,8 @@ class Display:
             self._on_stage(event)
         elif isinstance(event, StoppedEvent):
             self.close()
+            self._say(event.message)
+        elif isinstance(event, NoteEvent):
             self._say(event.message)
         elif isinstance(event, ProbeEvent):
             self._on_probe(event)
@@ -222,11 +225,6 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s" if whole < 600 else f"{whole // 60} min"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def plural(count: int, one: str, many: str = "") -> str:
-    """1 file, 2 files."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def size(count: float) -> str:

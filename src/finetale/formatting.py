@@ -45,6 +45,11 @@ def count(value: Any) -> str:
     return UNKNOWN if number is None else f"{round(number):,}"
 
 
+def plural(number: int, one: str, many: str = "") -> str:
+    """A whole number with its noun: 1 file, 2,000 files."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def measure(value: Any, decimals: int | None = None) -> str:
     """A measured value, with as many decimals as told or as its size asks for: 8.31, 61.3, 12,345, 1.0 × 10⁹."""
     number = finite(value)

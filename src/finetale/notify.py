@@ -30,3 +30,8 @@ def counted(items: Iterable[T], progress: Callable[[int], None]) -> Iterator[T]:
         yield item
         if number % 1000 == 0:
             progress(number)
+
+
+def note(notify: Notify, message: str) -> None:
+    """Tell a listener something that a person may want to know."""
+    notify(NoteEvent(message=message))

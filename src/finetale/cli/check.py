@@ -12,7 +12,8 @@ from rich.table import Table
 from finetale.cli.output import Json, Quiet, Source, print_json, progress, stdout
 from finetale.cli.settings import with_settings
 from finetale.config import TextSettings
-from finetale.display import plural, size
+from finetale.display import size
+from finetale.formatting import plural
 
 _MOST_PROBLEMS = 20
 _MOST_PLACES = 5
@@ -50,7 +51,7 @@ def _show(report: dict[str, Any]) -> None:
     console = stdout()
     text = report["text"]
     if not text["documents"] and text["problems"]:
-        _show_problems(console, text["problems"])
+        _show_problems(console, text)
         return
     console.print(f"{text['documents']:,} documents, {text['characters']:,} characters, {text['words']:,} words")
     if report["tokens"]:
@@ -79,7 +80,7 @@ def _show(report: dict[str, Any]) -> None:
     _show_lengths(console, text["length_histogram"])
     for line in (*report["warnings"], *_remarks(text)):
         console.print(line if line.startswith(" ") else f"note: {line}", soft_wrap=True, markup=False)
-    _show_problems(console, text["problems"])
+    _show_problems(console, text)
     if report["refused"]:
         console.print(f"[red]error[/]: {escape(report['refused'])}", soft_wrap=True)
 
@@ -96,8 +97,8 @@ def _show_files(console: Console, text: dict[str, Any]) -> None:
             f"{file['documents']:,}",
         )
     console.print(table)
-    if len(text["files"]) > _MOST_PROBLEMS:
-        console.print(f"… and {len(text['files']) - _MOST_PROBLEMS:,} more files")
+    if (more := len(text["files"]) + text["more_files"] - _MOST_PROBLEMS) > 0:
+        console.print(f"… and {plural(more, 'more file')}")
 
 
 def _show_lengths(console: Console, histogram: list[dict[str, int]]) -> None:
@@ -114,30 +115,23 @@ def _show_lengths(console: Console, histogram: list[dict[str, int]]) -> None:
 
 
 def _remarks(text: dict[str, Any]) -> list[str]:
-    from finetale.text.findings import not_looked_for, text_findings
+    from finetale.text.findings import not_looked_for, text_findings, text_notes
 
     lines = []
-    for finding in text_findings(text):
+    for finding in (*text_notes(text, forms=False), *text_findings(text)):
         lines.append(finding.sentence())
         lines += [f"  {place}" for place in finding.places[:_MOST_PLACES]]
     if unknown := not_looked_for(text):
         lines.append(unknown)
-    skipped = text["skipped"]
-    if skipped["hidden"]:
-        lines.append(f"{plural(skipped['hidden'], 'hidden file or folder', 'hidden files or folders')} skipped.")
-    if skipped["run_directories"]:
-        lines.append(
-            f"{plural(skipped['run_directories'], 'run directory', 'run directories')} skipped: {'its' if skipped['run_directories'] == 1 else 'their'} files are no text."
-        )
-    for suffix, count in skipped["other"].items():
-        lines.append(f"{plural(count, 'file')} of another kind skipped: {suffix or 'no ending'}.")
     lines += [f"cleaning: {name.replace('_', ' ')}: {count:,}" for name, count in text["cleaning"].items() if count]
     return lines
 
 
-def _show_problems(console: Console, problems: list[dict[str, Any]]) -> None:
+def _show_problems(console: Console, text: dict[str, Any]) -> None:
+    problems = text["problems"]
     if not problems:
-        console.print("All of it could be read.")
+        all_of_it = not any(column["left_out"] for column in text["columns"]) and not text["skipped_names"]
+        console.print("All of it could be read." if all_of_it else "No problem was found in what was read.")
         return
     console.print()
     for problem in problems[:_MOST_PROBLEMS]:
@@ -150,10 +144,10 @@ def _show_problems(console: Console, problems: list[dict[str, Any]]) -> None:
         )
     if any(problem["fatal"] for problem in problems):
         hints = dict.fromkeys(problem["hint"] for problem in problems if problem["fatal"] and problem["hint"])
-        mend = "Mend what is marked as error, or name other sources; training would stop there."
-        console.print(f"hint: {escape(' '.join([*hints, mend]))}", soft_wrap=True)
-    if len(problems) > _MOST_PROBLEMS:
-        console.print(f"… and {len(problems) - _MOST_PROBLEMS:,} more; --json lists them")
+        advice = "Correct what is marked as error, or name other sources; training would stop there."
+        console.print(f"hint: {escape(' '.join([*hints, advice]))}", soft_wrap=True)
+    if (num := len(problems) + text["more_problems"]) > _MOST_PROBLEMS:
+        console.print(f"… and {num - _MOST_PROBLEMS:,} more; --json lists the first {len(problems):,}")
 
 
 def _table(*titles: str) -> Table:

@@ -15,11 +15,11 @@ from finetale.environment import resolve_precision
 from finetale.errors import RunError, SourceError, TrainingError
 from finetale.extras import is_installed, require
 from finetale.models import LoadedModel
-from finetale.notify import Notify, stage, warn
+from finetale.notify import note, Notify, stage, warn
 from finetale.pipeline.data import tokenise, trained_tokenizer
 from finetale.pipeline.tuning import Tuned, tune
 from finetale.rundir import RunDirectory
-from finetale.text.findings import text_findings
+from finetale.text.findings import text_findings, text_notes
 from finetale.tokens import TokenStore
 from finetale.training import StepBudget, default_learning_rate
 
@@ -90,6 +90,8 @@ def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None
     findings = [finding.sentence() for finding in text_findings(store.report) if finding.matters]
     for warning in [*store.warnings, *findings]:
         warn(notify, warning)
+    for finding in text_notes(store.report):
+        (warn if finding.matters else note)(notify, finding.line())
     if loaded is None:
         stage(notify, f"Loading {config.model}")
         if located is None:

@@ -11,7 +11,7 @@ from jinja2 import ChainableUndefined, Environment, PackageLoader
 from finetale import formatting
 from finetale.formatting import UNKNOWN, at, count, duration, finite, moment, objects, plain, size
 from finetale.report.table import SPLITS, other_tokens, table_rows
-from finetale.text.findings import not_looked_for, text_findings
+from finetale.text.findings import not_looked_for, text_findings, text_notes
 
 COPY_WARNING_WORDS = 12
 MEMORY_WARNING_SHARE = 0.001
@@ -55,6 +55,7 @@ def shared_view(
         "memory": memory_view(comparison),
         "account": _account(at(data, "tokens")),
         "findings": text_findings(at(data, "text")),
+        "notes": text_notes(at(data, "text")),
         "not_looked_for": not_looked_for(at(data, "text")),
         "facts": _facts(manifest),
     }

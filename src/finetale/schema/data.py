@@ -54,8 +54,33 @@ class SkippedFiles(Record):
     linked_folders: int = Field(default=0, description="Links to folders.")
     run_directories: int = Field(default=0, description="Run directories of Finetale.")
     held_out_files: int = Field(default=0, description="Files that are validation or test text.")
+    special: int = Field(default=0, description="Named pipes, sockets and devices, which are never opened.")
+    unreadable: int = Field(default=0, description="Files and folders that can't be read, with `skip_unreadable`.")
+    empty: int = Field(default=0, description="Files without text; they were read, and are not documents.")
     dataset_splits: list[str] = Field(default=[], description="Splits of a dataset that were not asked for.")
     other: dict[str, int] = Field(default={}, description="Files of other kinds, by suffix.")
+
+
+class LeftOutColumn(Record):
+    """A column that holds text and was not taken."""
+
+    name: str = Field(description="Name; `a.b` is nested, `a[]` the items of a list.")
+    characters: int = Field(description="Characters in it, estimated where not every record was measured.")
+    share: float = Field(description="Share of the characters of all columns with text, 0 to 1.")
+
+
+class ColumnReport(Record):
+    """The column that was taken as the text of a source of records."""
+
+    source: str = Field(description="The source.")
+    taken: str = Field(description="Name of the column; a number counts the columns of a table without a header line.")
+    guessed: bool = Field(default=True, description="Whether it was chosen without `text_column`.")
+    characters: int = Field(default=0, description="Characters in it, estimated where not every record was measured.")
+    share: float = Field(default=1.0, description="Share of the characters of all columns with text, 0 to 1.")
+    files: int = Field(default=1, description="Files of the source that were read with it.")
+    records_measured: int = Field(default=0, description="Records that the characters were counted in.")
+    left_out: list[LeftOutColumn] = Field(default=[], description="Other columns with text, the largest first.")
+    more_left_out: int = Field(default=0, description="Number of such columns beyond those listed.")
 
 
 class LengthBin(Record):
@@ -179,7 +204,12 @@ class TextReport(Record):
     sources: list[str] = Field(description="Sources as given.")
     files: list[FileReport] = Field(default=[], description="The first files that were read.")
     more_files: int = Field(default=0, description="Number of files beyond those listed.")
+    files_read: int | None = Field(default=None, description="Number of files that hold text and were read.")
     skipped: SkippedFiles = Field(default=SkippedFiles(), description="What was not read.")
+    skipped_names: dict[str, list[str]] = Field(default={}, description="The first names of each kind in `skipped`.")
+    columns: list[ColumnReport] = Field(
+        default=[], description="The column that was taken from each source of records."
+    )
     documents: int = Field(default=0, description="Documents read.")
     characters: int = Field(default=0, description="Characters in the documents.")
     words: int = Field(default=0, description="Words in the documents.")

@@ -34,6 +34,13 @@ class WarningEvent(SparseRecord):
     tokens: int | None = Field(default=None, description="Target tokens trained on so far.")
 
 
+class NoteEvent(SparseRecord):
+    """Something a person may want to know, such as which files were left out."""
+
+    event: Literal["note"] = "note"
+    message: str = Field(description="One or more sentences.")
+
+
 class BeginEvent(Record):
     """Training begins, or goes on."""
 
@@ -104,6 +111,7 @@ class StoppedEvent(RecordedEvent):
 Event = (
     StageEvent
     | WarningEvent
+    | NoteEvent
     | BeginEvent
     | ProbeEvent
     | TrainEvent
@@ -115,6 +123,7 @@ Event = (
 EVENTS: tuple[type[Record], ...] = (
     StageEvent,
     WarningEvent,
+    NoteEvent,
     BeginEvent,
     ProbeEvent,
     TrainEvent,

@@ -157,6 +157,7 @@ class TextReport:
         self.cleaning: Counter[str] = Counter()
         self._files: list[FileAccount] = []
         self._num_files = 0
+        self._num_files_read = 0
         self._problems: list[Problem] = []
         self._num_problems = 0
         self._has_fatal = False
@@ -197,7 +198,9 @@ class TextReport:
         """Take over the problems of a file that has been read."""
         account.settle()
         failed = account.skipped or any(problem.fatal for problem in account.problems.values())
-        if not account.documents and not failed:
+        if account.documents:
+            self._num_files_read += 1
+        elif not failed:
             self.leave_out("empty", account.file)
         for problem in account.problems.values():
             self._add_problem(problem)
@@ -258,12 +261,13 @@ class TextReport:
             "sources": self.sources,
             "files": [account.to_dict() for account in self._files],
             "more_files": self._num_files - len(self._files),
+            "files_read": self._num_files_read,
             "skipped": {
                 **{kind: self._left_out[kind] for kind in LEFT_OUT if kind != "other"},
                 "dataset_splits": self.dataset_splits,
                 "other": dict(sorted(self._other_suffixes.items())),
             },
-            "skipped_names": {kind: names for kind, names in self._left_out_names.items() if names},
+            "skipped_names": {kind: sorted(names) for kind, names in self._left_out_names.items() if names},
             "columns": [account.to_dict() for account in self.columns],
             "documents": self.documents,
             "characters": self.characters,

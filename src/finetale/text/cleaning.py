@@ -15,7 +15,7 @@ from finetale.text.account import MAX_LINES, FileAccount
 from finetale.text.decoding import REPLACEMENT
 from finetale.text.documents import FileError
 
-SUSPECT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\ufffd\ud800-\udfff]")
+SUSPECT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffd\ud800-\udfff]")
 SUSPECT_ASCII = bytes(code for code in range(32) if code not in b"\t\n") + b"\x7f"
 _ASCII = bytes(range(128))
 _CHARACTERS_AT_ONCE = 1 << 20
@@ -24,8 +24,11 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 CONTROL = {
     "nul": re.compile("\x00"),
     "byte_order_mark": re.compile("\ufeff"),
-    "control_character": re.compile("[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"),
+    "control_character": re.compile("[\x01-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]"),
 }
+# Vertical tab, form feed, the information separators, next line, line and paragraph separator: words stand on both sides.
+UNUSUAL_SPACE = re.compile("[\x0b\x0c\x1c-\x1f\x85\u2028\u2029]")
+_AS_SPACE = {ord(character): "\n" for character in "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"} | {0x1F: " "}
 
 # ftfy's heuristic runs at 8 MB/s, so it only sees text where a cheap pattern finds the start of something: bytes of
 # UTF-8 read as Windows-1252, Windows-1251 or Mac Roman.
@@ -101,6 +104,10 @@ class Cleaner:
             if count and self._control:
                 self._account.cleaning["control_characters"] += count
                 text = pattern.sub("", text)
+        count = self._report("unusual_space", UNUSUAL_SPACE, text, line)
+        if count and self._control:
+            self._account.cleaning["unusual_spaces"] += count
+            text = text.translate(_AS_SPACE)
         return text
 
     def _look_for_mojibake(self, text: str, line: int) -> str:

@@ -36,6 +36,7 @@ MAX_SHOWN = 10
 MAX_DEPTH = 6
 
 COLUMN_HINT = "Name the column that holds the text with --text-column."
+JOIN_HINT = "To train on several, join them into one column first."
 LIST_HINT = "Lists, such as those of conversations, are not read yet: write the text of each record as one string."
 
 Record = Mapping[str, Any] | str
@@ -78,12 +79,15 @@ class ColumnAccount:
             if _READS_LIKE_TEXT.search(value, 0, 1000):
                 self._text[name] += len(value) * weight
 
-    def text_columns(self) -> list[tuple[str, int, float]]:
-        """(name, characters, share) of the taken column and of those that hold text; the largest first."""
+    def text_columns(self, *, every: bool = False) -> list[tuple[str, int, float]]:
+        """Return (name, characters, share) of the taken column and of those that hold text, the largest first.
+
+        With `every`, all columns that hold strings count as text.
+        """
         held = {
             name: round(count)
             for name, count in self._characters.items()
-            if name == self.taken or self._text[name] * 2 > count
+            if every or name == self.taken or self._text[name] * 2 > count
         }
         held.setdefault(self.taken, 0)
         whole = sum(held.values())
@@ -113,7 +117,7 @@ class ColumnAccount:
             "ambiguous_column",
             f"the column {self.taken!r} would be taken as the text, but holds only {_percent(share)} of the characters; "
             f"the columns with text are {_listed(columns)}",
-            f"Choose one with --text-column{_choices(columns)}. To train on several, join them into one column first.",
+            f"Choose one with --text-column{_choices(columns)}. {LIST_HINT if '[]' in columns[0][0] else JOIN_HINT}",
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -349,7 +353,7 @@ def _missing(detail: str, records: Sequence[Mapping[str, Any]], file: str, line:
     probe = ColumnAccount(file, ("",), guessed=True)
     for record in records[:ENOUGH_RECORDS]:
         probe.measure(record)
-    nested = [row for row in probe.text_columns() if "." in row[0] or "[]" in row[0]]
+    nested = [row for row in probe.text_columns(every=True) if "." in row[0] or "[]" in row[0]]
     hint = COLUMN_HINT
     if nested:
         detail += f"; there is text in {_listed(nested)}"

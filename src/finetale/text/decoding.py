@@ -89,6 +89,7 @@ class Decoder:
         self._given = settings.encoding
         self._replace = settings.undecodable == "replace"
         self._encoding = "utf-8"
+        self._by_nuls = False  # UTF-16 is assumed because of NUL bytes
         self._may_switch = False  # UTF-8 is assumed, and only ASCII has been seen
         self._watch: Watch | None = None
         self._lines = LineCounter()
@@ -102,7 +103,7 @@ class Decoder:
         head = next(self._raw, b"")
         while 0 < len(head) < 512 and (more := next(self._raw, b"")):  # a pipe may give a few bytes at a time
             head += more
-        head = self._begin(head)
+        head = self._begin(head, whole=len(head) < 512)
         decoder = codecs.getincrementaldecoder(self._encoding)("strict")
         ended = False
         while not ended:
@@ -137,8 +138,12 @@ class Decoder:
             self._account.bytes += len(block)
             yield block
 
-    def _begin(self, head: bytes) -> bytes:
-        """Settle the encoding to start with; returns the first block without its byte order mark."""
+    def _begin(self, head: bytes, *, whole: bool) -> bytes:
+        """Choose the encoding to start with; return the first block without its byte order mark.
+
+        Args:
+            whole: whether the block is the whole file.
+        """
         mark = byte_order_mark(head)
         if self._given:
             self._encoding = codecs.lookup(self._given).name
@@ -147,8 +152,8 @@ class Decoder:
         elif mark:
             self._encoding = mark[0]
             head = head[mark[1] :]
-        elif encoding := utf16_without_mark(head[:SAMPLE_BYTES]):
-            self._encoding = encoding
+        elif not (whole and len(head) % 2) and (encoding := utf16_without_mark(head[:SAMPLE_BYTES])):
+            self._encoding, self._by_nuls = encoding, True
         else:
             self._may_switch = True
         wide = self._encoding.startswith(("utf-16", "utf-32"))
@@ -190,6 +195,11 @@ class Decoder:
             self._watch = Watch(self._account.file, encoding, self._lines.line)
 
     def _undecodable(self, error: UnicodeDecodeError) -> FileError:
+        if self._by_nuls:
+            what = "has NUL bytes, so it is binary data or damaged text"
+            return FileError(
+                self._account.file, None, "binary", f"{what}; it is not {self._encoding} either", BINARY_HINT
+            )
         before = bytes(error.object[: error.start]).decode(self._encoding, "replace")
         return FileError(
             self._account.file,

@@ -115,6 +115,7 @@ LIBRARY_BYTES = (
 
 # Well-formed sequences of UTF-8, for judging text that is not UTF-8 throughout.
 UTF8_SEQUENCE = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
+LOW_CONTROLS_BUT_NUL = re.compile(rb"[\x01-\x08\x0b\x0e-\x1f]")
 HIGH_BYTE = re.compile(rb"[\x80-\xff]")
 ASCII = re.compile("[\x00-\x7f]+")
 LOW_CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f]")
@@ -169,6 +170,8 @@ def utf16_without_mark(sample: bytes) -> str | None:
     num_nuls = sample.count(0)
     if not num_nuls:
         return None
+    if num_nuls < 0.4 * len(sample) and sample.isascii() and not LOW_CONTROLS_BUT_NUL.search(sample):
+        return None  # ASCII with NULs in it; in UTF-16 every second byte would be one
     text, _ = _decoded(sample, "utf-8")
     if text and num_nuls < 0.25 * len(sample) and len(LOW_CONTROL.findall(text)) - num_nuls < 0.02 * len(sample):
         return None  # good text but for some NULs

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
-from finetale.formatting import at, count, finite, objects, share
+from pydantic import ValidationError
+
+from finetale.formatting import at, count, finite, objects, plural, share
+from finetale.schema.data import ColumnReport, TextReport
 
 _KINDS = {
     "email": ("e-mail address", "e-mail addresses"),
@@ -27,6 +31,12 @@ _REPEATS = (
     ),
 )
 
+
+_FORMS = ("duplicate_key", "records_in_list", "no_header")
+_MOST_COLUMNS = 5
+_MOST_KINDS = 5
+_MOST_PLACES = 10
+_NAMED_IN_LINE = 3
 
 SHARED_SHARE = 0.005
 """Share of held-out text in the training text from which on it is told."""
@@ -53,6 +63,12 @@ class TextFinding:
     def sentence(self) -> str:
         """With its remedy, for a command line."""
         return f"{self.what}{f' ({self.remedy} {self.effect})' if self.remedy else ''}."
+
+    def line(self) -> str:
+        """Return the sentence with the names of the first places, for a terminal that shows no list."""
+        names = ", ".join(PurePath(place).name for place in self.places[:_NAMED_IN_LINE])
+        more = ", …" if len(self.places) > _NAMED_IN_LINE else ""
+        return f"{self.sentence().removesuffix('.')}: {names}{more}." if names else self.sentence()
 
 
 def text_findings(text: Any) -> list[TextFinding]:
@@ -112,6 +128,106 @@ def text_findings(text: Any) -> list[TextFinding]:
             )
         )
     return found
+
+
+def text_notes(text: Any, *, forms: bool = True) -> list[TextFinding]:
+    """Return which columns and files the text came from, and what was left out, for each thing a sentence.
+
+    Args:
+        forms: include what was noticed about the form of the files, which `problems` lists too.
+        text: a data report (`text` of data.json), or anything else, of which nothing is said.
+    """
+    if not isinstance(text, Mapping) or not text:
+        return []
+    try:
+        report = TextReport.model_validate({"sources": [], **text})
+    except ValidationError:
+        return []
+    notes = [_column_note(column) for column in report.columns[:_MOST_COLUMNS]]
+    if more := len(report.columns) - _MOST_COLUMNS:
+        notes += [_note(f"Columns of {plural(more, 'more source')} are in data.json")] if more > 0 else []
+    return [*notes, *_files_left_out(report), *(_problem_notes(report) if forms else [])]
+
+
+def _column_note(column: ColumnReport) -> TextFinding:
+    what = f"The text of {_last_part(column.source)} is the column {column.taken!r}"
+    if not column.left_out:
+        return _note(f"{what}; no other column holds text")
+    others = [f"{other.name!r} ({_percent(other.share)})" for other in column.left_out[:_MOST_COLUMNS]]
+    if more := column.more_left_out + len(column.left_out[_MOST_COLUMNS:]):
+        others.append(f"{more} more")
+    what += f", with {_percent(column.share)} of the characters; left out: {_and(others)}"
+    remedy = ("--text-column NAME", "takes another column") if column.guessed else ("", "")
+    return TextFinding(what, *remedy, matters=column.guessed and column.share < 0.9, places=())
+
+
+def _files_left_out(report: TextReport) -> list[TextFinding]:
+    """One note on the files that were left out, if there are any."""
+    skipped = report.skipped
+    others = sum(skipped.other.values())
+    num_files = others + skipped.unreadable + skipped.empty + skipped.special
+    parts = []
+    if others:
+        kinds = sorted(skipped.other.items(), key=lambda item: (-item[1], item[0]))
+        named = [f"{number:,} {suffix or '(no suffix)'}" for suffix, number in kinds[:_MOST_KINDS]]
+        if more := sum(number for _, number in kinds[_MOST_KINDS:]):
+            named.append(f"{more:,} more")
+        parts.append(f"{others:,} of kinds that are not read ({', '.join(named)})")
+    if skipped.unreadable:
+        parts.append(f"{skipped.unreadable:,} that can't be read")
+    if skipped.empty:
+        parts.append(f"{skipped.empty:,} without text")
+    if skipped.special:
+        parts.append(f"{skipped.special:,} that {'is' if skipped.special == 1 else 'are'} no regular files")
+    beside = []
+    if skipped.linked_folders:
+        beside.append(plural(skipped.linked_folders, "linked folder"))
+    if skipped.run_directories:
+        beside.append(plural(skipped.run_directories, "run directory", "run directories"))
+    if skipped.hidden:
+        beside.append(plural(skipped.hidden, "hidden file or folder", "hidden files or folders"))
+    if not parts and not beside:
+        return []
+    read = len(report.files) + report.more_files if report.files_read is None else report.files_read
+    what = f"Read {read:,} of {plural(read + num_files, 'file')}"
+    if parts:
+        what += f"; left out: {_and(parts)}"
+    if beside:
+        what += f"; not entered or read: {_and(beside)}"
+    order = ("unreadable", "special", "other", "empty", "linked_folders", "run_directories", "hidden")
+    names = tuple(name for kind in order for name in report.skipped_names.get(kind, ()))
+    return [TextFinding(what, "", "", bool(skipped.unreadable), names)]
+
+
+def _problem_notes(report: TextReport) -> list[TextFinding]:
+    """What was found out about the files' form, told by the first file of each kind."""
+    notes = []
+    for kind in _FORMS:
+        found = [problem for problem in report.problems if problem.kind == kind]
+        if found:
+            first = found[0]
+            more = f" (and so in {plural(len(found) - 1, 'more file')})" if len(found) > 1 else ""
+            what = f"In {_last_part(first.file)}, {first.detail}{more}"
+            places = tuple(f"{problem.file}:{problem.line}" for problem in found[:_MOST_PLACES])
+            notes.append(TextFinding(what, "", "", kind == "duplicate_key", places))
+    return notes
+
+
+def _note(what: str) -> TextFinding:
+    return TextFinding(what, "", "", matters=False, places=())
+
+
+def _last_part(name: str) -> str:
+    """A file's or dataset's name without the folders of an absolute path: a card is published, and folders are private."""
+    return PurePath(name).name or name if PurePath(name).is_absolute() else name
+
+
+def _percent(share: float) -> str:
+    return "under 1%" if 0 < share < 0.005 else f"{share:.0%}"
+
+
+def _and(items: list[str]) -> str:
+    return f"{', '.join(items[:-1])} and {items[-1]}" if len(items) > 1 else items[0]
 
 
 def not_looked_for(text: Any) -> str:

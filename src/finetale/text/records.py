@@ -47,7 +47,7 @@ class DuplicateKeys:
         count = len(self._new)
         self._new.clear()
         named = ", ".join(
-            f"{key!r} ({number:,} time{'s' * (number != 1)})"
+            f"{key!r} (in {number:,} object{'s' * (number != 1)})"
             for key, number in self._counts.most_common(_MAX_NAMED_KEYS)
         )
         detail = f"an object has the same key more than once, and only the last value is used: {named}"
