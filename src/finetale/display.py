@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from finetale.formatting import plural
 from finetale.schema import (
     BeginEvent,
     CheckpointEvent,

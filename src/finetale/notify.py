@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from finetale.schema import Event, StageEvent, WarningEvent
+from finetale.schema import Event, NoteEvent, StageEvent, WarningEvent
 
 T = TypeVar("T")
 Notify = Callable[[Event], None]

@@ -91,7 +91,7 @@ CASES = [
     bad_text("csv column", "table.csv", TABLE, "table.csv:2: … no column 'story' … 'title', 'body'", "--text-column", "--text-column", "story"),
     bad_text("jsonl column", "data.jsonl", RECORDS, "data.jsonl:1: … no column 'story' … 'text'", "--text-column", "--text-column", "story"),
     bad_text("ragged csv", "table.csv", TABLE + b"three,a,tale\n", "table.csv:4: … 3 fields … 2 columns", "double quotes"),
-    bad_text("no parquet", "table.parquet", b"PAR1 or so", "no Parquet file", "Get the file again"),
+    bad_text("no parquet", "table.parquet", b"PAR1 or so", "not a Parquet file", "Get the file again"),
     bad_text(
         "mixed encodings",
         "mixed.txt",

@@ -45,7 +45,11 @@ def test_a_file_of_version_1_opens_and_loses_nothing(name: str, kind: type[Recor
     after = record.to_dict()
     assert len(before) >= 6
     changed = {key for key in before if after[key] != before[key]}
-    assert changed == {"run.json": {"command"}, "data.json": {"tokens"}, "comparison.json": set()}[name]
+    assert changed == {"run.json": {"command"}, "data.json": {"tokens", "text"}, "comparison.json": set()}[name]
+    if name == "data.json":  # fields were added, and nothing was lost
+        added = {"skipped_names", "columns"}
+        assert {key for key in after["text"] if after["text"][key] != before["text"].get(key)} == added | {"skipped"}
+        assert before["text"]["skipped"].items() <= after["text"]["skipped"].items()
     assert parse(kind, json.dumps(after)) == record
 
 

@@ -45,8 +45,17 @@ def test_a_folder_is_read_in_order_and_the_rest_is_counted(tmp_path: Path) -> No
         "linked_folders": 1,
         "run_directories": 0,
         "held_out_files": 0,
+        "special": 0,
+        "unreadable": 0,
+        "empty": 0,
         "dataset_splits": [],
         "other": {".docx": 2, ".png": 1, "(no suffix)": 1},
+    }
+    assert report.to_dict()["files_read"] == 4
+    assert report.to_dict()["skipped_names"] == {
+        "hidden": [str(tmp_path / ".git"), str(tmp_path / ".hidden.txt")],
+        "linked_folders": [str(tmp_path / "loop")],
+        "other": [str(tmp_path / name) for name in ("README", "cover.png", "x.docx", "y.docx")],
     }
 
 
@@ -146,7 +155,7 @@ def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.Monk
         return real(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(SourceError, match=r"locked can't be listed \(Permission denied\)"):
+    with pytest.raises(SourceError, match=r"locked: can't be listed \(Permission denied\)"):
         read(tmp_path)
 
 
@@ -161,7 +170,7 @@ def test_nothing_to_train_on(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("")
     with pytest.raises(SourceError, match="no training text") as caught:
         read(tmp_path)
-    assert "2 dropped as empty" in caught.value.message
+    assert "2 empty files" in caught.value.message
     with pytest.raises(SourceError, match="no training text"):
         read(tmp_path, on_problem="collect")
     with pytest.raises(SourceError, match="No source"):

@@ -15,7 +15,7 @@ from finetale.environment import resolve_precision
 from finetale.errors import RunError, SourceError, TrainingError
 from finetale.extras import is_installed, require
 from finetale.models import LoadedModel
-from finetale.notify import note, Notify, stage, warn
+from finetale.notify import Notify, note, stage, warn
 from finetale.pipeline.data import tokenise, trained_tokenizer
 from finetale.pipeline.tuning import Tuned, tune
 from finetale.rundir import RunDirectory

@@ -213,7 +213,7 @@ class SourceColumns:
                 return path[0]
         if not lengths:
             raise _missing(f"has no column of text; its columns are {_quoted(names)}", records, file, line)
-        return max(lengths, key=lambda name: lengths[name])
+        return max(lengths, key=lambda name: (_text_like(records, name), lengths[name]))
 
 
 def record_documents(
@@ -313,6 +313,12 @@ def kind_of_value(value: Any) -> str:
 def characters_in(value: Any) -> int:
     """Return the number of characters of all strings within a JSON value."""
     return sum(len(text) for _, text in _leaves({"": value}))
+
+
+def _text_like(records: Sequence[Mapping[str, Any]], name: str) -> int:
+    """Characters of a column's values that read like text."""
+    values = (record.get(name) for record in records)
+    return sum(len(value) for value in values if isinstance(value, str) and _READS_LIKE_TEXT.search(value, 0, 1000))
 
 
 def _look_ahead(records: Iterator[tuple[int, Record]]) -> tuple[list[tuple[int, Record]], FileError | None]:
