@@ -256,7 +256,7 @@ def test_a_run_may_stand_in_the_folder_of_its_text(place: Path, call: Call, monk
 def test_what_is_left_out_or_too_little_is_said_by_check(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "stories/empty.txt").write_text("")
     assert run(["check", "stories", "--model", "base"]) == 0
-    assert "stories/empty.txt:1: left out: empty" in capsys.readouterr().out
+    assert "Read 40 of 41 files; left out: 1 without text.\n  stories/empty.txt\n" in capsys.readouterr().out
     (place / "short.txt").write_text("Hello there.")
     assert run(["check", "short.txt", "--model", "base"]) == 1
     assert "There is too little text to train on" in capsys.readouterr().out

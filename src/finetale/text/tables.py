@@ -74,7 +74,9 @@ def csv_records(
                     yield number, dict(zip(header, row, strict=True))
             elif header is not None and row:
                 if len(row) != len(header):
-                    detail = f"has {len(row)} fields, but the first line has {len(header)} column{'s' * (len(header) != 1)}"
+                    detail = (
+                        f"has {len(row)} fields, but the first line has {len(header)} column{'s' * (len(header) != 1)}"
+                    )
                     hint = "Put fields that hold the separator or line ends into double quotes."
                     raise FileError(account.file, number, "bad_table", detail, hint)
                 yield number, dict(zip(header, row, strict=True))
