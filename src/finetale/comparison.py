@@ -1,4 +1,4 @@
-"""Two models, the same texts, prompts and seeds → the content of comparison.json. Knows nothing of HTML."""
+"""Compare two models on the same texts, prompts and seeds: the content of comparison.json. Knows nothing of HTML."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 DEFAULT_PROMPT = "Once upon a time"
 HELD_OUT = ("test", "validation")
 _EXAMPLES = 10
-_SHARED_SHARE = 0.01  # of held-out text, from which on the verdict speaks of it
+_SHARED_SHARE = 0.01  # of the held-out text; the verdict mentions text shared with training from here on
 _EXAMPLE_CHARACTERS = 400
-_RUN = 4  # words: runs shorter than this are not looked for
+_RUN = 4  # words of the shortest copy that is reported
 
 
 @dataclass
@@ -41,7 +41,15 @@ class Side:
 def held_out_prompts(
     store: TokenStore, tokenizer: Any, number: int, splits: Sequence[str] = HELD_OUT, words: int = 8
 ) -> list[str]:
-    """Openings of documents of the splits, in their order; DEFAULT_PROMPT if they hold no text."""
+    """Return the openings of the first documents of the splits, or DEFAULT_PROMPT if the splits have no text.
+
+    Openings with personal data are skipped.
+
+    Args:
+        number: most prompts to return.
+        splits: splits in order of preference.
+        words: length of a prompt.
+    """
     prompts: list[str] = []
     for split in splits:
         for part in store.parts_of(split).tolist():
@@ -61,11 +69,11 @@ def draw_samples(
     between: Callable[[], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Fill `side.samples`: num_samples of each prompt, the same seeds for every model.
+    """Fill `side.samples` with `num_samples` continuations of each prompt. Every model gets the same seeds.
 
     Args:
         between: called between tokens; may raise to stop.
-        progress: told (prompts done, prompts).
+        progress: receives (prompts done, prompts) before each prompt.
     """
     generator = Generator(side.loaded.model, side.loaded.tokenizer)
     sampling = settings.narrow(SamplingSettings)
@@ -172,27 +180,32 @@ def judge(moved: Mapping[str, Any] | None, *, is_random: bool) -> tuple[bool | N
 
 
 def describe_audit(audits: Mapping[str, Audit], store: TokenStore, tokenizer: Any, *, has_base: bool) -> dict[str, Any]:
-    """The `memorisation` of comparison.json: counts of each audit, and the most surprising passages of the training text.
+    """Return the `memorisation` of comparison.json: counts of each audit, and examples from the training text.
 
-    Personal data in a passage is masked: the file is there to be passed on.
+    The examples are the most surprising passages. Personal data in them is masked, because the file may be published.
 
     Args:
-        has_base: whether passages that the base would have written too were left out.
+        audits: audits by name, "training" and "held_out".
+        has_base: whether passages that the base would also write were left out.
     """
     described: dict[str, Any] = {"has_base": has_base}
     for name, audit in audits.items():
-        told = [_told(passage, store, tokenizer) for passage in audit.passages]
-        told += [_told(passage, store, tokenizer) for passage in audit.short if _holds_personal_data(passage, store)]
+        passages = [_describe_passage(passage, store, tokenizer) for passage in audit.passages]
+        passages += [
+            _describe_passage(passage, store, tokenizer)
+            for passage in audit.short
+            if _holds_personal_data(passage, store)
+        ]
         described[name] = {
             "tokens": audit.tokens,
             "of_tokens": audit.of_tokens,
-            "memorised_tokens": sum(passage["tokens"] for passage in told),
-            "passages": len(told),
-            "with_personal_data": sum(passage["personal_data"] for passage in told),
+            "memorised_tokens": sum(passage["tokens"] for passage in passages),
+            "passages": len(passages),
+            "with_personal_data": sum(passage["personal_data"] for passage in passages),
         }
         if name == "training":
-            told.sort(key=lambda passage: (not passage["personal_data"], -passage["bits"]))
-            described[name]["examples"] = told[:_EXAMPLES]
+            passages.sort(key=lambda passage: (not passage["personal_data"], -passage["bits"]))
+            described[name]["examples"] = passages[:_EXAMPLES]
     return described
 
 
@@ -201,8 +214,8 @@ def _holds_personal_data(passage: Passage, store: TokenStore) -> bool:
     return first < len(store.personal) and bool(store.personal[first, 0] < passage.start + passage.tokens)
 
 
-def _told(passage: Passage, store: TokenStore, tokenizer: Any) -> dict[str, Any]:
-    """A passage as the file shows it, with [...] in the place of personal data."""
+def _describe_passage(passage: Passage, store: TokenStore, tokenizer: Any) -> dict[str, Any]:
+    """Return a passage for comparison.json, with [...] instead of personal data."""
     stop = passage.start + passage.tokens
     first = int(np.searchsorted(store.personal[:, 1], passage.start, "right"))
     found = [(a, b) for a, b in store.personal[first : first + passage.tokens].tolist() if a < stop]
@@ -285,7 +298,11 @@ def _no_interval(before: int, after: int) -> str:
 
 
 def sample_metrics(texts: Sequence[str]) -> dict[str, float | None]:
-    """distinct-n (Li et al. 2016): different n-grams of words over all; repetition: share of a sample's 4-grams seen in it before."""
+    """Return how varied samples are, as shares between 0 and 1; None where there are no n-grams.
+
+    - distinct_n (Li et al. 2016, "A diversity-promoting objective function"): different n-grams of words / all n-grams.
+    - repetition: share of the 4-grams that occurred earlier in the same sample.
+    """
     words = [words_of(text) for text in texts]
     found: dict[str, float | None] = {}
     for n in (1, 2, 3):
@@ -303,9 +320,10 @@ def sample_metrics(texts: Sequence[str]) -> dict[str, float | None]:
 def longest_copies(
     groups: Sequence[Sequence[str]], training_texts: Callable[[], Iterable[str]] | None
 ) -> list[dict[str, Any] | None]:
-    """For each group of samples, the longest run of words that also stands in the training text.
+    """Return, for each group of samples, the longest run of words that also occurs in the training text.
 
-    Words are compared without case and punctuation. The training text is streamed once. None where the training text is unknown; runs of fewer than 4 words count as 0.
+    Words are compared without case and punctuation. The training text is read once. Runs of fewer than 4 words count as
+    0. The results are None if the training text is unknown.
     """
     if training_texts is None:
         return [None for _ in groups]
@@ -343,18 +361,18 @@ def _change(before: Side, after: Side, split: str, same_tokenizer: bool) -> dict
 
 
 def _original(text: str, start: int, length: int) -> str:
-    """The stretch of text that words start … start + length cover."""
+    """Return the text from the word number `start` to the word number `start + length - 1`."""
     spans = [match.span() for match in WORD.finditer(text)]
     return text[spans[start][0] : spans[start + length - 1][1]]
 
 
 def _first_words(text: str, number: int) -> str:
-    """The first words of the first line that is longer than that, so no heading; else of the longest line."""
+    """Return the first words of the first line with more words than that, to skip headings; else of the longest line."""
     lines = [line.split() for line in text.splitlines()]
     longest = max(lines, key=lambda words: sum(map(len, words)), default=[])
     words = next((words for words in lines if len(words) > number), longest)[:number]
     prompt = " ".join(words)
-    # Scripts without spaces show as endless words; two of their characters make about one.
+    # Scripts without spaces look like endless words; two characters are about one word.
     return prompt[: 2 * number] if max(map(len, words), default=0) > 24 else prompt
 
 
