@@ -342,6 +342,7 @@ def test_standard_input_and_a_new_model(
     assert manifest["steps"] == 3
     assert data["text"]["documents"] == 40
     assert not (here / "piped/tensorboard").exists()
+    assert read(here / "piped/comparison.json")["improved"] is not True, "anything beats random weights"
     call(capsys, "compare", "piped", "--quiet")  # the base's random weights are made again from the seed
 
 
@@ -446,7 +447,12 @@ def test_bundled_is_taken_wherever_a_model_is(here: Path, capsys: pytest.Capture
     assert call(capsys, "generate", "bundled", "The old", "--max-new-tokens", "5", "--seed", "1").strip()
     assert call_json(capsys, "evaluate", "bundled", "stories/000.txt")["documents"] == 1
     words = ("--text", "stories/000.txt", "--max-new-tokens", "5", "--num-samples", "1")
-    assert call_json(capsys, "compare", "new:64x1", "bundled", *words)["improved"] is True
+    compared = call_json(capsys, "compare", "new:64x1", "bundled", *words)
+    assert (compared["improved"], compared["improved_reason"]) == (None, "random base")
+    assert compared["verdict"].startswith(
+        "Compared with random weights, which any training beats: on the given text, perplexity fell from "
+    )
+    assert compared["verdict"].endswith("This is one document, so the figures hold for this text only.")
     assert call_json(capsys, "plan", "stories", "--model", "bundled")["model"]["name"] == "bundled"
     assert call_json(capsys, "check", "stories", "--model", "bundled")["tokens"]["read"] > 0
     call(

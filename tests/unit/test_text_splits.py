@@ -70,6 +70,16 @@ def test_a_long_document_is_cut_among_others(tmp_path: Path) -> None:
     assert len(parts) == 303
 
 
+def test_a_split_holds_one_part_of_a_document_at_most(tmp_path: Path) -> None:
+    """Intervals take each part of a split for a document of its own."""
+    texts = [" ".join(documents(30, start=n * 100)) for n in range(5)] + documents(40, start=5000)
+    for count in (5, 45):
+        parts, _ = read(tmp_path, texts[:count], long_document=1000)
+        places = [(part.digest, part.split) for part in parts]
+        assert len(places) > count
+        assert len(set(places)) == len(places)
+
+
 def test_few_documents_are_each_cut(tmp_path: Path) -> None:
     texts = [" ".join(documents(30, start=n * 100)) for n in range(5)]
     parts, report = read(tmp_path, texts)
