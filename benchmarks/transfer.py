@@ -32,12 +32,12 @@ def tune(out: Path, **settings: Any) -> dict[str, Any]:
     assert held_out.test is not None
     assert held_out.validation is not None
     return {
-        "model": run.manifest["base"]["name"],
+        "model": run.manifest.base.name,
         "learning_rate": run.manifest["config"]["learning_rate"],
         "batch_size": run.manifest["config"]["batch_size"],
-        "steps": run.manifest["total_steps"],
-        "best_step": run.manifest["best_step"],
-        "seconds": run.manifest["train_seconds"],
+        "steps": run.manifest.total_steps,
+        "best_step": run.manifest.best_step,
+        "seconds": run.manifest.train_seconds,
         "before": run.comparison.before.perplexity,
         "validation": held_out.validation["perplexity"],
         "test": held_out.test["perplexity"],

@@ -11,7 +11,8 @@ from finetale.config import Config, SamplingSettings, as_sources, read_settings_
 from finetale.display import Display
 from finetale.environment import calm_threads
 from finetale.errors import RunError
-from finetale.rundir import RunDirectory, read_json
+from finetale.rundir import RunDirectory
+from finetale.schema import ComparisonFile, DataFile, RunManifest, Side
 
 if TYPE_CHECKING:
     from finetale.generate import Generator
@@ -25,16 +26,15 @@ Sources = str | Path | Sequence[str | Path]
 class Figures:
     """One model's figures in a comparison.
 
-    `validation` and `test` are dictionaries of loss, perplexity, word_perplexity, bits_per_byte, counts and intervals, or
-    None. `perplexity`, `loss` and `bits_per_byte` are those of the test text, or of the validation text without one.
+    `validation` and `test` hold loss, perplexity, word_perplexity, bits_per_byte, counts and intervals, or are None. `perplexity`, `loss` and `bits_per_byte` are those of the test text, or of the validation text without one.
     """
 
-    def __init__(self, values: dict[str, Any]) -> None:
-        self.name: str = values["name"]
-        self.validation: dict[str, Any] | None = values["validation"]
-        self.test: dict[str, Any] | None = values["test"]
-        self.samples: list[dict[str, Any]] = values["samples"]
-        self.sample_metrics: dict[str, Any] = values["sample_metrics"]
+    def __init__(self, side: Side) -> None:
+        self.name = side.name
+        self.validation = side.validation
+        self.test = side.test
+        self.samples = side.samples
+        self.sample_metrics = side.sample_metrics
 
     @property
     def loss(self) -> float:
@@ -54,18 +54,18 @@ class Figures:
             raise RunError(
                 "There was no held-out text, so there are no figures.", "Train with a validation or test text."
             )
-        return float(held_out[name])
+        return float(getattr(held_out, name))
 
 
 class Comparison:
-    """Before and after, as comparison.json holds it (`values`)."""
+    """Before and after, as comparison.json holds it (`content`)."""
 
-    def __init__(self, values: dict[str, Any]) -> None:
-        self.values = values
-        self.before = Figures(values["before"])
-        self.after = Figures(values["after"])
-        self.verdict: str = values["verdict"]
-        self.improved: bool | None = values["improved"]
+    def __init__(self, content: ComparisonFile) -> None:
+        self.content = content
+        self.before = Figures(content.before)
+        self.after = Figures(content.after)
+        self.verdict = content.verdict
+        self.improved = content.improved
 
     def __str__(self) -> str:
         return self.verdict
@@ -88,14 +88,14 @@ class Run:
         return self._directory.root
 
     @property
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> RunManifest:
         """Content of run.json."""
         return self._directory.read_manifest()
 
     @property
-    def data(self) -> dict[str, Any]:
+    def data(self) -> DataFile:
         """Content of data.json: the token account and the data report."""
-        return read_json(self._directory.data)
+        return self._directory.read_data()
 
     @property
     def comparison(self) -> Comparison:
@@ -104,7 +104,7 @@ class Run:
         Raises:
             RunError: the run was not finished.
         """
-        return Comparison(read_json(self._directory.comparison))
+        return Comparison(self._directory.read_comparison())
 
     @property
     def report(self) -> Path:

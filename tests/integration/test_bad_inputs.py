@@ -402,7 +402,7 @@ def test_a_run_killed_before_its_first_checkpoint(
     monkeypatch.chdir(shared)  # the run's settings name its text and its base from there
     result = command("resume", killed.root)
     assert result.code == 0, result.stderr
-    assert killed.read_manifest()["steps"] == 2
+    assert killed.read_manifest().steps == 2
     assert (killed.model / "model.safetensors").read_bytes() == weights
 
 

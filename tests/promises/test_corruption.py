@@ -67,7 +67,7 @@ def test_a_damaged_model_of_a_run_is_replaced_by_its_best_checkpoint(place: Plac
     name = "spoilt"
     shutil.copytree(place.folder / "whole", place.folder / name)
     run = RunDirectory(place.folder / name)
-    best = run.read_manifest()["best_step"]
+    best = run.read_manifest().best_step
     whole = models.load(str(place.folder / "whole"))
     assert whole.warning is None
     flip(run.model / "model.safetensors", random.Random(2))

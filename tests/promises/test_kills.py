@@ -53,7 +53,7 @@ def kill_and_go_on(place: Place, name: str, delay: float, *, saving: bool) -> st
     known, (newest, damaged) = completed(run), newest_valid_checkpoint(run)
     assert not damaged
     assert (int(newest.name.removeprefix("step-")) if newest else -1) >= known
-    if run.read_manifest()["status"] == "finished" and run.report.is_file():
+    if run.read_manifest().status == "finished" and run.report.is_file():
         struck = "after the end"
     else:
         code, output = call(place.folder, "resume", name)

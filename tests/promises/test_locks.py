@@ -66,7 +66,7 @@ def test_many_runs_of_one_new_text_share_the_cache(place: Place) -> None:
     words = ["shared" if word == "stories" else word for word in train_with(max_steps=1)]
     runs = [start(place.folder, (*words, "--out", f"shared-{number}")) for number in range(6)]
     assert [finish(run) for run in runs] == [0] * 6
-    sums = {RunDirectory(place.folder / f"shared-{number}").read_manifest()["data_sha256"] for number in range(6)}
+    sums = {RunDirectory(place.folder / f"shared-{number}").read_manifest().data_sha256 for number in range(6)}
     assert len(sums) == 1
     assert not list((place.folder / "cache/tokens").glob(".*"))
 

@@ -145,10 +145,10 @@ def test_changed_text_is_named_and_refused_unless_accepted(place: Place, stopped
     code, output = call(place.folder, "resume", "stopped", "--accept-changes")
     assert code == 0, output
     assert "Going on with what has changed: the text: changed: " in output
-    changes = stopped.read_manifest()["changes"]
-    assert [change["step"] for change in changes] == [2]
-    assert "003.txt" in changes[0]["what"][0]
-    assert stopped.read_manifest()["steps"] == 6
+    changes = stopped.read_manifest().changes
+    assert [change.step for change in changes] == [2]
+    assert "003.txt" in changes[0].what[0]
+    assert stopped.read_manifest().steps == 6
 
 
 def test_changed_settings_are_named_and_refused_unless_accepted(place: Place, stopped: RunDirectory) -> None:
@@ -160,8 +160,8 @@ def test_changed_settings_are_named_and_refused_unless_accepted(place: Place, st
     assert "is not what the run began with: max_steps is 8, was 6." in output
     code, output = call(place.folder, "resume", "stopped", "--accept-changes")
     assert code == 0, output
-    assert stopped.read_manifest()["steps"] == 8
-    assert stopped.read_manifest()["changes"][0]["what"] == ["max_steps is 8, was 6"]
+    assert stopped.read_manifest().steps == 8
+    assert stopped.read_manifest().changes[0].what == ["max_steps is 8, was 6"]
 
 
 def test_an_accepted_setting_that_is_left_to_auto_is_not_a_change_again(place: Place, stopped: RunDirectory) -> None:
@@ -179,7 +179,7 @@ def test_untouched_text_and_settings_go_on_without_a_word(place: Place, stopped:
     assert code == 0, output
     assert "changed" not in output
     assert place.weights_of("stopped") == place.digest
-    assert "changes" not in stopped.read_manifest()
+    assert stopped.read_manifest().changes == []
 
 
 def test_a_run_from_before_a_setting_was_renamed_goes_on_without_a_word(place: Place, stopped: RunDirectory) -> None:
@@ -202,7 +202,7 @@ def test_a_run_that_is_not_finished_is_said_to_be_so(place: Place, stopped: RunD
 
 
 def test_settings_as_an_older_version_wrote_them_are_no_change(place: Place, stopped: RunDirectory) -> None:
-    config = stopped.read_manifest()["config"]
+    config = stopped.read_manifest().config
     stopped.update_manifest(config=config | {"deduplicate": False, "drop_overlap": False})
     text = stopped.config.read_text(encoding="utf-8")
     assert "# deduplicate" in text or "deduplicate: 'off'" in text or "deduplicate: off" in text

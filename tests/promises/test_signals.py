@@ -89,7 +89,7 @@ def test_a_signal_leaves_a_run_to_go_on_with(place: Place, stage: str, number: s
     assert code == 75, output
     assert f"Stopped by {number.name}" in output
     assert f"finetale resume {name}" in output
-    assert RunDirectory(place.folder / name).read_manifest()["status"] == "interrupted"
+    assert RunDirectory(place.folder / name).read_manifest().status == "interrupted"
     code, output = call(place.folder, "resume", name)
     assert code == 0, output
     assert place.weights_of(name) == place.digest
@@ -123,7 +123,7 @@ def test_a_signal_while_a_finished_run_would_be_replaced_leaves_it_alone(place: 
     code, output = call(place.folder, *TRAIN, "--out", "whole", "--overwrite", hook=hook)
     assert code == 130, output
     assert place.weights_of("whole") == before
-    assert RunDirectory(place.folder / "whole").read_manifest()["status"] == "finished"
+    assert RunDirectory(place.folder / "whole").read_manifest().status == "finished"
 
 
 def interrupt_the_tokenizer() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import time
 from pathlib import Path
@@ -19,6 +21,9 @@ from finetale.rundir import (
     write_json,
     write_sealed_folder,
 )
+from finetale.schema import Process, RunManifest
+
+OLD = Path(__file__).parents[1] / "old_runs/version-1"
 
 
 def fill_two(folder: Path) -> None:
@@ -102,7 +107,44 @@ def test_opening_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no run directory"):
         RunDirectory.open(tmp_path)
     RunDirectory(tmp_path).update_manifest(status="running")
-    assert RunDirectory.open(tmp_path).read_manifest() == {"schema_version": 1, "status": "running"}
+    assert RunDirectory.open(tmp_path).read_manifest() == RunManifest(status="running")
+
+
+def test_only_fields_of_the_schema_are_written(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.update_manifest(status="running", process={"pid": 1, "host": "a"})
+    before = run.manifest.read_bytes()
+    with pytest.raises(TypeError, match=r"^run\.json has no field colour$"):
+        run.update_manifest(colour="red")
+    with pytest.raises(ValueError, match="valid integer"):
+        run.update_manifest(steps="3")
+    assert run.manifest.read_bytes() == before
+    run.update_manifest(steps=3)
+    assert run.read_manifest() == RunManifest(status="running", process=Process(pid=1, host="a"), steps=3)
+    assert "config" not in read_json(run.manifest)
+
+
+@pytest.mark.parametrize("filler", [[], {}, "text", 7.5, True, None])
+@pytest.mark.parametrize("name", ["run.json", "data.json", "comparison.json"])
+def test_a_value_of_another_kind_is_refused_by_name_or_harmless(tmp_path: Path, name: str, filler: object) -> None:
+    """Each value of a file, two levels deep, is replaced in turn."""
+    run = RunDirectory(tmp_path)
+    read = {"run.json": run.read_manifest, "data.json": run.read_data, "comparison.json": run.read_comparison}[name]
+    whole = json.loads((OLD / name).read_text("utf-8"))
+    tried, messages = 0, []
+    for keys in [(key,) for key in whole] + [(a, b) for a in whole if isinstance(whole[a], dict) for b in whole[a]]:
+        changed = copy.deepcopy(whole)
+        place = changed if len(keys) == 1 else changed[keys[0]]
+        place[keys[-1]] = filler
+        write_json(tmp_path / name, changed)
+        try:
+            read()
+        except RunError as error:
+            messages.append((keys[0], error.message))
+        tried += 1
+    assert tried >= 15
+    assert len(messages) >= 5
+    assert all(f"{name} is damaged: " in message and key in message for key, message in messages)
 
 
 def test_checkpoints_newest_first_and_only_whole_ones(tmp_path: Path) -> None:

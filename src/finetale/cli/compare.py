@@ -35,7 +35,7 @@ def command(
     from finetale import pipeline
     from finetale.config import Config, read_settings_file
     from finetale.report import render_report
-    from finetale.rundir import RunDirectory, read_json, write_bytes
+    from finetale.rundir import RunDirectory, write_bytes
 
     settings = settings | {"offline": offline, "block_size": block_size}
     with progress(quiet=quiet, as_json=as_json) as display:
@@ -48,13 +48,13 @@ def command(
             config = Config.resolve(read_settings_file(run.config), settings, {"out": str(run.root)})
             with run.locked():
                 pipeline.finish(run, config, display)
-            result = read_json(run.comparison)
+            result = run.read_comparison()
         else:
             result = pipeline.compare_on(model, after, text or (), settings, display)
     if html is not None:
         write_bytes(html, render_report(result).encode())
     if as_json:
-        print_json(result)
+        print_json(result.to_dict())
     else:
         print_comparison(result)
         if html is not None:

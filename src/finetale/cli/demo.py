@@ -9,8 +9,8 @@ from cyclopts import Parameter
 
 from finetale.cli.outcome import print_outcome
 from finetale.cli.output import Quiet, progress
-from finetale.config import Config
-from finetale.errors import RunError
+from finetale.config import Config, read_settings_file
+from finetale.errors import ConfigError, RunError
 from finetale.rundir import RunDirectory
 from finetale.schema import StageEvent
 
@@ -56,5 +56,8 @@ def command(
 
 def _is_demo(run: RunDirectory) -> bool:
     """Whether a run has the demo's settings, so that nothing of anybody's is lost with it."""
-    config = run.read_manifest().get("config", {})
+    try:
+        config = read_settings_file(run.config)
+    except ConfigError:
+        return False
     return all(config.get(key) == value for key, value in SETTINGS.items())

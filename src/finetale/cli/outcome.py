@@ -1,73 +1,100 @@
-"""The end of a run in the terminal: the verdict, the numbers, samples, and what to do next."""
+"""The end of a run in the terminal: the verdict, the figures, samples, and what to do next."""
 
 from __future__ import annotations
 
-from typing import Any
+import shlex
 
 from rich.console import Console
-from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from finetale.cli.output import stdout
-from finetale.rundir import RunDirectory, read_json
+from finetale.report.table import Row, table_rows
+from finetale.report.views import COPY_WARNING_WORDS, memory_view
+from finetale.rundir import RunDirectory
+from finetale.schema import ComparisonFile
+
+_WIDE = 72
+"""Columns from which on intervals have a column of their own."""
+_SIDE_BY_SIDE = 56
+"""Columns from which on samples stand beside each other."""
 
 
 def print_outcome(run: RunDirectory, *then: str) -> None:
-    """Verdict, table, one prompt's samples, and the next commands (`then` after the usual one), on stdout."""
+    """Print verdict, table, one prompt's samples, and the next commands to stdout.
+
+    Args:
+        run: a finished run.
+        then: commands to name after the usual one.
+    """
     console = stdout()
-    comparison = read_json(run.comparison)
+    comparison = run.read_comparison()
     print_comparison(comparison, console)
     console.print()
+    prompt = next(iter(comparison.prompts), "")
     lines = [
         f"Model    {run.model}",
         f"Report   {run.report}",
-        f'Next     finetale generate {run.root} "{comparison["prompts"][0]}"',
+        f"Next     {shlex.join(['finetale', 'generate', str(run.root), prompt])}",
         *(f"         {command}" for command in then),
     ]
     for line in lines:
-        console.print(escape(line), soft_wrap=True, highlight=False)
+        console.print(Text(line), soft_wrap=True)
 
 
-def print_comparison(comparison: dict[str, Any], console: Console | None = None) -> None:
-    """The verdict first, then the numbers, then before and after side by side."""
-    from finetale.report.table import table_rows
-    from finetale.report.views import COPY_WARNING_WORDS, memory_view
-
+def print_comparison(comparison: ComparisonFile, console: Console | None = None) -> None:
+    """Print the verdict, then the figures, then samples before and after."""
     console = console or stdout()
     console.print()
-    colour = {True: "green", False: "yellow", None: "white"}[comparison["improved"]]
-    console.print(Panel(Text(comparison["verdict"], style="bold"), border_style=colour))
-    wide = console.width >= 72
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("", min_width=16)
-    for title in ("before", "after", "change", "95% interval")[: 4 if wide else 3]:
-        table.add_column(title, justify="right", no_wrap=wide)
-    group = ""
-    for row in table_rows(comparison):
-        if row.group != group:
-            group = row.group
-            table.add_row(f"[bold]{group}[/]")
-        cells = (f"  {row.what}", row.before, row.after, row.change, row.intervals[2])
-        table.add_row(*(escape(cell) for cell in cells[: 5 if wide else 4]))
-    console.print(table)
-    before, after = comparison["before"], comparison["after"]
-    if before["samples"] and after["samples"]:
-        console.print()
-        samples = Table(
-            expand=True, show_lines=True, title_justify="left", title=f"“{escape(after['samples'][0]['prompt'])} …”"
-        )
-        samples.add_column(f"before ({escape(before['name'])})", ratio=1)
-        samples.add_column(f"after ({escape(after['name'])})", ratio=1)
-        samples.add_row(Text(before["samples"][0]["text"].strip()), Text(after["samples"][0]["text"].strip()))
-        console.print(samples)
-    copy = after["sample_metrics"].get("longest_match")
-    if copy and copy["words"] >= COPY_WARNING_WORDS:
-        console.print(
-            f"[yellow]A sample repeats {copy['words']} words of the training text: “{escape(copy['text'])}”[/]"
-        )
+    colour = {True: "green", False: "yellow", None: "white"}[comparison.improved]
+    console.print(Panel(Text(comparison.verdict, style="bold", overflow="fold"), border_style=colour))
+    console.print(_figures(table_rows(comparison), wide=console.width >= _WIDE))
+    _print_samples(comparison, console)
+    copy = comparison.after.sample_metrics.longest_match
+    if copy is not None and copy.words >= COPY_WARNING_WORDS:
+        repeated = f"A sample repeats {copy.words:,} words of the training text: “{copy.text}”"
+        console.print(Text(repeated, style="yellow", overflow="fold"))
     memory = memory_view(comparison)
     if memory is not None:
         style = "yellow" if memory["warn"] else ""
-        console.print(Text(f"{memory['what']} {memory['contrast']}", style=style))
+        console.print(Text(f"{memory['what']} {memory['contrast']}".strip(), style=style, overflow="fold"))
+
+
+def _figures(rows: list[Row], *, wide: bool) -> Table:
+    """Return the table of figures. A narrow one has intervals below their values, so that it loses nothing."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0))
+    table.add_column("", overflow="fold")
+    for title in ("before", "after", "change", *(["95% interval"] if wide else [])):
+        table.add_column(title, justify="right", no_wrap=wide, overflow="fold")
+    group = ""
+    for row in rows:
+        if row.group != group:
+            group = row.group
+            table.add_row(Text(group, style="bold"))
+        change, interval = row.change, row.intervals[2]
+        if not wide and interval:
+            change, interval = f"{change}\n{interval}", ""
+        cells = (f"  {row.what}" if wide else row.what, row.before, row.after, change, interval)
+        table.add_row(*(Text(cell) for cell in cells[: 5 if wide else 4]))
+    return table
+
+
+def _print_samples(comparison: ComparisonFile, console: Console) -> None:
+    """Print the first sample of each model: beside each other, or one below the other in a narrow terminal."""
+    before, after = comparison.before, comparison.after
+    if not before.samples or not after.samples:
+        return
+    console.print()
+    console.print(Text(f"“{after.samples[0].prompt} …”", style="italic", overflow="fold"))
+    titles = (f"before ({before.name})", f"after ({after.name})")
+    texts = [Text(side.samples[0].text.strip(), overflow="fold") for side in (before, after)]
+    if console.width < _SIDE_BY_SIDE:
+        for title, text in zip(titles, texts, strict=True):
+            console.print(Panel(text, title=Text(title, overflow="fold"), title_align="left"))
+        return
+    table = Table(expand=True, show_lines=True)
+    for title in titles:
+        table.add_column(Text(title), ratio=1, overflow="fold")
+    table.add_row(*texts)
+    console.print(table)

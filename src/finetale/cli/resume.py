@@ -8,7 +8,6 @@ from cyclopts import Parameter
 
 from finetale.cli.outcome import print_outcome
 from finetale.cli.output import Json, Quiet, RunFolder, print_json, progress
-from finetale.rundir import read_json
 
 
 def command(
@@ -28,7 +27,7 @@ def command(
     with progress(quiet=quiet, as_json=as_json) as display:
         run = pipeline.resume_run(directory, display, accept_changes=accept_changes)
     if as_json:
-        print_json(read_json(run.comparison))
+        print_json(run.read_comparison().to_dict())
     else:
         print_outcome(run)
     return 0

@@ -13,7 +13,8 @@ from rich.table import Table
 from finetale.cli.output import Json, number, print_json, stdout
 from finetale.display import duration
 from finetale.errors import RunError
-from finetale.rundir import RunDirectory, read_json
+from finetale.rundir import RunDirectory
+from finetale.schema import RunManifest
 
 
 def command(
@@ -55,31 +56,32 @@ def command(
 
 
 def _row(run: RunDirectory) -> dict[str, Any]:
-    manifest: dict[str, Any] = {}
+    manifest = RunManifest()
     figures: dict[str, float | None] = {"before": None, "after": None}
     try:
         manifest = run.read_manifest()
         if run.comparison.is_file():
-            comparison = read_json(run.comparison)
-            for side in figures:
-                held_out = comparison[side]["test"] or comparison[side]["validation"]
-                figures[side] = held_out["perplexity"] if held_out else None
-        status = "interrupted" if _was_killed(manifest) else manifest.get("status", "unknown")
-    except (RunError, KeyError, TypeError):
+            comparison = run.read_comparison()
+            for name, side in (("before", comparison.before), ("after", comparison.after)):
+                held_out = side.test or side.validation
+                figures[name] = held_out.perplexity if held_out else None
+        status: str = "interrupted" if _was_killed(manifest) else manifest.status or "unknown"
+    except RunError:
         status = "damaged"
     return {
         "run": str(run.root),
         "status": status,
-        "base": (manifest.get("base") or {}).get("name", "–"),
-        "steps": manifest.get("steps", 0),
-        "seconds": manifest.get("seconds"),
-        "created": manifest.get("created"),
+        "base": manifest.base.name if manifest.base else "–",
+        "steps": manifest.steps,
+        "seconds": manifest.seconds,
+        "created": manifest.created,
         **figures,
     }
 
 
-def _was_killed(manifest: dict[str, Any]) -> bool:
+def _was_killed(manifest: RunManifest) -> bool:
     """Whether a run that calls itself running has no process on this machine any more."""
-    process = manifest.get("process") or {}
-    here = process.get("host") == platform.node()
-    return manifest.get("status") == "running" and here and not psutil.pid_exists(process.get("pid", -1))
+    process = manifest.process
+    if manifest.status != "running" or process is None or process.host != platform.node():
+        return False
+    return not psutil.pid_exists(process.pid)

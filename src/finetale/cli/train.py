@@ -30,7 +30,7 @@ def command(
     with progress(quiet=quiet, as_json=as_json) as display:
         run = pipeline.train_run(resolved, display)
     if as_json:
-        print_json(library.Run(run.root).comparison.values)
+        print_json(run.read_comparison().to_dict())
     else:
         print_outcome(run)
     return 0

@@ -53,9 +53,9 @@ def warn_if_unfinished(loaded: LoadedModel, notify: Notify) -> None:
     name = loaded.provenance.name
     run = RunDirectory(Path(name).expanduser())
     manifest = run.read_manifest()
-    if manifest.get("status") != "finished":
+    if manifest.status != "finished":
         step = next((step for step, _ in run.saved_checkpoints()), 0)
-        done = f"{step} of {manifest.get('total_steps', '?')} steps"
+        done = f"{step:,} of {'?' if manifest.total_steps is None else f'{manifest.total_steps:,}'} steps"
         message = (
             f"The run {name} is not finished ({done}); this is its best model so far. `finetale resume {name}` goes on."
         )

@@ -19,6 +19,7 @@ from finetale.errors import FinetaleError, RunError, SourceError
 from finetale.notify import Notify, counted, stage, warn
 from finetale.passages import PassageFinder, describe
 from finetale.rundir import sha256_of, temporary_name, write_bytes, write_sealed_folder
+from finetale.schema import DataFile
 from finetale.tokens import TokenStore
 
 if TYPE_CHECKING:
@@ -201,14 +202,14 @@ def _check_kept_inputs(config: Config) -> None:
             )
 
 
-def data_json(config: Config, store: TokenStore, blocks: dict[str, Any]) -> dict[str, Any]:
-    """Content of data.json: the token account, what the blocks look like, the files' hashes, and the report on the text."""
+def data_json(config: Config, store: TokenStore, blocks: dict[str, Any]) -> DataFile:
+    """Return the content of data.json: token account, shape of the blocks, hashes of the files, report on the text."""
     hashes = text.file_hashes(config.sources, config)
     files = None
     if hashes is not None and len(hashes) <= _MOST_HASHES:
         files = {name if role == "train" else f"{name} ({role})": content for (role, name), content in hashes}
     described = {"blocks": blocks, "warnings": store.warnings, "file_sha256": files, "text": store.report}
-    return {"schema_version": 1} | store.account | described
+    return DataFile.model_validate(store.account | described)
 
 
 def _key(config: Config, what: str, notify: Notify) -> str | None:

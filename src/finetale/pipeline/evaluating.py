@@ -21,6 +21,7 @@ from finetale.notify import Notify, counted, stage
 from finetale.pipeline.data import keep_standard_input, tokenise
 from finetale.pipeline.prepare import evaluation_blocks
 from finetale.rundir import RunDirectory
+from finetale.schema import SCHEMA_VERSION, ComparisonFile
 from finetale.text.fingerprint import is_elsewhere
 from finetale.text.words import spaces_separate_words
 from finetale.training import is_out_of_memory
@@ -196,7 +197,7 @@ def compare_models(
     measured_text: MeasuredText = MeasuredText.HELD_OUT,
     data_sha256: str | None = None,
     between: Between | None = None,
-) -> dict[str, Any]:
+) -> ComparisonFile:
     """Measure and sample two models on the held-out text of `config`; the content of comparison.json.
 
     Args:
@@ -259,7 +260,7 @@ def compare_models(
         # A run that went before may know the very text by heart, and random weights know nothing.
         base = before if same and before.provenance.kind in ("hub", "local", "bundled") else None
         result["memorisation"] = audit_model(after, base, store, config, notify, between)
-    return result
+    return ComparisonFile.model_validate(result | {"schema_version": SCHEMA_VERSION})
 
 
 def shared_shares(store: TokenStore) -> dict[str, float]:
@@ -327,7 +328,7 @@ def training_texts(store: TokenStore, tokenizer: Any, notify: Notify, between: B
 
 def compare_on(
     before: str, after: str, sources: Sequence[str], settings: dict[str, Any], notify: Notify
-) -> dict[str, Any]:
+) -> ComparisonFile:
     """`finetale compare BEFORE AFTER`: on all of the text of `sources`, or else on the held-out text of the run `after`.
 
     Raises:
@@ -343,7 +344,7 @@ def compare_on(
         )
     else:
         config = Config.resolve(read_settings_file(directory.config), settings)
-        sha256 = directory.read_manifest().get("data_sha256")
+        sha256 = directory.read_manifest().data_sha256
     models.check_name(before)
     models.check_name(after)
     config = keep_standard_input(config)

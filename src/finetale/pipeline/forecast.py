@@ -56,7 +56,7 @@ def plan_run(config: Config, notify: Notify) -> dict[str, Any]:
     return {
         "model": prepared.loaded.provenance.to_dict(),
         "hardware": hardware(),
-        "data": data_json(prepared.config, prepared.store, prepared.blocks_json()),
+        "data": data_json(prepared.config, prepared.store, prepared.blocks_json()).to_dict(),
         "steps": steps,
         "steps_per_epoch": -(-len(blocks) // budget.batch_size),
         "targets": targets,

@@ -22,7 +22,8 @@ from finetale.pipeline.training_run import (
     this_process,
     train_and_finish,
 )
-from finetale.rundir import RunDirectory, read_json, recover, write_bytes, write_json
+from finetale.rundir import RunDirectory, recover, write_bytes, write_record
+from finetale.schema import AcceptedChange
 from finetale.signals import Stopped, StopRequest
 
 _FIXED = ("model", "revision", "tokenizer")
@@ -48,7 +49,7 @@ def resume_run(path: str | Path, notify: Notify, *, accept_changes: bool = False
             raise InterruptedRun(
                 f"Stopped by {stopped} before anything new was done.", f"Go on with `finetale resume {path}`."
             ) from None
-        if not run.read_manifest().get("base"):  # it was stopped before it began
+        if run.read_manifest().base is None:  # it was stopped before it began
             check_disk(run.root, plan_disk(prepared))
             describe(run, prepared)
         run.update_manifest(status="running", error=None, process=this_process())
@@ -61,14 +62,14 @@ def _prepare_again(run: RunDirectory, notify: Notify, accept_changes: bool) -> t
     # A run that came from somewhere else does not say where to write on this machine.
     config = Config.resolve(read_settings_file(run.config), {"out": str(run.root)})
     config = config.model_copy(update={"cache_dir": None})
-    if manifest.get("status") == "finished" and run.report.is_file():
+    if manifest.status == "finished" and run.report.is_file():
         raise RunError(
             f"{path} is finished already.",
             f"See {run.report}, or train on from it: `finetale train SOURCE --model {path}`.",
         )
-    if not manifest.get("base"):
+    if manifest.base is None:
         return prepare(config, notify), None
-    before = with_new_names(manifest.get("config") or {})
+    before = with_new_names(manifest.config or {})
     changes = _changed_settings(config, before)
     fixed = [name for name in _FIXED if name in before and getattr(config, name) != before[name]]
     if fixed:
@@ -94,7 +95,7 @@ def _prepare_again(run: RunDirectory, notify: Notify, accept_changes: bool) -> t
     prepared = prepare(config, notify, loaded=loaded)
     if loaded is None:
         check_base(manifest, prepared.loaded)
-    if prepared.store.info["sha256"] != manifest.get("data_sha256"):
+    if prepared.store.info["sha256"] != manifest.data_sha256:
         what = _changed_files(run, prepared)
         if not accept_changes:
             raise RunError(
@@ -102,7 +103,7 @@ def _prepare_again(run: RunDirectory, notify: Notify, accept_changes: bool) -> t
                 "Restore the text, go on with the new one by --accept-changes, or start a new run with `finetale train`.",
             )
         changes.append(f"the text: {what}")
-        write_json(run.data, described_data(prepared))
+        write_record(run.data, described_data(prepared))
     if changes:
         warn(notify, f"Going on with what has changed: {'; '.join(changes)}.")
         step = training.read_state(checkpoint).step if checkpoint is not None else 0
@@ -111,7 +112,7 @@ def _prepare_again(run: RunDirectory, notify: Notify, accept_changes: bool) -> t
         run.update_manifest(
             config=portable(prepared.config).model_dump(mode="json"),
             data_sha256=prepared.store.info["sha256"],
-            changes=[*manifest.get("changes", ()), {"step": step, "what": changes}],
+            changes=[*manifest.changes, AcceptedChange(step=step, what=changes)],
         )
     return prepared, checkpoint
 
@@ -130,7 +131,7 @@ def _changed_settings(config: Config, before: dict[str, Any]) -> list[str]:
 
 def _changed_files(run: RunDirectory, prepared: Prepared) -> str:
     """Which files of the text differ from those in data.json, in words."""
-    before, now = read_json(run.data).get("file_sha256"), described_data(prepared)["file_sha256"]
+    before, now = run.read_data().file_sha256, described_data(prepared).file_sha256
     if before is None or now is None or before == now:
         return "its tokens differ"
     kinds = {

@@ -33,10 +33,10 @@ from finetale.rundir import (
     add_file,
     is_sealed,
     write_bytes,
-    write_json,
+    write_record,
     write_sealed_folder,
 )
-from finetale.schema import BeginEvent
+from finetale.schema import BaseModelSource, BeginEvent, DataFile, RunManifest
 from finetale.signals import Stopped, StopRequest
 from finetale.training import Training, TrainState
 
@@ -89,8 +89,8 @@ def finish(run: RunDirectory, config: Config, notify: Notify, state: TrainState 
                 after,
                 config,
                 notify,
-                names=(manifest["base"]["name"], manifest["name"]),
-                data_sha256=manifest.get("data_sha256"),
+                names=(_base_of(run, manifest).name, manifest.name or run.root.name),
+                data_sha256=manifest.data_sha256,
                 between=stop.check,
             )
         except InterruptedRun as stopped:
@@ -100,18 +100,18 @@ def finish(run: RunDirectory, config: Config, notify: Notify, state: TrainState 
                 f"{stopped.message} Training is done and saved; only the comparison is missing.",
                 f"Go on with `finetale resume {run.root}`.",
             ) from None
-    write_json(run.comparison, result)
+    write_record(run.comparison, result)
     stage(notify, "Writing the report")
     if state is not None:
         run.update_manifest(status="finished", finished=_now())
-    card = model_card(run.read_manifest(), result, json.loads(run.data.read_text(encoding="utf-8")))
+    card = model_card(run.read_manifest(), result, run.read_data(), settings=read_settings_file(run.config))
     if after.warning or not is_sealed(run.model):  # a checkpoint stood in for it, or it is of an older version
         write_sealed_folder(run.model, lambda folder: models.save(after.model, after.tokenizer, folder))
     add_file(run.model, "README.md", card.encode())
     write_report(run)
 
 
-def load_base(manifest: dict[str, Any], config: Config, after: LoadedModel, notify: Notify) -> LoadedModel:
+def load_base(manifest: RunManifest, config: Config, after: LoadedModel, notify: Notify) -> LoadedModel:
     """The base a run started from, the very same weights.
 
     Raises:
@@ -119,7 +119,7 @@ def load_base(manifest: dict[str, Any], config: Config, after: LoadedModel, noti
     """
     # A tokenizer given by --tokenizer replaced the base's own, which may not exist.
     shared = after.tokenizer if models.is_new(config.model) or config.tokenizer else None
-    config = config.model_copy(update={"seed": manifest["seed"]})
+    config = config.model_copy(update={"seed": config.seed if manifest.seed is None else manifest.seed})
     try:  # what the run began from is on this machine
         before = open_as_configured(config.model, config.model_copy(update={"offline": True}), notify, tokenizer=shared)
     except HubError:
@@ -139,15 +139,23 @@ def open_base(name: str, after: LoadedModel, notify: Notify) -> LoadedModel:
     return load_base(run.read_manifest(), config, after, notify)
 
 
-def check_base(manifest: dict[str, Any], loaded: LoadedModel) -> None:
+def _base_of(run: RunDirectory, manifest: RunManifest) -> BaseModelSource:
+    if manifest.base is None:
+        raise RunError(f"{run.root} was stopped before training began.", f"Begin with `finetale resume {run.root}`.")
+    return manifest.base
+
+
+def check_base(manifest: RunManifest, loaded: LoadedModel) -> None:
     """Refuse a model that is not, byte for byte, the one a run started from.
 
     Raises:
         RunError: its weights have another SHA-256.
     """
-    if loaded.provenance.sha256 != manifest["base"].get("sha256"):
+    base = manifest.base
+    if base is None or loaded.provenance.sha256 != base.sha256:
+        name = loaded.provenance.name if base is None else base.name
         raise RunError(
-            f"The base model {manifest['base'].get('name')} has changed since the run began (SHA-256 differs).",
+            f"The base model {name} has changed since the run began (SHA-256 differs).",
             "Compare the run with another model: `finetale compare BASE RUN --text SOURCE`; or train again.",
         )
 
@@ -204,7 +212,7 @@ def _train(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Pa
             train_seconds=round(state.seconds, 3),
             tokens_per_second=round(state.tokens / state.seconds, 1) if state.seconds else None,
             peak_memory_bytes=peak_memory(),
-            seconds=round(run.read_manifest().get("seconds", 0) + time.perf_counter() - started, 3),
+            seconds=round((run.read_manifest().seconds or 0.0) + time.perf_counter() - started, 3),
         )
     return state
 
@@ -272,7 +280,7 @@ def describe(run: RunDirectory, prepared: Prepared) -> None:
     """Write what is known before training, the manifest last: what has one is a run, and whole."""
     config = portable(prepared.config)
     write_bytes(run.config, config.to_yaml().encode())
-    write_json(run.data, described_data(prepared))
+    write_record(run.data, described_data(prepared))
     run.update_manifest(
         status="running",
         process=this_process(),
@@ -290,11 +298,11 @@ def describe(run: RunDirectory, prepared: Prepared) -> None:
         | {"probe": prepared.tuned.probe.to_dict()},
         versions=versions(),
         hardware=hardware(),
-        command=" ".join(["finetale", *sys.argv[1:]]) if Path(sys.argv[0]).name == "finetale" else None,
+        command=["finetale", *sys.argv[1:]] if Path(sys.argv[0]).name == "finetale" else None,
     )
 
 
-def described_data(prepared: Prepared) -> dict[str, Any]:
+def described_data(prepared: Prepared) -> DataFile:
     """Content of a run's data.json."""
     return data_json(prepared.config, prepared.store, prepared.blocks_json())
 

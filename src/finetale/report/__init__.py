@@ -1,19 +1,17 @@
-"""From a run's files to its report: `report.html`, the table of numbers, the model card. Does not know torch.
+"""From the records of a run to its report: `report.html`, the table of figures, the model card. Does not know torch.
 
-    table     comparison.json → the rows of the table of numbers
-    charts    events → SVG
-    views     what the page and the card both show, drawn from the files
-    page      report.html
-    card      README.md of the saved model
+    table       comparison → the rows of the table of figures
+    charts      events → SVG
+    views       what the page and the card both show
+    page        report.html
+    card        README.md of the saved model
 
-Everything here reads plain JSON values and tolerates missing ones: a report of half a run shows half as much and fails
-at nothing. Wording and layout are in `finetale/templates/`.
+Wording and layout are in `finetale/templates/`. A record that is absent makes its sections absent.
 """
 
 from __future__ import annotations
 
 from finetale.report.card import model_card
 from finetale.report.page import render_report, write_report
-from finetale.report.table import comparison_table
 
-__all__ = ["comparison_table", "model_card", "render_report", "write_report"]
+__all__ = ["model_card", "render_report", "write_report"]

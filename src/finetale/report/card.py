@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -11,9 +10,10 @@ from typing import Any
 import yaml
 from jinja2 import Template
 
-from finetale.formatting import at, finite, objects, plain
+from finetale.formatting import plain
 from finetale.report.table import SPLITS
 from finetale.report.views import shared_view, template_environment
+from finetale.schema import ComparisonFile, DataFile, RunManifest
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _KEY_SETTINGS = (
@@ -29,7 +29,7 @@ _KEY_SETTINGS = (
     "precision",
     "seed",
 )
-# The names that data.json uses; "Arabic script" and "Devanagari" each stand for more than one language.
+# Names as in data.json. "Arabic script" and "Devanagari" are missing, because each is used for several languages.
 _LANGUAGE_CODES = {
     "Chinese": "zh",
     "Czech": "cs",
@@ -55,42 +55,46 @@ _LANGUAGE_CODES = {
 
 
 def model_card(
-    manifest: Mapping[str, Any], comparison: Mapping[str, Any] | None, data: Mapping[str, Any] | None
+    manifest: RunManifest,
+    comparison: ComparisonFile | None,
+    data: DataFile | None,
+    *,
+    settings: Mapping[str, Any] | None = None,
 ) -> str:
-    """The model card: YAML front matter and Markdown.
+    """Return the model card: YAML front matter and Markdown.
 
     Args:
         manifest: content of run.json.
         comparison: content of comparison.json, if the models were compared.
         data: content of data.json, if known.
+        settings: of config.yaml, by name.
     """
-    view = shared_view(comparison or {}, manifest, data)
-    config = at(manifest, "config")
+    view = shared_view(comparison, manifest, data)
+    known = settings or manifest.config or {}
     body = _template().render(
         view,
-        sample=next(iter(objects(at(comparison, "after", "samples"))), None),
-        key_settings=[(name, plain(at(config, name))) for name in _KEY_SETTINGS if at(config, name) is not None],
+        sample=next(iter(comparison.after.samples), None) if comparison else None,
+        key_settings=[(name, plain(known[name])) for name in _KEY_SETTINGS if known.get(name) is not None],
     )
     metadata = _metadata(view["name"], manifest, comparison, data)
     front_matter = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
-    # JSON may hold half of a surrogate pair, UTF-8 may not.
-    return f"---\n{front_matter}---\n\n{body.strip()}\n".encode("utf-8", "replace").decode("utf-8")
+    return f"---\n{front_matter}---\n\n{body.strip()}\n"
 
 
 def escape_markdown(text: Any) -> str:
-    """Text that Markdown shows as it is, in one line."""
+    """Return text that Markdown shows as it is, in one line."""
     return re.sub(r"([\\`*_\[\]<>|~#&$])", r"\\\1", " ".join(str(text).split()))
 
 
 def code_span(text: Any) -> str:
-    """Text as inline code, whatever backticks it holds."""
+    """Return text as inline code, whatever backticks it holds."""
     line = " ".join(str(text).split()).replace("|", "\\|")
     marks = "`" * (_longest_run_of_backticks(line) + 1)
     return f"{marks} {line} {marks}" if "`" in line else f"{marks}{line}{marks}"
 
 
 def fenced(text: Any, language: str = "text") -> str:
-    """Text as a code block, verbatim, whatever fences it holds."""
+    """Return text as a code block, verbatim, whatever fences it holds."""
     marks = "`" * max(3, _longest_run_of_backticks(str(text)) + 1)
     return f"{marks}{language}\n{text}\n{marks}"
 
@@ -107,32 +111,36 @@ def _longest_run_of_backticks(text: str) -> int:
 
 
 def _metadata(
-    name: str, manifest: Mapping[str, Any], comparison: Mapping[str, Any] | None, data: Mapping[str, Any] | None
+    name: str, manifest: RunManifest, comparison: ComparisonFile | None, data: DataFile | None
 ) -> dict[str, Any]:
-    """The front matter. No licence is claimed: it follows from the base model and the text, and only their user knows both."""
+    """Return the front matter. It claims no licence, which follows from the base model and the text: their user knows both."""
     metadata: dict[str, Any] = {}
-    if languages := _languages(at(data, "text", "languages")):
+    if languages := _languages(data):
         metadata["language"] = languages
-    base = at(manifest, "base", "name")
-    if at(manifest, "base", "kind") == "hub" and isinstance(base, str) and _HUB_ID.fullmatch(base):
-        metadata |= {"base_model": base, "base_model_relation": "finetune"}
+    base = manifest.base
+    if base is not None and base.kind == "hub" and _HUB_ID.fullmatch(base.name):
+        metadata |= {"base_model": base.name, "base_model_relation": "finetune"}
     metadata |= {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["finetale", "causal-lm"]}
     results = [
         {
             "task": {"type": "text-generation"},
             "dataset": {"name": f"held-out text ({split})", "type": "text", "split": split},
-            "metrics": [{"type": "perplexity", "name": "perplexity a token", "value": value}],
+            "metrics": [{"type": "perplexity", "name": "perplexity per token", "value": figures.perplexity}],
         }
         for split in SPLITS
-        if (value := finite(at(comparison, "after", split, "perplexity"))) is not None
+        if comparison is not None and (figures := comparison.after.on(split)) is not None
     ]
     if results:
-        metadata["model-index"] = [{"name": name.encode("utf-8", "replace").decode("utf-8"), "results": results}]
+        metadata["model-index"] = [{"name": name, "results": results}]
     return metadata
 
 
-def _languages(given: Any) -> list[str]:
-    """ISO 639-1 codes of the languages of a tenth or more of the sampled documents, the commonest first."""
-    found = [(str(item.get("language")), finite(item.get("sampled_documents")) or 0.0) for item in objects(given)]
-    whole = math.fsum(number for _, number in found)
-    return [_LANGUAGE_CODES[name] for name, number in found if name in _LANGUAGE_CODES and number * 10 >= whole > 0]
+def _languages(data: DataFile | None) -> list[str]:
+    """Return ISO 639-1 codes of the languages of a tenth or more of the sampled documents, the commonest first."""
+    found = data.text.languages if data and data.text else []
+    whole = sum(each.sampled_documents for each in found)
+    return [
+        _LANGUAGE_CODES[each.language]
+        for each in found
+        if each.language in _LANGUAGE_CODES and each.sampled_documents * 10 >= whole > 0
+    ]

@@ -1,45 +1,33 @@
-"""The charts of a report, as SVG elements to stand inside an HTML page. Knows nothing of the page around them.
+"""The charts of a report, as SVG elements inside an HTML page. Know nothing of the page around them.
 
-matplotlib lays the charts out, but the page colours them: placeholder colours become CSS variables and `currentColor`, so one
-drawing reads well in light, in dark and on paper. Text stays text. The same numbers give the same bytes.
+The page colours them: every stroke and fill is a CSS variable or `currentColor`, so that one drawing reads well in light, in
+dark and on paper. Text stays text. Each chart has a title and a description for screen readers, and the page has the same
+figures as a table. The same numbers give the same bytes.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from finetale.formatting import measure
+from finetale.schema import EvaluationEvent, Event, TrainEvent
 
 WIDE = 900
 NARROW = 350
-
-_TEXT, _GRID, _TRAIN, _VALIDATION, _RATE, _BETTER, _WORSE = (f"#0{n}0{n}0{n}" for n in range(1, 8))
-_CSS_COLORS = {
-    _TEXT: "currentColor",
-    _GRID: "var(--rule)",
-    _TRAIN: "var(--chart-training)",
-    _VALIDATION: "var(--chart-validation)",
-    _RATE: "var(--chart-rate)",
-    _BETTER: "var(--better)",
-    _WORSE: "var(--worse)",
-}
-_SVG = "{http://www.w3.org/2000/svg}"
-_XLINK_HREF = "{http://www.w3.org/1999/xlink}href"
 _MOST_POINTS = 600
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 10, 44
+_RATE_HEIGHT, _GAP = 60, 16
+
+Point = tuple[float, float]
 
 
 @dataclass
 class Curves:
-    """What a run's events say about its course. Losses are in nats a token.
+    """The course of a run. Losses are in nats per token.
 
     Attributes:
         training: (step, loss) of each optimizer step.
@@ -54,106 +42,69 @@ class Curves:
     best: int | None = None
 
 
-def read_curves(metrics: Iterable[Mapping[str, Any]]) -> Curves:
-    """The curves in a run's events; steps that a resumed run did again count once, as done last."""
+def read_curves(events: Iterable[Event]) -> Curves:
+    """Return the curves in a run's events; of a step that was repeated the last event counts."""
     training: dict[int, float] = {}
     rate: dict[int, float] = {}
     evaluations: dict[int, float] = {}
     best = None
-    for event in metrics:
-        step, loss = event.get("step"), event.get("loss")
-        if not isinstance(step, int):
-            continue
-        if event.get("event") == "train":
-            if _finite(loss):
-                training[step] = float(loss)  # type: ignore[arg-type]
-            if _finite(event.get("learning_rate")):
-                rate[step] = float(event["learning_rate"])
-        elif event.get("event") == "evaluation" and _finite(loss):
-            evaluations[step] = float(loss)  # type: ignore[arg-type]
-            best = step if event.get("best") else best
+    for event in events:
+        if isinstance(event, TrainEvent):
+            training[event.step] = event.loss
+            rate[event.step] = event.learning_rate
+        elif isinstance(event, EvaluationEvent):
+            evaluations[event.step] = event.loss
+            best = event.step if event.best else best
     return Curves(sorted(training.items()), sorted(rate.items()), sorted(evaluations.items()), best)
 
 
 def loss_chart(curves: Curves, width: int) -> str:
-    """Training and validation loss against optimizer steps, the learning rate below; "" when there is nothing to draw.
+    """Draw training and validation loss against optimizer steps, and the learning rate below.
 
     Args:
-        curves: what `read_curves` found.
+        curves: what `read_curves` returned.
         width: `WIDE` or `NARROW`, in CSS pixels; text is 12 pixels high at that width.
+
+    Returns:
+        An `<svg>` element; "" when there is nothing to draw.
     """
     if len(curves.training) + len(curves.evaluations) < 2:
         return ""
-    from matplotlib.ticker import MaxNLocator
-
-    with _style():
-        figure = _figure(width, 380 if width == WIDE else 340)
-        ratios = [4, 1] if curves.rate else [1]
-        axes = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
-        if curves.training:
-            points = _thin(curves.training)
-            axes[0].plot(*zip(*points, strict=True), color=_TRAIN, linewidth=0.8, alpha=0.35)
-            axes[0].plot(*zip(*smooth(points), strict=True), color=_TRAIN, linewidth=1.8)
-        if curves.evaluations:
-            axes[0].plot(
-                *zip(*curves.evaluations, strict=True), color=_VALIDATION, linewidth=1.8, marker="o", markersize=4.5
-            )
-        if curves.best is not None:
-            best = dict(curves.evaluations)[curves.best]
-            axes[0].plot(
-                [curves.best],
-                [best],
-                marker="o",
-                markersize=11,
-                markerfacecolor="none",
-                color=_VALIDATION,
-                linestyle="",
-            )
-        axes[0].set_ylabel("loss (nats a token)")
-        axes[0].margins(y=0.08)
-        axes[0].yaxis.set_major_locator(MaxNLocator(6))
-        if curves.rate:
-            axes[1].plot(*zip(*_thin(curves.rate), strict=True), color=_RATE, linewidth=1.8)
-            peak = max(rate for _, rate in curves.rate)
-            axes[1].set_ylim(0, peak * 1.15 or 1)
-            axes[1].set_yticks([0, peak] if peak else [0], ["0", f"{peak:.1e}"] if peak else ["0"])
-            axes[1].set_ylabel("rate")
-        axes[-1].set_xlabel("optimizer step")
-        axes[-1].xaxis.set_major_locator(MaxNLocator(8 if width == WIDE else 4, integer=True))
-        figure.align_ylabels()
-        label = "Line chart of the loss against optimizer steps: training and validation."
-        return _svg(figure, f"loss{width}", label)
+    height = 400 if width == WIDE else 360
+    below = _RATE_HEIGHT + _GAP if curves.rate else 0
+    steps = [step for step, _ in (*curves.training, *curves.evaluations)]
+    losses = [loss for _, loss in (*curves.training, *curves.evaluations)]
+    across = _Scale(min(steps), max(steps), _LEFT, width - _RIGHT)
+    low, high = _padded(min(losses), max(losses))
+    up = _Scale(low, high, height - _BOTTOM - below, _TOP)
+    parts = [*_grid(up, width, 6), _axis_name("loss (nats per token)", up)]
+    if curves.training:
+        points = _thin(curves.training)
+        parts.append(_line(points, across, up, "var(--chart-training)", width=0.8, opacity=0.35))
+        parts.append(_line(smooth(points), across, up, "var(--chart-training)"))
+    if curves.evaluations:
+        parts.append(_line(curves.evaluations, across, up, "var(--chart-validation)"))
+        parts += [_dot(point, across, up, 3) for point in _thin(curves.evaluations)]
+    if curves.best is not None:
+        parts.append(_dot((curves.best, dict(curves.evaluations)[curves.best]), across, up, 6.5, ring=True))
+    if curves.rate:
+        peak = max(rate for _, rate in curves.rate)
+        of_rate = _Scale(0, peak * 1.15 or 1.0, height - _BOTTOM, height - _BOTTOM - _RATE_HEIGHT)
+        parts += [_rule(of_rate.at(0), width), _label(_LEFT - 8, of_rate.at(0), "0", "end")]
+        if peak:
+            parts += [_rule(of_rate.at(peak), width), _label(_LEFT - 8, of_rate.at(peak), f"{peak:.1e}", "end")]
+        parts += [
+            _line(_thin(curves.rate), across, of_rate, "var(--chart-rate)"),
+            _axis_name("rate", of_rate),
+        ]
+    for step in _ticks(across.low, across.high, 8 if width == WIDE else 4, whole=True):
+        parts.append(_label(across.at(step), height - _BOTTOM + 18, f"{step:,.0f}", "middle"))
+    parts.append(_label((_LEFT + width - _RIGHT) / 2, height - 6, "optimizer step", "middle"))
+    return _svg(parts, width, height, "Loss against optimizer steps", _described(curves))
 
 
-def change_chart(changes: Sequence[float], width: int) -> str:
-    """One bar a held-out document, sorted: how its perplexity changed, in percent (negative is better); "" for none."""
-    ordered = sorted(float(change) for change in changes if _finite(change))
-    if not ordered:
-        return ""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    if len(ordered) > _MOST_POINTS:
-        ordered = [ordered[index * len(ordered) // _MOST_POINTS] for index in range(_MOST_POINTS)]
-    with _style():
-        figure = _figure(width, 230)
-        axes = figure.subplots()
-        colors = [_BETTER if change < 0 else _WORSE for change in ordered]
-        axes.bar(range(len(ordered)), ordered, width=0.8, color=colors, linewidth=0)
-        axes.axhline(0, color=_TEXT, linewidth=1)
-        axes.set_xticks([])
-        axes.set_xlim(-0.8, max(len(ordered), 8) - 0.2)
-        axes.set_ylabel("change of perplexity")
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.yaxis.set_major_formatter(
-            FuncFormatter(lambda value, _: f"{value:+.0f}%".replace("-", "−").replace("+0%", "0%"))
-        )
-        axes.set_xlabel("held-out documents, most improved first")
-        label = "Bar chart of the change of perplexity of each held-out document, sorted."
-        return _svg(figure, f"change{width}", label)
-
-
-def smooth(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """A straight line fitted around each point, over about a tenth of them all (local linear regression).
+def smooth(points: Sequence[Point]) -> list[Point]:
+    """Fit a straight line around each point, over about a tenth of them all (local linear regression).
 
     Unlike a moving average it neither flattens the steep beginning nor follows the noise of the last few points.
     """
@@ -169,8 +120,77 @@ def smooth(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     return smoothed
 
 
+@dataclass(frozen=True)
+class _Scale:
+    """Maps values from `low` to `high` to pixels from `start` to `stop`."""
+
+    low: float
+    high: float
+    start: float
+    stop: float
+
+    def at(self, value: float) -> float:
+        """Return the pixel of a value."""
+        span = self.high - self.low
+        return self.start + (value - self.low) / span * (self.stop - self.start) if span else self.start
+
+
+def _padded(low: float, high: float) -> tuple[float, float]:
+    pad = 0.08 * (high - low) or max(abs(high) * 0.1, 0.1)
+    return low - pad, high + pad
+
+
+def _ticks(low: float, high: float, most: int, *, whole: bool = False) -> list[float]:
+    """Return at most `most` round values between low and high."""
+    span = high - low
+    if span <= 0:
+        return [low]
+    step = 10.0 ** math.floor(math.log10(span / most))
+    step = next(step * factor for factor in (1, 2, 5, 10, 20) if span / (step * factor) < most)
+    step = max(1.0, step) if whole else step
+    return [number * step for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def _grid(up: _Scale, width: int, most: int) -> list[str]:
+    """Return a horizontal line and a label for each round value."""
+    ticks = _ticks(up.low, up.high, most)
+    decimals = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9)) if len(ticks) > 1 else 2
+    parts = []
+    for value in ticks:
+        parts += [_rule(up.at(value), width), _label(_LEFT - 8, up.at(value), measure(value, decimals), "end")]
+    return parts
+
+
+def _rule(y: float, width: int) -> str:
+    return f'<line x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--rule)"/>'
+
+
+def _label(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _axis_name(text: str, up: _Scale) -> str:
+    y = (up.start + up.stop) / 2
+    return f'<text transform="translate(13 {y:.1f}) rotate(-90)" text-anchor="middle">{escape(text)}</text>'
+
+
+def _line(
+    points: Iterable[Point], across: _Scale, up: _Scale, color: str, *, width: float = 1.8, opacity: float = 1.0
+) -> str:
+    drawn = " ".join(f"{across.at(x):.1f},{up.at(y):.1f}" for x, y in points)
+    return (
+        f'<polyline points="{drawn}" fill="none" stroke="{color}" stroke-width="{width}" stroke-opacity="{opacity}"/>'
+    )
+
+
+def _dot(point: Point, across: _Scale, up: _Scale, radius: float, *, ring: bool = False) -> str:
+    color = "var(--chart-validation)"
+    paint = f'fill="none" stroke="{color}" stroke-width="1.8"' if ring else f'fill="{color}"'
+    return f'<circle cx="{across.at(point[0]):.1f}" cy="{up.at(point[1]):.1f}" r="{radius}" {paint}/>'
+
+
 def _thin(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
-    """At most `_MOST_POINTS` points: a long run's neighbours are averaged, or the file grows by megabytes."""
+    """Return at most `_MOST_POINTS` points: a long run's neighbours are averaged, or the file grows by megabytes."""
     if len(points) <= _MOST_POINTS:
         return points
     edges = [index * len(points) // _MOST_POINTS for index in range(_MOST_POINTS + 1)]
@@ -178,91 +198,19 @@ def _thin(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
     return [(group[len(group) // 2][0], math.fsum(value for _, value in group) / len(group)) for group in groups]
 
 
-@contextmanager
-def _style() -> Iterator[None]:
-    """matplotlib's own defaults, whatever the user's matplotlibrc says, with ours on top; put back on leaving."""
-    import matplotlib
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(
-            {
-                "svg.fonttype": "none",
-                "svg.hashsalt": "finetale",
-                "font.size": 12,
-                "text.color": _TEXT,
-                "axes.labelcolor": _TEXT,
-                "axes.edgecolor": _GRID,
-                "axes.spines.top": False,
-                "axes.spines.right": False,
-                "axes.spines.left": False,
-                "axes.grid": True,
-                "axes.grid.axis": "y",
-                "axes.axisbelow": True,
-                "grid.color": _GRID,
-                "xtick.color": _GRID,
-                "ytick.color": _GRID,
-                "xtick.labelcolor": _TEXT,
-                "ytick.labelcolor": _TEXT,
-                "ytick.major.size": 0,
-            }
-        )
-        yield
+def _described(curves: Curves) -> str:
+    parts = []
+    for name, points in (("Training loss", curves.training), ("Validation loss", curves.evaluations)):
+        if points:
+            (first, begin), (last, end) = points[0], points[-1]
+            parts.append(f"{name} goes from {begin:.3f} at step {first:,} to {end:.3f} at step {last:,}.")
+    if curves.best is not None:
+        parts.append(f"The best validation loss is at step {curves.best:,}.")
+    return " ".join(parts)
 
 
-def _figure(width: int, height: int) -> Figure:
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    # 72 dots an inch: one unit of the drawing is one CSS pixel at full size.
-    figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
-    FigureCanvasSVG(figure)
-    return figure
-
-
-def _svg(figure: Figure, name: str, label: str) -> str:
-    """The figure as one <svg> element: no metadata, no outside address, identifiers that start with `name`."""
-    buffer = io.BytesIO()
-    figure.savefig(
-        buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+def _svg(parts: Iterable[str], width: int, height: int, title: str, described: str) -> str:
+    return (
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(f"{title}. {described}")}" class="chart" '
+        f'font-size="12" fill="currentColor">{"".join(parts)}</svg>'
     )
-    root = ElementTree.fromstring(buffer.getvalue())
-    for parent in root.iter():
-        for child in list(parent):
-            if child.tag in (f"{_SVG}metadata", f"{_SVG}style"):  # a <style> here would hold for the whole page
-                parent.remove(child)
-    source = ElementTree.tostring(root, encoding="unicode")
-    used = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', source))
-    referenced = {name for pair in used for name in pair if name}
-    for element in root.iter():
-        element.tag = element.tag.removeprefix(_SVG)
-        identifier = element.attrib.pop("id", None)
-        if identifier in referenced:
-            element.set("id", f"{name}-{identifier}")
-        if _XLINK_HREF in element.attrib:
-            element.set("href", f"#{name}-" + element.attrib.pop(_XLINK_HREF).removeprefix("#"))
-        if "clip-path" in element.attrib:
-            element.set("clip-path", element.attrib["clip-path"].replace("url(#", f"url(#{name}-"))
-        if "style" in element.attrib:
-            element.set("style", _page_style(element.attrib["style"]))
-        if "d" in element.attrib:
-            element.set("d", " ".join(element.attrib["d"].split()))
-        if element.tag == "text" and "transform" in element.attrib:
-            element.set("transform", element.attrib["transform"].replace("rotate(-0 ", "rotate(0 "))
-        element.text, element.tail = (element.text or "").strip(), ""
-    view_box = root.attrib["viewBox"]
-    root.attrib.clear()
-    root.attrib.update({"viewBox": view_box, "role": "img", "aria-label": label, "class": "chart"})
-    return ElementTree.tostring(root, encoding="unicode", short_empty_elements=True)
-
-
-def _page_style(style: str) -> str:
-    """A style attribute with the page's colours and fonts instead of matplotlib's."""
-    style = re.sub(r"font-family:[^;]*;?\s*", "", style)
-    for placeholder, color in _CSS_COLORS.items():
-        style = style.replace(placeholder, color)
-    return style
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,154 +1,190 @@
-"""The table of numbers: comparison.json → rows of text, for the terminal, HTML and Markdown alike. Knows no markup."""
+"""The table of figures: a comparison → rows of text, for the terminal, HTML and Markdown alike. Knows no markup."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from finetale.formatting import UNKNOWN, at, count, finite, interval, measure, percent, share, signed
+from finetale.formatting import UNKNOWN, count, interval, measure, percent, share, signed
+from finetale.schema import Change, ComparisonFile, Figures, SampleMetrics
 
 SPLITS = ("validation", "test")
-_MEASURES = (
-    ("perplexity", "perplexity a token"),
-    ("word_perplexity", "perplexity a word"),
-    ("bits_per_byte", "bits a byte"),
-    ("loss", "loss, nats a token"),
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure: its key in `Figures` or `SampleMetrics`, its name, and one sentence for readers who do not know it."""
+
+    key: str
+    name: str
+    meaning: str
+
+
+MEASURES = (
+    Measure(
+        "perplexity",
+        "perplexity per token",
+        "How many words or pieces of words the model hesitates between at each step, on average: lower means that the "
+        "text surprises it less.",
+    ),
+    Measure(
+        "word_perplexity",
+        "perplexity per word",
+        "The same for whole words: lower is better.",
+    ),
+    Measure(
+        "bits_per_byte",
+        "bits per byte",
+        "How much is left to guess in each byte of the text: lower is better, and any two models can be compared by it.",
+    ),
+    Measure(
+        "loss",
+        "loss, nats per token",
+        "The logarithm of the perplexity per token, which training makes smaller.",
+    ),
+)
+SAMPLE_MEASURES = (
+    Measure(
+        "distinct_1",
+        "different words",
+        "The share of words in the samples that differ: low means that it repeats itself.",
+    ),
+    Measure("distinct_2", "different word pairs", "The same for pairs of words."),
+    Measure("distinct_3", "different word triples", "The same for three words in a row."),
+    Measure(
+        "repetition",
+        "4-grams seen before",
+        "The share of four words in a row that already occurred in the same sample.",
+    ),
+)
+COPIED = Measure(
+    "longest_match",
+    "longest copied passage, words",
+    "The longest run of words in the samples that also stands in the training text.",
 )
 _BY_TOKEN = ("perplexity", "loss")
-_COMPARED = {"token": "perplexity", "byte": "bits_per_byte", "word": "word_perplexity"}
-"""Measure by the `per` of a change; files of older versions have "word"."""
-_SAMPLE_SHARES = (
-    ("distinct_1", "different words"),
-    ("distinct_2", "different word pairs"),
-    ("distinct_3", "different word triples"),
-    ("repetition", "4-grams seen before"),
-)
+_COMPARED = {"token": "perplexity", "word": "word_perplexity", "byte": "bits_per_byte"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; an empty string stands for what is not there.
+    """One line of the table; an empty string stands for an absent value.
 
     Attributes:
         group: "validation", "test" or "samples".
-        what: the measure.
+        measure: what the line shows.
         before, after, change: formatted values.
         intervals: 95% intervals of the three.
         effect: "better", "worse" or "no clear change", where an interval of the change says so.
+        decides: whether the verdict is about this measure.
     """
 
     group: str
-    what: str
+    measure: Measure
     before: str
     after: str
     change: str
     intervals: tuple[str, str, str] = ("", "", "")
     effect: str = ""
+    decides: bool = False
+
+    @property
+    def what(self) -> str:
+        """Name of the measure."""
+        return self.measure.name
 
 
-def comparison_table(comparison: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """The numbers as rows (what, before, after, change); 95% intervals stand in brackets behind their values.
-
-    Args:
-        comparison: content of comparison.json.
-    """
-    return [
-        (
-            f"{row.group}: {row.what}",
-            _with_interval(row.before, row.intervals[0]),
-            _with_interval(row.after, row.intervals[1]),
-            _with_interval(row.change, row.intervals[2]),
-        )
-        for row in table_rows(comparison)
-    ]
-
-
-def table_rows(comparison: Mapping[str, Any]) -> list[Row]:
-    """The rows behind `comparison_table`, with intervals apart. A measure that neither model has is left out."""
+def table_rows(comparison: ComparisonFile) -> list[Row]:
+    """Return the rows of the table. A measure that neither model has is left out."""
     rows = []
     for split in SPLITS:
-        before, after = at(comparison, "before", split), at(comparison, "after", split)
-        for name, what in _MEASURES:
-            old, new = finite(at(before, name)), finite(at(after, name))
-            if old is None and new is None and (name != "perplexity" or not (before and after)):
+        before, after = comparison.before.on(split), comparison.after.on(split)
+        decides = compared_by(comparison, split)
+        for item in MEASURES:
+            old, new = _figure(before, item.key), _figure(after, item.key)
+            if old is None and new is None:
                 continue
-            change, change_interval, effect = _change(comparison, split, name, old, new)
-            intervals = (_interval(before, name), _interval(after, name), change_interval)
-            rows.append(Row(split, what, _value(old, name), _value(new, name), change, intervals, effect))
-    return rows + _sample_rows(comparison)
+            change, change_interval, effect = _change(comparison, split, item.key, old, new)
+            intervals = (_interval(before, item.key), _interval(after, item.key), change_interval)
+            values = (_value(old, item.key), _value(new, item.key), change)
+            rows.append(Row(split, item, *values, intervals, effect, item.key == decides))
+    return rows + _sample_rows(comparison.before.sample_metrics, comparison.after.sample_metrics)
 
 
-def other_tokens(comparison: Mapping[str, Any], split: str) -> bool:
-    """Return whether the two models cut the text into different tokens, so that no value per token is comparable."""
-    same = at(comparison, "same_tokenizer")
-    if isinstance(same, bool):
-        return not same
-    if at(comparison, "change", split, "per") == "word":  # files of older versions
+def compared_by(comparison: ComparisonFile, split: str) -> str:
+    """Return the key of the measure that the change on a split is about."""
+    change = comparison.change.on(split)
+    if change is not None:
+        return _COMPARED[change.per]
+    return "bits_per_byte" if other_tokens(comparison, split) else "perplexity"
+
+
+def other_tokens(comparison: ComparisonFile, split: str) -> bool:
+    """Whether the two models cut the same text into different tokens, so that no value per token is comparable."""
+    if comparison.same_tokenizer is not None:
+        return not comparison.same_tokenizer
+    before, after = comparison.before.on(split), comparison.after.on(split)
+    change = comparison.change.on(split)
+    if change is not None and change.per == "word":
         return True
-    before, after = (finite(at(comparison, side, split, "tokens")) for side in ("before", "after"))
-    return before is not None and after is not None and before != after
+    return before is not None and after is not None and before.tokens != after.tokens
+
+
+def _figure(figures: Figures | None, key: str) -> float | None:
+    return None if figures is None else getattr(figures, key)
 
 
 def _change(
-    comparison: Mapping[str, Any], split: str, name: str, old: float | None, new: float | None
+    comparison: ComparisonFile, split: str, key: str, old: float | None, new: float | None
 ) -> tuple[str, str, str]:
-    """Change of one measure: (value, interval, effect)."""
-    if name in _BY_TOKEN and other_tokens(comparison, split):
+    """Return the change of one measure: (value, interval, effect)."""
+    if key in _BY_TOKEN and other_tokens(comparison, split):
         return "not comparable", "", ""
-    given = at(comparison, "change", split)
-    given_percent, ends = finite(at(given, "percent")), at(given, "interval")
-    compared = _COMPARED.get(str(at(given, "per")), "perplexity")  # the measure whose change has an interval
-    if name == compared and given_percent is not None:
-        return percent(given_percent), interval(ends, percent), _effect(given, given_percent)
+    given = comparison.change.on(split)
+    if given is not None and key == _COMPARED[given.per]:
+        return percent(given.percent), interval(given.interval, percent), _effect(given)
     if old is None or new is None:
         return UNKNOWN, "", ""
-    if name != "loss":
+    if key != "loss":
         return (percent(100 * (new / old - 1)) if old > 0 else UNKNOWN), "", ""
-    if compared != "perplexity" or given_percent is None:
+    if given is None or given.per != "token":
         return signed(new - old, 3), "", ""
     # The loss is the logarithm of the perplexity, so the interval of one gives the interval of the other.
-    return signed(new - old, 3), interval(ends, lambda end: signed(_log_ratio(end), 3)), _effect(given, given_percent)
+    return signed(new - old, 3), interval(given.interval, lambda end: signed(_log_ratio(end), 3)), _effect(given)
 
 
-def _effect(given: Any, given_percent: float) -> str:
-    """What the interval of a change says: whether it leaves out zero."""
-    if not isinstance(at(given, "excludes_zero"), bool):
+def _effect(given: Change) -> str:
+    """Return what the interval of a change says."""
+    if given.excludes_zero is None:
         return ""
-    if not given["excludes_zero"]:
+    if not given.excludes_zero:
         return "no clear change"
-    return "better" if given_percent < 0 else "worse"
+    return "better" if given.percent < 0 else "worse"
 
 
 def _log_ratio(change_percent: float) -> float | None:
     return math.log1p(change_percent / 100) if change_percent > -100 else None
 
 
-def _sample_rows(comparison: Mapping[str, Any]) -> list[Row]:
+def _sample_rows(before: SampleMetrics, after: SampleMetrics) -> list[Row]:
     rows = []
-    for name, what in _SAMPLE_SHARES:
-        old, new = (finite(at(comparison, side, "sample_metrics", name)) for side in ("before", "after"))
+    for item in SAMPLE_MEASURES:
+        old, new = getattr(before, item.key), getattr(after, item.key)
         if old is not None or new is not None:
             change = UNKNOWN if old is None or new is None else f"{signed(100 * (new - old), 1)} points"
-            rows.append(Row("samples", what, share(old), share(new), change))
-    keys = ("sample_metrics", "longest_match", "words")
-    old, new = (finite(at(comparison, side, *keys)) for side in ("before", "after"))
-    if old is not None or new is not None:
-        change = UNKNOWN if old is None or new is None else signed(new - old, 0)
-        rows.append(Row("samples", "longest copied passage, words", count(old), count(new), change))
+            rows.append(Row("samples", item, share(old), share(new), change))
+    copies = [None if side.longest_match is None else side.longest_match.words for side in (before, after)]
+    if copies != [None, None]:
+        change = UNKNOWN if copies[0] is None or copies[1] is None else signed(copies[1] - copies[0], 0)
+        rows.append(Row("samples", COPIED, count(copies[0]), count(copies[1]), change))
     return rows
 
 
-def _value(value: float | None, name: str) -> str:
-    return measure(value, 3 if name in ("loss", "bits_per_byte") else None)
+def _value(value: float | None, key: str) -> str:
+    return measure(value, 3 if key in ("loss", "bits_per_byte") else None)
 
 
-def _interval(measured: Any, name: str) -> str:
-    if finite(at(measured, name)) is None:
+def _interval(figures: Figures | None, key: str) -> str:
+    if figures is None or figures.interval is None:
         return ""
-    return interval(at(measured, "interval", name), lambda end: _value(end, name))
-
-
-def _with_interval(value: str, ends: str) -> str:
-    return f"{value} [{ends}]" if ends else value
+    return interval(getattr(figures.interval, key), lambda end: _value(end, key))

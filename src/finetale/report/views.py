@@ -1,20 +1,24 @@
-"""What the page and the card both show, drawn from a run's files. Knows no markup and no layout."""
+"""What the page and the card both show, drawn from the records of a run. Knows no markup and no layout."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from jinja2 import ChainableUndefined, Environment, PackageLoader
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from finetale import formatting
-from finetale.formatting import UNKNOWN, at, count, duration, finite, moment, objects, plain, size
-from finetale.report.table import SPLITS, other_tokens, table_rows
+from finetale.formatting import UNKNOWN, count, duration, moment, plain, plural, share, size
+from finetale.report.table import MEASURES, SPLITS, compared_by, other_tokens, table_rows
+from finetale.schema import ComparisonFile, DataFile, MemorisationAudit, RunManifest, TokenAccount
 from finetale.text.findings import not_looked_for, text_findings, text_notes
+from finetale.text.openings import opening
 
 COPY_WARNING_WORDS = 12
+"""Length of a copied passage, in words, from which on the report warns."""
 MEMORY_WARNING_SHARE = 0.001
+"""Share of memorised tokens from which on the report warns."""
 _ORIGINS = {
     "hub": "the Hub",
     "local": "a local folder",
@@ -22,167 +26,220 @@ _ORIGINS = {
     "bundled": "the Finetale package",
     "new": "random weights",
 }
+_NOT_COMPARED = "The model was not compared with the one it came from."
 
 
 def shared_view(
-    comparison: Mapping[str, Any], manifest: Mapping[str, Any] | None, data: Mapping[str, Any] | None
+    comparison: ComparisonFile | None, manifest: RunManifest | None, data: DataFile | None
 ) -> dict[str, Any]:
-    """The variables that both templates use.
+    """Return the variables that both templates use.
 
     Args:
-        comparison: content of comparison.json; empty when nothing was compared.
-        manifest: content of run.json, if there is a run.
-        data: content of data.json, if known.
+        comparison: None when nothing was compared.
+        manifest: None when there is no run.
+        data: None when nothing is known of the text.
     """
-    before, after = (short_name(at(comparison, side, "name") or side) for side in ("before", "after"))
-    rows = table_rows(comparison)
+    rows = [] if comparison is None else table_rows(comparison)
     groups = [(group, [row for row in rows if row.group == group]) for group in (*SPLITS, "samples")]
+    before = short_name(comparison.before.name) if comparison else "before"
+    after = short_name(comparison.after.name) if comparison else "after"
+    base = manifest.base if manifest else None
+    text = data.text if data else None
+    prompt = example_prompt(comparison, data)
     return {
-        "name": str(at(manifest, "name") or f"{before} and {after}"),
+        "name": (manifest.name if manifest else None) or f"{before} and {after}",
         "before": before,
         "after": after,
-        "base": short_name(at(manifest, "base", "name") or ""),
+        "base": short_name(base.name) if base else "",
+        "base_kind": base.kind if base else None,
         "comparison": comparison,
-        "manifest": manifest or {},
-        "data": data or {},
-        "state": _state(at(comparison, "improved")),
-        "verdict": str(at(comparison, "verdict") or "The model was not compared with the one it came from."),
+        "manifest": manifest,
+        "data": data,
+        "text": text,
+        "state": "unknown" if comparison is None else _state(comparison.improved),
+        "verdict": comparison.verdict if comparison else _NOT_COMPARED,
         "groups": [(group, members) for group, members in groups if members],
         "has_intervals": any(any(row.intervals) for row in rows),
-        "interval_source": _interval_source(comparison),
-        "other_tokens": any(other_tokens(comparison, split) for split in SPLITS),
+        "interval_source": _interval_source(comparison) if comparison else "",
+        "other_tokens": comparison is not None and any(other_tokens(comparison, split) for split in SPLITS),
         "copying": _copying(comparison),
         "memory": memory_view(comparison),
-        "account": _account(at(data, "tokens")),
-        "findings": text_findings(at(data, "text")),
-        "notes": text_notes(at(data, "text")),
-        "not_looked_for": not_looked_for(at(data, "text")),
-        "facts": _facts(manifest),
+        "account": _account(data.tokens) if data else None,
+        "findings": text_findings(text.to_dict()) if text else [],
+        "notes": text_notes(text.to_dict()) if text else [],
+        "not_looked_for": not_looked_for(text.to_dict()) if text else "",
+        "facts": _facts(manifest) if manifest else [],
+        "prompt": prompt,
+        "shell_prompt": shlex.quote(prompt),
+        "python_prompt": repr(prompt),
     }
 
 
-def short_name(name: Any) -> str:
-    """A model's name; of an absolute path only the last part, for a card is published and folders are private."""
-    text = str(name)
-    absolute = PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute()
-    return PureWindowsPath(text).name if absolute else text
+def example_prompt(comparison: ComparisonFile | None, data: DataFile | None) -> str:
+    """Return a prompt in the language of the text, for the commands that the report and the terminal show.
+
+    It is the opening of a story where the language has one, else the first prompt of the comparison, else empty.
+    """
+    languages = data.text.to_dict()["languages"] if data and data.text else []
+    begin = opening(languages)
+    if begin is not None:
+        return begin
+    return next(iter(comparison.prompts), "") if comparison else ""
+
+
+def short_name(name: str) -> str:
+    """Return a model's name; of an absolute path the last part only, for a card is published and folders are private."""
+    absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute()
+    return PureWindowsPath(name).name if absolute else name
 
 
 def template_environment(*, autoescape: bool) -> Environment:
-    """Templates of the package, with all of `formatting` as filters. Missing keys of data render as nothing."""
+    """Return the package's templates, with functions of `formatting` as filters. An unknown name is an error."""
     environment = Environment(
         loader=PackageLoader("finetale", "templates"),
         autoescape=autoescape,
-        undefined=ChainableUndefined,
+        undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    names = ("count", "measure", "share", "size", "duration", "moment", "plain", "objects")
+    names = ("count", "measure", "share", "size", "duration", "moment", "plain", "plural")
     environment.filters.update({name: getattr(formatting, name) for name in names})
     return environment
 
 
-def _state(improved: Any) -> str:
-    if isinstance(improved, bool):
-        return "better" if improved else "not-better"
-    return "unknown"
+def bars_of(comparison: ComparisonFile) -> list[dict[str, Any]]:
+    """Return the deciding measure of each split as two bars: lengths and ends of intervals in percent of the longest."""
+    bars = []
+    for split in SPLITS:
+        sides = (comparison.before.on(split), comparison.after.on(split))
+        if sides[0] is None or sides[1] is None:
+            continue
+        key = compared_by(comparison, split)
+        values = [getattr(side, key) for side in sides if side is not None]
+        if None in values:
+            continue
+        ends = [getattr(side.interval, key) if side and side.interval else None for side in sides]
+        longest = max([*values, *(end for pair in ends if pair for end in pair)]) or 1.0
+        lines = [
+            {
+                "side": side,
+                "text": formatting.measure(value, 3 if key == "bits_per_byte" else None),
+                "width": _css_percent(value / longest),
+                "interval": [_css_percent(pair[0] / longest), _css_percent((pair[1] - pair[0]) / longest)]
+                if pair
+                else None,
+            }
+            for side, value, pair in zip(("before", "after"), values, ends, strict=True)
+        ]
+        name = next(item.name for item in MEASURES if item.key == key)
+        bars.append({"split": split, "measure": name[:1].upper() + name[1:], "lines": lines})
+    return bars
 
 
-def _interval_source(comparison: Mapping[str, Any]) -> str:
-    """How the 95% intervals were made; versions before the jackknife used a bootstrap."""
-    if at(comparison, "interval_method") == "jackknife-t":
+def _css_percent(part: float) -> str:
+    return f"{100 * min(max(part, 0.0), 1.0):.2f}%"
+
+
+def _state(improved: bool | None) -> str:
+    return "unknown" if improved is None else "better" if improved else "not-better"
+
+
+def _interval_source(comparison: ComparisonFile) -> str:
+    """Return how the 95% intervals were made; versions before the jackknife used a bootstrap."""
+    if comparison.interval_method == "jackknife-t":
         return "from a jackknife over documents"
-    return (
-        f"from a bootstrap over {'pieces of the text' if at(comparison, 'interval_unit') == 'piece' else 'documents'}"
-    )
+    return f"from a bootstrap over {'pieces of the text' if comparison.interval_unit == 'piece' else 'documents'}"
 
 
-def _copying(comparison: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The longest passage that the tuned model's samples share with the training text, if that was looked for."""
-    match = at(comparison, "after", "sample_metrics", "longest_match")
-    words = finite(at(match, "words"))
-    if words is None:
+def _copying(comparison: ComparisonFile | None) -> dict[str, Any] | None:
+    """Return the longest passage that the tuned model's samples share with the training text, if that was looked for."""
+    match = comparison.after.sample_metrics.longest_match if comparison else None
+    if match is None:
         return None
-    text = str(at(match, "text") or "")
-    return {"words": int(words), "text": text, "limit": COPY_WARNING_WORDS, "warn": words >= COPY_WARNING_WORDS}
+    return {
+        "words": match.words,
+        "text": match.text,
+        "limit": COPY_WARNING_WORDS,
+        "warn": match.words >= COPY_WARNING_WORDS,
+    }
 
 
-def memory_view(comparison: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the tuned model knows by heart, if that was looked for: sentences and examples.
+def memory_view(comparison: ComparisonFile | None) -> dict[str, Any] | None:
+    """Return what the tuned model knows by heart, as sentences and examples; None if that was not looked for.
 
-    It is told as a warning from a thousandth of the text on, or if there is personal data in it.
+    It is a warning from a thousandth of the text on, or if there is personal data in it.
     """
-    training, held_out = (at(comparison, "memorisation", name) for name in ("training", "held_out"))
-    looked, known = finite(at(training, "tokens")), finite(at(training, "memorised_tokens"))
-    if not looked or known is None:
+    memory = comparison.memorisation if comparison else None
+    if memory is None or memory.training is None or not memory.training.tokens:
         return None
-    whole = finite(at(training, "of_tokens")) or looked
-    passages, personal = (
-        int(finite(at(training, "passages")) or 0),
-        int(finite(at(training, "with_personal_data")) or 0),
-    )
-    part = "all" if looked >= whole else f"{formatting.share(looked / whole)} of it"
-    what = f"Of {count(looked)} tokens of the training text that were looked through ({part}), the model writes "
-    beyond = ", beyond what its base would have written" if at(comparison, "memorisation", "has_base") is True else ""
-    given = f"word for word when given what stands before{beyond}"
-    if passages:
-        number = "1 passage" if passages == 1 else f"{count(passages)} passages"
-        what += f"{formatting.share(known / looked)} {given}{';' if beyond else ','} in {number}"
-        if personal:
-            what += f", {count(personal)} of them with personal data"
+    audit, other = memory.training, memory.held_out
+    whole = audit.of_tokens or audit.tokens
+    part = "all" if audit.tokens >= whole else f"{share(audit.tokens / whole)} of it"
+    beyond = ", beyond what its base would have written" if memory.has_base else ""
+    given = f"word for word when given the text before{beyond}"
+    what = f"Of {count(audit.tokens)} tokens of the training text that were looked through ({part}), the model writes "
+    if audit.passages:
+        what += f"{_known(audit)} {given}{';' if beyond else ','} in {plural(audit.passages, 'passage')}"
+        if audit.with_personal_data:
+            what += f", {count(audit.with_personal_data)} of them with personal data"
     else:
         what += f"no passage {given}"
-    other = finite(at(held_out, "tokens"))
-    contrast = ""
-    if other:
-        contrast = f"Of text it never saw: {formatting.share((finite(at(held_out, 'memorised_tokens')) or 0) / other)}."
     return {
         "what": f"{what}.",
-        "contrast": contrast,
-        "warn": bool(personal) or known / looked >= MEMORY_WARNING_SHARE,
-        "passages": passages,
-        "examples": objects(at(training, "examples")),
+        "contrast": f"Of text it never saw: {_known(other)}." if other and other.tokens else "",
+        "warn": bool(audit.with_personal_data) or audit.memorised_tokens / audit.tokens >= MEMORY_WARNING_SHARE,
+        "passages": audit.passages,
+        "examples": audit.examples or [],
     }
 
 
-def _account(tokens: Any) -> dict[str, Any] | None:
-    """The token account: each part with its share of what was read, and what is missing for it to balance."""
-    read = finite(at(tokens, "read"))
-    if read is None:
-        return None
-    parts = [(part, int(finite(at(tokens, part)) or 0)) for part in ("trained", *SPLITS, "dropped")]
+def _known(audit: MemorisationAudit) -> str:
+    return share(audit.memorised_tokens / audit.tokens)
+
+
+def _account(tokens: TokenAccount) -> dict[str, Any]:
+    """Return the token account: each part with its share of what was read, and what is missing for it to balance."""
+    parts = [(name, getattr(tokens, name)) for name in ("trained", *SPLITS, "context", "dropped")]
     return {
-        "read": int(read),
-        "parts": [{"name": name, "tokens": tokens, "share": tokens / read if read else 0.0} for name, tokens in parts],
-        "gap": int(read) - sum(tokens for _, tokens in parts),
+        "read": tokens.read,
+        "parts": [
+            {"name": name, "tokens": number, "share": number / tokens.read if tokens.read else 0.0}
+            for name, number in parts
+            if number or name != "context"
+        ],
+        "gap": tokens.read - sum(number for _, number in parts),
     }
 
 
-def _facts(manifest: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """How the model was made, as (label, value); what is not known is left out."""
-    base, hardware = at(manifest, "base"), at(manifest, "hardware")
-    steps, best = count(at(manifest, "steps")), finite(at(manifest, "best_step"))
-    speed = count(at(manifest, "tokens_per_second"))
-    kind, gpu = at(base, "kind"), at(hardware, "gpu")
+def _facts(manifest: RunManifest) -> list[tuple[str, str]]:
+    """Return how the model was made, as (label, value); what is not known is left out."""
+    base, hardware = manifest.base, manifest.hardware
+    steps = f"{count(manifest.steps)}"
+    if manifest.best_step is not None:
+        steps += f" (best model after step {count(manifest.best_step)})"
     facts = [
-        ("Base model", short_name(at(base, "name") or UNKNOWN)),
-        ("Taken from", _ORIGINS.get(str(kind), plain(kind))),
-        ("Revision", plain(at(base, "revision"))),
-        ("Parameters", count(at(base, "parameters"))),
-        ("Optimizer steps", steps if best is None else f"{steps} (best model after step {count(best)})"),
-        ("Time", duration(at(manifest, "seconds"))),
-        ("Speed", speed if speed == UNKNOWN else f"{speed} tokens a second"),
-        ("Peak memory", size(at(manifest, "peak_memory_bytes"))),
-        ("Processor", plain(at(hardware, "cpu"))),
-        ("Cores", count(at(hardware, "cores"))),
-        ("Memory", size(at(hardware, "memory_bytes"))),
-        ("GPU", plain(at(gpu, "name") if isinstance(gpu, Mapping) else gpu)),
-        ("Seed", plain(at(manifest, "seed") if at(manifest, "seed") is not None else at(manifest, "seeds"))),
-        ("Started", moment(at(manifest, "created"))),
-        ("Finished", moment(at(manifest, "finished"))),
-        ("Versions", plain(at(manifest, "versions"))),
-        ("SHA-256 of the base", plain(at(base, "sha256"))),
-        ("SHA-256 of the data", plain(at(manifest, "data_sha256"))),
+        ("Base model", short_name(base.name) if base else UNKNOWN),
+        ("Taken from", _ORIGINS.get(base.kind or "", plain(base.kind)) if base else UNKNOWN),
+        ("Revision", plain(base.revision if base else None)),
+        ("Parameters", count(base.parameters if base else None)),
+        ("Optimizer steps", steps),
+        ("Time", duration(manifest.seconds)),
+        ("Speed", _with_unit(count(manifest.tokens_per_second), "tokens per second")),
+        ("Peak memory", size(manifest.peak_memory_bytes)),
+        ("Processor", plain(hardware.cpu if hardware else None)),
+        ("Cores", count(hardware.cores if hardware else None)),
+        ("Memory", size(hardware.memory_bytes if hardware else None)),
+        ("GPU", plain(hardware.gpu.name if hardware and hardware.gpu else None)),
+        ("Seed", plain(manifest.seed)),
+        ("Started", moment(manifest.created)),
+        ("Finished", moment(manifest.finished)),
+        ("Versions", plain(manifest.versions)),
+        ("SHA-256 of the base", plain(base.sha256 if base else None)),
+        ("SHA-256 of the data", plain(manifest.data_sha256)),
     ]
-    return [(label, value) for label, value in facts if not value.startswith(UNKNOWN)]
+    return [(label, value) for label, value in facts if value != UNKNOWN]
+
+
+def _with_unit(value: str, unit: str) -> str:
+    return value if value == UNKNOWN else f"{value} {unit}"

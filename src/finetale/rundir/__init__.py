@@ -7,7 +7,7 @@ jsonfiles   JSON files
 """
 
 from finetale.rundir.atomic import recover, sync_folder, temporary_name, write_bytes, write_folder
-from finetale.rundir.jsonfiles import SCHEMA_VERSION, read_json, write_json
+from finetale.rundir.jsonfiles import read_json, read_record, write_json, write_record
 from finetale.rundir.layout import LOCK_NAME, RunDirectory
 from finetale.rundir.seals import (
     MANIFEST_NAME,
@@ -22,11 +22,11 @@ from finetale.rundir.seals import (
 __all__ = [
     "LOCK_NAME",
     "MANIFEST_NAME",
-    "SCHEMA_VERSION",
     "RunDirectory",
     "add_file",
     "is_sealed",
     "read_json",
+    "read_record",
     "recover",
     "sealed_sums",
     "sha256_of",
@@ -36,5 +36,6 @@ __all__ = [
     "write_bytes",
     "write_folder",
     "write_json",
+    "write_record",
     "write_sealed_folder",
 ]

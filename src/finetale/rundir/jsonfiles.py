@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from finetale.errors import RunError
 from finetale.rundir.atomic import write_bytes
+from finetale.schema import Record, parse
 
-SCHEMA_VERSION = 1
+R = TypeVar("R", bound=Record)
 _MOST_JSON_BYTES = 256 * 2**20
 
 
@@ -30,6 +31,27 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RunError(f"{path} does not hold a JSON object.", "Restore the file or start the run again.")
     return value
+
+
+def read_record(path: Path, kind: type[R]) -> R:
+    """Return the record in a JSON file.
+
+    Raises:
+        RunError: the file is missing or damaged, or a value in it is of another kind than Finetale writes.
+    """
+    try:
+        if path.stat().st_size > _MOST_JSON_BYTES:
+            raise ValueError(f"it has more than {_MOST_JSON_BYTES:,} bytes")
+        return parse(kind, path.read_bytes())
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing.", "The run may have been stopped before it was written.") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} is damaged: {error}.", "Restore the file or start the run again.") from None
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record atomically."""
+    write_json(path, record.to_dict())
 
 
 def write_json(path: Path, value: Any) -> None:

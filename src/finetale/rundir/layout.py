@@ -16,23 +16,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from finetale.errors import RunError
-from finetale.rundir.jsonfiles import SCHEMA_VERSION, read_json, write_json
+from finetale.rundir.jsonfiles import read_record, write_record
 from finetale.rundir.seals import MANIFEST_NAME
-from finetale.schema import Event, parse_events
+from finetale.schema import SCHEMA_VERSION, ComparisonFile, DataFile, Event, RunManifest, parse_events
 
 LOCK_NAME = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 CHECKPOINT_PATTERN = re.compile(r"^step-(\d{8})$")
-
-
-_TEXT = dict.fromkeys(("status", "name", "created", "finished", "error", "data_sha256", "command"), str)
-_WHOLE = dict.fromkeys(("steps", "total_steps", "best_step", "targets", "seed", "schema_version"), int)
-_PARTS = dict.fromkeys(("base", "process", "config", "speed", "versions", "hardware"), dict)
-_NUMBERS = dict.fromkeys(("seconds", "train_seconds", "tokens_per_second", "best_loss"), (int, float))
-_KINDS: dict[str, Any] = {**_TEXT, **_WHOLE, **_PARTS, **_NUMBERS, "changes": list}
-_BASE: dict[str, Any] = {"name": str, "kind": str, "sha256": str, "revision": str, "parameters": int}
-_PROCESS: dict[str, Any] = {"pid": int, "host": str}
-"""Kinds of what stands in run.json, where it stands there; a run's manifest may come from anywhere."""
 
 
 @dataclass(frozen=True)
@@ -134,10 +124,10 @@ class RunDirectory:
 
     def _holder(self) -> str:
         try:
-            process = self.read_manifest().get("process") or {}
+            process = self.read_manifest().process
         except RunError:
             return ""
-        return f" (process {process['pid']} on {process['host']})" if {"pid", "host"} <= set(process) else ""
+        return f" (process {process.pid} on {process.host})" if process is not None else ""
 
     def is_run(self) -> bool:
         """Whether a manifest stands here."""
@@ -156,31 +146,47 @@ class RunDirectory:
             raise RunError(f"{path} {what}.", "`finetale runs` lists the runs below the current folder.")
         return run
 
-    def read_manifest(self) -> dict[str, Any]:
-        """Content of run.json.
+    def read_manifest(self) -> RunManifest:
+        """Return the content of run.json.
 
         Raises:
-            RunError: it is missing or damaged, or one of its entries is of another kind than Finetale writes.
+            RunError: it is missing or damaged, or one of its values is of another kind than Finetale writes.
         """
-        manifest = read_json(self.manifest)
-        for part, kinds in (
-            (manifest, _KINDS),
-            (manifest.get("base") or {}, _BASE),
-            (manifest.get("process") or {}, _PROCESS),
-        ):
-            for key, kind in kinds.items() if isinstance(part, dict) else ():
-                value = part.get(key)
-                if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-                    raise RunError(
-                        f"{self.manifest} is damaged: {key} is {str(value)[:40]!r}.",
-                        "Restore the file or start the run again.",
-                    )
-        return manifest
+        return read_record(self.manifest, RunManifest)
 
     def update_manifest(self, **values: Any) -> None:
-        """Set keys of run.json."""
-        manifest = self.read_manifest() if self.is_run() else {"schema_version": SCHEMA_VERSION}
-        write_json(self.manifest, manifest | values)
+        """Set fields of run.json; begin the file where there is none.
+
+        Args:
+            values: by name of the field in `RunManifest`.
+
+        Raises:
+            TypeError: a name is not one of its fields.
+            ValidationError: a value is of another kind.
+        """
+        unknown = values.keys() - RunManifest.model_fields.keys()
+        if unknown:
+            raise TypeError(f"run.json has no field {', '.join(sorted(unknown))}")
+        manifest = self.read_manifest() if self.is_run() else RunManifest()
+        newest = max(SCHEMA_VERSION, manifest.schema_version)
+        whole = manifest.to_dict() | {"schema_version": newest} | values
+        write_record(self.manifest, RunManifest.model_validate(whole))
+
+    def read_data(self) -> DataFile:
+        """Return the content of data.json.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        return read_record(self.data, DataFile)
+
+    def read_comparison(self) -> ComparisonFile:
+        """Return the content of comparison.json.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        return read_record(self.comparison, ComparisonFile)
 
     def read_events(self) -> list[Event]:
         """Return the events in `metrics.jsonl`; none when there is no such file."""

@@ -9,8 +9,10 @@ from typing import Any
 
 from finetale.errors import RunError
 from finetale.rundir.atomic import write_bytes, write_folder
-from finetale.rundir.jsonfiles import SCHEMA_VERSION, json_bytes, read_json
+from finetale.rundir.jsonfiles import json_bytes, read_json
 
+SEAL_VERSION = 1
+"""Version of `manifest.json`."""
 MANIFEST_NAME = "manifest.json"
 
 
@@ -90,7 +92,7 @@ def _seal(folder: Path, entries: Mapping[str, Any]) -> None:
 
 
 def _sealed(entries: Mapping[str, Any]) -> bytes:
-    return json_bytes({"schema_version": SCHEMA_VERSION, "files": dict(entries)})
+    return json_bytes({"schema_version": SEAL_VERSION, "files": dict(entries)})
 
 
 def sha256_of(path: Path) -> str:

@@ -6,14 +6,14 @@ version can rewrite the file without losing them. Values are strict: a number in
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, Strict, ValidationError, model_serializer
 
 SCHEMA_VERSION = 2
 """Version of the files. Version 2 replaced the copy of the settings in `run.json` by the SHA-256 of `config.yaml`."""
 
-Interval = tuple[float, float]
+Interval = Annotated[tuple[float, float], Strict(False)]
 """Low and high end of a 95% interval."""
 
 R = TypeVar("R", bound="Record")

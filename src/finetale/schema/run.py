@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from finetale.schema.base import SCHEMA_VERSION, Record, SparseRecord
 
@@ -127,6 +127,11 @@ class RunManifest(Record):
     versions: dict[str, str] | None = Field(default=None, description="Versions of Finetale, Python and libraries.")
     hardware: Hardware | None = Field(default=None, description="The machine.")
     changes: list[AcceptedChange] = Field(default=[], description="Changes accepted when the run was resumed.")
+
+    @model_serializer(mode="wrap")
+    def _without_config(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `config` out where it is absent, as it is in all files of version 2."""
+        return {key: value for key, value in handler(self).items() if key != "config" or value is not None}
 
     @field_validator("command", mode="before")
     @classmethod
