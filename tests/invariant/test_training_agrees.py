@@ -19,6 +19,7 @@ from finetale.errors import InterruptedRun
 from finetale.forward import PackedForward, Route
 from finetale.metrics import measure
 from finetale.rundir import RunDirectory
+from finetale.schema import Event
 from finetale.tokens import TokenStore
 from finetale.training import MetricsFile, StepBudget, Training, newest_valid_checkpoint
 from tiny import model, store, story, tokenizer
@@ -80,9 +81,9 @@ def train(
 
 
 def losses_of(folder: Path, blocks: Blocks, **settings: Any) -> list[float]:
-    rows: list[dict[str, Any]] = []
+    rows: list[Any] = []
     train(folder, blocks, listeners=(rows.append,), **settings)
-    return [row["loss"] for row in rows if row["event"] == "train"]
+    return [row.loss for row in rows if row.event == "train"]
 
 
 def weights(tiny: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -197,8 +198,8 @@ class StopAfter:
     def __init__(self, steps: int) -> None:
         self.steps = steps
 
-    def __call__(self, event: dict[str, Any]) -> None:
-        if event["event"] == "train" and event["step"] == self.steps:
+    def __call__(self, event: Event) -> None:
+        if event.event == "train" and event.step == self.steps:
             import signal
 
             signal.raise_signal(signal.SIGINT)
@@ -268,7 +269,7 @@ def test_bf16_ends_within_half_a_percent_of_fp32(tmp_path: Path, stored: TokenSt
     held = pack(store(tmp_path / "held", [story(number, words=60) for number in range(100, 110)]), "train", 64)
     final, first = [], 0.0
     for number, settings in enumerate(({"precision": "fp32"}, half)):
-        rows: list[dict[str, Any]] = []
+        rows: list[Any] = []
         options: dict[str, Any] = {**settings, "epochs": 50.0, "max_steps": 60}
         train(
             tmp_path / str(number),
@@ -278,7 +279,7 @@ def test_bf16_ends_within_half_a_percent_of_fp32(tmp_path: Path, stored: TokenSt
             tiny=speed.apply(model(3)),
             **options,
         )
-        measured = [row["loss"] for row in rows if row["event"] == "evaluation"]
+        measured = [row.loss for row in rows if row.event == "evaluation"]
         first = measured[0]
         final.append(measured[-1])
     assert final[0] < 0.75 * first

@@ -16,6 +16,7 @@ from finetale.blocks import Blocks, pack
 from finetale.config import EvaluationSettings, TrainSettings
 from finetale.errors import InterruptedRun
 from finetale.rundir import RunDirectory
+from finetale.schema import Event, TrainEvent
 from finetale.signals import StopRequest
 from finetale.training import StepBudget, Training, newest_valid_checkpoint
 from scene import TRAIN, Place
@@ -122,9 +123,9 @@ def stop_after(step: int) -> None:
 
     emit = Training._emit
 
-    def tell(self: Training, event: str, **values: Any) -> None:
-        emit(self, event, **values)
-        if event == "train" and self.state.step == step:
+    def tell(self: Training, event: Event) -> None:
+        emit(self, event)
+        if isinstance(event, TrainEvent) and event.step == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
     Training._emit = tell  # type: ignore[method-assign]
