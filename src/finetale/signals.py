@@ -1,4 +1,8 @@
-"""Ctrl-C, SIGTERM and SIGHUP → a request to stop, taken up where nothing is half-done. A second signal leaves at once."""
+"""Turn Ctrl-C, SIGTERM and SIGHUP into a request to stop, which is obeyed where no work is half-done.
+
+A second signal does not wait. On the command line it ends the process; in a program that uses Finetale as a library it
+raises KeyboardInterrupt, because a library must not end its host.
+"""
 
 from __future__ import annotations
 
@@ -16,52 +20,59 @@ from typing import Any, NoReturn, TypeVar
 from finetale.errors import InterruptedRun
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""SIGHUP is what a closed terminal sends; Windows has none."""
+"""The signals that ask to stop. A closed terminal sends SIGHUP, which Windows lacks."""
 _APART = 0.3
-"""Seconds within which signals are one: a closed terminal sends SIGHUP twice, and `timeout` both to a process and to its group."""
+"""Seconds within which several signals count as one.
+
+A closed terminal sends SIGHUP twice, and `timeout` signals both a process and its group.
+"""
 RESUMABLE, NOT_RESUMABLE = 75, 130
-"""Exit codes of what was stopped by a signal."""
+"""Exit codes of a command that a signal stopped."""
 
 
 T = TypeVar("T")
 _calls: list[threading.Event] = []
-"""Whether the calls of `leave_open` that did not come back are done."""
+"""One event for each running call of `leave_open`; set when the call has returned."""
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal came in work that can be left anywhere. No `Exception`, so that nobody on the way out takes it for a failure."""
+    """A signal arrived during work that can be abandoned anywhere.
+
+    Not an `Exception`, so that no handler for failures catches it.
+    """
 
 
 class StopRequest:
-    """Context manager that catches SIGNALS while it is open, in the main thread. May be nested: what was asked of one is asked of all.
+    """Context manager that catches SIGNALS in the main thread. May be nested: a request to one is a request to all.
 
-    The second signal ends the process within a second, whatever it is doing: files are written atomically, so
-    nothing half-written stays behind.
-
-    Signals that are ignored when it is opened, as under nohup, stay ignored.
+    In other threads it does nothing. Signals that are ignored when it opens, as under nohup, stay ignored.
+    A second signal ends the process within a second on the command line (see `ending_the_process`), and raises
+    KeyboardInterrupt elsewhere. Files are written atomically, so neither leaves a half-written file.
 
     Args:
-        at_once: raise `Stopped` out of whatever is being done; else wait until `check` is called.
-        resumable: whether there is a run to go on with; what the exit code of a second signal says.
+        at_once: raise `Stopped` immediately; otherwise wait until `check` is called.
+        resumable: whether there is a run to resume; decides the exit code after a second signal.
     """
 
     requested: str | None = None
-    """Name of the signal that came since the outermost one was opened."""
-    _open: list[StopRequest] = []  # noqa: RUF012 - of the process, as signals are
+    """Name of the first signal since the outermost request was opened."""
+    _open: list[StopRequest] = []  # noqa: RUF012 - shared by the process, as signals are
     _first = 0.0
+    _ends_process = False
 
     def __init__(self, *, at_once: bool = False, resumable: bool = True) -> None:
         self._at_once = at_once
         self._resumable = resumable and not at_once
         self._previous: dict[int, Any] = {}
+        self._outermost = False
         self._watch: _Watch | None = None
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is not threading.main_thread():
             return self
         if not StopRequest._open:
-            StopRequest.requested = None
-            self._watch = _Watch()
+            self._outermost, StopRequest.requested = True, None
+            self._watch = _Watch() if StopRequest._ends_process else None
         StopRequest._open.append(self)
         for number in (number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN):
             self._previous[number] = signal.signal(number, self._caught)
@@ -78,10 +89,11 @@ class StopRequest:
             StopRequest._open.remove(self)
         if self._watch is not None:
             self._watch.close()
+        if self._outermost:
             StopRequest.requested = None
 
     def check(self) -> None:
-        """Raise if a signal has come.
+        """Raise if a signal has arrived.
 
         Raises:
             InterruptedRun: names the signal.
@@ -90,26 +102,41 @@ class StopRequest:
             raise InterruptedRun(f"Stopped by {self.requested}.")
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
         if StopRequest.requested:
-            if time.monotonic() - StopRequest._first > _APART:
-                _leave()
-            return
-        StopRequest.requested, StopRequest._first = signal.Signals(number).name, time.monotonic()
+            if time.monotonic() - StopRequest._first <= _APART:
+                return
+            if StopRequest._ends_process:
+                _end_process()
+            raise KeyboardInterrupt(name)
+        StopRequest.requested, StopRequest._first = name, time.monotonic()
         if self._at_once:
-            raise Stopped(StopRequest.requested)
+            raise Stopped(name)
 
     @classmethod
     def _exit_code(cls) -> int:
         return RESUMABLE if any(request._resumable for request in cls._open) else NOT_RESUMABLE
 
 
-def leave_open(work: Callable[[], T], abandon: threading.Event) -> T:
-    """Result of a long call that is not Python's, during which Python could not act on a signal; here it can.
+@contextlib.contextmanager
+def ending_the_process() -> Iterator[None]:
+    """Let a second signal end the process while this is open. Only the command line may do that."""
+    before, StopRequest._ends_process = StopRequest._ends_process, True
+    try:
+        yield
+    finally:
+        StopRequest._ends_process = before
 
-    The call runs in a thread. When a signal raises, the call is left behind, to end with the process.
+
+def leave_open(work: Callable[[], T], abandon: threading.Event) -> T:
+    """Return the result of a long call into native code, and let signals interrupt the wait for it.
+
+    Python runs no signal handler in the main thread during such a call, so the call runs in another thread. When a
+    signal handler raises, the call is abandoned; it ends with the process.
 
     Args:
-        work: gives up soon after `abandon` is set, as far as it can.
+        work: the call. It should return soon after `abandon` is set.
+        abandon: set when a signal interrupts the wait.
     """
     if threading.current_thread() is not threading.main_thread():
         return work()
@@ -124,7 +151,7 @@ def leave_open(work: Callable[[], T], abandon: threading.Event) -> T:
         finally:
             done.set()
 
-    # Not Thread.join: where a signal raises within it, Python takes the thread for ended (bpo-45274).
+    # Not Thread.join: if a signal handler raises within it, Python marks the thread as ended (bpo-45274).
     done = threading.Event()
     _calls.append(done)
     try:
@@ -142,7 +169,10 @@ def leave_open(work: Callable[[], T], abandon: threading.Event) -> T:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process, also while a call that was left behind is still at work: Python would stop it in the midst, and abort."""
+    """Exit with a code, even while an abandoned call is still running.
+
+    Python's own shutdown would stop such a call half-way, which aborts the process.
+    """
     if not all(done.is_set() for done in _calls):
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -152,13 +182,13 @@ def leave(code: int) -> NoReturn:
 
 
 def in_terminal() -> bool:
-    """Whether there is a terminal that may be closed."""
+    """Return whether the program was started in a terminal, which may be closed."""
     return sys.stdin is not None and sys.stdin.isatty()
 
 
 @contextlib.contextmanager
 def handling(handlers: Mapping[str, Callable[[int, FrameType | None], Any]]) -> Iterator[None]:
-    """Handlers of signals by name, as long as it is open. Those that the system lacks are passed over: Windows has no SIGHUP."""
+    """Install signal handlers by name while this is open. Names that the system lacks are skipped."""
     before = {
         number: signal.signal(number, handler)
         for name, handler in handlers.items()
@@ -173,16 +203,19 @@ def handling(handlers: Mapping[str, Callable[[int, FrameType | None], Any]]) -> 
 
 @contextlib.contextmanager
 def hangups(asked: list[int] | None = None) -> Iterator[list[int]]:
-    """A list, to which each SIGHUP adds something; it wakes the one that waits for a Bell besides. Not that of a closed terminal."""
+    """Yield a list to which each SIGHUP adds an item. In a terminal SIGHUP keeps its usual meaning.
+
+    A SIGHUP also wakes the thread that waits for a `Bell`.
+    """
     asked = [] if asked is None else asked
     with handling({} if in_terminal() else {"SIGHUP": lambda number, frame: asked.append(number)}):
         yield asked
 
 
 class Bell:
-    """Rung by every signal and by `ring`, from any thread. To be made and closed in the main thread.
+    """Wakes a waiting thread at every signal and at every call of `ring`. Open and close it in the main thread.
 
-    A thread that waits for a lock or an event sleeps on if a signal comes in the moment before; here it does not.
+    A thread that waits for a lock or an event instead would sleep on if a signal arrived just before the wait.
     """
 
     def __init__(self) -> None:
@@ -191,12 +224,12 @@ class Bell:
         self._previous = signal.set_wakeup_fd(self._theirs.fileno(), warn_on_full_buffer=False)
 
     def ring(self) -> None:
-        """Wake the one that waits, or will."""
-        with contextlib.suppress(OSError):  # full of rings, or closed
+        """Wake the waiting thread, or the next one that waits."""
+        with contextlib.suppress(OSError):  # the buffer is full, or closed
             self._theirs.send(b"\0")
 
     def wait(self) -> bytes:
-        """The numbers of signals that have come, 0 for other rings; nothing at the end, once it is closed."""
+        """Return the numbers of the signals that arrived, and 0 for each ring; empty once the bell is closed."""
         data = b""
         with contextlib.suppress(OSError):
             data = self._ours.recv(64)
@@ -205,13 +238,13 @@ class Bell:
         return data
 
     def close(self) -> None:
-        """Signals ring it no more, and who waits gets what is left and then nothing."""
+        """Stop listening to signals. A waiting thread receives what is left, then nothing."""
         signal.set_wakeup_fd(self._previous)
         self._theirs.close()
 
 
 class _Watch:
-    """Ends the process at the second signal even while the main thread is in a long call that is not Python's."""
+    """Ends the process at the second signal, even while the main thread is in a long call into native code."""
 
     def __init__(self) -> None:
         self._bell = Bell()
@@ -228,10 +261,10 @@ class _Watch:
             now = time.monotonic()
             first = now if first is None else first
             if now - first > _APART:
-                _leave()
+                _end_process()
 
 
-def _leave() -> None:
+def _end_process() -> None:
     if sys.stderr is not None and sys.stderr.isatty():
         os.write(2, b"\x1b[?25h\n")  # a progress display hides the cursor
     os._exit(StopRequest._exit_code())

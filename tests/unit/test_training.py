@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,7 @@ from finetale.errors import DivergedError, MemoryLimitError, RunError
 from finetale.forward import PackedForward
 from finetale.rundir import RunDirectory, verify_folder
 from finetale.schema import EvaluationEvent, Event, SampleEvent, TrainEvent, WarningEvent, event_line
-from finetale.signals import StopRequest
+from finetale.signals import Stopped, StopRequest
 from finetale.training import (
     MetricsFile,
     StepBudget,
@@ -805,11 +806,34 @@ def test_threads_leave_signals_alone() -> None:
     assert seen == [(before, None)]
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+def test_in_a_library_the_second_signal_raises(at_once: bool) -> None:
+    # A notebook's kernel is the process: `os._exit` would lose everything in it.
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    wakeup = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(wakeup)
+    with pytest.raises(KeyboardInterrupt) as caught, StopRequest():  # noqa: PT012
+        assert signal.set_wakeup_fd(wakeup) == wakeup, "an event loop of the host keeps its own"
+        try:
+            with StopRequest(at_once=at_once) as stop:
+                signal.raise_signal(signal.SIGINT)
+                assert not at_once, "the first one stops this work"
+                signal.raise_signal(signal.SIGINT)  # within 0.3 s: the same one
+                assert stop.requested == "SIGINT"
+        except Stopped:
+            assert at_once
+        time.sleep(0.35)
+        signal.raise_signal(signal.SIGTERM)
+    assert (type(caught.value), str(caught.value)) == (KeyboardInterrupt, "SIGTERM")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert StopRequest.requested is None
+
+
 def test_the_second_signal_leaves_at_once() -> None:
     program = (
         "import signal, time\n"
-        "from finetale.signals import StopRequest\n"
-        "with StopRequest() as stop:\n"
+        "from finetale.signals import StopRequest, ending_the_process\n"
+        "with ending_the_process(), StopRequest() as stop:\n"
         "    signal.raise_signal(signal.SIGINT)\n"
         "    signal.raise_signal(signal.SIGHUP)\n"  # a closed terminal sends two at once
         "    print('asked', stop.requested, flush=True)\n"

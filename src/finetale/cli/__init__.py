@@ -19,7 +19,7 @@ from finetale.cli.output import print_error
 from finetale.cli.streams import accept_all_characters
 from finetale.environment import calm_threads
 from finetale.errors import FinetaleError
-from finetale.signals import leave
+from finetale.signals import ending_the_process, leave
 
 COMMANDS = {
     "demo": "The whole path, offline, on bundled text, in a few minutes.",
@@ -71,7 +71,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     app = build_app()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _call(app, words or ["--help"])
+        with ending_the_process():
+            return _call(app, words or ["--help"])
     except CycloptsError as error:
         print_error(_plain(error), _usage_hint(words))
         return USAGE_ERROR
