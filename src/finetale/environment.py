@@ -63,15 +63,31 @@ def calm_threads() -> None:
 
 
 def available_memory() -> int:
-    """Bytes of main memory this process could still take, within the limit of its control group if there is one."""
+    """Return how many more bytes of main memory this process can take.
+
+    Obeys the limits of its control group and of its address space (`ulimit -v`).
+    """
     import psutil
 
     available = psutil.virtual_memory().available
+    address_space = address_space_limit()
+    if address_space is not None:
+        available = min(available, max(0, address_space - psutil.Process().memory_info().vms))
     limit = _cgroup_number("memory.max", "memory/memory.limit_in_bytes")
     used = _cgroup_number("memory.current", "memory/memory.usage_in_bytes")
     if limit is not None and used is not None and limit < 2**60:
         available = min(available, max(0, limit - used + _reclaimable()))
     return int(available)
+
+
+def address_space_limit() -> int | None:
+    """Return the limit on this process's address space in bytes (`ulimit -v`), or None if there is none."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def cpu_name() -> str:

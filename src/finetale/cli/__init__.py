@@ -19,6 +19,7 @@ from finetale.cli.output import print_error
 from finetale.cli.streams import accept_all_characters
 from finetale.environment import calm_threads
 from finetale.errors import FinetaleError
+from finetale.out_of_memory import check_address_space, is_out_of_memory, memory_limit_error
 from finetale.signals import ending_the_process, leave
 
 COMMANDS = {
@@ -83,6 +84,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:
+        if is_out_of_memory(error):
+            return _memory_ran_out(error)
         if error.errno not in _WRITE_ERRORS:
             return _bug()
         refused = error.errno in (errno.EACCES, errno.EPERM)
@@ -94,8 +97,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print_error("Stopped. Nothing was left half-written.", "Run the command again to start over.")
         return NOT_RESUMABLE
-    except Exception:
-        return _bug()
+    except Exception as error:
+        return _memory_ran_out(error) if is_out_of_memory(error) else _bug()
+
+
+def _memory_ran_out(error: Exception) -> int:
+    limit = memory_limit_error(error)
+    error.__traceback__ = None  # releases what the frames hold, so that there is memory to print with
+    print_error(limit.message, limit.hint)
+    return limit.exit_code
 
 
 def _bug() -> int:
@@ -108,6 +118,8 @@ def _call(app: App, words: list[str]) -> int:
     """Parse and call; a lone - , which the parser takes for an option, goes through it under another name."""
     command, bound, _ = app.parse_args([_DASH if word == "-" else word for word in words])
     named = {name: _undash(value) for name, value in bound.kwargs.items()}
+    if any(word in COMMANDS for word in words):
+        check_address_space()
     return int(command(*map(_undash, bound.args), **named) or 0)
 
 
