@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _FOREIGN = ("ACCELERATE_", "FSDP_", "FP8_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")
 """Prefixes of the variables by which Accelerate is configured."""
 _HARMLESS = ("ACCELERATE_DEBUG_MODE", "ACCELERATE_DISABLE_RICH", "ACCELERATE_ENABLE_RICH", "ACCELERATE_LOG_LEVEL")
-_ASKS_FOR_NOTHING = frozenset({"", "0", "1", "default", "false", "n", "no", "none", "off"})
-"""Values that `accelerate launch` sets for what nobody asked for."""
+_ASKS_FOR_NOTHING = frozenset({"", "0", "default", "f", "false", "n", "no", "none", "off"})
+"""Values with which `accelerate launch` says that nobody asked for a thing."""
 _PROCESS_COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
@@ -56,7 +56,10 @@ def ignored_settings() -> list[str]:
     return [
         f"{name}={value}"
         for name, value in sorted(os.environ.items())
-        if name.startswith("ACCELERATE_") and name not in _HARMLESS and value.strip().lower() not in _ASKS_FOR_NOTHING
+        if name.startswith("ACCELERATE_")
+        and name not in _HARMLESS
+        and value.strip().lower() not in _ASKS_FOR_NOTHING
+        and (name, value.strip()) != ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     ]
 
 

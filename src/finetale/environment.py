@@ -70,14 +70,21 @@ def available_memory() -> int:
     import psutil
 
     available = psutil.virtual_memory().available
-    address_space = address_space_limit()
-    if address_space is not None:
-        available = min(available, max(0, address_space - psutil.Process().memory_info().vms))
+    limit = address_space_limit()
+    if limit is not None:
+        available = min(available, max(0, limit - address_space()))
     limit = _cgroup_number("memory.max", "memory/memory.limit_in_bytes")
     used = _cgroup_number("memory.current", "memory/memory.usage_in_bytes")
     if limit is not None and used is not None and limit < 2**60:
         available = min(available, max(0, limit - used + _reclaimable()))
     return int(available)
+
+
+def address_space() -> int:
+    """Return how many bytes of address space this process takes."""
+    import psutil
+
+    return int(psutil.Process().memory_info().vms)
 
 
 def address_space_limit() -> int | None:

@@ -11,8 +11,8 @@ import re
 import sys
 from collections.abc import Iterator
 
-from finetale.environment import address_space_limit
-from finetale.errors import FinetaleError, MemoryLimitError
+from finetale.environment import address_space, address_space_limit
+from finetale.errors import FinetaleError, InterruptedRun, MemoryLimitError
 
 _TEXTS = re.compile(
     r"out of memory|not enough memory|(can't|cannot|could not|couldn't|unable to|failed to) allocate|bad_alloc"
@@ -22,38 +22,50 @@ _TEXTS = re.compile(
     re.IGNORECASE,
 )
 _NOT_MEMORY = re.compile(r"static TLS block", re.IGNORECASE)
-LEAST_ADDRESS_SPACE = 2 * 2**30
-"""Bytes of address space below which loading PyTorch and transformers fails (measured: 1.83 GiB on Linux)."""
-_HINT = (
-    "Close other programs, or choose a smaller --micro-batch-size, --block-size or model, or --gradient-checkpointing."
-)
+_LIBRARIES, _HEADROOM = 7 * 2**28, 2**28
+"""Bytes of address space that PyTorch and transformers take when loaded (1.73 GiB on Linux), and that a command needs."""
+_SMALLER = "choose a smaller --micro-batch-size, --block-size or model, or --gradient-checkpointing"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an exception means that memory ran out: main memory or an accelerator's, in any library."""
-    if isinstance(error, MemoryError):  # also numpy's and pyarrow's
-        return True
-    if isinstance(error, FinetaleError):
-        return isinstance(error, MemoryLimitError)
+    return _failure(error) is not None
+
+
+def memory_limit_error(error: BaseException, when: str = "") -> MemoryLimitError:
+    """Return the sentence and hint for a failure that `is_out_of_memory` recognises.
+
+    Args:
+        when: what was being done, such as "with one sequence of 64 tokens".
+    """
+    failure = _failure(error) or error
+    if isinstance(failure, MemoryLimitError):
+        return failure
+    first = next(iter(str(failure).splitlines()), "") or type(failure).__name__
+    limit = address_space_limit()
+    within = "" if limit is None else f"within {limit / 2**30:.1f} GiB of address space"
+    what = " ".join(filter(None, ("Memory ran out", when, within)))
+    first_step = "Close other programs" if limit is None else "Raise the limit on the address space (`ulimit -v`)"
+    return MemoryLimitError(f"{what}: {first.rstrip('.')}.", f"{first_step}, or {_SMALLER}.")
+
+
+def _failure(error: BaseException) -> BaseException | None:
+    """Return the exception that says that memory ran out: this one, or the one it was raised for."""
+    if isinstance(error, MemoryError | MemoryLimitError):  # also numpy's and pyarrow's
+        return error
+    if isinstance(error, InterruptedRun):
+        return None
+    if isinstance(error, FinetaleError):  # such as "the weights can't be read", raised for a failed mmap
+        reason = error.__cause__ or error.__context__
+        return None if reason is None else _failure(reason)
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-        return True
-    # torch.OutOfMemoryError is a RuntimeError with "out of memory" in its text, unless a program makes one by itself.
+        return error
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, getattr(torch, "OutOfMemoryError", ())):
-        return True
-    known = isinstance(error, RuntimeError | OSError | ImportError) or type(error).__name__ == "SafetensorError"
-    return known and bool(_TEXTS.search(str(error))) and not _NOT_MEMORY.search(str(error))
-
-
-def memory_limit_error(error: BaseException) -> MemoryLimitError:
-    """Return the sentence and hint for a failure that `is_out_of_memory` recognises."""
-    if isinstance(error, MemoryLimitError):
         return error
-    first = next(iter(str(error).splitlines()), "") or type(error).__name__
-    limit = address_space_limit()
-    hint = _HINT if limit is None else f"Raise the limit on this process's address space (`ulimit -v`), or: {_HINT}"
-    within = "" if limit is None else f" within {limit / 2**30:.1f} GiB of address space"
-    return MemoryLimitError(f"Memory ran out{within}: {first.rstrip('.')}.", hint)
+    known = isinstance(error, RuntimeError | OSError | ImportError) or type(error).__name__ == "SafetensorError"
+    found = known and _TEXTS.search(str(error)) and not _NOT_MEMORY.search(str(error))
+    return error if found else None
 
 
 @contextlib.contextmanager
@@ -75,17 +87,21 @@ def memory_errors() -> Iterator[None]:
 
 
 def check_address_space() -> None:
-    """Refuse a limit on the address space (`ulimit -v`) within which PyTorch can't be loaded.
+    """Refuse to begin within a limit on the address space (`ulimit -v`) that leaves too little.
 
-    Below it libraries end the process without an exception, or wait forever for memory.
+    Without this check libraries written in C++ and Rust end the process without an exception, or wait forever.
 
     Raises:
         MemoryLimitError: names the limit and what is needed.
     """
     limit = address_space_limit()
-    if limit is not None and limit < LEAST_ADDRESS_SPACE:
+    if limit is None:
+        return
+    needed, what = (_HEADROOM, "to begin") if "torch" in sys.modules else (_LIBRARIES + _HEADROOM, "to load PyTorch")
+    free = limit - address_space()
+    if free < needed:
         raise MemoryLimitError(
-            f"Memory would run out: this process may use {limit / 2**30:.1f} GiB of address space, and loading PyTorch"
-            f" takes {LEAST_ADDRESS_SPACE / 2**30:.0f} GiB.",
+            f"Memory would run out: {max(0, free) / 2**30:.1f} of {limit / 2**30:.1f} GiB of address space are free, and"
+            f" Finetale needs {needed / 2**30:.1f} GiB {what}.",
             "Raise the limit with `ulimit -v`, or remove it with `ulimit -v unlimited`.",
         )

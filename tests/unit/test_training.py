@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import math
@@ -20,14 +21,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
 from finetale import speed
 from finetale.blocks import Blocks, pack
 from finetale.config import EvaluationSettings, TrainSettings
-from finetale.errors import DivergedError, MemoryLimitError, RunError
+from finetale.errors import DivergedError, InterruptedRun, MemoryLimitError, ModelError, RunError
 from finetale.forward import PackedForward
+from finetale.out_of_memory import is_out_of_memory
 from finetale.rundir import RunDirectory, verify_folder
 from finetale.schema import EvaluationEvent, Event, SampleEvent, TrainEvent, WarningEvent, event_line
 from finetale.signals import Stopped, StopRequest
@@ -45,7 +48,6 @@ from finetale.training import (
 )
 from finetale.training.checkpoints import load_checkpoint, save_checkpoint
 from finetale.training.loop import disk_errors, seed_micro_batch
-from finetale.training.memory import is_out_of_memory
 from finetale.training.optimizer import build_optimizer, learning_rate, warmup_steps
 from tiny import model, store, story, tokenizer
 
@@ -488,6 +490,23 @@ def test_other_errors_are_not_taken_for_memory(tmp_path: Path, blocks: Blocks) -
     assert recorder.of("warning") == []
 
 
+def array_memory_error() -> BaseException:
+    with pytest.raises(MemoryError) as caught:
+        np.empty((2**40, 2**20), np.int8)
+    return caught.value
+
+
+def raised_for(error: BaseException, reason: BaseException) -> BaseException:
+    """An error raised in place of another, with the traceback of that one hidden."""
+    try:
+        try:
+            raise reason
+        except BaseException:
+            raise error from None
+    except BaseException as raised:
+        return raised
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
@@ -495,12 +514,41 @@ def test_other_errors_are_not_taken_for_memory(tmp_path: Path, blocks: Blocks) -
         (MemoryError(), True),
         (RuntimeError("MPS backend out of memory"), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: not enough memory"), True),
+        (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("could not create a primitive descriptor for a matmul primitive"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("can't start new thread"), True),
+        (RuntimeError("unable to mmap 9 bytes from file <x>: Cannot allocate memory (12)"), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), True),
+        (ImportError("libgomp.so: cannot allocate memory in static TLS block"), False),
+        (SafetensorError("Error while serializing: I/O error: Cannot allocate memory (os error 12)"), True),
+        (array_memory_error(), True),
+        (raised_for(ModelError("The weights can't be read."), OSError(errno.ENOMEM, "x")), True),
+        (raised_for(InterruptedRun("Stopped."), MemoryError()), False),
+        (raised_for(ModelError("The weights can't be read."), OSError(errno.EIO, "x")), False),
         (RuntimeError("shapes differ"), False),
         (ValueError("out of memory"), False),
     ],
 )
 def test_what_counts_as_out_of_memory(error: BaseException, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
+
+
+def test_a_probe_that_has_room_for_one_sequence_alone_says_one(tmp_path: Path, blocks: Blocks) -> None:
+    forward = PackedForward(hungry(1))
+    assert plan_memory(forward, blocks, 8).micro_batch_size == 1
+    error = RuntimeError("could not create a primitive")
+    with pytest.raises(
+        MemoryLimitError, match="with one sequence of 32 tokens: could not create a primitive"
+    ) as caught:
+        plan_memory(PackedForward(hungry(0, error=error)), blocks, 8)
+    assert "--block-size" in caught.value.hint
 
 
 def planned(blocks: Blocks, monkeypatch: pytest.MonkeyPatch, available: float, most: int = 1000) -> memory.MemoryPlan:

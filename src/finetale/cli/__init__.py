@@ -7,6 +7,7 @@ Each command is a small file of its own that parses, calls and prints. None is i
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -78,6 +79,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         print_error(_plain(error), _usage_hint(words))
         return USAGE_ERROR
     except FinetaleError as error:
+        if is_out_of_memory(error):
+            return _memory_ran_out(error)
         print_error(error.message, error.hint)
         return error.exit_code
     except BrokenPipeError:  # as in `finetale runs | head -1`
@@ -104,7 +107,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _memory_ran_out(error: Exception) -> int:
     limit = memory_limit_error(error)
     error.__traceback__ = None  # releases what the frames hold, so that there is memory to print with
-    print_error(limit.message, limit.hint)
+    try:
+        print_error(limit.message, limit.hint)
+    except MemoryError:
+        os.write(2, f"error: {limit.message}\nhint: {limit.hint}\n".encode(errors="replace"))
     return limit.exit_code
 
 

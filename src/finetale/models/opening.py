@@ -31,15 +31,13 @@ def open_model(
         attention: "model" keeps the model's own; otherwise that of packed documents where it has a kernel here.
         fast: whether the faster modules stand in for the model's own.
     """
-    from accelerate import Accelerator
-
-    from finetale import speed  # loads torch, which the names of models do not need
+    from finetale import devices, speed  # loads torch, which the names of models do not need
 
     stage(notify, f"Loading {name}")
     loaded = load(name, revision=revision, offline=offline, tokenizer=tokenizer, dropout=dropout, seed=seed)
     if loaded.warning:
         warn(notify, loaded.warning)
-    loaded.model.to(Accelerator().device)
+    loaded.model.to(devices.device())
     speed.set_up(
         loaded.model, enabled=fast, attention=attention, precision=resolve_precision(precision), training=False
     )

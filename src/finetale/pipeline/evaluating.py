@@ -18,13 +18,13 @@ from finetale.forward import PackedForward
 from finetale.metrics import INTERVAL_METHOD, Measurement, measure
 from finetale.models import LoadedModel
 from finetale.notify import Notify, counted, stage
+from finetale.out_of_memory import check_address_space, is_out_of_memory, memory_errors
 from finetale.pipeline.data import keep_standard_input, tokenise
 from finetale.pipeline.prepare import evaluation_blocks
 from finetale.rundir import RunDirectory
 from finetale.schema import SCHEMA_VERSION, ComparisonFile
 from finetale.text.fingerprint import is_elsewhere
 from finetale.text.words import spaces_separate_words
-from finetale.training import is_out_of_memory
 
 if TYPE_CHECKING:
     from finetale.tokens import TokenStore
@@ -146,8 +146,10 @@ def held_out_ids(loaded: LoadedModel, notify: Notify, *, most: int, window: int)
     return found
 
 
+@memory_errors()
 def evaluate_on(name: str, config: Config, notify: Notify) -> dict[str, Any]:
     """`finetale evaluate`: figures of a model on all of the text of the sources."""
+    check_address_space()
     loaded = open_as_configured(name, config, notify)
     models.warn_if_unfinished(loaded, notify)
     store = tokenise(keep_standard_input(_unsplit(config)), loaded.tokenizer, notify)
@@ -165,7 +167,7 @@ def _within_memory(work: Callable[..., T], batch_size: int, block_size: int) -> 
     while True:
         try:
             return work(batch_size=batch_size)
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
             if not is_out_of_memory(error):
                 raise
         if batch_size == 1:
@@ -326,6 +328,7 @@ def training_texts(store: TokenStore, tokenizer: Any, notify: Notify, between: B
         yield tokenizer.decode(store.ids(part).tolist())
 
 
+@memory_errors()
 def compare_on(
     before: str, after: str, sources: Sequence[str], settings: dict[str, Any], notify: Notify
 ) -> ComparisonFile:
@@ -334,6 +337,7 @@ def compare_on(
     Raises:
         FinetaleError: a model or a text can't be used.
     """
+    check_address_space()
     directory = RunDirectory(Path(after).expanduser())
     measured_text = MeasuredText.HELD_OUT
     if sources or not directory.is_run():

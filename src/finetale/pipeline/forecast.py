@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import torch
 
-from finetale import speed
+from finetale import devices, speed
 from finetale.comparison import DEFAULT_PROMPT
 from finetale.config import Config, SamplingSettings
 from finetale.environment import hardware, peak_memory, reset_peak_memory
@@ -18,11 +18,12 @@ from finetale.errors import MemoryLimitError
 from finetale.forward import PackedForward
 from finetale.generate import Generator
 from finetale.notify import Notify, stage
+from finetale.out_of_memory import memory_errors
 from finetale.pipeline.data import data_json, keep_standard_input
 from finetale.pipeline.disk import free_bytes, plan_disk
 from finetale.pipeline.prepare import Prepared, prepare
-from finetale.pipeline.tuning import targets_of
-from finetale.training import measure_choice
+from finetale.pipeline.tuning import estimate_memory, targets_of
+from finetale.training import free_memory, measure_choice
 from finetale.training.optimizer import build_optimizer
 
 _FEW_TOKENS = 12
@@ -30,6 +31,7 @@ _GROWTH = 1.08
 """What a run's memory grows by beyond its first passes, as batches of other documents are cut into other pieces."""
 
 
+@memory_errors()
 def plan_run(config: Config, notify: Notify) -> dict[str, Any]:
     """Resolved settings, token account, and measured tokens/s, memory and time of the run these settings describe.
 
@@ -42,11 +44,16 @@ def plan_run(config: Config, notify: Notify) -> dict[str, Any]:
     resolved, blocks, budget = prepared.config, prepared.train, prepared.budget
     assert resolved.micro_batch_size is not None
     stage(notify, "Measuring a few steps")
+    available = free_memory(prepared.loaded.model)
     program = _program_bytes(prepared)
     evaluating = _evaluation_rate(prepared)
     sampling = _sampling_seconds(prepared)
     training, peak = _training_rate(prepared)  # last, for it changes the weights
-    expected = prepared.tuned.memory.expected_bytes(resolved.micro_batch_size) + program
+    if peak is None:
+        memory = estimate_memory(resolved, prepared.loaded.model, blocks)
+        expected = memory.expected_bytes(resolved.micro_batch_size) + program
+    else:
+        expected = round(_GROWTH * peak)
     steps, targets = budget.total_steps, targets_of(budget, blocks)
     evaluations = sum(budget.evaluates(step) for step in range(steps + 1))
     held_out = {split: prepared.store.num_targets(split) for split in ("validation", "test")}
@@ -61,8 +68,8 @@ def plan_run(config: Config, notify: Notify) -> dict[str, Any]:
         "steps_per_epoch": -(-len(blocks) // budget.batch_size),
         "targets": targets,
         "memory": {
-            "expected_bytes": expected if peak is None else round(_GROWTH * peak),
-            "available_bytes": prepared.tuned.memory.available_bytes,
+            "expected_bytes": expected,
+            "available_bytes": available,
         },
         "disk": plan_disk(prepared).to_dict() | {"free_bytes": free_bytes(Path(config.out or "runs"))},
         "tokens_per_second": round(training, 1),
@@ -90,7 +97,7 @@ def _training_rate(prepared: Prepared) -> tuple[float, int | None]:
         started = time.perf_counter()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        _wait(next(model.parameters()).device)
+        devices.synchronize(next(model.parameters()).device)
         seconds.append(time.perf_counter() - started)
     optimizer.zero_grad()
     counted = reset_peak_memory()
@@ -142,8 +149,3 @@ def _program_bytes(prepared: Prepared) -> int:
     if next(prepared.loaded.model.parameters()).is_cuda:
         return 0
     return max(0, psutil.Process().memory_info().rss - 4 * prepared.loaded.provenance.parameters)
-
-
-def _wait(device: Any) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetale import models, speed, text
+from finetale import devices, models, speed, text
 from finetale.blocks import Blocks, check_positions, check_stride, choose_block_size, pack, windows
 from finetale.config import Config
 from finetale.environment import resolve_precision
-from finetale.errors import RunError, SourceError, TrainingError
+from finetale.errors import RunError, SourceError
 from finetale.extras import is_installed, require
 from finetale.models import LoadedModel
 from finetale.notify import Notify, note, stage, warn
+from finetale.out_of_memory import check_address_space
 from finetale.pipeline.data import tokenise, trained_tokenizer
 from finetale.pipeline.tuning import Tuned, tune
 from finetale.rundir import RunDirectory
@@ -59,13 +59,12 @@ def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None
     Args:
         loaded: used in place of loading `config.model`; for a run that goes on.
     """
-    from accelerate import Accelerator
-
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise TrainingError(
-            f"Several processes were started (WORLD_SIZE={os.environ['WORLD_SIZE']}), and runs take one so far.",
-            "Start `finetale` without torchrun or accelerate launch.",
-        )
+    check_address_space()
+    devices.check_one_process()
+    ignored = devices.ignored_settings()
+    if ignored:
+        message = f"Settings of Accelerate in the environment are ignored: {', '.join(ignored)}. Finetale's own decide."
+        warn(notify, message)
     require_sources(config)
     if config.tensorboard is None:
         config = config.model_copy(update={"tensorboard": is_installed("tensorboard")})
@@ -109,7 +108,7 @@ def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None
     new = models.is_new(config.model)
     batch_size = config.batch_size or _batch_size(round(config.epochs * len(blocks)), size, new=new)
     config = config.model_copy(update={"block_size": size, "batch_size": batch_size})
-    loaded.model.to(Accelerator().device)
+    loaded.model.to(devices.device())
     precision = resolve_precision(config.precision)
     speed.set_up(loaded.model, enabled=config.speed, attention=config.attention, precision=precision, training=True)
     tuned = tune(config, loaded.model, blocks, step_budget(config, blocks), notify)

@@ -12,6 +12,7 @@ from finetale import models, training
 from finetale.config import Config, read_settings_file, with_new_names
 from finetale.errors import InterruptedRun, RunError
 from finetale.notify import Notify, stage, warn
+from finetale.out_of_memory import memory_errors
 from finetale.pipeline.disk import check_disk, plan_disk
 from finetale.pipeline.prepare import Prepared, prepare
 from finetale.pipeline.training_run import (
@@ -30,6 +31,7 @@ _FIXED = ("model", "revision", "tokenizer")
 """Settings that a run is compared by at its end."""
 
 
+@memory_errors()
 def resume_run(path: str | Path, notify: Notify, *, accept_changes: bool = False) -> RunDirectory:
     """Go on with a run from its newest valid checkpoint, or finish what came after training.
 

@@ -22,6 +22,7 @@ from finetale.errors import HubError, InterruptedRun, RunError
 from finetale.generate import Generator
 from finetale.models import LoadedModel
 from finetale.notify import Notify, stage
+from finetale.out_of_memory import memory_errors
 from finetale.pipeline.data import data_json, keep_standard_input
 from finetale.pipeline.disk import check_disk, plan_disk
 from finetale.pipeline.evaluating import compare_models, open_as_configured
@@ -41,6 +42,7 @@ from finetale.signals import Stopped, StopRequest
 from finetale.training import Training, TrainState
 
 
+@memory_errors()
 def train_run(config: Config, notify: Notify) -> RunDirectory:
     """Train a model as the settings say, compare it with its base, write the report.
 
@@ -64,7 +66,7 @@ def train_run(config: Config, notify: Notify) -> RunDirectory:
 
 def train_and_finish(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Path | None) -> RunDirectory:
     """Everything after preparation: training, from a checkpoint or from the start, the comparison and the report."""
-    with _status(run):
+    with _status(run), memory_errors():
         state = _train(run, prepared, notify, checkpoint)
         config = prepared.config.model_copy(update={"micro_batch_size": state.micro_batch_size})
         gc.collect()  # of optimizer and gradients, for the comparison loads two models of its own

@@ -19,31 +19,32 @@ from finetale.training import Choice, MemoryPlan, Probe, StepBudget, default_thr
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was chosen, the memory it takes, and what the probe saw."""
+    """What was chosen, and what the probe measured."""
 
     choice: Choice
-    memory: MemoryPlan
     probe: Probe
     route: Route
 
 
 def tune(config: Config, model: Any, blocks: Blocks, budget: StepBudget, notify: Notify) -> Tuned:
-    """Choose what the settings leave to auto. The model is on its device with its speed-ups, and has the chosen attention afterwards."""
-    from accelerate import Accelerator
+    """Choose what the settings leave to auto.
 
-    processes = Accelerator().num_processes
-    most = -(-budget.batch_size // processes)
+    The model must be on its device with its speed-ups; it has the chosen attention afterwards.
+    """
     device = next(model.parameters()).device
     precision = resolve_precision(config.precision)
     packs = find_route(model).packs
     if config.attention == "documents" and not packs:
         warn(notify, "This model takes no attention by documents here; its own is used.")
-    moment_bytes = 2 if config.optimizer_state == "bf16" else 4
-    memory = plan_memory(PackedForward(model, precision=precision), blocks, most, moment_bytes=moment_bytes)
+    sequences, largest = config.micro_batch_size, config.micro_batch_size
+    if sequences is None:
+        memory = estimate_memory(config.model_copy(update={"precision": precision}), model, blocks)
+        sequences, largest = memory.micro_batch_size, memory.most_sequences
+    assert largest is not None
     start = Choice(
         precision=precision,
         attention="documents" if packs else "model",
-        micro_batch_size=config.micro_batch_size or memory.micro_batch_size,
+        micro_batch_size=sequences,
         compile="off" if config.compile == "auto" else config.compile,
         threads=config.threads or default_threads(device),
     )
@@ -51,23 +52,34 @@ def tune(config: Config, model: Any, blocks: Blocks, budget: StepBudget, notify:
     free |= {name for name in ("micro_batch_size", "threads") if getattr(config, name) is None}
     if config.precision == "auto" and device.type == "cpu":
         free.add("precision")
-    if not config.probe or not config.speed or processes > 1:
+    if not config.probe or not config.speed:
         free.clear()
     if free:
         stage(notify, "Trying what is fastest here")
-    found = probe(
-        model, blocks, start, frozenset(free), targets_of(budget, blocks), most_sequences=memory.most_sequences
-    )
+    targets = targets_of(budget, blocks)
+    found = probe(model, blocks, start, frozenset(free), targets, most_sequences=largest)
     speed.use_documents(model, found.best.attention == "documents")
     if found.best.threads is not None:
         torch.set_num_threads(min(found.best.threads, num_cores()))
     if found.trials:
         notify(ProbeEvent.model_validate(found.to_dict()))
-    if found.best != start:
-        best = PackedForward(model, precision=found.best.precision)
-        memory = plan_memory(best, blocks, most, moment_bytes=moment_bytes)
     reset_peak_memory()  # so that what is reported later is the run's, not the probe's
-    return Tuned(found.best, memory, found, find_route(model))
+    return Tuned(found.best, found, find_route(model))
+
+
+def estimate_memory(config: Config, model: Any, blocks: Blocks) -> MemoryPlan:
+    """Return what a run needs of memory, from passes of one and two sequences.
+
+    Args:
+        config: with `batch_size` and `precision` resolved.
+
+    Raises:
+        MemoryLimitError: memory runs out with one sequence.
+    """
+    assert config.batch_size is not None
+    moment_bytes = 2 if config.optimizer_state == "bf16" else 4
+    forward = PackedForward(model, precision=config.precision)
+    return plan_memory(forward, blocks, config.batch_size, moment_bytes=moment_bytes)
 
 
 def targets_of(budget: StepBudget, blocks: Blocks) -> int:

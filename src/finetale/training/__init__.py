@@ -3,7 +3,7 @@
 from finetale.training.checkpoints import TrainState, newest_valid_checkpoint, read_state
 from finetale.training.event_files import MetricsFile, TensorBoardFile
 from finetale.training.loop import StepBudget, Training
-from finetale.training.memory import MemoryPlan, is_out_of_memory, plan_memory
+from finetale.training.memory import MemoryPlan, free_memory, plan_memory
 from finetale.training.optimizer import default_learning_rate
 from finetale.training.probe import Choice, Probe, default_threads, measure_choice, probe
 
@@ -18,7 +18,7 @@ __all__ = [
     "Training",
     "default_learning_rate",
     "default_threads",
-    "is_out_of_memory",
+    "free_memory",
     "measure_choice",
     "newest_valid_checkpoint",
     "plan_memory",

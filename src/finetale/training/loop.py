@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
-from finetale import models, speed
+from finetale import devices, models, speed
 from finetale.blocks import Blocks
 from finetale.config import EvaluationSettings, TrainSettings
 from finetale.environment import peak_memory
@@ -28,6 +27,7 @@ from finetale.errors import DivergedError, InterruptedRun, MemoryLimitError, Run
 from finetale.forward import PackedForward, find_route
 from finetale.metrics import Measurement, measure, perplexity
 from finetale.notify import Notify
+from finetale.out_of_memory import is_out_of_memory
 from finetale.rundir import RunDirectory, write_sealed_folder
 from finetale.schema import (
     CheckpointEvent,
@@ -41,10 +41,10 @@ from finetale.schema import (
 from finetale.signals import StopRequest
 from finetale.training.checkpoints import TrainState, check_finite, load_checkpoint, save_checkpoint
 from finetale.training.divergence import HISTORY, jump, not_finite
-from finetale.training.memory import is_out_of_memory
 from finetale.training.optimizer import build_optimizer, learning_rate
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _ASYNCHRONOUS = ("cuda",)
@@ -128,7 +128,7 @@ class Training:
     listeners: list[Notify] = field(default_factory=list)
     sample: Callable[[Callable[[], None]], list[tuple[str, str]]] | None = None
     """Called with what to call between tokens; returns prompts with their continuations."""
-    accelerator: Accelerator = field(default_factory=Accelerator)
+    accelerator: Accelerator = field(default_factory=devices.accelerator)
     state: TrainState = field(default_factory=TrainState)
 
     def run(self, checkpoint: Path | None = None) -> TrainState:
@@ -224,13 +224,12 @@ class Training:
         while True:
             try:
                 return attempt()
-            except (RuntimeError, MemoryError) as error:
+            except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 message = (str(error).splitlines() or [type(error).__name__])[0]
             self._optimizer.zero_grad()
-            if self._forward.device.type == "cuda":
-                torch.cuda.empty_cache()
+            devices.empty_cache(self._forward.device)
             if self.state.micro_batch_size == 1:
                 raise MemoryLimitError(
                     f"Memory ran out with one sequence of {self.train_blocks.block_size} tokens: {message}.",
@@ -348,13 +347,22 @@ class Training:
             state.bad_evaluations += 1
         state.evaluated_step = state.step
         if self.sample is not None and state.step and self.accelerator.is_main_process:
-            for prompt, text in self.sample(self._stop.check):
+            try:
+                samples = self.sample(self._stop.check)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                message = "Memory ran out while sampling; this step has no sample."
+                self._emit(WarningEvent(**self._position, message=message))
+                return
+            for prompt, text in samples:
                 self._emit(SampleEvent(**self._position, prompt=prompt, text=text))
 
     def _measure(self, blocks: Blocks) -> Measurement:
         device = self._forward.device
 
         def reduce(array: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+            # Only CUDA and processors have several processes, and both have float64.
             summed = self.accelerator.reduce(torch.from_numpy(array).to(device), "sum")
             return np.asarray(summed.cpu().numpy(), np.float64)
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from finetale import models
+from finetale import devices, models
 from finetale.blocks import Blocks
 from finetale.environment import available_memory
 from finetale.forward import PackedForward
+from finetale.out_of_memory import is_out_of_memory, memory_limit_error
 
 _SHARE = 0.7
 _CPU_TOKENS, _CPU_VALUES = 2048, 2**19
@@ -53,9 +54,12 @@ def plan_memory(forward: PackedForward, blocks: Blocks, most: int, *, moment_byt
     # Weights in fp32; gradients and Adam's two moments of those that are trained.
     trained = 4 + 2 * moment_bytes
     fixed = sum((4 + (trained if p.requires_grad else 0)) * p.numel() for p in parameters)
-    one, two = (_kept_bytes(forward, blocks, number) for number in (1, 2))
+    one, two = _kept_bytes_of_one_and_two(forward, blocks)
+    if two is None:  # two do not fit, so nothing else is to be known
+        available = free_memory(forward.model)
+        return MemoryPlan(fixed, 0, one, available, _rounded(1, most), _rounded(1, most))
     sequence, once = max(1, two - one), max(0, 2 * one - two)
-    available = _available(device) + 4 * sum(p.numel() for p in parameters)  # the weights are in memory already
+    available = free_memory(forward.model)
     limit = most
     if device.type == "cpu":
         width = int(forward.model.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
@@ -75,12 +79,10 @@ def _rounded(size: int, most: int) -> int:
     return most if size >= most else 2 ** (size.bit_length() - 1)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that memory ran out, on any device."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+def free_memory(model: torch.nn.Module) -> int:
+    """Return how many bytes the model's device has left for a run, the model's weights included."""
+    parameters = list(model.parameters())
+    return _available(parameters[0].device) + 4 * sum(p.numel() for p in parameters)
 
 
 def _available(device: torch.device) -> int:
@@ -88,6 +90,29 @@ def _available(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     return available_memory()
+
+
+def _kept_bytes_of_one_and_two(forward: PackedForward, blocks: Blocks) -> tuple[int, int | None]:
+    """Bytes kept for one sequence and for two; None for two if memory runs out.
+
+    Raises:
+        MemoryLimitError: memory runs out with one sequence.
+    """
+    kept: list[int] = []
+    for number in (1, 2):
+        try:
+            kept.append(_kept_bytes(forward, blocks, number))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            message = memory_limit_error(error, f"with one sequence of {blocks.block_size} tokens")
+        else:
+            continue
+        devices.empty_cache(forward.device)
+        if not kept:
+            raise message
+        return kept[0], None
+    return kept[0], kept[1]
 
 
 def _kept_bytes(forward: PackedForward, blocks: Blocks, number: int) -> int:

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetale import speed
+from finetale import devices, speed
 from finetale.blocks import Blocks
 from finetale.environment import num_cores, num_physical_cores
 from finetale.forward import PackedForward
-from finetale.training.memory import is_out_of_memory
+from finetale.out_of_memory import is_out_of_memory
 
 SHORTEST_RUN = 120.0
 """Seconds of training below which nothing is tried."""
@@ -200,17 +200,19 @@ def measure_choice(
             for number in range(_WARM_UP + passes):
                 chosen = (np.arange(choice.micro_batch_size) + number * choice.micro_batch_size) % len(blocks)
                 batch = blocks.batch(chosen)
-                _wait(forward.device)
+                devices.synchronize(forward.device)
                 began = time.perf_counter()
                 loss = forward.loss(batch, 1.0)
                 with forward.no_autocast():
                     loss.backward()  # type: ignore[no-untyped-call]
-                _wait(forward.device)
+                devices.synchronize(forward.device)
                 if number >= _WARM_UP:
                     rates.append(blocks.targets_in(chosen) / (time.perf_counter() - began))
                     if time.perf_counter() - started > seconds:
                         break
-    except (RuntimeError, MemoryError) as error:
+    except Exception as error:
+        if not isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise
         reason = "memory ran out" if is_out_of_memory(error) else str(error).splitlines()[0]
         return Trial(choice, 0.0, reason)
     finally:
@@ -235,8 +237,3 @@ def _as_it_was(model: Any) -> Iterator[None]:
 def default_threads(device: torch.device) -> int | None:
     """As many threads as torch would take, within the limits of a container; None where it does not matter."""
     return min(num_cores(), torch.get_num_threads()) if device.type == "cpu" else None
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

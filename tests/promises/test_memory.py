@@ -1,0 +1,79 @@
+"""Memory that runs out, anywhere, ends with one sentence and exit code 1: no traceback, no "bug", no hang."""
+
+from __future__ import annotations
+
+import functools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from children import finish, printed, start
+from commands import environment
+from tiny import write_stories
+
+resource = pytest.importorskip("resource", reason="needs limits on the address space")
+MB = 2**20
+COMMANDS = {
+    "train": ("train", "stories", "--model", "bundled", "--max-steps", "2", "--out", "run"),
+    "small batch": (
+        *("train", "stories", "--model", "bundled", "--max-steps", "2", "--out", "run"),
+        *("--micro-batch-size", "1", "--no-probe"),
+    ),
+    "plan": ("plan", "stories", "--model", "bundled"),
+    "generate": ("generate", "bundled", "Once", "--max-new-tokens", "200"),
+    "evaluate": ("evaluate", "bundled", "stories"),
+}
+
+
+def allow(megabytes: int) -> None:
+    """Let this process take so much address space beyond what it has; called in it before the command."""
+    size = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmSize"))
+    limit = int(size.split()[1]) * 1024 + megabytes * MB
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads /proc")
+@pytest.mark.parametrize(
+    "megabytes", [20, 262, 310, *[pytest.param(n, marks=pytest.mark.slow) for n in (2, 270, 290, 340, 400, 500)]]
+)
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_memory_that_runs_out_is_a_sentence(tmp_path: Path, command: str, megabytes: int) -> None:
+    write_stories(tmp_path / "stories", 30, 300)
+    code = finish(start(tmp_path, COMMANDS[command], functools.partial(allow, megabytes)), 120)
+    said = printed(tmp_path)
+    assert code in (0, 1), said
+    assert "bug" not in said
+    assert "Traceback" not in said
+    if megabytes <= 20:
+        assert code == 1, "too little to begin"
+    if code == 1:
+        errors = [line for line in said.splitlines() if line.startswith("error:")]
+        assert len(errors) == 1, said
+        assert re.match(r"error: Memory (ran|would run) out", errors[0])
+        assert said.splitlines()[-1].startswith("hint: ")
+
+
+@pytest.mark.parametrize("gigabytes", [0.3, 0.8, 1.5])
+def test_a_limit_too_low_for_the_libraries_is_refused_before_they_are_loaded(tmp_path: Path, gigabytes: float) -> None:
+    # Within such limits libraries abort (134) or wait forever for memory.
+    limit = int(gigabytes * 2**30)
+    program = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}));" + (
+        "import sys; from finetale.cli import run; sys.exit(run(['generate', 'bundled', 'Once']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment(tmp_path),
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert (
+        f" of {gigabytes:.1f} GiB of address space are free, and Finetale needs 2.0 GiB to load PyTorch." in done.stderr
+    )
+    assert "ulimit -v unlimited" in done.stderr
+    assert done.stdout == ""
