@@ -24,6 +24,8 @@ _TEXTS = re.compile(
 _NOT_MEMORY = re.compile(r"static TLS block", re.IGNORECASE)
 _LIBRARIES, _HEADROOM = 7 * 2**28, 2**28
 """Bytes of address space that PyTorch and transformers take when loaded (1.73 GiB on Linux), and that a command needs."""
+_RESERVED_BYTES = 8 * 2**20
+_reserve: list[bytes] = []
 _SMALLER = "choose a smaller --micro-batch-size, --block-size or model, or --gradient-checkpointing"
 
 
@@ -97,11 +99,23 @@ def check_address_space() -> None:
     limit = address_space_limit()
     if limit is None:
         return
+    _reserve_small_objects()
     needed, what = (_HEADROOM, "to begin") if "torch" in sys.modules else (_LIBRARIES + _HEADROOM, "to load PyTorch")
     free = limit - address_space()
     if free < needed:
         raise MemoryLimitError(
-            f"Memory would run out: {max(0, free) / 2**30:.1f} of {limit / 2**30:.1f} GiB of address space are free, and"
-            f" Finetale needs {needed / 2**30:.1f} GiB {what}.",
+            f"Memory would run out: {max(0, free) >> 20:,} of {limit >> 20:,} MiB of address space are free, and"
+            f" Finetale needs {needed >> 20:,} MiB {what}.",
             "Raise the limit with `ulimit -v`, or remove it with `ulimit -v unlimited`.",
         )
+
+
+def _reserve_small_objects() -> None:
+    """Leave Python room for small objects when nothing else is left.
+
+    Python 3.11 loops forever where it has no memory for the integer that it needs to enter a `finally` block. Its
+    allocator keeps an arena (1 MiB) as long as one object lives in it, and uses the emptiest arena last.
+    """
+    if not _reserve:
+        objects = [bytes(200) for _ in range(_RESERVED_BYTES // 240)]
+        _reserve.extend(objects[:: 2**19 // 240])

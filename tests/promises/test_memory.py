@@ -16,15 +16,16 @@ from tiny import write_stories
 
 resource = pytest.importorskip("resource", reason="needs limits on the address space")
 MB = 2**20
+# In fp32: where oneDNN has no memory for its code, torch falls back to products in bf16 that take minutes.
 COMMANDS = {
-    "train": ("train", "stories", "--model", "bundled", "--max-steps", "2", "--out", "run"),
+    "train": ("train", "stories", "--model", "bundled", "--max-steps", "2", "--out", "run", "--precision", "fp32"),
     "small batch": (
-        *("train", "stories", "--model", "bundled", "--max-steps", "2", "--out", "run"),
+        *("train", "stories", "--model", "bundled", "--max-steps", "2", "--out", "run", "--precision", "fp32"),
         *("--micro-batch-size", "1", "--no-probe"),
     ),
-    "plan": ("plan", "stories", "--model", "bundled"),
+    "plan": ("plan", "stories", "--model", "bundled", "--precision", "fp32"),
     "generate": ("generate", "bundled", "Once", "--max-new-tokens", "200"),
-    "evaluate": ("evaluate", "bundled", "stories"),
+    "evaluate": ("evaluate", "bundled", "stories", "--precision", "fp32"),
 }
 
 
@@ -37,7 +38,7 @@ def allow(megabytes: int) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads /proc")
 @pytest.mark.parametrize(
-    "megabytes", [20, 262, 310, *[pytest.param(n, marks=pytest.mark.slow) for n in (2, 270, 290, 340, 400, 500)]]
+    "megabytes", [20, 300, 350, *[pytest.param(n, marks=pytest.mark.slow) for n in (2, 262, 280, 320, 335, 400, 500)]]
 )
 @pytest.mark.parametrize("command", list(COMMANDS))
 def test_memory_that_runs_out_is_a_sentence(tmp_path: Path, command: str, megabytes: int) -> None:
@@ -73,7 +74,8 @@ def test_a_limit_too_low_for_the_libraries_is_refused_before_they_are_loaded(tmp
     )
     assert done.returncode == 1, done.stderr
     assert (
-        f" of {gigabytes:.1f} GiB of address space are free, and Finetale needs 2.0 GiB to load PyTorch." in done.stderr
+        f" of {limit >> 20:,} MiB of address space are free, and Finetale needs 2,048 MiB to load PyTorch."
+        in done.stderr
     )
     assert "ulimit -v unlimited" in done.stderr
     assert done.stdout == ""
