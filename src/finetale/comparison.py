@@ -12,6 +12,7 @@ import numpy as np
 from finetale.config import CompareSettings, SamplingSettings
 from finetale.generate import Generator
 from finetale.metrics import INTERVAL_METHOD, Measurement, change
+from finetale.text.openings import opening
 from finetale.text.personal import find_personal_data, mask
 from finetale.text.words import WORD, grams, words_of
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from finetale.models import LoadedModel
     from finetale.tokens import TokenStore
 
-DEFAULT_PROMPT = "Once upon a time"
 HELD_OUT = ("test", "validation")
 _EXAMPLES = 10
 _SHARED_SHARE = 0.01  # of the held-out text; the verdict mentions text shared with training from here on
@@ -41,7 +41,7 @@ class Side:
 def held_out_prompts(
     store: TokenStore, tokenizer: Any, number: int, splits: Sequence[str] = HELD_OUT, words: int = 8
 ) -> list[str]:
-    """Return the openings of the first documents of the splits, or DEFAULT_PROMPT if the splits have no text.
+    """Return the openings of the first documents of the splits, or `first_prompt` if the splits have no text.
 
     Openings with personal data are skipped.
 
@@ -50,16 +50,32 @@ def held_out_prompts(
         splits: splits in order of preference.
         words: length of a prompt.
     """
+    return _openings(store, tokenizer, number, splits, words) or [first_prompt(store, tokenizer, words)]
+
+
+def first_prompt(store: TokenStore, tokenizer: Any, words: int = 8) -> str:
+    """Return one prompt in the language of a text, such as "Once upon a time" or "从前".
+
+    If its language has no such opening, return the first words of the training text. If it has none, return an empty
+    prompt, which lets the model begin.
+    """
+    begin = opening(store.report.get("languages") or ())
+    if begin is not None:
+        return begin
+    return next(iter(_openings(store, tokenizer, 1, ("train",), words)), "")
+
+
+def _openings(store: TokenStore, tokenizer: Any, number: int, splits: Sequence[str], words: int) -> list[str]:
     prompts: list[str] = []
     for split in splits:
         for part in store.parts_of(split).tolist():
-            opening = tokenizer.decode(store.ids(part)[: 32 * words].tolist(), skip_special_tokens=True)
-            prompt = _first_words(opening, words)
+            begin = tokenizer.decode(store.ids(part)[: 32 * words].tolist(), skip_special_tokens=True)
+            prompt = _first_words(begin, words)
             if prompt and prompt not in prompts and not find_personal_data(prompt):
                 prompts.append(prompt)
             if len(prompts) == number:
                 return prompts
-    return prompts or [DEFAULT_PROMPT]
+    return prompts
 
 
 def draw_samples(

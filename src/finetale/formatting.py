@@ -6,6 +6,7 @@ Every function takes any JSON value and gives `UNKNOWN` for what is missing, not
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
@@ -48,6 +49,11 @@ def count(value: Any) -> str:
 def plural(number: int, one: str, many: str = "") -> str:
     """A whole number with its noun: 1 file, 2,000 files."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def shell_command(*words: object) -> str:
+    """Return a command as a person can paste it into a shell: every word that needs quotes has them."""
+    return shlex.join(map(str, words))
 
 
 def measure(value: Any, decimals: int | None = None) -> str:

@@ -12,17 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from finetale import tokens
 from finetale.comparison import (
-    DEFAULT_PROMPT,
     Side,
     build,
     draw_samples,
+    first_prompt,
     held_out_prompts,
     longest_copies,
     sample_metrics,
 )
 from finetale.config import CompareSettings
 from finetale.metrics import Measurement
+from finetale.text.languages import COMMON_WORDS, SCRIPTS
+from finetale.text.openings import OPENINGS
 from tiny import loaded, part, store, tokenizer
 
 SETTINGS = CompareSettings.resolve({})
@@ -431,10 +434,36 @@ def test_the_longest_line_is_the_prompt_where_all_are_short(tmp_path: Path) -> N
     assert held_out_prompts(held, tokenizer(), 5) == ["O lamp upon the sill"]
 
 
-def test_once_upon_a_time_where_nothing_is_held_out(tmp_path: Path) -> None:
-    assert DEFAULT_PROMPT == "Once upon a time"
-    held = store(tmp_path, [part("Training text alone."), part(" \n ", "test")])
-    assert held_out_prompts(held, tokenizer(), 3) == ["Once upon a time"]
+@pytest.mark.parametrize(
+    ("languages", "prompt"),
+    [
+        (["English", "Chinese"], "Once upon a time"),
+        (["Chinese", "English"], "从前"),
+        (["German"], "Es war einmal"),
+        (["unknown"], "Training text alone."),
+        (["Devanagari"], "Training text alone."),
+        ([], "Training text alone."),
+    ],
+)
+def test_where_nothing_is_held_out_a_prompt_has_the_language_of_the_text(
+    tmp_path: Path, languages: list[str], prompt: str
+) -> None:
+    report = {"languages": [{"language": name, "sampled_documents": 1} for name in languages]}
+    parts = [part("Training text alone."), part(" \n ", "test")]
+    held = tokens.build_store(iter(parts), tokenizer(), tmp_path / "store", report=lambda: report)
+    assert held_out_prompts(held, tokenizer(), 3) == [prompt]
+    assert first_prompt(held, tokenizer()) == prompt
+
+
+def test_a_prompt_is_empty_where_the_training_text_is_personal_data(tmp_path: Path) -> None:
+    held = store(tmp_path, [part("nobody@example.org")])
+    assert first_prompt(held, tokenizer()) == ""
+
+
+def test_every_language_that_is_recognised_has_an_opening_of_its_own() -> None:
+    """Two scripts are used for many languages, so their text begins with its own words."""
+    assert set(SCRIPTS) | set(COMMON_WORDS) == set(OPENINGS) | {"Arabic script", "Devanagari"}
+    assert len(set(OPENINGS.values())) == len(OPENINGS) == 20
 
 
 def test_prompts_of_text_without_spaces_are_openings_too(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from finetale.cli.output import Json, Quiet, print_json, progress, stdout
 from finetale.cli.settings import with_settings
 from finetale.config import CompareSettings
 from finetale.errors import ConfigError
+from finetale.formatting import shell_command
 
 
 @with_settings(CompareSettings)
@@ -42,7 +43,8 @@ def command(
         if after is None:
             if text:
                 raise ConfigError(
-                    "--text needs two models to compare.", f"Write `finetale compare BASE {model} --text …`."
+                    "--text needs two models to compare.",
+                    f"Write `{shell_command('finetale', 'compare', 'BASE', model, '--text')} SOURCE`.",
                 )
             run = RunDirectory.open(model)
             config = Config.resolve(read_settings_file(run.config), settings, {"out": str(run.root)})

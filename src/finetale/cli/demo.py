@@ -11,6 +11,7 @@ from finetale.cli.outcome import print_outcome
 from finetale.cli.output import Quiet, progress
 from finetale.config import Config, read_settings_file
 from finetale.errors import ConfigError, RunError
+from finetale.formatting import shell_command
 from finetale.rundir import RunDirectory
 from finetale.schema import StageEvent
 
@@ -48,7 +49,7 @@ def command(
         run = pipeline.train_run(Config.resolve(SETTINGS, {"out": out, "overwrite": run.is_run()}), display)
     print_outcome(
         run,
-        f'finetale generate bundled "{SETTINGS["prompts"][0]}"      (the base, for comparison)',
+        f"{shell_command('finetale', 'generate', 'bundled', SETTINGS['prompts'][0])}      (the base, for comparison)",
         "finetale train YOUR-FOLDER --model bundled      (or --model gpt2, from the Hub)",
     )
     return 0

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from finetale.cli.output import stdout
+from finetale.formatting import shell_command
 from finetale.report.table import Row, table_rows
 from finetale.report.views import COPY_WARNING_WORDS, memory_view
 from finetale.rundir import RunDirectory
@@ -36,7 +35,7 @@ def print_outcome(run: RunDirectory, *then: str) -> None:
     lines = [
         f"Model    {run.model}",
         f"Report   {run.report}",
-        f"Next     {shlex.join(['finetale', 'generate', str(run.root), prompt])}",
+        f"Next     {shell_command('finetale', 'generate', run.root, prompt)}",
         *(f"         {command}" for command in then),
     ]
     for line in lines:
@@ -91,7 +90,8 @@ def _print_samples(comparison: ComparisonFile, console: Console) -> None:
     texts = [Text(side.samples[0].text.strip(), overflow="fold") for side in (before, after)]
     if console.width < _SIDE_BY_SIDE:
         for title, text in zip(titles, texts, strict=True):
-            console.print(Panel(text, title=Text(title, overflow="fold"), title_align="left"))
+            console.print(Text(title, style="bold", overflow="fold"))  # a panel would cut its title
+            console.print(Panel(text))
         return
     table = Table(expand=True, show_lines=True)
     for title in titles:

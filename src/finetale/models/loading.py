@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetale.errors import ConfigError, ModelError, TokenizerError
+from finetale.formatting import shell_command
 from finetale.models.compatibility import add_older_keys
 from finetale.models.files import check_config, check_weight_files, first_line, positions_of, read_config
 from finetale.models.generation import drop_foreign_ids, generation_config
@@ -108,7 +109,9 @@ def _of_run(name: str, run: RunDirectory) -> Located:
         warning = f"{run.model} is damaged ({problems[0]}); the checkpoint of step {step} is used in its place."
         return replace(_checked(name, "run", folder, None), warning=warning)
     if not run.model.exists():
-        raise ModelError(f"The run {name} has no model yet.", f"Go on with `finetale resume {name}`.")
+        raise ModelError(
+            f"The run {name} has no model yet.", f"Go on with `{shell_command('finetale', 'resume', name)}`."
+        )
     raise ModelError(
         f"The model of the run {name} is damaged ({problems[0]}), and no checkpoint is whole.",
         f"Restore the file, or delete {run.model / MANIFEST_NAME} and give {run.model} if the change was meant.",

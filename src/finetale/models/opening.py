@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finetale.environment import resolve_precision
+from finetale.formatting import shell_command
 from finetale.models.loading import LoadedModel, load
 from finetale.notify import Notify, stage, warn
 from finetale.rundir import RunDirectory
@@ -55,6 +56,7 @@ def warn_if_unfinished(loaded: LoadedModel, notify: Notify) -> None:
         step = next((step for step, _ in run.saved_checkpoints()), 0)
         done = f"{step:,} of {'?' if manifest.total_steps is None else f'{manifest.total_steps:,}'} steps"
         message = (
-            f"The run {name} is not finished ({done}); this is its best model so far. `finetale resume {name}` goes on."
+            f"The run {name} is not finished ({done}); this is its best model so far. "
+            f"`{shell_command('finetale', 'resume', name)}` goes on."
         )
         warn(notify, message)

@@ -232,7 +232,7 @@ def compare_models(
     prompts = list(config.prompts)
     if not prompts:
         prompts = (
-            [comparison.DEFAULT_PROMPT]
+            [""]  # the language is unknown, so the models begin
             if store is None
             else comparison.held_out_prompts(
                 store, after.tokenizer, config.num_prompts, tuple(measured_text.splits.values())[::-1]

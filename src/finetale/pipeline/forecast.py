@@ -11,7 +11,7 @@ import psutil
 import torch
 
 from finetale import devices, speed
-from finetale.comparison import DEFAULT_PROMPT
+from finetale.comparison import first_prompt
 from finetale.config import Config, SamplingSettings
 from finetale.environment import hardware, peak_memory, reset_peak_memory
 from finetale.errors import MemoryLimitError
@@ -131,7 +131,7 @@ def _sampling_seconds(prepared: Prepared) -> float:
     """Seconds for one model's samples of the comparison, if none of them ends early."""
     config = prepared.config
     generator = Generator(prepared.loaded.model.eval(), prepared.loaded.tokenizer)
-    prompt = (config.prompts or (DEFAULT_PROMPT,))[0]
+    prompt = config.prompts[0] if config.prompts else first_prompt(prepared.store, prepared.loaded.tokenizer)
     most = config.max_new_tokens
     seconds = {}
     for number in (1, 1, min(_FEW_TOKENS, most)):

@@ -13,6 +13,7 @@ from finetale.config import Config
 from finetale.environment import resolve_precision
 from finetale.errors import RunError, SourceError
 from finetale.extras import is_installed, require
+from finetale.formatting import shell_command
 from finetale.models import LoadedModel
 from finetale.notify import Notify, note, stage, warn
 from finetale.out_of_memory import check_address_space
@@ -197,7 +198,8 @@ def run_directory(config: Config) -> RunDirectory:
         if not config.overwrite:
             raise RunError(
                 f"{root} holds a run already.",
-                f"Go on with it by `finetale resume {root}`, replace it with --overwrite, or choose another --out.",
+                f"Go on with it by `{shell_command('finetale', 'resume', root)}`, replace it with --overwrite, or choose "
+                "another --out.",
             )
     return RunDirectory(root)
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from finetale import models, training
 from finetale.config import Config, read_settings_file, with_new_names
 from finetale.errors import InterruptedRun, RunError
+from finetale.formatting import shell_command
 from finetale.notify import Notify, stage, warn
 from finetale.out_of_memory import memory_errors
 from finetale.pipeline.disk import check_disk, plan_disk
@@ -49,7 +50,8 @@ def resume_run(path: str | Path, notify: Notify, *, accept_changes: bool = False
                 prepared, checkpoint = _prepare_again(run, notify, accept_changes)
         except Stopped as stopped:
             raise InterruptedRun(
-                f"Stopped by {stopped} before anything new was done.", f"Go on with `finetale resume {path}`."
+                f"Stopped by {stopped} before anything new was done.",
+                f"Go on with `{shell_command('finetale', 'resume', path)}`.",
             ) from None
         if run.read_manifest().base is None:  # it was stopped before it began
             check_disk(run.root, plan_disk(prepared))
@@ -67,7 +69,7 @@ def _prepare_again(run: RunDirectory, notify: Notify, accept_changes: bool) -> t
     if manifest.status == "finished" and run.report.is_file():
         raise RunError(
             f"{path} is finished already.",
-            f"See {run.report}, or train on from it: `finetale train SOURCE --model {path}`.",
+            f"See {run.report}, or train on from it: `{shell_command('finetale', 'train', 'SOURCE', '--model', path)}`.",
         )
     if manifest.base is None:
         return prepare(config, notify), None

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from finetale import models, speed, training
+from finetale.comparison import first_prompt
 from finetale.config import Config, SamplingSettings, read_settings_file
 from finetale.environment import hardware, peak_memory, versions
 from finetale.errors import HubError, InterruptedRun, RunError
+from finetale.formatting import shell_command
 from finetale.generate import Generator
 from finetale.models import LoadedModel
 from finetale.notify import Notify, stage
@@ -100,7 +102,7 @@ def finish(run: RunDirectory, config: Config, notify: Notify, state: TrainState 
                 raise Stopped(stop.requested) from None
             raise InterruptedRun(
                 f"{stopped.message} Training is done and saved; only the comparison is missing.",
-                f"Go on with `finetale resume {run.root}`.",
+                f"Go on with `{shell_command('finetale', 'resume', run.root)}`.",
             ) from None
     write_record(run.comparison, result)
     stage(notify, "Writing the report")
@@ -143,7 +145,10 @@ def open_base(name: str, after: LoadedModel, notify: Notify) -> LoadedModel:
 
 def _base_of(run: RunDirectory, manifest: RunManifest) -> BaseModelSource:
     if manifest.base is None:
-        raise RunError(f"{run.root} was stopped before training began.", f"Begin with `finetale resume {run.root}`.")
+        raise RunError(
+            f"{run.root} was stopped before training began.",
+            f"Begin with `{shell_command('finetale', 'resume', run.root)}`.",
+        )
     return manifest.base
 
 
@@ -169,7 +174,7 @@ def _train(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Pa
     listeners: list[Any] = [training.MetricsFile(run.metrics, resume_step)]
     if config.tensorboard:
         listeners.append(training.TensorBoardFile(run.tensorboard, resume_step))
-    prompt = config.prompts[0] if config.prompts else "Once upon a time"
+    prompt = config.prompts[0] if config.prompts else first_prompt(prepared.store, loaded.tokenizer)
     sampling = config.narrow(SamplingSettings).model_copy(update={"max_new_tokens": min(60, config.max_new_tokens)})
 
     def sample(between: Callable[[], None]) -> list[tuple[str, str]]:
@@ -245,7 +250,7 @@ def _kept_for_later(config: Config, signal: str) -> BaseException:
         )
     return InterruptedRun(
         f"Stopped by {signal} before the first step; the settings are kept in {run.root}.",
-        f"Begin with `finetale resume {run.root}`.",
+        f"Begin with `{shell_command('finetale', 'resume', run.root)}`.",
     )
 
 

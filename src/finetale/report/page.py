@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -13,7 +12,7 @@ from markupsafe import Markup
 
 from finetale.config import read_settings_file, setting_groups
 from finetale.errors import ConfigError, RunError
-from finetale.formatting import UNKNOWN, count, plain, share
+from finetale.formatting import UNKNOWN, count, plain, share, shell_command
 from finetale.report import charts
 from finetale.report.table import COPIED, MEASURES, SAMPLE_MEASURES
 from finetale.report.views import bars_of, shared_view, template_environment
@@ -46,7 +45,8 @@ def write_report(run: RunDirectory) -> Path:
     if not run.comparison.is_file():
         raise RunError(
             f"{run.comparison} is missing, and it is what a report is about.",
-            f"`finetale compare {run.root}` writes it; an interrupted run goes on with `finetale resume {run.root}`.",
+            f"`{shell_command('finetale', 'compare', run.root)}` writes it; an interrupted run goes on with "
+            f"`{shell_command('finetale', 'resume', run.root)}`.",
         )
     manifest = run.read_manifest() if run.manifest.is_file() else None
     html = render_report(
@@ -100,8 +100,7 @@ def render_report(
         setting_groups=_settings(settings or {}),
         text_facts=_text_facts(data) if data else [],
         longest_bin=max((each.documents for each in text.length_histogram), default=0) if text else 0,
-        command=shlex.join(manifest.command) if manifest and manifest.command else "",
-        after_quoted=shlex.quote(comparison.after.name),
+        command=shell_command(*manifest.command) if manifest and manifest.command else "",
         meanings=_meanings(view["groups"]),
     )
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from finetale import formatting
-from finetale.formatting import UNKNOWN, count, duration, moment, plain, plural, share, size
+from finetale.formatting import UNKNOWN, count, duration, moment, plain, plural, share, shell_command, size
 from finetale.report.table import MEASURES, SPLITS, compared_by, other_tokens, table_rows
 from finetale.schema import ComparisonFile, DataFile, MemorisationAudit, RunManifest, TokenAccount
 from finetale.text.findings import not_looked_for, text_findings, text_notes
@@ -46,6 +45,7 @@ def shared_view(
     base = manifest.base if manifest else None
     text = data.text if data else None
     prompt = example_prompt(comparison, data)
+    after_name = comparison.after.name if comparison else "MODEL"
     return {
         "name": (manifest.name if manifest else None) or f"{before} and {after}",
         "before": before,
@@ -70,7 +70,8 @@ def shared_view(
         "not_looked_for": not_looked_for(text.to_dict()) if text else "",
         "facts": _facts(manifest) if manifest else [],
         "prompt": prompt,
-        "shell_prompt": shlex.quote(prompt),
+        "generate_command": shell_command("finetale", "generate", ".", prompt, "-n", 3),
+        "generate_elsewhere": shell_command("finetale", "generate", after_name, prompt, "-n", 3),
         "python_prompt": repr(prompt),
     }
 

@@ -24,6 +24,7 @@ from finetale.blocks import Blocks
 from finetale.config import EvaluationSettings, TrainSettings
 from finetale.environment import peak_memory
 from finetale.errors import DivergedError, InterruptedRun, MemoryLimitError, RunError
+from finetale.formatting import shell_command
 from finetale.forward import PackedForward, find_route
 from finetale.metrics import Measurement, measure, perplexity
 from finetale.notify import Notify
@@ -167,7 +168,7 @@ class Training:
                     path = self._save()
                 raise InterruptedRun(
                     f"{stopped.message} {self.state.step} of {self.budget.total_steps} steps are done and saved in {path}.",
-                    f"Go on with `finetale resume {self.directory.root}`.",
+                    f"Go on with `{shell_command('finetale', 'resume', self.directory.root)}`.",
                 ) from None
         return self.state
 
