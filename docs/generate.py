@@ -37,16 +37,16 @@ def settings() -> str:
             lines.append(f"| `{name}` | {default} | {_cell(field.description or '')} |")
         lines.append("")
     lines += [
-        "## Names from `transformers.TrainingArguments`",
+        "## Names of other tools",
         "",
-        "A setting of these names is refused with the name it has here.",
+        "Settings of these names, among them all of `transformers.TrainingArguments`, are refused with the name they have here.",
         "",
         "| there | here | note |",
         "|---|---|---|",
     ]
     lines += [
-        f"| `{old}` | {f'`{ours}`' if ours else '–'} | {_cell(note)} |"
-        for old, (ours, note) in sorted(TRAINER_NAMES.items())
+        f"| `{old}` | {f'`{name.setting}`' if name.setting else '–'} | {_cell(name.note)} |"
+        for old, name in sorted(TRAINER_NAMES.items())
     ]
     return NOTE + "\n".join(lines) + "\n"
 

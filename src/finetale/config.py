@@ -15,7 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from finetale.errors import ConfigError
-from finetale.trainer_names import TRAINER_NAMES
+from finetale.surrogates import describe_surrogates
+from finetale.trainer_names import find_name
 
 LearningRateSchedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -51,9 +52,9 @@ class Settings(BaseModel):
         problems: list[str] = []
         hints: list[str] = []
         for key in sorted(set(values) - set(cls.model_fields)):
-            values.pop(key)
+            value = values.pop(key)
             problems.append(f"there is no setting {key!r}")
-            hints.append(_hint_for_unknown(key, cls.model_fields))
+            hints.append(_hint_for_unknown(key, value, cls.model_fields))
         try:
             settings = cls.model_validate(values)
         except ValidationError as error:
@@ -357,7 +358,7 @@ class SamplingSettings(Settings):
     def _no_empty_stop(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if any(not item for item in value):
             raise ValueError("a stop string is empty")
-        return value
+        return _only_text(value)
 
 
 class CompareSettings(SamplingSettings):
@@ -384,6 +385,11 @@ class CompareSettings(SamplingSettings):
     @classmethod
     def _one_prompt_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @field_validator("prompts")
+    @classmethod
+    def _prompts_are_text(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return _only_text(value)
 
 
 class OutputSettings(Settings):
@@ -504,12 +510,25 @@ def as_sources(value: Any) -> Any:
     return tuple(str(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def _hint_for_unknown(key: str, known: Iterable[str]) -> str:
-    if key in TRAINER_NAMES:
-        ours, note = TRAINER_NAMES[key]
-        return f"{key} is {ours} here" + (f" ({note})" if note else "") if ours else f"{key}: {note}"
-    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.6)
-    return f"{key}: did you mean {near[0]}?" if near else f"{key}: docs/settings.md lists them all"
+def _only_text(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        if problem := describe_surrogates(value, from_bytes=True):
+            raise ValueError(problem)
+    return values
+
+
+def _hint_for_unknown(key: str, value: Any, known: Iterable[str]) -> str:
+    """Say what a key of another tool is called here, with the value that was given; else the key that is nearest."""
+    name = find_name(key)
+    if name is None:
+        near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.6)
+        return f"{key}: did you mean {near[0]}?" if near else f"{key}: docs/settings.md lists them all"
+    if not name.setting:
+        return f"{key}: {name.note}"
+    ours = name.among(set(known))
+    written = name.written(value, ours)
+    note = f" ({name.note})" if name.note and ours == name.setting else ""
+    return f"{key} is {ours} here{note}" + (f": {ours} = {written}" if written else "")
 
 
 def _sentence(parts: list[str]) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from finetale import models, pipeline, text
 from finetale.config import Config, SamplingSettings, as_sources, read_settings_file
@@ -119,15 +119,36 @@ class Writer:
         self._generator = generator
         self.provenance = provenance
 
-    def generate(self, prompt: str = "", *, n: int = 1, truncate: bool = False, **settings: Any) -> list[str]:
-        """Continue a prompt n times; the texts are without the prompt.
+    @overload
+    def generate(self, prompt: str = "", *, n: int = 1, truncate: bool = False, **settings: Any) -> list[str]: ...
+
+    @overload
+    def generate(
+        self, prompt: Sequence[str], *, n: int = 1, truncate: bool = False, **settings: Any
+    ) -> list[list[str]]: ...
+
+    def generate(
+        self, prompt: str | Sequence[str] = "", *, n: int = 1, truncate: bool = False, **settings: Any
+    ) -> list[str] | list[list[str]]:
+        """Continue a prompt n times, or each of several prompts n times. The texts are without the prompt.
 
         Args:
+            prompt: one text, or a sequence of texts.
+            n: texts per prompt.
             truncate: cut a prompt that is too long for the model on its left instead of refusing it.
             settings: any of `SamplingSettings`: temperature, top_p, max_new_tokens, seed …
+
+        Returns:
+            A list of n texts for one prompt; for several, a list of n texts per prompt, in their order.
+
+        Raises:
+            GenerationError: a prompt is too long or is not text, or a setting does not fit.
         """
         sampling = SamplingSettings.resolve(settings)
-        return [sample.text for sample in self._generator.generate([prompt], sampling, n=n, truncate=truncate)[0]]
+        prompts = [prompt] if isinstance(prompt, str) or not isinstance(prompt, Iterable) else list(prompt)
+        groups = self._generator.generate(prompts, sampling, n=n, truncate=truncate)
+        texts = [[sample.text for sample in group] for group in groups]
+        return texts[0] if isinstance(prompt, str) else texts
 
     def stream(self, prompt: str = "", *, truncate: bool = False, **settings: Any) -> Iterator[str]:
         """Continue a prompt and yield pieces of text as they come."""

@@ -28,7 +28,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
     talking.chat_template = TEMPLATE
     talking.save_pretrained(folder)
     with (
-        Serving(place, "talks", "--model", "plain=plain", "--engine", "torch") as serving,
+        Serving(place, "talks", "--also", "plain=plain", "--engine", "torch") as serving,
         openai.OpenAI(base_url=f"http://127.0.0.1:{serving.port}/v1", api_key="none", max_retries=0) as client,
     ):
         yield client

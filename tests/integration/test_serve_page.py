@@ -32,7 +32,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     (folder / "after").mkdir()
     models.save(endless, tokenizer(), folder / "after")
     (folder / "key").write_text(KEY)
-    words = ("before", "--model", "after=after", "--engine", "torch", "--api-key-file", "key")
+    words = ("before", "--also", "after=after", "--engine", "torch", "--api-key-file", "key")
     with Serving(folder, *words) as started:
         yield started
 

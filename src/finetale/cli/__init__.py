@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, UnknownOptionError
 from rich.console import Console
 
 import finetale
@@ -76,7 +76,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         with ending_the_process():
             return _call(app, words or ["--help"])
     except CycloptsError as error:
-        print_error(_plain(error), _usage_hint(words))
+        print_error(*_usage_error(app, words, error))
         return USAGE_ERROR
     except FinetaleError as error:
         if is_out_of_memory(error):
@@ -130,8 +130,8 @@ def _call(app: App, words: list[str]) -> int:
 
 
 def _undash(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_undash(item) for item in value]
+    if isinstance(value, list | tuple):
+        return type(value)(_undash(item) for item in value)
     return "-" if value == _DASH else value
 
 
@@ -140,10 +140,12 @@ def main() -> None:
     leave(run())
 
 
-def _usage_hint(words: Sequence[str]) -> str:
-    command = next((word for word in words if word in COMMANDS), None)
-    return f"See `finetale {command} --help`." if command else "See `finetale --help`."
+def _usage_error(app: App, words: Sequence[str], error: CycloptsError) -> tuple[str, str]:
+    """Return message and hint for a command line that can't be parsed."""
+    place, command = next(((at, word) for at, word in enumerate(words) if word in COMMANDS), (0, ""))
+    if command and isinstance(error, UnknownOptionError):
+        from finetale.cli.unknown import explain_unknown  # imports the settings, which most commands need later
 
-
-def _plain(error: CycloptsError) -> str:
-    return " ".join(str(error).split())
+        if found := explain_unknown(app, command, words[place + 1 :]):
+            return found
+    return " ".join(str(error).split()), f"See `finetale {command} --help`." if command else "See `finetale --help`."

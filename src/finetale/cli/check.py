@@ -23,7 +23,10 @@ _MOST_PLACES = 5
 def command(
     *source: Source,
     model: Annotated[
-        str | None, Parameter(help="Count tokens with this model's tokenizer (gpt2 if it is on this machine).")
+        str | None,
+        Parameter(
+            name=["--model", "-m"], help="Count tokens with this model's tokenizer (gpt2 if it is on this machine)."
+        ),
     ] = None,
     tokenizer: Annotated[str | None, Parameter(help="Count tokens with this tokenizer.")] = None,
     offline: Annotated[bool | None, Parameter(negative=(), help="Use only what is on this machine already.")] = None,

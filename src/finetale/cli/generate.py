@@ -4,71 +4,100 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from finetale.cli.interactive import converse
 from finetale.cli.output import Json, Model, Quiet, print_json, progress
+from finetale.cli.prompts import read_prompts
 from finetale.cli.settings import with_settings
+from finetale.cli.streams import is_unicode
 from finetale.config import SamplingSettings
 from finetale.errors import GenerationError
+
+if TYPE_CHECKING:
+    from finetale.generate import Sample
+
+_TOGETHER = 16
+"""Samples that are generated together; with --jsonl they are printed when they are done."""
 
 
 @with_settings(SamplingSettings)
 def command(
     model: Model,
     /,
-    *prompt: Annotated[str, Parameter(help="Text to continue; - reads one prompt from standard input.")],
-    n: Annotated[int, Parameter(name=["-n", "--num-samples"], help="Samples a prompt.")] = 1,
+    *prompt: Annotated[str, Parameter(help="Text to continue, in quotes; - is all of standard input as one prompt.")],
+    prompts: Annotated[
+        tuple[str, ...], Parameter(name="--prompt", negative=(), help="Another prompt; may be given several times.")
+    ] = (),
     prompts_file: Annotated[
-        Path | None, Parameter(help="File of prompts: one a line, or .jsonl with the key prompt.")
+        str | None,
+        Parameter(help="File with a prompt per line, or .jsonl with the key prompt; - is standard input."),
     ] = None,
-    stream: Annotated[bool, Parameter(negative=(), help="Print text as it comes (one prompt, one sample).")] = False,
+    n: Annotated[int, Parameter(name=["-n", "--num-samples"], help="Texts per prompt.")] = 1,
+    stream: Annotated[bool, Parameter(negative=(), help="Print text as it comes (one prompt, one text).")] = False,
     truncate: Annotated[bool, Parameter(negative=(), help="Cut prompts that are too long on their left.")] = False,
     revision: Annotated[str | None, Parameter(help="Branch, tag or commit on the Hub.")] = None,
     offline: Annotated[bool, Parameter(negative=(), help="Use only what is on this machine already.")] = False,
     as_json: Json = False,
+    as_json_lines: Annotated[
+        bool, Parameter(name="--jsonl", negative=(), help="Print one JSON object per text and line, as they are done.")
+    ] = False,
     quiet: Quiet = False,
     **settings: Any,
 ) -> int:
-    """Continue each PROMPT with MODEL; without a prompt the model begins a text. - reads one prompt from standard input."""
+    """Continue each PROMPT with MODEL.
+
+    Without a prompt, a terminal begins a conversation: it reads prompts and continues each. Lines that are piped in are
+    prompts. Where there is neither, the model begins a text of its own.
+    """
     sampling = SamplingSettings.resolve(settings)
-    prompts = _prompts(prompt, prompts_file)
+    given = read_prompts(model, prompt, prompts, prompts_file)
     if n < 1:
         raise GenerationError(f"n is {n}; at least one sample is needed.", "Give -n 1 or more.")
-    if stream and (len(prompts) != 1 or n != 1 or as_json):
+    if stream and (len(given) > 1 or n != 1 or as_json or as_json_lines):
         raise GenerationError(
-            "--stream prints one sample of one prompt.", "Leave out --stream, or -n, --json and further prompts."
+            "--stream prints one text of one prompt.", "Leave out --stream, or -n, --json, --jsonl and further prompts."
         )
+    if as_json and as_json_lines:
+        raise GenerationError("--json and --jsonl are two formats.", "Give one of them.")
+    talks = not (given or as_json or as_json_lines or stream or n > 1) and _is_terminal()
+    given = given or [""]
     from finetale import models
     from finetale.generate import Generator
     from finetale.schema import StageEvent
 
-    with progress(quiet=quiet, as_json=as_json) as display:
+    with progress(quiet=quiet, as_json=as_json or as_json_lines) as display:
         loaded = models.open_model(model, display, revision=revision, offline=offline)
         models.warn_if_unfinished(loaded, display)
         generator = Generator(loaded.model, loaded.tokenizer)
-        if not stream:
+        if not (stream or talks or as_json_lines):
             display(StageEvent(message="Writing"))
-            results = generator.generate(prompts, sampling, n=n, truncate=truncate)
+            groups = generator.generate(given, sampling, n=n, truncate=truncate)
+    if talks:
+        converse(model, sampling, lambda text, chosen: generator.stream(text, chosen, truncate=truncate))
+        return 0
     if stream:
-        sys.stdout.write(prompts[0])
-        for piece in generator.stream(prompts[0], sampling, truncate=truncate):
+        sys.stdout.write(given[0])
+        for piece in generator.stream(given[0], sampling, truncate=truncate):
             sys.stdout.write(piece)
             sys.stdout.flush()
         sys.stdout.write("\n")
         return 0
-    samples = [sample for group in results for sample in group]
+    if as_json_lines:
+        at_once = max(1, _TOGETHER // n)
+        for start in range(0, len(given), at_once):
+            some = given[start : start + at_once]
+            for group in generator.generate(some, sampling, n=n, truncate=truncate, batch_size=_TOGETHER):
+                for sample in group:
+                    line = json.dumps(_values(sample), ensure_ascii=not is_unicode(sys.stdout), allow_nan=False)
+                    sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+        return 0
+    samples = [sample for group in groups for sample in group]
     if as_json:
-        names = ("prompt", "text", "seed", "num_tokens", "finish_reason")
-        print_json(
-            {
-                "model": model,
-                "settings": sampling.model_dump(),
-                "samples": [{k: getattr(s, k) for k in names} for s in samples],
-            }
-        )
+        print_json({"model": model, "settings": sampling.model_dump(), "samples": [_values(s) for s in samples]})
         return 0
     for number, sample in enumerate(samples):
         if number:
@@ -77,31 +106,9 @@ def command(
     return 0
 
 
-def _prompts(given: tuple[str, ...], file: Path | None) -> list[str]:
-    prompts = [sys.stdin.read() if text == "-" else text for text in given]
-    if file is not None:
-        prompts += _read_prompts(file)
-    return prompts or [""]
+def _values(sample: Sample) -> dict[str, Any]:
+    return {key: getattr(sample, key) for key in ("prompt", "text", "seed", "num_tokens", "finish_reason")}
 
 
-def _read_prompts(file: Path) -> list[str]:
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise GenerationError(
-            f"The prompts in {file} can't be read: {error}.", "Give a UTF-8 text file with a prompt a line."
-        ) from None
-    if file.suffix != ".jsonl":
-        prompts = [line for line in lines if line.strip()]
-    else:
-        prompts = []
-        for number, line in enumerate(lines, 1):
-            try:
-                prompts.append(str(json.loads(line)["prompt"]))
-            except (ValueError, KeyError, TypeError):
-                raise GenerationError(
-                    f"{file}:{number} is no JSON object with the key prompt.", 'Write {"prompt": "…"} a line.'
-                ) from None
-    if not prompts:
-        raise GenerationError(f"{file} holds no prompt.", "Write one prompt a line.")
-    return prompts
+def _is_terminal() -> bool:
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))

@@ -40,7 +40,7 @@ def command(
     also: Annotated[
         tuple[str, ...],
         Parameter(
-            name=["--model", "--also"],
+            name="--also",
             negative=(),
             help="Another model to serve beside it, as NAME=MODEL; may be given several times.",
         ),
@@ -117,7 +117,7 @@ def command(
         names = Counter([called, *(other for other, _ in others), *(["base"] if with_base else [])])
         if twice := [name for name, number in names.items() if number > 1]:
             raise ConfigError(
-                f"Two models have the name {twice[0]}.", "Name them apart with --name and --model NAME=MODEL."
+                f"Two models have the name {twice[0]}.", "Name them apart with --name and --also NAME=MODEL."
             )
         everywhere = host in ("0.0.0.0", "::")
         own = socket.gethostname() if everywhere else host
@@ -148,7 +148,7 @@ def command(
                 if loaded.provenance.kind != "run":
                     raise ConfigError(
                         f"{model} is no run, so it has no base to stand beside it.",
-                        "Leave out --with-base; --model NAME=MODEL serves another model.",
+                        "Leave out --with-base; --also NAME=MODEL serves another model.",
                     )
                 return pipeline.open_base(model, loaded, notify)
 
@@ -242,5 +242,5 @@ def _origin(word: str) -> str:
 def _named(word: str) -> tuple[str, str]:
     name, _, model = word.partition("=")
     if not name or not model:
-        raise ConfigError(f"--model {word} is not NAME=MODEL.", "Write it as in --model base=gpt2.")
+        raise ConfigError(f"--also {word} is not NAME=MODEL.", "Write it as in --also base=gpt2.")
     return name, model

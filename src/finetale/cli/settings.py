@@ -11,7 +11,8 @@ from pydantic.fields import FieldInfo
 
 from finetale.config import SECTIONS, Settings, setting_groups
 
-ALIASES: dict[str, tuple[str, ...]] = {"prompts": ("--prompt",), "max_new_tokens": ("-m",)}
+ALIASES: dict[str, tuple[str, ...]] = {"prompts": ("--prompt",), "model": ("-m",), "num_samples": ("-n",)}
+"""Further flags of settings. In every command -m is the model, and -n is the number of texts per prompt."""
 
 
 def with_settings(

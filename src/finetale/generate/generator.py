@@ -23,6 +23,7 @@ from finetale.config import SamplingSettings
 from finetale.errors import GenerationError
 from finetale.generate.sampler import EXHAUSTED, NOT_A_NUMBER, Sampler, Stream, random_stream
 from finetale.generate.text import CONTEXT_TOKENS, TextStream
+from finetale.surrogates import describe_surrogates, shown
 from finetale.tokens import begin_and_end, encode_batch
 
 FinishReason = Literal["end", "length", "stop"]
@@ -149,15 +150,22 @@ class Generator:
         return row.as_sample(prompt, settings.seed)
 
     def _rows(self, prompts: Sequence[str], settings: SamplingSettings, n: int, truncate: bool) -> list[_Row]:
+        for number, prompt in enumerate(prompts, 1):
+            if not isinstance(prompt, str):
+                raise GenerationError(f"Prompt {number} is {prompt!r:.60}, not a text.", "Give strings.")
+            if problem := describe_surrogates(prompt):
+                raise GenerationError(
+                    f"The prompt {shown(prompt)} {problem}.", "Replace it by the whole character, or leave it out."
+                )
         rows = []
         encoded = encode_batch(self.tokenizer, list(prompts)) if prompts else []
-        for prompt, array in enumerate(encoded):
+        for place, array in enumerate(encoded):
             text_ids = array.tolist()
             ids = self._fit([self.begin, *text_ids], settings.max_new_tokens, truncate)
             room = min(settings.max_new_tokens, self.context - len(ids))
             for sample in range(n):
                 text = TextStream(self.tokenizer, text_ids[-CONTEXT_TOKENS:], settings.stop)
-                rows.append(_Row(prompt, sample, ids, room, self.ends, text))
+                rows.append(_Row(place, sample, ids, room, self.ends, text))
         return rows
 
     def _fit(self, ids: list[int], max_new_tokens: int, truncate: bool) -> list[int]:

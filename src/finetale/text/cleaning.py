@@ -11,6 +11,7 @@ from ftfy import fix_encoding
 from ftfy.badness import BADNESS_RE
 
 from finetale.config import TextSettings
+from finetale.surrogates import SURROGATE
 from finetale.text.account import MAX_LINES, FileAccount
 from finetale.text.decoding import REPLACEMENT
 from finetale.text.documents import FileError
@@ -20,7 +21,7 @@ SUSPECT_ASCII = bytes(code for code in range(32) if code not in b"\t\n") + b"\x7
 _ASCII = bytes(range(128))
 _CHARACTERS_AT_ONCE = 1 << 20
 REPLACEMENT_PATTERN = re.compile(REPLACEMENT)
-SURROGATE = re.compile("[\ud800-\udfff]")
+
 CONTROL = {
     "nul": re.compile("\x00"),
     "byte_order_mark": re.compile("\ufeff"),

@@ -1,0 +1,84 @@
+"""A conversation in the terminal: prompts are read one after the other, and each is continued as it is typed."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+from finetale.config import SamplingSettings
+from finetale.errors import FinetaleError
+from finetale.surrogates import describe_surrogates
+
+Continue = Callable[[str, SamplingSettings], Iterator[str]]
+"""Continues a prompt: yields pieces of text."""
+
+_HELP = """\
+Type the beginning of a text and press Enter; an empty line begins a new text.
+Ctrl-C stops the text that is being written. Ctrl-D or /quit leaves.
+/settings shows the sampling settings; /NAME VALUE changes one, as in /temperature 0.9
+"""
+
+
+def converse(model: str, settings: SamplingSettings, proceed: Continue) -> None:
+    """Read prompts from the terminal and print their continuations until the person leaves.
+
+    Each text has the next seed, so that the same prompt gives another text.
+    """
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (input() edits lines and keeps a history with it)
+    sys.stdout.write(f"{model} continues what you type. /help shows more.\n")
+    turn: SamplingSettings | None = settings
+    while turn is not None:
+        try:
+            turn = _take_turn(turn, proceed)
+        except KeyboardInterrupt:
+            sys.stdout.write("\n")
+
+
+def _take_turn(settings: SamplingSettings, proceed: Continue) -> SamplingSettings | None:
+    """Read one line and do what it asks for; returns the settings of the next turn, None at the end.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; the conversation goes on.
+    """
+    try:
+        line = input("> ")
+    except EOFError:
+        sys.stdout.write("\n")
+        return None
+    if line.strip() in ("/quit", "/exit"):
+        return None
+    if line.startswith("/"):
+        return _obey(line, settings)
+    if problem := describe_surrogates(line, from_bytes=True):
+        sys.stdout.write(f"error: The prompt {problem}.\n")
+        return settings
+    sys.stdout.write(line)
+    try:
+        for piece in proceed(line, settings):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.stdout.write(" …")
+    except FinetaleError as error:
+        sys.stdout.write(f"\nerror: {error.message}")
+    sys.stdout.write("\n")
+    return settings.model_copy(update={"seed": (settings.seed + 1) % 2**32})
+
+
+def _obey(line: str, settings: SamplingSettings) -> SamplingSettings:
+    """Return the settings after a line that begins with a slash."""
+    name, _, value = line[1:].strip().partition(" ")
+    if name in ("help", "?", ""):
+        sys.stdout.write(_HELP)
+    elif name == "settings" or (not value and name.replace("-", "_") in SamplingSettings.model_fields):
+        for key, current in settings.model_dump().items():
+            if name in ("settings", key, key.replace("_", "-")):
+                sys.stdout.write(f"/{key} {current}\n")
+    else:
+        try:
+            return SamplingSettings.resolve(settings.model_dump(), {name: value.strip() or None})
+        except FinetaleError as error:
+            sys.stdout.write(f"error: {error.message}\nhint: {error.hint}\n")
+    return settings
