@@ -291,7 +291,7 @@ def test_evaluate_agrees_with_the_comparison(here: Path, capsys: pytest.CaptureF
     sliding = call_json(capsys, "evaluate", "run", held, "--block-size", "64", "--stride", "16", "--precision", "fp32")
     assert sliding["tokens"] == result["tokens"]
     assert sliding["loss"] != result["loss"]
-    assert "bits a byte" in call(capsys, "evaluate", "run", held)
+    assert "bits per byte" in call(capsys, "evaluate", "run", held)
 
 
 def test_compare_two_models_and_a_run_again(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -477,6 +477,24 @@ def test_bundled_is_taken_wherever_a_model_is(here: Path, capsys: pytest.Capture
     call(capsys, "train", "stories", "--model", "bundled", "--max-steps", "2", "--out", "from-bundled", "-q")
     call(capsys, "compare", "from-bundled", "--max-new-tokens", "5")
     assert "the Finetale package" in (here / "from-bundled/report.html").read_text(encoding="utf-8")
+
+
+def test_evaluating_text_without_spaces(here: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    tales = tmp_path / "tales"
+    tales.mkdir()
+    for number in range(5):
+        (tales / f"{number}.txt").write_text("从前有一座山，山上有一座庙。" * (number + 3), encoding="utf-8")
+    found = call_json(capsys, "evaluate", "base", str(tales))
+    assert (found["word_perplexity"], found["words"], found["interval"]["word_perplexity"]) == (None, None, None)
+    low, high = found["interval"]["bits_per_byte"]
+    assert low < found["bits_per_byte"] < high
+    assert (found["interval_method"], found["documents"]) == ("jackknife-t", 5)
+    shown = call(capsys, "evaluate", "base", str(tales))
+    assert "word" not in shown
+    assert "5 documents" in shown
+    shown = call(capsys, "evaluate", "base", str(tales / "0.txt"))
+    assert "1 document\n" in shown
+    assert "A 95% interval takes at least 5 documents, so the figures hold for this text only." in " ".join(shown.split())
 
 
 def test_a_folder_called_like_the_package_is_a_folder(

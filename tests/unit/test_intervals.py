@@ -123,18 +123,18 @@ def test_intervals_hold_what_they_promise(name: str, number: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [5, 6, 8, 12, 20, 50])
+@pytest.mark.parametrize("number", [5, 8, 12, 20, 50])
 @pytest.mark.parametrize("name", WORLDS)
 def test_intervals_hold_what_they_promise_in_all_worlds(name: str, number: int) -> None:
-    found = coverage(WORLDS[name], number, 3000, seed=2)
+    found = coverage(WORLDS[name], number, 1500, seed=2)
     assert all(0.90 <= share <= 0.985 for share in found.values()), found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [5, 6, 8, 12, 20, 50])
+@pytest.mark.parametrize("number", [5, 8, 12, 20, 50])
 @pytest.mark.parametrize("name", HOSTILE)
 def test_intervals_do_not_break_in_hostile_worlds(name: str, number: int) -> None:
-    found = coverage(HOSTILE[name], number, 3000, seed=3)
+    found = coverage(HOSTILE[name], number, 1500, seed=3)
     assert all(0.86 <= share <= 0.992 for share in found.values()), found
 
 

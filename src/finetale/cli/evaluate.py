@@ -12,10 +12,10 @@ from finetale.cli.settings import with_settings
 from finetale.config import EvaluationSettings, TextSettings, TokenSettings
 
 _NAMES = {
-    "loss": "loss (nats a token)",
-    "perplexity": "perplexity (a token)",
-    "word_perplexity": "perplexity (a word)",
-    "bits_per_byte": "bits a byte",
+    "loss": "loss (nats per token)",
+    "perplexity": "perplexity (per token)",
+    "word_perplexity": "perplexity (per word)",
+    "bits_per_byte": "bits per byte",
 }
 _UNUSED = (
     "validation",
@@ -42,7 +42,7 @@ def command(
     quiet: Quiet = False,
     **settings: object,
 ) -> int:
-    """Loss, perplexity a token and a word, and bits a byte of MODEL on all of the text of SOURCE, with 95% intervals."""
+    """Measure MODEL on all of the text of SOURCE: loss, perplexity and bits per byte, with 95% intervals."""
     from finetale import library, pipeline
 
     given = settings | {"revision": revision, "offline": offline, "precision": precision}
@@ -56,13 +56,20 @@ def command(
     for title in ("", "value", "95% interval"):
         table.add_column(title, justify="left" if not title else "right")
     for key, name in _NAMES.items():
+        if result[key] is None:  # perplexity per word, where white space does not separate words
+            continue
         digits = 4 if key in ("loss", "bits_per_byte") else 2
-        interval = result["interval"]
-        span = "–" if interval is None else " to ".join(number(value, digits) for value in interval[key])
+        ends = (result["interval"] or {}).get(key)
+        span = "–" if ends is None else " to ".join(number(value, digits) for value in ends)
         table.add_row(name, number(result[key], digits), span)
     console = stdout()
     console.print(table)
+    counts = [(unit, result[unit]) for unit in ("tokens", "words", "bytes", "documents")]
     console.print(
-        f"{result['tokens']:,} tokens, {result['words']:,} words, {result['bytes']:,} bytes, {result['documents']:,} documents"
+        ", ".join(
+            f"{count:,} {unit.removesuffix('s') if count == 1 else unit}" for unit, count in counts if count is not None
+        )
     )
+    if result["interval"] is None:
+        console.print("A 95% interval takes at least 5 documents, so the figures hold for this text only.")
     return 0
