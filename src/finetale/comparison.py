@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from finetale import schema
 from finetale.config import CompareSettings, SamplingSettings
 from finetale.generate import Generator
 from finetale.metrics import INTERVAL_METHOD, Measurement, change
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from finetale.models import LoadedModel
     from finetale.tokens import TokenStore
 
-HELD_OUT = ("test", "validation")
+HELD_OUT: tuple[Literal["test", "validation"], ...] = ("test", "validation")
 _EXAMPLES = 10
 _SHARED_SHARE = 0.01  # of the held-out text; the verdict mentions text shared with training from here on
 _EXAMPLE_CHARACTERS = 400
@@ -35,7 +36,7 @@ class Side:
     name: str
     loaded: LoadedModel
     measurements: dict[str, Measurement] = field(default_factory=dict)
-    samples: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[schema.Sample] = field(default_factory=list)
 
 
 def held_out_prompts(
@@ -102,14 +103,14 @@ def draw_samples(
         samples = generator.generate([prompt], sampling, n=number, truncate=True, between=between)[0]
         for index, sample in enumerate(samples, 1):
             side.samples.append(
-                {
-                    "prompt": prompt,
-                    "number": index,
-                    "text": sample.text,
-                    "seed": sample.seed,
-                    "num_tokens": sample.num_tokens,
-                    "finish_reason": sample.finish_reason,
-                }
+                schema.Sample(
+                    prompt=prompt,
+                    number=index,
+                    text=sample.text,
+                    seed=sample.seed,
+                    num_tokens=sample.num_tokens,
+                    finish_reason=sample.finish_reason,
+                )
             )
 
 
@@ -123,8 +124,8 @@ def build(
     training_texts: Callable[[], Iterable[str]] | None,
     shared: Mapping[str, float] | None = None,
     is_held_out: bool = True,
-) -> dict[str, Any]:
-    """Return the content of comparison.json.
+) -> schema.ComparisonFile:
+    """Return the content of comparison.json, without `memorisation`.
 
     Args:
         same_tokenizer: whether both models read the same tokens. If not, or if white space does not separate the words
@@ -133,48 +134,36 @@ def build(
         shared: by split, the share of its words that also occur in passages of the training text.
         is_held_out: whether the text was held out from training `after`; False for text that somebody named.
     """
-    changes = {split: _change(before, after, split, same_tokenizer) for split in ("validation", "test")}
-    copies = longest_copies([[s["text"] for s in side.samples] for side in (before, after)], training_texts)
-    sides: dict[str, dict[str, Any]] = {
-        key: {
-            "name": side.name,
-            "parameters": side.loaded.provenance.parameters,
-            "validation": _summary(side, "validation"),
-            "test": _summary(side, "test"),
-            "samples": side.samples,
-            "sample_metrics": sample_metrics([s["text"] for s in side.samples]) | {"longest_match": copy},
-        }
-        for key, side, copy in (("before", before, copies[0]), ("after", after, copies[1]))
-    }
-    judged = next((split for split in HELD_OUT if changes[split]), None)
+    changes = schema.Changes(
+        validation=_change(before, after, "validation", same_tokenizer),
+        test=_change(before, after, "test", same_tokenizer),
+    )
+    copies = longest_copies([[sample.text for sample in side.samples] for side in (before, after)], training_texts)
+    base, tuned = (_described(side, copy) for side, copy in zip((before, after), copies, strict=True))
+    judged = next((split for split in HELD_OUT if changes.on(split)), None)
+    moved = changes.on(judged) if judged else None
     is_random = before.loaded.provenance.kind == "new"
-    improved, reason = judge(changes[judged] if judged else None, is_random=is_random)
-    unit = sides["after"][judged]["interval_unit"] if judged else None
-    return {
-        "schema_version": 1,
-        "verdict": verdict(
-            sides["before"],
-            sides["after"],
-            changes,
-            judged,
-            text=_described_text(judged, (shared or {}).get(judged or "", 0.0), is_held_out=is_held_out),
-            is_random=is_random,
-        ),
-        "improved": improved,
-        "improved_reason": reason,
-        "judged_on": judged,
-        "same_tokenizer": same_tokenizer,
-        "interval_unit": unit,
-        "interval_method": INTERVAL_METHOD if unit else None,
-        "prompts": list(prompts),
-        "settings": settings.narrow(SamplingSettings).model_dump(mode="json"),
-        "before": sides["before"],
-        "after": sides["after"],
-        "change": changes,
-    }
+    improved, reason = judge(moved, is_random=is_random)
+    old, new = (side.on(judged) if judged else None for side in (base, tuned))
+    text = _described_text(judged, (shared or {}).get(judged or "", 0.0), is_held_out=is_held_out)
+    unit = new.interval_unit if new else None
+    return schema.ComparisonFile(
+        verdict=verdict(old, new, moved, text=text, is_random=is_random),
+        improved=improved,
+        improved_reason=reason,
+        judged_on=judged,
+        same_tokenizer=same_tokenizer,
+        interval_unit=unit,
+        interval_method=INTERVAL_METHOD if unit else None,
+        prompts=list(prompts),
+        settings=settings.narrow(SamplingSettings).model_dump(mode="json"),
+        before=base,
+        after=tuned,
+        change=changes,
+    )
 
 
-def judge(moved: Mapping[str, Any] | None, *, is_random: bool) -> tuple[bool | None, str | None]:
+def judge(moved: schema.Change | None, *, is_random: bool) -> tuple[bool | None, str | None]:
     """Return whether the model got better, and a reason where the answer is None.
 
     A gain counts if its 95% interval excludes zero. The reasons: "no held-out text", "too few documents" (there is no
@@ -186,16 +175,18 @@ def judge(moved: Mapping[str, Any] | None, *, is_random: bool) -> tuple[bool | N
     """
     if moved is None:
         return None, "no held-out text"
-    if moved["percent"] >= 0 or moved["excludes_zero"] is False:
+    if moved.percent >= 0 or moved.excludes_zero is False:
         return False, None
     if is_random:
         return None, "random base"
-    if moved["interval"] is None:
+    if moved.interval is None:
         return None, "too few documents"
     return True, None
 
 
-def describe_audit(audits: Mapping[str, Audit], store: TokenStore, tokenizer: Any, *, has_base: bool) -> dict[str, Any]:
+def describe_audit(
+    audits: Mapping[str, Audit], store: TokenStore, tokenizer: Any, *, has_base: bool
+) -> schema.Memorisation:
     """Return the `memorisation` of comparison.json: counts of each audit, and examples from the training text.
 
     The examples are the most surprising passages. Personal data in them is masked, because the file may be published.
@@ -204,25 +195,22 @@ def describe_audit(audits: Mapping[str, Audit], store: TokenStore, tokenizer: An
         audits: audits by name, "training" and "held_out".
         has_base: whether passages that the base would also write were left out.
     """
-    described: dict[str, Any] = {"has_base": has_base}
+    described: dict[str, schema.MemorisationAudit] = {}
     for name, audit in audits.items():
-        passages = [_describe_passage(passage, store, tokenizer) for passage in audit.passages]
-        passages += [
-            _describe_passage(passage, store, tokenizer)
-            for passage in audit.short
-            if _holds_personal_data(passage, store)
-        ]
-        described[name] = {
-            "tokens": audit.tokens,
-            "of_tokens": audit.of_tokens,
-            "memorised_tokens": sum(passage["tokens"] for passage in passages),
-            "passages": len(passages),
-            "with_personal_data": sum(passage["personal_data"] for passage in passages),
-        }
-        if name == "training":
-            passages.sort(key=lambda passage: (not passage["personal_data"], -passage["bits"]))
-            described[name]["examples"] = passages[:_EXAMPLES]
-    return described
+        known = [*audit.passages, *(passage for passage in audit.short if _holds_personal_data(passage, store))]
+        passages = [_describe_passage(passage, store, tokenizer) for passage in known]
+        passages.sort(key=lambda passage: (not passage.personal_data, -passage.bits))
+        described[name] = schema.MemorisationAudit(
+            tokens=audit.tokens,
+            of_tokens=audit.of_tokens,
+            memorised_tokens=sum(passage.tokens for passage in passages),
+            passages=len(passages),
+            with_personal_data=sum(passage.personal_data for passage in passages),
+            examples=passages[:_EXAMPLES] if name == "training" else None,
+        )
+    return schema.Memorisation(
+        has_base=has_base, training=described.get("training"), held_out=described.get("held_out")
+    )
 
 
 def _holds_personal_data(passage: Passage, store: TokenStore) -> bool:
@@ -230,7 +218,7 @@ def _holds_personal_data(passage: Passage, store: TokenStore) -> bool:
     return first < len(store.personal) and bool(store.personal[first, 0] < passage.start + passage.tokens)
 
 
-def _describe_passage(passage: Passage, store: TokenStore, tokenizer: Any) -> dict[str, Any]:
+def _describe_passage(passage: Passage, store: TokenStore, tokenizer: Any) -> schema.MemorisedPassage:
     """Return a passage for comparison.json, with [...] instead of personal data."""
     stop = passage.start + passage.tokens
     first = int(np.searchsorted(store.personal[:, 1], passage.start, "right"))
@@ -241,20 +229,19 @@ def _describe_passage(passage: Passage, store: TokenStore, tokenizer: Any) -> di
         at = min(b, stop)
     pieces.append(tokenizer.decode(store.tokens[at:stop].tolist(), skip_special_tokens=True))
     shown = "".join(pieces)
-    return {
-        "place": store.name_of(passage.part),
-        "tokens": passage.tokens,
-        "bits": passage.bits,
-        "personal_data": bool(found),
-        "text": shown if len(shown) <= _EXAMPLE_CHARACTERS else shown[:_EXAMPLE_CHARACTERS] + " …",
-    }
+    return schema.MemorisedPassage(
+        place=store.name_of(passage.part),
+        tokens=passage.tokens,
+        bits=passage.bits,
+        personal_data=bool(found),
+        text=shown if len(shown) <= _EXAMPLE_CHARACTERS else shown[:_EXAMPLE_CHARACTERS] + " …",
+    )
 
 
 def verdict(
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
-    changes: Mapping[str, Any],
-    judged: str | None,
+    before: schema.Figures | None,
+    after: schema.Figures | None,
+    moved: schema.Change | None,
     *,
     text: str = "text it never saw",
     is_random: bool = False,
@@ -262,27 +249,28 @@ def verdict(
     """Return one or two plain sentences: whether the model got better, by which measure, and on which text.
 
     Args:
+        before, after, moved: figures and change on the text that decides; None without such text.
         text: what the text is that the figures come from.
         is_random: whether `before` has random weights.
     """
-    if judged is None:
+    if before is None or after is None or moved is None:
         return "There was no held-out text, so nothing can be said about whether the model got better."
-    moved = changes[judged]
-    key, measure, form = _MEASURES[moved["per"]]
-    old, new = before[judged][key], after[judged][key]
-    percent = f"{moved['percent']:+.1f}%".replace("-", "−")
-    interval, note = "", ""
-    if moved["interval"] is not None:
-        low, high = (f"{value:+.1f}%".replace("-", "−") for value in moved["interval"])
-        interval = f", 95% interval {low} to {high}"
+    if moved.per == "byte":
+        measure, form, old, new = "bits per byte", _bits, before.bits_per_byte, after.bits_per_byte
     else:
-        note = _no_interval(before[judged]["documents"], after[judged]["documents"])
+        measure, form, old, new = "perplexity", _number, before.perplexity, after.perplexity
+    percent = _signed(moved.percent)
+    interval, note = "", ""
+    if moved.interval is not None:
+        interval = f", 95% interval {_signed(moved.interval[0])} to {_signed(moved.interval[1])}"
+    else:
+        note = _no_interval(before.documents, after.documents)
     numbers = f"{form(old)} to {form(new)} ({percent}{interval})"
-    if moved["percent"] == 0:
+    if moved.percent == 0:
         return f"The model did not get better: on {text}, {measure} stayed at {form(old)}.{note}"
-    if moved["percent"] > 0:
+    if moved.percent > 0:
         return f"The model did not get better: on {text}, {measure} rose from {numbers}.{note}"
-    if moved["excludes_zero"] is False:
+    if moved.excludes_zero is False:
         return (
             f"It can't be said that the model got better: on {text}, {measure} went from {numbers}, "
             "and the interval includes no change."
@@ -313,6 +301,10 @@ def _no_interval(before: int, after: int) -> str:
     return f" These are {after} documents, too few for an interval, so the figures hold for this text only."
 
 
+def _signed(percent: float) -> str:
+    return f"{percent:+.1f}%".replace("-", "−")
+
+
 def sample_metrics(texts: Sequence[str]) -> dict[str, float | None]:
     """Return how varied samples are, as shares between 0 and 1; None where there are no n-grams.
 
@@ -335,7 +327,7 @@ def sample_metrics(texts: Sequence[str]) -> dict[str, float | None]:
 
 def longest_copies(
     groups: Sequence[Sequence[str]], training_texts: Callable[[], Iterable[str]] | None
-) -> list[dict[str, Any] | None]:
+) -> list[schema.LongestMatch | None]:
     """Return, for each group of samples, the longest run of words that also occurs in the training text.
 
     Words are compared without case and punctuation. The training text is read once. Runs of fewer than 4 words count as
@@ -362,14 +354,23 @@ def longest_copies(
                     length += 1
                 if length > best[g][0]:
                     best[g] = (length, _original(samples[g][s][0], start, length))
-    return [{"words": length, "text": mask(text, find_personal_data(text))} for length, text in best]
+    return [schema.LongestMatch(words=length, text=mask(text, find_personal_data(text))) for length, text in best]
 
 
-def _summary(side: Side, split: str) -> dict[str, Any] | None:
-    return side.measurements[split].summary() if split in side.measurements else None
+def _described(side: Side, copy: schema.LongestMatch | None) -> schema.Side:
+    figures = {split: measurement.summary() for split, measurement in side.measurements.items()}
+    shares = sample_metrics([sample.text for sample in side.samples])
+    return schema.Side(
+        name=side.name,
+        parameters=side.loaded.provenance.parameters,
+        validation=figures.get("validation"),
+        test=figures.get("test"),
+        samples=side.samples,
+        sample_metrics=schema.SampleMetrics(**shares, longest_match=copy),
+    )
 
 
-def _change(before: Side, after: Side, split: str, same_tokenizer: bool) -> dict[str, Any] | None:
+def _change(before: Side, after: Side, split: str, same_tokenizer: bool) -> schema.Change | None:
     old, new = before.measurements.get(split), after.measurements.get(split)
     if old is None or new is None:
         return None
@@ -398,10 +399,3 @@ def _number(value: float) -> str:
 
 def _bits(value: float) -> str:
     return f"{value:.3f}"
-
-
-_MEASURES: Mapping[str, tuple[str, str, Callable[[float], str]]] = {
-    "token": ("perplexity", "perplexity", _number),
-    "byte": ("bits_per_byte", "bits per byte", _bits),
-}
-"""What the verdict says, by the `per` of a change: key of the figure, its name, its format."""

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from finetale import speed
 from finetale.blocks import IGNORE, Blocks
 from finetale.forward import PackedForward
+from finetale.schema import Change, FigureIntervals, Figures, Interval
 
 MIN_DOCUMENTS = 5
 """Fewest documents that get an interval."""
@@ -40,7 +41,6 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 Floats = NDArray[np.float64]
 Reduce = Callable[[Floats], Floats]
-Interval = tuple[float, float]
 Unit = Literal["token", "byte"]
 
 
@@ -65,38 +65,31 @@ class Measurement:
         """Nats per token."""
         return float(self.nats.sum() / self.tokens.sum())
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Figures:
         """Return loss, perplexity, word perplexity and bits per byte with 95% intervals, and the counts behind them.
 
         `interval` is None for fewer than MIN_DOCUMENTS documents. Word perplexity is None where white space does not
         separate words.
         """
-        intervals = {
-            "loss": ratio_interval(self.nats, self.tokens),
-            "word_loss": ratio_interval(self.nats, self.words) if self._has_words else None,
-            "bits_per_byte": ratio_interval(self.nats / math.log(2), self.bytes),
-        }
-        ends = {name: None if interval is None else _positive(interval) for name, interval in intervals.items()}
-        loss, word_loss, bits = ends["loss"], ends["word_loss"], ends["bits_per_byte"]
-        return {
-            "loss": self.loss,
-            "perplexity": perplexity(self.loss),
-            "word_perplexity": perplexity(_ratio(self.nats, self.words)) if self._has_words else None,
-            "bits_per_byte": _ratio(self.nats, self.bytes) / math.log(2),
-            "tokens": int(self.tokens.sum()),
-            "words": int(self.words.sum()) if self.spaced else None,
-            "bytes": int(self.bytes.sum()),
-            "documents": len(self.nats),
-            "interval_unit": None if loss is None else "document",
-            "interval": None
-            if loss is None
-            else {
-                "loss": loss,
-                "perplexity": [perplexity(end) for end in loss],
-                "word_perplexity": None if word_loss is None else [perplexity(end) for end in word_loss],
-                "bits_per_byte": bits,
-            },
-        }
+        loss = _positive(ratio_interval(self.nats, self.tokens))
+        word_loss = _positive(ratio_interval(self.nats, self.words)) if self._has_words else None
+        bits = _positive(ratio_interval(self.nats / math.log(2), self.bytes))
+        return Figures(
+            loss=self.loss,
+            perplexity=perplexity(self.loss),
+            word_perplexity=perplexity(_ratio(self.nats, self.words)) if self._has_words else None,
+            bits_per_byte=_ratio(self.nats, self.bytes) / math.log(2),
+            tokens=int(self.tokens.sum()),
+            words=int(self.words.sum()) if self.spaced else None,
+            bytes=int(self.bytes.sum()),
+            documents=len(self.nats),
+            interval_unit="document" if loss else None,
+            interval=FigureIntervals(
+                loss=loss, perplexity=_perplexities(loss), word_perplexity=_perplexities(word_loss), bits_per_byte=bits
+            )
+            if loss
+            else None,
+        )
 
     @property
     def _has_words(self) -> bool:
@@ -161,7 +154,7 @@ def measure(
     )
 
 
-def change(before: Measurement, after: Measurement, *, per: Unit) -> dict[str, Any]:
+def change(before: Measurement, after: Measurement, *, per: Unit) -> Change:
     """Return the change from one model to the other in percent (negative is better), with a paired 95% interval.
 
     With per="token" the change is that of perplexity per token, which is valid for models of one tokenizer. With
@@ -182,13 +175,13 @@ def change(before: Measurement, after: Measurement, *, per: Unit) -> dict[str, A
         if len(before.nats) == len(after.nats):
             left_out = _log(_without_each(after.nats, after.bytes)) - _log(_without_each(before.nats, before.bytes))
             interval = jackknife_interval(moved, left_out, _shares(after.bytes))
-    percents = None if interval is None else [_percent(end) for end in interval]
-    return {
-        "percent": _percent(moved),
-        "interval": percents,
-        "excludes_zero": None if percents is None else percents[0] > 0 or percents[1] < 0,
-        "per": per,
-    }
+    percents = None if interval is None else (_percent(interval[0]), _percent(interval[1]))
+    return Change(
+        percent=_percent(moved),
+        interval=percents,
+        excludes_zero=None if percents is None else percents[0] > 0 or percents[1] < 0,
+        per=per,
+    )
 
 
 def ratio_interval(numerators: Floats, denominators: Floats) -> Interval | None:
@@ -294,6 +287,10 @@ def _log(value: Any) -> Any:
     return np.log(np.maximum(value, _SMALLEST))
 
 
-def _positive(interval: Interval) -> list[float]:
-    """Ends of an interval of a figure that can't be negative."""
-    return [max(0.0, end) for end in interval]
+def _positive(interval: Interval | None) -> Interval | None:
+    """Cut an interval of a figure that can't be negative at zero."""
+    return None if interval is None else (max(0.0, interval[0]), max(0.0, interval[1]))
+
+
+def _perplexities(losses: Interval | None) -> Interval | None:
+    return None if losses is None else (perplexity(losses[0]), perplexity(losses[1]))

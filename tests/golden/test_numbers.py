@@ -84,7 +84,7 @@ def test_losses_of_the_seeded_tiny_model(stored: TokenStore) -> None:
     validation = measure(forward, pack(stored, "validation", 64))
     assert validation.loss == pytest.approx(6.879199, rel=1e-4)
     assert measure(forward, windows(stored, "validation", 64, 16)).loss == pytest.approx(6.886772, rel=1e-4)
-    figures = validation.summary()
+    figures = validation.summary().to_dict()
     assert figures["perplexity"] == pytest.approx(971.848, rel=1e-3)
     assert figures["word_perplexity"] == pytest.approx(1274.149, rel=1e-3)
     assert figures["bits_per_byte"] == pytest.approx(2.589023, rel=1e-4)
@@ -94,7 +94,7 @@ def test_losses_of_the_seeded_tiny_model(stored: TokenStore) -> None:
 def test_intervals_of_the_seeded_tiny_model(stored: TokenStore) -> None:
     """May change with the method of intervals: those of old and new reports then differ."""
     one, other = (measure(PackedForward(model(seed)), pack(stored, "train", 64)) for seed in (0, 1))
-    assert one.summary()["interval"]["loss"] == pytest.approx([6.485711, 6.734947], rel=1e-4)
-    found = change(one, other, per="token")
+    assert one.summary().to_dict()["interval"]["loss"] == pytest.approx([6.485711, 6.734947], rel=1e-4)
+    found = change(one, other, per="token").to_dict()
     assert found["percent"] == pytest.approx(-10.7896, abs=0.02)
     assert found["interval"] == pytest.approx([-29.0402, 12.1549], abs=0.02)

@@ -494,7 +494,9 @@ def test_evaluating_text_without_spaces(here: Path, capsys: pytest.CaptureFixtur
     assert "5 documents" in shown
     shown = call(capsys, "evaluate", "base", str(tales / "0.txt"))
     assert "1 document\n" in shown
-    assert "A 95% interval takes at least 5 documents, so the figures hold for this text only." in " ".join(shown.split())
+    assert "A 95% interval takes at least 5 documents, so the figures hold for this text only." in " ".join(
+        shown.split()
+    )
 
 
 def test_a_folder_called_like_the_package_is_a_folder(

@@ -93,8 +93,9 @@ def test_personal_data_is_masked_in_what_is_shown_also_where_a_passage_ends_with
     found = comparison.describe_audit(
         {"training": memorisation.Audit(50, 100, passages, short)}, made, tokenizer(), has_base=True
     )
-    shown = [example["text"] for example in found["training"]["examples"]]
-    assert found["training"]["with_personal_data"] == 3
-    assert found["training"]["passages"] == 4, "a short one counts if it is personal"
+    assert found.training is not None
+    shown = [example.text for example in found.training.examples or []]
+    assert found.training.with_personal_data == 3
+    assert found.training.passages == 4, "a short one counts if it is personal"
     assert all("ada" not in text and "quill" not in text and "555" not in text for text in shown)
     assert sum("[...]" in text for text in shown) == 3

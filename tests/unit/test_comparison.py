@@ -24,6 +24,7 @@ from finetale.comparison import (
 )
 from finetale.config import CompareSettings
 from finetale.metrics import Measurement
+from finetale.schema import Sample
 from finetale.text.languages import COMMON_WORDS, SCRIPTS
 from finetale.text.openings import OPENINGS
 from tiny import loaded, part, store, tokenizer
@@ -50,7 +51,7 @@ def spread(mean: float, number: int = 30, seed: int = 0, width: float = 0.5) -> 
 def side(name: str, samples: Iterable[str] = (), kind: str = "local", **measurements: Measurement) -> Side:
     """One side of a comparison, without a model."""
     model: Any = SimpleNamespace(provenance=SimpleNamespace(parameters=1234, kind=kind))
-    return Side(name, model, measurements, [{"prompt": "p", "text": text, "seed": 0} for text in samples])
+    return Side(name, model, measurements, [Sample(prompt="p", text=text, seed=0, num_tokens=1) for text in samples])
 
 
 def compared(
@@ -61,9 +62,10 @@ def compared(
     training_texts: Callable[[], Iterable[str]] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    return build(
+    found = build(
         before, after, SETTINGS, ["p"], same_tokenizer=same_tokenizer, training_texts=training_texts, **options
     )
+    return found.to_dict()
 
 
 def both(old: Measurement, new: Measurement, **options: Any) -> dict[str, Any]:
@@ -249,7 +251,8 @@ def test_the_names_that_others_rely_on() -> None:
     for key, given in (("before", before), ("after", after)):
         found = result[key]
         assert set(found) >= names
-        assert (found["name"], found["parameters"], found["samples"]) == (given.name, 1234, given.samples)
+        assert (found["name"], found["parameters"]) == (given.name, 1234)
+        assert [sample["text"] for sample in found["samples"]] == [sample.text for sample in given.samples]
         for split in ("validation", "test"):
             if split in given.measurements:
                 assert set(found[split]) >= FIGURES
@@ -276,7 +279,7 @@ def test_intervals_are_repeatable_and_do_not_depend_on_the_seed() -> None:
         ["p"],
         same_tokenizer=True,
         training_texts=None,
-    )
+    ).to_dict()
     assert seeded["change"] == first["change"]
 
 
@@ -290,13 +293,13 @@ def test_samples_of_both_models_have_the_same_seeds() -> None:
     for item in sides:
         draw_samples(item, ["The lamp", "A heron"], settings, lambda: told.append("between"))
     assert len(told) > 3 * 2 * 4  # between prompts and between tokens
-    seeds = [[(sample["prompt"], sample["seed"]) for sample in item.samples] for item in sides]
+    seeds = [[(sample.prompt, sample.seed) for sample in item.samples] for item in sides]
     assert seeds[0] == seeds[1] == seeds[2]
     assert [prompt for prompt, _ in seeds[0]] == ["The lamp"] * 2 + ["A heron"] * 2
-    assert len({sample["text"] for sample in sides[0].samples[:2]}) == 2  # of one prompt
+    assert len({sample.text for sample in sides[0].samples[:2]}) == 2  # of one prompt
     assert sides[0].samples == sides[2].samples
-    assert [s["text"] for s in sides[0].samples] != [s["text"] for s in sides[1].samples]
-    assert set(sides[0].samples[0]) >= {"prompt", "text", "seed", "num_tokens", "finish_reason"}
+    assert [s.text for s in sides[0].samples] != [s.text for s in sides[1].samples]
+    assert sides[0].samples[0].finish_reason in ("length", "end")
 
 
 def test_there_is_one_sample_where_nothing_is_random_and_long_prompts_are_shortened() -> None:
@@ -304,7 +307,7 @@ def test_there_is_one_sample_where_nothing_is_random_and_long_prompts_are_shorte
     settings = CompareSettings.resolve({"num_samples": 3, "temperature": 0, "max_new_tokens": 4})
     draw_samples(item, ["The lamp stood on the sill and the boat lay in the reeds. " * 3], settings)
     assert len(item.samples) == 1
-    assert item.samples[0]["num_tokens"] >= 1
+    assert item.samples[0].num_tokens >= 1
 
 
 def test_sample_metrics_by_hand() -> None:
@@ -333,7 +336,8 @@ def test_sample_metrics_of_no_words_are_none() -> None:
 
 
 def copied(sample: str, *training: str) -> dict[str, Any] | None:
-    return longest_copies([[sample]], lambda: training)[0]
+    (found,) = longest_copies([[sample]], lambda: training)
+    return found.to_dict() if found else None
 
 
 def test_the_longest_copy_by_hand() -> None:
@@ -367,7 +371,7 @@ def test_copies_do_not_run_over_the_end_of_a_document_or_sample() -> None:
     found = longest_copies(
         [["one two three four", "five six seven eight"]], lambda: ["one two three four five six seven"]
     )
-    assert found == [{"words": 4, "text": "one two three four"}]
+    assert [item.to_dict() for item in found if item] == [{"words": 4, "text": "one two three four"}]
 
 
 def test_the_longest_copy_starts_at_any_of_its_words_places() -> None:
@@ -385,7 +389,7 @@ def test_each_group_has_its_own_copy_and_the_text_is_read_once() -> None:
 
     groups = [["two three four five"], ["zero", "one two three four five six"], []]
     found = longest_copies(groups, training)
-    assert [item["words"] for item in found if item is not None] == [4, 5, 0]
+    assert [item.words for item in found if item is not None] == [4, 5, 0]
     assert len(reads) == 1
     assert longest_copies(groups, None) == [None, None, None]
 
@@ -393,7 +397,7 @@ def test_each_group_has_its_own_copy_and_the_text_is_read_once() -> None:
 def test_prompts_do_not_count_as_copies() -> None:
     before, after = side("base", ["and then it rained"]), side("run", ["and then the sun shone"])
     for item in (before, after):
-        item.samples[0]["prompt"] = "The lamp stood on the sill"
+        item.samples[0] = item.samples[0].model_copy(update={"prompt": "The lamp stood on the sill"})
     result = compared(before, after, training_texts=lambda: ["The lamp stood on the sill and then the fish sang."])
     words = [result[key]["sample_metrics"]["longest_match"]["words"] for key in ("before", "after")]
     assert words == [0, 0]

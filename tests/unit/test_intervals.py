@@ -101,14 +101,17 @@ def coverage(world: World, number: int, repeats: int, seed: int) -> dict[str, fl
     held = dict.fromkeys(FIGURES, 0)
     for _ in range(repeats):
         before, after = texts(world, number, rng)
-        figures = before.summary()["interval"]
+        figures = before.summary().interval
+        assert figures is not None
         ends = {
-            "loss": figures["loss"],
-            "bits_per_byte": figures["bits_per_byte"],
-            "change per token": change(before, after, per="token")["interval"],
-            "change per byte": change(before, after, per="byte")["interval"],
+            "loss": figures.loss,
+            "bits_per_byte": figures.bits_per_byte,
+            "change per token": change(before, after, per="token").interval,
+            "change per byte": change(before, after, per="byte").interval,
         }
-        for name, (low, high) in ends.items():
+        for name, interval in ends.items():
+            assert interval is not None
+            low, high = interval
             held[name] += bool(low <= truth[name] <= high)
     return {name: count / repeats for name, count in held.items()}
 
@@ -143,7 +146,9 @@ def test_a_document_is_no_more_than_one_of_the_units() -> None:
     rng = np.random.default_rng(0)
     losses = 3 + 0.3 * rng.normal(size=5)
     short, long = (
-        Measurement(losses * size, np.full(5, size), np.full(5, size), np.full(5, size)).summary()["interval"]["loss"]
+        Measurement(losses * size, np.full(5, size), np.full(5, size), np.full(5, size))
+        .summary()
+        .to_dict()["interval"]["loss"]
         for size in (100.0, 1e6)
     )
     assert short == pytest.approx(long)

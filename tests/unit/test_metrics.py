@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from finetale import metrics
 from finetale.blocks import IGNORE, Batch, Blocks, pack
 from finetale.metrics import (
     MIN_DOCUMENTS,
     Floats,
     Measurement,
-    change,
     degrees_of_freedom,
     measure,
     perplexity,
@@ -50,6 +50,10 @@ def stored(folder: Path, number: int, words: int = 30) -> TokenStore:
     return store(folder, [story(n, words + n) for n in range(number)])
 
 
+def change(before: Measurement, after: Measurement, *, per: metrics.Unit) -> dict[str, Any]:
+    return metrics.change(before, after, per=per).to_dict()
+
+
 def documents(nats: Any, tokens: float = 100.0, words: float | Any = 50.0, size: float = 400.0) -> Measurement:
     """A measurement of documents of equal length."""
     sums = np.asarray(nats, np.float64)
@@ -75,7 +79,7 @@ def test_sums_and_counts_are_those_of_the_text(tmp_path: Path) -> None:
 
 
 def test_figures_follow_from_the_sums() -> None:
-    figures = documents([300.0, 100.0], tokens=100, words=50, size=400).summary()
+    figures = documents([300.0, 100.0], tokens=100, words=50, size=400).summary().to_dict()
     assert figures["loss"] == 2.0
     assert figures["perplexity"] == pytest.approx(math.exp(400 / 200))
     assert figures["word_perplexity"] == pytest.approx(math.exp(400 / 100))
@@ -130,16 +134,19 @@ def test_measuring_tells_how_far_it_is_and_can_be_stopped(tmp_path: Path) -> Non
 
 def test_there_are_intervals_from_five_documents_on() -> None:
     assert MIN_DOCUMENTS == 5
-    few, enough = documents([300.0, 310.0, 290.0, 305.0]).summary(), documents([300.0, 310, 290, 305, 295]).summary()
+    few, enough = (
+        documents([300.0, 310.0, 290.0, 305.0]).summary().to_dict(),
+        documents([300.0, 310, 290, 305, 295]).summary().to_dict(),
+    )
     assert (few["interval"], few["interval_unit"]) == (None, None)
     assert enough["interval_unit"] == "document"
     assert sorted(enough["interval"]) == ["bits_per_byte", "loss", "perplexity", "word_perplexity"]
-    assert documents([200.0]).summary()["interval"] is None
+    assert documents([200.0]).summary().to_dict()["interval"] is None
 
 
 def test_the_interval_of_documents_of_one_length_is_students() -> None:
     """Mean ± t(4 degrees of freedom, 97.5%) × standard deviation / √5, by hand."""
-    figures = documents([280.0, 290.0, 300.0, 310.0, 320.0], tokens=100).summary()
+    figures = documents([280.0, 290.0, 300.0, 310.0, 320.0], tokens=100).summary().to_dict()
     half = 2.7764451 * 0.15811388 / math.sqrt(5)  # losses 2.8, 2.9, 3.0, 3.1, 3.2
     assert figures["interval"]["loss"] == pytest.approx([3 - half, 3 + half], rel=1e-6)
     assert figures["interval"]["perplexity"] == pytest.approx([math.exp(3 - half), math.exp(3 + half)], rel=1e-6)
@@ -182,15 +189,17 @@ def test_degrees_of_freedom_fall_with_unequal_lengths() -> None:
 
 def test_one_document_that_outweighs_all_others_gives_a_wide_interval() -> None:
     nats = np.array([3000.0, 310, 290, 320, 280])
-    low, high = Measurement(nats, np.array([1000.0, 100, 100, 100, 100]), nats, nats).summary()["interval"]["loss"]
-    even_low, even_high = documents([*nats[1:].tolist(), 300.0]).summary()["interval"]["loss"]
+    low, high = (
+        Measurement(nats, np.array([1000.0, 100, 100, 100, 100]), nats, nats).summary().to_dict()["interval"]["loss"]
+    )
+    even_low, even_high = documents([*nats[1:].tolist(), 300.0]).summary().to_dict()["interval"]["loss"]
     assert high - low > 1.2 * (even_high - even_low)
 
 
 def test_intervals_contain_the_value_and_shrink_with_more_text() -> None:
     widths: dict[str, list[float]] = {}
     for number in (25, 400):
-        figures = documents(np.random.default_rng(3).normal(300, 40, number)).summary()
+        figures = documents(np.random.default_rng(3).normal(300, 40, number)).summary().to_dict()
         for name, (low, high) in figures["interval"].items():
             assert low < figures[name] < high
             widths.setdefault(name, []).append(high - low)
@@ -199,13 +208,13 @@ def test_intervals_contain_the_value_and_shrink_with_more_text() -> None:
 
 
 def test_figures_that_can_not_be_negative_have_no_negative_ends() -> None:
-    low, high = documents([1.0, 1, 1, 1, 900]).summary()["interval"]["loss"]
+    low, high = documents([1.0, 1, 1, 1, 900]).summary().to_dict()["interval"]["loss"]
     assert (low, high > 2) == (0.0, True)
 
 
 def test_words_are_counted_only_where_white_space_separates_them() -> None:
     measured = Measurement(*(np.full(6, value) for value in (300.0, 100.0, 2.0, 600.0)), spaced=False)
-    figures = measured.summary()
+    figures = measured.summary().to_dict()
     assert (figures["words"], figures["word_perplexity"], figures["interval"]["word_perplexity"]) == (None, None, None)
     assert figures["bits_per_byte"] == pytest.approx(0.5 / math.log(2))
 
@@ -305,10 +314,10 @@ def test_huge_losses_stay_finite_and_are_json() -> None:
     huge = documents(np.linspace(1e7, 2e7, 30))
     small = documents(noisy(0, 30))
     for found in (
-        huge.summary(),
+        huge.summary().to_dict(),
         change(small, huge, per="token"),
         change(small, huge, per="byte"),
         change(huge, small, per="token"),
     ):
         assert "Infinity" not in json.dumps(found, allow_nan=False)
-    assert huge.summary()["perplexity"] == perplexity(1e9)
+    assert huge.summary().to_dict()["perplexity"] == perplexity(1e9)

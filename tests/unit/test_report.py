@@ -344,15 +344,19 @@ def test_nothing_is_loaded_from_elsewhere() -> None:
 
 
 @pytest.mark.parametrize(
-    ("improved", "state"),
+    ("improved", "reason", "state"),
     [
-        (True, "It got better"),
-        (False, "It did not get better"),
-        (None, "Whether it got better is not known"),
+        (True, None, "It got better"),
+        (False, None, "It did not get better"),
+        (None, None, "Whether it got better is not known"),
+        (None, "no held-out text", "Whether it got better is not known"),
+        (None, "random base", "Compared with random weights"),
+        (None, "too few documents", "Better on this text; whether on other text is not known"),
     ],
 )
-def test_verdict_has_three_states(improved: bool | None, state: str) -> None:
-    page = Page(full_page(comparison=changed(example(), improved=improved, verdict="As measured.")))
+def test_verdict_has_three_states(improved: bool | None, reason: str | None, state: str) -> None:
+    comparison = changed(example(), improved=improved, improved_reason=reason, verdict="As measured.")
+    page = Page(full_page(comparison=comparison))
     assert page.all("h1") == "As measured."
     assert state in page.all("p")
     assert state.lower() in page.all("title")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from finetale.config import Config
-from finetale.pipeline.evaluating import evaluate_model
+from finetale.pipeline.evaluating import MeasuredText, evaluate_model
 from finetale.text.words import spaces_separate_words
 from tiny import loaded, part, store, story
 
@@ -48,8 +48,8 @@ def test_the_rule_is_applied_to_the_text_that_is_measured(tmp_path: Path) -> Non
     chinese = [part(f"从前有{number}座山，山上有一座庙。" * 5, "test") for number in range(6)]
     held = store(tmp_path, [*chinese, part(story(1), "validation"), part(story(2))])
     config = Config.resolve({"sources": ("x",), "precision": "fp32"})
-    measured = evaluate_model(loaded(0), held, {"validation": "validation", "test": "test"}, config, lambda event: None)
+    measured = evaluate_model(loaded(0), held, MeasuredText.HELD_OUT, config, lambda event: None)
     assert (measured["validation"].spaced, measured["test"].spaced) == (True, False)
-    figures = measured["test"].summary()
+    figures = measured["test"].summary().to_dict()
     assert (figures["word_perplexity"], figures["words"], figures["documents"]) == (None, None, 6)
     assert figures["bits_per_byte"] > 0

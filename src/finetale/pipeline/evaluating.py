@@ -22,7 +22,7 @@ from finetale.out_of_memory import check_address_space, is_out_of_memory, memory
 from finetale.pipeline.data import keep_standard_input, tokenise
 from finetale.pipeline.prepare import evaluation_blocks
 from finetale.rundir import RunDirectory
-from finetale.schema import SCHEMA_VERSION, ComparisonFile
+from finetale.schema import ComparisonFile, Memorisation
 from finetale.text.fingerprint import is_elsewhere
 from finetale.text.words import spaces_separate_words
 
@@ -155,7 +155,8 @@ def evaluate_on(name: str, config: Config, notify: Notify) -> dict[str, Any]:
     store = tokenise(keep_standard_input(_unsplit(config)), loaded.tokenizer, notify)
     measured = evaluate_model(loaded, store, MeasuredText.WHOLE, config, notify)
     figures = measured["test"].summary()
-    return {"model": name} | figures | {"interval_method": INTERVAL_METHOD if figures["interval"] else None}
+    method = INTERVAL_METHOD if figures.interval else None
+    return {"model": name} | figures.to_dict() | {"interval_method": method}
 
 
 def _within_memory(work: Callable[..., T], batch_size: int, block_size: int) -> T:
@@ -261,8 +262,9 @@ def compare_models(
     if store is not None and measured_text is MeasuredText.HELD_OUT and config.audit_tokens != 0:
         # A run that went before may know the very text by heart, and random weights know nothing.
         base = before if same and before.provenance.kind in ("hub", "local", "bundled") else None
-        result["memorisation"] = audit_model(after, base, store, config, notify, between)
-    return ComparisonFile.model_validate(result | {"schema_version": SCHEMA_VERSION})
+        memorised = audit_model(after, base, store, config, notify, between)
+        result = result.model_copy(update={"memorisation": memorised})
+    return result
 
 
 def shared_shares(store: TokenStore) -> dict[str, float]:
@@ -282,7 +284,7 @@ def audit_model(
     config: Config,
     notify: Notify,
     between: Between | None = None,
-) -> dict[str, Any]:
+) -> Memorisation:
     """What of the training text a model knows by heart, and for contrast what of the held-out text.
 
     Args:

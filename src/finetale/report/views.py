@@ -25,6 +25,13 @@ _ORIGINS = {
     "bundled": "the Finetale package",
     "new": "random weights",
 }
+_UNDECIDED = {
+    "": "Whether it got better is not known",
+    "random base": "Compared with random weights",
+    "too few documents": "Better on this text; whether on other text is not known",
+}
+"""Headline where `improved` is null, by its reason."""
+
 _NOT_COMPARED = "The model was not compared with the one it came from."
 
 
@@ -57,6 +64,7 @@ def shared_view(
         "data": data,
         "text": text,
         "state": "unknown" if comparison is None else _state(comparison.improved),
+        "undecided": _UNDECIDED.get((comparison.improved_reason if comparison else None) or "", _UNDECIDED[""]),
         "verdict": comparison.verdict if comparison else _NOT_COMPARED,
         "groups": [(group, members) for group, members in groups if members],
         "has_intervals": any(any(row.intervals) for row in rows),
