@@ -183,6 +183,11 @@ class TokenStore:
         ranges: NDArray[np.int64] = np.load(self.folder / "personal.npy", allow_pickle=False)
         return ranges
 
+    @cached_property
+    def largest_id(self) -> int:
+        """The largest id; -1 without tokens."""
+        return int(self.tokens.max()) if len(self.tokens) else -1
+
     def name_of(self, part: int) -> str:
         """Where a part comes from, as file:line."""
         row = self.parts[part]
@@ -208,6 +213,13 @@ class TokenStore:
         row = self.parts[part]
         stop = int(row["start"]) + 1 + int(row["targets"]) - int(row["ends"])
         return np.asarray(self.tokens[int(row["start"]) + 1 : stop], dtype=np.int64)
+
+    def has_text_of(self, other: TokenStore) -> bool:
+        """Whether two stores, of any tokenizers, were made from the same text, split in the same way."""
+        if self.info.get("fingerprint") and self.info.get("fingerprint") == other.info.get("fingerprint"):
+            return True
+        columns = ["split", "ends", "words", "bytes"]
+        return bool(np.array_equal(self.parts[columns], other.parts[columns]))
 
     @property
     def account(self) -> dict[str, Any]:
@@ -254,6 +266,7 @@ def build_store(
     report: Callable[[], dict[str, Any]],
     progress: Callable[[int], None] | None = None,
     keep: bool = False,
+    fingerprint: str | None = None,
 ) -> TokenStore:
     """Tokenise parts into a store at `folder` (written atomically).
 
@@ -262,6 +275,7 @@ def build_store(
         report: called after the last part; its dictionary is kept with the store.
         progress: told the number of parts so far.
         keep: leave a store that came to be at `folder` meanwhile.
+        fingerprint: of the files that the parts come from; kept with the store.
 
     Raises:
         SourceError: whatever reading the parts raises, or no token at all.
@@ -343,6 +357,7 @@ def build_store(
             "version": STORE_VERSION,
             "dtype": np.dtype(dtype).str,
             "sha256": content.hexdigest(),
+            "fingerprint": fingerprint,
             "tokens": account,
             "dropped": [
                 {"reason": reason, "documents": count, "tokens": dropped_tokens[reason]}

@@ -54,6 +54,7 @@ def test_a_run_writes_exactly_these_files(here: Path) -> None:
     assert len(boards) == 1
     assert len(steps) == 2
     tokenizer = ("tokenizer.json", "tokenizer_config.json")
+    store = ("manifest.json", "parts.npy", "personal.npy", "sources.json", "store.json", "tokens.bin")
     per_checkpoint = (
         "config.json",
         "generation_config.json",
@@ -75,9 +76,10 @@ def test_a_run_writes_exactly_these_files(here: Path) -> None:
             *boards,
             *(f"checkpoints/{step}/{name}" for step in steps for name in per_checkpoint),
             *(f"model/{name}" for name in (*MODEL_FILES, "manifest.json")),
+            *(f"tokens/{name}" for name in store),
         ]
     )
-    for folder in ("model", *(f"checkpoints/{step}" for step in steps)):
+    for folder in ("model", "tokens", *(f"checkpoints/{step}" for step in steps)):
         assert verify_folder(here / "run" / folder) == []
 
 

@@ -43,7 +43,8 @@ def tokenise(config: Config, tokenizer: PreTrainedTokenizerBase, notify: Notify)
         RunError: the cache can't be written.
     """
     root, limit = cache.cache_root(config.cache_dir), cache.size_limit()
-    key = _key(config, tokens.tokenizer_hash(tokenizer), notify)
+    fingerprint = _fingerprint(config, notify)
+    key = _hash_of(config, fingerprint, tokens.tokenizer_hash(tokenizer)) if fingerprint is not None else None
     folder = root / "tokens" / key if key is not None else None
     if folder is not None and (cached := _open_cached(folder, tokens.open_store, notify)) is not None:
         return cached
@@ -55,7 +56,13 @@ def tokenise(config: Config, tokenizer: PreTrainedTokenizerBase, notify: Notify)
     try:
         parts, report = text.read_parts(config.sources, config, offline=config.offline)
         store = tokens.build_store(
-            parts, tokenizer, folder or temporary / "store", report=report.to_dict, progress=progress, keep=True
+            parts,
+            tokenizer,
+            folder or temporary / "store",
+            report=report.to_dict,
+            progress=progress,
+            keep=True,
+            fingerprint=fingerprint,
         )
         if folder is None:
             folder = root / "tokens" / f"stream-{_hash_of(config, store.info['sha256'], list(config.sources))}"
@@ -99,8 +106,10 @@ def trained_tokenizer(config: Config, notify: Notify) -> PreTrainedTokenizerBase
     from finetale.models import load_tokenizer
 
     root, limit = cache.cache_root(config.cache_dir), cache.size_limit()
-    key = _key(config, f"bpe-{config.vocab_size}", notify)
-    folder = root / "tokenizers" / key if key else None
+    fingerprint = _fingerprint(config, notify)
+    folder = None
+    if fingerprint is not None:
+        folder = root / "tokenizers" / _hash_of(config, fingerprint, f"bpe-{config.vocab_size}")
     if folder is not None:
         cached = _open_cached(folder, lambda path, hold: load_tokenizer(path), notify)
         if cached is not None:
@@ -212,18 +221,14 @@ def data_json(config: Config, store: TokenStore, blocks: dict[str, Any]) -> Data
     return DataFile.model_validate(store.account | described)
 
 
-def _key(config: Config, what: str, notify: Notify) -> str | None:
-    """Hash of the sources' bytes, the settings that shape the text, and the tokenizer; None for streams."""
-
+def _fingerprint(config: Config, notify: Notify) -> str | None:
+    """Return the hash of the bytes of the sources' files; None for streams."""
     _check_kept_inputs(config)
 
     def progress(done: int, total: int) -> None:
         stage(notify, "Comparing the text with what is known", done=done >> 20, total=total >> 20, unit="MB")
 
-    fingerprint = text.fingerprint(config.sources, config, progress)
-    if fingerprint is None:
-        return None
-    return _hash_of(config, fingerprint, what)
+    return text.fingerprint(config.sources, config, progress)
 
 
 def _hash_of(config: Config, *what: Any) -> str:

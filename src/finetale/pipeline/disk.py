@@ -27,11 +27,13 @@ _CONFIG_BYTES = 6_000
 class DiskPlan:
     """Bytes of one checkpoint, and of the run at the moment it takes most.
 
-    That is mostly while a checkpoint is written: then the kept ones, the best and the new one stand beside each other.
+    That is mostly while a checkpoint is written: then the kept ones, the best and the new one exist beside each other.
+    `linked_bytes` of the peak are expected to be hard links to files of the cache, which take no more room.
     """
 
     checkpoint_bytes: int
     peak_bytes: int
+    linked_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return {"peak_bytes": self.peak_bytes, "checkpoint_bytes": self.checkpoint_bytes}
@@ -55,7 +57,9 @@ def plan_disk(prepared: Prepared) -> DiskPlan:
         (standing - 1) * checkpoint + 2 * saved,  # while a model is written beside the one it replaces
         (standing - 1) * checkpoint + saved + _REPORT_BYTES,  # at the end
     )
-    return DiskPlan(checkpoint, max(moments_of_most) + data)
+    tokens = sum(file.stat().st_size for file in prepared.store.folder.iterdir())
+    is_linked = _device(prepared.store.folder) == _device(config.out or Path("runs"))
+    return DiskPlan(checkpoint, max(moments_of_most) + data + tokens, tokens if is_linked else 0)
 
 
 def check_disk(root: Path, plan: DiskPlan) -> None:
@@ -67,7 +71,7 @@ def check_disk(root: Path, plan: DiskPlan) -> None:
     free = free_bytes(root) + sum(
         file.stat().st_size for file in root.rglob("*") if file.is_file() and not file.is_symlink()
     )
-    if free >= plan.peak_bytes:
+    if free >= plan.peak_bytes - plan.linked_bytes:
         return
     raise RunError(
         f"The run needs {size(plan.peak_bytes)} of disk ({size(plan.checkpoint_bytes)} a checkpoint), and {size(free)} are free in {root.absolute().parent}.",
@@ -77,10 +81,19 @@ def check_disk(root: Path, plan: DiskPlan) -> None:
 
 def free_bytes(path: Path) -> int:
     """Free disk space where a path is, or would be."""
-    path = path.absolute()
+    return shutil.disk_usage(_existing(path)).free
+
+
+def _device(path: Path) -> int:
+    """Number of the file system where a path is, or would be."""
+    return _existing(path).stat().st_dev
+
+
+def _existing(path: Path) -> Path:
+    path = path.expanduser().absolute()
     while not path.exists():
         path = path.parent
-    return shutil.disk_usage(path).free
+    return path
 
 
 def _tokenizer_bytes(tokenizer: Any) -> int:

@@ -20,6 +20,7 @@ from finetale.models import LoadedModel
 from finetale.notify import Notify, counted, stage
 from finetale.out_of_memory import check_address_space, is_out_of_memory, memory_errors
 from finetale.pipeline.data import keep_standard_input, tokenise
+from finetale.pipeline.kept_text import check_fits, kept_text
 from finetale.pipeline.prepare import evaluation_blocks
 from finetale.rundir import RunDirectory
 from finetale.schema import ComparisonFile, Memorisation
@@ -127,10 +128,13 @@ def held_out_ids(loaded: LoadedModel, notify: Notify, *, most: int, window: int)
         return []
     run = RunDirectory(Path(loaded.provenance.name).expanduser())
     try:
-        config = Config.resolve(read_settings_file(run.config))
-        if any(map(is_elsewhere, (*config.sources, *config.validation, *config.test))):
-            return []
-        store = tokenise(config, loaded.tokenizer, notify)
+        store = kept_text(run, notify)
+        if store is None:
+            config = Config.resolve(read_settings_file(run.config))
+            if any(map(is_elsewhere, (*config.sources, *config.validation, *config.test))):
+                return []
+            store = tokenise(config, loaded.tokenizer, notify)
+        check_fits(store, loaded)
     except (FinetaleError, OSError):
         return []
     begin, _ = tokens.begin_and_end(loaded.tokenizer)
@@ -198,6 +202,7 @@ def compare_models(
     *,
     names: tuple[str, str],
     measured_text: MeasuredText = MeasuredText.HELD_OUT,
+    store: TokenStore | None = None,
     data_sha256: str | None = None,
     between: Between | None = None,
 ) -> ComparisonFile:
@@ -206,6 +211,7 @@ def compare_models(
     Args:
         measured_text: which text. If it was held out, `after` was trained on the training split of the same sources, and
             its samples are compared with that text too.
+        store: the tokens of `after`'s text, if its run keeps them; else the text is read again.
         data_sha256: of the token store `after` was trained from.
 
     Raises:
@@ -219,15 +225,16 @@ def compare_models(
     ]
     config = config.model_copy(update={"block_size": min(sizes)})
     same = tokens.tokenizer_hash(before.tokenizer) == tokens.tokenizer_hash(after.tokenizer)
-    store = None
+    if store is not None:
+        check_fits(store, after)
     if config.sources:
-        store = tokenise(config, after.tokenizer, notify)
+        store = store or tokenise(config, after.tokenizer, notify)
         if data_sha256 is not None and store.info["sha256"] != data_sha256:
             raise RunError(
                 "The text has changed since the run began, so what is held out now may have been trained on.",
                 "Restore the text, or name other text with --text.",
             )
-        stores = (store if same else tokenise(config, before.tokenizer, notify), store)
+        stores = (store if same else _with_tokenizer(store, before, config, notify), store)
         for side, own_tokens in zip(sides, stores, strict=True):
             side.measurements = evaluate_model(side.loaded, own_tokens, measured_text, config, notify, between)
     prompts = list(config.prompts)
@@ -265,6 +272,22 @@ def compare_models(
         memorised = audit_model(after, base, store, config, notify, between)
         result = result.model_copy(update={"memorisation": memorised})
     return result
+
+
+def _with_tokenizer(store: TokenStore, loaded: LoadedModel, config: Config, notify: Notify) -> TokenStore:
+    """Return the text of a store as tokens of another model.
+
+    Raises:
+        RunError: the text has changed since the store was made.
+    """
+    own = tokenise(config, loaded.tokenizer, notify)
+    if not own.has_text_of(store):
+        raise RunError(
+            f"The text has changed since the run began, and {loaded.provenance.name} has another tokenizer than the "
+            "run, so it can't be measured on the same text.",
+            "Restore the text, or name other text with --text.",
+        )
+    return own
 
 
 def shared_shares(store: TokenStore) -> dict[str, float]:
@@ -342,6 +365,7 @@ def compare_on(
     check_address_space()
     directory = RunDirectory(Path(after).expanduser())
     measured_text = MeasuredText.HELD_OUT
+    kept = None
     if sources or not directory.is_run():
         config, measured_text, sha256 = (
             _unsplit(Config.resolve(settings, {"sources": tuple(sources)})),
@@ -351,6 +375,7 @@ def compare_on(
     else:
         config = Config.resolve(read_settings_file(directory.config), settings)
         sha256 = directory.read_manifest().data_sha256
+        kept = kept_text(directory, notify)
     models.check_name(before)
     models.check_name(after)
     config = keep_standard_input(config)
@@ -365,5 +390,12 @@ def compare_on(
     for loaded in (first, second):
         models.warn_if_unfinished(loaded, notify)
     return compare_models(
-        first, second, config, notify, names=(before, after), measured_text=measured_text, data_sha256=sha256
+        first,
+        second,
+        config,
+        notify,
+        names=(before, after),
+        measured_text=measured_text,
+        store=kept,
+        data_sha256=sha256,
     )

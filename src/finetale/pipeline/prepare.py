@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetale import devices, models, speed, text
 from finetale.blocks import Blocks, check_positions, check_stride, choose_block_size, pack, windows
@@ -18,11 +18,15 @@ from finetale.models import LoadedModel
 from finetale.notify import Notify, note, stage, warn
 from finetale.out_of_memory import check_address_space
 from finetale.pipeline.data import tokenise, trained_tokenizer
+from finetale.pipeline.kept_text import check_fits
 from finetale.pipeline.tuning import Tuned, tune
 from finetale.rundir import RunDirectory
 from finetale.text.findings import text_findings, text_notes
 from finetale.tokens import TokenStore
 from finetale.training import StepBudget, default_learning_rate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _STEPS = 150
 _STEPS_FROM_NOTHING = 1500
@@ -54,11 +58,20 @@ class Prepared:
         }
 
 
-def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None) -> Prepared:
+def prepare(
+    config: Config,
+    notify: Notify,
+    *,
+    loaded: LoadedModel | None = None,
+    store: TokenStore | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Prepared:
     """Check and load everything, and resolve automatic settings. Nothing is written but caches.
 
     Args:
         loaded: used in place of loading `config.model`; for a run that goes on.
+        store: used in place of reading the text.
+        tokenizer: used in place of training one for a new: model.
     """
     check_address_space()
     devices.check_one_process()
@@ -71,14 +84,15 @@ def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None
         config = config.model_copy(update={"tensorboard": is_installed("tensorboard")})
     elif config.tensorboard:
         require("tensorboard", "--tensorboard")
-    text.check_sources(config.sources, config)
+    if store is None:
+        text.check_sources(config.sources, config)
     given, config = config.model, absolute_names(config)
     located = None
     if loaded is not None:
         tokenizer = loaded.tokenizer
     elif models.is_new(config.model):
         models.check_name(config.model)
-        tokenizer = _given_tokenizer(config) or trained_tokenizer(config, notify)
+        tokenizer = _given_tokenizer(config) or tokenizer or trained_tokenizer(config, notify)
     else:
         stage(notify, f"Looking for {config.model}")
         located = models.locate(config.model, revision=config.revision, offline=config.offline)
@@ -86,7 +100,7 @@ def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None
             warn(notify, located.warning)
         check_positions(config.block_size, located.positions)
         tokenizer = _given_tokenizer(config) or models.load_tokenizer(located.folder, name=config.model)
-    store = tokenise(config, tokenizer, notify)
+    store = store or tokenise(config, tokenizer, notify)
     findings = [finding.sentence() for finding in text_findings(store.report) if finding.matters]
     for warning in [*store.warnings, *findings]:
         warn(notify, warning)
@@ -99,6 +113,7 @@ def prepare(config: Config, notify: Notify, *, loaded: LoadedModel | None = None
         else:
             loaded = models.load_located(located, tokenizer=tokenizer, dropout=config.dropout)
         loaded = replace(loaded, provenance=replace(loaded.provenance, name=given))
+    check_fits(store, loaded)
     size = choose_block_size(store, models.positions_of(loaded.model.config.to_dict()), config.block_size)
     if config.stride is not None:
         check_stride(config.stride, size)

@@ -9,12 +9,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetale import models, training
-from finetale.config import Config, read_settings_file, with_new_names
+from finetale.config import Config, TextSettings, read_settings_file, with_new_names
 from finetale.errors import InterruptedRun, RunError
 from finetale.formatting import shell_command
 from finetale.notify import Notify, stage, warn
 from finetale.out_of_memory import memory_errors
 from finetale.pipeline.disk import check_disk, plan_disk
+from finetale.pipeline.kept_text import keep_text, kept_tokenizer, unchanged_text
 from finetale.pipeline.prepare import Prepared, prepare
 from finetale.pipeline.training_run import (
     check_base,
@@ -30,6 +31,8 @@ from finetale.signals import Stopped, StopRequest
 
 _FIXED = ("model", "revision", "tokenizer")
 """Settings that a run is compared by at its end."""
+_SHAPE_TOKENS = {"sources", "vocab_size", *TextSettings.model_fields}
+"""Settings without which the tokens that a run keeps would be others."""
 
 
 @memory_errors()
@@ -96,7 +99,11 @@ def _prepare_again(run: RunDirectory, notify: Notify, accept_changes: bool) -> t
     loaded = None
     if checkpoint is not None:
         loaded = models.load(models.name_of_folder(checkpoint), dropout=config.dropout)
-    prepared = prepare(config, notify, loaded=loaded)
+    # The run's own tokens are those of the settings it began with.
+    shaped_anew = _SHAPE_TOKENS & _changed_names(config, before)
+    kept = None if shaped_anew else unchanged_text(run, config, notify)
+    tokenizer = kept_tokenizer(run, notify) if kept is not None and loaded is None else None
+    prepared = prepare(config, notify, loaded=loaded, store=kept, tokenizer=tokenizer)
     if loaded is None:
         check_base(manifest, prepared.loaded)
     if prepared.store.info["sha256"] != manifest.data_sha256:
@@ -108,6 +115,8 @@ def _prepare_again(run: RunDirectory, notify: Notify, accept_changes: bool) -> t
             )
         changes.append(f"the text: {what}")
         write_record(run.data, described_data(prepared))
+    if kept is None:  # a new text, a run of an older version, or tokens that were corrupted
+        keep_text(run, prepared.store, prepared.config, prepared.loaded.tokenizer)
     if changes:
         warn(notify, f"Going on with what has changed: {'; '.join(changes)}.")
         step = training.read_state(checkpoint).step if checkpoint is not None else 0
@@ -119,6 +128,11 @@ def _prepare_again(run: RunDirectory, notify: Notify, accept_changes: bool) -> t
             changes=[*manifest.changes, AcceptedChange(step=step, what=changes)],
         )
     return prepared, checkpoint
+
+
+def _changed_names(config: Config, before: dict[str, Any]) -> set[str]:
+    """Names of the settings that differ from those in run.json."""
+    return {line.split(" ", 1)[0] for line in _changed_settings(config, before)}
 
 
 def _changed_settings(config: Config, before: dict[str, Any]) -> list[str]:

@@ -28,6 +28,7 @@ from finetale.out_of_memory import memory_errors
 from finetale.pipeline.data import data_json, keep_standard_input
 from finetale.pipeline.disk import check_disk, plan_disk
 from finetale.pipeline.evaluating import compare_models, open_as_configured
+from finetale.pipeline.kept_text import keep_text, kept_text
 from finetale.pipeline.prepare import Prepared, absolute_names, prepare, run_directory
 from finetale.report import model_card, write_report
 from finetale.rundir import (
@@ -94,6 +95,7 @@ def finish(run: RunDirectory, config: Config, notify: Notify, state: TrainState 
                 config,
                 notify,
                 names=(_base_of(run, manifest).name, manifest.name or run.root.name),
+                store=kept_text(run, notify),
                 data_sha256=manifest.data_sha256,
                 between=stop.check,
             )
@@ -280,6 +282,8 @@ def start_directory(run: RunDirectory, prepared: Prepared) -> None:
     except BaseException:
         for file in (run.manifest, run.config, run.data):  # the manifest first
             file.unlink(missing_ok=True)
+        for folder in (run.tokens, run.tokenizer):
+            shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
@@ -288,6 +292,7 @@ def describe(run: RunDirectory, prepared: Prepared) -> None:
     config = portable(prepared.config)
     write_bytes(run.config, config.to_yaml().encode())
     write_record(run.data, described_data(prepared))
+    keep_text(run, prepared.store, prepared.config, prepared.loaded.tokenizer)
     run.update_manifest(
         status="running",
         process=this_process(),

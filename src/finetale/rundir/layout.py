@@ -68,6 +68,14 @@ class RunDirectory:
         return self.root / "report.html"
 
     @property
+    def tokens(self) -> Path:
+        return self.root / "tokens"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.root / "tokenizer"
+
+    @property
     def engines(self) -> Path:
         return self.root / "engines"
 
@@ -80,7 +88,8 @@ class RunDirectory:
         if not self.root.is_dir():
             return self.root.exists()
         names = {item.name for item in self.root.iterdir()}
-        begun = {name for name in names if name in (self.config.name, self.data.name) or name.endswith(".tmp")}
+        first = {path.name for path in (self.config, self.data, self.tokens, self.tokenizer)}
+        begun = {name for name in names if name in first or name.endswith(".tmp")}
         return bool(names - {LOCK_NAME} - (begun if LOCK_NAME in names else set()))
 
     def refuse_links(self) -> None:
@@ -89,7 +98,14 @@ class RunDirectory:
         Raises:
             RunError: names the link.
         """
-        for path in (self.checkpoints, self.model, self.tensorboard, self.root / LOCK_NAME):
+        for path in (
+            self.checkpoints,
+            self.model,
+            self.tokens,
+            self.tokenizer,
+            self.tensorboard,
+            self.root / LOCK_NAME,
+        ):
             if path.is_symlink():
                 raise RunError(
                     f"{path} is a link, and a run keeps its files in its own directory.", "Put the folder itself there."
