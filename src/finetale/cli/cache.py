@@ -25,11 +25,19 @@ def command(
         bool, Parameter(name="--empty", negative=(), help="Delete everything that no running process uses.")
     ] = False,
     cache_dir: Annotated[
-        Path | None, Parameter(help="The cache to look at. auto: FINETALE_CACHE, else ~/.cache/finetale.")
+        Path | None,
+        Parameter(
+            help="The cache to look at. auto: FINETALE_CACHE, else ~/.cache/finetale. Its limit is FINETALE_CACHE_LIMIT, "
+            "such as 50GB or none, else 10 GiB."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Show what the cache holds, or empty it. Everything in it is made again when it is needed; runs lose nothing."""
+    """Show what the cache holds, or empty it.
+
+    Everything in it is made again when it is needed; runs lose nothing. When it outgrows FINETALE_CACHE_LIMIT (10 GiB,
+    unless the variable holds another size or none), the entries that were not used for longest are deleted.
+    """
     root, limit = cache_root(cache_dir), size_limit()
     deleted: list[Entry] = []
     if empty_it:

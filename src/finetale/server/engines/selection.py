@@ -12,6 +12,7 @@ import json
 import platform
 import shutil
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +139,10 @@ def choose(
         return torch_engine(loaded, facts, slots, dtype)
     places = _places(loaded)
     found = ((kept, place) for place in places if (kept := _read_record(place)) is not None)
+    limit = cache.size_limit()
     record, folder = next(found, None) or _make(loaded, facts, places, slots, held_out, notify)
+    held = cache.hold(folder) if folder == places[-1] else None
+    cache.evict(cache.cache_root(None), limit)
     problem = record["problem"]
     if problem is None:
         from finetale.server.engines.openvino_rows import OpenVinoRows
@@ -150,7 +154,11 @@ def choose(
         if wanted == "openvino" or speeds["openvino"] >= speeds["torch"]:
             group = record["rounding"]["group"]
             try:
-                return facts.engine(OpenVinoRows(folder / _MODEL, context=facts.context, slots=slots, group=group))
+                rows = OpenVinoRows(folder / _MODEL, context=facts.context, slots=slots, group=group)
+                engine = facts.engine(rows)
+                if held is not None:  # as long as the engine lives
+                    weakref.finalize(engine, held.release)
+                return engine
             except (RuntimeError, OSError) as error:  # it is gone meanwhile, or there is no memory for it
                 problem = f"what was kept of it can't be opened: {openvino.last_line(error)}"
     if problem is not None:
