@@ -1,8 +1,8 @@
-"""A token store's split → blocks of equal length, packed without loss. Knows nothing of models.
+"""Pack a split of a token store into blocks of equal length, without loss. Knows nothing of models.
 
-Documents longer than a block are cut into segments that overlap by one token, so that each target occurs once. Shorter
-ones stay whole and share blocks (best-fit decreasing, as in Ding et al. 2024, "Fewer Truncations Improve Language
-Modeling"); only where the blocks would stay too empty are the worst ones dissolved and their documents cut to fill gaps.
+A document longer than a block is cut into segments that overlap by one token, so that each target occurs once. Shorter
+documents stay whole and share blocks (best-fit decreasing, as in Ding et al. 2024, "Fewer Truncations Improve Language
+Modeling"). If the blocks would be too empty, the emptiest are dissolved and their documents are cut to fill gaps.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _MAX_PADDING = 0.02
 class Batch:
     """Arrays of shape (batch, time), int64.
 
-    `labels` are the next tokens, IGNORE where there is nothing to learn; `positions` restart with each document;
-    `documents` number the documents of a row from 0, padding being one of its own; `parts` are indices into the
+    `labels` are the next tokens, IGNORE where there is nothing to learn. `positions` restart with each document.
+    `documents` number the documents of a row from 0; padding counts as one more document. `parts` are indices into the
     store, -1 for padding.
     """
 
@@ -40,7 +40,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of one split. `segments` in block order; block i holds segments[offsets[i] : offsets[i + 1]]."""
+    """Blocks of one split. `segments` are in block order; block i consists of segments[offsets[i] : offsets[i + 1]]."""
 
     store: TokenStore
     block_size: int
@@ -52,20 +52,20 @@ class Blocks:
 
     @property
     def num_targets(self) -> int:
-        """Targets in all blocks."""
+        """Number of targets in all blocks."""
         return int(self.segments["targets"].sum() - self.segments["skip"].sum())
 
     @property
     def padding_share(self) -> float:
-        """Share of positions that hold no document."""
+        """Share of positions that are padding."""
         return 1.0 - float(self.segments["targets"].sum()) / max(1, len(self) * self.block_size)
 
     def targets_in(self, blocks: NDArray[np.int64]) -> int:
-        """Targets in some of the blocks."""
+        """Return the number of targets in some of the blocks."""
         return int(sum((self._segments_of(i)["targets"] - self._segments_of(i)["skip"]).sum() for i in blocks))
 
     def batch(self, blocks: NDArray[np.int64]) -> Batch:
-        """The arrays of some of the blocks, one row each."""
+        """Return the arrays of some of the blocks, one row per block."""
         shape = (len(blocks), self.block_size)
         inputs, positions, documents = (np.zeros(shape, np.int64) for _ in range(3))
         labels = np.full(shape, IGNORE, np.int64)
@@ -87,7 +87,7 @@ class Blocks:
         return Batch(inputs, labels, positions, documents, parts)
 
     def places(self, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where the labels of `batch` stand in the store's tokens, shape (batch, time); -1 where there is none."""
+        """Return the index of each label of `batch` in the store's tokens, shape (batch, time); -1 for padding."""
         places = np.full((len(blocks), self.block_size), -1, np.int64)
         for row, block in enumerate(blocks):
             at = 0
@@ -97,7 +97,7 @@ class Blocks:
         return places
 
     def names_in(self, blocks: Iterable[int], most: int = 5) -> str:
-        """Where the documents of some blocks come from: the first few names, and how many more there are."""
+        """Return the names of the documents in some blocks: the first few, and the number of the others."""
         parts = dict.fromkeys(int(part) for i in blocks for part in self._segments_of(int(i))["part"])
         names = [self.store.name_of(part) for part in list(parts)[:most]]
         more = f" and {len(parts) - most} more" if len(parts) > most else ""
@@ -112,8 +112,8 @@ def pack(store: TokenStore, split: str, block_size: int, *, fill: bool = False) 
     """Pack a split into blocks.
 
     Args:
-        block_size: positions (inputs) a block.
-        fill: cut documents to fill blocks that would stay emptier than 2% on the whole (for training).
+        block_size: positions (inputs) per block.
+        fill: cut documents to fill blocks if more than 2% of all positions would be padding (for training).
     """
     parts = store.parts_of(split)
     starts, targets = store.parts["start"][parts], store.parts["targets"][parts]
@@ -128,7 +128,9 @@ def pack(store: TokenStore, split: str, block_size: int, *, fill: bool = False) 
 
 
 def windows(store: TokenStore, split: str, window: int, stride: int) -> Blocks:
-    """Sliding windows for evaluation: each target once, with at least window - stride tokens of context where there are.
+    """Cut a split into sliding windows for evaluation. Each target occurs once.
+
+    A target has at least window - stride tokens of context, unless its document has fewer before it.
 
     Raises:
         ConfigError: the stride is longer than the window.
@@ -137,7 +139,7 @@ def windows(store: TokenStore, split: str, window: int, stride: int) -> Blocks:
 
 
 def window_segments(store: TokenStore, parts: NDArray[np.int64], window: int, stride: int) -> NDArray[Any]:
-    """The segments of `windows`, of dtype SEGMENT_DTYPE, in the order of the parts.
+    """Return the segments of `windows`, with dtype SEGMENT_DTYPE, in the order of the parts.
 
     Raises:
         ConfigError: the stride is longer than the window.
@@ -158,10 +160,10 @@ def window_segments(store: TokenStore, parts: NDArray[np.int64], window: int, st
 
 
 def choose_block_size(store: TokenStore, positions: int | None, wanted: int | None) -> int:
-    """The block size: what was asked for, else the model's positions up to 1024, halved while there are few blocks.
+    """Return the block size: `wanted`, else the model's positions up to 1024, halved while there are few blocks.
 
     Raises:
-        ConfigError: more was asked for than the model has positions.
+        ConfigError: `wanted` exceeds the model's positions.
         SourceError: the training text is shorter than one block, or than any block.
     """
     targets = store.num_targets("train")
@@ -185,17 +187,17 @@ def choose_block_size(store: TokenStore, positions: int | None, wanted: int | No
 
 
 def choose_evaluation_size(positions: int | None, wanted: int | None) -> int:
-    """The block size to evaluate with: what was asked for, else the model's positions up to 1024.
+    """Return the block size of an evaluation: `wanted`, else the model's positions up to 1024.
 
     Raises:
-        ConfigError: more was asked for than the model has positions.
+        ConfigError: `wanted` exceeds the model's positions.
     """
     check_positions(wanted, positions)
     return wanted or min(positions or 1024, 1024)
 
 
 def check_stride(stride: int, window: int) -> None:
-    """Refuse a stride that would leave tokens out.
+    """Refuse a stride that would skip tokens.
 
     Raises:
         ConfigError: the stride is longer than the window.
@@ -207,10 +209,10 @@ def check_stride(stride: int, window: int) -> None:
 
 
 def check_positions(block_size: int | None, positions: int | None) -> None:
-    """Refuse a block size past the model's positions.
+    """Refuse a block size that exceeds the model's positions.
 
     Raises:
-        ConfigError: names both.
+        ConfigError: the block size is larger.
     """
     if block_size is not None and positions is not None and block_size > positions:
         raise ConfigError(
@@ -220,7 +222,7 @@ def check_positions(block_size: int | None, positions: int | None) -> None:
 
 
 def share_blocks(store: TokenStore, size: int, segments: NDArray[Any], *, fill: bool = False) -> Blocks:
-    """Give each full segment a block and let the shorter ones share; blocks come in reading order."""
+    """Give each full segment a block of its own and let shorter ones share. The blocks are in reading order."""
     full = segments["targets"] == size
     short = segments[~full]
     bins = _best_fit(short["targets"], size)
@@ -231,16 +233,16 @@ def share_blocks(store: TokenStore, size: int, segments: NDArray[Any], *, fill: 
     lengths = np.concatenate([np.ones(len(alone), np.int64), [len(members) for members in bins]]).astype(np.int64)
     grouped = np.concatenate([alone, short[order]])
     first = np.concatenate([[0], np.cumsum(lengths)])
-    reading = np.argsort(grouped["start"][first[:-1]], kind="stable")  # so that a memory map is read forwards
+    reading = np.argsort(grouped["start"][first[:-1]], kind="stable")  # a memory map is read forwards
     moved = np.concatenate([np.arange(first[b], first[b + 1]) for b in reading]) if len(reading) else order
     offsets = np.concatenate([[0], np.cumsum(lengths[reading])]).astype(np.int64)
     return Blocks(store, size, grouped[moved], offsets)
 
 
 def _best_fit(lengths: NDArray[np.int64], size: int) -> list[list[int]]:
-    """Indices of the segments that share each block: best-fit decreasing.
+    """Return the indices of the segments that share each block, by best-fit decreasing.
 
-    A bit mask says which amounts of free room some open block has, so each segment takes constant time.
+    A bit mask records which amounts of free space occur among the open blocks, so each segment takes constant time.
     """
     bins: list[list[int]] = []
     by_room: list[list[int]] = [[] for _ in range(size + 1)]
@@ -265,9 +267,9 @@ def _best_fit(lengths: NDArray[np.int64], size: int) -> list[list[int]]:
 
 
 def _fill_gaps(segments: NDArray[Any], bins: list[list[int]], size: int) -> tuple[NDArray[Any], list[list[int]]]:
-    """If blocks are too empty on the whole, dissolve the emptiest and cut their segments into the largest gaps."""
+    """If too many positions are padding, dissolve the emptiest blocks and cut their segments into the largest gaps."""
     content = [int(segments["targets"][members].sum()) for members in bins]
-    crumb = min(16, max(1, size // 32))  # too short to be worth a cut
+    crumb = min(16, max(1, size // 32))  # shorter pieces are not worth a cut
     enough = -(-sum(content) // (size - crumb))
     if len(bins) * size - sum(content) <= _MAX_PADDING * len(bins) * size or len(bins) <= enough:
         return segments, bins
@@ -281,7 +283,7 @@ def _fill_gaps(segments: NDArray[Any], bins: list[list[int]], size: int) -> tupl
             start, count, part, skip = waiting.pop()
             taken = min(count, room)
             if 0 < count - taken < crumb < taken - crumb:
-                taken -= crumb  # leave a rest that is worth a place of its own
+                taken -= crumb  # leave a rest that is not too short
             bins[index].append(len(segments) + len(pieces))
             pieces.append((start, taken, part, skip))
             room -= taken

@@ -1,9 +1,9 @@
-"""The cache of this machine: its entries, their last use, the limit of its size. Knows nothing of what entries hold.
+"""The cache of this machine: its entries, their last use and its size limit. Knows nothing of what entries contain.
 
-An entry is a folder, or a file, that can be made again: tokenised text, a tokenizer that was trained, text from standard
-input, a model that was converted for serving. Folders are sealed with the SHA-256 of each file, and who opens one checks
-it. The entries that were not used for longest are deleted when the cache outgrows its limit. Whoever uses an entry holds
-a shared lock on it, which the system releases when the process ends, so that entries in use stay.
+An entry is a folder or a file: tokenised text, a trained tokenizer, text from standard input or from memory, or a model
+that was converted for serving. Folders are sealed with the SHA-256 of each file, which is verified on opening.
+When the cache exceeds its limit, the least recently used entries are evicted. A process that uses an entry holds a
+shared lock on it. The operating system releases the lock when the process ends. Entries in use are never evicted.
 """
 
 from __future__ import annotations
@@ -21,26 +21,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetale.errors import ConfigError
-from finetale.rundir import is_sealed, recover, temporary_name, verify_folder
+from finetale.rundir import is_sealed, recover, sha256_of, temporary_name, verify_folder
 
 LIMIT_VARIABLE = "FINETALE_CACHE_LIMIT"
 DEFAULT_LIMIT = 10 * 2**30
-"""Bytes of the cache beyond which the entries that were not used for longest are deleted."""
+"""Default size limit in bytes. Beyond it, the least recently used entries are evicted."""
 PATTERNS = {
     "tokens": re.compile(r"(stream-)?[0-9a-f]{32}"),
     "tokenizers": re.compile(r"[0-9a-f]{32}"),
-    "stdin": re.compile(r"[0-9a-f]{64}\.txt"),
+    "stdin": re.compile(r"([0-9a-f]{64})\.txt"),
+    "in-memory": re.compile(r"(?:texts|records|table)-([0-9a-f]{32})\.(?:jsonl|parquet)"),
     "engines": re.compile(r"openvino-[0-9a-f]{16}"),
 }
-"""Names of the entries of each kind. Nothing else below the cache's folder is ever deleted."""
+"""Names of the entries of each kind. Nothing else in the cache's folder is ever deleted."""
+INPUTS = ("stdin", "in-memory")
+"""Kinds whose entries are files of text. Their names hold the SHA-256 of their content, or its beginning."""
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | {
     f"{letter}ib": 2 ** (10 * number) for number, letter in enumerate("kmgt", 1)
 }
 _UNLIMITED = ("none", "off", "unlimited")
 _GRACE_SECONDS = 60.0
-"""Entries that were used so recently are never evicted: their user may be about to lock them."""
+"""Entries used within this time are not evicted: a process may be about to lock them."""
 _ABANDONED_SECONDS = 3600.0
-"""Temporary files that nothing was written to for so long belong to a process that was killed."""
+"""Temporary files without a write for this long belong to a process that was killed."""
 _WITHOUT_LOCKS_SECONDS = 24 * 3600.0
 """On a file system without locks, an entry that was used within this time counts as in use."""
 
@@ -77,13 +80,13 @@ class Hold:
         self._release = weakref.finalize(self, os.close, descriptor) if descriptor is not None else None
 
     def release(self) -> None:
-        """Let the entry go."""
+        """Release the lock."""
         if self._release is not None:
             self._release()
         self._descriptor = None
 
     def is_of(self, path: Path) -> bool:
-        """Whether the entry that is at a path now is the one that was locked."""
+        """Whether the entry at a path is still the one that was locked."""
         return self._descriptor is None or _is_at(path, self._descriptor)
 
 
@@ -115,7 +118,7 @@ def size_limit() -> int | None:
 
 
 def hold(path: Path) -> Hold | None:
-    """Lock an entry against eviction and note that it was used now; None if it is not there."""
+    """Lock an entry against eviction and record its use. Return None if it does not exist."""
     while True:
         try:
             descriptor = os.open(path, os.O_RDONLY)
@@ -140,7 +143,7 @@ def hold(path: Path) -> Hold | None:
 
 
 def problems(folder: Path) -> list[str]:
-    """Return what is wrong with a sealed folder. Each folder is read once per process, as long as its files stay the same."""
+    """Return the problems of a sealed folder. A process reads each folder once, unless its files change."""
     if not is_sealed(folder):
         return ["it has no manifest.json with the SHA-256 of its files"]
     facts = _facts(folder)
@@ -152,8 +155,20 @@ def problems(folder: Path) -> list[str]:
     return found
 
 
+def is_damaged_input(path: Path) -> bool:
+    """Whether a path is a file of text in a cache whose SHA-256 is not the one in its name."""
+    pattern = PATTERNS[path.parent.name] if path.parent.name in INPUTS else None
+    match = pattern.fullmatch(path.name) if pattern is not None else None
+    return match is not None and path.is_file() and not sha256_of(path).startswith(match[1])
+
+
+def is_input(path: Path) -> bool:
+    """Whether a path is a file of text in a cache."""
+    return path.parent.name in INPUTS and PATTERNS[path.parent.name].fullmatch(path.name) is not None
+
+
 def remove(path: Path) -> None:
-    """Delete an entry: move it out of the way in one step, then delete its files."""
+    """Delete an entry: rename it in one step, then delete its files."""
     aside = temporary_name(path)
     try:
         path.rename(aside)
@@ -166,7 +181,7 @@ def remove(path: Path) -> None:
 
 
 def entries(root: Path) -> list[Entry]:
-    """Return all entries, the ones that were not used for longest first."""
+    """Return all entries, the least recently used first."""
     found = []
     for kind, path in _paths(root):
         try:
@@ -182,12 +197,12 @@ def entries(root: Path) -> list[Entry]:
 
 
 def evict(root: Path, limit: int | None) -> list[Entry]:
-    """Delete the entries that were not used for longest until the cache fits its limit, and what dead writers left.
+    """Evict the least recently used entries until the cache fits its limit. Delete temporary files of dead processes.
 
     Entries in use, and those used within the last minute, stay.
 
     Returns:
-        What was deleted.
+        The evicted entries.
     """
     _clean(root, _ABANDONED_SECONDS)
     if limit is None:
@@ -222,7 +237,7 @@ def _paths(root: Path) -> Iterator[tuple[str, Path]]:
         if not folder.is_dir() or folder.is_symlink():
             continue
         for path in sorted(folder.iterdir()):
-            if pattern.fullmatch(path.name) and not path.is_symlink() and path.is_file() == path.name.endswith(".txt"):
+            if pattern.fullmatch(path.name) and not path.is_symlink() and path.is_file() == (kind in INPUTS):
                 yield kind, path
 
 
@@ -249,7 +264,7 @@ def _is_in_use(path: Path, last_used: float) -> bool:
 
 @contextlib.contextmanager
 def _locked(path: Path, last_used: float) -> Iterator[bool]:
-    """Keep others from holding an entry; gives whether nobody holds it."""
+    """Lock an entry for its deletion. Yield whether no process holds it."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:  # it is gone, not readable, or a folder on Windows

@@ -1,11 +1,11 @@
-"""Model + training text → the passages it knows by heart. Knows nothing of reports.
+"""Find the passages of the training text that a model has memorised. Knows nothing of reports.
 
-A passage is known by heart if the model, given the text before it, continues with it word for word when it always takes
-the likeliest token. One pass over the text shows this for every passage at once: while all tokens so far are the likeliest
-ones, generating and reading are the same (the "discoverable memorisation" of Carlini et al. 2022, for prefixes of any
-length). Text that anybody would have guessed does not count, nor does a name: a passage has 8 tokens or more, and the model
-that training began from must have given it less than one chance in 2^64, which is about 16 tokens of a story. Personal data
-is shorter, so passages from 4 tokens and 2^20 on are told too, for the caller to look at.
+A model has memorised a passage if, given the text before it, greedy decoding continues with exactly that passage. One
+pass over the text finds all such passages: as long as every token is the likeliest one, generating and reading are the
+same ("discoverable memorisation", Carlini et al. 2022, with prefixes of any length). Passages that are easy to guess do
+same ("discoverable memorisation", Carlini et al. 2022, with prefixes of any length). Easily guessed passages do not
+count. A passage has 8 tokens or more, and the base model must have given it a probability below 2^-64, which is that
+are reported as well, for the caller to filter.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from finetale.tokens import TokenStore
 LEAST_TOKENS, LEAST_BITS = 8, 64.0
 LEAST_TOKENS_OF_SHORT, LEAST_BITS_OF_SHORT = 4, 20.0
 GUESSED_BITS = 4.0
-"""Bits a token where there is no base of the same tokens to ask: what GPT-2 gives to stories, about."""
+"""Bits per token if there is no base with the same tokens: about what GPT-2 needs for stories."""
 
 _MOST_NATS = 100.0
 
@@ -36,7 +36,7 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Passage:
-    """A passage known by heart: tokens[start : start + tokens] of the store, and the bits its base would have needed."""
+    """A memorised passage: tokens[start : start + tokens] of the store, and the bits that its base needs for it."""
 
     part: int
     start: int
@@ -46,9 +46,13 @@ class Passage:
 
 @dataclass(frozen=True)
 class Audit:
-    """What was looked through and what was found, the most surprising passages first.
+    """The result of an audit, with the passages that need the most bits first.
 
-    `short` holds what is too short or too little of a surprise to say much, unless it is personal data.
+    Attributes:
+        tokens: tokens that were looked through.
+        of_tokens: tokens of the splits.
+        passages: the memorised passages.
+        short: passages that count only if they are personal data, because they are short or easy to guess.
     """
 
     tokens: int
@@ -71,15 +75,15 @@ def audit(
     progress: Progress | None = None,
     between: Callable[[], None] | None = None,
 ) -> Audit:
-    """Look for passages of some splits that a model knows by heart.
+    """Look for passages of some splits that a model has memorised.
 
     Args:
-        after: the model in question.
-        before: the model it was trained from, of the same tokens; None if there is none, then a token counts 4 bits.
-        window: tokens of a pass; a token sees at least a quarter of that before it, where there is so much.
-        budget: tokens to look through, drawn by the seed.
-        risk_first: look through personal data and repeats before the rest.
-        progress: told (batches done, batches) of the pass over `after`.
+        after: the model to audit.
+        before: the model it was trained from, with the same tokens. If None, each token counts 4 bits.
+        window: tokens per window. Each token has at least a quarter of that as context, unless its document has less.
+        budget: number of tokens to look through, drawn with `seed`.
+        risk_first: look through personal data and repeats first.
+        progress: called with (batches done, number of batches) of the pass over `after`.
         between: called between batches; may raise to stop.
     """
     parts = np.concatenate([store.parts_of(split) for split in splits])
@@ -98,7 +102,7 @@ def audit(
     if before is not None and len(runs):
         first = chosen["start"] + chosen["skip"] + 1
         order = np.argsort(first)
-        # The window in which each run begins, and all up to the one in which it ends.
+        # All windows from the one in which a run begins to the one in which it ends.
         begin = np.searchsorted(first[order], runs[:, 0], "right") - 1
         end = np.searchsorted(first[order], runs.sum(axis=1) - 1, "right") - 1
         needed = order[np.unique(np.concatenate([np.arange(a, b + 1) for a, b in zip(begin, end, strict=True)]))]
@@ -110,7 +114,7 @@ def audit(
             None,
             between,
         )
-        # A token that the base rules out is a surprise, though not an endless one.
+        # The base may give a token the probability 0; its surprise stays finite.
         nats = np.nan_to_num(nats, nan=0.0, posinf=_MOST_NATS).clip(max=_MOST_NATS)
         sums = np.concatenate([[0.0], np.cumsum(nats)])
         starts = np.searchsorted(places, runs[:, 0])
@@ -129,11 +133,11 @@ def audit(
 
 
 def _choose(segments: NDArray[Any], store: TokenStore, budget: int, seed: int, *, risk_first: bool) -> NDArray[Any]:
-    """Segments of about `budget` tokens in a drawn order, those with personal data and those of repeats first if wanted."""
+    """Draw segments of about `budget` tokens; with `risk_first`, those with personal data first, then repeats."""
     order = np.random.default_rng(seed).permutation(len(segments))
     if risk_first:
         first, last = segments["start"] + segments["skip"] + 1, segments["start"] + segments["targets"]
-        # The first finding that does not end before the segment begins; does it begin before the segment ends?
+        # A segment holds personal data if the first finding that ends after its start begins before its end.
         ends = np.append(store.personal[:, 1], np.iinfo(np.int64).max)
         begins = np.append(store.personal[:, 0], np.iinfo(np.int64).max)
         is_personal = begins[np.searchsorted(ends, first, "right")] <= last
@@ -153,7 +157,7 @@ def _read(
     progress: Progress | None,
     between: Callable[[], None] | None,
 ) -> tuple[Integers, NDArray[Any]]:
-    """(places, values) of all targets in blocks, by place."""
+    """Return (places, values) of all targets in the blocks, in order of place."""
     places: list[Integers] = [np.zeros(0, np.int64)]
     values: list[NDArray[Any]] = [np.zeros(0)]
     model = forward.model
@@ -179,7 +183,7 @@ def _read(
 
 
 def _runs(places: Integers, hits: NDArray[np.bool_]) -> Integers:
-    """(start, length) of the runs of LEAST_TOKENS_OF_SHORT or more hits in a row, shape (runs, 2)."""
+    """Return (start, length) of each run of LEAST_TOKENS_OF_SHORT or more hits in a row, shape (runs, 2)."""
     found = places[hits]
     if not len(found):
         return np.zeros((0, 2), np.int64)

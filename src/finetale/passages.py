@@ -52,7 +52,7 @@ Words = NDArray[np.uint32]
 
 @dataclass(frozen=True)
 class SharedPassages:
-    """Words of one held-out split, and how many of them stand in passages that the training text holds too."""
+    """The words of one held-out split, and how many of them lie in passages that the training text contains too."""
 
     words: int
     shared: int
@@ -81,7 +81,7 @@ class PassageFinder:
             self._paths[split].unlink(missing_ok=True)
 
     def add(self, parts: Sequence[tuple[str, str]]) -> None:
-        """Take in some parts of documents as (split, text). Many short ones at once are faster."""
+        """Add parts of documents, as (split, text). Adding many short ones at once is faster."""
         for split in _SPLITS:
             texts = [text for of, text in parts if of == split]
             if not texts:
@@ -92,7 +92,7 @@ class PassageFinder:
                 self._files[split].write(hashes.tobytes())
 
     def compare(self) -> dict[str, SharedPassages]:
-        """Count the words of the validation and the test text that stand in passages of the training text too."""
+        """Count the words of the validation and the test text that lie in passages of the training text too."""
         for file in self._files.values():
             file.flush()
         held_out = _SPLITS[1:]
@@ -140,7 +140,7 @@ class PassageFinder:
         return covered
 
     def _windows(self, split: str, overlap: int = 0) -> Iterator[tuple[Words, Hashes]]:
-        """(words, hashes of the windows that begin at each of them), _CHUNK windows at a time after `overlap` earlier ones."""
+        """Yield words and the hashes of the windows that begin at them: _CHUNK windows after `overlap` earlier ones."""
         file, path = self._files[split], self._paths[split]
         number = path.stat().st_size // 4
         for start in range(0, number, _CHUNK):
@@ -202,7 +202,7 @@ def _is_whole(words: Words) -> NDArray[np.bool_]:
 
 
 def _window_hashes(words: Words) -> Hashes:
-    """Hash each window of WINDOW words: windows of 2 words from those of 1, of 4 from those of 2, up to 16, then 16 + 4."""
+    """Hash each window of WINDOW words. Windows of 2, 4, 8 and 16 words are made from halves, the last from 16 + 4."""
     hashes: Hashes = words.astype(np.uint64) * _MULTIPLIERS[0]
     of_four = hashes
     for multiplier, size in zip(_MULTIPLIERS[:4], (1, 2, 4, 8), strict=True):

@@ -1,8 +1,8 @@
-"""Documents + tokenizer → a token store on disk, with an account of every token. Knows nothing of models.
+"""Turn documents into a token store on disk, with an account of every token. Knows nothing of models.
 
-A document of ids t1 … tn is stored as `begin t1 … tn end`: the ids after the first are targets, so every token and one
-end-of-text a document is a target exactly once. A part of a document that is cut over several splits gets the
-end-of-text only where the document ends. The store is memory-mapped and cached under a hash of text, tokenizer and
+A document with the ids t1 … tn is stored as `begin t1 … tn end`. All ids but the first are targets. So each token is a
+target exactly once, and so is one end-of-text per document. Where a document is cut into parts of several splits, only
+its last part has an end-of-text. The store is memory-mapped, sealed, and cached under a hash of text, tokenizer and
 settings.
 """
 
@@ -41,12 +41,12 @@ _PROBE = "The quick brown fox, 12 jumps; 你好 — naïve?"
 
 
 def begin_and_end(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """Ids of beginning-of-text and end-of-text.
+    """Return the ids of beginning-of-text and end-of-text.
 
-    GPT-2 uses one id for both; BERT-like tokenizers of Chinese GPT-2 models have [CLS] and [SEP] in their place.
+    GPT-2 uses one id for both. BERT-like tokenizers of Chinese GPT-2 models use [CLS] and [SEP].
 
     Raises:
-        TokenizerError: the tokenizer has nothing that can end a text.
+        TokenizerError: the tokenizer has no token that can end a text.
     """
     end = _first(tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id)
     begin = _first(tokenizer.bos_token_id, tokenizer.cls_token_id, end)
@@ -59,35 +59,33 @@ def begin_and_end(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Refuse a tokenizer that is empty or turns text into nothing.
+    """Refuse a tokenizer that is empty or encodes text as nothing.
 
     Raises:
-        TokenizerError: says what was seen.
+        TokenizerError: the vocabulary is empty, a sentence has no tokens, or no token can end a text.
     """
     special = set(tokenizer.all_special_ids)
     if len(tokenizer) <= len(special):
         raise TokenizerError(
             f"The tokenizer of {name} is empty: its vocabulary has {len(tokenizer)} entries.",
-            "Its files are missing or damaged; give a whole tokenizer with --tokenizer.",
+            "Its files are missing or corrupted. Choose a complete tokenizer with --tokenizer.",
         )
     ids = [i for i in tokenizer.encode(_PROBE, add_special_tokens=False) if i not in special]
     if not ids or not tokenizer.decode(ids).strip():
         raise TokenizerError(
-            f"The tokenizer of {name} turns a plain English sentence into nothing.",
-            "Its vocabulary or merges are missing or damaged; give a whole tokenizer with --tokenizer.",
+            f"The tokenizer of {name} encodes an English sentence as no tokens at all.",
+            "Its vocabulary or merges are missing or corrupted. Choose a complete tokenizer with --tokenizer.",
         )
     begin_and_end(tokenizer)
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of what a tokenizer does: vocabulary, merges and rules, special tokens."""
+    """Return a hash of what a tokenizer does: its vocabulary, merges, rules and special tokens."""
     digest = hashlib.sha256()
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        rules = json.loads(backend.to_str()) | {
-            "truncation": None,
-            "padding": None,
-        }  # a call of the tokenizer sets these
+        # Calling a tokenizer changes its truncation and padding.
+        rules = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
         digest.update(json.dumps(rules, sort_keys=True).encode())
     else:
         digest.update(type(tokenizer).__name__.encode())
@@ -97,11 +95,11 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """A byte-level BPE tokenizer (GPT-2's kind) trained on texts: any byte can be encoded, and decoding is exact.
+    """Train a byte-level BPE tokenizer, the kind that GPT-2 has. It encodes any byte, and decoding is exact.
 
     Args:
-        texts: training text; the result depends on their counts alone, not on their order.
-        vocab_size: entries at most; little text gives fewer.
+        texts: training texts. Their order does not change the result.
+        vocab_size: largest number of entries. Little text gives fewer.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -130,7 +128,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def encode_batch(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[NDArray[np.int64]]:
-    """Ids of each text without special tokens. Fast tokenizers use all cores."""
+    """Return the ids of each text, without special tokens. Fast tokenizers use all cores."""
     encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     return [np.asarray(ids, dtype=np.int64) for ids in encoded]
 
@@ -138,7 +136,15 @@ def encode_batch(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[N
 def token_ranges(
     tokenizer: PreTrainedTokenizerBase, text: str, places: Sequence[tuple[int, int]], ids: NDArray[np.int64]
 ) -> list[tuple[int, int]]:
-    """Which tokens hold some places of a text, as (start, stop) for each; all of them where the tokenizer can't tell."""
+    """Return the range of tokens (start, stop) that holds each place of a text.
+
+    Args:
+        places: ranges of characters.
+        ids: the tokens of the text.
+
+    Returns:
+        One range per place; all tokens where the tokenizer reports no positions.
+    """
     whole = [(0, len(ids))] * len(places)
     if not tokenizer.is_fast:
         return whole
@@ -153,11 +159,17 @@ def token_ranges(
 
 @dataclass(frozen=True)
 class TokenStore:
-    """Tokens of all parts in one memory-mapped array, and what is known of each part.
+    """The tokens of all parts in one memory-mapped array, and a table of the parts.
 
-    Arrays have one entry a part: `start` (index of its beginning-of-text in `tokens`), `targets` (ids after the first),
-    `split` (index into SPLITS), `words`, `bytes` (of the text, UTF-8), `ends` (the document ends here), `source` (index into
-    the names of files or datasets), `line` (first line in the file, or number of the record).
+    The table has one row per part. Its columns: `start` (index of the part's beginning-of-text in `tokens`), `targets`
+    (number of ids after the first), `split` (index into SPLITS), `words`, `bytes` (of the text in UTF-8), `ends` (1 if
+    the document ends with this part), `source` (index into the names of files or datasets), `line` (first line in the
+    file, or number of the record), `is_repeat` (1 if the document repeats an earlier one).
+
+    Attributes:
+        folder: the folder of the store.
+        info: the content of its store.json.
+        hold: what keeps the folder from being evicted from the cache.
     """
 
     folder: Path
@@ -179,7 +191,7 @@ class TokenStore:
 
     @cached_property
     def personal(self) -> NDArray[np.int64]:
-        """Where personal data stands in `tokens`, as (start, stop), shape (findings, 2), ascending."""
+        """Ranges of `tokens` with personal data, as (start, stop) in ascending order, shape (findings, 2)."""
         ranges: NDArray[np.int64] = np.load(self.folder / "personal.npy", allow_pickle=False)
         return ranges
 
@@ -189,7 +201,7 @@ class TokenStore:
         return int(self.tokens.max()) if len(self.tokens) else -1
 
     def name_of(self, part: int) -> str:
-        """Where a part comes from, as file:line."""
+        """Return where a part comes from, as file:line."""
         row = self.parts[part]
         return f"{self._sources[int(row['source'])]}:{int(row['line'])}"
 
@@ -199,23 +211,23 @@ class TokenStore:
         return names
 
     def parts_of(self, split: str) -> NDArray[np.int64]:
-        """Indices of the parts in a split, or of "all" parts, in reading order."""
+        """Return the indices of the parts in a split, or of "all" parts, in reading order."""
         if split == "all":
             return np.arange(len(self.parts))
         return np.flatnonzero(self.parts["split"] == SPLITS.index(split))
 
     def num_targets(self, split: str) -> int:
-        """Targets in a split."""
+        """Return the number of targets in a split."""
         return int(self.parts["targets"][self.parts_of(split)].sum())
 
     def ids(self, part: int) -> NDArray[np.int64]:
-        """Ids of one part without beginning-of-text and end-of-text."""
+        """Return the ids of one part, without beginning-of-text and end-of-text."""
         row = self.parts[part]
         stop = int(row["start"]) + 1 + int(row["targets"]) - int(row["ends"])
         return np.asarray(self.tokens[int(row["start"]) + 1 : stop], dtype=np.int64)
 
     def has_text_of(self, other: TokenStore) -> bool:
-        """Whether two stores, of any tokenizers, were made from the same text, split in the same way."""
+        """Whether two stores, of any tokenizers, were made from the same text with the same splits."""
         if self.info.get("fingerprint") and self.info.get("fingerprint") == other.info.get("fingerprint"):
             return True
         columns = ["split", "ends", "words", "bytes"]
@@ -223,18 +235,18 @@ class TokenStore:
 
     @property
     def account(self) -> dict[str, Any]:
-        """Every target: `tokens` = {read, trained, validation, test, dropped}, and `dropped` by reason."""
+        """The account of all targets: `tokens` (read, trained, validation, test, dropped), and `dropped` by reason."""
         return {"tokens": self.info["tokens"], "dropped": self.info["dropped"]}
 
     @property
     def report(self) -> dict[str, Any]:
-        """The data report of the text this was made from."""
+        """The data report of the text that the store was made from."""
         report: dict[str, Any] = self.info["report"]
         return report
 
     @property
     def warnings(self) -> list[str]:
-        """What a person should know before training on this."""
+        """Warnings about the text and the tokenizer, as sentences."""
         warnings: list[str] = self.info["warnings"]
         return warnings
 
@@ -268,18 +280,18 @@ def build_store(
     keep: bool = False,
     fingerprint: str | None = None,
 ) -> TokenStore:
-    """Tokenise parts into a store at `folder` (written atomically).
+    """Tokenise parts into a store at `folder`, written atomically and sealed.
 
     Args:
         parts: documents or contiguous parts of documents, with their split.
-        report: called after the last part; its dictionary is kept with the store.
-        progress: told the number of parts so far.
-        keep: leave a store that came to be at `folder` meanwhile.
-        fingerprint: of the files that the parts come from; kept with the store.
+        report: called after the last part; its result is saved with the store.
+        progress: called with the number of parts so far.
+        keep: leave a store that another process has put at `folder` in the meantime.
+        fingerprint: hash of the files that the parts come from; saved with the store.
 
     Raises:
-        SourceError: whatever reading the parts raises, or no token at all.
-        TokenizerError: the tokenizer does not know most of the text.
+        SourceError: the parts can't be read, or hold no text.
+        TokenizerError: more than a fifth of the text is unknown to the tokenizer.
     """
     begin, end = begin_and_end(tokenizer)
     largest = max(tokenizer.get_vocab().values())  # ids may have gaps
@@ -339,11 +351,11 @@ def build_store(
         np.save(target / "parts.npy", table, allow_pickle=False)
         np.save(target / "personal.npy", np.array(personal, np.int64).reshape(-1, 2), allow_pickle=False)
         write_json(target / "sources.json", {"names": list(sources)})
-        # What the tokens are, not where they came from: a text that was moved is the same text.
-        told = np.empty(len(table), _CONTENT_DTYPE)
+        # The hash covers the tokens and not the names of files: a text that was moved is the same text.
+        described = np.empty(len(table), _CONTENT_DTYPE)
         for name in _CONTENT_DTYPE.names or ():
-            told[name] = table[name]
-        content.update(told.tobytes())
+            described[name] = table[name]
+        content.update(described.tobytes())
         totals = {name: int(table["targets"][table["split"] == i].sum()) for i, name in enumerate(SPLITS[:3])}
         gone = sum(dropped_tokens.values())
         account = {
@@ -374,10 +386,10 @@ def build_store(
 
 
 def open_store(folder: Path, hold: Hold | None = None) -> TokenStore:
-    """Open a store written by `build_store`, once the SHA-256 of each of its files was found right.
+    """Open a store written by `build_store` after verifying the SHA-256 of its files.
 
     Args:
-        hold: what keeps the store from being deleted; it lasts as long as the store is used.
+        hold: the lock on the store's entry of the cache; the store keeps it as long as it is used.
 
     Raises:
         RunError: the store is missing, corrupted or inconsistent.
@@ -393,7 +405,7 @@ def open_store(folder: Path, hold: Hold | None = None) -> TokenStore:
 
 
 def _is_consistent(store: TokenStore) -> bool:
-    """Whether all parts of a store lie within its tokens. Its folder may come from a stranger, seal included."""
+    """Whether the parts of a store cover its tokens. A store from a stranger may be sealed and wrong."""
     info = store.info
     kinds = {"version": int, "dtype": str, "sha256": str, "tokens": dict, "dropped": list, "warnings": list}
     kinds["report"] = dict
@@ -424,7 +436,7 @@ def _first(*ids: int | None) -> int | None:
 
 
 def batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
-    """Group parts, so that each group has about two million characters or 4,096 parts."""
+    """Group parts into batches of about two million characters, or 4,096 parts."""
     batch: list[Part] = []
     size = 0
     for part in parts:
@@ -442,27 +454,32 @@ def _warnings(seen: dict[str, int], tokenizer: PreTrainedTokenizerBase) -> list[
     marker = tokenizer.convert_ids_to_tokens(begin_and_end(tokenizer)[1])
     if seen["markers"]:
         warnings.append(
-            f"The text itself holds {seen['markers']} end-of-text markers ({marker}); the model sees them as ends "
-            f"of documents. To split there instead: --documents '{marker}'."
+            f"The text holds {seen['markers']:,} end-of-text {_plural('marker', seen['markers'])} ({marker}). "
+            f"The model takes them for ends of documents. To split the text there, set --documents '{marker}'."
         )
     if seen["unknown"]:
         share = seen["unknown"] / max(1, seen["ids"])
         warnings.append(
-            f"{seen['unknown']} tokens ({share:.2%}) are unknown to the tokenizer and were read as {tokenizer.unk_token}."
+            f"The tokenizer does not know {seen['unknown']:,} {_plural('token', seen['unknown'])} of the text "
+            f"({share:.2%}) and read {tokenizer.unk_token} there."
         )
     return warnings
 
 
+def _plural(noun: str, number: int) -> str:
+    return noun if number == 1 else f"{noun}s"
+
+
 def _check_known(seen: dict[str, int], tokenizer: PreTrainedTokenizerBase) -> None:
     if not seen["ids"]:
-        raise SourceError("The sources hold no text at all.", "Check the path, or the text column with --text-column.")
+        raise SourceError("The sources hold no text.", "Check the path, or the text column with --text-column.")
     if seen["unknown"] > 0.2 * seen["ids"]:
         raise TokenizerError(
             f"The tokenizer does not know {seen['unknown'] / seen['ids']:.0%} of the text.",
-            "Choose a model whose tokenizer was made for this language or script.",
+            "Choose a model whose tokenizer was made for the language of the text.",
         )
 
 
 def training_texts(parts: Iterable[Part]) -> Iterator[str]:
-    """Texts of the training parts, for a tokenizer to be trained on."""
+    """Yield the texts of the training parts, to train a tokenizer on."""
     return (part.text for part in parts if part.split == "train" and part.dropped is None)

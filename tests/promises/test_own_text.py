@@ -175,5 +175,5 @@ def test_ids_that_the_model_does_not_know_are_refused(bare: Path) -> None:
     model = loaded()
     check_fits(store, model)
     model.model.resize_token_embeddings(100)
-    with pytest.raises(RunError, match=f"hold the id {store.largest_id}, and the model knows 100"):
+    with pytest.raises(RunError, match=f"hold the id {store.largest_id}, and the model has only 100 embeddings"):
         check_fits(store, model)

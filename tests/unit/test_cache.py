@@ -19,6 +19,7 @@ from finetale.errors import ConfigError, SourceError
 from finetale.pipeline.data import keep_standard_input, tokenise, trained_tokenizer
 from finetale.rundir import write_sealed_folder
 from finetale.schema import Event, WarningEvent
+from finetale.text.in_memory import write_texts
 from tiny import story, tokenizer
 
 DAY = 86_400.0
@@ -112,6 +113,17 @@ def test_damaged_standard_input_is_refused(
     # The same text sent in again puts it right.
     assert keep_standard_input(config.model_copy(update={"sources": ("-",)})) == kept
     tokenise(kept, tokenizer(), lambda event: None)
+
+
+def test_damaged_text_from_memory_is_refused(config: Config, root: Path) -> None:
+    texts = [story(number, 60) for number in range(30)]
+    kept = config.model_copy(update={"sources": (write_texts(texts, root / "in-memory"),)})
+    path = Path(kept.sources[0])
+    tokenise(kept, tokenizer(), lambda event: None)
+    assert sorted(each.kind for each in cache.entries(root)) == ["in-memory", "tokens"]
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(SourceError, match=rf"{path.name} is corrupted"):
+        tokenise(kept, tokenizer(), lambda event: None)
 
 
 def test_each_folder_is_read_once_per_process(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

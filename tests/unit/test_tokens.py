@@ -101,7 +101,7 @@ def test_an_empty_tokenizer_is_refused() -> None:
 
 def test_a_tokenizer_that_knows_no_word_is_refused() -> None:
     chosen = words_tokenizer({"<u>": 0, "<e>": 1, "zzz": 2}, unk_token="<u>", eos_token="<e>")
-    with pytest.raises(TokenizerError, match="tokenizer of deaf turns a plain English sentence into nothing"):
+    with pytest.raises(TokenizerError, match="tokenizer of deaf encodes an English sentence as no tokens at all"):
         check_tokenizer(chosen, "deaf")
 
 
@@ -341,7 +341,7 @@ def test_the_warning_names_the_marker_of_bert_like_tokenizers(tmp_path: Path) ->
 
 def test_unknown_tokens_up_to_a_fifth_are_warned_of(tmp_path: Path) -> None:
     made = build(tmp_path, [part("a b c d ж")], bert_tokenizer())
-    assert made.warnings == ["1 tokens (20.00%) are unknown to the tokenizer and were read as [UNK]."]
+    assert made.warnings == ["The tokenizer does not know 1 token of the text (20.00%) and read [UNK] there."]
     assert made.account["tokens"]["read"] == 6
 
 
@@ -353,7 +353,7 @@ def test_more_unknown_tokens_than_a_fifth_are_refused(tmp_path: Path) -> None:
 
 def test_no_text_at_all_is_refused(tmp_path: Path) -> None:
     for number, parts in enumerate([[], [part("")]]):
-        with pytest.raises(SourceError, match="no text at all"):
+        with pytest.raises(SourceError, match="hold no text"):
             store(tmp_path / str(number), parts)
         assert list((tmp_path / str(number)).iterdir()) == []
 

@@ -27,8 +27,8 @@ def command(
     cache_dir: Annotated[
         Path | None,
         Parameter(
-            help="The cache to look at. auto: FINETALE_CACHE, else ~/.cache/finetale. Its limit is FINETALE_CACHE_LIMIT, "
-            "such as 50GB or none, else 10 GiB."
+            help="The cache to look at. auto: FINETALE_CACHE, else ~/.cache/finetale. "
+            "Its limit is FINETALE_CACHE_LIMIT, such as 50GB or none, else 10 GiB."
         ),
     ] = None,
     as_json: Json = False,
@@ -61,21 +61,24 @@ def command(
     console = stdout()
     if empty_it:
         freed = size(sum(entry.bytes for entry in deleted))
-        console.print(
-            f"Deleted {len(deleted):,} {'entry' if len(deleted) == 1 else 'entries'} ({freed}) from {escape(str(root))}."
-        )
+        console.print(f"Deleted {_entries(len(deleted))} ({freed}) from {escape(str(root))}.")
         if found:
-            kept = "1 entry is in use and stays" if len(found) == 1 else f"{len(found):,} entries are in use and stay"
-            console.print(f"{kept}:")
+            console.print(
+                f"{_entries(len(found))} {'is in use and stays' if len(found) == 1 else 'are in use and stay'}:"
+            )
     if rows:
         console.print(_table(rows))
     if not empty_it:
         allowed = "no limit" if limit is None else f"limit {size(limit)}"
-        what = f"{len(rows):,} {'entry' if len(rows) == 1 else 'entries'}, {size(total)}" if rows else "empty"
+        what = f"{_entries(len(rows))}, {size(total)}" if rows else "empty"
         console.print(f"{escape(str(root))}: {what} ({allowed}, set by {LIMIT_VARIABLE})", soft_wrap=True)
         if rows:
             console.print("`finetale cache --empty` deletes what no running process uses.", soft_wrap=True)
     return 0
+
+
+def _entries(number: int) -> str:
+    return f"{number:,} {'entry' if number == 1 else 'entries'}"
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

@@ -1,4 +1,4 @@
-"""Sources + tokenizer → token store, from the cache where it holds the same text already."""
+"""Turn sources into a token store, or open the one that the cache already holds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from finetale.config import Config, TextSettings
 from finetale.errors import FinetaleError, RunError, SourceError
 from finetale.notify import Notify, counted, stage, warn
 from finetale.passages import PassageFinder, describe
-from finetale.rundir import sha256_of, temporary_name, write_bytes, write_sealed_folder
+from finetale.rundir import temporary_name, write_bytes, write_sealed_folder
 from finetale.schema import DataFile
 from finetale.tokens import TokenStore
 
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _MOST_HASHES = 10_000
-"""Files named in data.json with their hash; a text of more is known by its tokens alone."""
+"""Largest number of files that data.json lists with their SHA-256."""
 _held_inputs: dict[Path, cache.Hold | None] = {}
-"""Texts from standard input that this process uses, locked until it ends."""
+"""Texts from standard input and from memory that this process uses, locked until it ends."""
 
 
-def _tell_documents(notify: Notify, message: str, count: int) -> None:
+def _report_documents(notify: Notify, message: str, count: int) -> None:
     stage(notify, message, done=count, unit="documents")
 
 
 def tokenise(config: Config, tokenizer: PreTrainedTokenizerBase, notify: Notify) -> TokenStore:
-    """Return the token store of a config's sources: from the cache if it holds a sound one, else built.
+    """Return the token store of a config's sources. Build it unless the cache holds a valid one.
 
     Raises:
         RunError: the cache can't be written.
@@ -49,9 +49,9 @@ def tokenise(config: Config, tokenizer: PreTrainedTokenizerBase, notify: Notify)
     if folder is not None and (cached := _open_cached(folder, tokens.open_store, notify)) is not None:
         return cached
 
-    progress = partial(_tell_documents, notify, "Reading and tokenising the text")
+    progress = partial(_report_documents, notify, "Reading and tokenising the text")
     stage(notify, "Reading and tokenising the text")
-    # A stream has no key before it is read.
+    # The key of a stream is known only after reading.
     temporary = temporary_name(root / "tokens" / "stream")
     try:
         parts, report = text.read_parts(config.sources, config, offline=config.offline)
@@ -68,13 +68,13 @@ def tokenise(config: Config, tokenizer: PreTrainedTokenizerBase, notify: Notify)
             folder = root / "tokens" / f"stream-{_hash_of(config, store.info['sha256'], list(config.sources))}"
             if (cached := _open_cached(folder, tokens.open_store, notify)) is not None:
                 return cached
-            with contextlib.suppress(OSError):  # another process has put the same there meanwhile
+            with contextlib.suppress(OSError):  # another process has put the same store there
                 store.folder.replace(folder)
         store = tokens.open_store(folder, cache.hold(folder))
         cache.evict(root, limit)
     except OSError as error:
         raise RunError(
-            f"The token cache in {root} can't be written: {error}.",
+            f"The token cache in {root} can't be written: {error.strerror or error}.",
             "Free some disk space, or choose another place with --cache-dir.",
         ) from error
     finally:
@@ -83,7 +83,7 @@ def tokenise(config: Config, tokenizer: PreTrainedTokenizerBase, notify: Notify)
 
 
 def _open_cached(folder: Path, opened: Callable[[Path, cache.Hold], T], notify: Notify) -> T | None:
-    """Open an entry of the cache; None if there is none, or none that is sound. An unsound one is reported and deleted."""
+    """Open an entry of the cache. Return None if there is none. Report and delete an entry that is corrupted."""
     hold = cache.hold(folder)
     if hold is None:
         return None
@@ -95,14 +95,14 @@ def _open_cached(folder: Path, opened: Callable[[Path, cache.Hold], T], notify: 
             found = [error.message if isinstance(error, FinetaleError) else str(error)]
     warn(notify, f"{folder} in the cache is corrupted ({'; '.join(found[:3])}), so it is made again.")
     with contextlib.suppress(OSError):
-        if hold.is_of(folder):  # and not what another process has put in its place
+        if hold.is_of(folder):  # not the one that another process has made since
             cache.remove(folder)
     hold.release()
     return None
 
 
 def trained_tokenizer(config: Config, notify: Notify) -> PreTrainedTokenizerBase:
-    """Return the byte-level BPE tokenizer of a new: model, trained on the training text (cached)."""
+    """Return the byte-level BPE tokenizer of a new: model. Train it on the training text unless the cache holds it."""
     from finetale.models import load_tokenizer
 
     root, limit = cache.cache_root(config.cache_dir), cache.size_limit()
@@ -117,7 +117,7 @@ def trained_tokenizer(config: Config, notify: Notify) -> PreTrainedTokenizerBase
     message = "Training a tokenizer on the text"
     stage(notify, message)
     parts, _ = text.read_parts(config.sources, config, offline=config.offline)
-    texts = counted(tokens.training_texts(parts), partial(_tell_documents, notify, message))
+    texts = counted(tokens.training_texts(parts), partial(_report_documents, notify, message))
     tokenizer = tokens.train_tokenizer(texts, config.vocab_size)
     if folder is not None:
         write_sealed_folder(folder, lambda target: tokenizer.save_pretrained(str(target)), keep=True)
@@ -126,13 +126,13 @@ def trained_tokenizer(config: Config, notify: Notify) -> PreTrainedTokenizerBase
 
 
 def check_text(config: Config, notify: Notify) -> dict[str, Any]:
-    """`finetale check`: the data report with all problems, and the token account if a tokenizer can be had.
+    """Return what `finetale check` shows: the data report with all problems, and the token account.
 
-    Tokens are counted with the model's tokenizer. When no model was named and the default one is not on this machine,
-    they are not, and `no_tokens` says so.
+    Tokens are counted with the model's tokenizer. If no model was named and the default one is not on this machine,
+    there is no account, and `no_tokens` gives the reason.
     """
     config = keep_standard_input(config)
-    progress = partial(_tell_documents, notify, "Reading the text")
+    progress = partial(_report_documents, notify, "Reading the text")
     stage(notify, "Reading the text")
     parts, report = text.read_parts(config.sources, config, on_problem="collect", offline=config.offline)
     result: dict[str, Any] = {"tokens": None, "dropped": [], "warnings": [], "tokenizer": None, "no_tokens": None}
@@ -147,14 +147,17 @@ def check_text(config: Config, notify: Notify) -> dict[str, Any]:
             for batch in tokens.batches(counted(parts, progress)):
                 finder.add([(part.split, part.text) for part in batch if part.dropped is None])
             shared = describe(finder.compare())
-        why = "name a model with --model (bundled is here); gpt2, the default, is not on this machine, and nothing is downloaded unasked"
+        why = (
+            "name a model with --model (bundled is here); gpt2, the default, is not on this machine, "
+            "and nothing is downloaded unasked"
+        )
         return result | {"no_tokens": why, "text": report.to_dict() | {"shared_passages": shared}}
     with tempfile.TemporaryDirectory() as folder:
         try:
             store = tokens.build_store(
                 parts, tokenizer, Path(folder) / "store", report=report.to_dict, progress=progress
             )
-        except SourceError:  # no text at all; what stands in the way says more
+        except SourceError:  # there is no text; a fatal problem says why
             if not any(problem["fatal"] for problem in report.to_dict()["problems"]):
                 raise
             return result | {"text": report.to_dict()}
@@ -168,7 +171,7 @@ def check_text(config: Config, notify: Notify) -> dict[str, Any]:
 
 
 def tokenizer_for(config: Config, notify: Notify, *, offline: bool) -> PreTrainedTokenizerBase:
-    """The tokenizer a run with these settings would use, without its model's weights."""
+    """Return the tokenizer of a run with these settings, without loading the model's weights."""
     from finetale import models
 
     if config.tokenizer is not None:
@@ -180,7 +183,7 @@ def tokenizer_for(config: Config, notify: Notify, *, offline: bool) -> PreTraine
 
 
 def keep_standard_input(config: Config) -> Config:
-    """Put standard input into a file of the cache, which later stages can open: it can be read only once."""
+    """Save standard input, which can be read only once, in a file of the cache that later stages can open."""
     fields = ("sources", "validation", "test")
     if not any("-" in getattr(config, field) for field in fields):
         return config
@@ -195,19 +198,20 @@ def keep_standard_input(config: Config) -> Config:
 
 
 def _check_kept_inputs(config: Config) -> None:
-    """Refuse text from standard input that has changed since it was put into the cache.
+    """Refuse text from standard input, or from memory, that has changed since it was saved in the cache.
 
     Raises:
         SourceError: its SHA-256 is not the one in its name.
     """
     for path in map(Path, (*config.sources, *config.validation, *config.test)):
-        if path.parent.name != "stdin" or not cache.PATTERNS["stdin"].fullmatch(path.name) or not path.is_file():
+        if not cache.is_input(path):
             continue
-        _held_inputs.setdefault(path, cache.hold(path))
-        if sha256_of(path) != path.stem:
+        if _held_inputs.get(path) is None:
+            _held_inputs[path] = cache.hold(path)
+        if cache.is_damaged_input(path):
             raise SourceError(
-                f"The text from standard input that is kept in {path} is corrupted (SHA-256 differs).",
-                "Delete the file and send the text in again.",
+                f"The text saved in {path} is corrupted (its SHA-256 is not the one in its name).",
+                "Delete the file and give the text again.",
             )
 
 

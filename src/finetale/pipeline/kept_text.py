@@ -1,8 +1,8 @@
-"""The tokens that a run keeps of its text, so that later stages need neither the text nor the cache.
+"""The copy of its tokens that a run keeps, so that later stages need neither the text nor the cache.
 
-They lie in the run's `tokens/`, sealed, and are hard links to the files of the cache where both are on one file system.
-They stay as long as the run does: a finished run can go on, be compared with other models and be looked through again.
-Runs of older versions have none; for them the text is read again.
+The folder `tokens/` of a run is sealed. Its files are hard links to those of the cache if both are on one file system.
+It stays as long as the run: a finished run can go on, and can be compared and audited again. Runs of older versions
+have no such folder; for them the text is read again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def keep_text(run: RunDirectory, store: TokenStore, config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Put the tokens of a run's text into its directory, and the tokenizer if it was trained on the text."""
+    """Save the tokens of a run's text in its directory, and the tokenizer if it was trained on the text."""
 
     def fill(folder: Path) -> None:
         for file in sorted(store.folder.iterdir()):
@@ -39,7 +39,7 @@ def keep_text(run: RunDirectory, store: TokenStore, config: Config, tokenizer: P
 
 
 def kept_text(run: RunDirectory, notify: Notify) -> TokenStore | None:
-    """Return the tokens that a run keeps; None if it has none, or not those it was trained on."""
+    """Return the tokens that a run keeps. Return None if there are none, or not those that it was trained on."""
     if run.tokens.is_symlink() or not run.tokens.is_dir():
         return None
     try:
@@ -52,7 +52,7 @@ def kept_text(run: RunDirectory, notify: Notify) -> TokenStore | None:
 
 
 def kept_tokenizer(run: RunDirectory, notify: Notify) -> Any:
-    """Return the tokenizer that was trained for a run; None if it keeps none, or a corrupted one."""
+    """Return the tokenizer that a run keeps. Return None if there is none, or if it is corrupted."""
     if run.tokenizer.is_symlink() or not run.tokenizer.is_dir() or not is_sealed(run.tokenizer):
         return None
     if found := verify_folder(run.tokenizer):
@@ -62,9 +62,10 @@ def kept_tokenizer(run: RunDirectory, notify: Notify) -> Any:
 
 
 def unchanged_text(run: RunDirectory, config: Config, notify: Notify) -> TokenStore | None:
-    """Return the tokens that a run keeps if its text is unchanged, or can't be read again; else None.
+    """Return the tokens that a run keeps, unless its text has changed.
 
-    Datasets and standard input are not read twice. Files and folders are compared by their SHA-256.
+    Files are compared by their SHA-256. Text that is gone counts as unchanged, and so do datasets and standard input,
+    which are not read twice.
     """
     store = kept_text(run, notify)
     if store is None:
@@ -80,16 +81,16 @@ def unchanged_text(run: RunDirectory, config: Config, notify: Notify) -> TokenSt
 
 
 def check_fits(store: TokenStore, loaded: LoadedModel) -> None:
-    """Refuse tokens that a model has no embedding for. A run directory may come from a stranger.
+    """Refuse tokens that the model has no embedding for, as a run directory from a stranger may hold.
 
     Raises:
-        RunError: names the largest id.
+        RunError: the largest id is too large.
     """
     rows = int(loaded.model.get_input_embeddings().weight.shape[0])
     if store.largest_id >= rows:
         raise RunError(
-            f"The tokens in {store.folder} hold the id {store.largest_id}, and the model knows {rows:,}.",
-            "Delete this folder; the text is then read again.",
+            f"The tokens in {store.folder} hold the id {store.largest_id}, and the model has only {rows:,} embeddings.",
+            "Delete this folder. Then the text is read again.",
         )
 
 
