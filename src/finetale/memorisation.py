@@ -2,9 +2,9 @@
 
 A model has memorised a passage if, given the text before it, greedy decoding continues with exactly that passage. One
 pass over the text finds all such passages: as long as every token is the likeliest one, generating and reading are the
-same ("discoverable memorisation", Carlini et al. 2022, with prefixes of any length). Passages that are easy to guess do
 same ("discoverable memorisation", Carlini et al. 2022, with prefixes of any length). Easily guessed passages do not
-count. A passage has 8 tokens or more, and the base model must have given it a probability below 2^-64, which is that
+count. A passage has 8 tokens or more, and the base model must have given it a probability below 2^-64, which is that of
+about 16 tokens of a story. Personal data is shorter, so passages of 4 tokens or more with a probability below 2^-20
 are reported as well, for the caller to filter.
 """
 

@@ -59,10 +59,10 @@ def begin_and_end(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Refuse a tokenizer that is empty or encodes text as nothing.
+    """Refuse a tokenizer that is empty or loses text.
 
     Raises:
-        TokenizerError: the vocabulary is empty, a sentence has no tokens, or no token can end a text.
+        TokenizerError: the vocabulary is empty, nothing is left of a sentence, or no token can end a text.
     """
     special = set(tokenizer.all_special_ids)
     if len(tokenizer) <= len(special):
@@ -73,7 +73,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     ids = [i for i in tokenizer.encode(_PROBE, add_special_tokens=False) if i not in special]
     if not ids or not tokenizer.decode(ids).strip():
         raise TokenizerError(
-            f"The tokenizer of {name} encodes an English sentence as no tokens at all.",
+            f"The tokenizer of {name} loses text: nothing is left of an English sentence that it encodes and decodes.",
             "Its vocabulary or merges are missing or corrupted. Choose a complete tokenizer with --tokenizer.",
         )
     begin_and_end(tokenizer)
