@@ -570,6 +570,12 @@ def test_intervals_say_where_they_come_from(given: dict[str, str], source: str) 
     assert source in model_card(example_manifest(), comparison, None)
 
 
+def test_a_gain_over_random_weights_is_not_called_better() -> None:
+    assert 'class="better"' in full_page()
+    html = full_page(comparison=changed(example(), improved=None, improved_reason="random base"))
+    assert 'class="better"' not in html
+
+
 def test_without_intervals_none_are_spoken_of() -> None:
     comparison = example()
     for name in ("validation", "test"):

@@ -105,6 +105,8 @@ def table_rows(comparison: ComparisonFile) -> list[Row]:
             if old is None and new is None:
                 continue
             change, change_interval, effect = _change(comparison, split, item.key, old, new)
+            if comparison.improved_reason == "random base":
+                effect = ""  # any training beats random weights
             intervals = (_interval(before, item.key), _interval(after, item.key), change_interval)
             values = (_value(old, item.key), _value(new, item.key), change)
             rows.append(Row(split, item, *values, intervals, effect, item.key == decides))
