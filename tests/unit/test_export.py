@@ -23,7 +23,8 @@ def test_each_module_of_the_package_is_a_registered_format() -> None:
 def test_each_format_has_what_an_exporter_has(name: str) -> None:
     found = find_format(name)
     assert found.name == name
-    exporter = found.exporter()
+    exporter = found.exporter
+    assert vars(exporter)["__name__"] == f"finetale.export.{name}"
     assert exporter.VERSION >= 1
     assert callable(exporter.convert)
     assert callable(exporter.save)

@@ -104,7 +104,7 @@ def test_the_manifest_tells_damage(tmp_path: Path) -> None:
 def test_opening_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="does not exist"):
         RunDirectory.open(tmp_path / "nope")
-    with pytest.raises(RunError, match="no run directory"):
+    with pytest.raises(RunError, match="is not a run directory"):
         RunDirectory.open(tmp_path)
     RunDirectory(tmp_path).update_manifest(status="running")
     assert RunDirectory.open(tmp_path).read_manifest() == RunManifest(status="running")

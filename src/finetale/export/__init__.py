@@ -1,29 +1,29 @@
-"""Other formats for a trained model: one module per format, and the registry that finds it.
+"""Other formats for a trained model: one module per format, and the registry of them.
 
-A module of a format has `VERSION`, `convert` and `save` (see `Exporter`). It converts and writes, and does not judge what
-it made: its caller compares the result with the model in PyTorch before it is used.
+A module of a format has what `Exporter` lists. It converts and writes, and does not judge the result: the caller
+compares the converted model with the original in PyTorch before anything uses it.
 
-    openvino    OpenVINO's format, with the cache of keys and values as state
+    openvino    OpenVINO's format, with the key/value cache as state
 """
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from transformers import PreTrainedModel
 
-from finetale import extras
 from finetale.errors import ConfigError
+from finetale.export import openvino
 
 
 class Exporter(Protocol):
-    """What the module of a format has.
+    """The functions of a format's module.
 
     Attributes:
-        VERSION: counts the changes that make another model of the same weights.
+        VERSION: number of the conversion; raised when the same weights would give a different file.
     """
 
     VERSION: int
@@ -35,7 +35,7 @@ class Exporter(Protocol):
         """Write a converted model.
 
         Raises:
-            OSError: it can't be written.
+            OSError: the file cannot be written.
         """
 
 
@@ -44,30 +44,30 @@ class Format:
     """A format that a model can be exported to.
 
     Attributes:
-        name: of the format and of its module in this package.
-        packages: what must be installed for it; `finetale.extras` knows which extra brings them.
+        name: name of the format and of its module in this package.
+        exporter: the module.
+        packages: packages that it needs.
+        extra: extra of Finetale that installs the packages.
     """
 
     name: str
+    exporter: Exporter
     packages: tuple[str, ...]
+    extra: str
 
     def is_installed(self) -> bool:
-        """Return whether all packages of the format are there, without importing them."""
-        return all(map(extras.is_installed, self.packages))
-
-    def exporter(self) -> Exporter:
-        """Import the module of the format."""
-        return cast(Exporter, importlib.import_module(f"finetale.export.{self.name}"))
+        """Return whether all packages of the format are installed, without importing them."""
+        return all(importlib.util.find_spec(package) is not None for package in self.packages)
 
 
-FORMATS = {format.name: format for format in (Format("openvino", ("openvino", "nncf")),)}
+FORMATS = {format.name: format for format in (Format("openvino", openvino, ("openvino", "nncf"), "serve"),)}
 
 
 def find_format(name: str) -> Format:
     """Return the format of that name.
 
     Raises:
-        ConfigError: there is no such format; the hint lists those there are.
+        ConfigError: there is no such format. The hint lists the existing ones.
     """
     if name not in FORMATS:
         raise ConfigError(f"{name!r} is not an export format.", f"Choose one of: {', '.join(sorted(FORMATS))}.")

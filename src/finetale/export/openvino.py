@@ -1,7 +1,7 @@
-"""A transformers model → OpenVINO's format, with a cache of keys and values as its state, and int8 weights.
+"""Conversion of a transformers model to OpenVINO's format, with the key/value cache as state and weights in int8.
 
-The model's own code is traced, so whatever transformers computes is what is converted; nothing is trusted to be right
-before its caller has compared it with PyTorch. OpenVINO's usual exporter (optimum-intel) pins old versions of transformers.
+The conversion traces the model's own code. The caller must compare the result with PyTorch before using it. OpenVINO's
+usual exporter, optimum-intel, requires old versions of transformers, so it is not used.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from transformers.utils import logging
 from finetale import speed
 
 VERSION = 2
-"""Counts changes that make another model of the same weights, here or in what the server makes of it."""
+"""Number of the conversion. Raise it when the same weights would give a different model, here or in the server."""
 
 
 @cache
 def core() -> Any:
-    """OpenVINO's runtime. It and its tools tell their maker what they are used for; here they tell nobody."""
+    """Return OpenVINO's runtime, with the telemetry of OpenVINO and its tools switched off."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
     found = openvino.Core()
-    found.set_property({"ENABLE_MMAP": False})  # a file that is overwritten would end the process
+    found.set_property({"ENABLE_MMAP": False})  # overwriting a mapped file would crash the process
     return found
 
 
 def last_line(error: Exception) -> str:
-    """What its long messages come to."""
+    """Return the last line of an error of OpenVINO, at most 200 characters; the lines before it are a stack trace."""
     return (str(error).strip().splitlines() or [""])[-1][:200]
 
 
@@ -48,36 +48,36 @@ def save(model: Any, file: Path) -> None:
     """Write a model as FILE.xml and FILE.bin.
 
     Raises:
-        OSError: it can't be written.
+        OSError: the files cannot be written.
     """
     core()
     import openvino
 
     try:
         openvino.save_model(model, file, compress_to_fp16=False)
-    except RuntimeError as error:  # all that it says of a full disk
+    except RuntimeError as error:  # OpenVINO raises nothing more specific for a full disk
         raise OSError(errno.EIO, last_line(error), str(file)) from None
 
 
 def convert(model: PreTrainedModel) -> Any:
-    """A model as an `openvino.Model` in fp32.
+    """Convert a model to an `openvino.Model` in fp32.
 
-    Its inputs are input_ids, attention_mask, position_ids (rows, tokens) and beam_idx (rows,), its output logits. This is
-    the form that OpenVINO's own tools for language models take.
+    Its inputs are input_ids, attention_mask and position_ids of shape (rows, tokens) and beam_idx of shape (rows,); its
+    output is logits. OpenVINO's own tools for language models take this form.
 
     Raises:
-        Exception: of many kinds, where a model's code can't be traced or OpenVINO lacks an operation.
+        Exception: of many types, when the model's code cannot be traced or OpenVINO lacks an operation.
     """
     core()
     import openvino
 
-    # OpenVINO knows the patterns of transformers' own code.
-    with speed.suspended(model), torch.inference_mode(False), torch.no_grad(), _silent(), _forgetting():
+    # OpenVINO recognises attention in transformers' own code only.
+    with speed.suspended(model), torch.inference_mode(False), torch.no_grad(), _silent(), _freeing_traces():
         shapes = _cache_shapes(model)
         names = ["input_ids", "attention_mask", "position_ids"]
         past = [f"past.{layer}.{part}" for layer in range(len(shapes)) for part in ("key", "value")]
         present = [name.replace("past", "present") for name in past]
-        # Two rows of three tokens after two: no size is 1, which a tracer would take for granted.
+        # Two rows of three tokens after two tokens. No size is 1, because tracing would make that size a constant.
         ids, mask = torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 5, dtype=torch.int64)
         positions = torch.arange(2, 5).repeat(2, 1)
         caches = [torch.zeros(2, heads, 2, width) for pair in shapes for heads, width in pair]
@@ -96,7 +96,7 @@ def convert(model: PreTrainedModel) -> Any:
 
 
 def compress(converted: Any, *, symmetric: bool) -> Any:
-    """The same with weights of 8 bits and a scale for each of their rows, with a zero point too if not symmetric."""
+    """Return a copy with int8 weights: a scale per row of a weight matrix, and a zero point too if not symmetric."""
     core()
     with _silent():
         import nncf
@@ -107,7 +107,7 @@ def compress(converted: Any, *, symmetric: bool) -> Any:
 
 
 class _GivenCache(Cache):  # type: ignore[misc]
-    """Keys and values that are given and given back, (rows, heads, tokens, width) each."""
+    """A cache that takes the past keys and values and returns the new ones, each (rows, heads, tokens, width)."""
 
     def __init__(self, past: list[tuple[Tensor, Tensor]]) -> None:
         super().__init__(layer_class_to_replicate=DynamicLayer)
@@ -115,35 +115,35 @@ class _GivenCache(Cache):  # type: ignore[misc]
         self.present: list[Tensor] = []
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-        """The past and the new."""
+        """Append the new keys and values to the past; return all of them."""
         keys = torch.cat([self.past[layer_idx][0], key_states], 2)
         values = torch.cat([self.past[layer_idx][1], value_states], 2)
         self.present += [keys, values]
         return keys, values
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens before those that are being read."""
+        """Return the number of tokens in the past."""
         return self.past[0][0].shape[2]
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        """(columns that are seen, 0)."""
+        """Return (number of columns of the mask, offset 0)."""
         return self.get_seq_length() + query_length, 0
 
 
 class _Explicit(nn.Module):
-    """A model whose cache and mask are tensors among its arguments."""
+    """A model that takes its cache and mask as tensor arguments."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, *past: Tensor) -> Any:
-        """(logits, keys and values of each layer)."""
+        """Return (logits, then keys and values of each layer)."""
         cache = _GivenCache(list(zip(past[::2], past[1::2], strict=True)))
         columns, tokens = attention_mask.shape[1], input_ids.shape[1]
-        before = torch.arange(columns) <= (torch.arange(tokens) + (columns - tokens))[:, None]
-        seen = before[None, None] & attention_mask[:, None, None, :].bool()  # (rows, 1, tokens, columns)
-        mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+        causal = torch.arange(columns) <= (torch.arange(tokens) + (columns - tokens))[:, None]
+        visible = causal[None, None] & attention_mask[:, None, None, :].bool()  # (rows, 1, tokens, columns)
+        mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)
         logits = self.model(
             input_ids=input_ids,
             position_ids=position_ids,
@@ -155,7 +155,7 @@ class _Explicit(nn.Module):
 
 
 def _cache_shapes(model: PreTrainedModel) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Of each layer, heads and width of keys and of values."""
+    """Return, for each layer, (heads, width) of the keys and of the values."""
     cache = DynamicCache()
     model(input_ids=torch.ones(1, 2, dtype=torch.int64), past_key_values=cache, use_cache=True)
     return [
@@ -165,7 +165,7 @@ def _cache_shapes(model: PreTrainedModel) -> list[tuple[tuple[int, int], tuple[i
 
 
 def _hold_state(converted: Any, pairs: dict[str, str], sizes: dict[str, tuple[int, int]]) -> None:
-    """Make the cache the model's state, empty at first, whose rows are reordered by beam_idx before each pass."""
+    """Turn the cache into the model's state. It is empty at first, and beam_idx reorders its rows before each pass."""
     from openvino import opset13 as ops
     from openvino._offline_transformations import apply_make_stateful_transformation
 
@@ -192,10 +192,10 @@ def _hold_state(converted: Any, pairs: dict[str, str], sizes: dict[str, tuple[in
 
 
 @contextlib.contextmanager
-def _forgetting() -> Iterator[None]:
-    """What torch traces it keeps for the life of the process, 10 MB of the smallest model: let it go.
+def _freeing_traces() -> Iterator[None]:
+    """Free the memory that torch keeps for each traced module: 10 MB for the smallest model, until the process ends.
 
-    There is no public way; where a torch has none of this either, it is kept.
+    There is no public function for it. A version of torch without these private ones keeps the memory.
     """
     store = getattr(torch.jit._recursive, "concrete_type_store", None)
     compiled: set[Any] = getattr(store, "methods_compiled", set())
@@ -209,7 +209,7 @@ def _forgetting() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Tracers and compressors tell of much that is nobody's business."""
+    """Suppress the output and warnings of tracing and compression."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     with (

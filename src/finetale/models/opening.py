@@ -1,4 +1,4 @@
-"""Models opened for use: on the accelerator, with the attention that is fastest there. Knows nothing of training."""
+"""Loading of a model for use: on the accelerator, with the speed-ups that fit it. Knows nothing of training."""
 
 from __future__ import annotations
 
@@ -25,12 +25,18 @@ def open_model(
     attention: str = "auto",
     fast: bool = True,
 ) -> LoadedModel:
-    """Load a model for use, on the accelerator if there is one.
+    """Load a model for use, onto the accelerator if there is one.
 
     Args:
-        precision: what it will compute in: auto, fp32 or bf16. Weights stay fp32.
-        attention: "model" keeps the model's own; otherwise that of packed documents where it has a kernel here.
-        fast: whether the faster modules stand in for the model's own.
+        notify: receives the events of loading.
+        tokenizer: tokenizer to use instead of the model's own.
+        precision: precision of the computation: auto, fp32 or bf16. Weights stay in fp32.
+        attention: "model" keeps the model's own attention; anything else uses the attention of packed documents where
+            a kernel exists for this machine.
+        fast: whether to apply the speed-ups.
+
+    Raises:
+        FinetaleError: the model cannot be used.
     """
     from finetale import devices, speed  # loads torch, which the names of models do not need
 
@@ -46,7 +52,7 @@ def open_model(
 
 
 def warn_if_unfinished(loaded: LoadedModel, notify: Notify) -> None:
-    """Warn of a run that has not come to its end: its model is the best so far."""
+    """Warn when the model comes from a run that has not finished."""
     if loaded.provenance.kind != "run":
         return
     name = loaded.provenance.name

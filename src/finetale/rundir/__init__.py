@@ -1,9 +1,9 @@
-"""The run directory: where things lie in it, and how they are written so that a crash leaves no half of one.
+"""The run directory: the paths in it, and writing that a crash cannot leave half done.
 
-layout      the paths in a run directory, its lock and its manifest
-atomic      files and folders that appear whole or not at all
-seals       SHA-256 of the files of a folder, written last and verified
-jsonfiles   JSON files
+layout      paths in a run directory, its lock and its manifest
+atomic      atomic writes of files and folders, and recovery after a crash
+seals       manifests with the SHA-256 of each file in a folder
+jsonfiles   reading and writing of JSON files
 """
 
 from finetale.rundir.atomic import recover, sync_folder, temporary_name, write_bytes, write_folder

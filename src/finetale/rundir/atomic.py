@@ -1,7 +1,7 @@
-"""Files and folders that are written whole or not at all.
+"""Atomic writes of files and folders.
 
-Whatever is written here is written to a temporary name beside its place, flushed to disk and renamed, so that a reader
-never sees half of it. Replacing a folder takes two renames; what a crash leaves between them `recover` puts right.
+Data goes to a temporary name in the same folder, is flushed to disk and renamed. A reader sees the old content or the
+new content, never a part. Replacing a folder takes two renames; `recover` repairs what a crash between them leaves.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ def write_folder(
     finish: Callable[[Path, list[Path]], None] | None = None,
     keep: bool = False,
 ) -> None:
-    """Write a folder atomically: fill a temporary one, fsync every file, finish, rename.
+    """Write a folder atomically: fill a temporary folder, fsync every file, call `finish`, rename.
 
     Args:
-        path: where the folder shall stand; a folder already there is replaced.
-        fill: writes the files into the folder it is given.
-        finish: called with the folder and its files once they are on disk.
-        keep: leave a folder that is already there, for caches, in which another process may have written the same meanwhile.
+        path: path of the folder. An existing folder is replaced.
+        fill: callback; writes the files into the folder that it receives.
+        finish: callback; receives the folder and its files after the files are on disk.
+        keep: keep an existing folder. For caches, where another process may have written the same content.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     temporary.mkdir()
-    # As the umask has it, which the folder shows: safetensors keeps its files from everybody else.
+    # The umask decides the mode, and the new folder shows it. safetensors makes its files private.
     mode = temporary.stat().st_mode & 0o666
     try:
         fill(temporary)
         files = sorted(file for file in temporary.rglob("*") if file.is_file())
         for file in files:
             _sync_file(file)
-            with contextlib.suppress(OSError):  # some volumes know no modes
+            with contextlib.suppress(OSError):  # some volumes have no modes
                 file.chmod(mode)
         if finish is not None:
             finish(temporary, files)
@@ -67,20 +67,21 @@ def write_folder(
 
 
 def recover(parent: Path, *, untouched: float = 0.0) -> None:
-    """Put back folders that a crash caught between their two renames, and delete what dead writers left in `parent`.
+    """Finish interrupted replacements of folders in `parent`, and delete leftover temporary files.
 
     Args:
-        untouched: seconds for which nothing was written to it, where others may be writing in `parent` just now.
+        untouched: skip what was written to within this many seconds. 0 skips nothing; use it only when no other
+            process can be writing in `parent`.
     """
 
-    def dead(leftover: Path) -> bool:
+    def is_abandoned(leftover: Path) -> bool:
         return not untouched or time.time() - _last_written(leftover) > untouched
 
-    for leftover in filter(dead, sorted(parent.glob(".*.*.old"))):
+    for leftover in filter(is_abandoned, sorted(parent.glob(".*.*.old"))):
         place = parent / leftover.name[1:].rsplit(".", 2)[0]
         if not place.exists():
             leftover.replace(place)
-    for leftover in filter(dead, [*parent.glob(".*.*.old"), *parent.glob(".*.*.tmp")]):
+    for leftover in filter(is_abandoned, [*parent.glob(".*.*.old"), *parent.glob(".*.*.tmp")]):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
@@ -88,7 +89,7 @@ def recover(parent: Path, *, untouched: float = 0.0) -> None:
 
 
 def _last_written(path: Path) -> float:
-    """When anything of a file or folder was written last, in seconds; now, if it is gone meanwhile."""
+    """Return the latest modification time in a file or folder, in seconds; now, if it no longer exists."""
     try:
         return max(part.stat().st_mtime for part in (path, *path.rglob("*")))
     except OSError:
@@ -96,7 +97,7 @@ def _last_written(path: Path) -> float:
 
 
 def sync_folder(path: Path) -> None:
-    """Flush a folder's entries to disk, where the system can."""
+    """Flush a folder's entries to disk, where the system supports it."""
     if os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -107,7 +108,7 @@ def sync_folder(path: Path) -> None:
 
 
 def _sync_file(path: Path) -> None:
-    with path.open("r+b") as file:  # Windows flushes only what is open for writing
+    with path.open("r+b") as file:  # Windows flushes only files that are open for writing
         os.fsync(file.fileno())
 
 
@@ -120,7 +121,7 @@ def temporary_name(path: Path, ending: str = "tmp") -> Path:
 
 
 def _swap(new: Path, place: Path, keep: bool = False) -> None:
-    """Put `new` at `place`. If a folder is there it stays, or is moved aside first and deleted afterwards."""
+    """Rename `new` to `place`. An existing folder is kept, or moved aside first and deleted afterwards."""
     if keep:
         try:
             new.replace(place)

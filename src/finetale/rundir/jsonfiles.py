@@ -1,4 +1,4 @@
-"""JSON files of a run directory, read with a limit on their size and written atomically."""
+"""Reading of JSON files, with a limit on their size, and atomic writing of them."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from finetale.rundir.atomic import write_bytes
 from finetale.schema import Record, parse
 
 R = TypeVar("R", bound=Record)
-_MOST_JSON_BYTES = 256 * 2**20
+_MAX_JSON_BYTES = 256 * 2**20
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Return the JSON object in a file.
 
     Raises:
-        RunError: the file is missing, damaged or no object.
+        RunError: the file is missing, is not valid JSON, or does not hold an object.
     """
     try:
-        if path.stat().st_size > _MOST_JSON_BYTES:
-            raise ValueError(f"it has more than {_MOST_JSON_BYTES:,} bytes")
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise ValueError(f"it has more than {_MAX_JSON_BYTES:,} bytes")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RunError(f"{path} is missing.", "The run may have been stopped before it was written.") from None
+        raise RunError(f"{path} is missing.", "The run may have stopped before it wrote the file.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} can't be read: {error}.", "Restore the file or start the run again.") from None
     if not isinstance(value, dict):
@@ -37,16 +37,16 @@ def read_record(path: Path, kind: type[R]) -> R:
     """Return the record in a JSON file.
 
     Raises:
-        RunError: the file is missing or damaged, or a value in it is of another kind than Finetale writes.
+        RunError: the file is missing or corrupted, or a value in it is of another type than Finetale writes.
     """
     try:
-        if path.stat().st_size > _MOST_JSON_BYTES:
-            raise ValueError(f"it has more than {_MOST_JSON_BYTES:,} bytes")
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise ValueError(f"it has more than {_MAX_JSON_BYTES:,} bytes")
         return parse(kind, path.read_bytes())
     except FileNotFoundError:
-        raise RunError(f"{path} is missing.", "The run may have been stopped before it was written.") from None
+        raise RunError(f"{path} is missing.", "The run may have stopped before it wrote the file.") from None
     except (OSError, ValueError) as error:
-        raise RunError(f"{path} is damaged: {error}.", "Restore the file or start the run again.") from None
+        raise RunError(f"{path} is corrupted: {error}.", "Restore the file or start the run again.") from None
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -55,7 +55,11 @@ def write_record(path: Path, record: Record) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically. NaN and infinities are refused: they are not JSON."""
+    """Write a value as JSON, atomically.
+
+    Raises:
+        ValueError: the value has a NaN or an infinity, which JSON does not have.
+    """
     write_bytes(path, json_bytes(value))
 
 

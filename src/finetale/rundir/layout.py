@@ -1,4 +1,4 @@
-"""Names of the files in a run directory, its lock and its manifest. Knows nothing of torch.
+"""Paths in a run directory, its lock and its manifest. Knows nothing of torch.
 
 The run directory is the only contract between stages.
 """
@@ -80,23 +80,23 @@ class RunDirectory:
         return self.root / "engines"
 
     def checkpoint(self, step: int) -> Path:
-        """Folder of the checkpoint after `step` optimizer steps."""
+        """Return the folder of the checkpoint after `step` optimizer steps."""
         return self.checkpoints / f"step-{step:08d}"
 
     def holds_anything(self) -> bool:
-        """Whether there is something at this path besides a lock, and what a run that was killed before it began left beside it."""
+        """Return whether this path has content besides a lock and the leftovers of a run killed before it started."""
         if not self.root.is_dir():
             return self.root.exists()
         names = {item.name for item in self.root.iterdir()}
         first = {path.name for path in (self.config, self.data, self.tokens, self.tokenizer)}
-        begun = {name for name in names if name in first or name.endswith(".tmp")}
-        return bool(names - {LOCK_NAME} - (begun if LOCK_NAME in names else set()))
+        leftovers = {name for name in names if name in first or name.endswith(".tmp")}
+        return bool(names - {LOCK_NAME} - (leftovers if LOCK_NAME in names else set()))
 
     def refuse_links(self) -> None:
-        """Refuse a run directory in which what would be written to leads somewhere else.
+        """Check that nothing that a run writes to is a symbolic link.
 
         Raises:
-            RunError: names the link.
+            RunError: names the first link.
         """
         for path in (
             self.checkpoints,
@@ -108,15 +108,16 @@ class RunDirectory:
         ):
             if path.is_symlink():
                 raise RunError(
-                    f"{path} is a link, and a run keeps its files in its own directory.", "Put the folder itself there."
+                    f"{path} is a symbolic link. A run writes only to its own directory.",
+                    "Replace the link by the folder or file itself.",
                 )
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from writing here. The system lets the lock go when its holder dies, however it dies.
+        """Lock the run directory against other processes. The system releases the lock when its holder ends in any way.
 
         Raises:
-            RunError: another process is at work here.
+            RunError: another process holds the lock.
         """
         self.refuse_links()
         self.root.mkdir(parents=True, exist_ok=True)
@@ -126,7 +127,7 @@ class RunDirectory:
         except Timeout:
             raise RunError(
                 f"{self.root} is in use: another process is working on this run{self._holder()}.",
-                "Wait until it is done, or stop it.",
+                "Wait until it ends, or stop it.",
             ) from None
         except (NotImplementedError, OSError) as error:  # a file system without locks
             if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
@@ -146,19 +147,19 @@ class RunDirectory:
         return f" (process {process.pid} on {process.host})" if process is not None else ""
 
     def is_run(self) -> bool:
-        """Whether a manifest stands here."""
+        """Return whether there is a manifest."""
         return self.manifest.is_file()
 
     @classmethod
     def open(cls, path: str | Path) -> RunDirectory:
-        """An existing run.
+        """Return the run directory at `path`.
 
         Raises:
-            RunError: there is no run here.
+            RunError: there is no run.
         """
         run = cls(Path(path))
         if not run.is_run():
-            what = "does not exist" if not run.root.exists() else "is no run directory (it has no run.json)"
+            what = "does not exist" if not run.root.exists() else "is not a run directory (it has no run.json)"
             raise RunError(f"{path} {what}.", "`finetale runs` lists the runs below the current folder.")
         return run
 
@@ -166,19 +167,19 @@ class RunDirectory:
         """Return the content of run.json.
 
         Raises:
-            RunError: it is missing or damaged, or one of its values is of another kind than Finetale writes.
+            RunError: it is missing or corrupted, or one of its values is of another type than Finetale writes.
         """
         return read_record(self.manifest, RunManifest)
 
     def update_manifest(self, **values: Any) -> None:
-        """Set fields of run.json; begin the file where there is none.
+        """Set fields of run.json; create the file if there is none.
 
         Args:
-            values: by name of the field in `RunManifest`.
+            values: new values by the name of the field in `RunManifest`.
 
         Raises:
             TypeError: a name is not one of its fields.
-            ValidationError: a value is of another kind.
+            ValidationError: a value has another type.
         """
         unknown = values.keys() - RunManifest.model_fields.keys()
         if unknown:
@@ -192,7 +193,7 @@ class RunDirectory:
         """Return the content of data.json.
 
         Raises:
-            RunError: it is missing or damaged.
+            RunError: it is missing or corrupted.
         """
         return read_record(self.data, DataFile)
 
@@ -200,7 +201,7 @@ class RunDirectory:
         """Return the content of comparison.json.
 
         Raises:
-            RunError: it is missing or damaged.
+            RunError: it is missing or corrupted.
         """
         return read_record(self.comparison, ComparisonFile)
 
@@ -211,7 +212,7 @@ class RunDirectory:
         return parse_events(self.metrics.read_text(encoding="utf-8", errors="replace"))
 
     def saved_checkpoints(self) -> Iterator[tuple[int, Path]]:
-        """Complete-looking checkpoints as (step, folder), newest first. Their checksums are not yet verified."""
+        """Yield the sealed checkpoints as (step, folder), newest first. Their checksums are not verified here."""
         found = []
         if self.checkpoints.is_dir():
             for folder in self.checkpoints.iterdir():

@@ -1,4 +1,4 @@
-"""Folders sealed with a manifest.json of the SHA-256 and size of each file, and how they are verified."""
+"""Sealed folders: manifest.json holds the SHA-256 and size of each file. Writing and verification of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MANIFEST_NAME = "manifest.json"
 
 
 def write_sealed_folder(path: Path, fill: Callable[[Path], None], *, keep: bool = False) -> None:
-    """Write a folder atomically, as `write_folder` does, with a manifest.json of the SHA-256 and size of its files."""
+    """Write a folder atomically, as `write_folder` does, and seal it with a manifest."""
 
     def seal(folder: Path, files: list[Path]) -> None:
         _seal(folder, {file.relative_to(folder).as_posix(): _entry(file) for file in files})
@@ -26,7 +26,7 @@ def write_sealed_folder(path: Path, fill: Callable[[Path], None], *, keep: bool 
 
 
 def add_file(folder: Path, name: str, data: bytes) -> None:
-    """Write a file into a sealed folder, in place of one of that name; the seal holds at every moment."""
+    """Add a file to a sealed folder, or replace it. The seal is valid at every moment."""
     entries = _entries(folder)
     if entries.pop(name, None) is not None:
         _seal(folder, entries)
@@ -35,16 +35,16 @@ def add_file(folder: Path, name: str, data: bytes) -> None:
 
 
 def sealed_sums(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file, as a sealed folder's manifest has them.
+    """Return the SHA-256 of each file of a sealed folder, read from its manifest.
 
     Raises:
-        RunError: the manifest is missing or damaged.
+        RunError: the manifest is missing or corrupted.
     """
     return {name: str(entry["sha256"]) for name, entry in _entries(folder).items()}
 
 
 def is_sealed(path: Path) -> bool:
-    """Whether a folder has a manifest of `write_folder`, whole or damaged."""
+    """Return whether a folder has a manifest of `write_sealed_folder`, valid or corrupted."""
     try:
         return b'"sha256"' in (path / MANIFEST_NAME).read_bytes()
     except OSError:
@@ -52,7 +52,7 @@ def is_sealed(path: Path) -> bool:
 
 
 def verify_folder(path: Path) -> list[str]:
-    """What is wrong with a sealed folder; empty when all is well. Files that were added to it do not matter."""
+    """Return the problems of a sealed folder, none if it is intact. Files that the manifest lacks are ignored."""
     try:
         entries = _entries(path)
     except RunError as error:
@@ -70,16 +70,16 @@ def verify_folder(path: Path) -> list[str]:
 
 
 def _entries(folder: Path) -> dict[str, Any]:
-    """What a manifest says of each file.
+    """Return the entries of a manifest by file name.
 
     Raises:
-        RunError: it is missing, or not to the letter what `_seal` writes.
+        RunError: the manifest is missing, or differs by a single byte from what `_seal` writes.
     """
     path = folder / MANIFEST_NAME
     manifest = read_json(path)
     entries = manifest.get("files")
     if not isinstance(entries, dict) or path.read_bytes() != _sealed(entries):
-        raise RunError(f"{path} is damaged.", "Restore the file or start the run again.")
+        raise RunError(f"{path} is corrupted.", "Restore the file or start the run again.")
     return entries
 
 
@@ -96,6 +96,6 @@ def _sealed(entries: Mapping[str, Any]) -> bytes:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -33,7 +33,7 @@ class ModelSpec:
     Attributes:
         name: in requests.
         load: reads its files.
-        engine: one of `selection.ENGINES`, or vllm.
+        engine: auto, openvino, torch or vllm.
         precision: "fp32" or "bf16" of PyTorch; "auto" for bf16 on an accelerator, fp32 elsewhere.
         slots: completions at a time.
         most_waiting: requests that may wait.

@@ -34,8 +34,6 @@ from finetale.server.engines import Job, Rows
 from finetale.server.engines.batching import BatchingEngine
 from finetale.server.engines.pytorch_rows import ALL_THREADS, SeparateRows, TorchRows
 
-ENGINES = ("auto", "openvino", "torch")
-
 _TORCH_TOLERANCE = 0.02
 """Largest difference of scores, as a share of the largest, between rows together and alone: bf16 has 1%."""
 _CONVERTED_TOLERANCE = 1e-3
