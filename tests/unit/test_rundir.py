@@ -144,7 +144,7 @@ def test_a_value_of_another_kind_is_refused_by_name_or_harmless(tmp_path: Path, 
         tried += 1
     assert tried >= 15
     assert len(messages) >= 5
-    assert all(f"{name} is damaged: " in message and key in message for key, message in messages)
+    assert all(f"{name} is corrupted: " in message and key in message for key, message in messages)
 
 
 def test_checkpoints_newest_first_and_only_whole_ones(tmp_path: Path) -> None:
