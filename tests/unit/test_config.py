@@ -226,3 +226,11 @@ def test_yaml_reads_on_and_off_as_true_and_false(tmp_path: Path) -> None:
     for word in ("on", "off", "auto"):
         (tmp_path / "settings.yaml").write_text(f"compile: {word}\n", encoding="utf-8")
         assert Config.resolve(read_settings_file(tmp_path / "settings.yaml")).compile == word
+
+
+def test_a_setting_that_older_versions_wrote_and_that_is_gone_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("bootstrap_samples: 100\nseed: 3\n", encoding="utf-8")
+    assert read_settings_file(path) == {"seed": 3}
+    with pytest.raises(ConfigError, match="bootstrap_samples"):
+        Config.resolve({"bootstrap_samples": 100})
