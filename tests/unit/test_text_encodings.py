@@ -182,3 +182,37 @@ def test_binary_files_are_refused(tmp_path: Path, content: bytes, what: str) -> 
     with pytest.raises(SourceError, match=rf"story\.txt: is .*{what}") as caught:
         read(path)
     assert "plain text" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"abc\x00" * 300,
+        b"ab\x00" * 300,
+        b"one two\x00three four five\x00" * 50,
+        b"The quick brown fox jumps over" + bytes(400),
+        bytes(300),
+    ],
+)
+def test_nul_bytes_are_named_and_not_taken_for_utf16(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "story.txt"
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=r"story\.txt: is binary data \(full of NUL bytes\)") as caught:
+        read(path)
+    assert "utf-16" not in caught.value.message
+
+
+def test_damaged_utf16_is_named_by_its_nul_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "story.txt"
+    path.write_bytes(("Once upon a time. " * 4000).encode("utf-16-le") + b"\x00\xdc\x00\xdcx")
+    with pytest.raises(SourceError, match=r"has NUL bytes, so it is binary data or damaged text"):
+        read(path)
+
+
+@pytest.mark.parametrize("content", [b"a\x00b\x00c", b"hello\x00", b"one\x00two three four five six seven"])
+def test_a_few_nul_bytes_are_removed_and_counted(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "story.txt"
+    path.write_bytes(content)
+    parts, report = read(path)
+    assert parts[0].text == content.replace(b"\x00", b"").decode()
+    assert report.to_dict()["files"][0]["problems"] == {"nul": content.count(0)}

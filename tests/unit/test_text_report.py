@@ -80,6 +80,31 @@ def test_problems_are_counted_by_kind_with_their_lines(tmp_path: Path) -> None:
     assert report["cleaning"] == {"control_characters": 4, "stripped_characters": 1}
 
 
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ("bread,\x0bmilk\x0cand eggs.\x1fThe end", "bread,\nmilk\nand eggs. The end"),
+        ("one\x1ctwo\x1dthree\x1efour", "one\ntwo\nthree\nfour"),
+        ("one\u0085two\u2028three\u2029four", "one\ntwo\nthree\nfour"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_other_line_ends_and_separators_become_white_space(tmp_path: Path, raw: str, expected: str, name: str) -> None:
+    content = raw if name == "a.txt" else json.dumps({"text": raw}, ensure_ascii=name == "a.txt")
+    parts, report = read(write(tmp_path, content, name))
+    assert [part.text for part in parts] == [expected]
+    assert report["cleaning"] == {"unusual_spaces": 3}
+    assert report["files"][0]["problems"] == {"unusual_space": 3}
+    assert read(tmp_path / name, clean_control=False)[0][0].text == raw
+
+
+def test_characters_without_width_stay_as_they_are(tmp_path: Path) -> None:
+    text = "ภาษา\u200bไทย soft\u00adhyphen می\u200cخواهم 👩\u200d🚀"
+    parts, report = read(write(tmp_path, text))
+    assert parts[0].text == text
+    assert report["problems"] == []
+
+
 def test_cleaning_can_be_switched(tmp_path: Path) -> None:
     path = write(tmp_path, " a\x07\r\nItâ€™s\n")
     settings = {"clean_newlines": False, "clean_control": False, "strip": False}

@@ -68,7 +68,7 @@ class FileError(SourceError):
     """
 
     def __init__(self, file: str, line: int | None, kind: str, detail: str, hint: str) -> None:
-        file, detail = shown(file), shown(detail)
+        file, detail, hint = shown(file), shown(detail), shown(hint)
         super().__init__(f"{file}{'' if line is None else f':{line}'}: {detail}.", hint)
         self.file = file
         self.line = line

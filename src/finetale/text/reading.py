@@ -32,7 +32,7 @@ T = TypeVar("T")
 _CHUNK_CHARACTERS = 1_000_000
 _CHUNK_ITEMS = 1_000
 MAX_NAMED = 10
-"""Errors of sources that one message names."""
+"""Unreadable files that one message names."""
 
 
 def read_parts(
@@ -434,12 +434,16 @@ def _first_line(line: int, raw: str) -> int:
 
 
 def _joined(errors: Sequence[FileError]) -> SourceError:
-    """One error for all; of many only the first are named."""
+    """One error for all. Files that can't be read share a sentence, which names the first of many."""
     if len(errors) == 1:
         return errors[0]
-    messages = [error.message for error in errors[:MAX_NAMED]]
-    if more := len(errors) - MAX_NAMED:
-        messages += [f"{more:,} more can't be read."] if more > 0 else []
+    unreadable = [error for error in errors if error.kind == "unreadable"]
+    messages = [error.message for error in errors if len(unreadable) == 1 or error.kind != "unreadable"]
+    if len(unreadable) > 1:
+        named = [f"{each.file} ({each.detail.rpartition('(')[2].rstrip(')')})" for each in unreadable[:MAX_NAMED]]
+        if len(unreadable) > MAX_NAMED:
+            named.append(f"and {len(unreadable) - MAX_NAMED:,} more")
+        messages.append(f"{len(unreadable):,} files or folders can't be read: {', '.join(named)}.")
     return SourceError(" ".join(messages), " ".join(dict.fromkeys(error.hint for error in errors)))
 
 

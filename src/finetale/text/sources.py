@@ -177,7 +177,7 @@ def _find_in_folder(source: str, folder: Path, search: Search) -> list[Input]:
             num_held_out += 1
             report.leave_out("held_out_files", shown(str(path)))
         elif not os.access(path, os.R_OK):
-            search.unreadable.append(_dangling(str(path), path) if not path.exists() else _denied(str(path)))
+            search.unreadable.append(_dangling(str(path), path) if not os.path.exists(path) else _denied(str(path)))
         else:
             found.append(path)
     if not found and len(search.unreadable) == num_unreadable:

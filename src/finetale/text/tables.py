@@ -68,7 +68,7 @@ def csv_records(
     number = start
     try:
         for row in reader:
-            if header is None and row:
+            if header is None and any(cell.strip() for cell in row):
                 header = _header(row, account, wanted, number)
                 if row is not header:
                     yield number, dict(zip(header, row, strict=True))
