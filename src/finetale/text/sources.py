@@ -219,23 +219,20 @@ def _walk(folder: Path, search: Search, *, is_source: bool = True) -> Iterator[P
             report.leave_out("hidden", shown(entry.path))
         elif entry.is_dir(follow_symlinks=False):
             yield from _walk(Path(entry.path), search, is_source=False)
-        elif entry.is_file():
+        elif entry.is_file(follow_symlinks=False):
             yield Path(entry.path)
-        elif entry.is_dir():
-            report.leave_out("linked_folders", shown(entry.path))
-        elif _exists(entry):
-            report.leave_out("special", shown(entry.path))
         else:
-            yield Path(entry.path)
-
-
-def _exists(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry, or what it links to, is there."""
-    try:
-        entry.stat()
-    except OSError:
-        return False
-    return True
+            try:
+                mode = entry.stat().st_mode
+            except OSError:  # a link that leads nowhere, or in a circle
+                yield Path(entry.path)
+                continue
+            if stat.S_ISREG(mode):
+                yield Path(entry.path)
+            elif stat.S_ISDIR(mode):
+                report.leave_out("linked_folders", shown(entry.path))
+            else:
+                report.leave_out("special", shown(entry.path))
 
 
 def _special_kind(mode: int) -> str:
