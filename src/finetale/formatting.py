@@ -6,6 +6,7 @@ Every function takes any JSON value and gives `UNKNOWN` for what is missing, not
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -13,6 +14,7 @@ from typing import Any
 
 UNKNOWN = "–"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def at(value: Any, *keys: str) -> Any:
@@ -44,6 +46,17 @@ def count(value: Any) -> str:
     """A whole number with separators: 1,234,567."""
     number = finite(value)
     return UNKNOWN if number is None else f"{round(number):,}"
+
+
+def valid_unicode(text: str) -> str:
+    """Return text without surrogates: a byte of a file name that is not UTF-8 becomes \\xNN, other surrogates \\uNNNN."""
+    if text.isascii():
+        return text
+    return _SURROGATE.sub(lambda match: _escape(ord(match.group())), text)
+
+
+def _escape(code: int) -> str:
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
 
 def plural(number: int, one: str, many: str = "") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from finetale.pipeline.training_run import (
     train_and_finish,
 )
 from finetale.rundir import RunDirectory, recover, write_bytes, write_record
+from finetale.rundir.jsonfiles import json_bytes
 from finetale.schema import AcceptedChange
 from finetale.signals import Stopped, StopRequest
 
@@ -137,7 +139,7 @@ def _changed_names(config: Config, before: dict[str, Any]) -> set[str]:
 
 def _changed_settings(config: Config, before: dict[str, Any]) -> list[str]:
     """Settings that differ from those in run.json, in words."""
-    now = portable(config).model_dump(mode="json")
+    now = json.loads(json_bytes(portable(config).model_dump(mode="json")))  # as the manifest has them
     with contextlib.suppress(ValidationError):  # values as an older version wrote them
         before = Config.model_validate({name: before[name] for name in before if name in now}).model_dump(
             mode="json", include=set(before)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import gc
-import json
 import os
 import platform
 import shutil
@@ -304,7 +303,7 @@ def describe(run: RunDirectory, prepared: Prepared) -> None:
         best_step=0,
         base=prepared.loaded.provenance.to_dict(),
         data_sha256=prepared.store.info["sha256"],
-        config=json.loads(config.model_dump_json()),
+        config=config.model_dump(mode="json"),
         speed=speed.applied(prepared.loaded.model)
         | prepared.tuned.route.to_dict()
         | {"probe": prepared.tuned.probe.to_dict()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,17 @@ from finetale.schema import Record, parse
 
 R = TypeVar("R", bound=Record)
 _MAX_JSON_BYTES = 256 * 2**20
+
+
+def _escape_surrogates(error: UnicodeError) -> tuple[str, int]:
+    """Codec error handler: write surrogates so that a JSON reader gets a backslash and their number."""
+    assert isinstance(error, UnicodeEncodeError)
+    codes = [ord(character) for character in error.object[error.start : error.end]]
+    escapes = (f"\\\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\\\u{code:04x}" for code in codes)
+    return "".join(escapes), error.end
+
+
+codecs.register_error("finetale.escape", _escape_surrogates)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -64,5 +76,5 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def json_bytes(value: Any) -> bytes:
-    """Return JSON in UTF-8; surrogates, as in file names that are not UTF-8, become \\uDCxx escapes."""
-    return (json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode("utf-8", "backslashreplace")
+    """Return JSON in UTF-8. A byte of a file name that is not UTF-8 becomes the text \\xNN: JSON has no lone surrogates."""
+    return (json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode("utf-8", "finetale.escape")

@@ -1,0 +1,131 @@
+"""`check` and `train` say which columns and files the text came from, whatever the files are called."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from finetale.cli import run
+from tiny import save_model, story, write_stories
+
+QUICK = (
+    "--model",
+    "base",
+    "--max-steps",
+    "1",
+    "--max-new-tokens",
+    "2",
+    "--num-prompts",
+    "1",
+    "--no-tensorboard",
+    "--no-probe",
+)
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with base/, as the current directory."""
+    monkeypatch.setenv("FINETALE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    save_model(tmp_path / "base")
+    return tmp_path
+
+
+@pytest.fixture
+def call(capfd: pytest.CaptureFixture[str]) -> Call:
+    def run_command(*words: str | Path) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = run([str(word) for word in words])
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run_command
+
+
+def test_files_and_columns_that_were_left_out_are_named(place: Path, call: Call) -> None:
+    write_stories(place / "stories", 9)
+    for number in range(7):
+        (place / f"stories/{number}.docx").touch()
+    rows = [{"text": story(number, 60), "title": "The mill by the river"} for number in range(30)]
+    (place / "stories/more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (place / "stories/link").symlink_to(place / "base", target_is_directory=True)
+    files = (
+        "Read 10 of 17 files; left out: 7 of kinds that are not read (7 .docx); not entered or read: 1 linked folder"
+    )
+    column = "The text of stories is the column 'text', with 9"
+    code, out, _ = call("check", "stories", "--model", "base")
+    assert code == 0
+    assert f"note: {files}.\n  stories/0.docx\n  stories/1.docx\n" in out
+    assert f"note: {column}" in out
+    assert "left out: 'title'" in out
+    assert "All of it could be read." not in out
+    code, _, err = call("train", "stories", *QUICK, "--out", "run")
+    assert code == 0
+    assert f"{files}: 0.docx, 1.docx, 2.docx, ….\n" in err
+    assert column in err
+    for name in ("run/report.html", "run/model/README.md"):
+        content = (place / name).read_text(encoding="utf-8").replace("\\_", "_").replace("&#39;", "'").replace("\\", "")
+        assert files in content
+        assert column in content
+    assert "Read 10 of" not in call("train", "stories", *QUICK, "--out", "quiet", "--quiet")[2]
+
+
+def test_a_column_that_is_the_smaller_part_stops_training(place: Path, call: Call) -> None:
+    rows = [{"prompt": story(number, 60), "completion": "Yes, it is."} for number in range(30)]
+    (place / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, _, err = call("train", "pairs.jsonl", *QUICK, "--out", "run")
+    assert code == 1
+    assert "the column 'completion' would be taken as the text, but holds only" in err
+    assert "hint: Choose one with --text-column prompt or completion." in err
+    assert not (place / "run").exists()
+    assert call("check", "pairs.jsonl", "--model", "base")[0] == 1
+    assert call("train", "pairs.jsonl", "--text-column", "prompt", *QUICK, "--out", "run")[0] == 0
+
+
+def test_many_files_are_counted(place: Path, call: Call) -> None:
+    (place / "many").mkdir()
+    for number in range(1250):
+        (place / f"many/{number:04}.txt").write_text(f"Tale {number}.")
+    assert "\n… and 1,230 more files\n" in call("check", "many", "--model", "base")[1]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links")
+def test_unreadable_files_are_left_out_when_wanted(place: Path, call: Call) -> None:
+    write_stories(place / "stories", 9)
+    for name in ("a.txt", "b.txt"):
+        (place / f"stories/{name}").symlink_to(place / "gone.txt")
+    code, _, err = call("train", "stories", *QUICK, "--out", "run")
+    assert code == 1
+    assert "2 files or folders can't be read: " in err
+    assert "stories/a.txt (No such file or directory)" in err
+    assert "--skip-unreadable" in err
+    code, _, err = call("train", "stories", *QUICK, "--out", "run", "--skip-unreadable")
+    assert code == 0
+    assert "warning: Read 9 of 11 files; left out: 2 that can't be read: a.txt, b.txt." in err
+    assert json.loads((place / "run/data.json").read_text())["text"]["skipped"]["unreadable"] == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="bytes in file names")
+def test_names_that_are_not_utf8_go_the_whole_way(place: Path, call: Call) -> None:
+    folder = os.fsencode(place) + b"/caf\xe9"
+    os.mkdir(folder)
+    for number in range(9):
+        with open(folder + b"/t\xe4le%d.txt" % number, "wb") as file:
+            file.write(story(number, 60).encode())
+    source = os.fsdecode(b"caf\xe9")
+    code, out, _ = call("check", source, "--model", "base")
+    assert (code, "caf\\xe9/t\\xe4le0.txt" in out) == (0, True)
+    code, out, _ = call("check", source, "--model", "base", "--json")
+    assert json.loads(out)["text"]["files"][0]["file"] == "caf\\xe9/t\\xe4le0.txt"
+    assert call("train", source, *QUICK, "--out", "run")[0] == 0
+    for name in ("run.json", "data.json", "comparison.json"):
+        assert json.loads((place / "run" / name).read_bytes().decode("utf-8"))
+    assert "caf\\xe9" in (place / "run/report.html").read_text(encoding="utf-8")
+    for command in (["compare", "run"], ["report", "run"], ["evaluate", "run", source], ["runs"]):
+        assert call(*command)[0] == 0
