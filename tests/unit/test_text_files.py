@@ -88,7 +88,7 @@ def test_many_unreadable_files_are_counted(tmp_path: Path, unreadable: None) -> 
     for number in range(25):
         (tmp_path / f"locked{number:02}.txt").touch()
     with pytest.raises(
-        SourceError, match=r"^25 files or folders can't be read: .*locked09\.txt \(Permission denied\), and 15 more\.$"
+        SourceError, match=r"^25 files or folders can't be read: .*locked09\.txt \(Permission denied\), and 15 more\. "
     ) as caught:
         read(tmp_path)
     assert "locked10.txt" not in caught.value.message
