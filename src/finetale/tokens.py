@@ -13,7 +13,7 @@ import itertools
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,10 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetale.cache import Hold, problems
+from finetale.encoding import Encoder
 from finetale.errors import RunError, SourceError, TokenizerError
 from finetale.passages import PassageFinder, describe
 from finetale.rundir import read_json, write_json, write_sealed_folder
 from finetale.signals import leave_open
+from finetale.text.words import count_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -125,36 +127,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         clean_up_tokenization_spaces=False,
     )
     return tokenizer
-
-
-def encode_batch(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[NDArray[np.int64]]:
-    """Return the ids of each text, without special tokens. Fast tokenizers use all cores."""
-    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    return [np.asarray(ids, dtype=np.int64) for ids in encoded]
-
-
-def token_ranges(
-    tokenizer: PreTrainedTokenizerBase, text: str, places: Sequence[tuple[int, int]], ids: NDArray[np.int64]
-) -> list[tuple[int, int]]:
-    """Return the range of tokens (start, stop) that holds each place of a text.
-
-    Args:
-        places: ranges of characters.
-        ids: the tokens of the text.
-
-    Returns:
-        One range per place; all tokens where the tokenizer reports no positions.
-    """
-    whole = [(0, len(ids))] * len(places)
-    if not tokenizer.is_fast:
-        return whole
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    spans = np.array(encoded["offset_mapping"], np.int64).reshape(-1, 2)
-    if len(spans) != len(ids):
-        return whole
-    starts = np.searchsorted(spans[:, 1], [start for start, _ in places], "right")
-    stops = np.searchsorted(spans[:, 0], [stop for _, stop in places], "left")
-    return [(int(a), int(max(a + 1, b))) for a, b in zip(starts, stops, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -294,6 +266,7 @@ def build_store(
         TokenizerError: more than a fifth of the text is unknown to the tokenizer.
     """
     begin, end = begin_and_end(tokenizer)
+    encoder = Encoder(tokenizer)
     largest = max(tokenizer.get_vocab().values())  # ids may have gaps
     dtype = np.uint16 if largest < 2**16 else np.uint32
     rows: list[tuple[int, ...]] = []
@@ -311,7 +284,7 @@ def build_store(
         with PassageFinder(target) as finder, (target / "tokens.bin").open("wb") as file:
             for batch in batches(parts):
                 kept: list[tuple[str, str]] = []
-                for part, ids in zip(batch, encode_batch(tokenizer, [part.text for part in batch]), strict=True):
+                for part, ids in zip(batch, encoder.encode([part.text for part in batch]), strict=True):
                     if unknown is not None:
                         seen["unknown"] += int((ids == unknown).sum())
                     seen["markers"] += int(((ids == begin) | (ids == end)).sum())
@@ -333,12 +306,12 @@ def build_store(
                     size = len(part.text.encode("utf-8", "surrogatepass"))
                     split = SPLITS.index(part.split)
                     source = sources.setdefault(part.source, len(sources))
-                    words = len(part.text.split())
+                    words = count_words(part.text)
                     rows.append(
                         (position, targets, split, int(part.ends), source, words, size, part.line, int(part.is_repeat))
                     )
                     if part.personal:
-                        ranges = token_ranges(tokenizer, part.text, part.personal, ids)
+                        ranges = encoder.ranges(part.text, part.personal, ids)
                         personal.extend((position + 1 + a, position + 1 + b) for a, b in ranges)
                     position += len(row)
                 tables.append(np.array(rows, dtype=PART_DTYPE))

@@ -17,6 +17,7 @@ from tokenizers import models as tokenizer_models
 from transformers import AutoTokenizer, BertTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from finetale import tokens
+from finetale.encoding import encode_batch, token_ranges
 from finetale.errors import RunError, SourceError, TokenizerError
 from finetale.text import Part
 from finetale.tokens import (
@@ -25,7 +26,6 @@ from finetale.tokens import (
     build_store,
     check_tokenizer,
     open_store,
-    token_ranges,
     tokenizer_hash,
 )
 from tiny import part, store, story, tokenizer
@@ -136,7 +136,7 @@ def test_the_trained_tokenizer_gives_any_text_back() -> None:
         "\x00\x1f\x7f\u2028\ufeff\uffff",
         " don 't , no . ",
     ]
-    encoded = tokens.encode_batch(tokenizer(), texts)
+    encoded = encode_batch(tokenizer(), texts)
     assert len(encoded) == 18
     assert [tokenizer().decode(ids.tolist()) for ids in encoded] == texts
 
@@ -184,7 +184,7 @@ def test_the_hash_survives_saving_and_use(tmp_path: Path) -> None:
     tokenizer().save_pretrained(str(tmp_path))
     again = AutoTokenizer.from_pretrained(str(tmp_path))
     assert tokenizer_hash(again) == tokenizer_hash(tokenizer())
-    tokens.encode_batch(again, ["some text"])
+    encode_batch(again, ["some text"])
     assert tokenizer_hash(again) == tokenizer_hash(tokenizer())
 
 
@@ -199,7 +199,7 @@ def cutting_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def test_texts_are_never_cut_by_the_tokenizer(tmp_path: Path) -> None:
-    ids = tokens.encode_batch(cutting_tokenizer(tmp_path), [story(1)])[0]
+    ids = encode_batch(cutting_tokenizer(tmp_path), [story(1)])[0]
     assert len(ids) == count(story(1)) > 8
 
 

@@ -20,11 +20,12 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTra
 
 from finetale import models
 from finetale.config import SamplingSettings
+from finetale.encoding import encode_batch
 from finetale.errors import GenerationError
 from finetale.generate.sampler import EXHAUSTED, NOT_A_NUMBER, Sampler, Stream, random_stream
 from finetale.generate.text import CONTEXT_TOKENS, TextStream
 from finetale.surrogates import describe_surrogates, shown
-from finetale.tokens import begin_and_end, encode_batch
+from finetale.tokens import begin_and_end
 
 FinishReason = Literal["end", "length", "stop"]
 

@@ -1,0 +1,223 @@
+"""Text → token ids in bounded memory and quickly, with the ids that the tokenizer gives for the whole text.
+
+A tokenizer that takes a text as one piece needs about 200 bytes per token, and a time per byte that grows with the text.
+Most tokenizers first cut a text at the same places whatever stands further away: before a single space, and before a
+punctuation mark that follows a letter. Such a text is cut there by a regular expression, each different piece
+is tokenised once, and the ids are put together. Whether a tokenizer is one of these is decided by its parts and by a
+comparison on the first text. Knows nothing of documents.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Ids = NDArray[np.int64]
+
+_MARKS = "，。、；：？！,.;:!?”"
+_PIECE = re.compile(rf"[\s\S][^ {_MARKS}]*(?:(?: (?!\S)|(?<=\s) |(?<![^\W\d_])[{_MARKS}])[^ {_MARKS}]*)*")
+_CUT = re.compile(rf"(?<=\S)(?= \S)|(?<=[^\W\d_])(?=[{_MARKS}])")
+_SLICE_CHARACTERS = 500_000
+_MOST_PIECES = 300_000
+_MOST_PIECE_CHARACTERS = 10_000_000
+_COMPARED_CHARACTERS = 20_000
+_PROBE = (
+    "It's 12:30, I'll say “yes” – the naïve café's 3.14 km.  Two  spaces,\n\n and lines\tand tabs \n  x_y a1b2 "
+    "今天我们去河边，好吗？好，走吧。Ещё раз: да! それはペン、です。 1,000 rows -- 'tis so... URL http://a.b/c?d=e end"
+)
+
+
+class Encoder:
+    """Encodes texts without special tokens; the pieces of earlier texts are remembered.
+
+    Args:
+        tokenizer: the tokenizer whose ids are wanted.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._backend: Any = tokenizer.backend_tokenizer if _may_be_cut(tokenizer) else None
+        self._compared = 0  # characters
+        self._forget()
+        if self._backend is not None and not self._agrees([_PROBE * 3]):
+            self._backend = None
+
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """Return the ids of each text."""
+        if self._backend is not None and self._compared < _COMPARED_CHARACTERS:
+            sample = [text[:_COMPARED_CHARACTERS] for text in texts[:100]]
+            self._compared += sum(map(len, sample))
+            if not self._agrees(sample):
+                self._backend = None
+        if self._backend is None:
+            return encode_batch(self._tokenizer, list(texts))
+        return self._encode(texts)
+
+    def ranges(self, text: str, places: Sequence[tuple[int, int]], ids: Ids) -> list[tuple[int, int]]:
+        """Return which tokens hold some places of a text; of a long text, only the pieces around them are looked at."""
+        if self._backend is None or len(text) <= _COMPARED_CHARACTERS:
+            return token_ranges(self._tokenizer, text, places, ids)
+        characters, tokens = [0], [0]
+        for part in _slices(text):
+            pieces = _PIECE.findall(part)
+            counts = self._counts[self._numbers_of(pieces)]
+            characters += (characters[-1] + np.cumsum(list(map(len, pieces)))).tolist()
+            tokens += (tokens[-1] + np.cumsum(counts)).tolist()
+        found = []
+        for start, stop in places:
+            first = int(np.searchsorted(characters, start, "right")) - 1
+            last = int(np.searchsorted(characters, max(stop, start + 1), "left"))
+            here, until = tokens[first], tokens[last]
+            at = characters[first]
+            inside = text[at : characters[last]]
+            ((a, b),) = token_ranges(self._tokenizer, inside, [(start - at, stop - at)], ids[here:until])
+            found.append((here + a, here + b))
+        return found
+
+    def _agrees(self, texts: list[str]) -> bool:
+        whole = encode_batch(self._tokenizer, texts)
+        return all(map(np.array_equal, whole, self._encode(texts)))
+
+    def _encode(self, texts: Sequence[str]) -> list[Ids]:
+        found: list[Ids] = []
+        group: list[str] = []
+        size = 0
+        for text in texts:
+            if len(text) > _SLICE_CHARACTERS:
+                found += self._encode_group(group)
+                group, size = [], 0
+                found.append(np.concatenate([self._encode_group([part])[0] for part in _slices(text)]))
+                continue
+            group.append(text)
+            size += len(text)
+            if size > _SLICE_CHARACTERS:
+                found += self._encode_group(group)
+                group, size = [], 0
+        return found + self._encode_group(group)
+
+    def _encode_group(self, texts: list[str]) -> list[Ids]:
+        if not texts:
+            return []
+        pieces = [_PIECE.findall(text) for text in texts]
+        numbers = self._numbers_of(list(chain.from_iterable(pieces)))
+        counts = self._counts[numbers]
+        ends = np.cumsum(counts)
+        shifts = self._starts[numbers] - (ends - counts)
+        ids = self._ids[np.repeat(shifts, counts) + np.arange(int(ends[-1]) if len(ends) else 0)].astype(np.int64)
+        borders = np.concatenate([[0], ends])[np.cumsum([0, *map(len, pieces)])]
+        return [ids[start:stop] for start, stop in zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True)]
+
+    def _numbers_of(self, pieces: list[str]) -> Ids:
+        """The numbers of pieces; what is new among them is tokenised."""
+        if len(self._known) > _MOST_PIECES or self._known.characters > _MOST_PIECE_CHARACTERS:
+            self._forget()
+        numbers = np.fromiter(map(self._known.__getitem__, pieces), np.int64, len(pieces))
+        if new := self._known.new:
+            self._backend.no_truncation()
+            self._backend.no_padding()
+            encoded = [each.ids for each in self._backend.encode_batch_fast(new, add_special_tokens=False)]
+            counts = np.fromiter(map(len, encoded), np.int64, len(encoded))
+            ids = np.fromiter(chain.from_iterable(encoded), np.int32, int(counts.sum()))
+            self._starts = np.concatenate([self._starts, len(self._ids) + np.cumsum(counts) - counts])
+            self._counts = np.concatenate([self._counts, counts])
+            self._ids = np.concatenate([self._ids, ids])
+            self._known.characters += sum(map(len, new))
+            new.clear()
+        return numbers
+
+    def _forget(self) -> None:
+        self._known = _Numbers()
+        self._ids = np.zeros(0, np.int32)
+        self._starts = np.zeros(0, np.int64)
+        self._counts = np.zeros(0, np.int64)
+
+
+class _Numbers(dict[str, int]):
+    """Numbers pieces in the order in which they come first; `new` are those not yet tokenised."""
+
+    def __init__(self) -> None:
+        self.new: list[str] = []
+        self.characters = 0
+
+    def __missing__(self, piece: str) -> int:
+        self[piece] = number = len(self)
+        self.new.append(piece)
+        return number
+
+
+def encode_batch(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Ids]:
+    """Return the ids of each text as one piece, without special tokens. Fast tokenizers use all cores."""
+    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    return [np.asarray(ids, dtype=np.int64) for ids in encoded]
+
+
+def token_ranges(
+    tokenizer: PreTrainedTokenizerBase, text: str, places: Sequence[tuple[int, int]], ids: Ids
+) -> list[tuple[int, int]]:
+    """Return the range of tokens (start, stop) that holds each place of a text.
+
+    Args:
+        places: ranges of characters.
+        ids: the tokens of the text.
+
+    Returns:
+        One range per place; all tokens where the tokenizer reports no positions.
+    """
+    whole = [(0, len(ids))] * len(places)
+    if not tokenizer.is_fast:
+        return whole
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    spans = np.array(encoded["offset_mapping"], np.int64).reshape(-1, 2)
+    if len(spans) != len(ids):
+        return whole
+    starts = np.searchsorted(spans[:, 1], [start for start, _ in places], "right")
+    stops = np.searchsorted(spans[:, 0], [stop for _, stop in places], "left")
+    return [(int(a), int(max(a + 1, b))) for a, b in zip(starts, stops, strict=True)]
+
+
+def _slices(text: str) -> Iterator[str]:
+    """Cut a long text at some of the places where `_PIECE` cuts it."""
+    start = 0
+    while start < len(text):
+        cut = _CUT.search(text, start + _SLICE_CHARACTERS) if start + _SLICE_CHARACTERS < len(text) else None
+        stop = cut.start() if cut else len(text)
+        yield text[start:stop]
+        start = stop
+
+
+def _may_be_cut(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer's parts are such that the cuts of this module change nothing."""
+    if not tokenizer.is_fast:
+        return False
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    added = rules.get("added_tokens") or []
+    if any(
+        token["lstrip"] or token["rstrip"] or token["single_word"] or _CUT.search(token["content"]) for token in added
+    ):
+        return False
+    model = rules["model"]
+    if model["type"] not in ("BPE", "WordPiece") or model.get("dropout"):
+        return False
+    steps = _steps(rules.get("pre_tokenizer"), "pretokenizers")
+    if not steps or any(step["type"] not in _SAFE_STEPS or step.get("add_prefix_space") for step in steps):
+        return False
+    return all(step["type"] in ("NFC", "BertNormalizer") for step in _steps(rules.get("normalizer"), "normalizers"))
+
+
+_SAFE_STEPS = ("ByteLevel", "Split", "Digits", "Punctuation", "BertPreTokenizer")
+
+
+def _steps(rule: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
+    """The steps of a normalizer or pre-tokenizer, a sequence taken apart."""
+    if rule is None:
+        return []
+    return [step for each in rule[name] for step in _steps(each, name)] if rule["type"] == "Sequence" else [rule]

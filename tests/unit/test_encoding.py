@@ -1,0 +1,131 @@
+"""Texts that are encoded piece by piece have the ids of the whole text, for every kind of tokenizer."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import models as tokenizer_models
+from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from finetale import encoding
+from finetale.encoding import Encoder, encode_batch, token_ranges
+from tiny import story, tokenizer
+
+# The pre-tokenizer of the GPT-4, Llama 3 and Qwen families.
+GPT4 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+ATOMS = [
+    *"aZé今你ЯΣ好ん9２½_.,;:!?'’“”…—-#@/\\()\t\n\r\u00a0\u3000，。、；：？！\u0301\u200d👩",
+    " ", " ", " ", " ", "  ", "\n\n", "\r\n", "don't", "I'LL", " the", " and", "e.g.", "http://a.b/c", "1,000.5", "x_y", "<|endoftext|>",
+]  # fmt: skip
+
+
+def bpe(*steps: pre_tokenizers.PreTokenizer, normalizer: normalizers.Normalizer | None = None) -> Tokenizer:
+    raw = Tokenizer(tokenizer_models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.Sequence(list(steps)) if len(steps) > 1 else steps[0]
+    if normalizer is not None:
+        raw.normalizer = normalizer
+    raw.decoder = decoders.ByteLevel()
+    raw.post_processor = processors.ByteLevel(trim_offsets=True)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
+    raw.train_from_iterator([story(number) for number in range(30)] + [mixed(0, 4000)], trainer)
+    return raw
+
+
+def wrapped(raw: Tokenizer, **special: str) -> PreTrainedTokenizerBase:
+    made: PreTrainedTokenizerBase = PreTrainedTokenizerFast(tokenizer_object=raw, **special)
+    return made
+
+
+def gpt4(regex: str = GPT4, **more: object) -> PreTrainedTokenizerBase:
+    split = pre_tokenizers.Split(Regex(regex), "isolated")
+    return wrapped(bpe(split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False), **more))
+
+
+def with_digits() -> PreTrainedTokenizerBase:
+    return wrapped(bpe(pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)))
+
+
+def wordpiece() -> PreTrainedTokenizerBase:
+    raw = Tokenizer(tokenizer_models.WordPiece(unk_token="[UNK]"))
+    raw.normalizer = normalizers.BertNormalizer(lowercase=True)
+    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=500, special_tokens=["[UNK]"], show_progress=False)
+    raw.train_from_iterator([story(number) for number in range(30)] + [mixed(0, 4000)], trainer)
+    return wrapped(raw, unk_token="[UNK]")
+
+
+def mixed(seed: int, size: int) -> str:
+    rng = random.Random(seed)
+    return "".join(rng.choices(ATOMS, k=size))
+
+
+KINDS = {
+    "gpt2": tokenizer,
+    "gpt4": gpt4,
+    "nfc": lambda: gpt4(normalizer=normalizers.NFC()),
+    "digits": with_digits,
+    "wordpiece": wordpiece,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("slice_size", [50, 500_000])
+def test_pieces_have_the_ids_of_the_whole(kind: str, slice_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "_SLICE_CHARACTERS", slice_size)
+    monkeypatch.setattr(encoding, "_MOST_PIECES", 300)  # forgotten several times
+    chosen = KINDS[kind]()
+    encoder = Encoder(chosen)
+    texts = [mixed(seed, size) for seed, size in enumerate([0, 1, 2, 3, 5, 8, 30, 100, 1000] * 8)]
+    texts += [story(number) for number in range(20)] + ["", " ", "a" * 3000]
+    for _ in range(2):
+        found = encoder.encode(texts)
+        assert len(found) == 95
+        for text, ids, whole in zip(texts, found, encode_batch(chosen, texts), strict=True):
+            assert ids.tolist() == whole.tolist(), repr(text)
+    assert encoder._backend is not None, "this tokenizer's texts can be cut"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ByT5Tokenizer(),
+        lambda: wrapped(bpe(pre_tokenizers.ByteLevel(add_prefix_space=True))),
+        lambda: wrapped(bpe(pre_tokenizers.Metaspace())),
+        lambda: gpt4(r"\p{L}+(?: \p{L}+)?|\s+|[^\s\p{L}]+"),  # two words are one piece
+        lambda: gpt4(normalizer=normalizers.Prepend("x")),
+    ],
+)
+def test_tokenizers_that_look_further_get_the_whole_text(make) -> None:
+    chosen = make()
+    encoder = Encoder(chosen)
+    texts = [story(1), mixed(3, 300)]
+    found = encoder.encode(texts)
+    assert encoder._backend is None
+    for ids, whole in zip(found, encode_batch(chosen, texts), strict=True):
+        assert np.array_equal(ids, whole)
+
+
+@pytest.mark.parametrize("flags", [{"rstrip": True}, {"lstrip": True}, {"single_word": True}, {}])
+def test_added_tokens_that_reach_over_a_cut_keep_texts_whole(flags: dict) -> None:
+    raw = bpe(pre_tokenizers.ByteLevel(add_prefix_space=False))
+    raw.add_tokens([AddedToken("the end" if not flags else "mask", **flags)])
+    chosen = wrapped(raw)
+    text = "this is the end of the mask or mask. the mask ends"
+    encoder = Encoder(chosen)
+    assert encoder._backend is None
+    assert encoder.encode([text])[0].tolist() == encode_batch(chosen, [text])[0].tolist()
+
+
+def test_places_of_a_long_text_are_in_the_tokens_that_the_whole_text_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "_COMPARED_CHARACTERS", 40)
+    monkeypatch.setattr(encoding, "_SLICE_CHARACTERS", 300)
+    text = " ".join(story(number) for number in range(10)) + "今天我们，去河边。好吗？" * 20
+    encoder = Encoder(tokenizer())
+    (ids,) = encoder.encode([text])
+    rng = random.Random(0)
+    places = [(start, start + rng.randint(1, 30)) for start in sorted(rng.sample(range(len(text) - 30), 200))]
+    assert encoder.ranges(text, places, ids) == token_ranges(tokenizer(), text, places, ids)
