@@ -136,9 +136,9 @@ class Encoder:
 
     def _forget(self) -> None:
         self._known = _Numbers()
-        self._ids = np.zeros(0, np.int32)
-        self._starts = np.zeros(0, np.int64)
-        self._counts = np.zeros(0, np.int64)
+        self._ids: NDArray[np.int32] = np.zeros(0, np.int32)  # of all pieces, one after the other
+        self._starts: Ids = np.zeros(0, np.int64)  # by piece, index of its first id
+        self._counts: Ids = np.zeros(0, np.int64)
 
 
 class _Numbers(dict[str, int]):
