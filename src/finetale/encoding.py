@@ -51,6 +51,12 @@ class Encoder:
         if self._backend is not None and not self._agrees([_PROBE * 3]):
             self._backend = None
 
+    def _forget(self) -> None:
+        self._known = _Numbers()
+        self._ids: NDArray[np.int32] = np.zeros(0, np.int32)  # of all pieces, one after the other
+        self._starts: Ids = np.zeros(0, np.int64)  # by piece, index of its first id
+        self._counts: Ids = np.zeros(0, np.int64)
+
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """Return the ids of each text."""
         if self._backend is not None and self._compared < _COMPARED_CHARACTERS:
@@ -133,12 +139,6 @@ class Encoder:
             self._known.characters += sum(map(len, new))
             new.clear()
         return numbers
-
-    def _forget(self) -> None:
-        self._known = _Numbers()
-        self._ids: NDArray[np.int32] = np.zeros(0, np.int32)  # of all pieces, one after the other
-        self._starts: Ids = np.zeros(0, np.int64)  # by piece, index of its first id
-        self._counts: Ids = np.zeros(0, np.int64)
 
 
 class _Numbers(dict[str, int]):
