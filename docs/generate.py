@@ -7,7 +7,18 @@ from typing import Any, Literal, get_args, get_origin
 
 from finetale.cli import build_app
 from finetale.config import Config, setting_groups
-from finetale.schema import EVENTS, RECORDED, SCHEMA_VERSION, ComparisonFile, DataFile, Record, RunManifest
+from finetale.schema import (
+    EVENTS,
+    RECORDED,
+    SCHEMA_VERSION,
+    CheckResult,
+    ComparisonFile,
+    DataFile,
+    Evaluation,
+    PlanResult,
+    Record,
+    RunManifest,
+)
 from finetale.trainer_names import TRAINER_NAMES
 
 HERE = Path(__file__).parent
@@ -67,6 +78,7 @@ def schema() -> str:
         ("data.json", [DataFile]),
         ("comparison.json", [ComparisonFile]),
         ("metrics.jsonl and events", EVENTS),
+        ("check --json, plan --json, evaluate --json", [CheckResult, PlanResult, Evaluation]),
     ):
         lines += [f"## {title}", ""]
         waiting, done = list(kinds), set()

@@ -12,16 +12,21 @@ Importing this loads neither torch nor transformers; the names below come in whe
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from finetale.errors import FinetaleError
-    from finetale.library import Comparison, Run, Writer, check, compare, evaluate, load, plan, train
+    from finetale.library import Comparison, Run, Writer, check, compare, evaluate, load, plan, resume, train
+
+# In a notebook without ipywidgets, tqdm warns about its own progress bars; Finetale has its own display.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 __version__ = "0.1.0"
 
 _WHERE = dict.fromkeys(
-    ("Comparison", "Run", "Writer", "check", "compare", "evaluate", "load", "plan", "train"), "finetale.library"
+    ("Comparison", "Run", "Writer", "check", "compare", "evaluate", "load", "plan", "resume", "train"),
+    "finetale.library",
 ) | {"FinetaleError": "finetale.errors"}
 
 __all__ = [
@@ -34,6 +39,7 @@ __all__ = [
     "evaluate",
     "load",
     "plan",
+    "resume",
     "train",
 ]
 

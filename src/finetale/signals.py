@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
@@ -30,7 +31,11 @@ RESUMABLE, NOT_RESUMABLE = 75, 130
 """Exit codes of a command that a signal stopped."""
 
 
+CALLER = "the caller"
+"""What messages name in place of a signal when the caller cancelled the work."""
+
 T = TypeVar("T")
+_cancel: ContextVar[threading.Event | None] = ContextVar("cancel", default=None)
 _calls: list[threading.Event] = []
 """One event for each running call of `leave_open`; set when the call has returned."""
 
@@ -93,13 +98,15 @@ class StopRequest:
             StopRequest.requested = None
 
     def check(self) -> None:
-        """Raise if a signal has arrived.
+        """Raise if a signal has arrived, or if the caller has cancelled the work.
 
         Raises:
-            InterruptedRun: names the signal.
+            InterruptedRun: names what stopped the work.
         """
         if self.requested:
             raise InterruptedRun(f"Stopped by {self.requested}.")
+        if is_cancelled():
+            raise InterruptedRun(f"Stopped by {CALLER}.")
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
@@ -116,6 +123,22 @@ class StopRequest:
     @classmethod
     def _exit_code(cls) -> int:
         return RESUMABLE if any(request._resumable for request in cls._open) else NOT_RESUMABLE
+
+
+@contextlib.contextmanager
+def cancelled_by(event: threading.Event | None) -> Iterator[None]:
+    """Stop the work of this thread as at a signal once the event is set, from whatever thread that happens."""
+    token = _cancel.set(event)
+    try:
+        yield
+    finally:
+        _cancel.reset(token)
+
+
+def is_cancelled() -> bool:
+    """Return whether the caller has cancelled the work of this thread."""
+    event = _cancel.get()
+    return event is not None and event.is_set()
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ def command(
 
     given = settings | {"model": model, "tokenizer": tokenizer, "offline": offline}
     with progress(quiet=quiet, as_json=as_json) as display:
-        report = pipeline.check_text(library.resolve(source, None, given), display)
+        report = pipeline.check_text(library.resolve(source, None, given), display).to_dict()
     if as_json:
         print_json(report)
     else:

@@ -48,7 +48,7 @@ def command(
     given = settings | {"revision": revision, "offline": offline, "precision": precision}
     config = library.resolve(source, None, given)
     with progress(quiet=quiet, as_json=as_json) as display:
-        result = pipeline.evaluate_on(model, config, display)
+        result = pipeline.evaluate_on(model, config, display).to_dict()
     if as_json:
         print_json(result)
         return 0

@@ -42,7 +42,7 @@ def command(
 
     resolved = library.resolve(source, config, settings)
     with progress(quiet=quiet, as_json=as_json) as display:
-        result = pipeline.plan_run(resolved, display)
+        result = pipeline.plan_run(resolved, display).to_dict()
     if as_json:
         print_json(result)
         return 0

@@ -19,7 +19,7 @@ from finetale.errors import FinetaleError, RunError, SourceError
 from finetale.notify import Notify, counted, stage, warn
 from finetale.passages import PassageFinder, describe
 from finetale.rundir import temporary_name, write_bytes, write_sealed_folder
-from finetale.schema import DataFile
+from finetale.schema import CheckResult, DataFile
 from finetale.tokens import TokenStore
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def trained_tokenizer(config: Config, notify: Notify) -> PreTrainedTokenizerBase
     return tokenizer
 
 
-def check_text(config: Config, notify: Notify) -> dict[str, Any]:
+def check_text(config: Config, notify: Notify) -> CheckResult:
     """Return what `finetale check` shows: the data report with all problems, and the token account.
 
     Tokens are counted with the model's tokenizer. If no model was named and the default one is not on this machine,
@@ -151,7 +151,9 @@ def check_text(config: Config, notify: Notify) -> dict[str, Any]:
             "name a model with --model (bundled is here); gpt2, the default, is not on this machine, "
             "and nothing is downloaded unasked"
         )
-        return result | {"no_tokens": why, "text": report.to_dict() | {"shared_passages": shared}}
+        return CheckResult.model_validate(
+            result | {"no_tokens": why, "text": report.to_dict() | {"shared_passages": shared}}
+        )
     with tempfile.TemporaryDirectory() as folder:
         try:
             store = tokens.build_store(
@@ -160,14 +162,14 @@ def check_text(config: Config, notify: Notify) -> dict[str, Any]:
         except SourceError:  # there is no text; a fatal problem says why
             if not any(problem["fatal"] for problem in report.to_dict()["problems"]):
                 raise
-            return result | {"text": report.to_dict()}
+            return CheckResult.model_validate(result | {"text": report.to_dict()})
         counts = {"tokens": store.account["tokens"], "dropped": store.account["dropped"], "warnings": store.warnings}
         told = store.report
         try:
             choose_block_size(store, None, config.block_size)
         except SourceError as error:
             result["refused"] = f"{error.message} {error.hint}"
-    return result | counts | {"tokenizer": config.tokenizer or config.model, "text": told}
+    return CheckResult.model_validate(result | counts | {"tokenizer": config.tokenizer or config.model, "text": told})
 
 
 def tokenizer_for(config: Config, notify: Notify, *, offline: bool) -> PreTrainedTokenizerBase:

@@ -23,7 +23,7 @@ from finetale.pipeline.data import keep_standard_input, tokenise
 from finetale.pipeline.kept_text import check_fits, kept_text
 from finetale.pipeline.prepare import evaluation_blocks
 from finetale.rundir import RunDirectory
-from finetale.schema import ComparisonFile, Memorisation
+from finetale.schema import ComparisonFile, Evaluation, Memorisation
 from finetale.text.fingerprint import is_elsewhere
 from finetale.text.words import spaces_separate_words
 
@@ -151,7 +151,7 @@ def held_out_ids(loaded: LoadedModel, notify: Notify, *, most: int, window: int)
 
 
 @memory_errors()
-def evaluate_on(name: str, config: Config, notify: Notify) -> dict[str, Any]:
+def evaluate_on(name: str, config: Config, notify: Notify) -> Evaluation:
     """`finetale evaluate`: figures of a model on all of the text of the sources."""
     check_address_space()
     loaded = open_as_configured(name, config, notify)
@@ -160,7 +160,7 @@ def evaluate_on(name: str, config: Config, notify: Notify) -> dict[str, Any]:
     measured = evaluate_model(loaded, store, MeasuredText.WHOLE, config, notify)
     figures = measured["test"].summary()
     method = INTERVAL_METHOD if figures.interval else None
-    return {"model": name} | figures.to_dict() | {"interval_method": method}
+    return Evaluation.model_validate(dict(figures) | {"model": name, "interval_method": method})
 
 
 def _within_memory(work: Callable[..., T], batch_size: int, block_size: int) -> T:

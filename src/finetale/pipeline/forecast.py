@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -23,6 +22,7 @@ from finetale.pipeline.data import data_json, keep_standard_input
 from finetale.pipeline.disk import free_bytes, plan_disk
 from finetale.pipeline.prepare import Prepared, prepare
 from finetale.pipeline.tuning import estimate_memory, targets_of
+from finetale.schema import PlanResult
 from finetale.training import free_memory, measure_choice
 from finetale.training.optimizer import build_optimizer
 
@@ -32,7 +32,7 @@ _GROWTH = 1.08
 
 
 @memory_errors()
-def plan_run(config: Config, notify: Notify) -> dict[str, Any]:
+def plan_run(config: Config, notify: Notify) -> PlanResult:
     """Resolved settings, token account, and measured tokens/s, memory and time of the run these settings describe.
 
     Raises:
@@ -60,7 +60,7 @@ def plan_run(config: Config, notify: Notify) -> dict[str, Any]:
     train_seconds = targets / training
     evaluation_seconds = evaluations * held_out["validation"] / evaluating
     comparison_seconds = 2 * sum(held_out.values()) / evaluating + 2 * sampling
-    return {
+    values = {
         "model": prepared.loaded.provenance.to_dict(),
         "hardware": hardware(),
         "data": data_json(prepared.config, prepared.store, prepared.blocks_json()).to_dict(),
@@ -82,6 +82,7 @@ def plan_run(config: Config, notify: Notify) -> dict[str, Any]:
         "probe": prepared.tuned.probe.to_dict(),
         "config": resolved.model_dump(mode="json"),
     }
+    return PlanResult.model_validate(values)
 
 
 def _training_rate(prepared: Prepared) -> tuple[float, int | None]:

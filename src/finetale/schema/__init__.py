@@ -5,6 +5,7 @@
     data        data.json
     comparison  comparison.json
     events      events, and the lines of metrics.jsonl
+    results     what check and plan return
 
 Only this package knows the names of the fields. Writers construct these classes and readers get them, so that mypy sees
 when the two disagree. `docs/schema.md` is generated from them.
@@ -68,6 +69,7 @@ from finetale.schema.events import (
     parse_events,
     recorded_lines,
 )
+from finetale.schema.results import CheckResult, DiskForecast, MemoryForecast, PlanResult
 from finetale.schema.run import (
     AcceptedChange,
     BaseModelSource,
@@ -91,10 +93,12 @@ __all__ = [
     "BlockReport",
     "Change",
     "Changes",
+    "CheckResult",
     "CheckpointEvent",
     "Choice",
     "ComparisonFile",
     "DataFile",
+    "DiskForecast",
     "DroppedText",
     "DroppedTokens",
     "Evaluation",
@@ -112,9 +116,11 @@ __all__ = [
     "Memorisation",
     "MemorisationAudit",
     "MemorisedPassage",
+    "MemoryForecast",
     "NoteEvent",
     "PersonalData",
     "PersonalExample",
+    "PlanResult",
     "ProbeEvent",
     "ProbeResult",
     "Problem",

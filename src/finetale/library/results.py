@@ -1,0 +1,198 @@
+"""What the Python interface returns: `Run`, `Comparison` and its `Figures`."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetale.errors import RunError
+from finetale.formatting import count, measure, percent
+from finetale.library.html import block, table
+from finetale.rundir import RunDirectory
+from finetale.schema import ComparisonFile, DataFile, EvaluationEvent, RunManifest, Side, TrainEvent
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from finetale.library.writer import Writer
+
+
+class Figures:
+    """One model's figures in a comparison.
+
+    `validation` and `test` hold loss, perplexity, word_perplexity, bits_per_byte, counts and intervals, or are None.
+    `perplexity`, `loss` and `bits_per_byte` are those of the test text, or of the validation text without one.
+    """
+
+    def __init__(self, side: Side) -> None:
+        self.name = side.name
+        self.validation = side.validation
+        self.test = side.test
+        self.samples = side.samples
+        self.sample_metrics = side.sample_metrics
+
+    def __repr__(self) -> str:
+        held_out = self.test or self.validation
+        figures = "no held-out text" if held_out is None else f"perplexity {measure(held_out.perplexity)}"
+        return f"<Figures of {self.name}: {figures}>"
+
+    @property
+    def loss(self) -> float:
+        """Mean loss, nats per token."""
+        return self._figure("loss")
+
+    @property
+    def perplexity(self) -> float:
+        """Perplexity per token."""
+        return self._figure("perplexity")
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits per byte of UTF-8."""
+        return self._figure("bits_per_byte")
+
+    def _figure(self, name: str) -> float:
+        held_out = self.test or self.validation
+        if held_out is None:
+            raise RunError(
+                "There was no held-out text, so there are no figures.", "Train with a validation or test text."
+            )
+        return float(getattr(held_out, name))
+
+
+class Comparison:
+    """Before and after, as `comparison.json` holds it (`content`)."""
+
+    def __init__(self, content: ComparisonFile) -> None:
+        self.content = content
+        self.before = Figures(content.before)
+        self.after = Figures(content.after)
+        self.verdict = content.verdict
+        self.improved = content.improved
+
+    def __str__(self) -> str:
+        return self.verdict
+
+    def __repr__(self) -> str:
+        return f"<Comparison: {self.verdict}>"
+
+    def _repr_html_(self) -> str:
+        return block("Comparison", self.verdict, self._table())
+
+    def _table(self) -> str:
+        rows = []
+        for split in ("validation", "test"):
+            before, after = self.content.before.on(split), self.content.after.on(split)
+            if before is None or after is None:
+                continue
+            change = self.content.change.on(split)
+            for name, key in (("perplexity", "perplexity"), ("bits per byte", "bits_per_byte")):
+                moved = percent(change.percent) if change is not None and key == "perplexity" else ""
+                decimals = 3 if key == "bits_per_byte" else None
+                figures = (measure(getattr(side, key), decimals) for side in (before, after))
+                rows.append((f"{name}, {split} text", *figures, moved))
+        return table(("", self.before.name, self.after.name, "change"), rows) if rows else ""
+
+
+class Run:
+    """A run directory. Every property reads the file that holds it."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._directory = RunDirectory.open(path)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        return f"<Run {self.path}: {self._summary()}>"
+
+    def _repr_html_(self) -> str:
+        from finetale.report.charts import WIDE, loss_chart, read_curves
+
+        curves = read_curves(self._directory.read_events())
+        chart = loss_chart(curves, WIDE) if curves.training else ""
+        figures = self.comparison._table() if self._directory.comparison.is_file() else ""
+        return block(f"Run {self.path}", self._summary(), figures + chart)
+
+    def _summary(self) -> str:
+        if self._directory.comparison.is_file():
+            return self.comparison.verdict
+        manifest = self.manifest
+        steps = (
+            "" if manifest.total_steps is None else f", {count(manifest.steps)} of {count(manifest.total_steps)} steps"
+        )
+        return f"{manifest.status}{steps}"
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return self._directory.root
+
+    @property
+    def manifest(self) -> RunManifest:
+        """Content of `run.json`."""
+        return self._directory.read_manifest()
+
+    @property
+    def data(self) -> DataFile:
+        """Content of `data.json`: the token account and the data report."""
+        return self._directory.read_data()
+
+    @property
+    def comparison(self) -> Comparison:
+        """Before and after.
+
+        Raises:
+            RunError: the run was not finished.
+        """
+        return Comparison(self._directory.read_comparison())
+
+    @property
+    def metrics(self) -> pa.Table:
+        """Training steps and evaluations as a table; `run.metrics.to_pandas()` makes a data frame.
+
+        Columns: event (`train` or `evaluation`), step, tokens, epoch, loss (nats per token), perplexity, learning_rate,
+        grad_norm, tokens_per_second, memory_bytes, best. What an event lacks is null.
+        """
+        import pyarrow as pa
+
+        events = [e for e in self._directory.read_events() if isinstance(e, TrainEvent | EvaluationEvent)]
+        return pa.Table.from_pylist([event.model_dump(include=set(_COLUMNS)) for event in events], schema=_schema())
+
+    @cached_property
+    def model(self) -> Writer:
+        """The run's best model, loaded once: `run.model.generate("Once upon a time")`."""
+        from finetale.library.writer import load
+
+        return load(self)
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self._directory.report
+
+
+_COLUMNS = {
+    "event": "string",
+    "step": "int64",
+    "tokens": "int64",
+    "epoch": "float64",
+    "loss": "float64",
+    "perplexity": "float64",
+    "learning_rate": "float64",
+    "grad_norm": "float64",
+    "tokens_per_second": "float64",
+    "memory_bytes": "int64",
+    "best": "bool",
+}
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    kinds = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
+    return pa.schema([(name, kinds[kind]) for name, kind in _COLUMNS.items()])

@@ -1,0 +1,45 @@
+"""How a caller follows and cancels the work of the library."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from finetale.display import Display
+from finetale.notebook import NotebookDisplay, in_notebook
+from finetale.notify import Notify
+from finetale.schema import Event, StageEvent
+from finetale.signals import CALLER, Stopped, cancelled_by, is_cancelled
+
+OnEvent = Callable[[Event], None]
+
+
+@contextmanager
+def watching(
+    *, quiet: bool, on_event: OnEvent | None = None, cancel: threading.Event | None = None
+) -> Iterator[Notify]:
+    """Yield the listener for a piece of work: it shows events, passes them on, and stops the work when it is cancelled.
+
+    Args:
+        quiet: show warnings only.
+        on_event: called with each event, in the thread that works. What it raises ends the work.
+        cancel: stops the work as Ctrl-C does once it is set; a run that trains saves a checkpoint first.
+    """
+    with ExitStack() as stack:
+        shown: NotebookDisplay | Display = NotebookDisplay(quiet=quiet) if in_notebook() else Display(quiet=quiet)
+        stack.enter_context(shown)
+        stack.enter_context(cancelled_by(cancel))
+        trains = False
+
+        def notify(event: Event) -> None:
+            nonlocal trains
+            shown(event)
+            if on_event is not None:
+                on_event(event)
+            trains = trains or event.event == "begin"
+            # From the first step on the loop looks by itself, where no step is half-done.
+            if isinstance(event, StageEvent) and not trains and is_cancelled():
+                raise Stopped(CALLER)
+
+        yield notify

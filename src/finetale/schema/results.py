@@ -1,0 +1,81 @@
+"""What `check` and `plan` give back: in Python as objects, on the command line with `--json`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from finetale.schema.base import Record
+from finetale.schema.data import DataFile, DroppedTokens, TextReport, TokenAccount
+from finetale.schema.run import BaseModelSource, Hardware, ProbeResult
+
+
+class CheckResult(Record):
+    """The result of `finetale check`."""
+
+    text: TextReport = Field(description="What was found in the text.")
+    tokens: TokenAccount | None = Field(default=None, description="Where the tokens go; null when not counted.")
+    tokenizer: str | None = Field(default=None, description="Model or tokenizer that the tokens were counted with.")
+    no_tokens: str | None = Field(default=None, description="Why the tokens were not counted.")
+    dropped: list[DroppedTokens] = Field(default=[], description="Dropped tokens by reason.")
+    warnings: list[str] = Field(default=[], description="Warnings of the tokenizer, as sentences.")
+    refused: str | None = Field(default=None, description="Why `finetale train` would not start.")
+
+    @property
+    def ok(self) -> bool:
+        """Whether `finetale train` would start: everything could be read, and there is enough text."""
+        return self.refused is None and not any(problem.fatal for problem in self.text.problems)
+
+    def __repr__(self) -> str:
+        return f"<CheckResult: {self._sentence()}>"
+
+    def _sentence(self) -> str:
+        fatal = sum(problem.fatal for problem in self.text.problems)
+        found = f"{self.text.documents:,} documents, {self.text.characters:,} characters"
+        return (
+            found + (f"; {fatal:,} could not be read" if fatal else "") + (f"; {self.refused}" if self.refused else "")
+        )
+
+
+class MemoryForecast(Record):
+    """The memory of the training device."""
+
+    expected_bytes: int = Field(description="Memory that the run will take, bytes.")
+    available_bytes: int = Field(description="Memory that is free, bytes.")
+
+
+class DiskForecast(Record):
+    """The disk space of a run."""
+
+    peak_bytes: int = Field(description="Most that the run takes at any moment, bytes.")
+    checkpoint_bytes: int = Field(description="Size of one checkpoint, bytes.")
+    free_bytes: int = Field(description="Free space where the run goes, bytes.")
+
+
+class PlanResult(Record):
+    """The result of `finetale plan`: what the run would take, measured on this machine."""
+
+    model: BaseModelSource = Field(description="The model to start from.")
+    hardware: Hardware = Field(description="This machine.")
+    data: DataFile = Field(description="What `data.json` of the run would hold.")
+    steps: int = Field(description="Optimizer steps of the run.")
+    steps_per_epoch: int = Field(description="Optimizer steps per epoch.")
+    targets: int = Field(description="Tokens to train on, each epoch counted.")
+    memory: MemoryForecast = Field(description="Memory of the training device.")
+    disk: DiskForecast = Field(description="Disk space.")
+    tokens_per_second: float = Field(description="Training speed, target tokens per second.")
+    evaluation_tokens_per_second: float = Field(description="Evaluation speed, target tokens per second.")
+    train_seconds: float = Field(description="Seconds of training.")
+    evaluation_seconds: float = Field(description="Seconds of the evaluations within the run.")
+    comparison_seconds: float = Field(description="Seconds of the comparison at the end.")
+    preparation_seconds: float = Field(description="Seconds to read and tokenise the text and to load the model.")
+    total_seconds: float = Field(description="Seconds of the whole run.")
+    probe: ProbeResult = Field(description="What the probe tried, and what it chose.")
+    config: dict[str, Any] = Field(description="The resolved settings by name, as in docs/settings.md.")
+
+    def __repr__(self) -> str:
+        return (
+            f"<PlanResult: {self.steps:,} steps, {self.tokens_per_second:,.0f} tokens/s, "
+            f"{self.total_seconds:,.0f} s, {self.memory.expected_bytes / 2**30:.1f} GiB>"
+        )
