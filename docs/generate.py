@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -99,6 +101,24 @@ def schema() -> str:
     return NOTE + "\n".join(lines).rstrip() + "\n"
 
 
+def readme() -> str:
+    """The README with the layer of each module as the contract in pyproject.toml has it, lowest first."""
+    page = (HERE.parent / "README.md").read_text(encoding="utf-8")
+    layers = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    rows = [row.split("|") for row in reversed(layers["contracts"][0]["layers"])]
+    numbers = {name.strip().removeprefix("finetale."): number for number, row in enumerate(rows) for name in row}
+    before, _, rest = page.partition("```text\nsrc/finetale/\n")
+    tree, _, after = rest.partition("\nrecipes/")
+    lines = [re.fullmatch(r"  (\S+?) +(?:\d+ +)?(\S.*)", line) for line in tree.splitlines()]
+    entries = [(line[1], line[2]) for line in lines if line is not None]
+    entries.sort(key=lambda entry: numbers.get(re.sub(r"(\.py|/)$", "", entry[0]), 99))
+    written = []
+    for name, text in entries:
+        number = numbers.get(re.sub(r"(\.py|/)$", "", name), "")
+        written.append(f"  {name:<17} {number:>2}  {text}")
+    return before + "```text\nsrc/finetale/\n" + "\n".join(written) + "\nrecipes/" + after
+
+
 def _title(kind: type[Record]) -> str:
     event = kind.model_fields.get("event")
     if event is None:
@@ -139,3 +159,4 @@ if __name__ == "__main__":
     (HERE / "commands.md").write_text(commands(), encoding="utf-8")
     (HERE / "settings.md").write_text(settings(), encoding="utf-8")
     (HERE / "schema.md").write_text(schema(), encoding="utf-8")
+    (HERE.parent / "README.md").write_text(readme(), encoding="utf-8")

@@ -23,6 +23,7 @@ def test_the_reference_pages_are_up_to_date() -> None:
     assert (ROOT / "docs/commands.md").read_text(encoding="utf-8") == generate["commands"](), "run `make docs`"
     assert (ROOT / "docs/schema.md").read_text(encoding="utf-8") == generate["schema"](), "run `make docs`"
     assert (ROOT / "docs/settings.md").read_text(encoding="utf-8") == generate["settings"](), "run `make docs`"
+    assert (ROOT / "README.md").read_text(encoding="utf-8") == generate["readme"](), "run `make docs`"
 
 
 def loaded_by(code: str) -> set[str]:
@@ -65,7 +66,7 @@ def test_every_command_has_help_and_stands_in_the_readme() -> None:
 
 
 def test_public_names() -> None:
-    assert len(finetale.__all__) == 10
+    assert len(finetale.__all__) == 11
     for name in finetale.__all__:
         assert getattr(finetale, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from finetale.cli.outcome import print_comparison
 from finetale.cli.output import Json, Quiet, print_json, progress, stdout
 from finetale.cli.settings import with_settings
 from finetale.config import CompareSettings
@@ -34,6 +33,7 @@ def command(
     With AFTER a run directory and no --text, its own held-out text is used.
     """
     from finetale import pipeline
+    from finetale.cli.outcome import print_comparison
     from finetale.config import Config, read_settings_file
     from finetale.report import render_report
     from finetale.rundir import RunDirectory, write_bytes

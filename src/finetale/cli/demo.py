@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from finetale.cli.outcome import print_outcome
 from finetale.cli.output import Quiet, progress
 from finetale.config import Config, read_settings_file
 from finetale.errors import ConfigError, RunError
@@ -39,6 +38,7 @@ def command(
     that were held out, lets both write, and says where the report is. A second demo replaces the first.
     """
     from finetale import pipeline
+    from finetale.cli.outcome import print_outcome
 
     run = RunDirectory(out)
     if run.is_run() and not _is_demo(run):

@@ -6,7 +6,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from finetale.cli.outcome import print_outcome
 from finetale.cli.output import Json, Quiet, RunFolder, print_json, progress
 
 
@@ -23,6 +22,7 @@ def command(
 ) -> int:
     """Go on with a run where it stopped: from its newest whole checkpoint, to the same end as without the stop."""
     from finetale import pipeline
+    from finetale.cli.outcome import print_outcome
 
     with progress(quiet=quiet, as_json=as_json) as display:
         run = pipeline.resume_run(directory, display, accept_changes=accept_changes)

@@ -7,7 +7,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from finetale.cli.outcome import print_outcome
 from finetale.cli.output import Json, Quiet, Source, print_json, progress
 from finetale.cli.settings import with_settings
 
@@ -25,6 +24,7 @@ def command(
     SOURCE is a file, a folder, - for standard input, bundled:tales, or hf:DATASET[/CONFIG][:SPLIT].
     """
     from finetale import library, pipeline
+    from finetale.cli.outcome import print_outcome
 
     resolved = library.resolve(source, config, settings)
     with progress(quiet=quiet, as_json=as_json) as display:

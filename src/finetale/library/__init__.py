@@ -38,10 +38,6 @@ Sources = str | Path | Sequence[str | Path] | Any
 """A path or name of a source, or several; or data: records (dictionaries), or a pandas, polars, pyarrow or datasets table."""
 
 
-_held: dict[Path, cache.Hold | None] = {}
-"""Files with data from memory, kept in the cache for as long as this process may read them again."""
-
-
 def train(
     sources: Sources = (),
     *,
@@ -162,14 +158,6 @@ def resolve(
 
 def _source_names(sources: Sources, texts: Iterable[str] | None, settings: dict[str, Any]) -> tuple[str, ...]:
     given = settings.get("cache_dir")
-    root, limit = cache.cache_root(None if given is None else Path(given)), cache.size_limit()
-    folder = root / "in-memory"
+    folder = cache.cache_root(None if given is None else Path(given)) / "in-memory"
     names = as_source_names(sources, folder)
-    if texts is not None:
-        names = (*names, write_texts(texts, folder))
-    written = [Path(name) for name in names if Path(name).parent == folder]
-    for path in written:
-        _held[path] = cache.hold(path)
-    if written:
-        cache.evict(root, limit)
-    return names
+    return names if texts is None else (*names, write_texts(texts, folder))
