@@ -64,6 +64,13 @@ class Blocks:
         """Return the number of targets in some of the blocks."""
         return int(sum((self._segments_of(i)["targets"] - self._segments_of(i)["skip"]).sum() for i in blocks))
 
+    def subset(self, blocks: NDArray[np.int64]) -> Blocks:
+        """Return some of the blocks, in the order given."""
+        counts = np.diff(self.offsets)[blocks]
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        chosen = np.repeat(self.offsets[blocks] - offsets[:-1], counts) + np.arange(offsets[-1])
+        return Blocks(self.store, self.block_size, self.segments[chosen], offsets)
+
     def batch(self, blocks: NDArray[np.int64]) -> Batch:
         """Return the arrays of some of the blocks, one row per block."""
         shape = (len(blocks), self.block_size)

@@ -304,6 +304,12 @@ class EvaluationSettings(Settings):
     """Evaluation: when, how, and when to stop"""
 
     eval_every: int | None = Field(None, ge=1, description="Steps between evaluations. auto: once an epoch.")
+    eval_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Validation tokens that each evaluation within a run measures, a fixed sample. auto: all, or as many as "
+        "keep all evaluations to about a tenth of the run. The final comparison always measures all.",
+    )
     patience: int = Field(
         3, ge=0, description="Stop after this many evaluations without a better validation loss. 0: never."
     )

@@ -22,6 +22,7 @@ from finetale.formatting import plural
 from finetale.schema import (
     BeginEvent,
     CheckpointEvent,
+    EvaluatingEvent,
     EvaluationEvent,
     Event,
     NoteEvent,
@@ -101,6 +102,8 @@ class Display:
             self._on_probe(event)
         elif isinstance(event, BeginEvent):
             self._on_begin(event)
+        elif isinstance(event, EvaluatingEvent):
+            self._on_evaluating(event)
         else:
             self._on_training(event)
 
@@ -170,6 +173,15 @@ class Display:
             self._live.update(self._panel())
         else:
             self._plain(event)
+
+    def _on_evaluating(self, event: EvaluatingEvent) -> None:
+        measured = f"{100 * event.done // event.total}% of the validation text measured"
+        if self._live is not None and self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], left=measured)
+            self._live.update(self._panel())
+        elif time.monotonic() - self._last_line > _LINE_SECONDS:
+            self._last_line = time.monotonic()
+            self._say(f"step {event.step}/{self._total}  {measured}")
 
     def _plain(self, event: TrainEvent | EvaluationEvent | SampleEvent | CheckpointEvent) -> None:
         step = f"step {event.step}/{self._total}"

@@ -14,6 +14,7 @@ from finetale.schema import (
     BeginEvent,
     CheckpointEvent,
     Choice,
+    EvaluatingEvent,
     EvaluationEvent,
     Event,
     ProbeEvent,
@@ -129,6 +130,18 @@ def test_stages_are_said_once_and_long_ones_now_and_then(clock: Clock) -> None:
         "Measuring: 23 of 30",
         "Comparing …",
     ]
+
+
+def test_a_long_evaluation_says_how_far_it_is(clock: Clock) -> None:
+    out = StringIO()
+    shown = Display(Console(file=out, width=200))
+    shown(BEGIN)
+    for done in (10, 20, 150):
+        clock.now += 6
+        shown(EvaluatingEvent(step=0, done=done, total=300))
+    text = out.getvalue().splitlines()
+    assert text[1:] == [f"step 0/200  {share}% of the validation text measured" for share in (3, 50)]
+    assert "50% of the validation text measured" in panel([BEGIN, EvaluatingEvent(step=0, done=150, total=300)])
 
 
 def test_speed_is_the_mean_of_the_last_20_steps(clock: Clock) -> None:

@@ -57,8 +57,9 @@ def plan_run(config: Config, notify: Notify) -> PlanResult:
     steps, targets = budget.total_steps, targets_of(budget, blocks)
     evaluations = sum(budget.evaluates(step) for step in range(steps + 1))
     held_out = {split: prepared.store.num_targets(split) for split in ("validation", "test")}
+    validation = prepared.validation
     train_seconds = targets / training
-    evaluation_seconds = evaluations * held_out["validation"] / evaluating
+    evaluation_seconds = evaluations * (validation.num_targets if validation is not None else 0) / evaluating
     comparison_seconds = 2 * sum(held_out.values()) / evaluating + 2 * sampling
     values = {
         "model": prepared.loaded.provenance.to_dict(),

@@ -20,6 +20,7 @@ from finetale.out_of_memory import check_address_space
 from finetale.pipeline.data import tokenise, trained_tokenizer
 from finetale.pipeline.kept_text import check_fits
 from finetale.pipeline.tuning import Tuned, tune
+from finetale.pipeline.validation_sample import choose_eval_tokens, sample_blocks
 from finetale.rundir import RunDirectory
 from finetale.text.findings import text_findings, text_notes
 from finetale.tokens import TokenStore
@@ -135,7 +136,19 @@ def prepare(
             "revision": loaded.provenance.revision or config.revision,
         }
     )
-    return Prepared(resolved, loaded, store, blocks, evaluation_blocks(store, "validation", resolved), tuned)
+    validation = evaluation_blocks(store, "validation", resolved)
+    if validation is not None:
+        held_out = validation.num_targets
+        tokens = resolved.eval_tokens or choose_eval_tokens(validation, blocks, step_budget(resolved, blocks))
+        validation = sample_blocks(validation, tokens)
+        if validation.num_targets < held_out:
+            resolved = resolved.model_copy(update={"eval_tokens": tokens})
+            message = (
+                f"Each evaluation within the run measures the same sample of {validation.num_targets:,} of the {held_out:,} "
+                "validation tokens. The final comparison measures all of them. --eval-tokens sets another number."
+            )
+            note(notify, message)
+    return Prepared(resolved, loaded, store, blocks, validation, tuned)
 
 
 def step_budget(config: Config, blocks: Blocks) -> StepBudget:

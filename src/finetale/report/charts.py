@@ -34,12 +34,14 @@ class Curves:
         rate: (step, learning rate).
         evaluations: (step, loss) on the validation text.
         best: step of the best evaluation, if there was one.
+        sample_tokens: validation tokens that each evaluation measured, if only a sample.
     """
 
     training: list[tuple[int, float]] = field(default_factory=list)
     rate: list[tuple[int, float]] = field(default_factory=list)
     evaluations: list[tuple[int, float]] = field(default_factory=list)
     best: int | None = None
+    sample_tokens: int | None = None
 
 
 def read_curves(events: Iterable[Event]) -> Curves:
@@ -47,7 +49,7 @@ def read_curves(events: Iterable[Event]) -> Curves:
     training: dict[int, float] = {}
     rate: dict[int, float] = {}
     evaluations: dict[int, float] = {}
-    best = None
+    best = sample_tokens = None
     for event in events:
         if isinstance(event, TrainEvent):
             training[event.step] = event.loss
@@ -55,7 +57,8 @@ def read_curves(events: Iterable[Event]) -> Curves:
         elif isinstance(event, EvaluationEvent):
             evaluations[event.step] = event.loss
             best = event.step if event.best else best
-    return Curves(sorted(training.items()), sorted(rate.items()), sorted(evaluations.items()), best)
+            sample_tokens = event.sample_tokens
+    return Curves(sorted(training.items()), sorted(rate.items()), sorted(evaluations.items()), best, sample_tokens)
 
 
 def loss_chart(curves: Curves, width: int) -> str:

@@ -77,6 +77,15 @@ class TrainEvent(RecordedEvent):
     memory_bytes: int | None = Field(default=None, description="Most memory used so far, bytes.")
 
 
+class EvaluatingEvent(SparseRecord):
+    """An evaluation within a run goes on. Not recorded in `metrics.jsonl`."""
+
+    event: Literal["evaluating"] = "evaluating"
+    step: int = Field(description="Optimizer steps done.")
+    done: int = Field(description="Passes over the validation text that are done.")
+    total: int = Field(description="Passes that the evaluation takes.")
+
+
 class EvaluationEvent(RecordedEvent):
     """An evaluation on the validation text."""
 
@@ -84,6 +93,9 @@ class EvaluationEvent(RecordedEvent):
     loss: float = Field(description="Mean validation loss, nats per token.")
     perplexity: float = Field(description="Perplexity per token.")
     best: bool = Field(default=False, description="Whether it is the best evaluation so far.")
+    sample_tokens: int | None = Field(
+        default=None, description="Validation tokens measured, where only a sample was; null: all."
+    )
 
 
 class SampleEvent(RecordedEvent):
@@ -115,6 +127,7 @@ Event = (
     | BeginEvent
     | ProbeEvent
     | TrainEvent
+    | EvaluatingEvent
     | EvaluationEvent
     | SampleEvent
     | CheckpointEvent

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import IO
 
 from finetale.rundir import write_bytes
-from finetale.schema import EvaluationEvent, Event, SampleEvent, event_line, recorded_lines
+from finetale.schema import EvaluatingEvent, EvaluationEvent, Event, SampleEvent, event_line, recorded_lines
 
 _SCALARS = ("loss", "perplexity", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes")
 
@@ -28,6 +28,8 @@ class MetricsFile:
         self._file: IO[str] = path.open("a", encoding="utf-8")
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, EvaluatingEvent):
+            return
         self._file.write(event_line(event))
         self._file.flush()
 

@@ -32,6 +32,7 @@ from finetale.out_of_memory import is_out_of_memory
 from finetale.rundir import RunDirectory, write_sealed_folder
 from finetale.schema import (
     CheckpointEvent,
+    EvaluatingEvent,
     EvaluationEvent,
     Event,
     SampleEvent,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 _ASYNCHRONOUS = ("cuda",)
 """Devices that work while the program goes on: looking at a number of theirs would make it wait."""
 _LOG_EVERY_ASYNCHRONOUS = 10
+_REPORT_SECONDS = 1.0  # between two reports of how far an evaluation is
 T = TypeVar("T")
 
 
@@ -339,7 +341,16 @@ class Training:
                     "Use a lower --learning-rate or --precision fp32; if step 0 says so, the base model itself is damaged.",
                 )
             better = state.best_loss is None or loss < state.best_loss
-            self._emit(EvaluationEvent(**self._position, loss=loss, perplexity=perplexity(loss), best=better))
+            sampled = held_out.num_targets < held_out.store.num_targets("validation")
+            self._emit(
+                EvaluationEvent(
+                    **self._position,
+                    loss=loss,
+                    perplexity=perplexity(loss),
+                    best=better,
+                    sample_tokens=held_out.num_targets if sampled else None,
+                )
+            )
         if better:
             state.best_loss, state.best_step, state.bad_evaluations = loss, state.step, 0
             if state.step:
@@ -367,6 +378,14 @@ class Training:
             summed = self.accelerator.reduce(torch.from_numpy(array).to(device), "sum")
             return np.asarray(summed.cpu().numpy(), np.float64)
 
+        told = time.monotonic()
+
+        def progress(done: int, total: int) -> None:
+            nonlocal told
+            if time.monotonic() - told > _REPORT_SECONDS:
+                told = time.monotonic()
+                self._emit(EvaluatingEvent(step=self.state.step, done=done, total=total))
+
         return measure(
             self._forward,
             blocks,
@@ -374,6 +393,7 @@ class Training:
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
             reduce=reduce if self.accelerator.num_processes > 1 else None,
+            progress=progress,
             between=self._stop.check,
         )
 
