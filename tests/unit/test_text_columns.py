@@ -278,7 +278,7 @@ def test_an_object_with_a_text_and_a_list_of_strings_is_one_record(tmp_path: Pat
         (
             {"about": "Tales of a mill", "data": [{"text": LONG}, {"text": "two"}]},
             [LONG, "two"],
-            "the records are the 2 objects of 'data'; what stands beside it is left out: 'about' (15 characters)",
+            "the records are the 2 objects of 'data'; the rest of the object is left out: 'about' (15 characters)",
         ),
         ({"title": "A", "text": LONG, "comments": [{"body": "Good."}]}, [LONG], None),
         ({"head": LONG, "comments": [{"by": "me"}, {"by": "you"}]}, [LONG], None),

@@ -160,7 +160,7 @@ def test_an_encoding_that_cannot_be_told_is_an_error(tmp_path: Path) -> None:
     assert guess_encoding("雾气散".encode("gb18030")) is None
     path = tmp_path / "story.txt"
     path.write_bytes(b"one\ntwo " + "雾气散".encode("gb18030"))
-    with pytest.raises(SourceError, match=r"story\.txt:2: .*encoding can't be told"):
+    with pytest.raises(SourceError, match=r"story\.txt:2: .*encoding is not recognised"):
         read(path)
 
 

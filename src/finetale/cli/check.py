@@ -34,9 +34,9 @@ def command(
     quiet: Quiet = False,
     **settings: Any,
 ) -> int:
-    """What would be trained on: documents, encodings, splits, repeats, tokens; every problem by file and line.
+    """Show what would be trained on: documents, encodings, splits, repeats, tokens; every problem by file and line.
 
-    Exit code 1 if something would keep `finetale train` from starting.
+    The exit code is 1 if `finetale train` would refuse the text.
     """
     from finetale import library, pipeline
 
@@ -66,7 +66,8 @@ def _show(report: dict[str, Any]) -> None:
         )
         for row in report["dropped"]:
             console.print(
-                f"  dropped: {row['tokens']:,} tokens in {plural(row['documents'], 'document')}: {escape(row['reason'])}"
+                f"  dropped: {plural(row['tokens'], 'token')} in {plural(row['documents'], 'document')}: "
+                f"{escape(row['reason'])}"
             )
     else:
         console.print(f"Tokens are not counted: {escape(report['no_tokens'])}", soft_wrap=True)

@@ -1,17 +1,19 @@
-"""Sources to clean documents in splits, and the data report. Knows nothing of tokens and models.
+"""Turns sources into clean documents in splits, and fills the data report. Knows nothing of tokens and models.
 
-`read_parts` is the interface, with `fingerprint` to tell whether the text has changed; the modules beside this one are its parts:
+The interface is `read_parts`, with `fingerprint` to notice changed text. The modules of the package are its parts:
 
     sources, byte_streams, hub   what a source names, and the bytes or rows in it
     encodings, decoding          bytes to text
-    lines, plain, records        text to raw documents
+    lines, plain                 text to raw documents
+    records, tables              text to records: JSON and Parquet; csv and tsv
+    columns                      which column of records is the text, and what the others hold
     cleaning                     a raw document to a clean one
     personal                     personal data in it
     splits                       which split a document belongs to
     repeats, near, words         which earlier document a document repeats
     account, languages           the data report
     reading                      the path through all of these
-    findings                     the data report → sentences
+    findings                     the data report as sentences
     fingerprint                  a hash of the sources' bytes
 """
 

@@ -1,6 +1,6 @@
-"""The account of what was read: counts for each file, each problem with its line, what each split holds.
+"""The data report while it is filled: counts per file, problems with their lines, sizes of the splits.
 
-Knows nothing of files, encodings or splitting rules: those report here.
+Knows nothing of files, encodings or splitting rules; the modules that do report here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LEFT_OUT = ("hidden", "linked_folders", "run_directories", "held_out_files", "sp
 
 @dataclass(slots=True)
 class Problem:
-    """One kind of problem in one file: how often, and the first lines where it was seen."""
+    """One kind of problem in one file: its count, and the first lines where it was found."""
 
     file: str
     kind: str
@@ -54,7 +54,7 @@ class Problem:
 
 
 class FileAccount:
-    """Counts of one file (or one split of a dataset), filled while it is read."""
+    """Counts of one file, or one split of a dataset, filled while it is read."""
 
     def __init__(self, file: str, kind: str, cleaning: Counter[str]) -> None:
         self.file = file
@@ -81,12 +81,12 @@ class FileAccount:
             entry.lines.append(line)
 
     def settle(self) -> None:
-        """Tell U+FFFD that stood in the file from those that were put in for undecodable bytes."""
+        """Separate U+FFFD that the file held from those that replaced undecodable bytes."""
         replaced = self.problems["undecodable"].count if "undecodable" in self.problems else 0
         found = self.problems.get("replacement_character")
         if replaced and found is not None:
             found.count -= replaced
-            found.detail = "besides those put in for undecodable bytes; lines count both"
+            found.detail = "apart from those that replace undecodable bytes; the lines list both"
             if found.count <= 0:
                 del self.problems["replacement_character"]
 
@@ -105,7 +105,7 @@ class FileAccount:
 
 @dataclass(slots=True)
 class RepeatAccount:
-    """Documents that repeat an earlier one in some way, and where the first of them stand."""
+    """Counts documents that repeat an earlier one, and lists the first of them."""
 
     key: str
     documents: int = 0
@@ -113,7 +113,7 @@ class RepeatAccount:
     examples: list[dict[str, Any]] = field(default_factory=list)
 
     def count(self, document: Document, earlier: Earlier, *, dropped: bool) -> None:
-        """Count a document; `key` is what the examples call the place of the earlier one."""
+        """Count a document that repeats an earlier one."""
         self.documents += 1
         self.dropped += dropped
         if len(self.examples) < MAX_EXAMPLES:
@@ -128,7 +128,7 @@ class RepeatAccount:
 
 @dataclass(slots=True)
 class SplitAccount:
-    """What one split holds."""
+    """The size of one split."""
 
     documents: int = 0
     characters: int = 0
@@ -137,7 +137,7 @@ class SplitAccount:
 
 
 class TextReport:
-    """The data report, filled while the parts are iterated; complete when the iteration has ended."""
+    """The data report. It is filled while the parts are iterated, and complete at the end of the iteration."""
 
     def __init__(self, sources: list[str]) -> None:
         self.sources = [shown(source) for source in sources]
@@ -175,7 +175,7 @@ class TextReport:
 
     @property
     def has_fatal_problems(self) -> bool:
-        """Whether a file, or the rest of one, could not be read."""
+        """Return whether a file, or the rest of one, could not be read."""
         return self._has_fatal
 
     def open_file(self, file: str, kind: str) -> FileAccount:
@@ -195,7 +195,7 @@ class TextReport:
             names.append(name)
 
     def close_file(self, account: FileAccount) -> None:
-        """Take over the problems of a file that has been read."""
+        """Add the problems of a file that has been read; a file without documents counts as empty."""
         account.settle()
         failed = account.skipped or any(problem.fatal for problem in account.problems.values())
         if account.documents:
@@ -206,7 +206,7 @@ class TextReport:
             self._add_problem(problem)
 
     def fatal(self, error: FileError) -> None:
-        """Record what could not be read at all, before an account of it was opened."""
+        """Record an error that belongs to no file account."""
         lines = [] if error.line is None else [error.line]
         self._add_problem(Problem(error.file, error.kind, 1, lines, error.detail, True, error.hint))
 
@@ -217,7 +217,7 @@ class TextReport:
             self._problems.append(problem)
 
     def count_documents(self, texts: Sequence[str], digests: Sequence[bytes], words: int) -> None:
-        """Count documents that were read, whether or not they will be used; `words` is the number of all their words."""
+        """Count documents that were read, used or not; `words` is the number of all their words."""
         lengths = list(map(len, texts))
         self.documents += len(texts)
         self.characters += sum(lengths)
@@ -226,11 +226,11 @@ class TextReport:
         self._languages.offer_all(digests, texts)
 
     def looked_for(self, *, near: bool, personal_data: bool) -> None:
-        """What was looked for; of the rest the report says nothing, which is not the same as none."""
+        """Record what was looked for. The report has null, not zero, for what was not."""
         self._looks_near, self._looks_for_personal_data = near, personal_data
 
     def count_personal_data(self, document: Document, findings: Sequence[Finding], *, records: bool) -> None:
-        """Count personal data by kind; the report tells where it stands, never what it is."""
+        """Count personal data by kind. The report has its places, never the data itself."""
         self._personal_documents += 1
         for finding in findings:
             self._personal_data[finding.kind] += 1
@@ -252,11 +252,11 @@ class TextReport:
         split.bytes += size
 
     def kept(self, split: Split) -> int:
-        """Documents that have text in a split."""
+        """Return the number of documents that have text in a split."""
         return self._splits[split].documents
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON-able data. Its keys are stable; more may be added."""
+        """Return the report as JSON-able data. Its keys are stable; more may be added."""
         return {
             "sources": self.sources,
             "files": [account.to_dict() for account in self._files],

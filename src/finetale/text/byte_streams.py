@@ -1,4 +1,4 @@
-"""Bytes of one file, block by block: plain, gzip, Zstandard, standard input. Knows nothing of text."""
+"""Reads the bytes of one file in blocks: plain, gzip, Zstandard, standard input. Knows nothing of text."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ DAMAGED_HINT = "Get the file again, or unpack it as far as it goes and use what 
 
 
 def blocks(name: str, path: Path | None) -> Iterator[bytes]:
-    """The (unpacked) bytes of a file in blocks that are not empty; `path` None is standard input.
+    """Yield the uncompressed bytes of a file in blocks that are not empty; `path` None is standard input.
 
     Raises:
-        FileError: the file can't be opened or read, or its compressed data is damaged or cut off.
+        FileError: the file can't be opened or read, or its compressed data is corrupted or cut off.
     """
     try:
         if path is None:
@@ -52,7 +52,7 @@ def blocks(name: str, path: Path | None) -> Iterator[bytes]:
 
 
 def seekable(name: str, path: Path) -> IO[bytes]:
-    """The (unpacked) file opened for random access; the caller closes it. A compressed one is unpacked to a temporary file.
+    """Open a file for random access; the caller closes it. A compressed file is unpacked to a temporary file.
 
     Raises:
         FileError: as for `blocks`.
@@ -99,7 +99,7 @@ def _gzip_blocks(name: str, file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _zstd_blocks(name: str, file: IO[bytes]) -> Iterator[bytes]:
-    # zstandard's stream reader ends a cut-off frame without a word, so the frames are driven here.
+    # zstandard's stream reader ends silently where a frame is cut off, so the frames are decompressed one by one here.
     make = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
     frame, started = make(), False
     try:

@@ -1,7 +1,7 @@
 """The columns of records: which one holds the text, and how much text the others hold. Knows no file formats.
 
-All files of a source share one choice, so that a folder of records does not change its column from file to file. What the
-other columns hold is measured, and where the guess would leave out more than half of the characters, reading stops.
+All files of a source share one choice, so that a folder of records does not change its column from file to file. What
+the other columns hold is measured, and a guess that would leave out more than half of the characters is an error.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ class ColumnAccount:
             file,
             None,
             "ambiguous_column",
-            f"the column {self.taken!r} would be taken as the text, but holds only {_percent(share)} of the characters; "
-            f"the columns with text are {_listed(columns)}",
+            f"the column {self.taken!r} would be taken as the text, but holds only {_percent(share)} of the "
+            f"characters; the columns with text are {_listed(columns)}",
             f"Choose one with --text-column{_choices(columns)}. {LIST_HINT if '[]' in columns[0][0] else JOIN_HINT}",
         )
 
@@ -286,7 +286,7 @@ def text_at(record: Mapping[str, Any], path: tuple[str, ...], file: str, line: i
 
 
 def path_to(record: Any, name: str) -> tuple[str, ...] | None:
-    """Return the keys that a column name stands for: one key of this name, or a dotted path; None where it leads nowhere."""
+    """Return the keys that a column name means: one key, or a dotted path; None if neither is there."""
     if not isinstance(record, Mapping):
         return None
     if name in record:

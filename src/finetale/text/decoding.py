@@ -1,7 +1,7 @@
-"""Bytes of one file to text: encoding, binary data, undecodable bytes. Knows nothing of line ends and documents.
+"""Decodes the bytes of one file: encoding, binary data, invalid bytes. Knows nothing of line ends and documents.
 
-UTF-8 is tried first and strictly. Where it fails for the first time, the bytes around that place decide: text that is
-mostly well-formed UTF-8 has damaged bytes; other text is in another encoding, which is guessed and said.
+Strict UTF-8 is tried first. At its first failure the bytes around that place decide: if they are mostly well-formed
+UTF-8, some bytes are damaged; otherwise the text is in another encoding, which is guessed and reported.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ UTF8_SHARE = 0.5  # below this share of well-formed UTF-8 the text is in another
 JUDGED_BYTES = 4 * SAMPLE_BYTES
 REPLACEMENT = "\ufffd"
 
-# A line that is well-formed UTF-8 as a whole, in a file of another encoding: four characters do not come about by
-# chance (p < 0.001 in GB18030), and neither does one accented letter or typographic mark in a single-byte encoding.
+# How many characters prove that a line is UTF-8 in a file of another encoding: four do not arise by chance (p < 0.001
+# in GB18030), and neither does one accented letter or typographic mark in a single-byte encoding.
 SURE_CHARACTERS = 4
 SURE_IN_SINGLE_BYTE = re.compile("[\u00c0-\u00ff\u2010-\u2026]")
 
@@ -40,21 +40,21 @@ MIXED_HINT = "Convert the file to one encoding, or name the one to read it in wi
 
 
 class LineCounter:
-    """The number of the line that the next character is on; \\n, \\r\\n and \\r end a line."""
+    """Counts the line that the next character is on; \\n, \\r\\n and \\r end a line."""
 
     def __init__(self) -> None:
         self.line = 1
         self._after_return = False
 
     def advance(self, text: str) -> None:
-        """Go past a piece of text."""
+        """Count the line ends of the next piece of text."""
         self.line += text.count("\n")
         if self._after_return or "\r" in text:
             self.line += text.count("\r") - text.count("\r\n") - (self._after_return and text.startswith("\n"))
             self._after_return = text.endswith("\r")
 
     def at(self, text: str, position: int) -> int:
-        """Line of a position within the text that comes next."""
+        """Return the line of a position within the text that comes next, without counting it."""
         ahead = LineCounter()
         ahead.line, ahead._after_return = self.line, self._after_return
         ahead.advance(text[:position])
@@ -62,7 +62,11 @@ class LineCounter:
 
 
 def check_encoding(name: str | None) -> None:
-    """Raises SourceError when there is no text encoding of this name."""
+    """Check that there is a text encoding of this name.
+
+    Raises:
+        SourceError: there is none.
+    """
     if name is None:
         return
     try:
@@ -95,10 +99,10 @@ class Decoder:
         self._lines = LineCounter()
 
     def blocks(self) -> Iterator[str]:
-        """The text, in blocks that are not empty.
+        """Yield the text in blocks that are not empty.
 
         Raises:
-            FileError: binary data, bytes that are not text, two encodings in one file, or one that can't be told.
+            FileError: the data is binary, bytes are invalid, the file has two encodings, or its encoding is unknown.
         """
         head = next(self._raw, b"")
         while 0 < len(head) < 512 and (more := next(self._raw, b"")):  # a pipe may give a few bytes at a time
@@ -165,15 +169,15 @@ class Decoder:
         return head
 
     def _other_encoding(self, data: bytes) -> str | None:
-        """The encoding to go on with where UTF-8 fails in `data` after nothing but ASCII; None when it is UTF-8 still."""
+        """Return the encoding to continue in where UTF-8 fails in `data` after nothing but ASCII; None for UTF-8."""
         if len(data) < SAMPLE_BYTES and (more := next(self._raw, b"")):
             self._raw = chain([more], self._raw)
             data += more
         if utf8_share(data[:JUDGED_BYTES]) >= UTF8_SHARE:
             return None
         first = re.search(rb"[\x80-\xff]", data)
-        # From the start of the line, since a character of East Asian encodings can't be entered in its middle. UTF-16
-        # is possible at the start of the file only, where nothing is cut off.
+        # The sample starts with a line, because it must not start within a character of an East Asian encoding.
+        # UTF-16 is possible only at the start of the file.
         start = data.rfind(b"\n", 0, first.start()) + 1 if first and self._lines.line > 1 else 0
         sample = data[start : start + SAMPLE_BYTES] if first and first.start() < start + SAMPLE_BYTES else b""
         encoding = guess_encoding(sample or data[first.start() if first else 0 :])
@@ -182,7 +186,7 @@ class Decoder:
                 self._account.file,
                 self._lines.at(data[: first.start()].decode("ascii") if first else "", len(data)),
                 "unknown_encoding",
-                "is not UTF-8 from here on, and its encoding can't be told",
+                "is not UTF-8 from here on, and its encoding is not recognised",
                 UNDECODABLE_HINT,
             )
         return encoding
@@ -220,12 +224,12 @@ class Decoder:
         for number, line in enumerate(text.split("\n")):
             here = min(count, line.count(REPLACEMENT))
             if here > 0:
-                self._account.problem("undecodable", lines.line + number, here, "U+FFFD stands in its place")
+                self._account.problem("undecodable", lines.line + number, here, "replaced by U+FFFD")
                 count -= here
 
 
 class Watch:
-    """Looks for lines in UTF-8 in a file that is being read in another encoding: they would silently become mojibake."""
+    """Looks for lines in UTF-8 in a file that is read in another encoding, where they would become mojibake."""
 
     def __init__(self, file: str, encoding: str, line: int) -> None:
         self._file = file
@@ -235,10 +239,10 @@ class Watch:
         self._tail = b""
 
     def look(self, block: bytes) -> None:
-        """Look through the next bytes; an empty block ends the file.
+        """Check the next bytes; an empty block ends the file.
 
         Raises:
-            FileError: a line is in UTF-8 beyond doubt.
+            FileError: a line is certainly in UTF-8.
         """
         lines = (self._tail + block).split(b"\n")
         self._tail = lines.pop() if block else b""

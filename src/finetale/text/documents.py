@@ -1,4 +1,4 @@
-"""What the text layer hands out: documents, parts of documents, and the error of one file. Knows nothing of reading."""
+"""The types that the text layer returns: documents, parts, the error of one file. Knows nothing of reading."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class Part:
     """A whole document, or a contiguous part of a long one.
 
     Attributes:
-        text: its characters; the parts of one document, put together, are its text again.
+        text: its characters; the parts of one document, joined, are its text.
         source: the file, dataset or `-` it was read from.
         line: first line of the part in the file, or the number of the record.
-        split: where it belongs.
+        split: the split it belongs to.
         digest: BLAKE2b (16 bytes, hexadecimal) of the whole document's text in UTF-8.
-        dropped: why it is not used; None when it is.
-        ends: whether the document ends with this part; False for the parts of a cut document but its last.
-        personal: where in the part personal data stands that was found and left there, as (start, stop) in characters.
+        dropped: the reason why it is not used; None when it is used.
+        ends: whether the document ends with this part. Of a document that was cut, only the last part ends it.
+        personal: (start, stop) of personal data that was found and not masked, in characters of the part.
         is_repeat: whether the document repeats an earlier one, exactly or nearly.
     """
 
@@ -57,13 +57,13 @@ class Part:
 
 
 class FileError(SourceError):
-    """Something in one file that ends the reading of it.
+    """A problem that makes a file, or the rest of it, unreadable.
 
     Args:
-        file: name of the file, as messages show it.
-        line: line or record where it happened (from 1); None when it concerns the file as a whole.
+        file: name of the file.
+        line: line or record of the problem (from 1); None when it concerns the whole file.
         kind: short stable name of the problem, such as "bad_json".
-        detail: what is wrong, as the second half of a sentence that starts with the place.
+        detail: the problem, as the second half of a sentence that starts with the file and line.
         hint: what to do next.
     """
 
@@ -79,7 +79,8 @@ class FileError(SourceError):
 def shown(name: str) -> str:
     """Return a file or column name as one line of valid Unicode.
 
-    Control characters, and bytes of a file name that are not UTF-8 (`os.fsdecode` makes surrogates of them), become \\xNN.
+    Control characters, and bytes of a file name that are not UTF-8 (`os.fsdecode` makes surrogates of them), become
+    \\xNN.
     """
     return _UNPRINTABLE.sub(_escaped, name)
 
@@ -92,5 +93,5 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def digest_of(data: bytes) -> bytes:
-    """BLAKE2b of a document's UTF-8 text, 16 bytes: its identity in caches, splits and the search for repeats."""
+    """Return the BLAKE2b hash (16 bytes) of a document's UTF-8 text. It identifies the document everywhere."""
     return blake2b(data, digest_size=16).digest()

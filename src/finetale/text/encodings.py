@@ -1,11 +1,8 @@
-"""Which encoding bytes are in: byte order marks, signs of binary data, and a guess for what is not UTF-8.
+"""Recognises encodings: byte order marks, binary data, and a guess for what is not UTF-8. Knows no files and no lines.
 
-Knows bytes only, no files and no lines.
-
-The guess decodes a sample with each candidate and asks which share of the characters outside ASCII is common in a
-language written in that encoding. charset-normalizer, used alone, took French and English in Windows-1252 for
-Windows-1250 ("mčre"), Japanese for Korean, and a short Big5 text for Shift-JIS, at every sample size; it is asked when
-no candidate convinces.
+The guess decodes a sample with each candidate, and scores the share of the characters outside ASCII that are common
+in a language of that encoding. charset-normalizer alone mistook French and English in Windows-1252 for Windows-1250
+("mčre"), Japanese for Korean, and a short Big5 text for Shift-JIS, at every sample size. It is the fallback.
 """
 
 from __future__ import annotations
@@ -25,7 +22,7 @@ BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 
-# (offset, bytes, what it is): formats that people name by mistake.
+# (offset, bytes, name) of formats that people give by mistake.
 MAGIC = (
     (0, b"%PDF-", "a PDF document"),
     (0, b"PK\x03\x04", "a ZIP archive (docx, odt, epub and xlsx are such)"),
@@ -143,7 +140,7 @@ _OTHER = {
 
 
 def byte_order_mark(head: bytes) -> tuple[str, int] | None:
-    """(encoding, length of the mark) when the bytes start with one."""
+    """Return (encoding, length of the mark) when the bytes start with a byte order mark, else None."""
     for mark, encoding in BYTE_ORDER_MARKS:
         if head.startswith(mark):
             return encoding, len(mark)
@@ -151,7 +148,7 @@ def byte_order_mark(head: bytes) -> tuple[str, int] | None:
 
 
 def binary_kind(head: bytes) -> str | None:
-    """What kind of binary data this is; None when it may be text. UTF-16 and UTF-32 are not for this function."""
+    """Return the kind of binary data; None when it may be text. Not for text in UTF-16 and UTF-32."""
     for offset, magic, name in MAGIC:
         if head.startswith(magic, offset):
             return name
@@ -166,7 +163,7 @@ def binary_kind(head: bytes) -> str | None:
 
 
 def utf16_without_mark(sample: bytes) -> str | None:
-    """The byte order of UTF-16 that has no mark but NUL bytes in it, as all ASCII characters have; else None."""
+    """Return the encoding of UTF-16 without a byte order mark, recognised by the NUL bytes of its ASCII characters."""
     num_nuls = sample.count(0)
     if not num_nuls:
         return None
@@ -185,7 +182,7 @@ def utf16_without_mark(sample: bytes) -> str | None:
 
 
 def utf8_share(sample: bytes) -> float:
-    """Share of the bytes outside ASCII that belong to well-formed UTF-8 sequences.
+    """Return the share of the bytes outside ASCII that belong to well-formed UTF-8 sequences.
 
     Measured: 0 to 0.25 for Western text in a single-byte encoding, 0.15 to 0.4 for Chinese, Japanese and Korean in
     theirs, near 1 for UTF-8 with a few damaged bytes.
@@ -195,7 +192,7 @@ def utf8_share(sample: bytes) -> float:
 
 
 def guess_encoding(sample: bytes) -> str | None:
-    """The likeliest encoding of text that is not UTF-8; None when nothing fits.
+    """Return the likeliest encoding of text that is not UTF-8; None when no encoding fits.
 
     Args:
         sample: bytes from the start of a line of the text; the first 64 KiB are looked at, and the end may be cut.
@@ -220,7 +217,7 @@ def guess_encoding(sample: bytes) -> str | None:
 
 
 def is_single_byte(encoding: str) -> bool:
-    """Whether each byte of this encoding is one character."""
+    """Return whether each byte of this encoding is one character."""
     try:
         return len(bytes(range(0xA1, 0xB1)).decode(encoding, "replace")) == 16
     except UnicodeError:

@@ -1,4 +1,4 @@
-"""What was found in the text: repeats, leaks and personal data → sentences, for the terminal, the page and the card alike."""
+"""Turns the data report into sentences for terminal, page and card: sources, repeats, leaks, personal data."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ _MOST_PLACES = 10
 _NAMED_IN_LINE = 3
 
 SHARED_SHARE = 0.005
-"""Share of held-out text in the training text from which on it is told."""
+"""Share of held-out text that also is in the training text, from which on it is reported."""
 
 
 @dataclass(frozen=True)
 class TextFinding:
-    """One thing that a person should know about a text.
+    """One thing that people should know about a text.
 
     Attributes:
         what: a sentence without its full stop.
-        remedy: the option that does something about it; empty if that was done.
+        remedy: the option that changes it; empty if there is none, or it was given.
         effect: what the option does.
-        matters: whether what a run says or gives away suffers from it.
+        matters: whether it deserves a warning: figures may be too good, or text may be missing or leak.
         places: the first places, as file:line.
     """
 
@@ -61,7 +61,7 @@ class TextFinding:
     places: tuple[str, ...]
 
     def sentence(self) -> str:
-        """With its remedy, for a command line."""
+        """Return the sentence with its remedy, for a command line."""
         return f"{self.what}{f' ({self.remedy} {self.effect})' if self.remedy else ''}."
 
     def line(self) -> str:
@@ -72,7 +72,7 @@ class TextFinding:
 
 
 def text_findings(text: Any) -> list[TextFinding]:
-    """What a data report (`text` of data.json) says of repeats, leaks and personal data; nothing for what it does not."""
+    """Return what a data report (`text` of data.json) says about repeats, leaks and personal data."""
     found = []
     for key, form, remedy, matters in _REPEATS:
         number = finite(at(text, key, "documents"))
@@ -99,7 +99,8 @@ def text_findings(text: Any) -> list[TextFinding]:
         if total and shared / total >= SHARED_SHARE:
             window = count(at(passages, "window"))
             what = (
-                f"{share(shared / total)} of the {unit} of the {split} text stand word for word in the training text too,"
+                f"{share(shared / total)} of the {unit} of the {split} text stand word for word in the training text "
+                "too,"
                 f" in passages of {window} {unit} or more"
             )
             found.append(
@@ -135,7 +136,7 @@ def text_notes(text: Any, *, forms: bool = True) -> list[TextFinding]:
 
     Args:
         forms: include what was noticed about the form of the files, which `problems` lists too.
-        text: a data report (`text` of data.json), or anything else, of which nothing is said.
+        text: a data report (`text` of data.json); anything else gives no notes.
     """
     if not isinstance(text, Mapping) or not text:
         return []
@@ -200,7 +201,7 @@ def _files_left_out(report: TextReport) -> list[TextFinding]:
 
 
 def _problem_notes(report: TextReport) -> list[TextFinding]:
-    """What was found out about the files' form, told by the first file of each kind."""
+    """Notes on the form of the files, one per kind of problem, with the detail of its first file."""
     notes = []
     for kind in _FORMS:
         found = [problem for problem in report.problems if problem.kind == kind]
@@ -218,7 +219,7 @@ def _note(what: str) -> TextFinding:
 
 
 def _last_part(name: str) -> str:
-    """A file's or dataset's name without the folders of an absolute path: a card is published, and folders are private."""
+    """The name without the folders of an absolute path: a card is published, and folders are private."""
     return PurePath(name).name or name if PurePath(name).is_absolute() else name
 
 
@@ -231,7 +232,7 @@ def _and(items: list[str]) -> str:
 
 
 def not_looked_for(text: Any) -> str:
-    """A sentence on what the report says nothing of, because it was not looked for; empty if all was."""
+    """Return a sentence on what was not looked for; empty if everything was."""
     if not isinstance(text, Mapping) or not text:
         return ""
     missing = [
@@ -268,7 +269,7 @@ def _in_the_singular(what: str) -> str:
 
 
 def _places(text: Any, key: str) -> tuple[str, ...]:
-    """The first places, each with the earlier one it repeats."""
+    """The first places, each with the earlier place that it repeats."""
     places = []
     for example in objects(at(text, key, "examples")):
         earlier = example.get("first_seen") or example.get("also_in") or example.get("kind")

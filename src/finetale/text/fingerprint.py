@@ -1,4 +1,4 @@
-"""Sources → hashes that change whenever a byte of them does. Knows nothing of what is in them."""
+"""Hashes sources, so that every change of a byte is noticed. Knows nothing of their content."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _known: dict[tuple[str, int, int], str] = {}
 def fingerprint(
     sources: Sequence[str], settings: TextSettings, progress: Callable[[int, int], None] | None = None
 ) -> str | None:
-    """SHA-256 over names and bytes of all files of the sources and of the validation and test text.
+    """Return a SHA-256 over the names and bytes of all files of the sources and of the validation and test text.
 
     Args:
-        progress: told (bytes read, bytes of all files), every 64 MB.
+        progress: called with (bytes read, bytes of all files) every 64 MB.
 
     Returns:
-        None where nothing can be said before reading: standard input, datasets, and sources that are not there.
+        None for sources that can't be hashed before they are read: standard input, datasets, and missing files.
     """
     files = file_hashes(sources, settings, progress)
     if files is None:
@@ -41,14 +41,14 @@ def fingerprint(
 
 
 def is_elsewhere(source: str) -> bool:
-    """Whether a source is no file of this machine: standard input, or a dataset of the Hub."""
+    """Return whether a source is not a file on this machine: standard input, or a dataset of the Hub."""
     return source == STANDARD_INPUT or source.startswith(PREFIX)
 
 
 def file_hashes(
     sources: Sequence[str], settings: TextSettings, progress: Callable[[int, int], None] | None = None
 ) -> list[tuple[tuple[str, str], str]] | None:
-    """((role, name), SHA-256) of each file, where the role is train, validation or test; None as in `fingerprint`."""
+    """Return ((role, name), SHA-256) of each file; the role is train, validation or test. None as in `fingerprint`."""
     inputs: list[tuple[str, str, Path]] = []
     for role, names in (("train", sources), ("validation", settings.validation), ("test", settings.test)):
         for source in names:
@@ -80,9 +80,9 @@ def file_hashes(
 
 
 def _sha256(path: Path) -> Iterator[tuple[int, str | None]]:
-    """(bytes read so far, None) every 64 MB, and at last the hash of a file's bytes.
+    """Yield (bytes read so far, None) every 64 MB, and at the end (size, hash).
 
-    It is read again only if its size or time has changed since this process last did.
+    Within a process, a file is read again only if its size or modification time has changed.
     """
     facts = path.stat()
     key = (str(path.absolute()), facts.st_size, facts.st_mtime_ns)
@@ -100,7 +100,7 @@ def _sha256(path: Path) -> Iterator[tuple[int, str | None]]:
 
 
 def read_standard_input() -> bytes:
-    """All of standard input.
+    """Return all of standard input.
 
     Raises:
         SourceError: it is a terminal, or empty.

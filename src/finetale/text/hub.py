@@ -1,7 +1,7 @@
-"""`hf:DATASET[/CONFIG][:SPLIT]` through the datasets library. Knows nothing of files and splitting rules.
+"""Reads `hf:DATASET[/CONFIG][:SPLIT]` with the datasets library. Knows nothing of files and splitting rules.
 
-DATASET may be NAME or OWNER/NAME, so two names divided by a slash can mean two things. They are tried as OWNER/NAME
-first, and as NAME/CONFIG when there is no such dataset. Three names are OWNER/NAME/CONFIG.
+DATASET is NAME or OWNER/NAME, so two names with a slash between them are ambiguous. They are tried as OWNER/NAME first,
+then as NAME/CONFIG. Three names are OWNER/NAME/CONFIG.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HINT = (
 
 
 def parse(source: str) -> tuple[list[tuple[str, str | None]], str | None]:
-    """([(dataset, config), …] in the order to try, split).
+    """Return ([(dataset, config), …] in the order to try, split).
 
     Raises:
         SourceError: the source is not of the form hf:DATASET[/CONFIG][:SPLIT].
@@ -52,11 +52,11 @@ def parse(source: str) -> tuple[list[tuple[str, str | None]], str | None]:
 
 
 def find_splits(source: str, role: Split, *, streaming: bool, offline: bool) -> tuple[dict[Split, Input], list[str]]:
-    """What a dataset offers for a role.
+    """Find the splits of a dataset that a role reads.
 
     Args:
         source: hf:DATASET[/CONFIG][:SPLIT].
-        role: for "train" without SPLIT the dataset's own validation and test splits come along.
+        role: for "train" without SPLIT, the dataset's own validation and test splits are returned too.
         streaming: read rows as they are needed instead of downloading the dataset first (not with `offline`).
         offline: use only what was downloaded before.
 
@@ -172,7 +172,7 @@ def _load(
 
 @contextmanager
 def _only_local(offline: bool) -> Iterator[None]:
-    """Offline mode of the libraries, for the time of a call: they read the environment at import only."""
+    """Switch the libraries to offline mode during a call: they read the environment only at import."""
     from datasets import config
     from huggingface_hub import constants
 

@@ -1,4 +1,4 @@
-"""Line ends: counted, brought to one form when wanted, and text cut into lines. Knows nothing of bytes."""
+"""Line ends: count them, normalise them, cut text into lines. Knows nothing of bytes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ ENDS = {"\\n": re.compile("(?<!\r)\n"), "\\r\\n": re.compile("\r\n"), "\\r": re.
 def even_line_ends(
     texts: Iterator[str], account: FileAccount, *, translate: bool, mixture_matters: bool = True
 ) -> Iterator[str]:
-    """Count the line ends of a file and, with `translate`, turn \\r\\n and \\r into \\n; reports a mixture.
+    """Count the line ends of a file, report a mixture and, with `translate`, turn \\r\\n and \\r into \\n.
 
     Args:
-        texts: the file's text in blocks that are not empty; what comes out is not empty either.
+        texts: the file's text in blocks that are not empty. The blocks that are yielded are not empty either.
         account: gets the problem "mixed_newlines" and, with `translate`, the cleaning count "newlines".
-        translate: whether to change anything.
+        translate: whether line ends are changed.
         mixture_matters: whether a mixture is reported.
     """
     counts = dict.fromkeys(ENDS, 0)
@@ -48,7 +48,7 @@ def even_line_ends(
 
 
 def cut_lines(texts: Iterator[str], *, keep_ends: bool = False) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line without its \\n unless `keep_ends`); a last line without an end counts too."""
+    """Yield (line number from 1, line), without its \\n unless `keep_ends`. A last line without an end counts too."""
     number = 1
     pending: list[str] = []
     end = "\n" if keep_ends else ""
@@ -58,7 +58,7 @@ def cut_lines(texts: Iterator[str], *, keep_ends: bool = False) -> Iterator[tupl
             pieces[0] = "".join(pending) + pieces[0]
             pending.clear()
         tail = pieces.pop()
-        for number, piece in enumerate(pieces, number):  # noqa: B020 - goes on where the last block ended
+        for number, piece in enumerate(pieces, number):  # noqa: B020 - continues from the last block
             yield number, piece + end
         number += bool(pieces)
         if tail:
@@ -68,7 +68,7 @@ def cut_lines(texts: Iterator[str], *, keep_ends: bool = False) -> Iterator[tupl
 
 
 def _whole_ends(texts: Iterator[str]) -> Iterator[str]:
-    """Move a \\r at the end of a block to the next, so that no \\r\\n is torn apart."""
+    """Move a \\r at the end of a block to the next block, so that each \\r\\n is in one block."""
     held = ""
     for text in texts:
         text = held + text

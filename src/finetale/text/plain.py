@@ -1,4 +1,4 @@
-"""Text of one file to raw documents: the whole file, lines, paragraphs between blank lines, or what a separator divides.
+"""Splits the text of one file into raw documents: the whole file, lines, paragraphs, or pieces between separators.
 
 Knows nothing of bytes and records.
 """
@@ -15,18 +15,18 @@ ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
 def separator_of(documents: str) -> str:
-    """The separator that the setting `documents` stands for, its escapes understood."""
+    """Return the separator that the setting `documents` names, with its escapes resolved."""
     return re.sub(r"\\([ntr\\])", lambda match: ESCAPES[match.group(1)], documents)
 
 
 def plain_documents(texts: Iterator[str], documents: str, account: FileAccount) -> Iterator[tuple[int, str]]:
-    """(first line, raw text) of each document.
+    """Yield (first line, raw text) of each document. A file of nothing but white space has none.
 
     Args:
-        texts: the file's text in blocks, line ends brought to \\n.
+        texts: the file's text in blocks, with \\n as line ends.
         documents: the setting of this name.
-        account: gets the cleaning count "blank_pieces": lines, or pieces between separators, of nothing but white space,
-            which are no documents.
+        account: gets the cleaning count "blank_pieces": lines, or pieces between separators, that are nothing but white
+            space and therefore not documents.
     """
     if documents in ("auto", "file"):
         text = "".join(texts)

@@ -1,4 +1,4 @@
-"""The path through the text layer: sources -> inputs -> documents -> parts in splits, with the report kept on the way."""
+"""The path through the text layer: sources → inputs → documents → parts in splits; fills the data report on the way."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def read_parts(
 
     All sources are looked for before any is read. Explicit test and validation text comes first, then the training
     text. One document is in memory at a time, besides those held back until no split is empty (64 MB at most) and what
-    finding repeats takes: about 60 bytes per document, and 270 bytes more for each of the first million if near repeats are
-    looked for.
+    finding repeats takes: about 60 bytes per document, and 270 bytes more for each of the first million if near
+    repeats are looked for.
 
     Args:
         sources: files, folders, `-`, bundled:tales or hf:DATASET[/CONFIG][:SPLIT].
@@ -74,10 +74,10 @@ def read_parts(
 
 
 def check_sources(sources: Sequence[str], settings: TextSettings) -> None:
-    """Look for all files and folders of the sources, opening none and asking no hub.
+    """Find all files and folders of the sources, without opening any and without asking a hub.
 
     Raises:
-        SourceError: names all that are missing or hold nothing that can be read.
+        SourceError: names all that are missing, unreadable or hold nothing that can be read.
     """
     local = {
         role: tuple(name for name in names if not name.startswith(PREFIX))
@@ -102,7 +102,7 @@ class _Reader:
     # -- what there is
 
     def plan(self, sources: Sequence[str], *, offline: bool) -> Plan:
-        """The inputs of each split; raises what is wrong with all sources together."""
+        """Return the inputs of each split; raise one error for all sources that can't be read."""
         plan: Plan = {split: [] for split in SPLITS}
         errors: list[FileError] = []
         by_role: dict[Split, Sequence[str]] = {
@@ -161,7 +161,7 @@ class _Reader:
     # -- reading
 
     def parts(self, plan: Plan) -> Iterator[Part]:
-        """Every part of every document of a plan."""
+        """Yield every part of every document of a plan."""
         validation, test = self._fractions(plan)
         given = [split for split in HELD_OUT if plan[split]]
         for split in given:
@@ -236,7 +236,7 @@ class _Reader:
     def _read_candidates(
         self, entry: Input, account: FileAccount, texts: list[str], lines: list[int]
     ) -> list[Candidate]:
-        """What is known of clean texts by themselves; all of it is counted."""
+        """Return the candidates of clean texts, and count them."""
         records, shortest, name = entry.kind != "text", self._settings.min_characters, entry.name
         found: list[Candidate] = []
         for number, (text, line) in enumerate(zip(texts, lines, strict=True)):
@@ -357,7 +357,7 @@ class _Reader:
         if exact and exact.stands_beside(placed):
             drop = settings.deduplicate != "off"
             report.duplicates.count(document, exact, dropped=drop)
-            if drop:  # what else might be said of it is said of the first
+            if drop:  # everything else is reported for the first document
                 return dict.fromkeys(splits, DUPLICATE)
         elif near and near.stands_beside(placed):
             drop = settings.deduplicate == "near"
@@ -380,9 +380,9 @@ class _Reader:
             return
         names = ", ".join(entry.name for entry in inputs[:5]) + (", …" if len(inputs) > 5 else "")
         names = names or ", ".join(self._report.sources)
-        told = self._report.to_dict()
-        dropped = [f"{entry['documents']} dropped as {entry['reason']}" for entry in told["dropped"]]
-        if empty := told["skipped"]["empty"]:
+        report = self._report.to_dict()
+        dropped = [f"{entry['documents']} dropped as {entry['reason']}" for entry in report["dropped"]]
+        if empty := report["skipped"]["empty"]:
             dropped.append(f"{empty} empty file{'s' * (empty != 1)}")
         reasons = "; ".join(dropped)
         what = {"train": "training", "validation": "validation", "test": "test"}[split]
@@ -448,5 +448,5 @@ def _joined(errors: Sequence[FileError]) -> SourceError:
 
 
 def _within(places: tuple[tuple[int, int], ...], start: int, stop: int) -> tuple[tuple[int, int], ...]:
-    """Places of a document as those of its part [start, stop)."""
+    """Convert places of a document to places of its part [start, stop)."""
     return tuple((max(a, start) - start, min(b, stop) - start) for a, b in places if a < stop and b > start)

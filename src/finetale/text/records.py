@@ -35,17 +35,16 @@ class DuplicateKeys:
 
     def __init__(self, account: FileAccount) -> None:
         self._account = account
-        self._new: list[str] = []
+        self.new: list[str] = []
+        """Keys repeated since the last report."""
         self._counts: Counter[str] = Counter()
         self.decoder = json.JSONDecoder(object_pairs_hook=self._object)
 
     def report(self, line: int) -> None:
         """Report the repeated keys of what was parsed since the last call."""
-        if not self._new:
-            return
-        self._counts.update(self._new)
-        count = len(self._new)
-        self._new.clear()
+        self._counts.update(self.new)
+        count = len(self.new)
+        self.new.clear()
         named = ", ".join(
             f"{key!r} (in {number:,} object{'s' * (number != 1)})"
             for key, number in self._counts.most_common(_MAX_NAMED_KEYS)
@@ -56,7 +55,7 @@ class DuplicateKeys:
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)
         if len(value) != len(pairs):
-            self._new += [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+            self.new += [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
         return value
 
 
@@ -67,22 +66,23 @@ def jsonl_records(lines: Iterator[tuple[int, str]], account: FileAccount) -> Ite
         FileError: a line is not valid JSON, or neither an object nor a string.
     """
     file, keys = account.file, DuplicateKeys(account)
-    decode, report = keys.decoder.decode, keys.report
+    decode = keys.decoder.decode
     for number, line in lines:
         if line and not line.isspace():
             try:
                 value = decode(line)
             except (ValueError, RecursionError) as error:
                 raise bad_json(file, number, error) from None
-            report(number)
+            if keys.new:
+                keys.report(number)
             yield number, _record(value, file, number)
 
 
 def json_records(texts: Iterator[str], account: FileAccount, wanted: str | None = None) -> Iterator[tuple[int, Record]]:
     """Yield (line, record) of a JSON file.
 
-    It holds an array of objects or strings, which is read one item at a time; or objects one after another, as JSON Lines
-    does; or one object, which is a record itself or holds the records in a list (see `_records_within`).
+    It holds an array of objects or strings, which is read one item at a time; or objects one after another, as JSON
+    Lines does; or one object, which is a record itself or holds the records in a list (see `_records_within`).
 
     Args:
         texts: the file's text in blocks.
@@ -96,7 +96,8 @@ def json_records(texts: Iterator[str], account: FileAccount, wanted: str | None 
     reader = _JsonReader(texts, file, keys.decoder)
     if reader.peek() == "[":
         for value in reader.items():
-            keys.report(reader.line)
+            if keys.new:
+                keys.report(reader.line)
             yield reader.line, _record(value, file, reader.line)
         if reader.peek():
             raise bad_json(file, reader.line_here(), "there is more after the end of the array")
@@ -104,12 +105,14 @@ def json_records(texts: Iterator[str], account: FileAccount, wanted: str | None 
     if not reader.peek():
         return
     first, line = reader.value(), reader.line
-    keys.report(line)
+    if keys.new:
+        keys.report(line)
     if reader.peek() or not isinstance(first, dict):
         yield line, _record(first, file, line)
         while reader.peek():
             value = reader.value()
-            keys.report(reader.line)
+            if keys.new:
+                keys.report(reader.line)
             yield reader.line, _record(value, file, reader.line)
         return
     for record in _records_within(first, account, line, wanted):
@@ -120,7 +123,7 @@ def _records_within(value: dict[str, Any], account: FileAccount, line: int, want
     """The records of the one object of a file.
 
     The object is the record if one of its strings has the name of a text column, or if its strings are longer than what
-    its list of objects holds. A list of strings is the records only where no string stands beside it. `wanted` decides
+    its list of objects holds. A list of strings holds the records only if the object has no string. `wanted` decides
     where it leads to a string or a list.
     """
     lists = {name: items for name, items in value.items() if _is_records(items)}
@@ -149,7 +152,7 @@ def _records_within(value: dict[str, Any], account: FileAccount, line: int, want
 def _from_list(
     value: dict[str, Any], name: str, strings: Mapping[str, str], account: FileAccount, line: int
 ) -> list[Any]:
-    """The items of a list, with a report of what stands beside it."""
+    """Return the items of a list, and report what the object holds besides."""
     items: list[Any] = value[name]
     what = "strings" if isinstance(items[0], str) else "objects"
     detail = f"the records are the {len(items):,} {what} of {name!r}"
@@ -157,7 +160,7 @@ def _from_list(
     others |= {key: count for key in value if key not in (name, *others) and (count := characters_in(value[key]))}
     if others:
         named = ", ".join(f"{key!r} ({count:,} characters)" for key, count in list(others.items())[:_MAX_NAMED_KEYS])
-        detail += f"; what stands beside it is left out: {named}"
+        detail += f"; the rest of the object is left out: {named}"
     account.problem("records_in_list", line, detail=detail)
     return items
 
@@ -224,12 +227,12 @@ def _holds_strings(kind: Any) -> bool:
 
 
 def bad_json(file: str, line: int, reason: object) -> FileError:
-    """The error of JSON that can't be parsed."""
+    """Return the error of JSON that can't be parsed."""
     if isinstance(reason, json.JSONDecodeError):
         reason = f"{reason.msg}, column {reason.colno}"
     elif isinstance(reason, RecursionError):
         reason = "it is nested too deeply"
-    return FileError(file, line, "bad_json", f"is not valid JSON ({reason})", "Mend this line, or take it out.")
+    return FileError(file, line, "bad_json", f"is not valid JSON ({reason})", "Correct this line, or remove it.")
 
 
 def _record(value: Any, file: str, line: int) -> Record:
@@ -249,7 +252,7 @@ def _is_records(value: Any) -> bool:
 
 
 class _JsonReader:
-    """JSON values from blocks of text, one at a time; never more than one value and one block in memory."""
+    """Reads JSON values from blocks of text, one at a time. At most one value and one block are in memory."""
 
     def __init__(self, texts: Iterator[str], file: str, decoder: json.JSONDecoder) -> None:
         self._texts = texts
@@ -257,12 +260,12 @@ class _JsonReader:
         self._buffer = ""
         self._position = 0
         self._line_here = 1
-        self._counted_to = 0  # place in the buffer that `_line_here` is the line of
+        self._counted_to = 0  # position in the buffer that `_line_here` belongs to
         self._decoder = decoder
-        self.line = 1  # of the value returned last
+        self.line = 1  # line of the value returned last
 
     def peek(self) -> str:
-        """The next character that is not white space, "" at the end."""
+        """Return the next character that is not white space, "" at the end."""
         while True:
             match = re.compile(r"[ \t\n\r]*").match(self._buffer, self._position)
             self._position = match.end() if match else self._position
@@ -270,13 +273,13 @@ class _JsonReader:
                 return self._buffer[self._position : self._position + 1]
 
     def line_here(self) -> int:
-        """Line of the next character."""
+        """Return the line of the next character."""
         self._line_here += self._buffer.count("\n", self._counted_to, self._position)
         self._counted_to = self._position
         return self._line_here
 
     def items(self) -> Iterator[Any]:
-        """The items of the array that comes next."""
+        """Yield the items of the array that comes next."""
         self._position += 1
         if self.peek() == "]":
             self._position += 1
@@ -293,13 +296,13 @@ class _JsonReader:
             self.peek()
 
     def value(self) -> Any:
-        """The value that comes next."""
+        """Return the value that comes next."""
         self.line = self.line_here()
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._buffer, self._position)
             except json.JSONDecodeError as error:
-                # An error well before the end is an error; else, and in an open string, the value may go on.
+                # Near the end of the buffer, or in an open string, the value may continue in the next block.
                 cut_off = error.pos >= len(self._buffer) - 8 or error.msg.startswith("Unterminated string")
                 if cut_off and self._more(double=True):
                     continue
@@ -307,12 +310,15 @@ class _JsonReader:
                 raise bad_json(self._file, line, error.msg) from None
             except RecursionError as error:
                 raise bad_json(self._file, self.line, error) from None
-            # A number at the end of the buffer may go on too, but numbers are no records.
+            # A number at the end of the buffer may continue too, but numbers are not records.
             self._position = end
             return value
 
     def _more(self, *, double: bool = False) -> bool:
-        """Drop what was read and append the next block (with `double`, as much again as there is); False at the end."""
+        """Drop what was read and append the next block; return False at the end.
+
+        With `double`, append as much text as the buffer holds, so that a large value is parsed few times.
+        """
         rest = self._buffer[self._position :]
         self.line_here()
         self._position = self._counted_to = 0

@@ -97,7 +97,7 @@ class Search:
 
 
 def kind_of(path: Path) -> Kind | None:
-    """Return the kind that the suffix of a file's name stands for, apart from a final .gz or .zst; None for other suffixes."""
+    """Return the kind that a file's suffix means, apart from a final .gz or .zst; None for other suffixes."""
     suffix = _suffix_of(path)
     return KINDS.get(suffix) if suffix else None
 
@@ -106,13 +106,13 @@ def find_inputs(source: str, search: Search) -> list[Input]:
     """Return what a source other than hf:… stands for.
 
     Args:
-        source: path of a file or folder, `-` or `bundled:tales`. A file of an unknown kind that is named is read as plain
-            text, unless its suffix belongs to a format that is not plain text.
+        source: path of a file or folder, `-` or `bundled:tales`. A file of an unknown kind that is named is read as
+            plain text, unless its suffix belongs to a format that is not plain text.
         search: gets what was left out and what can't be read.
 
     Raises:
-        FileError: there is no such file or folder, it is not a regular file, its format is not plain text, or the folder
-            holds nothing that can be read.
+        FileError: there is no such file or folder, it is not a regular file, its format is not plain text, or the
+            folder holds nothing that can be read.
     """
     if source == STANDARD_INPUT:
         return [Input(source, "text", source=source)]

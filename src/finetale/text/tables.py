@@ -1,4 +1,4 @@
-"""Delimited tables (csv, tsv) to records: separator, header line, rows. Knows nothing of encodings and of text columns."""
+"""Reads records from csv and tsv: separator, header line, rows. Knows nothing of encodings and text columns."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ _NUMBER = re.compile(r"[-+]?[\d.,:/ -]*\d[\d.,:/ %-]*")
 """Numbers, dates and times."""
 _SENTENCE_END = (".", "!", "?", "…", "。", "！", "？", '."', '!"', '?"', ".”", "!”", "?”")
 _COMMON_NAMES = {
-    *TEXT_COLUMNS, "id", "index", "title", "name", "author", "date", "year", "url", "link", "label", "category", "language",
-    "source", "summary", "prompt", "instruction", "input", "question", "answer", "response", "comment", "review", "tweet",
+    *TEXT_COLUMNS, "id", "index", "title", "name", "author", "date", "year", "url", "link", "label", "category",
+    "language", "source", "summary", "prompt", "instruction", "input", "question", "answer", "response", "comment",
+    "review", "tweet",
 }  # fmt: skip
 
 
@@ -35,8 +36,8 @@ def csv_records(
     """Yield (line, record) of each row of a table.
 
     The first row names the columns. Where it looks like data instead, the columns are named "0", "1", … and the account
-    gets the problem "no_header". A number in `wanted` that is no column's name also says that there is no header line,
-    unless the first row holds a common column name; it then counts the columns.
+    gets the problem "no_header". A number in `wanted` that no column has as its name also means that there is no
+    header line, unless the first row holds a common column name; it then counts the columns.
 
     Args:
         lines: (line number, line with its end).
@@ -92,7 +93,7 @@ def _separator_of(sample: Sequence[str], *, cut: bool) -> str:
     """The separator that gives all sampled rows the same number of fields.
 
     Of several the one wins that leaves fewer fields with a space in front or an odd quote, as a separator within text
-    does; then the one with more fields. Where none is even, it is the first one that the first row has outside of quotes.
+    does; then the one with more fields. Where none is even, the first one that the first row has outside of quotes is taken.
     """
     tables = {mark: _rows(sample, mark, cut=cut) for mark in SEPARATORS}
     several = {mark: rows for mark, rows in tables.items() if rows and len(rows[0]) > 1}
