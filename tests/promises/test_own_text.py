@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from children import call
+from finetale.config import Config
 from finetale.errors import RunError
-from finetale.pipeline.kept_text import check_fits, kept_text
+from finetale.pipeline.data import keep_standard_input
+from finetale.pipeline.kept_text import check_fits, keep_inputs, kept_text
 from finetale.rundir import RunDirectory, verify_folder, write_sealed_folder
 from finetale.tokens import open_store
 from scene import TRAIN, digest_of
@@ -93,6 +95,22 @@ def test_a_finished_run_is_compared_and_reported_without_its_text(bare: Path) ->
     assert (bare / "whole/report.html").is_file()
 
 
+def test_a_model_of_another_tokenizer_is_compared_without_the_text(bare: Path) -> None:
+    """The held-out tokens are decoded: new/ has a tokenizer of its own."""
+    code, output = call(bare, "compare", "new", "whole", "--json")
+    assert code == 0, output
+    found = json.loads(output[output.index("{") :])
+    account = read(bare / "whole/data.json")["text"]["splits"]
+    for split in ("validation", "test"):
+        sides = [found[side][split] for side in ("before", "after")]
+        assert sides[0]["tokens"] != sides[1]["tokens"]
+        assert [side["documents"] for side in sides] == [account[split]["documents"]] * 2
+        # Both are measured on the same bytes.
+        nats = [side["loss"] * side["tokens"] for side in sides]
+        bits = [side["bits_per_byte"] for side in sides]
+        assert nats[0] / bits[0] == pytest.approx(nats[1] / bits[1], rel=1e-3)
+
+
 @pytest.mark.parametrize("steps", [3, 6])
 def test_a_stopped_run_goes_on_without_its_text(bare: Path, steps: int) -> None:
     run = copy_of(bare, "whole", f"stopped-{steps}", steps=steps)
@@ -145,6 +163,19 @@ def test_tokens_are_copied_where_there_are_no_hard_links(bare: Path) -> None:
     assert verify_folder(bare / "copied/tokens") == []
     assert (bare / "copied/tokens/tokens.bin").stat().st_nlink == 1
     assert (bare / "copied/tokens/tokens.bin").read_bytes() == (bare / "whole/tokens/tokens.bin").read_bytes()
+
+
+def test_a_run_that_has_not_begun_keeps_text_from_standard_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetale.text.read_standard_input", lambda: story(1, 200).encode())
+    given = Config.resolve({"sources": ("-", str(tmp_path / "other.txt")), "cache_dir": tmp_path / "cache"})
+    config = keep_inputs(RunDirectory(tmp_path / "run"), keep_standard_input(given))
+    shutil.rmtree(tmp_path / "cache")
+    own, other = config.sources
+    assert Path(own).parent == tmp_path / "run/stdin"
+    assert Path(own).read_text(encoding="utf-8") == story(1, 200)
+    assert other == given.sources[1]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +20,7 @@ from finetale.notify import Notify, counted, stage, warn
 from finetale.passages import PassageFinder, describe
 from finetale.rundir import temporary_name, write_bytes, write_sealed_folder
 from finetale.schema import CheckResult, DataFile
+from finetale.text.documents import SPLITS, Part, digest_of
 from finetale.tokens import TokenStore
 
 if TYPE_CHECKING:
@@ -73,13 +74,66 @@ def tokenise(config: Config, tokenizer: PreTrainedTokenizerBase, notify: Notify)
         store = tokens.open_store(folder, cache.hold(folder))
         cache.evict(root, limit)
     except OSError as error:
-        raise RunError(
-            f"The token cache in {root} can't be written: {error.strerror or error}.",
-            "Free some disk space, or choose another place with --cache-dir.",
-        ) from error
+        raise _cache_error(root, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return store
+
+
+def retokenise(
+    store: TokenStore,
+    old: PreTrainedTokenizerBase,
+    new: PreTrainedTokenizerBase,
+    config: Config,
+    notify: Notify,
+) -> TokenStore:
+    """Return the held-out text of a store as tokens of another tokenizer, from its own tokens.
+
+    Args:
+        old: the tokenizer of the store.
+
+    Raises:
+        RunError: the old tokenizer does not give the text back exactly, or the cache can't be written.
+    """
+    root, limit = cache.cache_root(config.cache_dir), cache.size_limit()
+    folder = root / "tokens" / _hash_of(config, store.info["sha256"], "held-out", tokens.tokenizer_hash(new))
+    if (cached := _open_cached(folder, tokens.open_store, notify)) is not None:
+        return cached
+    stage(notify, "Tokenising the held-out text")
+    try:
+        tokens.build_store(_decoded(store, old), new, folder, report=dict, keep=True)
+        store = tokens.open_store(folder, cache.hold(folder))
+        cache.evict(root, limit)
+    except OSError as error:
+        raise _cache_error(root, error) from error
+    return store
+
+
+def _decoded(store: TokenStore, tokenizer: PreTrainedTokenizerBase) -> Iterator[Part]:
+    """Yield the held-out parts of a store as text.
+
+    Raises:
+        RunError: the text has not the length of the original.
+    """
+    for split in SPLITS[1:]:
+        for part in store.parts_of(split).tolist():
+            row, name = store.parts[part], store.name_of(part)
+            decoded = tokenizer.decode(store.ids(part).tolist(), clean_up_tokenization_spaces=False)
+            data = decoded.encode("utf-8", "surrogatepass")
+            if (len(data), len(decoded.split())) != (int(row["bytes"]), int(row["words"])):
+                raise RunError(
+                    f"The text is gone or has changed, and the run's tokenizer does not give {name} back exactly.",
+                    "Restore the text, or name other text with --text.",
+                )
+            source, line = name.rsplit(":", 1)
+            yield Part(decoded, source, int(line), split, digest_of(data).hex(), None, ends=bool(row["ends"]))
+
+
+def _cache_error(root: Path, error: OSError) -> RunError:
+    return RunError(
+        f"The token cache in {root} can't be written: {error.strerror or error}.",
+        "Free some disk space, or choose another place with --cache-dir.",
+    )
 
 
 def _open_cached(folder: Path, opened: Callable[[Path, cache.Hold], T], notify: Notify) -> T | None:

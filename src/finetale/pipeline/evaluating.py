@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from enum import Enum
@@ -13,13 +14,13 @@ from finetale import comparison, memorisation, models, tokens
 from finetale.blocks import choose_evaluation_size
 from finetale.config import Config, read_settings_file
 from finetale.environment import resolve_precision
-from finetale.errors import FinetaleError, MemoryLimitError, RunError
+from finetale.errors import FinetaleError, HubError, MemoryLimitError, RunError, SourceError
 from finetale.forward import PackedForward
 from finetale.metrics import INTERVAL_METHOD, Measurement, measure
 from finetale.models import LoadedModel
 from finetale.notify import Notify, counted, stage
 from finetale.out_of_memory import check_address_space, is_out_of_memory, memory_errors
-from finetale.pipeline.data import keep_standard_input, tokenise
+from finetale.pipeline.data import keep_standard_input, retokenise, tokenise
 from finetale.pipeline.kept_text import check_fits, kept_text
 from finetale.pipeline.prepare import evaluation_blocks
 from finetale.rundir import RunDirectory
@@ -225,8 +226,9 @@ def compare_models(
     ]
     config = config.model_copy(update={"block_size": min(sizes)})
     same = tokens.tokenizer_hash(before.tokenizer) == tokens.tokenizer_hash(after.tokenizer)
-    if store is not None:
-        check_fits(store, after)
+    kept = store
+    if kept is not None:
+        check_fits(kept, after)
     if config.sources:
         store = store or tokenise(config, after.tokenizer, notify)
         if data_sha256 is not None and store.info["sha256"] != data_sha256:
@@ -234,8 +236,13 @@ def compare_models(
                 "The text has changed since the run began, so what is held out now may have been trained on.",
                 "Restore the text, or name other text with --text.",
             )
-        stores = (store if same else _with_tokenizer(store, before, config, notify), store)
-        for side, own_tokens in zip(sides, stores, strict=True):
+        if same:
+            other = store
+        elif kept is None:
+            other = tokenise(config, before.tokenizer, notify)
+        else:
+            other = _with_tokenizer(kept, after, before, config, notify)
+        for side, own_tokens in zip(sides, (other, store), strict=True):
             side.measurements = evaluate_model(side.loaded, own_tokens, measured_text, config, notify, between)
     prompts = list(config.prompts)
     if not prompts:
@@ -274,20 +281,21 @@ def compare_models(
     return result
 
 
-def _with_tokenizer(store: TokenStore, loaded: LoadedModel, config: Config, notify: Notify) -> TokenStore:
-    """Return the text of a store as tokens of another model.
+def _with_tokenizer(
+    store: TokenStore, after: LoadedModel, before: LoadedModel, config: Config, notify: Notify
+) -> TokenStore:
+    """Return the text of the store of `after` as tokens of `before`.
+
+    If the text is gone or has changed, the tokens are decoded.
 
     Raises:
-        RunError: the text has changed since the store was made.
+        RunError: the text is not what it was, and the tokens do not give it back exactly.
     """
-    own = tokenise(config, loaded.tokenizer, notify)
-    if not own.has_text_of(store):
-        raise RunError(
-            f"The text has changed since the run began, and {loaded.provenance.name} has another tokenizer than the "
-            "run, so it can't be measured on the same text.",
-            "Restore the text, or name other text with --text.",
-        )
-    return own
+    with contextlib.suppress(SourceError, HubError):  # the text is gone
+        own = tokenise(config, before.tokenizer, notify)
+        if own.has_text_of(store):
+            return own
+    return retokenise(store, after.tokenizer, before.tokenizer, config, notify)
 
 
 def shared_shares(store: TokenStore) -> dict[str, float]:

@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetale import models, text
+from finetale import cache, models, text
 from finetale.config import Config
 from finetale.errors import FinetaleError, RunError
 from finetale.models import LoadedModel
@@ -36,6 +36,23 @@ def keep_text(run: RunDirectory, store: TokenStore, config: Config, tokenizer: P
     write_folder(run.tokens, fill)  # with the seal of the cache
     if models.is_new(config.model) and config.tokenizer is None:
         write_sealed_folder(run.tokenizer, lambda folder: tokenizer.save_pretrained(str(folder)) and None)
+
+
+def keep_inputs(run: RunDirectory, config: Config) -> Config:
+    """Save text from standard input and from memory in a run that has not begun; return settings that name these files."""
+
+    def own(name: str) -> str:
+        path = Path(name)
+        if not cache.is_input(path) or not path.is_file():
+            return name
+        place = run.root / path.parent.name / path.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not place.exists():
+            _link(path, place)
+        return str(place.absolute())
+
+    fields = ("sources", "validation", "test")
+    return config.model_copy(update={field: tuple(map(own, getattr(config, field))) for field in fields})
 
 
 def kept_text(run: RunDirectory, notify: Notify) -> TokenStore | None:

@@ -27,7 +27,7 @@ from finetale.out_of_memory import memory_errors
 from finetale.pipeline.data import data_json, keep_standard_input
 from finetale.pipeline.disk import check_disk, plan_disk
 from finetale.pipeline.evaluating import compare_models, open_as_configured
-from finetale.pipeline.kept_text import keep_text, kept_text
+from finetale.pipeline.kept_text import keep_inputs, keep_text, kept_text
 from finetale.pipeline.prepare import Prepared, absolute_names, prepare, run_directory
 from finetale.report import model_card, write_report
 from finetale.rundir import (
@@ -245,7 +245,7 @@ def _kept_for_later(config: Config, signal: str) -> BaseException:
     if begun.is_run() or unread:
         return Stopped(signal)
     with _taken(config) as run:
-        write_bytes(run.config, portable(absolute_names(config)).to_yaml().encode())
+        write_bytes(run.config, portable(absolute_names(keep_inputs(run, config))).to_yaml().encode())
         run.update_manifest(
             status="interrupted", process=this_process(), created=_now(), seed=config.seed, steps=0, base=None
         )

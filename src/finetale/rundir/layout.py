@@ -88,7 +88,7 @@ class RunDirectory:
         if not self.root.is_dir():
             return self.root.exists()
         names = {item.name for item in self.root.iterdir()}
-        first = {path.name for path in (self.config, self.data, self.tokens, self.tokenizer)}
+        first = {path.name for path in (self.config, self.data, self.tokens, self.tokenizer)} | {"stdin", "in-memory"}
         leftovers = {name for name in names if name in first or name.endswith(".tmp")}
         return bool(names - {LOCK_NAME} - (leftovers if LOCK_NAME in names else set()))
 
