@@ -287,3 +287,93 @@ def test_a_cleaned_config_says_what_the_file_said(kind: str, tmp_path: Path) -> 
     assert {key: ours.get(key) for key in theirs if key not in aside} == {
         key: value for key, value in theirs.items() if key not in aside
     }
+
+
+def pretend(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).write_bytes(b"{}")
+
+
+@pytest.mark.parametrize(
+    ("there", "gone", "words", "hint"),
+    [
+        (["adapter_config.json", "adapter_model.safetensors"], ["config.json", "model.safetensors"], "is an adapter", "merge_and_unload"),
+        (["adapter_config.json", "adapter_model.safetensors"], [], "holds an adapter (adapter_config.json) beside", "move adapter_config.json"),
+        (["adapter_model.safetensors"], ["model.safetensors"], "has no model.safetensors; it has adapter_model", "Rename"),
+        (["model.Q4_K.gguf"], ["config.json", "model.safetensors"], "only as model.Q4_K.gguf, a format of another program", "made from"),
+        (["model.gguf"], ["model.safetensors"], "only as model.gguf", "made from"),
+        (["consolidated.00.pth"], ["config.json", "model.safetensors"], "only as consolidated.00.pth", "save_pretrained"),
+        (["model-00001-of-00003.safetensors", "model.safetensors.index.json"], ["model.safetensors"], "lacks 2 of its 3 weight files, such as model-00002-of-00003", "fetch it again"),
+        (["model-00001-of-00001.safetensors"], ["model.safetensors"], "no model.safetensors.index.json", "fetch it again"),
+        ([], ["config.json"], "no config.json", "Give the folder"),
+    ],
+)  # fmt: skip
+def test_folders_that_are_no_whole_model(
+    there: list[str], gone: list[str], words: str, hint: str, folder: Path
+) -> None:
+    pretend(folder, *there)
+    for name in gone:
+        (folder / name).unlink()
+    error = refused(folder)
+    assert isinstance(error, ModelError)
+    assert words in error.message
+    assert hint in error.hint
+
+
+def test_an_adapter_names_its_base(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/base"}')
+    assert "is an adapter of someone/base, not a model" in refused(folder).message
+
+
+def test_an_index_that_lists_a_file_that_is_not_there(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    index = {"metadata": {}, "weight_map": {"a": "model-00001-of-00001.safetensors", "b": "model-b.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "lacks 1 of its 2 weight files, such as model-b.safetensors" in refused(folder).message
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        ("transformer.h.0.attn.c_attn.weight_scale_inv", torch.float32),
+        ("transformer.h.0.attn.c_attn.weight_scale", torch.float32),
+        ("transformer.h.0.attn.c_attn.qweight", torch.int32),
+        ("transformer.h.0.attn.c_attn.weight", torch.float8_e4m3fn),
+        ("transformer.h.0.attn.c_attn.weight", torch.int8),
+    ],
+)
+def test_quantised_weights_are_refused_whatever_the_config_says(key: str, kind: torch.dtype, folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors[key] = torch.ones(4, 4).to(kind)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    error = refused(folder)
+    assert "is quantised (model.safetensors holds" in error.message
+    assert key in error.message
+    assert "made from" in error.hint
+
+
+def test_a_git_lfs_pointer(folder: Path) -> None:
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    error = refused(folder)
+    assert "is a Git LFS pointer" in error.message
+    assert "git lfs pull" in error.hint
+
+
+def test_files_in_place_of_folders(folder: Path, tmp_path: Path) -> None:
+    assert str(folder) in refused(folder / "model.safetensors").hint
+    pretend(tmp_path, "model.gguf", "model.bin", "notes.txt")
+    assert "format of another program" in refused(tmp_path / "model.gguf").message
+    assert "can carry code" in refused(tmp_path / "model.bin").message
+    assert "is a file, not a model folder" in refused(tmp_path / "notes.txt").message
+
+
+def test_a_tokenizer_that_is_there_only_for_sentencepiece(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(b"\x0a\x0e\x0a\x05<unk>")
+    for kind in ("LlamaTokenizer", "PreTrainedTokenizerFast"):
+        (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind, "eos_token": "</s>"}))
+        error = refused(folder)
+        assert isinstance(error, TokenizerError)
+        assert "only as tokenizer.model" in error.message
+        assert "sentencepiece" in error.hint

@@ -1,7 +1,12 @@
-"""Which model files are taken: causal language models in safetensors, without code of their own. Reads no weights."""
+"""Decide which model files are accepted: causal language models in safetensors, without code of their own.
+
+Reads no weights.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +29,10 @@ _ENCODERS = frozenset(
     }
 )
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
+_OTHER_FORMATS = (".gguf", ".ggml", ".onnx", ".tflite", ".mlmodel")
+WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors", re.ASCII)
 
 
 def check_config(name: str, config: Any) -> None:
@@ -41,8 +50,8 @@ def check_config(name: str, config: Any) -> None:
     kind = config["model_type"]
     if config.get("quantization_config"):
         raise ModelError(
-            f"{name} is quantised (quantization_config), and Finetale trains weights in full precision.",
-            "Choose the model it was made from.",
+            f"{name} is quantised (quantization_config in config.json), and Finetale trains weights in full precision.",
+            "Choose the model that it was made from.",
         )
     if config.get("auto_map") and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ModelError(
@@ -69,23 +78,101 @@ def check_config(name: str, config: Any) -> None:
         )
 
 
-def check_weight_files(name: str, files: list[str]) -> None:
-    """Refuse a folder without safetensors.
+def check_files(name: str, files: Sequence[str], *, adapter_base: str | None = None) -> None:
+    """Refuse a folder whose files are no whole model in safetensors.
+
+    Args:
+        files: the names of the files in the folder.
+        adapter_base: the base that its adapter_config.json names, if that is known.
 
     Raises:
-        ModelError: names the pickle file there is instead, if there is one.
+        ModelError: says what the folder holds instead.
     """
-    if any(file.endswith(".safetensors") for file in files):
+    if "adapter_config.json" in files:
+        _refuse_adapter(name, files, adapter_base)
+    has_config = "config.json" in files
+    if has_config and WEIGHTS in files:
         return
-    pickles = [file for file in files if file.endswith(_PICKLES)]
-    if pickles:
+    shards = [match for file in files if (match := _SHARD.fullmatch(file))]
+    if has_config and (shards or _INDEX in files):
+        _check_shards(name, files, shards)
+        return
+    for file in sorted(files):
+        if file.endswith(_OTHER_FORMATS):
+            raise ModelError(
+                f"{name} has its weights only as {file}, a format of another program.",
+                "Choose the model that it was made from: a folder with config.json and model.safetensors.",
+            )
+        if file.endswith(_PICKLES):
+            raise ModelError(
+                f"{name} has its weights only as {file}, a format that can carry code; Finetale reads safetensors only.",
+                "Choose another model or revision, or convert it on a machine you can risk: "
+                "model.save_pretrained(folder) in transformers.",
+            )
+    if not has_config:
         raise ModelError(
-            f"{name} has its weights only as {pickles[0]}, a format that can carry code; Finetale reads safetensors only.",
-            "Choose another model or revision, or convert it on a machine you can risk: model.save_pretrained(folder) in transformers.",
+            f"{name} has no config.json, so it is no model folder.",
+            "Give the folder that holds config.json and model.safetensors.",
+        )
+    others = sorted(file for file in files if file.endswith(".safetensors"))
+    if others:
+        raise ModelError(
+            f"{name} has no {WEIGHTS}; it has {others[0]}, which transformers does not read.",
+            f"Rename it to {WEIGHTS} if it holds the weights of the model, or fetch the model again.",
         )
     raise ModelError(
         f"{name} has no weights (no .safetensors file).", "The download may be incomplete; fetch it again."
     )
+
+
+def check_is_folder(name: str, path: Path) -> None:
+    """Refuse a file that is given in place of a model folder.
+
+    Raises:
+        ModelError: says what to give.
+    """
+    if not path.exists() or path.is_dir():
+        return
+    if path.suffix in _OTHER_FORMATS or path.suffix in _PICKLES:
+        check_files(name, [path.name])
+    beside = path.parent if (path.parent / "config.json").is_file() else None
+    raise ModelError(
+        f"{name} is a file, not a model folder.",
+        f"Give its folder: {beside}" if beside else "Give the folder that holds config.json and model.safetensors.",
+    )
+
+
+def _refuse_adapter(name: str, files: Sequence[str], base: str | None) -> None:
+    """Refuse adapters (LoRA and others): alone they are no model, and beside one they would not be used.
+
+    transformers would use one that lies beside a model where PEFT is installed, and ignore it elsewhere.
+    """
+    if "config.json" in files:
+        raise ModelError(
+            f"{name} holds an adapter (adapter_config.json) beside the model, and Finetale does not use adapters yet.",
+            "Merge them with PEFT's merge_and_unload(), or move adapter_config.json and the adapter's weights out of "
+            "the folder to use the model without it.",
+        )
+    of = f" of {base}" if base else ""
+    raise ModelError(
+        f"{name} is an adapter{of}, not a model: it holds adapter_config.json and no config.json.",
+        "Merge it into its base with PEFT: AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload()"
+        ".save_pretrained(new_folder), save the tokenizer there too, and give that folder.",
+    )
+
+
+def _check_shards(name: str, files: Sequence[str], shards: Sequence[re.Match[str]]) -> None:
+    """Refuse weights in several files of which one is missing."""
+    hint = "The download may be incomplete; fetch it again."
+    if shards:
+        total = int(shards[0][2])
+        there = {int(match[1]) for match in shards}
+        missing = [number for number in range(1, total + 1) if number not in there]
+        if missing:
+            first = f"model-{missing[0]:05}-of-{total:05}.safetensors"
+            raise ModelError(f"{name} lacks {len(missing)} of its {total} weight files, such as {first}.", hint)
+    if _INDEX not in files:
+        raise ModelError(f"{name} has its weights in {len(shards)} files and no {_INDEX} that lists them.", hint)
 
 
 def read_config(file: Path) -> Any:

@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from finetale.errors import HubError, ModelError
-from finetale.models.files import check_config, check_weight_files, first_line, read_config
+from finetale.errors import HubError
+from finetale.models.files import check_config, check_files, first_line, read_config
 from finetale.models.names import meant
 
 _NO_NETWORK = "or give a local folder; `--model bundled` needs no network."
@@ -32,14 +32,11 @@ def download(name: str, revision: str | None, offline: bool, *, weights: bool = 
         info = HfApi().model_info(name, revision=revision)
     if weights:
         files = [item.rfilename for item in info.siblings or [] if "/" not in item.rfilename]
-        if "config.json" not in files:
-            raise ModelError(
-                f"{name} on the Hub has no config.json, so it is no transformers model.", "Choose another model."
-            )
-        with _hub_errors(name, revision, offline):
-            config = Path(snapshot_download(name, revision=info.sha, allow_patterns=["config.json"])) / "config.json"
-        check_config(name, read_config(config))
-        check_weight_files(name, files)
+        if "config.json" in files:
+            with _hub_errors(name, revision, offline):
+                snapshot = Path(snapshot_download(name, revision=info.sha, allow_patterns=["config.json"]))
+            check_config(name, read_config(snapshot / "config.json"))
+        check_files(name, files)
     with _hub_errors(name, revision, offline):
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=below))
     return folder, folder.name

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from finetale.errors import ConfigError, ModelError, TokenizerError
 from finetale.formatting import shell_command
 from finetale.models.compatibility import add_older_keys
-from finetale.models.files import check_config, check_weight_files, first_line, positions_of, read_config
+from finetale.models.files import check_config, check_files, check_is_folder, first_line, positions_of, read_config
 from finetale.models.generation import drop_foreign_ids, generation_config
 from finetale.models.hub import download
 from finetale.models.names import BUNDLED_FOLDER, BUNDLED_NAME, check_name, is_hub_id, is_new, shape_of
-from finetale.models.safety import check_tensors, check_tokenizer_files, clean_config
+from finetale.models.safety import check_tensors, check_tokenizer_files, clean_config, read_bounded_json
 from finetale.rundir import MANIFEST_NAME, RunDirectory, is_sealed, read_json, sealed_sums, sha256_of, verify_folder
 from finetale.tokens import begin_and_end, check_tokenizer
 
@@ -88,10 +88,7 @@ def locate(name: str, *, revision: str | None = None, offline: bool = False) -> 
                 f"Give the run's directory instead of its model folder, or delete {path / MANIFEST_NAME} if the change was meant.",
             )
         return _checked(name, "local", path, None)
-    if path.exists():
-        raise ModelError(
-            f"{name} is a file, not a model folder.", "Give the folder that holds config.json and model.safetensors."
-        )
+    check_is_folder(name, path)
     folder, commit = download(name, revision, offline)
     return _checked(name, "hub", folder, commit)
 
@@ -198,12 +195,30 @@ def load_tokenizer(
     except (
         Exception
     ) as error:  # transformers raises OSError, ValueError, KeyError, ImportError … for one and the same thing
+        _refuse_sentencepiece(name, folder)
         raise TokenizerError(
             f"The tokenizer of {name} can't be loaded: {first_line(error)}",
-            "Its folder needs tokenizer.json (or vocab.json and merges.txt) and tokenizer_config.json; or give --tokenizer.",
+            "Its folder needs tokenizer.json (or vocab.json and merges.txt) and tokenizer_config.json; "
+            "or give --tokenizer.",
         ) from error
-    check_tokenizer(tokenizer, name)
+    try:
+        check_tokenizer(tokenizer, name)
+    except TokenizerError:
+        _refuse_sentencepiece(name, folder)
+        raise
     return tokenizer
+
+
+def _refuse_sentencepiece(name: str, folder: Path) -> None:
+    """Explain a tokenizer that could not be read because it is there only as a SentencePiece or tiktoken model."""
+    files = {file.name for file in folder.iterdir()}
+    models = sorted(file for file in files if file.endswith((".model", ".tiktoken")))
+    if models and not files & {"tokenizer.json", "vocab.json", "vocab.txt"}:
+        raise TokenizerError(
+            f"The tokenizer of {name} is there only as {models[0]}, which has to be converted to tokenizer.json.",
+            "Install sentencepiece, convert it once: "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder) in transformers; or give --tokenizer.",
+        ) from None
 
 
 def save(
@@ -293,18 +308,24 @@ def is_checkpointing(model: torch.nn.Module) -> bool:
 
 
 def _checked(name: str, kind: str, folder: Path, revision: str | None) -> Located:
-    config_file = folder / "config.json"
-    if not config_file.is_file():
-        raise ModelError(
-            f"{name} has no config.json, so it is no model folder.",
-            "Give the folder that holds config.json and model.safetensors.",
-        )
-    config = read_config(config_file)
-    check_config(name, config)
-    check_weight_files(name, sorted(file.name for file in folder.iterdir()))
+    files = sorted(file.name for file in folder.iterdir())
+    config: Any = {}
+    if "config.json" in files:
+        config = read_config(folder / "config.json")
+        check_config(name, config)  # first: that it is an encoder says more than the format of its weights
+    check_files(name, files, adapter_base=_adapter_base(folder))
     layers = next((config[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if key in config), None)
     check_tensors(name, folder, layers)
     return Located(name, kind, folder, revision, config)
+
+
+def _adapter_base(folder: Path) -> str | None:
+    """Return the base that an adapter in a folder names, if there is one."""
+    try:
+        base = read_bounded_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    except (OSError, ValueError, RecursionError, AttributeError):
+        return None
+    return base[:200] if isinstance(base, str) else None
 
 
 def _read_weights(located: Located, dropout: float | None) -> PreTrainedModel:

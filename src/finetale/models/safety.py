@@ -15,6 +15,20 @@ _CONFIG_BYTES, _INDEX_BYTES, _TOKENIZER_BYTES = 2**20, 64 * 2**20, 256 * 2**20
 _HEADER_BYTES = 32 * 2**20
 """Of a safetensors file; that of a model with 10,000 tensors takes 1 MB."""
 _DEPTH = 32
+_LFS_POINTER = b"version https://git-lfs"
+_QUANTISED = (
+    "_scale_inv",
+    ".weight_scale",
+    ".input_scale",
+    ".qweight",
+    ".qzeros",
+    ".SCB",
+    ".weight_format",
+    ".absmax",
+    ".quant_map",
+    ".weight_packed",
+)
+"""Ends of the names of tensors that belong to quantised weights (FP8, GPTQ, AWQ, bitsandbytes, compressed-tensors)."""
 _WEIGHT_FILE = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
 _ALWAYS = frozenset({"architectures", "rope_parameters", "rope_scaling"})
 _NEVER = frozenset(
@@ -106,6 +120,12 @@ def check_tensors(name: str, folder: Path, layers: Any = None) -> None:
                     f"{index.name} of {name} names {str(file)[:80]!r}, which is no weight file in its folder.",
                     "The model may be meant to do harm; choose another.",
                 )
+        missing = sorted(file for file in files if not (folder / file).is_file())
+        if missing:
+            raise ModelError(
+                f"{name} lacks {len(missing)} of its {len(files)} weight files, such as {missing[0]}.",
+                "The download may be incomplete; fetch it again.",
+            )
 
 
 def _tensors_in(name: str, file: Path) -> int:
@@ -114,6 +134,11 @@ def _tensors_in(name: str, file: Path) -> int:
     with file.open("rb") as opened:
         start = opened.read(8)
         header = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if start == _LFS_POINTER[:8]:
+            raise ModelError(
+                f"The weights of {name} are not here: {file.name} is a Git LFS pointer of {size:,} bytes.",
+                "Fetch them with git lfs pull, or download the model again.",
+            )
         if not 2 <= header <= min(size - 8, _HEADER_BYTES):
             raise ModelError(
                 f"The weights of {name} can't be read: {file.name} is no whole safetensors file (a header of {header:,} bytes in {size:,}).",
@@ -123,12 +148,28 @@ def _tensors_in(name: str, file: Path) -> int:
     try:
         if _depth(data) > _DEPTH:
             raise ValueError("nested too deeply")
-        return len(json.loads(data).keys() - {"__metadata__"})
+        tensors = {key: value for key, value in json.loads(data).items() if key != "__metadata__"}
+        _refuse_quantised(name, file.name, tensors)
+        return len(tensors)
     except (ValueError, AttributeError) as error:
         raise ModelError(
             f"The weights of {name} can't be read: the header of {file.name} is damaged ({error}).",
             "The files may be damaged or incomplete; fetch them again.",
         ) from None
+
+
+def _refuse_quantised(name: str, file: str, tensors: dict[str, Any]) -> None:
+    """Refuse tensors of 8 or 4 bits, or their scales, whatever config.json says of them.
+
+    Read as ordinary weights they would be wrong: transformers takes the scales for tensors it does not know.
+    """
+    for key, value in tensors.items():
+        kind = str(value.get("dtype")) if isinstance(value, dict) else ""
+        if key.endswith(_QUANTISED) or kind.startswith("F8_") or (key.endswith("weight") and kind in ("I8", "U8")):
+            raise ModelError(
+                f"{name} is quantised ({file} holds {key[:100]}, {kind}), and Finetale trains weights in full precision.",
+                "Choose the model that it was made from.",
+            )
 
 
 def check_tokenizer_files(name: str, folder: Path) -> None:
