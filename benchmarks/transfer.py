@@ -19,6 +19,7 @@ from typing import Any
 import finetale as ft
 from finetale import models
 from finetale.cli.demo import SETTINGS
+from finetale.config import read_settings_file
 from finetale.environment import hardware, versions
 
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
@@ -28,20 +29,21 @@ QUICK_RATES = (1e-3,)
 def tune(out: Path, **settings: Any) -> dict[str, Any]:
     """Fine-tune on the tales; what is told of a run."""
     run = ft.train(out=out, quiet=True, **SETTINGS | settings)
+    settings = read_settings_file(run.path / "config.yaml")
     held_out = run.comparison.after
     assert held_out.test is not None
     assert held_out.validation is not None
     return {
         "model": run.manifest.base.name,
-        "learning_rate": run.manifest["config"]["learning_rate"],
-        "batch_size": run.manifest["config"]["batch_size"],
+        "learning_rate": settings["learning_rate"],
+        "batch_size": settings["batch_size"],
         "steps": run.manifest.total_steps,
         "best_step": run.manifest.best_step,
         "seconds": run.manifest.train_seconds,
         "before": run.comparison.before.perplexity,
-        "validation": held_out.validation["perplexity"],
-        "test": held_out.test["perplexity"],
-        "bits_per_byte": held_out.test["bits_per_byte"],
+        "validation": held_out.validation.perplexity,
+        "test": held_out.test.perplexity,
+        "bits_per_byte": held_out.test.bits_per_byte,
     }
 
 

@@ -47,6 +47,12 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def settings_of(run: Path) -> dict[str, Any]:
+    found = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    assert isinstance(found, dict)
+    return found
+
+
 def test_a_run_writes_exactly_these_files(here: Path) -> None:
     files = sorted(p.relative_to(here / "run").as_posix() for p in (here / "run").rglob("*") if p.is_file())
     boards = [name for name in files if name.startswith("tensorboard/events.out.tfevents.")]
@@ -57,6 +63,7 @@ def test_a_run_writes_exactly_these_files(here: Path) -> None:
     store = ("manifest.json", "parts.npy", "personal.npy", "sources.json", "store.json", "tokens.bin")
     per_checkpoint = (
         "config.json",
+        "config.yaml",
         "generation_config.json",
         "manifest.json",
         "model.safetensors",
@@ -122,7 +129,9 @@ def test_the_manifest(here: Path) -> None:
         manifest["base"]["sha256"] == hashlib.sha256(bytes.fromhex(sha256(here / "base/model.safetensors"))).hexdigest()
     )
     assert {"torch", "transformers", "finetale", "python"} <= set(manifest["versions"])
-    assert manifest["config"]["batch_size"] == 8
+    assert settings_of(here / "run")["batch_size"] == 8
+    assert manifest["config_sha256"] == sha256(here / "run/config.yaml")
+    assert "config" not in manifest, "the settings stand once"
 
 
 def test_plain_transformers_gives_the_same_loss(here: Path) -> None:
@@ -228,7 +237,7 @@ def test_plan_measures_and_writes_nothing(here: Path, capsys: pytest.CaptureFixt
     plan = call_json(capsys, "plan", "stories", "--model", "base", "--epochs", "3", "--batch-size", "8")
     assert sorted(here.iterdir()) == before
     manifest = read(here / "run/run.json")
-    assert plan["steps"] == manifest["steps"] or manifest["config"]["patience"]
+    assert plan["steps"] == manifest["steps"] or settings_of(here / "run")["patience"]
     assert plan["config"]["batch_size"] == 8
     assert plan["tokens_per_second"] > 0
     assert plan["train_seconds"] == pytest.approx(plan["targets"] / plan["tokens_per_second"], abs=0.1)
@@ -412,7 +421,7 @@ def test_demo(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     assert "demo/report.html" in text
     assert "finetale train YOUR-FOLDER --model bundled" in text
     manifest = read(here / "demo/run.json")
-    assert (manifest["base"]["kind"], manifest["config"]["sources"]) == ("bundled", ["bundled:tales"])
+    assert (manifest["base"]["kind"], settings_of(here / "demo")["sources"]) == ("bundled", ["bundled:tales"])
     comparison = read(here / "demo/comparison.json")
     assert comparison["improved"] is True
     assert read(here / "demo/data.json")["text"]["documents"] == 132
@@ -527,8 +536,8 @@ def test_a_folder_called_like_the_package_is_a_folder(
     )
     manifest = read(Path("r/run.json"))
     assert manifest["base"]["kind"] == "local"
-    assert manifest["config"]["sources"] == ["bundled:tales"]
-    assert manifest["config"]["validation"] == [str(tmp_path / "bundled:tales")]
+    assert settings_of(Path("r"))["sources"] == ["bundled:tales"]
+    assert settings_of(Path("r"))["validation"] == [str(tmp_path / "bundled:tales")]
     assert read(Path("r/data.json"))["text"]["documents"] == 132 + 60
     assert sha256(Path("bundled/model.safetensors")) == own
     capsys.readouterr()

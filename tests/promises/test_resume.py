@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import shutil
@@ -13,7 +14,7 @@ import torch
 
 from children import call
 from finetale.blocks import Blocks, pack
-from finetale.config import EvaluationSettings, TrainSettings
+from finetale.config import Config, EvaluationSettings, TrainSettings, read_settings_file
 from finetale.errors import InterruptedRun
 from finetale.rundir import RunDirectory
 from finetale.schema import Event, TrainEvent
@@ -175,6 +176,48 @@ def test_an_accepted_setting_that_is_left_to_auto_is_not_a_change_again(place: P
     assert code == 0, output
 
 
+def written_by_version_1(run: RunDirectory, **values: Any) -> None:
+    """Put a copy of the settings into run.json, and take its SHA-256 and that of the checkpoints away."""
+    settings = Config.resolve(read_settings_file(run.config)).model_dump(mode="json")
+    content = json.loads(run.manifest.read_text(encoding="utf-8"))
+    del content["config_sha256"]
+    content |= {"schema_version": 1, "config": settings | values}
+    run.manifest.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_run_json_refers_to_the_settings_and_has_no_copy(place: Place, stopped: RunDirectory) -> None:
+    manifest = json.loads(stopped.manifest.read_text(encoding="utf-8"))
+    assert "config" not in manifest
+    assert manifest["config_sha256"] == hashlib.sha256(stopped.config.read_bytes()).hexdigest()
+    newest, _ = newest_valid_checkpoint(stopped)
+    assert newest is not None
+    assert (newest / "config.yaml").read_bytes() == stopped.config.read_bytes()
+
+
+def test_a_comment_in_the_settings_is_not_a_change(place: Place, stopped: RunDirectory) -> None:
+    stopped.config.write_text("# mine\n" + stopped.config.read_text(encoding="utf-8"), encoding="utf-8")
+    code, output = call(place.folder, "resume", "stopped")
+    assert code == 0, output
+    assert "changed" not in output
+    assert place.weights_of("stopped") == place.digest
+
+
+def test_changed_settings_of_a_run_of_version_1_are_named(place: Place, stopped: RunDirectory) -> None:
+    written_by_version_1(stopped, learning_rate=0.5)
+    code, output = call(place.folder, "resume", "stopped")
+    assert code == 1, output
+    assert "is not what the run began with: learning_rate is 0.003, was 0.5." in output
+
+
+def test_changed_settings_without_a_checkpoint_are_refused_too(place: Place, stopped: RunDirectory) -> None:
+    shutil.rmtree(stopped.checkpoints)
+    text = stopped.config.read_text(encoding="utf-8")
+    stopped.config.write_text(text.replace("max_steps: 6", "max_steps: 8"), encoding="utf-8")
+    code, output = call(place.folder, "resume", "stopped")
+    assert code == 1, output
+    assert "is not what the run began with: its SHA-256 is not the one in run.json." in output
+
+
 def test_untouched_text_and_settings_go_on_without_a_word(place: Place, stopped: RunDirectory) -> None:
     code, output = call(place.folder, "resume", "stopped")
     assert code == 0, output
@@ -184,6 +227,7 @@ def test_untouched_text_and_settings_go_on_without_a_word(place: Place, stopped:
 
 
 def test_a_run_from_before_a_setting_was_renamed_goes_on_without_a_word(place: Place, stopped: RunDirectory) -> None:
+    written_by_version_1(stopped)
     for file in (stopped.config, stopped.manifest):
         text = file.read_text(encoding="utf-8")
         assert "final_learning_rate_ratio" in text
@@ -203,8 +247,7 @@ def test_a_run_that_is_not_finished_is_said_to_be_so(place: Place, stopped: RunD
 
 
 def test_settings_as_an_older_version_wrote_them_are_no_change(place: Place, stopped: RunDirectory) -> None:
-    config = stopped.read_manifest().config
-    stopped.update_manifest(config=config | {"deduplicate": False, "drop_overlap": False})
+    written_by_version_1(stopped, deduplicate=False, drop_overlap=False)
     text = stopped.config.read_text(encoding="utf-8")
     assert "# deduplicate" in text or "deduplicate: 'off'" in text or "deduplicate: off" in text
     code, output = call(place.folder, "resume", "stopped")

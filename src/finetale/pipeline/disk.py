@@ -19,8 +19,8 @@ _RECORD_BYTES = 20_000
 """run.json, data.json and config.yaml."""
 _ENTRY_BYTES = 120
 """A tensor in the header of a safetensors file."""
-_CONFIG_BYTES = 6_000
-"""config.json, generation_config.json, tokenizer_config.json, manifest.json and model card."""
+_CONFIG_BYTES = 8_000
+"""config.json, generation_config.json, tokenizer_config.json, config.yaml, manifest.json and model card."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,13 @@ from finetale.pipeline.training_run import (
     describe,
     described_data,
     portable,
+    settings_bytes,
     this_process,
     train_and_finish,
 )
-from finetale.rundir import RunDirectory, recover, write_bytes, write_record
+from finetale.rundir import RunDirectory, recover, sha256_of, write_bytes, write_record
 from finetale.rundir.jsonfiles import json_bytes
-from finetale.schema import AcceptedChange
+from finetale.schema import AcceptedChange, RunManifest
 from finetale.signals import Stopped, StopRequest
 
 _FIXED = ("model", "revision", "tokenizer")
@@ -78,9 +80,11 @@ def _prepare_again(run: RunDirectory, notify: Notify, accept_changes: bool) -> t
         )
     if manifest.base is None:
         return prepare(config, notify), None
-    before = with_new_names(manifest.config or {})
+    before = _settings_before(run, manifest)
     changes = _changed_settings(config, before)
-    fixed = [name for name in _FIXED if name in before and getattr(config, name) != before[name]]
+    if before is None:
+        changes = ["its SHA-256 is not the one in run.json"]
+    fixed = [name for name in _FIXED if name in (before or {}) and getattr(config, name) != (before or {})[name]]
     if fixed:
         raise RunError(
             f"{run.config} is not what the run began with: {'; '.join(changes)}.",
@@ -122,29 +126,56 @@ def _prepare_again(run: RunDirectory, notify: Notify, accept_changes: bool) -> t
     if changes:
         warn(notify, f"Going on with what has changed: {'; '.join(changes)}.")
         step = training.read_state(checkpoint).step if checkpoint is not None else 0
-        # Settings left to auto are resolved now; the file must say what the manifest says, or the next resume finds a change.
-        write_bytes(run.config, portable(prepared.config).to_yaml().encode())
+        # Settings left to auto are resolved now; config.yaml must have the resolved ones, or the next resume finds a change.
+        settings = settings_bytes(prepared.config)
+        write_bytes(run.config, settings)
         run.update_manifest(
-            config=portable(prepared.config).model_dump(mode="json"),
+            config_sha256=hashlib.sha256(settings).hexdigest(),
+            config=None,
             data_sha256=prepared.store.info["sha256"],
             changes=[*manifest.changes, AcceptedChange(step=step, what=changes)],
         )
     return prepared, checkpoint
 
 
-def _changed_names(config: Config, before: dict[str, Any]) -> set[str]:
-    """Names of the settings that differ from those in run.json."""
+def _settings_before(run: RunDirectory, manifest: RunManifest) -> dict[str, Any] | None:
+    """Return the settings that a run began with, by name; None if config.yaml has changed and nothing else has them.
+
+    run.json has them in version 1. Later versions compare the SHA-256 of config.yaml; where it differs, the newest
+    checkpoint has the settings that its weights were trained with.
+    """
+    if manifest.config is not None:
+        return with_new_names(manifest.config)
+    if manifest.config_sha256 is None or sha256_of(run.config) == manifest.config_sha256:
+        return {}
+    for _, folder in run.saved_checkpoints():
+        kept = folder / training.SETTINGS_NAME
+        if kept.is_file():
+            return _by_name(Config.resolve(read_settings_file(kept)))
+    return None
+
+
+def _by_name(config: Config) -> dict[str, Any]:
+    """Return settings as JSON has them."""
+    values: dict[str, Any] = json.loads(json_bytes(portable(config).model_dump(mode="json")))
+    return values
+
+
+def _changed_names(config: Config, before: dict[str, Any] | None) -> set[str]:
+    """Return the names of the settings that differ from earlier ones; all of them where those are unknown."""
+    if before is None:
+        return set(Config.model_fields)
     return {line.split(" ", 1)[0] for line in _changed_settings(config, before)}
 
 
-def _changed_settings(config: Config, before: dict[str, Any]) -> list[str]:
-    """Settings that differ from those in run.json, in words."""
-    now = json.loads(json_bytes(portable(config).model_dump(mode="json")))  # as the manifest has them
+def _changed_settings(config: Config, before: dict[str, Any] | None) -> list[str]:
+    """Return the settings that differ from earlier ones, in words."""
+    now, before = _by_name(config), before or {}
     with contextlib.suppress(ValidationError):  # values as an older version wrote them
         before = Config.model_validate({name: before[name] for name in before if name in now}).model_dump(
             mode="json", include=set(before)
         )
-    # What an older version did not know has its default now.
+    # A setting that an older version did not know has its default now.
     names = sorted(name for name in before if now.get(name) != before[name])
     return [f"{name} is {now.get(name)}, was {before.get(name)}" for name in names]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import gc
+import hashlib
 import os
 import platform
 import shutil
@@ -194,6 +195,7 @@ def _train(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Pa
         precision=config.precision,
         compiled=config.compile == "on",
         listeners=[*listeners, notify],
+        settings_file=settings_bytes(config),
         sample=sample,
     )
     notify(
@@ -245,7 +247,7 @@ def _kept_for_later(config: Config, signal: str) -> BaseException:
     if begun.is_run() or unread:
         return Stopped(signal)
     with _taken(config) as run:
-        write_bytes(run.config, portable(absolute_names(keep_inputs(run, config))).to_yaml().encode())
+        write_bytes(run.config, settings_bytes(absolute_names(keep_inputs(run, config))))
         run.update_manifest(
             status="interrupted", process=this_process(), created=_now(), seed=config.seed, steps=0, base=None
         )
@@ -258,6 +260,11 @@ def _kept_for_later(config: Config, signal: str) -> BaseException:
 def portable(config: Config) -> Config:
     """Without the places of this machine and run, so that its settings can be taken for another run."""
     return config.model_copy(update={"out": None, "name": None, "overwrite": False, "cache_dir": None})
+
+
+def settings_bytes(config: Config) -> bytes:
+    """Return the content of a run's config.yaml."""
+    return portable(config).to_yaml().encode()
 
 
 def start_directory(run: RunDirectory, prepared: Prepared) -> None:
@@ -289,7 +296,8 @@ def start_directory(run: RunDirectory, prepared: Prepared) -> None:
 def describe(run: RunDirectory, prepared: Prepared) -> None:
     """Write what is known before training, the manifest last: what has one is a run, and whole."""
     config = portable(prepared.config)
-    write_bytes(run.config, config.to_yaml().encode())
+    settings = settings_bytes(config)
+    write_bytes(run.config, settings)
     write_record(run.data, described_data(prepared))
     keep_text(run, prepared.store, prepared.config, prepared.loaded.tokenizer)
     run.update_manifest(
@@ -303,7 +311,8 @@ def describe(run: RunDirectory, prepared: Prepared) -> None:
         best_step=0,
         base=prepared.loaded.provenance.to_dict(),
         data_sha256=prepared.store.info["sha256"],
-        config=config.model_dump(mode="json"),
+        config_sha256=hashlib.sha256(settings).hexdigest(),
+        config=None,
         speed=speed.applied(prepared.loaded.model)
         | prepared.tuned.route.to_dict()
         | {"probe": prepared.tuned.probe.to_dict()},

@@ -14,7 +14,7 @@ from finetale.config import read_settings_file, setting_groups
 from finetale.errors import ConfigError, RunError
 from finetale.formatting import UNKNOWN, count, plain, share, shell_command, valid_unicode
 from finetale.report import charts
-from finetale.report.table import COPIED, MEASURES, SAMPLE_MEASURES
+from finetale.report.table import COPIED, MEASURES, SAMPLE_MEASURES, Measure, Row
 from finetale.report.views import bars_of, shared_view, template_environment
 from finetale.rundir import RunDirectory, write_bytes
 from finetale.schema import (
@@ -101,6 +101,7 @@ def render_report(
         text_facts=_text_facts(data) if data else [],
         longest_bin=max((each.documents for each in text.length_histogram), default=0) if text else 0,
         command=shell_command(*manifest.command) if manifest and manifest.command else "",
+        headline=_headline(view["groups"]),
         meanings=_meanings(view["groups"]),
     )
 
@@ -114,7 +115,17 @@ def _of(events: Sequence[Event], kind: type[E]) -> list[E]:
     return [event for event in events if isinstance(event, kind)]
 
 
-def _meanings(groups: list[tuple[str, list[Any]]]) -> list[tuple[str, str]]:
+def _headline(groups: list[tuple[str, list[Row]]]) -> list[tuple[Measure, list[Row]]]:
+    """Return the few figures that everybody should see, by measure: what the verdict is about, and the samples' main ones."""
+    found: dict[Measure, list[Row]] = {}
+    for _, rows in groups:
+        for row in rows:
+            if row.decides or row.measure.key in ("distinct_1", COPIED.key):
+                found.setdefault(row.measure, []).append(row)
+    return list(found.items())
+
+
+def _meanings(groups: list[tuple[str, list[Row]]]) -> list[tuple[str, str]]:
     """Return (name, meaning) of each measure that is shown."""
     shown = {row.measure.key for _, rows in groups for row in rows}
     return [(each.name, each.meaning) for each in (*MEASURES, *SAMPLE_MEASURES, COPIED) if each.key in shown]

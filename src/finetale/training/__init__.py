@@ -1,6 +1,6 @@
 """The one training loop: Blocks → weights and checkpoints. Knows nothing of text."""
 
-from finetale.training.checkpoints import TrainState, newest_valid_checkpoint, read_state
+from finetale.training.checkpoints import SETTINGS_NAME, TrainState, newest_valid_checkpoint, read_state
 from finetale.training.event_files import MetricsFile, TensorBoardFile
 from finetale.training.loop import StepBudget, Training
 from finetale.training.memory import MemoryPlan, free_memory, plan_memory
@@ -8,6 +8,7 @@ from finetale.training.optimizer import default_learning_rate
 from finetale.training.probe import Choice, Probe, default_threads, measure_choice, probe
 
 __all__ = [
+    "SETTINGS_NAME",
     "Choice",
     "MemoryPlan",
     "MetricsFile",

@@ -20,12 +20,13 @@ from torch.linalg import vector_norm
 
 from finetale import models
 from finetale.errors import DivergedError, RunError
-from finetale.rundir import RunDirectory, read_json, verify_folder, write_json, write_sealed_folder
+from finetale.rundir import RunDirectory, read_json, verify_folder, write_bytes, write_json, write_sealed_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WEIGHTS_NAME, OPTIMIZER_NAME, STATE_NAME = "model.safetensors", "optimizer.safetensors", "state.json"
+SETTINGS_NAME = "config.yaml"
 
 
 @dataclass
@@ -51,8 +52,13 @@ def save_checkpoint(
     tokenizer: PreTrainedTokenizerBase,
     optimizer: torch.optim.Optimizer,
     keep: int,
+    settings_file: bytes | None = None,
 ) -> Path:
     """Write the checkpoint of `state.step`, then delete all but the `keep` newest and the best.
+
+    Args:
+        keep: number of checkpoints to keep beside the best.
+        settings_file: content of the run's config.yaml; tells a resumed run which settings have changed since.
 
     Raises:
         DivergedError: a weight or a moment is not finite; nothing is written.
@@ -65,6 +71,8 @@ def save_checkpoint(
         save_file(weights, str(folder / WEIGHTS_NAME), metadata={"format": "pt"})
         save_file(moments, str(folder / OPTIMIZER_NAME))
         write_json(folder / STATE_NAME, asdict(state))
+        if settings_file is not None:
+            write_bytes(folder / SETTINGS_NAME, settings_file)
 
     path = run.checkpoint(state.step)
     write_sealed_folder(path, fill)

@@ -129,6 +129,8 @@ class Training:
     precision: str
     compiled: bool = False
     listeners: list[Notify] = field(default_factory=list)
+    settings_file: bytes | None = None
+    """Content of config.yaml, kept in each checkpoint."""
     sample: Callable[[Callable[[], None]], list[tuple[str, str]]] | None = None
     """Called with what to call between tokens; returns prompts with their continuations."""
     accelerator: Accelerator = field(default_factory=devices.accelerator)
@@ -410,6 +412,7 @@ class Training:
                     self.tokenizer,
                     self._optimizer.optimizer,
                     self.evaluation.keep_checkpoints,
+                    self.settings_file,
                 )
             self._emit(CheckpointEvent(**self._position, path=str(path.relative_to(self.directory.root))))
         self.accelerator.wait_for_everyone()
