@@ -65,14 +65,15 @@ def settings() -> str:
 
 
 def schema() -> str:
-    """The reference of the files of a run and of its events."""
+    """Return the reference of the files of a run and of its events."""
     lines = [
         "# Files of a run",
         "",
-        "A run directory holds `run.json`, `data.json`, `comparison.json` and `metrics.jsonl` (one event per line). Their fields:",
-        f"this is version {SCHEMA_VERSION} of the format (`schema_version`). Files of version 1 open, too. Later versions may add",
-        "fields: ignore those that you do not know. Numbers are finite; times are seconds, sizes are bytes, and losses are nats per",
-        "token unless a field says otherwise. An event that `metrics.jsonl` does not record goes to whoever watches the run.",
+        "A run directory holds `run.json`, `data.json`, `comparison.json` and `metrics.jsonl` (one event per line).",
+        f"This page lists their fields in version {SCHEMA_VERSION} of the format (`schema_version`). Finetale also opens",
+        "files of version 1. Later versions may add fields: ignore the fields that you do not know. Numbers are finite.",
+        "Times are seconds, sizes are bytes and losses are nats per token, unless a field says otherwise. An event that",
+        "`metrics.jsonl` does not record goes to the listeners of a run alone.",
         "",
     ]
     for title, kinds in (

@@ -1,7 +1,7 @@
-"""Events of a run → the terminal. Knows nothing of torch.
+"""Show the events of a run in the terminal. Knows nothing of torch.
 
-With a terminal: a line that moves while something is done, and while training a live panel of loss, validation, speed,
-memory and time left. Without one: plain lines on stderr, few enough for a log file. With `quiet`: warnings only.
+A terminal gets a progress line for each stage and a live panel during training: loss, validation, speed, memory and time
+left. A log file gets plain lines, one every ten seconds at most. `quiet` leaves only warnings.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Display:
     """Context manager and listener: call it with events.
 
     Args:
-        console: where to draw; should write to stderr.
-        quiet: only warnings.
+        console: where to draw. Default: stderr.
+        quiet: show only warnings.
     """
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
@@ -71,7 +71,7 @@ class Display:
         self.close()
 
     def close(self) -> None:
-        """Stop the live panel, of which stays what it showed last, and the line that moves, of which nothing does."""
+        """Stop the live panel and the progress line. The panel's last state stays on the screen; the line goes."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -82,7 +82,7 @@ class Display:
     def __call__(self, event: Event) -> None:
         try:
             self._show(event)
-        except OSError:  # the terminal is gone; the run goes on without it
+        except OSError:  # the terminal was closed; the run does not need it
             self.quiet, self._live, self._busy = True, None, None
             self.console = Console(file=io.StringIO())
 
@@ -146,13 +146,19 @@ class Display:
         self._began = time.monotonic()
         what = f"from step {event.step:,} of" if event.step else "for"
         self._say(
-            f"Training {what} {plural(event.total, 'step')}; {event.targets:,} tokens per epoch; run directory {event.run}"
+            f"Training {what} {plural(event.total, 'step')}; {event.targets:,} tokens per epoch; "
+            f"run directory {event.run}"
         )
         if self.console.is_terminal:
             self._progress = Progress(
-                TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=None), TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
-                console=self.console, expand=True,
-            )  # fmt: skip
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=None),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[left]}"),
+                console=self.console,
+                expand=True,
+            )
             self._progress.add_task("", total=self._total, completed=self._first_step, left="")
             self._live = Live(self._panel(), console=self.console, refresh_per_second=4, transient=False)
             self._live.start()
@@ -231,7 +237,7 @@ class Display:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 45 s, 3 min 20 s, 2 h 5 min."""
+    """Return seconds as text for people: 45 s, 3 min 20 s, 2 h 5 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -241,7 +247,7 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes as people say them: 512 MB, 1.4 GB (powers of 1000)."""
+    """Return bytes as text for people: 512 MB, 1.4 GB (powers of 1000)."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if round(count) < 1000:
             return f"{count:.0f} {unit}" if unit in ("bytes", "kB", "MB") or count >= 100 else f"{count:.1f} {unit}"

@@ -129,7 +129,7 @@ def test_plain_transformers_loads_it_and_agrees() -> None:
 def test_it_is_pretrained(tmp_path: Path) -> None:
     """It has far better than even odds on text it never saw, and knows how stories begin."""
     figures = ft.evaluate("bundled", "bundled:tales", precision="fp32", cache_dir=tmp_path)
-    assert figures["bits_per_byte"] < 2.0
+    assert figures.bits_per_byte < 2.0
     loaded = models.load("bundled")
     ids = loaded.tokenizer("Once upon a time there was a little", return_tensors="pt").input_ids
     with torch.inference_mode():

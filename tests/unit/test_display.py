@@ -1,4 +1,4 @@
-"""A run is shown as plain lines without a terminal, as a live panel with one, and with `quiet` only its warnings are."""
+"""A run is shown as plain lines in a log, as a live panel in a terminal; `quiet` shows only warnings."""
 
 from __future__ import annotations
 

@@ -16,21 +16,22 @@ from finetale.formatting import shell_command
 
 @with_settings(CompareSettings)
 def command(
-    model: Annotated[str, Parameter(help="The model before; or, alone, a run directory.")],
+    model: Annotated[str, Parameter(help="The model before. A run directory alone is compared with its base.")],
     after: Annotated[str | None, Parameter(help="The model after.")] = None,
     /,
     *,
     text: Annotated[list[str] | None, Parameter(help="Text that neither model was trained on.", negative=())] = None,
     html: Annotated[Path | None, Parameter(help="Write a report of the comparison there.")] = None,
-    block_size: Annotated[str | None, Parameter(help="Tokens a block of the evaluation.")] = None,
+    block_size: Annotated[str | None, Parameter(help="Tokens per block of the evaluation.")] = None,
     offline: Annotated[bool | None, Parameter(negative=(), help="Use only what is on this machine already.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     **settings: Any,
 ) -> int:
-    """Compare two models on the same text, prompts and seeds; or, with one run directory, the run with its base again.
+    """Compare two models on the same text, prompts and seeds.
 
-    With AFTER a run directory and no --text, its own held-out text is used.
+    Given one run directory alone, compare the run with its base again. Where AFTER is a run directory and --text is not
+    given, the run's own held-out text is used.
     """
     from finetale import pipeline
     from finetale.cli.outcome import print_comparison

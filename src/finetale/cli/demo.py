@@ -24,7 +24,7 @@ SETTINGS: dict[str, Any] = {
     ],
     "tensorboard": False,
 }
-"""What `finetale train` is given."""
+"""Settings of the demo's run."""
 
 
 def command(
@@ -32,10 +32,11 @@ def command(
     out: Annotated[Path, Parameter(help="Where the run goes.")] = Path("runs/demo"),
     quiet: Quiet = False,
 ) -> int:
-    """The whole path, offline: the bundled model learns the tales of Tarrowside and is compared with what it was.
+    """Train and compare offline: the bundled model learns the tales of Tarrowside.
 
-    Fine-tunes a small GPT-2 that has read old children's books on 132 tales from one invented valley, measures both on tales
-    that were held out, lets both write, and says where the report is. A second demo replaces the first.
+    The bundled model is a small GPT-2 that was trained on old children's books. The demo fine-tunes it on 132 tales from
+    one invented valley, measures both models on held-out tales, lets both write, and names the report. A second demo
+    replaces the first.
     """
     from finetale import pipeline
     from finetale.cli.outcome import print_outcome
@@ -56,7 +57,7 @@ def command(
 
 
 def _is_demo(run: RunDirectory) -> bool:
-    """Whether a run has the demo's settings, so that nothing of anybody's is lost with it."""
+    """Return whether a run has the demo's settings, so that replacing it loses nobody's work."""
     try:
         config = read_settings_file(run.config)
     except ConfigError:

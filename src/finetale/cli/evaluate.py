@@ -10,6 +10,7 @@ from rich.table import Table
 from finetale.cli.output import Json, Model, Quiet, Source, number, print_json, progress, stdout
 from finetale.cli.settings import with_settings
 from finetale.config import EvaluationSettings, TextSettings, TokenSettings
+from finetale.formatting import plural
 
 _NAMES = {
     "loss": "loss (nats per token)",
@@ -48,28 +49,28 @@ def command(
     given = settings | {"revision": revision, "offline": offline, "precision": precision}
     config = library.resolve(source, None, given)
     with progress(quiet=quiet, as_json=as_json) as display:
-        result = pipeline.evaluate_on(model, config, display).to_dict()
+        result = pipeline.evaluate_on(model, config, display)
     if as_json:
-        print_json(result)
+        print_json(result.to_dict())
         return 0
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for title in ("", "value", "95% interval"):
-        table.add_column(title, justify="left" if not title else "right")
+        table.add_column(title, justify="left" if not title else "right", overflow="fold")
     for key, name in _NAMES.items():
-        if result[key] is None:  # perplexity per word, where white space does not separate words
+        value = getattr(result, key)
+        if value is None:  # perplexity per word, where white space does not separate words
             continue
         digits = 4 if key in ("loss", "bits_per_byte") else 2
-        ends = (result["interval"] or {}).get(key)
-        span = "–" if ends is None else " to ".join(number(value, digits) for value in ends)
-        table.add_row(name, number(result[key], digits), span)
+        ends = getattr(result.interval, key) if result.interval else None
+        span = "–" if ends is None else " to ".join(number(end, digits) for end in ends)
+        table.add_row(name, number(value, digits), span)
     console = stdout()
     console.print(table)
-    counts = [(unit, result[unit]) for unit in ("tokens", "words", "bytes", "documents")]
-    console.print(
-        ", ".join(
-            f"{count:,} {unit.removesuffix('s') if count == 1 else unit}" for unit, count in counts if count is not None
-        )
-    )
-    if result["interval"] is None:
+    counts = [plural(result.tokens, "token")]
+    if result.words is not None:
+        counts.append(plural(result.words, "word"))
+    counts += [plural(result.bytes, "byte"), plural(result.documents, "document")]
+    console.print(", ".join(counts))
+    if result.interval is None:
         console.print("A 95% interval takes at least 5 documents, so the figures hold for this text only.")
     return 0

@@ -9,7 +9,7 @@ from finetale.rundir import RunDirectory
 
 
 def command(directory: RunFolder, /) -> int:
-    """Write report.html of a run again, from the files in the run directory alone."""
+    """Write report.html of a run again. Only the files in the run directory are needed."""
     from finetale.report import write_report
 
     run = RunDirectory.open(directory)

@@ -23,9 +23,9 @@ def command(
     *,
     as_json: Json = False,
 ) -> int:
-    """A table of the runs in FOLDER and in FOLDER/runs, newest last."""
+    """List the runs in FOLDER and in FOLDER/runs, newest last."""
     if not folder.is_dir():
-        raise RunError(f"{folder} is no folder.", "Give a folder that holds runs.")
+        raise RunError(f"{folder} is not a folder.", "Give a folder that holds runs.")
     found = sorted(
         {path.parent for pattern in ("run.json", "*/run.json", "runs/*/run.json") for path in folder.glob(pattern)}
     )
@@ -45,13 +45,13 @@ def command(
             row["run"],
             row["status"],
             row["base"],
-            str(row["steps"]),
+            f"{row['steps']:,}",
             number(row["before"]),
             number(row["after"]),
             duration(row["seconds"]) if row["seconds"] else "–",
         )
     console.print(table)
-    console.print("before and after: perplexity on held-out text")
+    console.print("before and after: perplexity per token on held-out text")
     return 0
 
 
@@ -80,7 +80,7 @@ def _row(run: RunDirectory) -> dict[str, Any]:
 
 
 def _was_killed(manifest: RunManifest) -> bool:
-    """Whether a run that calls itself running has no process on this machine any more."""
+    """Return whether a run has the status `running` although its process on this machine has ended."""
     process = manifest.process
     if manifest.status != "running" or process is None or process.host != platform.node():
         return False

@@ -153,7 +153,7 @@ def held_out_ids(loaded: LoadedModel, notify: Notify, *, most: int, window: int)
 
 @memory_errors()
 def evaluate_on(name: str, config: Config, notify: Notify) -> Evaluation:
-    """`finetale evaluate`: figures of a model on all of the text of the sources."""
+    """Return a model's figures on all of the text of the sources, for `finetale evaluate`."""
     check_address_space()
     loaded = open_as_configured(name, config, notify)
     models.warn_if_unfinished(loaded, notify)

@@ -113,7 +113,10 @@ def _longest_run_of_backticks(text: str) -> int:
 def _metadata(
     name: str, manifest: RunManifest, comparison: ComparisonFile | None, data: DataFile | None
 ) -> dict[str, Any]:
-    """Return the front matter. It claims no licence, which follows from the base model and the text: their user knows both."""
+    """Return the front matter.
+
+    It claims no licence: that depends on the licences of the base model and of the text, which only their user knows.
+    """
     metadata: dict[str, Any] = {}
     if languages := _languages(data):
         metadata["language"] = languages

@@ -116,7 +116,7 @@ def _of(events: Sequence[Event], kind: type[E]) -> list[E]:
 
 
 def _headline(groups: list[tuple[str, list[Row]]]) -> list[tuple[Measure, list[Row]]]:
-    """Return the few figures that everybody should see, by measure: what the verdict is about, and the samples' main ones."""
+    """Return the figures for all readers, by measure: those of the verdict, and two of the samples."""
     found: dict[Measure, list[Row]] = {}
     for _, rows in groups:
         for row in rows:

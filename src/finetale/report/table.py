@@ -35,7 +35,7 @@ MEASURES = (
     Measure(
         "bits_per_byte",
         "bits per byte",
-        "How much is left to guess in each byte of the text: lower is better, and any two models can be compared by it.",
+        "How much is left to guess in each byte of the text: lower is better. It is comparable between any two models.",
     ),
     Measure(
         "loss",

@@ -97,7 +97,7 @@ def example_prompt(comparison: ComparisonFile | None, data: DataFile | None) -> 
 
 
 def short_name(name: str) -> str:
-    """Return a model's name; of an absolute path the last part only, for a card is published and folders are private."""
+    """Return a model's name; of an absolute path the last part only, because cards are published."""
     absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute()
     return PureWindowsPath(name).name if absolute else name
 
@@ -118,7 +118,7 @@ def template_environment(*, autoescape: bool) -> Environment:
 
 
 def bars_of(comparison: ComparisonFile) -> list[dict[str, Any]]:
-    """Return the deciding measure of each split as two bars: lengths and ends of intervals in percent of the longest."""
+    """Return the deciding measure of each split as two bars; lengths are percent of the longest."""
     bars = []
     for split in SPLITS:
         sides = (comparison.before.on(split), comparison.after.on(split))
@@ -162,7 +162,7 @@ def _interval_source(comparison: ComparisonFile) -> str:
 
 
 def _copying(comparison: ComparisonFile | None) -> dict[str, Any] | None:
-    """Return the longest passage that the tuned model's samples share with the training text, if that was looked for."""
+    """Return the longest passage that the tuned model's samples copy; None if that was not looked for."""
     match = comparison.after.sample_metrics.longest_match if comparison else None
     if match is None:
         return None

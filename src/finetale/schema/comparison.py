@@ -104,7 +104,8 @@ class Change(Record):
     excludes_zero: bool | None = Field(default=None, description="Whether the interval leaves out no change.")
     per: Literal["token", "word", "byte"] = Field(
         default="token",
-        description="What changed: perplexity per `token`, bits per `byte`, or perplexity per `word` in files of older versions.",
+        description="What changed: perplexity per `token`, bits per `byte`, or, in files of older versions, "
+        "perplexity per `word`.",
     )
 
 
