@@ -1,11 +1,12 @@
 # Every target builds the virtual environment it needs. Set PYTHON to choose another interpreter, VENV another place.
 PYTHON ?= python3
 VENV ?= .venv
+FLOOR ?= .venv-floor
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
-.PHONY: demo test test-all lint docs build clean
+.PHONY: demo test test-all test-floor lint docs build clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV); this takes one to three minutes."
@@ -26,6 +27,12 @@ test: $(DEV) lint    ## everything that runs in minutes
 
 test-all: $(DEV) lint    ## the slow tests too
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+test-floor:    ## unit tests with the lowest versions of the dependencies; downloads several GB of torch where it has no CPU build
+	$(PYTHON) -m venv $(FLOOR)
+	$(FLOOR)/bin/pip install --quiet -c constraints-floor.txt torch
+	$(FLOOR)/bin/pip install --quiet -c constraints-floor.txt -e ".[datasets,tensorboard]" hypothesis nbclient ipykernel pytest pytest-timeout pytest-xdist
+	HF_HUB_OFFLINE=1 $(FLOOR)/bin/python -m pytest tests/unit tests/invariant
 
 lint: $(DEV)
 	$(BIN)/ruff format --check .

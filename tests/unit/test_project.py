@@ -124,3 +124,17 @@ def test_the_readmes_layer_numbers_are_the_contracts() -> None:
     assert list(shown.values()) == sorted(shown.values())
     without = {line[1] for line in lines if line is not None and not line[2]}
     assert without == {"bundled", "templates"}, "folders without code"
+
+
+def test_the_floor_is_the_lowest_version_of_each_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    ranges = [*project["dependencies"], *extras["datasets"], *extras["tensorboard"]]
+    lowest = {name: version for name, version in (re.match(r"([\w-]+)>=([\d.]+)", each).groups() for each in ranges)}  # type: ignore[union-attr]
+    lines = (ROOT / "constraints-floor.txt").read_text(encoding="utf-8").splitlines()
+    floor = dict(line.lower().replace("_", "-").split("==") for line in lines if "==" in line)
+    assert len(floor) == len(ranges) >= 20
+    assert set(floor) == set(lowest)
+    for name, version in floor.items():
+        shorter = lowest[name].split(".")
+        assert version.split(".")[: len(shorter)] == shorter, name
