@@ -130,7 +130,8 @@ def test_the_floor_is_the_lowest_version_of_each_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     ranges = [*project["dependencies"], *extras["datasets"], *extras["tensorboard"]]
-    lowest = {name: version for name, version in (re.match(r"([\w-]+)>=([\d.]+)", each).groups() for each in ranges)}  # type: ignore[union-attr]
+    pairs = [re.match(r"([\w-]+)>=([\d.]+)", each) for each in ranges]
+    lowest = {pair[1]: pair[2] for pair in pairs if pair is not None}
     lines = (ROOT / "constraints-floor.txt").read_text(encoding="utf-8").splitlines()
     floor = dict(line.lower().replace("_", "-").split("==") for line in lines if "==" in line)
     assert len(floor) == len(ranges) >= 20
