@@ -72,19 +72,19 @@ class Encoder:
         """Return which tokens hold some places of a text; of a long text, only the pieces around them are looked at."""
         if self._backend is None or len(text) <= _COMPARED_CHARACTERS:
             return token_ranges(self._tokenizer, text, places, ids)
-        characters, tokens = [0], [0]
+        lengths, counts = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)]
         for part in _slices(text):
             pieces = _PIECE.findall(part)
-            counts = self._counts[self._numbers_of(pieces)]
-            characters += (characters[-1] + np.cumsum(list(map(len, pieces)))).tolist()
-            tokens += (tokens[-1] + np.cumsum(counts)).tolist()
+            lengths.append(np.fromiter(map(len, pieces), np.int64, len(pieces)))
+            counts.append(self._counts[self._numbers_of(pieces)])
+        characters, tokens = np.cumsum(np.concatenate(lengths)), np.cumsum(np.concatenate(counts))
         found = []
         for start, stop in places:
             first = int(np.searchsorted(characters, start, "right")) - 1
             last = int(np.searchsorted(characters, max(stop, start + 1), "left"))
-            here, until = tokens[first], tokens[last]
-            at = characters[first]
-            inside = text[at : characters[last]]
+            here, until = int(tokens[first]), int(tokens[last])
+            at = int(characters[first])
+            inside = text[at : int(characters[last])]
             ((a, b),) = token_ranges(self._tokenizer, inside, [(start - at, stop - at)], ids[here:until])
             found.append((here + a, here + b))
         return found

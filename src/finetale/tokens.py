@@ -279,29 +279,27 @@ def build_store(
     unknown = tokenizer.unk_token_id if tokenizer.unk_token_id not in (begin, end) else None
 
     def fill(target: Path) -> None:
-        position = 0
+        position = num_parts = 0
         content = hashlib.sha256()
+        first, last = np.array([begin]), np.array([end])
         with PassageFinder(target) as finder, (target / "tokens.bin").open("wb") as file:
             for batch in batches(parts):
                 kept: list[tuple[str, str]] = []
-                for part, ids in zip(batch, encoder.encode([part.text for part in batch]), strict=True):
-                    if unknown is not None:
-                        seen["unknown"] += int((ids == unknown).sum())
-                    seen["markers"] += int(((ids == begin) | (ids == end)).sum())
-                    seen["ids"] += len(ids)
+                pieces: list[NDArray[np.int64]] = []
+                encoded = encoder.encode([part.text for part in batch])
+                together = np.concatenate(encoded)
+                if unknown is not None:
+                    seen["unknown"] += int((together == unknown).sum())
+                seen["markers"] += int(((together == begin) | (together == end)).sum())
+                seen["ids"] += len(together)
+                for part, ids in zip(batch, encoded, strict=True):
                     targets = len(ids) + part.ends if len(ids) else 0
                     if part.dropped is not None or not targets:
                         reason = part.dropped or "empty"
                         dropped[reason] += 1
                         dropped_tokens[reason] += targets
                         continue
-                    row = np.empty(targets + 1, dtype)
-                    row[0] = begin
-                    row[1 : len(ids) + 1] = ids
-                    if part.ends:
-                        row[-1] = end
-                    file.write(row.tobytes())
-                    content.update(row.tobytes())
+                    pieces += (first, ids, last) if part.ends else (first, ids)
                     kept.append((part.split, part.text))
                     size = len(part.text.encode("utf-8", "surrogatepass"))
                     split = SPLITS.index(part.split)
@@ -313,12 +311,17 @@ def build_store(
                     if part.personal:
                         ranges = encoder.ranges(part.text, part.personal, ids)
                         personal.extend((position + 1 + a, position + 1 + b) for a, b in ranges)
-                    position += len(row)
+                    position += targets + 1
+                if pieces:
+                    data = np.concatenate(pieces).astype(dtype).tobytes()
+                    file.write(data)
+                    content.update(data)
                 tables.append(np.array(rows, dtype=PART_DTYPE))
+                num_parts += len(rows)
                 rows.clear()
                 finder.add(kept)
                 if progress is not None:
-                    progress(sum(len(table) for table in tables))
+                    progress(num_parts)
             shared = finder.compare()
         table = np.concatenate([np.zeros(0, PART_DTYPE), *tables])
         np.save(target / "parts.npy", table, allow_pickle=False)
