@@ -78,59 +78,76 @@ class TextSettings(Settings):
 
     documents: str = Field(
         "auto",
-        description="What one document is in a text file: file, line, blank-line, or a separator of your own "
-        "(\\n and \\t are understood). auto: a file; records of jsonl, json, csv, tsv and parquet always are documents.",
+        description="What one document is in a text file: file, line, blank-line, or a separator of your own (\\n and "
+        "\\t are escapes). auto: file. Each record of jsonl, json, csv, tsv and parquet is a document.",
     )
     text_column: str | None = Field(
         None,
         description="Column or key that holds the text of a record; a.b.c for nested ones, a number from 0 for a csv "
         "without a header line. auto: chosen and reported, and refused where the other columns hold more text.",
     )
-    encoding: str | None = Field(None, description="Encoding of the text files. auto: detected for each file and said.")
+    encoding: str | None = Field(
+        None, description="Encoding of the text files. auto: detected for each file and reported."
+    )
     undecodable: Undecodable = Field(
-        "error", description="Bytes that are not text in the file's encoding: error, or replace by U+FFFD (counted)."
+        "error",
+        description="What to do with bytes that are invalid in the file's encoding: error, or replace by U+FFFD "
+        "(counted).",
     )
     skip_unreadable: bool = Field(
         False, description="Leave out files and folders that can't be opened or read (counted and named), and go on."
     )
-    clean_newlines: bool = Field(True, description="Turn \\r\\n and \\r into \\n (counted).")
+    clean_newlines: bool = Field(True, description="Convert \\r\\n and \\r to \\n (counted).")
     clean_control: bool = Field(
         True,
         description="Remove NULs and control characters other than tab and newline; turn vertical tabs, form feeds and "
         "Unicode's other line ends into newlines (counted).",
     )
-    clean_mojibake: bool = Field(False, description="Mend text that was decoded wrongly once, such as â€™ (counted).")
-    strip: bool = Field(True, description="Remove white space at both ends of a document.")
-    min_characters: int = Field(1, ge=1, description="Drop documents shorter than this many characters (counted).")
+    clean_mojibake: bool = Field(
+        False, description="Repair text that was once decoded with the wrong encoding, such as â€™ (counted)."
+    )
+    strip: bool = Field(True, description="Remove white space at both ends of each document.")
+    min_characters: int = Field(1, ge=1, description="Drop documents with fewer characters (counted).")
     screen: bool = Field(
-        True, description="Look for personal data and for documents that nearly repeat another (counted, and reported)."
+        True,
+        description="Search for personal data and for documents that nearly repeat another one (counted and reported).",
     )
     deduplicate: Repeated = Field(
         "off",
-        description="Drop documents of a split that repeat an earlier one (counted): exact, or near for those that have about 60% of their passages of three words in common too.",
+        description="Drop documents of a split that repeat an earlier one (counted). exact: the same text. near: also"
+        " documents that share about 60% of their three-word passages.",
     )
     drop_overlap: Repeated = Field(
         "off",
-        description="Drop documents that would put the same text into training and into the validation or test text (counted): exact or near.",
+        description="Drop documents that would put the same text into training and into the validation or test text "
+        "(counted): exact or near, as for deduplicate.",
     )
     mask_personal_data: bool = Field(
         False,
-        description="Put [EMAIL], [PHONE], [CARD], [IBAN] and [KEY] in the place of personal data that is found (counted).",
+        description="Replace personal data by [EMAIL], [PHONE], [CARD], [IBAN] and [KEY] (counted).",
     )
     validation: tuple[str, ...] = Field(
-        (), description="Sources of the validation text. Given: nothing is split off for it."
+        (), description="Sources of the validation text. If given, nothing is split off for it."
     )
-    test: tuple[str, ...] = Field((), description="Sources of the test text. Given: nothing is split off for it.")
+    test: tuple[str, ...] = Field((), description="Sources of the test text. If given, nothing is split off for it.")
     validation_fraction: float | None = Field(
-        None, ge=0, lt=1, description="Share of the text held out for validation. auto: 0.05 unless a split was given."
+        None,
+        ge=0,
+        lt=1,
+        description="Share of the text held out for validation. auto: 0.05, or 0 if a validation or test source is "
+        "given.",
     )
     test_fraction: float | None = Field(
-        None, ge=0, lt=1, description="Share of the text held out for the test. auto: 0.05 unless a split was given."
+        None,
+        ge=0,
+        lt=1,
+        description="Share of the text held out for the test. auto: 0.05, or 0 if a validation or test source is "
+        "given.",
     )
     long_document: int = Field(
         100_000,
         ge=1000,
-        description="Documents of more characters than this are cut into contiguous parts, one a split.",
+        description="Cut documents with more characters than this into contiguous parts, one per split.",
     )
     streaming: bool = Field(False, description="Read hf: datasets as a stream instead of downloading them first.")
 
@@ -164,19 +181,19 @@ class TextSettings(Settings):
 class TokenSettings(Settings):
     """Tokens: tokenizer, blocks, cache"""
 
-    tokenizer: str | None = Field(
-        None, description="Tokenizer to use: Hub id, folder or bundled. auto: the model's own."
-    )
+    tokenizer: str | None = Field(None, description="Tokenizer: Hub id, folder or bundled. auto: the model's own.")
     vocab_size: int = Field(
-        8192, ge=257, le=1_000_000, description="Vocabulary of the tokenizer trained for a new: model."
+        8192, ge=257, le=1_000_000, description="Vocabulary size of the tokenizer that is trained for a new: model."
     )
     block_size: int | None = Field(
         None,
         ge=8,
-        description="Tokens a block. auto: the model's positions, at most 1024, and no longer than the text needs.",
+        description="Tokens per block. auto: the model's number of positions, at most 1,024, and no longer than the "
+        "text needs.",
     )
     cache_dir: Path | None = Field(
-        None, description="Where tokenised text is kept. auto: FINETALE_CACHE, else ~/.cache/finetale."
+        None,
+        description="Folder for tokenised text. auto: the environment variable FINETALE_CACHE, else ~/.cache/finetale.",
     )
 
 
@@ -186,12 +203,13 @@ class ModelSettings(Settings):
     model: str = Field(
         "gpt2",
         min_length=1,
-        description="Hub id, local folder, run directory, bundled, or new:SHAPE for random weights (new:1m … new:gpt2-xl, new:WIDTHxLAYERS).",
+        description="Hub id, local folder, run directory, bundled, or new:SHAPE for random weights (new:1m … "
+        "new:gpt2-xl, new:WIDTHxLAYERS).",
     )
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
-    offline: bool = Field(False, description="Use only what is on this machine already.")
+    offline: bool = Field(False, description="Use only files that are on this machine.")
     dropout: float | None = Field(
-        None, ge=0, lt=1, description="Dropout while training. auto: as the model's config says."
+        None, ge=0, lt=1, description="Dropout rate during training. auto: the rates in the model's config."
     )
 
 
@@ -204,7 +222,7 @@ class TrainSettings(Settings):
         None,
         gt=0,
         le=1,
-        description="Peak learning rate. auto: 1e-4 x sqrt(124M / parameters), three times that for new: models.",
+        description="Peak learning rate. auto: 1e-4 × sqrt(124M / parameters), and three times that for new: models.",
     )
     schedule: LearningRateSchedule = Field(
         "cosine", description="Learning rate after the warm-up: cosine, linear or constant."
@@ -213,42 +231,52 @@ class TrainSettings(Settings):
         0.1, ge=0, le=1, description="Learning rate after the last step, as a ratio of the peak."
     )
     warmup_steps: float = Field(
-        0.05, ge=0, description="Linear warm-up: below 1 a share of all steps, from 1 on a number of steps."
+        0.05,
+        ge=0,
+        description="Length of the linear warm-up: below 1 a share of all steps, from 1 on a number of steps.",
     )
-    weight_decay: float = Field(0.1, ge=0, le=10, description="AdamW weight decay, on matrices only.")
-    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the first moment.")
-    adam_beta2: float = Field(0.98, ge=0, lt=1, description="AdamW: decay of the second moment.")
-    adam_epsilon: float = Field(1e-8, gt=0, le=1, description="AdamW: term for numerical stability.")
-    max_grad_norm: float = Field(1.0, ge=0, description="Clip the gradient's norm to this. 0: no clipping.")
+    weight_decay: float = Field(0.1, ge=0, le=10, description="Weight decay of AdamW, applied to matrices only.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay rate of the first moment.")
+    adam_beta2: float = Field(0.98, ge=0, lt=1, description="AdamW: decay rate of the second moment.")
+    adam_epsilon: float = Field(1e-8, gt=0, le=1, description="AdamW: term added for numerical stability.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Clip the norm of the gradient to this. 0: no clipping.")
     batch_size: int | None = Field(
         None,
         ge=1,
-        description="Sequences (blocks) an optimizer step, over all devices. auto: about 150 steps in all, 1,500 for new: models, of 2,048 to 32,768 tokens each.",
+        description="Sequences (blocks) per optimizer step, over all devices. auto: 2,048 to 32,768 tokens per step, "
+        "so that a run has about 150 steps (1,500 for new: models).",
     )
     micro_batch_size: int | None = Field(
-        None, ge=1, description="Sequences a forward pass on one device. auto: what a memory probe says fits."
+        None,
+        ge=1,
+        description="Sequences per forward pass on one device. auto: the largest that a memory probe finds to fit.",
     )
     precision: Precision = Field(
-        "auto", description="auto: bf16 where the hardware computes in it, else fp32. Weights stay fp32."
+        "auto",
+        description="Precision of the computation; weights stay in fp32. auto: bf16 where the hardware computes in "
+        "it, else fp32.",
     )
     gradient_checkpointing: bool = Field(
-        False, description="Recompute activations in the backward pass: less memory, slower."
+        False, description="Recompute activations in the backward pass, which takes less memory and more time."
     )
     optimizer_state: OptimizerState = Field(
         "fp32",
-        description="AdamW's two moments: fp32, or bf16 rounded stochastically (4 bytes a weight less, slower on a CPU).",
+        description="Precision of AdamW's two moments: fp32, or bf16 with stochastic rounding (4 bytes per weight "
+        "less, slower on a CPU).",
     )
     freeze: str | None = Field(
         None,
-        description="What stays as it is: embeddings, or a number of lowest layers with the embeddings below them. Less memory, faster.",
+        description="Weights that are not trained: embeddings, or a number of lowest layers together with the "
+        "embeddings. Takes less memory and time.",
     )
     skip_updates: int = Field(
         3,
         ge=0,
-        description="Updates a run may leave out, saying so, because the loss jumps: by both 2 nats and 6 standard deviations over "
-        "the last 20 steps. After these it stops. What is not finite stops it at once.",
+        description="Updates that a run may skip, with a warning, because the loss jumps by more than 2 nats and 6 "
+        "standard deviations of the last 20 steps. One more jump stops the run. A loss or gradient that "
+        "is not finite stops it at once.",
     )
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of everything random.")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of all random numbers.")
 
     @field_validator("warmup_steps")
     @classmethod
@@ -277,21 +305,24 @@ class SpeedSettings(Settings):
 
     speed: bool = Field(
         True,
-        description="Faster attention, loss, activation and dropout with the same numbers to rounding. Off: the model's own code.",
+        description="Use faster attention, loss, activation and dropout, whose results are equal up to rounding. Off:"
+        " the model's own code.",
     )
     attention: Attention = Field(
         "auto",
-        description="documents: an attention that skips what packed documents can't see of each other. model: the model's own. auto: what the probe finds faster, else documents.",
+        description="documents: skip what packed documents must not see of each other. model: the model's own "
+        "attention. auto: the faster one in the probe, else documents.",
     )
     compile: Compile = Field(
-        "auto", description="torch.compile: on or off. auto: what the probe finds faster on a GPU, else off."
+        "auto", description="torch.compile: on or off. auto: the faster one in the probe on a GPU, else off."
     )
     threads: int | None = Field(
-        None, ge=1, description="Threads of a processor. auto: what the probe finds faster, else one a core."
+        None, ge=1, description="Processor threads. auto: the fastest number in the probe, else one per core."
     )
     probe: bool = Field(
         True,
-        description="Try what is left to auto (precision, micro-batch, attention, compile, threads) for a few passes and take the fastest. Runs of under two minutes are not probed.",
+        description="Time a few passes with each choice that is left to auto (precision, micro-batch, attention, "
+        "compile, threads) and take the fastest. Runs of under two minutes are not probed.",
     )
 
     @field_validator("compile", mode="before")
@@ -303,7 +334,7 @@ class SpeedSettings(Settings):
 class EvaluationSettings(Settings):
     """Evaluation: when, how, and when to stop"""
 
-    eval_every: int | None = Field(None, ge=1, description="Steps between evaluations. auto: once an epoch.")
+    eval_every: int | None = Field(None, ge=1, description="Steps between evaluations. auto: once per epoch.")
     eval_tokens: int | None = Field(
         None,
         ge=1,
@@ -311,17 +342,17 @@ class EvaluationSettings(Settings):
         "keep all evaluations to about a tenth of the run. The final comparison always measures all.",
     )
     patience: int = Field(
-        3, ge=0, description="Stop after this many evaluations without a better validation loss. 0: never."
+        3, ge=0, description="Stop after this many evaluations without a lower validation loss. 0: never."
     )
     stride: int | None = Field(
-        None, ge=1, description="Evaluate with a sliding window that moves this many tokens. auto: block by block."
+        None, ge=1, description="Evaluate with a sliding window that moves by this many tokens. auto: block by block."
     )
-    save_every: int | None = Field(None, ge=1, description="Steps between checkpoints. auto: at every evaluation.")
-    keep_checkpoints: int = Field(2, ge=1, description="How many of the newest checkpoints to keep.")
+    save_every: int | None = Field(None, ge=1, description="Steps between checkpoints. auto: at each evaluation.")
+    keep_checkpoints: int = Field(2, ge=1, description="Number of newest checkpoints to keep.")
     log_every: int | None = Field(
         None,
         ge=1,
-        description="Steps between lines in metrics.jsonl. auto: 1, and 10 on a GPU, which would have to wait.",
+        description="Steps between lines in metrics.jsonl. auto: 1; on a GPU 10, because each line makes it wait.",
     )
     tensorboard: bool | None = Field(
         None, description="Write the numbers for TensorBoard too. auto: where the package tensorboard is installed."
@@ -331,28 +362,38 @@ class EvaluationSettings(Settings):
 class SamplingSettings(Settings):
     """Sampling: how text is generated"""
 
-    max_new_tokens: int = Field(120, ge=1, description="Most tokens to generate for one sample.")
-    temperature: float = Field(0.8, ge=0, le=100, description="Sampling temperature. 0: always the likeliest token.")
-    top_k: int = Field(0, ge=0, description="Sample from the k likeliest tokens. 0: all.")
+    max_new_tokens: int = Field(120, ge=1, description="Maximum number of tokens per generated text.")
+    temperature: float = Field(0.8, ge=0, le=100, description="Sampling temperature. 0: always the most likely token.")
+    top_k: int = Field(0, ge=0, description="Sample from the k most likely tokens. 0: from all.")
     top_p: float = Field(
-        0.95, gt=0, le=1, description="Sample from the smallest set of tokens with this probability. 1: all."
+        0.95,
+        gt=0,
+        le=1,
+        description="Sample from the smallest set of tokens whose probabilities add up to this. 1: from all.",
     )
     min_p: float = Field(
-        0.0, ge=0, le=1, description="Leave out tokens below this share of the likeliest one's probability."
+        0.0, ge=0, le=1, description="Exclude tokens whose probability is below this share of the most likely token's."
     )
     repetition_penalty: float = Field(
-        1.0, gt=0, le=10, description="Above 1: makes tokens that have occurred less likely."
+        1.0, gt=0, le=10, description="Above 1: make tokens that have occurred less likely."
     )
     presence_penalty: float = Field(
-        0.0, ge=-2, le=2, description="Taken off the score of each token that was generated before."
+        0.0, ge=-2, le=2, description="Subtract this from the score of each token that was generated before."
     )
     frequency_penalty: float = Field(
-        0.0, ge=-2, le=2, description="Taken off a token's score for each time that it was generated before."
+        0.0,
+        ge=-2,
+        le=2,
+        description="Subtract this from the score of a token for each time that it was generated before.",
     )
-    no_repeat_ngram_size: int = Field(0, ge=0, description="No run of this many tokens occurs twice. 0: off.")
-    num_beams: int = Field(1, ge=1, le=64, description="Beam search with this many beams instead of sampling. 1: off.")
-    stop: tuple[str, ...] = Field((), description="Strings at which a sample ends (they are left out).")
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of everything random.")
+    no_repeat_ngram_size: int = Field(
+        0, ge=0, description="Never generate the same sequence of this many tokens twice. 0: off."
+    )
+    num_beams: int = Field(
+        1, ge=1, le=64, description="Use beam search with this many beams instead of sampling. 1: off."
+    )
+    stop: tuple[str, ...] = Field((), description="Strings that end a text; they are not part of it.")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of all random numbers.")
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -371,14 +412,16 @@ class CompareSettings(SamplingSettings):
     """Comparison: prompts and samples"""
 
     prompts: tuple[str, ...] = Field(
-        (), description="Prompts of the samples. auto: the openings of held-out documents."
+        (), description="Prompts of the samples. auto: the beginnings of held-out documents."
     )
-    num_prompts: int = Field(3, ge=1, le=100, description="How many prompts to take from held-out documents.")
-    num_samples: int = Field(2, ge=1, le=100, description="Samples a prompt.")
+    num_prompts: int = Field(3, ge=1, le=100, description="Number of prompts to take from held-out documents.")
+    num_samples: int = Field(2, ge=1, le=100, description="Texts per prompt.")
     audit_tokens: int | None = Field(
         None,
         ge=0,
-        description="Training tokens that are looked through for passages the model knows by heart: first those with personal data or repeats, then drawn. auto: a twentieth of all that training reads, 20,000 to 200,000. 0: none.",
+        description="Training tokens to search for passages that the model knows by heart: passages with personal "
+        "data or repeats first, then a random choice. auto: a twentieth of all training tokens, between "
+        "20,000 and 200,000. 0: no search.",
     )
 
     @model_validator(mode="after")
@@ -405,7 +448,7 @@ class OutputSettings(Settings):
     name: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run. auto: model, source and a number."
     )
-    overwrite: bool = Field(False, description="Replace the run directory if it is a Finetale run already.")
+    overwrite: bool = Field(False, description="Replace the run directory if it holds a Finetale run.")
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
