@@ -1,4 +1,4 @@
-"""Every setting, declared once: type, range, default and help text.
+"""Declare every setting once: its type, range, default and help text.
 
 The flag, the key of the settings file, the Python argument and the reference page all come from the fields below.
 `Config` is flat; each stage takes the one base class that holds its own settings. Knows nothing of torch.
@@ -28,13 +28,13 @@ Repeated = Literal["off", "exact", "near"]
 
 S = TypeVar("S", bound="Settings")
 RENAMED = {"final_learning_rate": "final_learning_rate_ratio"}
-"""Old names of settings, which settings files and older runs may still have, to the new ones."""
+"""Old names of settings, which settings files and older runs may have, and their new names."""
 DEFAULT_FRACTION = 0.05
-"""Share of the text for validation, and for the test, where nothing else was said."""
+"""Default share of the text for validation, and for the test."""
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, and no key is accepted that is not declared."""
+    """Base class of all settings: immutable, and it accepts declared keys only."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -69,7 +69,7 @@ class Settings(BaseModel):
         return settings
 
     def narrow(self, kind: type[S]) -> S:
-        """The same values as a narrower settings class, for a stage that must not see the rest."""
+        """Return the values of a narrower settings class, for a stage that must not see the others."""
         return kind.model_validate({name: getattr(self, name) for name in kind.model_fields})
 
 
@@ -159,7 +159,7 @@ class TextSettings(Settings):
     @field_validator("deduplicate", "drop_overlap", mode="before")
     @classmethod
     def _yes_is_exact(cls, value: Any) -> Any:
-        """Settings files say `true` for exact; YAML reads `off` as false."""
+        """Accept booleans: `true` means exact, and YAML reads `off` as false."""
         return {True: "exact", False: "off"}[value] if isinstance(value, bool) else value
 
     @field_validator("documents")
@@ -282,7 +282,7 @@ class TrainSettings(Settings):
     @classmethod
     def _whole_steps(cls, value: float) -> float:
         if value >= 1 and value != int(value):
-            raise ValueError("from 1 on this is a number of steps and must be whole")
+            raise ValueError("a value from 1 on is a number of steps and must be whole")
         return value
 
     @field_validator("freeze", mode="before")
@@ -338,8 +338,8 @@ class EvaluationSettings(Settings):
     eval_tokens: int | None = Field(
         None,
         ge=1,
-        description="Validation tokens that each evaluation within a run measures, a fixed sample. auto: all, or as many as "
-        "keep all evaluations to about a tenth of the run. The final comparison always measures all.",
+        description="Validation tokens that each evaluation within a run measures, a fixed sample. auto: all, or as many "
+        "as keep all evaluations to about a tenth of the run. The final comparison always measures all.",
     )
     patience: int = Field(
         3, ge=0, description="Stop after this many evaluations without a lower validation loss. 0: never."
@@ -479,8 +479,8 @@ class Config(
         return as_sources(value)
 
     def to_yaml(self) -> str:
-        """The settings as a file `from_file` takes back, grouped, each with its help text."""
-        lines = ["# The resolved settings of a Finetale run; `finetale train --config FILE` takes them back.", ""]
+        """Return the settings as the content of a settings file, in groups."""
+        lines = ["# The resolved settings of a Finetale run. `finetale train --config FILE` reads them.", ""]
         values = self.model_dump(mode="json")
         for group, names in setting_groups():
             lines.append(f"# {group}")
@@ -497,7 +497,7 @@ SECTIONS = cast(tuple[type[Settings], ...], Config.__bases__)
 
 
 def setting_groups(sections: Iterable[type[Settings]] = SECTIONS) -> list[tuple[str, list[str]]]:
-    """Titles and setting names, in the order of help texts and files; each setting is in one group."""
+    """Return the titles of groups and their settings, in the order of help texts and files."""
     seen: set[str] = set()
     groups = [("Source", ["sources"])]
     for section in sections:
@@ -513,7 +513,7 @@ _RETIRED = frozenset({"bootstrap_samples"})
 
 
 def read_settings_file(path: str | Path) -> dict[str, Any]:
-    """The keys and values of a YAML settings file.
+    """Return the keys and values of a YAML settings file.
 
     Raises:
         ConfigError: the file is missing, is not YAML or is not a mapping.
@@ -538,7 +538,7 @@ def read_settings_file(path: str | Path) -> dict[str, Any]:
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where else ""
         raise ConfigError(
-            f"The settings file {path} is not valid YAML{line}.", "Write one `name: value` a line."
+            f"The settings file {path} is not valid YAML{line}.", "Write one `name: value` per line."
         ) from None
     if values is None:
         return {}
@@ -553,7 +553,7 @@ def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_sources(value: Any) -> Any:
-    """One source or many, as strings or paths, as a tuple of strings; anything else is left to the validation."""
+    """Return one source or several (strings or paths) as a tuple of strings; leave other values to validation."""
     if isinstance(value, str | Path):
         return (str(value),)
     return tuple(str(item) for item in value) if isinstance(value, list | tuple) else value

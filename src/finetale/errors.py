@@ -1,29 +1,29 @@
-"""The exception tree. Knows nothing else of the package.
+"""Define the exceptions of the package. Imports nothing else of it.
 
-    FinetaleError                 a mistake somebody can mend: message + hint, exit code 1
+    FinetaleError                 an error that a person can fix: message + hint, exit code 1
     ├── ConfigError               a setting is unknown, out of range or contradicts another
     ├── SourceError               text that can't be found, opened, decoded or split
     ├── TokenizerError            a tokenizer that is empty, lossy or does not fit its model
     ├── ModelError                a model that can't be used here
     │   └── HubError              the hub can't be reached, or does not hold what was asked for
-    ├── RunError                  a run directory that is missing, damaged or in the way
+    ├── RunError                  a run directory that is missing, corrupted or in the way
     ├── TrainingError             training can't start or can't go on
     │   ├── DivergedError         the loss or the gradients stopped being finite
     │   └── MemoryLimitError      not even one sequence at a time fits into memory
     ├── GenerationError           a prompt or a sampling setting that can't be used
     └── InterruptedRun            a signal stopped the run and it was saved: exit code 75
 
-Every message says the value seen and the rule broken; every hint says what to do next.
+Every message states the value seen and the rule that it breaks. Every hint states what to do next.
 """
 
 from __future__ import annotations
 
 
 class FinetaleError(Exception):
-    """Root of all errors a person can mend.
+    """Base class of all errors that a person can fix.
 
     Args:
-        message: one sentence: what was seen, and which rule it breaks.
+        message: one sentence: the value seen, and the rule that it breaks.
         hint: one sentence: what to do next.
     """
 
@@ -43,27 +43,27 @@ class ConfigError(FinetaleError):
 
 
 class SourceError(FinetaleError):
-    """Text that can't be found, opened, decoded or split."""
+    """A text can't be found, opened, decoded or split."""
 
 
 class TokenizerError(FinetaleError):
-    """A tokenizer that is empty, lossy or does not fit its model."""
+    """A tokenizer is empty, loses text, or does not fit its model."""
 
 
 class ModelError(FinetaleError):
-    """A model that can't be used here."""
+    """A model can't be used here."""
 
 
 class HubError(ModelError):
-    """The hub can't be reached, or does not hold what was asked for."""
+    """The Hub can't be reached, or lacks what was requested."""
 
 
 class RunError(FinetaleError):
-    """A run directory that is missing, damaged or in the way."""
+    """A run directory is missing, corrupted or in the way."""
 
 
 class TrainingError(FinetaleError):
-    """Training can't start or can't go on."""
+    """Training can't start or can't continue."""
 
 
 class DivergedError(TrainingError):
@@ -71,21 +71,21 @@ class DivergedError(TrainingError):
 
 
 class MemoryLimitError(TrainingError):
-    """Not even one sequence at a time fits into memory."""
+    """Memory is too small for one sequence at a time."""
 
 
 class GenerationError(FinetaleError):
-    """A prompt or a sampling setting that can't be used."""
+    """A prompt or a sampling setting can't be used."""
 
 
 class RequestError(FinetaleError):
-    """A request to the service that it refuses.
+    """The service refuses a request.
 
     Args:
         message: what is wrong.
-        parameter: which parameter of the body is meant.
-        status: of the HTTP answer.
-        kind, code: `type` and `code` of the body, in the words of OpenAI's API.
+        parameter: the parameter of the body at fault.
+        status: HTTP status of the response.
+        kind, code: `type` and `code` in the response body, as in OpenAI's API.
     """
 
     def __init__(

@@ -79,15 +79,15 @@ def test_a_damaged_model_of_a_run_is_replaced_by_its_best_checkpoint(place: Plac
     assert all(same)
     code, output = call(place.folder, "generate", name, "A heron", "--max-new-tokens", "3")
     assert code == 0
-    assert "is damaged" in output
+    assert "is corrupted" in output
     code, output = call(place.folder, "generate", f"{name}/model", "A heron")
     assert code == 1
-    assert "is damaged (model.safetensors: content differs from its SHA-256)" in output
+    assert "is corrupted (model.safetensors: content differs from its SHA-256)" in output
     for _, folder in run.saved_checkpoints():
         flip(folder / "config.json", random.Random(2))
     code, output = call(place.folder, "generate", name, "A heron")
     assert code == 1
-    assert "no checkpoint is whole" in output
+    assert "and so is every checkpoint" in output
     shutil.rmtree(run.root)
 
 

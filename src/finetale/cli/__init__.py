@@ -1,6 +1,6 @@
-"""The command line. Results go to stdout, everything else to stderr; see `run` for exit codes.
+"""Run the command line. Results go to stdout, everything else to stderr; `run` documents the exit codes.
 
-Each command is a small file of its own that parses, calls and prints. None is imported until it is called, so that
+Each command is a small module that parses, calls and prints. It is imported when it is called, so that
 `finetale --help` loads neither torch nor transformers.
 """
 
@@ -24,19 +24,19 @@ from finetale.out_of_memory import check_address_space, is_out_of_memory, memory
 from finetale.signals import ending_the_process, leave
 
 COMMANDS = {
-    "demo": "The whole path, offline, on bundled text, in a few minutes.",
-    "check": "What would be trained on; names every problem by file and line.",
-    "plan": "What training would take on this machine, measured; trains nothing.",
+    "demo": "Train, compare and report on bundled text, offline, in a few minutes.",
+    "check": "Show what would be trained on, and every problem by file and line.",
+    "plan": "Measure how much time and memory training would take on this machine.",
     "train": "Fine-tune a model on text, compare it with its base, write a report.",
-    "resume": "Go on with a run where it stopped.",
-    "evaluate": "Loss, perplexity and bits a byte of a model on text.",
+    "resume": "Continue a run where it stopped.",
+    "evaluate": "Measure loss, perplexity and bits per byte of a model on text.",
     "generate": "Continue prompts with a model.",
-    "compare": "Two models on the same text, prompts and seeds; or a run with its base again.",
-    "serve": "A model behind an OpenAI-compatible API.",
-    "report": "Write report.html of a run again.",
-    "runs": "A table of the runs here.",
+    "compare": "Compare two models on the same text, prompts and seeds, or a run with its base.",
+    "serve": "Serve a model with an OpenAI-compatible API.",
+    "report": "Write the report.html of a run again.",
+    "runs": "List the runs here.",
     "cache": "Show the cache of tokenised text and converted models, or empty it.",
-    "doctor": "This machine, and what would make it faster.",
+    "doctor": "Show this machine, and what would make training faster.",
 }
 _WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO})
 _DASH = "<standard input>"
@@ -44,7 +44,7 @@ USAGE_ERROR, BUG, NOT_RESUMABLE = 2, 70, 130
 
 
 def build_app() -> App:
-    """The application with all commands, none of them imported yet."""
+    """Return the application with all commands, without importing them."""
     app = App(
         name="finetale",
         help="Fine-tune GPT-2 and its kin on your own text, and see in numbers and samples whether it got better.",
@@ -63,7 +63,7 @@ def build_app() -> App:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code.
+    """Run a command and return its exit code.
 
     0 done · 1 a user error (one `error:` line, one `hint:` line) · 2 bad usage · 70 a bug · 75 interrupted and
     resumable · 130 interrupted before there was anything to resume.
@@ -121,7 +121,7 @@ def _bug() -> int:
 
 
 def _call(app: App, words: list[str]) -> int:
-    """Parse and call; a lone - , which the parser takes for an option, goes through it under another name."""
+    """Parse a command line and call its command; a lone `-`, an option to the parser, gets another name meanwhile."""
     command, bound, _ = app.parse_args([_DASH if word == "-" else word for word in words])
     named = {name: _undash(value) for name, value in bound.kwargs.items()}
     if any(word in COMMANDS for word in words):

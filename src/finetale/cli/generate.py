@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from finetale.generate import Sample
 
 _TOGETHER = 16
-"""Samples that are generated together; with --jsonl they are printed when they are done."""
+"""Number of texts that are generated together; --jsonl prints them when they are complete."""
 
 
 @with_settings(SamplingSettings)
@@ -39,7 +39,7 @@ def command(
     stream: Annotated[bool, Parameter(negative=(), help="Print text as it comes (one prompt, one text).")] = False,
     truncate: Annotated[bool, Parameter(negative=(), help="Cut prompts that are too long on their left.")] = False,
     revision: Annotated[str | None, Parameter(help="Branch, tag or commit on the Hub.")] = None,
-    offline: Annotated[bool, Parameter(negative=(), help="Use only what is on this machine already.")] = False,
+    offline: Annotated[bool, Parameter(negative=(), help="Use only files that are on this machine.")] = False,
     as_json: Json = False,
     as_json_lines: Annotated[
         bool, Parameter(name="--jsonl", negative=(), help="Print one JSON object per text and line, as they are done.")

@@ -1,4 +1,4 @@
-"""How commands print: errors, JSON, tables, progress."""
+"""Print errors, JSON, tables and progress for all commands."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), help="Pri
 
 
 def print_error(message: str, hint: str = "") -> None:
-    """One `error:` line and one `hint:` line on stderr, whatever line breaks the texts hold."""
+    """Print one `error:` line and one `hint:` line on stderr, with line breaks in the texts removed."""
     console = Console(stderr=True)
     console.print(f"[bold red]error:[/] {escape(' '.join(message.split()))}", soft_wrap=True, highlight=False)
     if hint:
@@ -36,18 +36,18 @@ def print_error(message: str, hint: str = "") -> None:
 
 
 def print_json(value: Any) -> None:
-    """A result as one JSON document on stdout."""
+    """Print a result as one JSON document on stdout."""
     sys.stdout.write(json.dumps(value, ensure_ascii=not is_unicode(sys.stdout), indent=2, allow_nan=False) + "\n")
     sys.stdout.flush()
 
 
 def stdout() -> Console:
-    """The console for results."""
+    """Return the console for results."""
     return Console(highlight=False)
 
 
 def progress(*, quiet: bool = False, as_json: bool = False) -> Display:
-    """The display for a command; also keeps libraries from writing between its lines."""
+    """Return the display of a command, and keep libraries from writing between its lines."""
     from finetale.display import Display
 
     quiet_libraries()
@@ -57,7 +57,7 @@ def progress(*, quiet: bool = False, as_json: bool = False) -> Display:
 
 
 def quiet_libraries() -> None:
-    """Silence notes and progress bars of libraries; what matters is checked and said by Finetale itself."""
+    """Silence the messages of libraries; Finetale checks and reports what matters."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -67,7 +67,7 @@ def quiet_libraries() -> None:
 
 
 def hide_progress_bars() -> None:
-    """No bars of downloads: by the environment for libraries not yet loaded, by a call for those that are."""
+    """Disable download bars: by the environment for libraries that are not loaded yet, by a call for the others."""
     for name in ("HF_HUB", "HF_DATASETS"):
         os.environ[f"{name}_DISABLE_PROGRESS_BARS"] = "1"
     for module, function in (("huggingface_hub.utils", "disable_progress_bars"), ("datasets", "disable_progress_bars")):
@@ -76,5 +76,5 @@ def hide_progress_bars() -> None:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A figure with thousands separators; a dash for none."""
+    """Return a figure with thousands separators; a dash for none."""
     return "–" if value is None else f"{value:,.{digits}f}"

@@ -1,4 +1,4 @@
-"""Settings classes → parameters of a command, so that every flag has one declaration: the field in `config`."""
+"""Turn settings classes into parameters of a command, so that every flag is declared once: as a field in `config`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ ALIASES: dict[str, tuple[str, ...]] = {"prompts": ("--prompt",), "model": ("-m",
 def with_settings(
     *sections: type[Settings], skip: tuple[str, ...] = ()
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command a flag for each setting of the sections; those given arrive in its `**settings`.
+    """Give a command a flag for each setting of the sections. Values that are given arrive in its `**settings`.
 
-    Values are passed on as text, because `Settings.resolve` checks all of them together.
+    Values stay text, because `Settings.resolve` validates all of them together.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,7 +75,7 @@ def _parameter(name: str, field: FieldInfo, group: Group) -> inspect.Parameter:
 
 
 def _metavar(kind: Any) -> str:
-    """What the help text shows for a value: the choices, or INT, FLOAT, PATH, TEXT."""
+    """Return what the help text shows for a value: its choices, or INT, FLOAT, PATH, TEXT."""
     if get_origin(kind) is Literal:
         return "|".join(get_args(kind))
     names = str(kind)

@@ -1,4 +1,4 @@
-"""The one sampler: prompts → tokens → text.
+"""Generate text: prompts → tokens → text.
 
 sampler    scores of the next token → a token
 text       tokens → text, piece by piece

@@ -1,8 +1,8 @@
-"""Prompts → streams of tokens → text. Knows nothing of servers, files and training.
+"""Turn prompts into tokens and text. Knows nothing of servers, files and training.
 
-Rows (one sample of one prompt each) are decoded together in batches and leave when they are finished. In float32 texts are
-the same alone or in a batch; in bfloat16 the model's own rounding depends on the batch, and a text may turn off at a near
-tie.
+Rows (one sample of one prompt each) are decoded together in batches and leave when they are finished. In float32 a text
+is the same alone and in a batch. In bfloat16 the rounding of the model depends on the batch, so that a text can differ
+after a near tie.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Generator:
         self.ends = models.end_ids(model, tokenizer)
         config = model.config.get_text_config()
         self.context: int = getattr(config, "max_position_embeddings", None) or _UNLIMITED
-        # Embeddings are often padded to a round number, and vocabularies can have holes: such ids are no text.
+        # Embeddings are often padded to a round number, and vocabularies can have gaps: such ids are not text.
         known = set(tokenizer.get_vocab().values())
         self.vocab_size: int = min(config.vocab_size, max(known) + 1)
         known -= set(models.suppressed_ids(model))
@@ -85,10 +85,10 @@ class Generator:
         Args:
             prompts: texts to continue; an empty one starts a new document.
             settings: the sampling settings.
-            n: samples a prompt.
+            n: samples per prompt.
             truncate: cut prompts that are too long for the context at their start instead of refusing them.
             batch_size: samples decoded at the same time, at most.
-            between: called between tokens; what it raises ends the work.
+            between: called between tokens; an exception that it raises ends the work.
 
         Raises:
             GenerationError: a prompt is too long, n does not fit the settings, or the model's output is not a number.
@@ -245,15 +245,15 @@ class _Row:
 
     @property
     def stream(self) -> Stream:
-        """Names the random stream: the same prompt and sample number have the same one in any batch."""
+        """The key of the random stream: the same for a prompt and sample number in every batch."""
         return (self.sample, *self.ids)
 
     def accept(self, token: int) -> None:
-        """Take the next token and see whether the sample ends with it."""
+        """Add the next token, and end the sample if the token ends it."""
         if token == NOT_A_NUMBER:
             raise GenerationError(
                 f"The model's scores are not numbers (NaN) after {self.num_tokens} new tokens.",
-                "Its weights are damaged or its training diverged: use an earlier checkpoint.",
+                "Its weights are corrupted or its training diverged: use an earlier checkpoint.",
             )
         if token in self.ends:
             self.finish_reason = "end"
@@ -275,7 +275,7 @@ class _Row:
 
 
 class _Batch:
-    """Rows that are decoded in step, with their key/value cache; finished rows leave."""
+    """Rows that are decoded together, with their key/value cache; finished rows leave."""
 
     def __init__(self, model: PreTrainedModel, rows: list[_Row], sampler: Sampler) -> None:
         self.model = model
@@ -354,7 +354,7 @@ class _Batch:
 
 @contextmanager
 def _inference(model: PreTrainedModel) -> Iterator[None]:
-    """No gradients and no dropout inside; every module in its own mode again afterwards."""
+    """Disable gradients and dropout inside; restore the mode of every module afterwards."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
@@ -369,7 +369,7 @@ def _inference(model: PreTrainedModel) -> Iterator[None]:
 def _check_beams(n: int, settings: SamplingSettings) -> None:
     if settings.presence_penalty or settings.frequency_penalty:
         raise GenerationError(
-            "presence_penalty and frequency_penalty do not go with beam search.", "Leave out them or num_beams."
+            "presence_penalty and frequency_penalty can't be used with beam search.", "Remove them or num_beams."
         )
     if n > settings.num_beams:
         raise GenerationError(

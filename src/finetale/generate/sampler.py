@@ -1,8 +1,8 @@
-"""Scores of the next token → one token a row.
+"""Choose one token per row from the scores of the next token.
 
-Every sample has a random stream of its own, made from the seed, the prompt and the sample's number, and picks its token by
-the Gumbel-max rule: the token with the largest score + noise. That is sampling from the softmax of the scores (Gumbel
-1954), and a rounding difference in the scores hardly ever changes the pick, so a sample does not depend on what else is
+Every sample has a random stream of its own, made from the seed, the prompt and the sample's number. It picks its token
+by the Gumbel-max rule: the token with the largest score + noise. That is sampling from the softmax of the scores
+(Gumbel 1954), and a rounding difference in the scores hardly ever changes the pick, so a sample does not depend on what else is
 in its batch. The noise is drawn on the CPU: the same seed gives the same noise on every device.
 """
 
@@ -30,18 +30,18 @@ EXHAUSTED = -1
 NOT_A_NUMBER = -2
 Stream = tuple[int, ...]
 _MARGIN = 1e-3
-"""More than rounding can change a score by."""
+"""Larger than any change of a score by rounding."""
 _SORTED = 1024
-"""Scores that are sorted for top_p at first."""
+"""Number of scores that are sorted for top_p at first."""
 
 
 class Sampler:
-    """Scores of the next token → one token a row.
+    """Choose one token per row from the scores of the next token.
 
     Args:
         settings: the same for all rows.
         vocab_size: ids from here on are padding of the vocabulary.
-        holes: ids below it that are no token.
+        holes: ids below it that are not tokens.
         streams: the random streams of the rows.
         bias: added to the scores of some tokens, before anything else.
     """
@@ -86,7 +86,7 @@ class Sampler:
         streams: list[Stream],
         new: Sequence[Sequence[int]] | None = None,
     ) -> Tensor:
-        """One token id a row, or EXHAUSTED or NOT_A_NUMBER.
+        """Return one token id per row, or EXHAUSTED or NOT_A_NUMBER.
 
         Args:
             logits: scores of the next token, (rows, padded vocabulary).
@@ -119,7 +119,7 @@ class Sampler:
         return tokens.masked_fill(best == -torch.inf, EXHAUSTED).masked_fill(best.isnan(), NOT_A_NUMBER)
 
     def _penalised(self, scores: Tensor, new: Sequence[Sequence[int]]) -> Tensor:
-        """Score - presence x (whether it was generated) - frequency x (how often it was), as OpenAI's API defines it."""
+        """Subtract presence × (was it generated) + frequency × (how often), as OpenAI's API defines it."""
         scores = scores.clone()
         for row, tokens in zip(scores, new, strict=True):
             if tokens:
@@ -128,10 +128,10 @@ class Sampler:
         return scores
 
     def _drawn(self, scores: Tensor, best: Tensor, likeliest: Tensor, streams: list[Stream]) -> Tensor:
-        """The tokens with the largest score + noise, as `_noise` has it; most of the noise need not be computed for that.
+        """Return the tokens with the largest score + noise, as `_noise` gives it, without computing most of the noise.
 
-        It grows with the number that was drawn. So the largest number gives the largest noise, and a token whose score with that
-        much stays below the likeliest token's with its own is out.
+        Noise grows with the random number, so the largest number gives the largest noise. A token is excluded whose score
+        plus that noise is below the likeliest token's score plus its own noise.
         """
         drawn: dict[Stream, tuple[Tensor, Tensor]] = {}
         found = likeliest.clone()
@@ -162,7 +162,7 @@ class Sampler:
 
 
 def _largest(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest score of each row and its place; NaN where there is one. NumPy's is ten times as fast on a CPU."""
+    """Return the largest score of each row and its index; NaN if there is one. NumPy is ten times as fast on a CPU."""
     if scores.device.type != "cpu":
         best, places = scores.max(dim=-1)
         return best, places
@@ -176,7 +176,7 @@ def _gumbel(numbers: Tensor) -> Tensor:
 
 
 class _TopP(LogitsProcessor):  # type: ignore[misc]
-    """The likeliest tokens that together have a probability of `top_p` (Holtzman et al. 2020), as TopPLogitsWarper chooses them.
+    """Keep the likeliest tokens with a joint probability of `top_p` (Holtzman et al. 2020), as TopPLogitsWarper does.
 
     That one sorts the whole vocabulary, which takes longer than a small model's step. Here the largest scores alone are
     sorted, and all only where those are not enough.
@@ -187,7 +187,7 @@ class _TopP(LogitsProcessor):  # type: ignore[misc]
         self.sorts_all = TopPLogitsWarper(top_p)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores with the others at -inf."""
+        """Return the scores with those of the other tokens at -inf."""
         if scores.shape[1] <= 2 * _SORTED:
             found: Tensor = self.sorts_all(input_ids, scores)
             return found
@@ -206,6 +206,6 @@ class _TopP(LogitsProcessor):  # type: ignore[misc]
 
 
 def random_stream(seed: int, sample: int, prompt: Sequence[int] = ()) -> torch.Generator:
-    """The random stream of one sample of a prompt (token ids): neighbouring seeds and numbers give unrelated streams."""
+    """Return the random stream of one sample of a prompt (token ids); neighbouring seeds give unrelated streams."""
     digest = hashlib.blake2b(f"{seed}/{sample}/{list(prompt)}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big"))

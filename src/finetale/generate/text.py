@@ -1,4 +1,4 @@
-"""Tokens of one sample → text, piece by piece, never within a character or within what may become a stop string."""
+"""Turn the tokens of one sample into text, in pieces that never end within a character or a possible stop string."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-# Prompt tokens that are decoded along with the continuation: some tokenizers drop a space at the start of a text.
+# Prompt tokens that are decoded with the continuation, because some tokenizers drop a space at the start of a text.
 CONTEXT_TOKENS = 4
 _UNFINISHED = 3
-"""Bytes of UTF-8's longest character but the last."""
+"""Bytes of the longest UTF-8 character, without its last byte."""
 
 
 class TextStream:
-    """Tokens of one sample → text: holds back unfinished characters, cuts at stop strings.
+    """Turn tokens into text: hold back unfinished characters and cut at stop strings.
 
     Args:
-        special: whether special tokens are text too, as in a prompt that is given back.
+        special: whether special tokens are part of the text, as in a prompt that is echoed.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class TextStream:
         self._base = self._seen = len(self._decode())
 
     def add(self, token: int) -> None:
-        """Take one more token."""
+        """Add one token."""
         self._window.append(token)
         text = self._decode()
         # The bytes at the end may be the beginning of a character; until they are one they decode as U+FFFD.
@@ -51,21 +51,21 @@ class TextStream:
             self._base = self._seen = len(self._decode())
 
     def add_all(self, tokens: Sequence[int]) -> None:
-        """Take the last tokens at once: they are text when it is finished. Not where a stop string may come."""
+        """Add all tokens at once, to be decoded by `finish`. Only for samples without stop strings."""
         self._window.extend(tokens)
 
     def finish(self) -> None:
-        """No more tokens will come: an unfinished character is text now."""
+        """End the text: an unfinished character becomes part of it."""
         if not self.stopped:
             self._append(self._decode()[self._seen :])
 
     @property
     def taken(self) -> int:
-        """Characters that have been taken."""
+        """Number of characters that `take` has returned."""
         return self._taken
 
     def take(self, *, final: bool) -> str:
-        """New text since the last call, without what may become a stop string; all of it if final."""
+        """Return the new text since the last call, without a possible start of a stop string; if final, all of it."""
         held = 0
         if not final:
             sizes = (size for stop in self.stop for size in range(1, len(stop)) if self.text.endswith(stop[:size]))

@@ -1,7 +1,8 @@
-"""A model name → model, tokenizer, provenance. Knows nothing of data or training.
+"""Turn a model name into a model, its tokenizer and its provenance. Knows nothing of data or training.
 
-Names: a Hub id, a local folder, a run directory (its model/), `bundled`, or `new:SHAPE` for random weights. Everything is checked before weights
-are read: weights come from safetensors alone, code in a model's folder is never run, and they are held in fp32.
+A name is a Hub id, a local folder, a run directory (its model/), `bundled`, or `new:SHAPE` for random weights. All
+files are checked before weights are read. Weights come from safetensors only and are kept in fp32; code in a model's
+folder is never run.
 """
 
 from finetale.models.files import positions_of

@@ -1,7 +1,7 @@
-"""Add what older tools expect to a saved model folder: transformers 4, and converters that read GPT-2's own keys.
+"""Add keys to a saved model folder that older tools need: transformers 4, and converters that read GPT-2's own keys.
 
-transformers 5 renamed keys. Version 4 refuses some of the new values, and ignores others without a word: a Llama whose
-config.json holds `rope_parameters` alone gets the default base of its rotary positions there, and other logits.
+transformers 5 renamed keys. Version 4 refuses some of the new values, and silently ignores others: a Llama whose
+config.json holds only `rope_parameters` gets the default base of rotary positions there, and different logits.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-_ROPE_KEYS = {"gpt_neox": ("rotary_emb_base", "rotary_pct"), "gpt_neox_japanese": ("rotary_emb_base", "rotary_pct")}
+_ROPE_KEYS = dict.fromkeys(("gpt_neox", "gpt_neox_japanese"), ("rotary_emb_base", "rotary_pct"))
 """Names of rotary base and share in version 4, where they are not `rope_theta` and `partial_rotary_factor`."""
 _OF_THIS_MACHINE = ("backend", "is_local", "local_files_only")
 
 
 def add_older_keys(folder: Path) -> None:
-    """Rewrite config.json and tokenizer_config.json of a folder so that transformers 4 and 5 read the same from them."""
+    """Rewrite config.json and tokenizer_config.json so that transformers 4 and 5 read the same from them."""
     for name, change in (("config.json", _older_config), ("tokenizer_config.json", _older_tokenizer)):
         file = folder / name
         if file.is_file():

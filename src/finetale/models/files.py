@@ -45,7 +45,7 @@ def check_config(name: str, config: Any) -> None:
 
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelError(
-            f"The config.json of {name} names no model_type.", "It may be damaged, or not be a transformers model."
+            f"The config.json of {name} names no model_type.", "It may be corrupted, or it is not a transformers model."
         )
     kind = config["model_type"]
     if config.get("quantization_config"):
@@ -105,7 +105,8 @@ def check_files(name: str, files: Sequence[str], *, adapter_base: str | None = N
             )
         if file.endswith(_PICKLES):
             raise ModelError(
-                f"{name} has its weights only as {file}, a format that can carry code; Finetale reads safetensors only.",
+                f"{name} has its weights only as {file}, a format that can carry code; "
+                "Finetale reads safetensors only.",
                 "Choose another model or revision, or convert it on a machine you can risk: "
                 "model.save_pretrained(folder) in transformers.",
             )
@@ -176,10 +177,10 @@ def _check_shards(name: str, files: Sequence[str], shards: Sequence[re.Match[str
 
 
 def read_config(file: Path) -> Any:
-    """Content of a config.json.
+    """Return the content of a config.json.
 
     Raises:
-        ModelError: it can't be read or is no JSON.
+        ModelError: it can't be read or is not JSON.
     """
     try:
         return read_bounded_json(file)
@@ -188,7 +189,7 @@ def read_config(file: Path) -> Any:
 
 
 def positions_of(config: dict[str, Any]) -> int | None:
-    """Positions in a config.json, whatever the architecture calls them."""
+    """Return the number of positions in a config.json, under any name that architectures use."""
     for key in ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len"):
         if isinstance(config.get(key), int):
             return int(config[key])
@@ -196,6 +197,6 @@ def positions_of(config: dict[str, Any]) -> int | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, as a sentence."""
+    """Return the first line of an error's text as a sentence."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0].strip()
     return text if text.endswith((".", "?", "!")) else text + "."

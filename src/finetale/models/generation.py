@@ -1,8 +1,8 @@
-"""What a model's generation_config.json says: which tokens end a text, which are never written, and what of it is kept.
+"""Read and write generation_config.json: the tokens that end a text, and those that are never generated.
 
-Chat models list several tokens that end a text, such as the end of a turn beside the end of a document. Each of them ends
-a sample. Kept through training are these ids, the padding id, `suppress_tokens` and `bad_words_ids`. The sampling values
-(temperature, top_p, top_k, max_new_tokens …) are replaced by Finetale's defaults, with which a run is compared.
+Chat models list several tokens that end a text, such as the end of a turn beside the end of a document. Each of them
+ends a sample. Training keeps these ids, the padding id, `suppress_tokens` and `bad_words_ids`. It replaces the sampling
+values (temperature, top_p, top_k, max_new_tokens …) by Finetale's defaults, which the comparison of a run uses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _KEPT = ("suppress_tokens", "bad_words_ids")
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Return the ids that end a text: the tokenizer's end-of-text, then the others that the model lists.
 
-    Ids outside of the vocabulary are left out. Where there is no generation_config.json, transformers takes the ids of
+    Ids outside the vocabulary are excluded. Where there is no generation_config.json, transformers takes the ids of
     config.json. A single one there can be the default of the architecture, an ordinary token here: a list alone counts.
     """
     value = getattr(model.generation_config, "eos_token_id", None)

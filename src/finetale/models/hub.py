@@ -1,4 +1,4 @@
-"""Models on the Hub, through its own client. Knows nothing of architectures beyond what `files` checks."""
+"""Download models from the Hub with its own client. Knows no architectures; `files` checks them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from finetale.models.files import check_config, check_files, first_line, read_co
 from finetale.models.names import meant
 
 _NO_NETWORK = "or give a local folder; `--model bundled` needs no network."
-_UNREACHABLE = f"Check the network; use a mirror with HF_ENDPOINT=https://…; with the model on this machine already use --offline; {_NO_NETWORK}"
+_UNREACHABLE = (
+    "Check the network; use a mirror with HF_ENDPOINT=https://…; if the model is on this machine, use --offline; "
+    + _NO_NETWORK
+)
 
 
 def download(name: str, revision: str | None, offline: bool, *, weights: bool = True) -> tuple[Path, str | None]:
-    """Root-level files of a Hub repository that are needed, as a local snapshot, and its commit."""
+    """Download the needed root-level files of a Hub repository; return the local snapshot and its commit."""
     from huggingface_hub import HfApi, snapshot_download
 
-    # Offline the client must be asked for the very files it was asked for online, or it takes them for missing.
+    # The patterns must be the same online and offline, or the client reports the files as missing.
     wanted = ["*.json", "*.jinja", "*.txt", "*.model", *(["*.safetensors"] if weights else [])]
     below = ["*/*"]
     with _hub_errors(name, revision, offline):
@@ -50,7 +53,7 @@ def _hub_is_offline() -> bool:
 
 @contextlib.contextmanager
 def _hub_errors(name: str, revision: str | None, offline: bool) -> Iterator[None]:
-    """Turn the hub client's errors into ours."""
+    """Convert errors of the Hub's client to ours."""
     from huggingface_hub import errors
 
     where = f"{name} at {revision}" if revision else name

@@ -1,4 +1,4 @@
-"""A model name → model in fp32, tokenizer, provenance; and back into a folder."""
+"""Load a model in fp32 with its tokenizer and provenance, and save it to a folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a model came from; written into run.json."""
+    """Where a model came from; recorded in run.json."""
 
     name: str
     kind: str  # hub, local, run, bundled or new
@@ -47,12 +47,12 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     provenance: Provenance
     warning: str | None = None
-    """What a person should know of the files it came from."""
+    """A warning about its files, for people."""
 
 
 @dataclass(frozen=True)
 class Located:
-    """A model whose files are checked and on this machine, its weights not yet read."""
+    """A model whose files are on this machine and checked, but whose weights are not read yet."""
 
     name: str
     kind: str
@@ -63,7 +63,7 @@ class Located:
 
     @property
     def positions(self) -> int | None:
-        """The longest sequence the model has positions for; None if there is no limit."""
+        """The length of the longest sequence that the model has positions for; None without a limit."""
         return positions_of(self.config)
 
 
@@ -71,8 +71,8 @@ def locate(name: str, *, revision: str | None = None, offline: bool = False) -> 
     """Find a model (downloading it if it is on the Hub) and check its files.
 
     Raises:
-        ModelError: not found, not a causal language model, pickle only, or in need of code of its own.
-        HubError: the hub can't be reached or refuses.
+        ModelError: the model is missing, is not a causal language model, has only pickles, or needs code of its own.
+        HubError: the Hub can't be reached or refuses.
     """
     check_name(name)
     path = Path(name).expanduser()
@@ -84,8 +84,9 @@ def locate(name: str, *, revision: str | None = None, offline: bool = False) -> 
             return _of_run(name, run)
         if is_sealed(path) and (problems := verify_folder(path)):
             raise ModelError(
-                f"The model in {name} is damaged ({problems[0]}).",
-                f"Give the run's directory instead of its model folder, or delete {path / MANIFEST_NAME} if the change was meant.",
+                f"The model in {name} is corrupted ({problems[0]}).",
+                f"Give the run's directory instead of its model folder, or delete {path / MANIFEST_NAME} "
+                "if the change was intended.",
             )
         return _checked(name, "local", path, None)
     check_is_folder(name, path)
@@ -94,7 +95,7 @@ def locate(name: str, *, revision: str | None = None, offline: bool = False) -> 
 
 
 def _of_run(name: str, run: RunDirectory) -> Located:
-    """A run's model; where its files are damaged, the checkpoint of its best step or else the newest whole one."""
+    """Locate the model of a run; if it is corrupted, the checkpoint of its best step, else the newest intact one."""
     unsealed = (run.model / "config.json").is_file() and not (run.model / MANIFEST_NAME).exists()  # of an older version
     problems = [] if unsealed else verify_folder(run.model)
     if not problems:
@@ -103,15 +104,15 @@ def _of_run(name: str, run: RunDirectory) -> Located:
     if whole:
         best = read_json(whole[0][1] / "state.json").get("best_step")
         step, folder = min(whole, key=lambda item: (item[0] != best, -item[0]))
-        warning = f"{run.model} is damaged ({problems[0]}); the checkpoint of step {step} is used in its place."
+        warning = f"{run.model} is corrupted ({problems[0]}); the checkpoint of step {step} is used instead."
         return replace(_checked(name, "run", folder, None), warning=warning)
     if not run.model.exists():
         raise ModelError(
             f"The run {name} has no model yet.", f"Go on with `{shell_command('finetale', 'resume', name)}`."
         )
     raise ModelError(
-        f"The model of the run {name} is damaged ({problems[0]}), and no checkpoint is whole.",
-        f"Restore the file, or delete {run.model / MANIFEST_NAME} and give {run.model} if the change was meant.",
+        f"The model of the run {name} is corrupted ({problems[0]}), and so is every checkpoint.",
+        f"Restore the file, or delete {run.model / MANIFEST_NAME} and give {run.model} if the change was intended.",
     )
 
 
@@ -127,12 +128,12 @@ def load(
     """Load a model and its tokenizer.
 
     Args:
-        tokenizer: used in place of the model's own; needed for new:SHAPE.
+        tokenizer: replaces the model's own; required for new:SHAPE.
         dropout: overrides all dropout rates of the config.
         seed: of the random weights of new:SHAPE.
 
     Raises:
-        ModelError: as in `locate`, or weights that do not belong to the config.
+        ModelError: as in `locate`; or the weights do not belong to the config.
         TokenizerError: the tokenizer is empty or does not fit the model.
     """
     if is_new(name):
@@ -168,7 +169,7 @@ def load_located(
 def load_tokenizer(
     source: str | Path, *, name: str | None = None, revision: str | None = None, offline: bool = False
 ) -> PreTrainedTokenizerBase:
-    """A tokenizer from a folder, a run directory, the package (`bundled`) or the Hub, checked not to be empty.
+    """Load a tokenizer from a folder, a run directory, the package (`bundled`) or the Hub; refuse an empty one.
 
     Raises:
         TokenizerError, ModelError, HubError: as in `load`.
@@ -245,7 +246,7 @@ def save_settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fo
 
 
 def _set_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> None:
-    """Set a model's special ids and its generation_config to those of its tokenizer; other end ids that it lists stay."""
+    """Set a model's special ids and generation_config to those of its tokenizer; keep other end ids that it lists."""
     begin, end = begin_and_end(tokenizer)
     model.generation_config = generation_config(model, tokenizer, max_new_tokens=max_new_tokens)
     model.config.bos_token_id = begin
@@ -254,10 +255,10 @@ def _set_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new
 
 
 def freeze(model: PreTrainedModel, what: str | None) -> None:
-    """Leave a part of the model as it is: its embeddings ("embeddings"), or they and a number of lowest layers ("3").
+    """Exclude a part of the model from training: "embeddings", or a number of lowest layers ("3") and the embeddings.
 
     Raises:
-        ConfigError: the model has no more layers than that.
+        ConfigError: no layer would be left to train.
     """
     if what is None:
         return
@@ -276,7 +277,7 @@ def freeze(model: PreTrainedModel, what: str | None) -> None:
 
 
 def _layers(model: PreTrainedModel) -> list[torch.nn.Module]:
-    """The blocks of a model, from the lowest: its longest list of modules."""
+    """Return the layers of a model from the lowest on: its longest list of modules."""
     import torch
 
     lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
@@ -284,7 +285,7 @@ def _layers(model: PreTrainedModel) -> list[torch.nn.Module]:
 
 
 def _position_embeddings(model: PreTrainedModel) -> list[torch.nn.Module]:
-    """Embeddings besides that of the tokens which are no part of a block."""
+    """Return the embeddings outside the layers, without that of the tokens."""
     import torch
 
     inside = {id(module) for layer in _layers(model) for module in layer.modules()}
@@ -292,7 +293,7 @@ def _position_embeddings(model: PreTrainedModel) -> list[torch.nn.Module]:
 
 
 def enable_checkpointing(model: PreTrainedModel) -> None:
-    """Recompute activations in the backward pass; transformers renamed the method within version 5."""
+    """Recompute activations in the backward pass. transformers renamed the method within version 5."""
     if is_checkpointing(model):
         return
     getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
@@ -300,7 +301,7 @@ def enable_checkpointing(model: PreTrainedModel) -> None:
 
 
 def is_checkpointing(model: torch.nn.Module) -> bool:
-    """Whether `enable_checkpointing` was called."""
+    """Return whether `enable_checkpointing` was called."""
     for name in ("is_activation_checkpointing", "is_gradient_checkpointing"):
         if hasattr(type(model), name):
             return bool(getattr(model, name))
@@ -362,7 +363,7 @@ def _read_weights(located: Located, dropout: float | None) -> PreTrainedModel:
 
 @contextlib.contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """transformers draws bars for work that takes no time here."""
+    """Hide the progress bars of transformers, whose work takes no time here."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""What a model name can be, checked before anything slow is done. Opens no model."""
+"""Check model names before any slow work. Opens no model."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
 def is_new(name: str) -> bool:
-    """Whether a name stands for random weights."""
+    """Return whether a name means random weights."""
     return name.startswith("new:")
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name has the form NAME or OWNER/NAME."""
+    """Return whether a name has the form NAME or OWNER/NAME."""
     return bool(_HUB_ID.match(name))
 
 
 def name_of_folder(path: Path) -> str:
-    """A name that stands for this folder and nothing else, even if the folder is called like a bundled or new model."""
+    """Return a name that means this folder only, even if the folder is called `bundled` or `new:…`."""
     name = str(path)
     return f".{os.sep}{name}" if name == BUNDLED_NAME or is_new(name) else name
 
 
 def check_name(name: str) -> None:
-    """Refuse a model name that can't be meant, before anything slow is done.
+    """Refuse an invalid model name before any slow work.
 
     Raises:
-        ModelError: says what would be accepted.
+        ModelError: names what is accepted.
     """
     if not name:
         raise ModelError(
@@ -71,12 +71,12 @@ def check_name(name: str) -> None:
 
 
 def shape_of(name: str) -> tuple[int, int, int, int]:
-    """Width, layers, heads and positions of `new:SHAPE`, a name from SHAPES or WIDTHxLAYERS such as 256x6.
+    """Return width, layers, heads and positions of `new:SHAPE`: a name from SHAPES, or WIDTHxLAYERS such as 256x6.
 
-    Given by numbers, heads are 64 wide, and there are 512 positions below a width of 512, else 1,024.
+    For WIDTHxLAYERS, heads are 64 wide; models narrower than 512 have 512 positions, others 1,024.
 
     Raises:
-        ModelError: there is no such shape; names the nearest.
+        ModelError: there is no such shape; the hint names the nearest one.
     """
     shape = name.removeprefix("new:")
     sizes = _SIZES.fullmatch(shape)
@@ -101,7 +101,7 @@ def shape_of(name: str) -> tuple[int, int, int, int]:
 
 
 def meant(name: str) -> str:
-    """A hint to stand before others, if a name looks like `bundled`, a folder that exists, or one that does not; else empty."""
+    """Return a hint for a name that resembles `bundled`, an existing folder or a path; else an empty text."""
     if difflib.get_close_matches(name, [BUNDLED_NAME], cutoff=0.8):
         return f"Did you mean {BUNDLED_NAME}? "
     if near := _near_folder(name):

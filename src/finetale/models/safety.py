@@ -1,4 +1,4 @@
-"""Files of a model folder that nobody vouches for: what may be in them, before any library reads them."""
+"""Check untrusted files of a model folder before any library reads them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from finetale.errors import ModelError, TokenizerError
 
 _CONFIG_BYTES, _INDEX_BYTES, _TOKENIZER_BYTES = 2**20, 64 * 2**20, 256 * 2**20
 _HEADER_BYTES = 32 * 2**20
-"""Of a safetensors file; that of a model with 10,000 tensors takes 1 MB."""
+"""Maximum size of a safetensors header. A model with 10,000 tensors needs 1 MB."""
 _DEPTH = 32
 _LFS_POINTER = b"version https://git-lfs"
 _QUANTISED = (
@@ -34,19 +34,19 @@ _ALWAYS = frozenset({"architectures", "rope_parameters", "rope_scaling"})
 _NEVER = frozenset(
     {"attn_implementation", "auto_map", "custom_pipelines", "dtype", "experts_implementation", "torch_dtype"}
 )
-"""Keys that tell transformers to fetch or choose code, or a precision; ours is fp32."""
+"""Keys that make transformers fetch or choose code, or a precision; ours is fp32."""
 
 
 def read_bounded_json(file: Path, most_bytes: int = _CONFIG_BYTES) -> Any:
-    """The JSON in a file, if it is not too large and not nested too deeply.
+    """Return the JSON in a file; refuse files that are too large or nested too deeply.
 
     Raises:
-        ValueError: says what is wrong with it.
+        ValueError: it is too large, nested too deeply, or not JSON.
         OSError: it can't be read.
     """
     size = file.stat().st_size
     if not file.is_file():
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     if size > most_bytes:
         raise ValueError(f"it has {size:,} bytes, more than {most_bytes:,}")
     data = file.read_bytes()
@@ -56,9 +56,9 @@ def read_bounded_json(file: Path, most_bytes: int = _CONFIG_BYTES) -> Any:
 
 
 def clean_config(config: dict[str, Any]) -> dict[str, Any]:
-    """What of a config.json may reach transformers: numbers, and for the rest the keys the architecture has a default for.
+    """Return what of a config.json may reach transformers: numbers, and keys for which the architecture has a default.
 
-    Older files have numbers under names that newer classes convert. Keys that choose code are left out.
+    Older files have numbers under names that newer classes convert. Keys that choose code are removed.
     """
     from transformers import CONFIG_MAPPING
 
@@ -76,7 +76,7 @@ def clean_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_floats(value: Any) -> Any:
-    """With what transformers writes for infinities, {"__float__": "Infinity"}, as numbers."""
+    """Convert what transformers writes for infinities, {"__float__": "Infinity"}, to numbers."""
     if isinstance(value, list):
         return [_with_floats(item) for item in value]
     if isinstance(value, dict) and set(value) == {"__float__"}:
@@ -91,10 +91,10 @@ def _is_numeric(value: Any) -> bool:
 
 
 def check_tensors(name: str, folder: Path, layers: Any = None) -> None:
-    """Refuse safetensors files whose header can't be one, an index that names files elsewhere, and fewer tensors than layers.
+    """Refuse invalid safetensors headers, an index that lists missing or foreign files, and fewer tensors than layers.
 
     Args:
-        layers: how many the config speaks of, if it does; building them would take memory and time.
+        layers: number of layers in the config, if it names one; building them would take memory and time.
 
     Raises:
         ModelError: names the file.
@@ -129,7 +129,7 @@ def check_tensors(name: str, folder: Path, layers: Any = None) -> None:
 
 
 def _tensors_in(name: str, file: Path) -> int:
-    """How many tensors a safetensors file says it holds."""
+    """Return the number of tensors in the header of a safetensors file."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         start = opened.read(8)
@@ -141,7 +141,8 @@ def _tensors_in(name: str, file: Path) -> int:
             )
         if not 2 <= header <= min(size - 8, _HEADER_BYTES):
             raise ModelError(
-                f"The weights of {name} can't be read: {file.name} is no whole safetensors file (a header of {header:,} bytes in {size:,}).",
+                f"The weights of {name} can't be read: {file.name} is no whole safetensors file "
+                f"(a header of {header:,} bytes in {size:,}).",
                 "The files may be damaged or incomplete; fetch them again.",
             )
         data = opened.read(header)
@@ -167,13 +168,14 @@ def _refuse_quantised(name: str, file: str, tensors: dict[str, Any]) -> None:
         kind = str(value.get("dtype")) if isinstance(value, dict) else ""
         if key.endswith(_QUANTISED) or kind.startswith("F8_") or (key.endswith("weight") and kind in ("I8", "U8")):
             raise ModelError(
-                f"{name} is quantised ({file} holds {key[:100]}, {kind}), and Finetale trains weights in full precision.",
+                f"{name} is quantised ({file} holds {key[:100]}, {kind}), "
+                "and Finetale trains weights in full precision.",
                 "Choose the model that it was made from.",
             )
 
 
 def check_tokenizer_files(name: str, folder: Path) -> None:
-    """Refuse a tokenizer.json that is a bomb, or has a pattern that can take exponential time.
+    """Refuse tokenizer files that are too large or too deep, or have a pattern that can take exponential time.
 
     Raises:
         TokenizerError: says what is wrong.
@@ -187,15 +189,16 @@ def check_tokenizer_files(name: str, folder: Path) -> None:
     for pattern in _patterns(_tokenizer_json(name, file)):
         if nests_repetition(pattern):
             raise TokenizerError(
-                f"The tokenizer of {name} has a pattern that can take forever: {pattern[:80]!r} repeats what repeats.",
+                f"The tokenizer of {name} has a pattern that can take exponential time: {pattern[:80]!r} "
+                "repeats a group that repeats.",
                 "The tokenizer may be meant to do harm; give another with --tokenizer.",
             )
 
 
 def nests_repetition(pattern: str) -> bool:
-    """Whether a regular expression repeats a group without limit that itself repeats something without limit, or has alternatives.
+    """Return whether an expression repeats, without limit, a group that has such a repetition or alternatives inside.
 
-    That is what makes backtracking take exponential time; the patterns of well-known tokenizers have no such group.
+    Backtracking takes exponential time there. The patterns of well-known tokenizers have no such group.
     """
     repeats = [False]  # of the group at each level: whether something in it is repeated without limit
     at, closed = 0, False
@@ -232,7 +235,7 @@ def nests_repetition(pattern: str) -> bool:
 
 
 def _end_of_class(pattern: str, start: int) -> int:
-    """Index after the character class that begins at `start`."""
+    """Return the index after the character class that begins at `start`."""
     at = start + 1
     if pattern[at : at + 1] == "^":
         at += 1
@@ -251,7 +254,7 @@ def _end_of_class(pattern: str, start: int) -> int:
 
 
 def _patterns(value: Any) -> list[str]:
-    """All regular expressions in the rules of a tokenizer.json."""
+    """Return all regular expressions in the rules of a tokenizer.json."""
     if isinstance(value, list):
         return [pattern for item in value for pattern in _patterns(item)]
     if not isinstance(value, dict):
@@ -273,7 +276,7 @@ def _tokenizer_json(name: str, file: Path) -> Any:
 
 
 def _depth(data: bytes) -> int:
-    """How deeply JSON is nested, strings aside; a little too much where it is no JSON."""
+    """Return how deeply JSON is nested, without its strings; an upper bound for invalid JSON."""
     deepest = depth = 0
     within = False
     for piece in re.finditer(rb'\\.|["\[\]{}]', data, re.DOTALL):
