@@ -17,21 +17,7 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def at(value: Any, *keys: str) -> Any:
-    """`value[key][key]…`, or None where something on the way is missing or no object."""
-    for key in keys:
-        if not isinstance(value, Mapping):
-            return None
-        value = value.get(key)
-    return value
-
-
-def objects(value: Any) -> list[dict[str, Any]]:
-    """The objects in a JSON list; nothing for anything else."""
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list | tuple) else []
-
-
-def finite(value: Any) -> float | None:
+def _finite(value: Any) -> float | None:
     """A finite number, or None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -44,7 +30,7 @@ def finite(value: Any) -> float | None:
 
 def count(value: Any) -> str:
     """A whole number with separators: 1,234,567."""
-    number = finite(value)
+    number = _finite(value)
     return UNKNOWN if number is None else f"{round(number):,}"
 
 
@@ -71,7 +57,7 @@ def shell_command(*words: object) -> str:
 
 def measure(value: Any, decimals: int | None = None) -> str:
     """A measured value, with as many decimals as told or as its size asks for: 8.31, 61.3, 12,345, 1.0 × 10⁹."""
-    number = finite(value)
+    number = _finite(value)
     if number is None:
         return UNKNOWN
     if abs(number) >= 1e6:
@@ -84,7 +70,7 @@ def measure(value: Any, decimals: int | None = None) -> str:
 
 def signed(value: Any, decimals: int) -> str:
     """A difference with its sign; what rounds to zero has none."""
-    number = finite(value)
+    number = _finite(value)
     if number is None:
         return UNKNOWN
     text = measure(abs(number), decimals)
@@ -95,13 +81,13 @@ def signed(value: Any, decimals: int) -> str:
 
 def percent(value: Any) -> str:
     """A change in percent with its sign: −59.6%."""
-    number = finite(value)
+    number = _finite(value)
     return UNKNOWN if number is None else signed(number, 1 if abs(number) < 1000 else 0) + "%"
 
 
 def share(value: Any) -> str:
     """A share between 0 and 1, in percent: 0.0724 is 7.2%."""
-    number = finite(value)
+    number = _finite(value)
     if number is None:
         return UNKNOWN
     return "<0.1%" if 0 < number < 0.001 else f"{100 * number:.1f}%"
@@ -109,14 +95,14 @@ def share(value: Any) -> str:
 
 def interval(ends: Any, form: Callable[[Any], str]) -> str:
     """Two ends as "low to high"; "" when they are not two numbers."""
-    if not isinstance(ends, list | tuple) or len(ends) != 2 or any(finite(end) is None for end in ends):
+    if not isinstance(ends, list | tuple) or len(ends) != 2 or any(_finite(end) is None for end in ends):
         return ""
     return f"{form(ends[0])} to {form(ends[1])}"
 
 
 def size(value: Any) -> str:
     """Bytes in the unit that suits: 7.6 GiB."""
-    number = finite(value)
+    number = _finite(value)
     if number is None:
         return UNKNOWN
     for unit in ("bytes", "KiB", "MiB", "GiB"):
@@ -128,7 +114,7 @@ def size(value: Any) -> str:
 
 def duration(value: Any) -> str:
     """Seconds in the two units that suit: 12 min 34 s."""
-    number = finite(value)
+    number = _finite(value)
     if number is None or number < 0:
         return UNKNOWN
     if number < 10:
@@ -143,7 +129,7 @@ def duration(value: Any) -> str:
 def moment(value: Any) -> str:
     """A date and time in ISO 8601, or seconds since 1970, as 23 November 2026, 12:43; other text stays as it is."""
     try:
-        number = finite(value)
+        number = _finite(value)
         when = datetime.fromtimestamp(number) if number is not None else datetime.fromisoformat(str(value))
     except (ValueError, OverflowError, OSError):
         return plain(value)

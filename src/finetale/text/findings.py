@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
 from pydantic import ValidationError
 
-from finetale.formatting import at, count, finite, objects, plural, share
-from finetale.schema.data import ColumnReport, TextReport
+from finetale.formatting import count, plural, share
+from finetale.schema import ColumnReport, PersonalExample, RepeatExample, Repeats, TextReport
+
+Report = TextReport | Mapping[str, Any] | None
+"""A data report: the record, or what the token store keeps of it."""
 
 _KINDS = {
     "email": ("e-mail address", "e-mail addresses"),
@@ -71,78 +74,91 @@ class TextFinding:
         return f"{self.sentence().removesuffix('.')}: {names}{more}." if names else self.sentence()
 
 
-def text_findings(text: Any) -> list[TextFinding]:
+def text_findings(text: Report) -> list[TextFinding]:
     """Return what a data report (`text` of data.json) says about repeats, leaks and personal data."""
-    found = []
+    report = _as_record(text)
+    if report is None:
+        return []
+    return [*_repeat_findings(report), *_shared_findings(report), *_personal_findings(report)]
+
+
+def _repeat_findings(report: TextReport) -> Iterator[TextFinding]:
     for key, form, remedy, matters in _REPEATS:
-        number = finite(at(text, key, "documents"))
-        if not number:
+        repeats: Repeats | None = getattr(report, key)
+        if repeats is None or not repeats.documents:
             continue
-        what = form.format(count(number))
-        if number == 1:
+        what = form.format(count(repeats.documents))
+        if repeats.documents == 1:
             what = _in_the_singular(what)
-        gone = (finite(at(text, key, "dropped")) or 0) >= number
-        found.append(
-            TextFinding(
-                f"{what}{', and were left out' if gone else ''}"
-                + ("" if gone or not matters else ", so the figures on it flatter the model"),
-                "" if gone else remedy,
-                "leaves them out",
-                matters and not gone,
-                _places(text, key),
-            )
+        gone = repeats.dropped >= repeats.documents
+        yield TextFinding(
+            f"{what}{', and were left out' if gone else ''}"
+            + ("" if gone or not matters else ", so the figures on it flatter the model"),
+            "" if gone else remedy,
+            "leaves them out",
+            matters and not gone,
+            _places(repeats.examples),
         )
-    passages = at(text, "shared_passages")
-    unit = "words" if at(passages, "unit") == "words" else "tokens"  # tokens, in runs of older versions
-    for split in ("validation", "test"):
-        total, shared = (finite(at(passages, split, key)) or 0 for key in (unit, "shared"))
-        if total and shared / total >= SHARED_SHARE:
-            window = count(at(passages, "window"))
-            what = (
-                f"{share(shared / total)} of the {unit} of the {split} text stand word for word in the training text "
-                "too,"
-                f" in passages of {window} {unit} or more"
-            )
-            found.append(
-                TextFinding(
-                    f"{what}, so the figures on it flatter the model",
-                    f"--{split} FILE",
-                    "holds out text of your own choice",
-                    True,
-                    (),
-                )
-            )
-    counts = at(text, "personal_data", "counts")
-    if isinstance(counts, Mapping) and counts:
-        named = [f"{count(number)} {_KINDS.get(kind, (kind, kind))[number != 1]}" for kind, number in counts.items()]
-        masked = bool(finite(at(text, "cleaning", "masked_personal_data")))
-        what = f"Personal data in {count(at(text, 'personal_data', 'documents'))} documents: {', '.join(named)}"
-        if at(text, "personal_data", "documents") == 1:
-            what = _in_the_singular(what)
-        found.append(
-            TextFinding(
-                f"{what}{', all masked' if masked else ''}",
-                "" if masked else "--mask-personal-data",
-                "masks it",
-                not masked,
-                _places(text, "personal_data"),
-            )
-        )
-    return found
 
 
-def text_notes(text: Any, *, forms: bool = True) -> list[TextFinding]:
+def _shared_findings(report: TextReport) -> Iterator[TextFinding]:
+    passages = report.shared_passages
+    if passages is None:
+        return
+    unit = "words" if passages.unit == "words" else "tokens"  # tokens, in runs of older versions
+    for split, part in (("validation", passages.validation), ("test", passages.test)):
+        total = None if part is None else getattr(part, unit)
+        if part is None or not total or (part.shared or 0) / total < SHARED_SHARE:
+            continue
+        yield TextFinding(
+            f"{share((part.shared or 0) / total)} of the {unit} of the {split} text stand word for word in the training "
+            f"text too, in passages of {count(passages.window)} {unit} or more, so the figures on it flatter the model",
+            f"--{split} FILE",
+            "holds out text of your own choice",
+            True,
+            (),
+        )
+
+
+def _personal_findings(report: TextReport) -> Iterator[TextFinding]:
+    personal = report.personal_data
+    if personal is None or not personal.counts:
+        return
+    named = [
+        f"{count(number)} {_KINDS.get(kind, (kind, kind))[number != 1]}" for kind, number in personal.counts.items()
+    ]
+    masked = bool(report.cleaning.get("masked_personal_data"))
+    what = f"Personal data in {plural(personal.documents, 'document')}: {', '.join(named)}"
+    yield TextFinding(
+        f"{what}{', all masked' if masked else ''}",
+        "" if masked else "--mask-personal-data",
+        "masks it",
+        not masked,
+        _places(personal.examples),
+    )
+
+
+def _as_record(text: Report) -> TextReport | None:
+    """Return a data report as a record; None where there is none, or it is invalid."""
+    if text is None or isinstance(text, TextReport):
+        return text
+    if not isinstance(text, Mapping) or not text:
+        return None
+    try:
+        return TextReport.model_validate({"sources": [], **text})
+    except ValidationError:
+        return None
+
+
+def text_notes(text: Report, *, forms: bool = True) -> list[TextFinding]:
     """Return which columns and files the text came from, and what was left out, for each thing a sentence.
 
     Args:
+        text: a data report (`text` of data.json).
         forms: include what was noticed about the form of the files, which `problems` lists too.
-        text: a data report (`text` of data.json); anything else gives no notes.
     """
-    if not isinstance(text, Mapping) or not text:
-        return []
-    try:
-        report = TextReport.model_validate({"sources": [], **text})
-    except ValidationError:
+    report = _as_record(text)
+    if report is None:
         return []
     notes = [_column_note(column) for column in report.columns[:_MOST_COLUMNS]]
     if more := len(report.columns) - _MOST_COLUMNS:
@@ -231,29 +247,24 @@ def _and(items: list[str]) -> str:
     return f"{', '.join(items[:-1])} and {items[-1]}" if len(items) > 1 else items[0]
 
 
-def not_looked_for(text: Any) -> str:
+def not_looked_for(text: Report) -> str:
     """Return a sentence on what was not looked for; empty if everything was."""
-    if not isinstance(text, Mapping) or not text:
+    report = _as_record(text)
+    if report is None:
         return ""
-    missing = [
-        name
-        for key, name in (("near_duplicates", "near repeats"), ("personal_data", "personal data"))
-        if text.get(key) is None
-    ]
-    limit = finite(at(text, "near_duplicates", "compared_with"))
-    crowded = finite(at(text, "near_duplicates", "not_compared_with_all"))
-    if crowded:
+    near = report.near_duplicates
+    if near is not None and near.not_compared_with_all:
         return (
-            f"{count(crowded)} documents are in part like so many others that they were not compared with all of them."
+            f"{count(near.not_compared_with_all)} documents are in part like so many others that they were not compared "
+            "with all of them."
         )
-    if limit:
-        return f"Near repeats were looked for among the first {count(limit)} documents only."
-    names = " and ".join(missing)
-    return (
-        f"{names[:1].upper()}{names[1:]} {'was' if missing == ['personal data'] else 'were'} not looked for."
-        if missing
-        else ""
-    )
+    if near is not None and near.compared_with:
+        return f"Near repeats were looked for among the first {count(near.compared_with)} documents only."
+    if near is None and report.personal_data is None:
+        return "Near repeats and personal data were not looked for."
+    if near is None:
+        return "Near repeats were not looked for."
+    return "Personal data was not looked for." if report.personal_data is None else ""
 
 
 def _in_the_singular(what: str) -> str:
@@ -268,10 +279,10 @@ def _in_the_singular(what: str) -> str:
     return what
 
 
-def _places(text: Any, key: str) -> tuple[str, ...]:
-    """The first places, each with the earlier place that it repeats."""
+def _places(examples: Sequence[RepeatExample | PersonalExample]) -> tuple[str, ...]:
+    """Return the first places, each with the earlier place that it repeats, or the kind of personal data."""
     places = []
-    for example in objects(at(text, key, "examples")):
-        earlier = example.get("first_seen") or example.get("also_in") or example.get("kind")
-        places.append(f"{example.get('source')}:{example.get('line')}{f' ({earlier})' if earlier else ''}")
+    for example in examples:
+        of = example.kind if isinstance(example, PersonalExample) else example.first_seen or example.also_in
+        places.append(f"{example.source}:{example.line}{f' ({of})' if of else ''}")
     return tuple(places)
