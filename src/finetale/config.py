@@ -29,6 +29,9 @@ Repeated = Literal["off", "exact", "near"]
 S = TypeVar("S", bound="Settings")
 RENAMED = {"final_learning_rate": "final_learning_rate_ratio"}
 """Old names of settings, which settings files and older runs may have, and their new names."""
+_BUDGET = frozenset({"epochs", "max_steps"})
+"""Settings that say how long to train. A layer of settings that gives one of them replaces both of the layers below."""
+DEFAULT_EPOCHS = 3.0
 DEFAULT_FRACTION = 0.05
 """Default share of the text for validation, and for the test."""
 
@@ -48,7 +51,10 @@ class Settings(BaseModel):
         values: dict[str, Any] = {}
         for layer in layers:
             given = {key.replace("-", "_"): value for key, value in layer.items() if value is not None}
-            values.update(with_new_names(given))
+            given = with_new_names(given)
+            if len(_BUDGET & given.keys()) == 1:  # one budget: a flag's max_steps replaces the file's epochs
+                values = {key: value for key, value in values.items() if key not in _BUDGET}
+            values.update(given)
         problems: list[str] = []
         hints: list[str] = []
         for key in sorted(set(values) - set(cls.model_fields)):
@@ -216,8 +222,15 @@ class ModelSettings(Settings):
 class TrainSettings(Settings):
     """Training: optimizer, schedule, batch, precision"""
 
-    epochs: float = Field(3.0, gt=0, le=10_000, description="Passes over the training text.")
-    max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever epochs says.")
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        le=10_000,
+        description="Passes over the training text. auto: 3, or as many as max_steps takes. With max_steps too: whichever ends first.",
+    )
+    max_steps: int | None = Field(
+        None, ge=1, description="Optimizer steps. auto: what epochs takes. With epochs too: whichever ends first."
+    )
     learning_rate: float | None = Field(
         None,
         gt=0,

@@ -110,7 +110,7 @@ def audit(
             before,
             share_blocks(store, window, chosen[needed]),
             batch_size,
-            lambda forward, batch: forward.token_losses(batch).double().cpu().numpy(),
+            lambda forward, batch: forward.token_losses(batch).cpu().double().numpy(),
             None,
             between,
         )

@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 import torch
 
+import finetale
 from children import call
 from finetale.blocks import Blocks, pack
 from finetale.config import Config, EvaluationSettings, TrainSettings, read_settings_file
-from finetale.errors import InterruptedRun
+from finetale.errors import ConfigError, InterruptedRun
 from finetale.rundir import RunDirectory
 from finetale.schema import Event, TrainEvent
 from finetale.signals import StopRequest
 from finetale.training import StepBudget, Training, newest_valid_checkpoint
-from scene import TRAIN, Place
+from scene import TRAIN, Place, train_with
 from tiny import model, store, story, tokenizer
 
 SETTINGS = {"learning_rate": 2e-3, "batch_size": 6, "micro_batch_size": 2, "precision": "fp32", "seed": 11}
@@ -252,3 +253,63 @@ def test_settings_as_an_older_version_wrote_them_are_no_change(place: Place, sto
     assert "# deduplicate" in text or "deduplicate: 'off'" in text or "deduplicate: off" in text
     code, output = call(place.folder, "resume", "stopped")
     assert code == 0, output
+
+
+# A finished run
+
+
+def test_a_finished_run_is_left_as_it_is(place: Place) -> None:
+    # A job that is queued again until it ends well must end well.
+    before = {path: path.read_bytes() for path in (place.folder / "whole").rglob("*") if path.is_file()}
+    code, output = call(place.folder, "resume", "whole")
+    assert code == 0, output
+    assert "whole is finished already, after 6 steps; nothing was done." in output
+    assert "--epochs N" in output
+    code, output = call(place.folder, "resume", "whole", "--json")
+    assert code == 0
+    assert json.loads(output)["verdict"]
+    after = {path: path.read_bytes() for path in (place.folder / "whole").rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_a_finished_run_goes_on_to_what_a_longer_run_is(place: Place) -> None:
+    constant = {"schedule": "constant", "max_steps": 4, "epochs": 9}
+    for name, settings in (("short", constant), ("long", constant | {"max_steps": 7})):
+        code, output = call(place.folder, *train_with(**settings, out=name))
+        assert code == 0, output
+        assert f"The run takes {settings['max_steps']} steps: --max-steps ends first" in output
+    code, output = call(place.folder, "resume", "short", "--max-steps", "7")
+    assert code == 0, output
+    assert "Going on from step 4 to 7. The constant schedule now spans all 7 steps" in output
+    assert "the learning rate goes from 0.003 to 0.003." in output
+    assert place.weights_of("short") == place.weights_of("long")
+    run = RunDirectory.open(place.folder / "short")
+    manifest = run.read_manifest()
+    assert (manifest.status, manifest.steps) == ("finished", 7)
+    assert manifest.changes[0].what == ["epochs is auto, was 9.0", "max_steps is 7, was 4"]
+    assert call(place.folder, "resume", "short")[0] == 0
+    code, output = call(place.folder, "resume", "short", "--epochs", "0.1")
+    assert code == 1
+    assert "short has taken 7 steps, and the new budget ends after 1." in output
+
+
+def test_going_on_after_early_stopping_counts_anew(place: Place) -> None:
+    # A rate this high makes every evaluation worse than the base.
+    bad = train_with(learning_rate=0.9, max_grad_norm=0, patience=1, skip_updates=9, out="bad", schedule="constant")
+    code, output = call(place.folder, *bad)
+    assert code == 0, output
+    run = RunDirectory.open(place.folder / "bad")
+    assert run.read_manifest().steps == 2
+    code, output = call(place.folder, "resume", "bad", "--max-steps", "9")
+    assert code == 0, output
+    assert run.read_manifest().steps == 4, "one more evaluation, which is worse again"
+
+
+def test_the_library_goes_on_too(place: Place) -> None:
+    code, output = call(place.folder, *train_with(max_steps=2, epochs=9, out="library"))
+    assert code == 0, output
+    run = finetale.resume(place.folder / "library", max_steps=4, quiet=True)
+    assert run.manifest.steps == 4
+    assert finetale.resume(run, quiet=True).path == run.path
+    with pytest.raises(ConfigError, match="can't go on with another learning_rate"):
+        finetale.resume(run, learning_rate=0.1)

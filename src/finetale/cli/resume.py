@@ -17,15 +17,27 @@ def command(
         bool,
         Parameter(negative=(), help="Go on although the text or config.yaml is not what the run began with."),
     ] = False,
+    epochs: Annotated[
+        float | None,
+        Parameter(help="Train on until this many passes over the text, counted from the beginning of the run."),
+    ] = None,
+    max_steps: Annotated[
+        int | None, Parameter(help="Train on until this many steps, counted from the beginning of the run.")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Go on with a run where it stopped: from its newest whole checkpoint, to the same end as without the stop."""
+    """Go on with a run where it stopped: from its newest whole checkpoint, to the same end as without the stop.
+
+    A finished run is left as it is, with exit code 0, unless --epochs or --max-steps says to train on. The learning
+    rate's schedule then spans all steps of the longer run.
+    """
     from finetale import pipeline
     from finetale.cli.outcome import print_outcome
 
     with progress(quiet=quiet, as_json=as_json) as display:
-        run = pipeline.resume_run(directory, display, accept_changes=accept_changes)
+        budget = {"epochs": epochs, "max_steps": max_steps}
+        run = pipeline.resume_run(directory, display, accept_changes=accept_changes, budget=budget)
     if as_json:
         print_json(run.read_comparison().to_dict())
     else:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from finetale import comparison, memorisation, models, tokens
 from finetale.blocks import choose_evaluation_size
-from finetale.config import Config, read_settings_file
+from finetale.config import DEFAULT_EPOCHS, Config, read_settings_file
 from finetale.environment import resolve_precision
 from finetale.errors import FinetaleError, HubError, MemoryLimitError, RunError, SourceError
 from finetale.forward import PackedForward
@@ -325,7 +325,11 @@ def audit_model(
     forward = PackedForward(after.model, precision=precision)
     base = PackedForward(before.model, precision=precision) if before is not None else None
     assert config.block_size is not None
-    wanted = config.audit_tokens or min(max(round(store.num_targets("train") * config.epochs / 20), 20_000), 200_000)
+    read = store.num_targets("train") * (config.epochs or DEFAULT_EPOCHS)
+    if config.max_steps is not None and config.batch_size is not None:
+        steps_read = float(config.max_steps * config.batch_size * config.block_size)
+        read = steps_read if config.epochs is None else min(read, steps_read)
+    wanted = config.audit_tokens or min(max(round(read / 20), 20_000), 200_000)
     found = {}
     for name, splits in (("training", ("train",)), ("held_out", ("validation", "test"))):
         if not any(store.num_targets(split) for split in splits):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetale import devices, models, speed, text
 from finetale.blocks import Blocks, check_positions, check_stride, choose_block_size, pack, windows
-from finetale.config import Config
+from finetale.config import DEFAULT_EPOCHS, Config
 from finetale.environment import resolve_precision
 from finetale.errors import RunError, SourceError
 from finetale.extras import is_installed, require
@@ -123,8 +123,11 @@ def prepare(
     models.freeze(loaded.model, config.freeze)
     blocks = pack(store, "train", size, fill=True)
     new = models.is_new(config.model)
-    batch_size = config.batch_size or _batch_size(round(config.epochs * len(blocks)), size, new=new)
+    if config.epochs is None and config.max_steps is None:
+        config = config.model_copy(update={"epochs": DEFAULT_EPOCHS})
+    batch_size = config.batch_size or _batch_size(round((config.epochs or DEFAULT_EPOCHS) * len(blocks)), size, new=new)
     config = config.model_copy(update={"block_size": size, "batch_size": batch_size})
+    _report_budget(config, step_budget(config, blocks), notify)
     loaded.model.to(devices.device())
     precision = resolve_precision(config.precision)
     speed.set_up(loaded.model, enabled=config.speed, attention=config.attention, precision=precision, training=True)
@@ -149,6 +152,23 @@ def prepare(
             )
             note(notify, message)
     return Prepared(resolved, loaded, store, blocks, validation, tuned)
+
+
+def _report_budget(config: Config, budget: StepBudget, notify: Notify) -> None:
+    """Say which of two limits ends the run, and warn of a run that is far too short for random weights."""
+    steps = budget.total_steps
+    if config.epochs is not None and config.max_steps is not None:
+        first = "--max-steps" if steps == config.max_steps else "--epochs"
+        note(
+            notify,
+            f"The run takes {steps:,} steps: {first} ends first (--epochs {config.epochs:g}, --max-steps {config.max_steps}).",
+        )
+    if models.is_new(config.model) and steps < _STEPS_FROM_NOTHING // 3:
+        warn(
+            notify,
+            f"{config.model} starts from random weights, which need about {_STEPS_FROM_NOTHING:,} steps to learn to write;"
+            f" this run takes {steps:,}. Use --max-steps {_STEPS_FROM_NOTHING}, more text, or a trained model such as bundled.",
+        )
 
 
 def step_budget(config: Config, blocks: Blocks) -> StepBudget:

@@ -194,6 +194,8 @@ def _train(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Pa
         budget=budget,
         precision=config.precision,
         compiled=config.compile == "on",
+        # A run that goes on with a new budget from this very step must not stop at once.
+        fresh_patience=any(change.step == resume_step for change in run.read_manifest().changes),
         listeners=[*listeners, notify],
         settings_file=settings_bytes(config),
         sample=sample,

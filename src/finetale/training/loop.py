@@ -65,18 +65,24 @@ class _Position(TypedDict):
 
 @dataclass(frozen=True)
 class StepBudget:
-    """How many blocks and steps a run takes, and where it evaluates and saves."""
+    """How many blocks and steps a run takes, and where it evaluates and saves.
 
-    num_blocks: int  # an epoch
+    `epochs` and `max_steps` are one budget: at least one of them is given, and with both the smaller one ends the run.
+    """
+
+    num_blocks: int  # per epoch
     batch_size: int
-    epochs: float
+    epochs: float | None
     max_steps: int | None
     eval_every: int | None
     save_every: int | None
 
     @property
     def total_blocks(self) -> int:
-        """Blocks in the whole run; at least one."""
+        """Return the number of blocks in the whole run; at least one."""
+        if self.epochs is None:
+            assert self.max_steps is not None
+            return self.max_steps * self.batch_size
         return max(1, round(self.epochs * self.num_blocks))
 
     @property
@@ -135,6 +141,8 @@ class Training:
     """Called with what to call between tokens; returns prompts with their continuations."""
     accelerator: Accelerator = field(default_factory=devices.accelerator)
     state: TrainState = field(default_factory=TrainState)
+    fresh_patience: bool = False
+    """Whether evaluations without a better loss are counted anew from the checkpoint on."""
 
     def run(self, checkpoint: Path | None = None) -> TrainState:
         """Train from the start, or on from a checkpoint, to the end.
@@ -154,6 +162,8 @@ class Training:
         route = find_route(self.model)
         if checkpoint is not None:
             self.state = load_checkpoint(checkpoint, self.model, optimizer)
+            if self.fresh_patience:
+                self.state.bad_evaluations = 0
             self._saved = replace(self.state)
         prepared, self._optimizer = self.accelerator.prepare(self.model, optimizer)
         self._forward = PackedForward(prepared, precision=self.precision, route=route, compiled=self.compiled)

@@ -301,7 +301,7 @@ def _perplexity(rows: Rows, texts: Sequence[Sequence[int]], vocab_size: int) -> 
     for text in texts:
         ids = torch.tensor([list(text)])
         scores = _alone(rows, ids[:, :-1])[0, :, :vocab_size]
-        nats += torch.nn.functional.cross_entropy(scores.double(), ids[0, 1:].to(scores.device), reduction="sum").cpu()
+        nats += torch.nn.functional.cross_entropy(scores.cpu().double(), ids[0, 1:], reduction="sum")
         number += len(text) - 1
     return float((nats / max(1, number)).exp())
 
