@@ -234,3 +234,18 @@ def test_a_setting_that_older_versions_wrote_and_that_is_gone_is_passed_over(tmp
     assert read_settings_file(path) == {"seed": 3}
     with pytest.raises(ConfigError, match="bootstrap_samples"):
         Config.resolve({"bootstrap_samples": 100})
+
+
+def test_a_later_layer_replaces_the_whole_budget() -> None:
+    def budget(*layers: dict[str, object]) -> tuple[float | None, int | None]:
+        config = Config.resolve(*layers)
+        return config.epochs, config.max_steps
+
+    assert budget() == (None, None)
+    assert budget({"epochs": 3.0}, {"max_steps": 150}) == (None, 150)
+    assert budget({"max_steps": 150}, {"epochs": 2}) == (2.0, None)
+    assert budget({"epochs": 3.0, "max_steps": 5}, {"seed": 1}) == (3.0, 5)
+    assert budget({"epochs": 3.0}, {"epochs": 1, "max_steps": 7}) == (1.0, 7)
+    written = Config.resolve({"max_steps": 150}).to_yaml()
+    assert "max_steps: 150" in written
+    assert "# epochs: null" in written

@@ -982,3 +982,17 @@ def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
     assert [(item.step, item.value) for item in found.Scalars("validation/perplexity")] == [(2, 4.0)]
     tensor = found.Tensors(found.Tags()["tensors"][0])[0]
     assert (tensor.step, tensor.tensor_proto.string_val[0]) == (2, b"Once upon a time")
+
+
+def test_steps_and_epochs_are_one_budget() -> None:
+    def total(epochs: float | None, max_steps: int | None) -> int:
+        return StepBudget(19, 3, epochs, max_steps, None, None).total_steps
+
+    assert total(3.0, None) == 19
+    assert total(None, 150) == 150  # as many epochs as it takes
+    assert (total(3.0, 150), total(3.0, 5)) == (19, 5)
+    budget = StepBudget(19, 3, None, 150, None, None)
+    seen = Counter(block for step in range(150) for block in budget.blocks_of(step, 0).tolist())
+    assert sum(seen.values()) == 450
+    assert max(seen.values()) - min(seen.values()) == 1
+    assert budget.epoch_at(150) == pytest.approx(450 / 19)

@@ -14,13 +14,14 @@ from finetale.display import size
 
 
 def command(*, as_json: Json = False) -> int:
-    """This machine: what Finetale would use, and what would make it faster."""
+    """Show this machine: what Finetale would use, whether its accelerator computes correctly, and what would help."""
     quiet_libraries()
     from finetale.cache import cache_root
     from finetale.environment import available_memory, hardware, versions
 
     machine, found = hardware(), versions()
-    advice = _advice(machine)
+    checks = [] if machine["gpu"] is None else _check_accelerator()
+    advice = _advice(machine, checks)
     cache = cache_root(None)
     free = shutil.disk_usage(_existing(cache)).free
     if as_json:
@@ -31,6 +32,7 @@ def command(*, as_json: Json = False) -> int:
                 "available_memory_bytes": available_memory(),
                 "cache": str(cache),
                 "cache_disk_free_bytes": free,
+                "device_checks": checks,
                 "advice": advice,
             }
         )
@@ -42,6 +44,8 @@ def command(*, as_json: Json = False) -> int:
     )
     console.print(f"Memory      {size(machine['memory_bytes'])}, {size(available_memory())} free")
     console.print(f"GPU         {escape(gpu['name']) if gpu else 'none'}")
+    for check in checks:
+        console.print(f"            {_describe(check)}")
     console.print(f"Cache       {cache} ({size(free)} free on its disk)")
     console.print(f"Versions    {', '.join(f'{name} {version}' for name, version in found.items())}", soft_wrap=True)
     for line in advice:
@@ -49,8 +53,28 @@ def command(*, as_json: Json = False) -> int:
     return 0
 
 
-def _advice(machine: dict[str, Any]) -> list[str]:
+def _check_accelerator() -> list[dict[str, Any]]:
+    from finetale import devices
+    from finetale.pipeline.device_check import check_device
+
+    return [check.to_dict() for check in check_device(devices.device())]
+
+
+def _describe(check: dict[str, Any]) -> str:
+    if check["error"] is not None:
+        return f"{check['name']}: fails ({escape(check['error'])})"
+    result = "as on the processor" if check["passed"] else "WRONG"
+    return f"{check['name']}: {result} (largest difference {check['difference']:.1e})"
+
+
+def _advice(machine: dict[str, Any], checks: list[dict[str, Any]]) -> list[str]:
     lines = []
+    wrong = [check["name"] for check in checks if not check["passed"]]
+    if wrong:
+        lines.append(
+            f"This accelerator computes wrong results with this version of PyTorch ({', '.join(wrong)}). Install another"
+            " version of PyTorch before you train or generate here."
+        )
     if machine["gpu"] is None:
         lines.append(
             "There is no GPU that torch can use. Small models (bundled, new:1m to 10m, distilgpt2) train well on a processor; for gpt2-medium and larger a GPU is many times faster."
