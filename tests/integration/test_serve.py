@@ -547,7 +547,7 @@ def test_several_models_by_name(folder: Path, capsys: pytest.CaptureFixture[str]
         (("--also", "tiny=x"), "Two models have the name tiny"),
         (("--also", "x=tiny", "--also", "x=tiny"), "Two models have the name x"),
         (("--also", "x"), "not NAME=MODEL"),
-        (("--with-base",), "is no run, so it has no base"),
+        (("--with-base",), "is not a run, so it has no base"),
     ):
         assert run(["serve", model, *words]) == 1
         assert says in capsys.readouterr().err

@@ -291,7 +291,7 @@ def test_an_answer_must_be_done_in_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize("word", ["writers.example", "https://", "https://*.example", "https://a.example/page", "null"])
 def test_a_site_is_named_in_full(tmp_path: Path, word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["serve", str(tmp_path), "--allow-origin", word]) == 1
-    assert f"--allow-origin {word} is no site" in capsys.readouterr().err
+    assert f"--allow-origin {word} is not a site" in capsys.readouterr().err
 
 
 def test_connections_fit_into_the_limit_on_open_files() -> None:

@@ -156,7 +156,7 @@ def test_a_newer_model_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
 
         (tmp_path / "tiny" / "model.safetensors").write_bytes(b"no weights")
         serving.process.send_signal(signal.SIGHUP)
-        while "can't be opened again" not in serving.log():
+        while "could not be reloaded" not in serving.log():
             assert time.monotonic() < deadline + 60
             time.sleep(0.05)
         assert text() == new
@@ -194,7 +194,7 @@ def test_one_that_fails_keeps_no_other_from_being_opened(caplog: pytest.LogCaptu
         thread.start()
         thread.join()
     assert serving.models == {"one": old["one"], "two": newer}
-    assert "one can't be opened again" in caplog.text
+    assert "one could not be reloaded" in caplog.text
     assert closed.wait(10)
 
 
@@ -203,10 +203,10 @@ def test_a_place_that_is_taken_is_said(tmp_path: Path, capsys: pytest.CaptureFix
         port = other.getsockname()[1]
         assert run(["serve", "bundled", "--port", str(port)]) == 1
     error = capsys.readouterr().err
-    assert f"error: 127.0.0.1:{port} can't be listened at: Address already in use" in error
+    assert f"error: Finetale can't listen on 127.0.0.1:{port}: Address already in use" in error
     assert "--port" in error
     assert run(["serve", "bundled", "--host", "203.0.113.7", "--api-key-file", str(key_file(tmp_path))]) == 1
-    assert "error: 203.0.113.7:8000 can't be listened at: " in capsys.readouterr().err
+    assert "error: Finetale can't listen on 203.0.113.7:8000: " in capsys.readouterr().err
 
 
 def key_file(folder: Path) -> Path:

@@ -226,7 +226,7 @@ def test_what_goes_wrong_there_is_told_here(place: Path, tmp_path: Path, monkeyp
         slow = told("hangs")
         assert isinstance(slow, openai.InternalServerError)
         assert (slow.status_code, slow.code) == (504, "timeout")
-        assert "broken off" in str(told("breaks", stream=True))
+        assert "ended the stream early" in str(told("breaks", stream=True))
         assert "not done in time" in str(told("stalls", stream=True))
         assert time.monotonic() - began < 15
         (upstream,) = psutil.Process(started.process.pid).children()
@@ -275,7 +275,7 @@ def test_a_newer_model_takes_over_when_the_old_one_has_nothing_left(
                 shutil.rmtree(tmp_path / "tiny")
                 save_model(tmp_path / "tiny", seed=1)
                 started.process.send_signal(signal.SIGHUP)
-                while "has been opened again" not in started.log():
+                while "has been reloaded" not in started.log():
                     time.sleep(0.05)
                 assert old.is_running()
                 assert client.completions.create(model="tiny", prompt="The", max_tokens=5).choices, "of the new one"

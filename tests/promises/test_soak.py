@@ -50,7 +50,7 @@ def test_nothing_grows_and_nothing_fails(tmp_path: Path, seconds: int, engine: s
     assert code == 0
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     assert not [line for line in lines if line["level"] in ("error", "critical") or line.get("status") == 500]
-    reloads = sum("has been opened again" in line["message"] for line in lines)
+    reloads = sum("has been reloaded" in line["message"] for line in lines)
     middle = len(samples) // 3
     early, late = samples[middle : 2 * middle], samples[2 * middle :]
     grown = [max(sample[which] for sample in late) - max(sample[which] for sample in early) for which in range(3)]

@@ -31,10 +31,10 @@ def command(
     /,
     *,
     host: Annotated[
-        str, Parameter(help="Address to listen at. Any but this machine's own needs an API key.")
+        str, Parameter(help="Address to listen on. Any but this machine's own needs an API key.")
     ] = "127.0.0.1",
     port: Annotated[
-        int, Parameter(validator=Number(gte=0, lte=65_535), help="Port to listen at. 0: any that is free.")
+        int, Parameter(validator=Number(gte=0, lte=65_535), help="Port to listen on. 0: any free port.")
     ] = 8000,
     name: Annotated[str | None, Parameter(help="Name of the model in requests. auto: the last part of MODEL.")] = None,
     also: Annotated[
@@ -42,64 +42,70 @@ def command(
         Parameter(
             name="--also",
             negative=(),
-            help="Another model to serve beside it, as NAME=MODEL; may be given several times.",
+            help="Another model to serve, as NAME=MODEL. Repeat it for several.",
         ),
     ] = (),
     with_base: Annotated[
-        bool, Parameter(negative=(), help="Serve the base of a run beside it, as `base`; the page then shows both.")
+        bool, Parameter(negative=(), help="Also serve the base model of a run, as `base`. The page then shows both.")
     ] = False,
     api_key_file: Annotated[
-        Path | None, Parameter(help="File that holds the API key; else the environment's FINETALE_API_KEY.")
+        Path | None, Parameter(help="File with the API key. auto: the environment variable FINETALE_API_KEY.")
     ] = None,
     allow_host: Annotated[
-        tuple[str, ...], Parameter(negative=(), help="Further names under which it may be reached, as behind a proxy.")
+        tuple[str, ...],
+        Parameter(negative=(), help="Another host name to accept, such as a proxy's. Repeat it for several."),
     ] = (),
     allow_origin: Annotated[
         tuple[str, ...],
         Parameter(
-            negative=(), help="Other sites whose pages may ask, as https://example.org; may be given several times."
+            negative=(),
+            help="Another site whose pages may send requests, as https://example.org. Repeat it for several.",
         ),
     ] = (),
     engine: Annotated[
         Literal["auto", "openvino", "torch", "vllm"],
         Parameter(
-            help="What computes: OpenVINO with int8 weights, PyTorch, or an installed vLLM. auto: the faster here of the first two, if its numbers are right."
+            help="Engine: OpenVINO with int8 weights, PyTorch, or an installed vLLM. "
+            "auto: the faster of the first two on this machine, if its numbers are right."
         ),
     ] = "auto",
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],
-        Parameter(help="Of PyTorch's weights. auto: bf16 on a GPU, fp32 elsewhere."),
+        Parameter(help="Precision of PyTorch's weights. auto: bf16 on a GPU, fp32 elsewhere."),
     ] = "auto",
     slots: Annotated[
-        int, Parameter(validator=Number(gte=1, lte=1024), help="Completions that are computed at the same time.")
+        int, Parameter(validator=Number(gte=1, lte=1024), help="Maximum number of completions at the same time.")
     ] = 16,
     queue: Annotated[
         int,
-        Parameter(validator=Number(gte=0, lte=100_000), help="Requests that may wait; further ones get status 429."),
+        Parameter(
+            validator=Number(gte=0, lte=100_000),
+            help="Maximum number of waiting requests. Further ones get status 429.",
+        ),
     ] = 32,
     timeout: Annotated[
-        float, Parameter(validator=Number(gt=0), help="Seconds in which a request must be done, its waiting included.")
+        float, Parameter(validator=Number(gt=0), help="Time limit for a request in seconds, waiting included.")
     ] = 600.0,
     drain: Annotated[
         float,
         Parameter(
-            validator=Number(gte=0, lte=86_400), help="Seconds to finish what was begun, after SIGTERM or Ctrl-C."
+            validator=Number(gte=0, lte=86_400), help="Seconds to finish running requests after SIGTERM or Ctrl-C."
         ),
     ] = 30.0,
     revision: Annotated[str | None, Parameter(help="Branch, tag or commit on the Hub.")] = None,
     offline: Annotated[bool, Parameter(negative=(), help="Use only what is on this machine already.")] = False,
     quiet: Quiet = False,
 ) -> int:
-    """Put a model behind an OpenAI-compatible API: /v1/completions, /v1/models, /health, /ready."""
+    """Serve a model through an OpenAI-compatible API: /v1/completions, /v1/models, /health, /ready."""
     key = _key(api_key_file)
     if not host.strip():
-        raise ConfigError("--host is empty.", "Give an address to listen at, or leave it out.")
+        raise ConfigError("--host is empty.", "Set it to an address to listen on, or leave it out.")
     if host not in _LOOPBACK and key is None:
         raise ConfigError(
-            f"Listening at {host} would let others on the network in, and there is no API key.",
-            "Give one with --api-key-file or FINETALE_API_KEY, or leave out --host.",
+            f"--host {host} would give others on the network access, and there is no API key.",
+            "Set one with --api-key-file or FINETALE_API_KEY, or leave out --host.",
         )
-    with hangups() as reloads:  # from here on: a service that comes up is asked to open its models again, not ended
+    with hangups() as reloads:  # as early as possible, so that SIGHUP during start-up means a reload, not the end
         try:
             from finetale.server import service
             from finetale.server.access import Limits
@@ -117,7 +123,7 @@ def command(
         names = Counter([called, *(other for other, _ in others), *(["base"] if with_base else [])])
         if twice := [name for name, number in names.items() if number > 1]:
             raise ConfigError(
-                f"Two models have the name {twice[0]}.", "Name them apart with --name and --also NAME=MODEL."
+                f"Two models have the name {twice[0]}.", "Give them different names with --name and --also NAME=MODEL."
             )
         everywhere = host in ("0.0.0.0", "::")
         own = socket.gethostname() if everywhere else host
@@ -129,7 +135,7 @@ def command(
         def ready(address: str, served: list[str]) -> None:
             stack.close()
             console.print(
-                f"Serving {' and '.join(served)} at {address}/v1 (Ctrl-C ends it)",
+                f"Serving {' and '.join(served)} at {address}/v1 (press Ctrl-C to stop)",
                 soft_wrap=True,
                 highlight=False,
                 markup=False,
@@ -147,8 +153,8 @@ def command(
                 loaded = open_first(lambda event: None)
                 if loaded.provenance.kind != "run":
                     raise ConfigError(
-                        f"{model} is no run, so it has no base to stand beside it.",
-                        "Leave out --with-base; --also NAME=MODEL serves another model.",
+                        f"{model} is not a run, so it has no base model to serve.",
+                        "Leave out --with-base. To serve another model, use --also NAME=MODEL.",
                     )
                 return pipeline.open_base(model, loaded, notify)
 
@@ -184,57 +190,59 @@ def _open(path: str, offline: bool, notify: Notify) -> LoadedModel:
 
 
 def _key(file: Path | None) -> str | None:
-    """The API key; without one None.
+    """Return the API key, or None if none is set.
 
     Raises:
-        ConfigError: the file can't be read or is empty.
+        ConfigError: the key's file cannot be read or is empty, or the key is not printable ASCII.
     """
     if file is None:
         given = os.environ.get("FINETALE_API_KEY", "").strip()
-        return _sound(given, "FINETALE_API_KEY") if given else None
+        return _checked(given, "FINETALE_API_KEY") if given else None
     try:
         key = file.expanduser().read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"The API key in {file} can't be read: {getattr(error, 'strerror', None) or error}.",
-            "Check who may read it." if isinstance(error, PermissionError) else "Check the path of --api-key-file.",
+            "Check the permissions of the file."
+            if isinstance(error, PermissionError)
+            else "Check the path of --api-key-file.",
         ) from None
     if not key:
-        raise ConfigError(f"{file} holds no API key.", "Write one into it, in one line.")
-    return _sound(key, str(file))
+        raise ConfigError(f"The API key file {file} is empty.", "Write the key into it, on one line.")
+    return _checked(key, str(file))
 
 
-def _sound(key: str, where: str) -> str:
+def _checked(key: str, where: str) -> str:
     if not (key.isascii() and key.isprintable()):
         raise ConfigError(
-            f"The API key in {where} can't be sent in a request: it may have ASCII letters, digits and signs, in one line.",
-            "Make another one, as with: openssl rand -hex 32",
+            f"The API key in {where} can't be sent in a request: it must be printable ASCII on one line.",
+            "Create another one, for example with: openssl rand -hex 32",
         )
     return key
 
 
 def _host(word: str) -> str:
-    """A name under which a service is reached, as the Host header has it without its port.
+    """Return a host name as the Host header has it, without its port.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not a host name.
     """
     if "/" in word or not word.strip():
-        raise ConfigError(f"--allow-host {word} is no name of a host.", "Write it as in --allow-host writers.example.")
+        raise ConfigError(f"--allow-host {word} is not a host name.", "Write it as in --allow-host writers.example.")
     from finetale.server.access import name_of
 
     return word.lower() if word.count(":") > 1 and not word.startswith("[") else name_of(word)
 
 
 def _origin(word: str) -> str:
-    """A site, as browsers name it.
+    """Return a site as browsers send it in the Origin header.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not a site.
     """
     scheme, _, place = word.lower().partition("://")
     if scheme not in ("http", "https") or not place.strip("/") or "/" in place.rstrip("/") or "*" in place:
-        raise ConfigError(f"--allow-origin {word} is no site.", "Write it as in --allow-origin https://example.org.")
+        raise ConfigError(f"--allow-origin {word} is not a site.", "Write it as in --allow-origin https://example.org.")
     default = ":443" if scheme == "https" else ":80"
     return f"{scheme}://{place.rstrip('/').removesuffix(default)}"
 

@@ -8,13 +8,13 @@ compares the converted model with the original in PyTorch before anything uses i
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from transformers import PreTrainedModel
 
+from finetale import extras
 from finetale.errors import ConfigError
 from finetale.export import openvino
 
@@ -46,21 +46,31 @@ class Format:
     Attributes:
         name: name of the format and of its module in this package.
         exporter: the module.
-        packages: packages that it needs.
-        extra: extra of Finetale that installs the packages.
+        packages: optional packages that it needs; `extras` knows how to install them.
     """
 
     name: str
     exporter: Exporter
     packages: tuple[str, ...]
-    extra: str
 
     def is_installed(self) -> bool:
         """Return whether all packages of the format are installed, without importing them."""
-        return all(importlib.util.find_spec(package) is not None for package in self.packages)
+        return all(map(extras.is_installed, self.packages))
+
+    def require_packages(self, purpose: str) -> None:
+        """Check that all packages of the format are installed.
+
+        Args:
+            purpose: what needs them; the subject of the message.
+
+        Raises:
+            ConfigError: names the first missing package and how to install it.
+        """
+        for package in self.packages:
+            extras.require(package, purpose)
 
 
-FORMATS = {format.name: format for format in (Format("openvino", openvino, ("openvino", "nncf"), "serve"),)}
+FORMATS = {format.name: format for format in (Format("openvino", openvino, ("openvino", "nncf")),)}
 
 
 def find_format(name: str) -> Format:

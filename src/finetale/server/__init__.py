@@ -1,16 +1,17 @@
-"""A model behind OpenAI's API, for `finetale serve`. Needs the extra `serve`.
+"""OpenAI-compatible API for models, used by `finetale serve`. Needs the extra `serve`.
 
-    openapi         what the routes take and give, described
-wire            bodies to requests and back, pure functions
+service         life of a service: start, reload, shutdown
+app             routes
+access          API key, hosts, origins and sizes
+connections     limits on connections
+wire            request and response bodies; openapi describes them
 completion      a request → jobs → choices
-engines         what computes tokens, and which of them serves a model
-worker          the thread that keeps an engine busy; queue, turns, cancelling
-guard           keys, hosts, sizes
-answer          pieces → a body or a stream
-app             the routes
-vllm            vLLM behind these limits
-source          where a model comes from → an engine that serves it
-service         a server that runs until it is told to stop; logs is what it tells
+answer          pieces of choices → a body or a stream
+worker          thread that runs an engine; turns is its queue
+engines         engines that generate tokens, and the selection of one
+model_spec      specification of a model → the model with its worker
+vllm            vLLM as an engine
+meters, logs    metrics and log
 """
 
 from __future__ import annotations

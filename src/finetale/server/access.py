@@ -1,4 +1,4 @@
-"""What stands before every route: who may ask, from where, and how much. An ASGI application around another."""
+"""Access control in front of all routes: API key, hosts, origins and sizes. An ASGI application around another."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MOST_HEADER_BYTES = 16 * 1024
 _OPEN = ("/health", "/ready")
-"""Routes that need no key: who watches a service has none."""
+"""Routes that need no key, because monitoring has none."""
 QUEUE_FULL = "Too many requests are waiting; try again soon.", "queue_full"
 _REST_SECONDS, _REST_BYTES = 2.0, 256 * 2**20
 _ROUTES = (*_OPEN, "/", "/metrics", "/openapi.json", "/v1/models", "/v1/completions", "/v1/chat/completions")
@@ -32,20 +32,20 @@ _ROUTES = (*_OPEN, "/", "/metrics", "/openapi.json", "/v1/models", "/v1/completi
 
 @dataclass(frozen=True)
 class Limits:
-    """What a service takes.
+    """Limits of a service.
 
     Attributes:
-        key: without it nothing but its health is told; None for a service that only this machine reaches.
-        hosts: names that the Host header may have, without port; empty for any.
-        any_address: whether it may have any address as well. Those are numbers, which no site's name can lead here with.
-        origins: sites besides this one whose pages may ask, as https://example.org.
-        most_body: bytes of a body.
-        most_samples: completions of a request, over all its prompts.
-        most_connections: at a time.
-        header_seconds: in which the head of a request must have come.
-        body_seconds: in which a body must have come.
-        request_seconds: in which an answer must be done, its waiting included.
-        stalled_seconds: that a client may take nothing of an answer.
+        key: the API key. None for a service that only this machine can reach.
+        hosts: allowed values of the Host header, without port. Empty: any.
+        any_address: also allow any IP address as Host. DNS rebinding needs a name, so addresses are safe.
+        origins: other sites whose pages may send requests, as https://example.org.
+        most_body: maximum size of a body in bytes.
+        most_samples: maximum number of completions per request, over all its prompts.
+        most_connections: maximum number of open connections.
+        header_seconds: time limit for receiving the headers of a request.
+        body_seconds: time limit for receiving a body.
+        request_seconds: time limit for a response, waiting in the queue included.
+        stalled_seconds: how long a client may read nothing of a response.
     """
 
     key: str | None = None
@@ -63,7 +63,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Answered:
-    """One request that was answered."""
+    """A request and the status of its response, for the log and the metrics."""
 
     method: str
     route: str
@@ -73,10 +73,13 @@ class Answered:
 
 
 class Guard:
-    """Refuses what must not come in, before anything of it is read, and tells of every answer.
+    """Reject forbidden requests before their body is read, and report every response.
 
     Args:
-        is_full: whether a client, by its address, has to come again later, whatever it asks to be computed.
+        app: the application behind it.
+        limits: the limits of the service.
+        tell: callback; receives every response.
+        is_full: callback; returns whether a client, given by its address, must retry later whatever it requests.
     """
 
     def __init__(
@@ -88,29 +91,29 @@ class Guard:
         self.is_full = is_full
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         status = 0
         started = time.perf_counter()
 
-        async def noting(message: Message) -> None:
+        async def recording(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if status in (408, 413):  # more of the body may come
+                if status in (408, 413):  # the client may still be sending the body
                     message["headers"] = [*message["headers"], (b"connection", b"close")]
             elif status == 413 and not message.get("more_body"):
                 await send({**message, "more_body": True})
-                await _take_rest(receive)
+                await _discard_rest(receive)
                 message = {"type": "http.response.body", "body": b""}
             await send(message)
 
         try:
-            await self._serve(scope, receive, noting)
+            await self._serve(scope, receive, recording)
         finally:
-            # Routes of our own only, or whoever asks for many paths fills the memory of who counts them.
+            # Unknown paths share one label: each label costs memory in the metrics.
             route = scope["path"] if scope["path"] in _ROUTES else "other"
             self.tell(Answered(scope["method"], route, status, time.perf_counter() - started, _address(scope)))
 
@@ -126,30 +129,38 @@ class Guard:
         if scope["method"] == "POST" and self.is_full(_address(scope)):
             await _answer(send, 429, *QUEUE_FULL)
             return
-        await self._counted(scope, receive, send)
+        await self._with_body_limit(scope, receive, send)
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str, str | None] | None:
-        """(status, message, code) of what must not come in."""
+        """Return (status, message, code) for a forbidden request, else None."""
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADER_BYTES:
-            return 431, f"The request's head is larger than {MOST_HEADER_BYTES:,} bytes.", None
+            return 431, f"The request headers are larger than {MOST_HEADER_BYTES:,} bytes.", None
         host = name_of(headers.get("host", ""))
         if self.limits.hosts and host not in self.limits.hosts and not (self.limits.any_address and _is_address(host)):
-            # A page on the web can have its own name lead here (DNS rebinding), but can't change the Host it sends.
-            return 403, f"The host {host!r} is not served here: --allow-host adds a name.", "host_not_allowed"
+            # DNS rebinding: a web page can point its own name at this address, but cannot change the Host header.
+            return 403, f"The host {host!r} is not allowed. Add it with --allow-host.", "host_not_allowed"
         origin = headers.get("origin")
         if origin is not None and origin not in self.limits.origins and not _is_same(origin, headers["host"]):
-            return 403, "Pages of other sites may not ask here.", "origin_not_allowed"
+            return (
+                403,
+                "Requests from pages of other sites are not allowed. Add a site with --allow-origin.",
+                "origin_not_allowed",
+            )
         if self.limits.key is not None and scope["path"] not in _OPEN:
             given = _key_of(headers.get("authorization", ""))
             if not hmac.compare_digest(given.encode(), self.limits.key.encode()):
-                return 401, "The API key is missing or wrong: Authorization: Bearer KEY.", "invalid_api_key"
+                return (
+                    401,
+                    "The API key is missing or incorrect. Send it as Authorization: Bearer KEY.",
+                    "invalid_api_key",
+                )
         return None
 
     def _too_large(self) -> tuple[int, str, str | None]:
         return 413, f"The body is larger than {self.limits.most_body:,} bytes.", "body_too_large"
 
-    async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The application, with a body that is counted while it comes in."""
+    async def _with_body_limit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Call the application; reject the body once it exceeds the limit."""
         size = 0
 
         async def counting() -> Message:
@@ -165,7 +176,7 @@ class Guard:
 
 
 def name_of(host: str) -> str:
-    """A host without its port, in lower case; brackets of IPv6 addresses are left out."""
+    """Return a host in lower case, without its port and without the brackets of IPv6 addresses."""
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
     return host.rpartition(":")[0].lower() if ":" in host else host.lower()
@@ -179,14 +190,14 @@ def _is_address(host: str) -> bool:
 
 
 def _is_same(origin: str, host: str) -> bool:
-    """Whether a page's origin is the host that it asks, ports included."""
+    """Return whether a page's origin equals the requested host, port included."""
     scheme, _, place = origin.lower().partition("://")
     default = {"http": ":80", "https": ":443"}.get(scheme)
     return default is not None and place.removesuffix(default) == host.lower().removesuffix(default)
 
 
 def _key_of(authorization: str) -> str:
-    """The key that a request shows: Bearer KEY, or what a browser makes of a password."""
+    """Return the key of a request: from Bearer KEY, or the password of Basic authentication, which browsers use."""
     scheme, _, given = authorization.partition(" ")
     if scheme.lower() == "bearer":
         return given.strip()
@@ -196,8 +207,8 @@ def _key_of(authorization: str) -> str:
     return ""
 
 
-async def _take_rest(receive: Receive) -> None:
-    """Let a client send on what it has begun, for a while: one that is cut off while it sends does not read the answer."""
+async def _discard_rest(receive: Receive) -> None:
+    """Discard the rest of a body, within limits. A client that is cut off while sending does not read the response."""
     size = 0
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_REST_SECONDS):
@@ -219,7 +230,7 @@ async def _answer(send: Send, status: int, message: str, code: str | None, *, pa
     body = json.dumps(wire.error_body(message, _KINDS.get(status, "invalid_request_error"), None, code)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == 401:
-        # A browser asks for the key where it is told of a name and a password; programs want the other way.
+        # Browsers show a password prompt for Basic; programs expect Bearer.
         scheme = "Basic" if path == "/" else "Bearer"
         headers.append((b"www-authenticate", f'{scheme} realm="Finetale"'.encode()))
     if status == 429:

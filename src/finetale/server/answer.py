@@ -1,4 +1,4 @@
-"""The answer to one request: pieces come from a worker's thread, and become a body or a stream. Knows no routes."""
+"""The response to one request: pieces from a worker's thread become a body or a stream. Knows no routes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Pieces = asyncio.Queue["Piece | Exception | None"]
 
 @dataclass
 class Served:
-    """A model that is served under a name."""
+    """A model with the worker that serves it."""
 
     name: str
     vocabulary: Vocabulary
@@ -37,44 +37,47 @@ class Served:
 
     @property
     def described(self) -> str:
-        """Its name and engine, for people."""
+        """Name and engine, for people."""
         return f"{self.name} ({self.worker.engine.name})"
 
     @property
     def works(self) -> bool:
-        """Whether its engine does."""
+        """Whether the engine works."""
         return self.worker.works
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for their turn."""
+        """Number of requests in the queue."""
         return self.worker.waiting
 
     @property
     def busy(self) -> int:
-        """Samples that are being worked on."""
+        """Number of completions being generated."""
         return self.worker.busy
 
     def is_full(self, client: str) -> bool:
-        """Whether a client has to come again later."""
+        """Return whether the queue is full for a client."""
         return self.worker.is_full(client)
 
     def expire(self) -> None:
-        """There is no more time; see Worker."""
+        """End all unfinished requests; see Worker."""
         self.worker.expire()
 
     def close(self, seconds: float | None) -> None:
-        """Finish what was begun, and end; see Worker."""
+        """Finish the requests and end; see Worker."""
         self.worker.close(seconds)
 
 
 class Answer:
-    """One request.
+    """One request and its response.
 
     Args:
-        completion: what is to be computed.
-        shape: of bodies and events.
-        seconds: in which it must be done.
+        completion: the jobs of the request.
+        shape: form of bodies and events.
+        model: the model that generates.
+        meters: metrics of the service.
+        post: takes pieces from the worker's thread to the event loop.
+        seconds: time limit, from now on.
     """
 
     def __init__(
@@ -94,20 +97,20 @@ class Answer:
         self._ticket: Ticket | None = None
 
     def submit(self, client: str) -> None:
-        """Put it into the worker's queue.
+        """Put the request into the worker's queue.
 
         Raises:
-            RequestError: there is no room, or the worker is about to end.
+            RequestError: the queue is full, or the worker is shutting down.
         """
-        self._ticket = self.model.worker.submit(self.completion, client, self._tell)
+        self._ticket = self.model.worker.submit(self.completion, client, self._receive)
 
     async def cancel(self) -> None:
-        """Nobody waits for it any more."""
+        """Cancel the request."""
         if self._ticket is not None:
             self.model.worker.cancel(self._ticket)
 
-    def _tell(self, piece: Piece | Exception | None) -> None:
-        """Called from the worker's thread."""
+    def _receive(self, piece: Piece | Exception | None) -> None:
+        """Receive a piece, an error or the end. Runs in the worker's thread."""
         now = time.perf_counter()
         if isinstance(piece, Piece) and self._first is None:
             self._first = now
@@ -115,7 +118,7 @@ class Answer:
         elif piece is None:
             self._count(now)
         if isinstance(piece, Piece) and not self.completion.request.stream:
-            self._whole.append(piece)  # nobody waits for it alone
+            self._whole.append(piece)  # only the whole body is sent
         else:
             self._post.put(self._pieces, piece)
 
@@ -124,23 +127,23 @@ class Answer:
             async with asyncio.timeout(self._began + self._seconds - time.perf_counter()):
                 return await self._pieces.get()
         except TimeoutError:
-            message = f"The answer was not done within {self._seconds:g} seconds."
+            message = f"The response was not ready within {self._seconds:g} seconds."
             return RequestError(message, status=504, kind="server_error", code="timeout")
 
     def _count(self, now: float) -> None:
         made = self.completion.usage()
         self._meters.prompt_tokens.labels(self.model.name).inc(made["prompt_tokens"])
         self._meters.completion_tokens.labels(self.model.name).inc(made["completion_tokens"])
-        longest = max(len(writer.job.tokens) for group in self.completion.groups for writer in group)
+        longest = max(len(builder.job.tokens) for group in self.completion.groups for builder in group)
         if longest > 1 and self._first is not None:
             self._meters.each_token.labels(self.model.name).observe((now - self._first) / (longest - 1))
 
     async def whole(self) -> dict[str, Any]:
-        """The body, once all is computed; of best_of the likeliest a token.
+        """Return the response body. With `best_of`, keep the choices with the highest mean log-probability per token.
 
         Raises:
-            Exception: what went wrong in the worker.
-            RequestError: it was not done in time.
+            Exception: the worker failed.
+            RequestError: the time limit passed.
         """
         ended = await self._next()
         if isinstance(ended, Exception):
@@ -148,22 +151,22 @@ class Answer:
         asked = self.completion.request
         choices = []
         for number, group in enumerate(self.completion.groups):
-            opening, told = self.completion.opening(group)
-            writers = group
+            opening, read = self.completion.opening(group)
+            builders = group
             if asked.count > (asked.n or 1):
-                likeliest = sorted(group, key=lambda writer: -writer.logprob / max(1, len(writer.job.tokens)))
-                writers = likeliest[: asked.n or 1]
-            for place, writer in enumerate(writers):
-                mine = [piece for piece in self._whole if piece.index == writer.index]
+                ranked = sorted(group, key=lambda builder: -builder.logprob / max(1, len(builder.job.tokens)))
+                builders = ranked[: asked.n or 1]
+            for place, builder in enumerate(builders):
+                mine = [piece for piece in self._whole if piece.index == builder.index]
                 text = opening + "".join(piece.text for piece in mine)
                 written = [(token, at + len(opening)) for piece in mine for token, at in piece.tokens]
                 reason = mine[-1].finish_reason if mine else None
                 index = number * (asked.n or 1) + place
-                choices.append(self._shape.choice(index, text, reason, self._logprobs([*told, *written])))
+                choices.append(self._shape.choice(index, text, reason, self._logprobs([*read, *written])))
         return self.head | {"choices": choices, "usage": self.completion.usage()}
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """The events of a stream."""
+        """Yield the events of a stream."""
         asked = self.completion.request
         wants_usage = asked.stream_options is not None and asked.stream_options.include_usage
         head = self._shape.stream_head(self.head) | ({"usage": None} if wants_usage else {})
@@ -176,13 +179,13 @@ class Answer:
                 yield wire.event(error_of(piece)[1])
                 break
             text = piece.text
-            told: list[tuple[Token, int]] = []
+            read: list[tuple[Token, int]] = []
             first = piece.index not in openings
             if first:
-                opening, told = self.completion.opening(self.completion.groups[piece.index // asked.count])
+                opening, read = self.completion.opening(self.completion.groups[piece.index // asked.count])
                 text, openings[piece.index] = opening + text, len(opening)
             written = [(token, at + openings[piece.index]) for token, at in piece.tokens]
-            logprobs = self._logprobs([*told, *written])
+            logprobs = self._logprobs([*read, *written])
             choice = self._shape.part(piece.index, text, piece.finish_reason, logprobs, first=first)
             yield wire.event(head | {"choices": [choice]})
         if piece is None and wants_usage:
@@ -192,15 +195,15 @@ class Answer:
     def _logprobs(self, tokens: list[tuple[Token, int]]) -> dict[str, Any] | None:
         if self.completion.request.logprobs is None:
             return None
-        return self._shape.logprobs(self.completion.told(tokens))
+        return self._shape.logprobs(self.completion.with_texts(tokens))
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events.
+    """A response of server-sent events.
 
     Args:
-        events: the bytes of each.
-        end: called at the end, also where the client leaves: events that nobody asks for any more are not told so at once.
+        events: the encoded events.
+        end: called when the response ends, also when the client disconnects; the iterator alone would notice too late.
     """
 
     def __init__(self, events: AsyncIterator[bytes], end: Callable[[], Awaitable[None]]) -> None:
@@ -209,7 +212,7 @@ class EventStream(StreamingResponse):
         self._end = end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send them."""
+        """Send the events."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -217,7 +220,7 @@ class EventStream(StreamingResponse):
 
 
 class Post:
-    """Takes pieces from workers' threads to the loop, all that are there at each wake-up: one a step, not one a text."""
+    """Takes pieces from workers' threads to the event loop. One wake-up delivers all pieces of a step."""
 
     def __init__(self) -> None:
         self._letters: deque[tuple[Pieces, Piece | Exception | None]] = deque()
@@ -225,11 +228,11 @@ class Post:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def open(self) -> None:
-        """Deliver in the loop that runs now."""
+        """Deliver to the running event loop."""
         self._loop = asyncio.get_running_loop()
 
     def put(self, pieces: Pieces, piece: Piece | Exception | None) -> None:
-        """From any thread."""
+        """Send a piece. Any thread may call this."""
         self._letters.append((pieces, piece))
         if self._woken or self._loop is None:
             return
@@ -238,16 +241,18 @@ class Post:
             self._loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
-        self._woken = False  # first: what is put from here on wakes the loop again
+        self._woken = False  # before delivering, so that later pieces wake the loop again
         while self._letters:
             pieces, piece = self._letters.popleft()
             pieces.put_nowait(piece)
 
 
 def error_of(error: Exception) -> tuple[int, dict[str, Any]]:
-    """Status and body of an error."""
+    """Return the status and body of an error."""
     if isinstance(error, RequestError):
         return error.status, wire.error_body(error.message, error.kind, error.parameter, error.code)
     if isinstance(error, FinetaleError):
         return 500, wire.error_body(error.message, "server_error", None, None)
-    return 500, wire.error_body("Something failed here; the service's log says what.", "server_error", None, None)
+    return 500, wire.error_body(
+        "The server had an internal error. Its log has the details.", "server_error", None, None
+    )

@@ -1,4 +1,4 @@
-"""The service over HTTP: OpenAI's completions API on Starlette. Knows nothing of how tokens are computed."""
+"""The HTTP routes: OpenAI's completions APIs on Starlette. Knows nothing of how tokens are computed."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ from finetale.server.wire import ChatRequest, CompletionRequest
 T = TypeVar("T")
 _log = logging.getLogger("finetale.server")
 _SHORT = 4096
-"""Bytes of a body, characters or token ids that are looked at where they came in; more would keep the others waiting."""
+"""Bodies of at most this many bytes, and prompts of as many characters or ids, are parsed in the event loop; longer
+ones go to a thread, because they would delay other requests."""
 
 
 class Service:
-    """The routes, over some models."""
+    """The routes and the models that they serve."""
 
     def __init__(self, limits: Limits) -> None:
         self.models: dict[str, Served | Upstream] = {}
@@ -45,12 +46,12 @@ class Service:
         self._post = Post()
 
     def add(self, model: Served | Upstream) -> None:
-        """Serve a model, in the place of one of that name."""
+        """Serve a model. It replaces a model of the same name."""
         self.meters.watch(model.name, lambda: model.waiting, lambda: model.busy)
         self.models[model.name] = model
 
     def app(self) -> App:
-        """The ASGI application, with everything that guards it around it."""
+        """Return the ASGI application with its access control."""
         routes = [
             Route("/", self.playground, methods=["GET"]),
             Route("/health", self.health, methods=["GET"]),
@@ -63,30 +64,30 @@ class Service:
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
         ]
         handlers: dict[Any, Any] = {
-            RequestError: _refused,
+            RequestError: _rejected,
             HTTPException: _no_route,
-            ClientDisconnect: _gone,
+            ClientDisconnect: _disconnected,
             Exception: _failed,
         }
         guarded = Guard(Starlette(routes=routes, exception_handlers=handlers), self.limits, self.tell, self.is_full)
         if not self.limits.origins:
             return guarded
-        # Before the guard, for browsers ask whether they may ask without any key.
+        # Outside the guard, because browsers send preflight requests without a key.
         return CORSMiddleware(
             guarded, allow_origins=list(self.limits.origins), allow_methods=["GET", "POST"], allow_headers=["*"]
         )
 
     def is_full(self, client: str) -> bool:
-        """Whether no model has room for what a client may ask."""
+        """Return whether the queues of all models are full for a client."""
         return bool(self.models) and all(model.is_full(client) for model in self.models.values())
 
     def expire(self) -> None:
-        """There is no more time: what is not done is told so."""
+        """End all unfinished requests with an error."""
         for model in self.models.values():
             model.expire()
 
     def tell(self, told: Answered) -> None:
-        """Count and log one answer. Of the request it has the route alone: prompts are nobody's business."""
+        """Count and log a response. The log has the route only, never a prompt."""
         self.meters.requests.labels(told.route, str(told.status)).inc()
         _log.info(
             "request",
@@ -100,10 +101,13 @@ class Service:
         )
 
     async def playground(self, request: Request) -> Response:
-        """A page to try the models on. It loads nothing from elsewhere and can run nothing but its own script."""
+        """Return the page for trying the models. Its policy forbids outside resources and all scripts but its own."""
         nonce = secrets.token_urlsafe(16)
         page = _page().render(models=list(self.models), nonce=nonce)
-        policy = f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+        policy = (
+            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
+            "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+        )
         headers = {
             "Content-Security-Policy": policy,
             "X-Content-Type-Options": "nosniff",
@@ -112,11 +116,11 @@ class Service:
         return HTMLResponse(page, headers=headers)
 
     async def health(self, request: Request) -> Response:
-        """Whether the process answers at all."""
+        """Report that the process is alive."""
         return JSONResponse({"status": "ok"})
 
     async def ready(self, request: Request) -> Response:
-        """Whether it takes requests."""
+        """Report whether the service takes requests."""
         if not all(model.works for model in self.models.values()):
             return JSONResponse({"status": "failed"}, 503)
         if self.draining or self.loading:
@@ -124,33 +128,35 @@ class Service:
         return JSONResponse({"status": "ready"})
 
     async def metrics(self, request: Request) -> Response:
-        """Everything that is counted, for Prometheus."""
+        """Return the metrics for Prometheus."""
         return Response(self.meters.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def describe(self, request: Request) -> Response:
-        """This service in OpenAPI."""
+        """Return the OpenAPI document."""
         return JSONResponse(openapi.document(list(self.models), needs_key=self.limits.key is not None))
 
     async def list_models(self, request: Request) -> Response:
-        """Every model by its name."""
+        """List the models."""
         return JSONResponse({"object": "list", "data": [_described(model) for model in self.models.values()]})
 
     async def one_model(self, request: Request) -> Response:
-        """One model."""
+        """Describe one model."""
         return JSONResponse(_described(self._model(request.path_params["name"])))
 
     async def completions(self, request: Request) -> Response:
-        """Text that goes on from a prompt."""
+        """Complete prompts."""
         asked = await self._read(CompletionRequest, request)
         return await self._answer(request, asked, wire.TEXT)
 
     async def chat(self, request: Request) -> Response:
-        """The next message of a conversation, by the template that the model was trained with."""
+        """Generate the next message of a conversation with the model's chat template."""
         chat = await self._read(ChatRequest, request)
         model = self._model(chat.model)
         if isinstance(model, Upstream):
             self._limit(chat.n or 1, "n")
-            return await _until_gone(request, model.answer("/v1/chat/completions", chat, self.limits.request_seconds))
+            return await _until_disconnect(
+                request, model.answer("/v1/chat/completions", chat, self.limits.request_seconds)
+            )
         messages = [message.plain() for message in chat.messages]
         ids = await run_in_threadpool(model.vocabulary.encode_chat, messages)
         return await self._answer(request, chat.completion(ids), wire.CHAT)
@@ -164,32 +170,32 @@ class Service:
             async with asyncio.timeout(self.limits.body_seconds):
                 return await request.body()
         except TimeoutError:
-            raise RequestError("The body did not come in time.", status=408, code="timeout") from None
+            raise RequestError("The body was not received in time.", status=408, code="timeout") from None
 
     def _limit(self, wanted: int, parameter: str) -> None:
         if wanted > self.limits.most_samples:
             raise RequestError(
-                f"{wanted:,} completions were asked for; a request may have {self.limits.most_samples}.", parameter
+                f"The request asks for {wanted:,} completions; the maximum is {self.limits.most_samples}.", parameter
             )
 
     async def _answer(self, request: Request, asked: CompletionRequest, shape: wire.Shape) -> Response:
         model = self._model(asked.model)
         self._limit(len(asked.prompts) * asked.count, "n" if asked.count > 1 else "prompt")
         if isinstance(model, Upstream):
-            return await _until_gone(request, model.answer("/v1/completions", asked, self.limits.request_seconds))
+            return await _until_disconnect(request, model.answer("/v1/completions", asked, self.limits.request_seconds))
         self._post.open()
         answer = await self._submitted(asked, shape, model, request.client.host if request.client else "")
         if asked.stream:
             return EventStream(answer.stream(), answer.cancel)
         try:
-            return JSONResponse(await _until_gone(request, answer.whole()))
+            return JSONResponse(await _until_disconnect(request, answer.whole()))
         finally:
             await answer.cancel()
 
     async def _submitted(self, asked: CompletionRequest, shape: wire.Shape, model: Served, client: str) -> Answer:
-        """An answer that waits for its turn at a model, or at another that has just taken that one's place."""
+        """Queue a request at a model, or at its successor if the model was just replaced."""
         try:
-            model.worker.check(client)  # before there is any work in it
+            model.worker.check(client)  # before any work is done for the request
             make = partial(Completion, asked, model.vocabulary, fills=shape is wire.CHAT)
             completion = await run_in_threadpool(make) if asked.size > _SHORT else make()
             answer = Answer(completion, shape, model, self.meters, self._post, self.limits.request_seconds)
@@ -203,10 +209,10 @@ class Service:
 
     def _model(self, name: str) -> Served | Upstream:
         if self.loading:
-            raise RequestError("The models are being loaded.", status=503, kind="server_error", code="loading")
+            raise RequestError("The models are still loading.", status=503, kind="server_error", code="loading")
         if name not in self.models:
             names = ", ".join(self.models)
-            message = f"There is no model {name!r} here, but {names}."
+            message = f"The model {name!r} does not exist. Available models: {names}."
             raise RequestError(message, "model", status=404, code="model_not_found")
         return self.models[name]
 
@@ -221,20 +227,20 @@ def _described(model: Served | Upstream) -> dict[str, Any]:
     return {"id": model.name, "object": "model", "created": model.created, "owned_by": "finetale"}
 
 
-async def _until_gone(request: Request, work: Awaitable[T]) -> T:
-    """Result of some work, unless the client leaves first.
+async def _until_disconnect(request: Request, work: Awaitable[T]) -> T:
+    """Return the result of `work`, or cancel it if the client disconnects first.
 
     Raises:
-        ClientDisconnect: nobody waits for the result any more.
+        ClientDisconnect: the client disconnected.
     """
 
-    async def gone() -> None:
+    async def disconnect() -> None:
         while True:
             message = await request.receive()
             if message["type"] == "http.disconnect":
                 return
 
-    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(disconnect())
     try:
         await asyncio.wait([working, watching], return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -245,14 +251,14 @@ async def _until_gone(request: Request, work: Awaitable[T]) -> T:
         watching.cancel()
 
 
-async def _refused(request: Request, error: Exception) -> Response:
+async def _rejected(request: Request, error: Exception) -> Response:
     status, body = error_of(error)
     headers = {"Retry-After": "1"} if status in (429, 503) else None
     return JSONResponse(body, status, headers)
 
 
-async def _gone(request: Request, error: Exception) -> Response:
-    """Nobody waits for this; the status is for the log."""
+async def _disconnected(request: Request, error: Exception) -> Response:
+    """Return a status for the log; the client has disconnected."""
     return Response(status_code=499)
 
 
@@ -263,7 +269,10 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    what = {404: f"There is nothing at {request.url.path}.", 405: f"{request.method} is not for {request.url.path}."}
+    what = {
+        404: f"There is no route {request.url.path}.",
+        405: f"{request.method} is not allowed for {request.url.path}.",
+    }
     message = what.get(error.status_code, error.detail)
     body = wire.error_body(message, "invalid_request_error", None, None)
     return JSONResponse(body, error.status_code, error.headers)

@@ -1,4 +1,4 @@
-"""One request on its way: prompts → jobs for an engine → choices. Knows no network and no threads."""
+"""A request as jobs for an engine, and the choices made of their tokens. Knows no network and no threads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from finetale.tokens import begin_and_end
 
 
 class Vocabulary:
-    """What requests need to know of a tokenizer: ids of a text, and the text of an id."""
+    """A tokenizer for requests: token ids of a text, and the text of a token id."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, context: int, ends: tuple[int, ...] = ()
@@ -34,10 +34,10 @@ class Vocabulary:
         self._names: dict[int, str] = {}
 
     def encode(self, prompts: Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
-        """Token ids of prompts that are texts or ids, without beginning-of-text.
+        """Return the token ids of prompts, which are strings or ids, without beginning-of-text.
 
         Raises:
-            RequestError: an id is none of the vocabulary's.
+            RequestError: an id is not in the vocabulary.
         """
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         if texts:
@@ -48,14 +48,14 @@ class Vocabulary:
         return lists
 
     def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation, up to where the model's message begins.
+        """Return the token ids of a conversation, up to the start of the model's message.
 
         Raises:
-            RequestError: the model has no template for conversations, or it refuses this one.
+            RequestError: the model has no chat template, or the template rejects the conversation.
         """
         if not self.tokenizer.chat_template:
             raise RequestError(
-                "The model has no chat template, for it was not trained on conversations. Ask /v1/completions.",
+                "The model has no chat template: it was not trained on conversations. Use /v1/completions.",
                 "model",
                 code="no_chat_template",
             )
@@ -64,11 +64,11 @@ class Vocabulary:
                 messages, tokenize=True, add_generation_prompt=True, return_dict=False
             )
         except (TemplateError, ValueError, TypeError, KeyError) as error:
-            raise RequestError(f"messages: the model's chat template refuses them: {error}.", "messages") from None
+            raise RequestError(f"messages: the model's chat template rejects them: {error}.", "messages") from None
         return [int(token) for token in ids]
 
     def name_of(self, token: int) -> str:
-        """A token's text; one that is part of a character is told by its bytes, as bytes:\\xe4."""
+        """Return a token's text; for a part of a character its bytes, as bytes:\\xe4."""
         if token not in self._names:
             text = self.tokenizer.decode([token], clean_up_tokenization_spaces=False)
             if "\ufffd" in text:
@@ -81,7 +81,7 @@ class Vocabulary:
 
 
 def _byte_table() -> dict[str, int]:
-    """How byte-level tokenizers write bytes: printable ones as they are, the others as characters from U+0100 on."""
+    """Return the byte for each character that byte-level tokenizers use for it (GPT-2's table)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [value for value in range(256) if value not in printable]
     return {chr(value): value for value in printable} | {chr(256 + at): value for at, value in enumerate(others)}
@@ -89,7 +89,7 @@ def _byte_table() -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """New text of a choice, with the tokens it came from and where each begins; the last one has a finish_reason."""
+    """New text of a choice, with its tokens and their offsets. The last piece has a finish_reason."""
 
     index: int
     text: str
@@ -98,13 +98,18 @@ class Piece:
 
 
 @dataclass(slots=True)
-class Writer:
-    """A job and the text that comes of it.
+class ChoiceBuilder:
+    """Builds the text of one choice from the tokens of its job.
 
     Attributes:
         index: number of the choice.
-        room: tokens that may follow.
-        whole: nothing of the text is needed before its end, so that it is made then.
+        job: the job that generates the tokens.
+        text: decodes the tokens.
+        end: id of end-of-text.
+        room: maximum number of tokens.
+        whole: decode the text once at its end, because nothing needs it earlier.
+        finished: why the text ended; None while it has not.
+        logprob: sum of the tokens' log-probabilities in nats.
     """
 
     index: int
@@ -119,10 +124,10 @@ class Writer:
     _tokens: list[tuple[Token, int]] = field(default_factory=list)
 
     def accept(self, token: Token) -> None:
-        """Take the next token, and see whether the text ends with it."""
+        """Add the next token, and check whether it ends the text."""
         if token.id in self.ends:
             self.logprob += token.logprob or 0.0
-            # It is no text, but it was generated: who counts tokens from the end of `logprobs` relies on it.
+            # Clients that count tokens by `logprobs` need end-of-text too, although it has no text.
             self._tokens.append((token, len(self.text.text)))
             self.finished = "end"
         elif token.id == EXHAUSTED:
@@ -142,7 +147,7 @@ class Writer:
             self.text.finish()
 
     def take(self) -> Piece | None:
-        """What is new since the last time; None if nothing can be told yet."""
+        """Return the piece that is new since the last call; None if there is none yet."""
         last = self.finished is not None
         if self.whole and not last:
             begins, self._begun = not self._begun, True
@@ -150,7 +155,7 @@ class Writer:
         text = self.text.take(final=last)
         if not text and not last:
             return None
-        # Those that would begin where the text ends may yet be cut off with a stop string, or were.
+        # A token that begins where the text ends so far may still be cut off by a stop string.
         if last and self.finished != "stop":
             tokens, self._tokens = tuple(self._tokens), []
         else:
@@ -161,12 +166,12 @@ class Writer:
 
 
 class Completion:
-    """A request as jobs, and its answer from their pieces.
+    """The jobs of a request, and what its response needs of them.
 
     Args:
-        request: what was asked for.
-        vocabulary: of the model.
-        fills: whether a text may fill the context where no number of tokens is named.
+        request: the request.
+        vocabulary: the model's vocabulary.
+        fills: let a completion fill the context if the request sets no maximum.
 
     Raises:
         RequestError: a prompt does not fit the model.
@@ -177,30 +182,31 @@ class Completion:
         self.vocabulary = vocabulary
         settings = request.sampling(secrets.randbelow(2**32))
         self.prompts = vocabulary.encode(request.prompts)
-        # A text begins a document, as for `finetale generate`; token ids are taken for all there is.
+        # A string begins a document, as in `finetale generate`. Token ids are complete as they are.
         lead = [vocabulary.begin] if isinstance(request.prompts[0], str) else []
         wanted = request.max_tokens if fills else request.wanted
         bias = {int(token): value for token, value in (request.logit_bias or {}).items()}
         if any(token >= vocabulary.vocab_size for token in bias):
             raise RequestError(f"logit_bias: token ids must be below {vocabulary.vocab_size}.", "logit_bias")
         top = request.logprobs if request.logprobs is not None else 0 if request.count > (request.n or 1) else None
-        self.groups: list[list[Writer]] = []
-        before: Counter[tuple[int, ...]] = Counter()  # the same prompt again goes on with other samples
+        self.groups: list[list[ChoiceBuilder]] = []
+        before: Counter[tuple[int, ...]] = Counter()  # a repeated prompt gets other samples
         for number, ids in enumerate(self.prompts):
             room = vocabulary.context - len(lead) - len(ids)
             least = 0 if wanted == 0 else 1
             if room < least or (wanted is not None and wanted > room):
                 raise RequestError(
-                    f"The prompt has {len(lead) + len(ids)} tokens{', that of beginning-of-text among them,' if lead else ''}"
-                    + (f" and max_tokens is {wanted}" if wanted is not None else "")
-                    + f", and the model's context holds {vocabulary.context}.",
+                    f"The model's context length is {vocabulary.context} tokens. "
+                    f"The prompt has {len(lead) + len(ids)} tokens"
+                    + (", including beginning-of-text" if lead else "")
+                    + (f", and max_tokens is {wanted}." if wanted is not None else "."),
                     "max_tokens" if room >= 1 else "prompt",
                     code="context_length_exceeded",
                 )
             room = room if wanted is None else wanted
             self.groups.append(
                 [
-                    Writer(
+                    ChoiceBuilder(
                         number * request.count + sample,
                         Job(
                             [*lead, *ids],
@@ -223,12 +229,12 @@ class Completion:
             before[tuple(ids)] += request.count
 
     def usage(self) -> dict[str, int]:
-        """Tokens of the prompts and of all completions that were made."""
-        made = sum(len([t for t in writer.job.tokens if t >= 0]) for group in self.groups for writer in group)
+        """Return the `usage`: tokens of the prompts and of all generated completions."""
+        made = sum(len([t for t in builder.job.tokens if t >= 0]) for group in self.groups for builder in group)
         return wire.usage(sum(map(len, self.prompts)), made)
 
-    def opening(self, group: Sequence[Writer]) -> tuple[str, list[tuple[Token, int]]]:
-        """What echo puts before a completion: the prompt's text, and its tokens with where they begin."""
+    def opening(self, group: Sequence[ChoiceBuilder]) -> tuple[str, list[tuple[Token, int]]]:
+        """Return what echo puts before a completion: the prompt's text, and its tokens with their offsets."""
         if not self.request.echo:
             return "", []
         number = group[0].index // self.request.count
@@ -238,22 +244,24 @@ class Completion:
             if isinstance(given, str)
             else self.vocabulary.tokenizer.decode(given, clean_up_tokenization_spaces=False)
         )
-        told = group[0].job.prompt
+        read = group[0].job.prompt
         if not group[0].job.reads_prompt:
             return text, []
-        if len(told) < len(self.prompts[number]):
-            told = [Token(self.prompts[number][0]), *told]
+        if len(read) < len(self.prompts[number]):
+            read = [Token(self.prompts[number][0]), *read]
         stream = TextStream(self.vocabulary.tokenizer, [], (), special=True)
         places = []
-        for token in told:
+        for token in read:
             places.append(len(stream.text))
             stream.add(token.id)
-        return text, list(zip(told, places, strict=True))
+        return text, list(zip(read, places, strict=True))
 
-    def told(self, tokens: Sequence[tuple[Token, int]]) -> list[wire.Told]:
-        """Tokens with their places in the text, in words."""
+    def with_texts(self, tokens: Sequence[tuple[Token, int]]) -> list[wire.TokenText]:
+        """Return tokens with their texts, from tokens with their offsets."""
         name_of = self.vocabulary.name_of
         return [
-            wire.Told(name_of(token.id), token.logprob, [(name_of(other), value) for other, value in token.top], place)
+            wire.TokenText(
+                name_of(token.id), token.logprob, [(name_of(other), value) for other, value in token.top], place
+            )
             for token, place in tokens
         ]

@@ -1,4 +1,4 @@
-"""Connections, and what one may cost before and after its request: bounded in number and in time. Knows no routes."""
+"""Limits on connections: their number, and the time for sending headers and reading responses. Knows no routes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from finetale.server import wire
 from finetale.server.access import MOST_HEADER_BYTES, Limits
 
 _SPARE_FILES = 128
-"""Open files that are not connections."""
+"""Open files reserved for other uses than connections."""
 
 
 def most_connections(wanted: int = 1000) -> int:
-    """How many connections a process can hold; the system's limit on open files is raised for them as far as it lets."""
+    """Return how many connections the process can hold, at most `wanted`. Raises the limit on open files if allowed."""
     try:
         import resource
-    except ImportError:  # Windows has no such limit
+    except ImportError:  # Windows
         return wanted
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     need = wanted + _SPARE_FILES
@@ -34,14 +34,14 @@ def most_connections(wanted: int = 1000) -> int:
 
 
 def bounded(limits: Limits) -> type[BoundedProtocol]:
-    """The protocol with some limits."""
+    """Return the protocol class with the given limits."""
     return type("Bounded", (BoundedProtocol,), {"limits": limits})
 
 
 class BoundedProtocol(H11Protocol):
-    """HTTP/1.1 as uvicorn speaks it, with a number of connections, and a time for headers to come and for answers to be taken.
+    """uvicorn's HTTP/1.1 with limits on connections, on the time for headers and on clients that do not read.
 
-    A body has a limit of its own, which is the application's.
+    The application limits the time for a body.
     """
 
     limits: Limits
@@ -49,35 +49,37 @@ class BoundedProtocol(H11Protocol):
     _stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """One more client, if there is room."""
+        """Accept a connection, or reject it if too many are open."""
         if len(self.connections) >= self.limits.most_connections:
             message = "Too many connections are open; try again soon."
-            transport.write(_bare(503, message, "rate_limit_error", "too_many_connections", "Retry-After: 1\r\n"))
+            transport.write(
+                _raw_response(503, message, "rate_limit_error", "too_many_connections", "Retry-After: 1\r\n")
+            )
             transport.close()
             return
-        # asyncio does so for sockets whose protocol it is told, which those of a listener of our own are not. Without it
-        # what is written second, as a body or the next token, waits 40 ms for the client's word that it has the first.
+        # asyncio does not set it on sockets of our own listener. Without it a body or the next token waits 40 ms for
+        # the client's acknowledgement of the bytes before (Nagle's algorithm with delayed ACK).
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         super().connection_made(transport)
         self._waiting = self.loop.call_later(self.limits.header_seconds, transport.abort)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of a request; the time for its head begins with the first of them."""
-        if self.transport is None:  # it was refused
+        """Process bytes of a request; the first ones start the time limit for its headers."""
+        if self.transport is None:  # the connection was rejected
             return
         super().data_received(data)
         self._watch()
 
     def on_response_complete(self) -> None:
-        """An answer is out; the next request may have come with the one before."""
+        """Start the next request's time limit; its bytes may already be here."""
         super().on_response_complete()
-        if self.conn.their_state is not h11.IDLE:  # between two requests its time is uvicorn's affair
+        if self.conn.their_state is not h11.IDLE:  # uvicorn limits the time between two requests
             self._watch()
-        if self.transport.is_closing():  # what is not taken by then is not wanted
+        if self.transport.is_closing():  # end it even if the client does not read the rest
             self.loop.call_later(self.limits.stalled_seconds, self.transport.abort)
 
     def _watch(self) -> None:
-        """Whoever is to send a head, or the rest of a body that was answered unread, has so much time for it."""
+        """Run a time limit while the client must send headers, or the rest of a body whose response is complete."""
         answered = self.cycle is not None and self.cycle.response_complete
         if self.conn.their_state is not h11.IDLE and not (answered and self.conn.their_state is h11.SEND_BODY):
             self._waiting = _cancel(self._waiting)
@@ -85,43 +87,46 @@ class BoundedProtocol(H11Protocol):
             self._waiting = self.loop.call_later(self.limits.header_seconds, self.transport.abort)
 
     def send_400_response(self, msg: str) -> None:
-        """What came is no HTTP, or its head is too large."""
+        """Reject invalid HTTP and headers that are too large."""
         status = getattr(sys.exception(), "error_status_hint", 400)
         if status == 431:
-            msg = f"The request's head is larger than {MOST_HEADER_BYTES:,} bytes."
-        self.transport.write(_bare(status, msg, "invalid_request_error", None))
+            msg = f"The request headers are larger than {MOST_HEADER_BYTES:,} bytes."
+        self.transport.write(_raw_response(status, msg, "invalid_request_error", None))
         self.transport.close()
 
     def pause_writing(self) -> None:
-        """The client takes less than it is sent."""
+        """Start the time limit for a client that does not read."""
         super().pause_writing()
         self._stalled = self._stalled or self.loop.call_later(self.limits.stalled_seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """It has taken enough."""
+        """Stop that time limit."""
         super().resume_writing()
         self._stalled = _cancel(self._stalled)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client is gone."""
+        """Cancel all time limits."""
         self._waiting, self._stalled = _cancel(self._waiting), _cancel(self._stalled)
         if self.transport is not None:
             super().connection_lost(exc)
 
     def eof_received(self) -> Any:
-        """The client sends no more; it may still listen."""
+        """Keep the connection: the client sends no more but may still read."""
         return None if self.transport is None else super().eof_received()
 
 
-def _bare(status: int, message: str, kind: str, code: str | None, headers: str = "") -> bytes:
-    """An answer where there is no request to answer."""
+def _raw_response(status: int, message: str, kind: str, code: str | None, headers: str = "") -> bytes:
+    """Return a raw HTTP response, for when no request was parsed."""
     body = json.dumps(wire.error_body(message, kind, None, code)).encode()
-    head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{headers}Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    head = (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{headers}"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
     return head.encode() + body
 
 
 def _cancel(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
-    """What stands in a timer's place once it is cancelled."""
+    """Cancel a timer; return None to store in its place."""
     if timer is not None:
         timer.cancel()
     return None

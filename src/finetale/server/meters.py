@@ -1,4 +1,4 @@
-"""What a service counts, in Prometheus' format: requests, tokens, the queue, time to the first token and from one to the next."""
+"""Metrics in Prometheus' format: requests, tokens, queue length, time to first token and time per token."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
 
 class Meters:
-    """The counters of one service; a registry of their own, so that two services in a process keep apart."""
+    """The metrics of one service. Each service has its own registry, so that one process can have several."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -20,34 +20,30 @@ class Meters:
         )
         self.prompt_tokens = Counter("finetale_prompt_tokens", "Tokens read.", ["model"], registry=self._registry)
         self.completion_tokens = Counter(
-            "finetale_completion_tokens", "Tokens made.", ["model"], registry=self._registry
+            "finetale_completion_tokens", "Tokens generated.", ["model"], registry=self._registry
         )
         self.first_token = Histogram(
             "finetale_time_to_first_token_seconds",
-            "From a request to its first text.",
+            "Seconds from a request to its first text.",
             ["model"],
             buckets=_SECONDS,
             registry=self._registry,
         )
         self.each_token = Histogram(
             "finetale_time_per_token_seconds",
-            "From one token to the next.",
+            "Seconds from one token to the next.",
             ["model"],
             buckets=_TOKEN_SECONDS,
             registry=self._registry,
         )
-        self._waiting = Gauge(
-            "finetale_queue_length", "Requests that wait for their turn.", ["model"], registry=self._registry
-        )
-        self._busy = Gauge(
-            "finetale_busy_slots", "Completions that are being computed.", ["model"], registry=self._registry
-        )
+        self._waiting = Gauge("finetale_queue_length", "Requests in the queue.", ["model"], registry=self._registry)
+        self._busy = Gauge("finetale_busy_slots", "Completions being generated.", ["model"], registry=self._registry)
 
     def watch(self, model: str, waiting: Callable[[], int], busy: Callable[[], int]) -> None:
-        """Look at a model's queue and slots whenever the meters are read."""
+        """Read a model's queue length and busy slots whenever the metrics are read."""
         self._waiting.labels(model).set_function(waiting)
         self._busy.labels(model).set_function(busy)
 
     def text(self) -> bytes:
-        """All of them in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)

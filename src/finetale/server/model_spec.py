@@ -1,4 +1,4 @@
-"""Where a served model comes from: opened at the start, and again when there is a newer one."""
+"""The specification of a model to serve; it opens the model at the start and again for a reload."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from finetale.server.vllm import Upstream, start
 from finetale.server.worker import Worker
 
 _UNLIMITED_CONTEXT = 8192
-_MEASURED = 8192
-"""Tokens of held-out text on which a converted model is held against PyTorch."""
+_COMPARED_TOKENS = 8192
+"""Number of held-out tokens for comparing a converted model with PyTorch."""
 _WINDOW = 512
 
 
@@ -31,12 +31,12 @@ class ModelSpec:
     """A model to serve.
 
     Attributes:
-        name: in requests.
-        load: reads its files.
+        name: name in requests.
+        load: loads the model.
         engine: auto, openvino, torch or vllm.
-        precision: "fp32" or "bf16" of PyTorch; "auto" for bf16 on an accelerator, fp32 elsewhere.
-        slots: completions at a time.
-        most_waiting: requests that may wait.
+        precision: of PyTorch's weights: fp32 or bf16; auto for bf16 on a GPU, fp32 elsewhere.
+        slots: maximum number of completions at a time.
+        most_waiting: maximum number of requests in the queue.
     """
 
     name: str
@@ -47,14 +47,14 @@ class ModelSpec:
     most_waiting: int = 32
 
     def open(self, notify: Notify, serving: Served | Upstream | None = None) -> Served | Upstream | None:
-        """The model, ready to serve; None if it is the one that is being served already, and its engine works.
+        """Return the model, ready to serve; None if `serving` has the same weights and its engine works.
 
         Raises:
-            FinetaleError: it can't be read, or the engine can't serve it.
+            FinetaleError: the model cannot be loaded, or the engine cannot serve it.
         """
         before = None if serving is None else serving.provenance
         if before is not None and before.kind in ("run", "local") and not Path(before.name).expanduser().exists():
-            raise ModelError(f"{before.name} is not there any more.", "")  # nobody at the hub is asked for it
+            raise ModelError(f"{before.name} does not exist any more.", "")  # or the name would be looked up on the Hub
         loaded = self.load(notify)
         if serving is not None and serving.works and before is not None and before.sha256 == loaded.provenance.sha256:
             return None
@@ -90,10 +90,10 @@ def serve_model(
     precision: str = "auto",
     notify: Notify = lambda event: None,
 ) -> Served:
-    """A model with an engine and its worker, which runs at once; arguments as of ModelSpec.
+    """Return a model with a running worker. The arguments are those of ModelSpec.
 
     Raises:
-        FinetaleError: the engine is not there or can't serve this model.
+        FinetaleError: the engine is not installed or cannot serve this model.
     """
     generator = Generator(loaded.model, loaded.tokenizer)
     window = getattr(loaded.model.config.get_text_config(), "sliding_window", None)
@@ -107,7 +107,7 @@ def serve_model(
         slots=slots,
         wanted=engine,
         dtype=torch.bfloat16 if half else torch.float32,
-        held_out=lambda: pipeline.held_out_ids(loaded, notify, most=_MEASURED, window=min(context, _WINDOW)),
+        held_out=lambda: pipeline.held_out_ids(loaded, notify, most=_COMPARED_TOKENS, window=min(context, _WINDOW)),
         notify=notify,
     )
     vocabulary = Vocabulary(loaded.tokenizer, facts.vocab_size, context, generator.ends)

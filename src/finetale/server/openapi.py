@@ -1,4 +1,4 @@
-"""The service described in OpenAPI 3.1, from the shapes that read requests. Pure data."""
+"""The service's OpenAPI 3.1 document, generated from the models of its requests. Pure data."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ _USAGE = {
 }
 
 
-def _answered(kind: str, content: dict[str, Any]) -> dict[str, Any]:
-    """The shape of a body whose choices have some content."""
+def _response_schema(kind: str, content: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a response whose choices have the given content."""
     choice = content | {"index": {"type": "integer", "minimum": 0}, "finish_reason": {"enum": ["stop", "length"]}}
     return {
         "type": "object",
@@ -69,8 +69,8 @@ _MESSAGE = {
     "required": ["role", "content"],
     "properties": {"role": {"const": "assistant"}, "content": {"type": "string"}},
 }
-_COMPLETION = _answered("text_completion", {"text": {"type": "string"}, "logprobs": _LOGPROBS})
-_CHAT = _answered("chat.completion", {"message": _MESSAGE, "logprobs": {"type": ["object", "null"]}})
+_COMPLETION = _response_schema("text_completion", {"text": {"type": "string"}, "logprobs": _LOGPROBS})
+_CHAT = _response_schema("chat.completion", {"message": _MESSAGE, "logprobs": {"type": ["object", "null"]}})
 _EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
 _MODEL = {
     "type": "object",
@@ -86,13 +86,13 @@ _STATUS = {"type": "object", "required": ["status"], "properties": {"status": {"
 
 
 def document(models: Sequence[str], *, needs_key: bool) -> dict[str, Any]:
-    """The OpenAPI document of a service that has some models."""
+    """Return the OpenAPI document of a service with the given models."""
     shapes: dict[str, Any] = {}
     for kind in (CompletionRequest, ChatRequest):
         request = kind.model_json_schema(ref_template="#/components/schemas/{model}")
         request["properties"]["model"]["enum"] = list(models)
         shapes |= request.pop("$defs", {}) | {kind.__name__: request}
-    errors = {str(status): _answer(text, _ERROR) for status, text in _ERRORS.items()}
+    errors = {str(status): _response(text, _ERROR) for status, text in _ERRORS.items()}
     listed = {
         "type": "object",
         "required": ["object", "data"],
@@ -102,24 +102,27 @@ def document(models: Sequence[str], *, needs_key: bool) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "Finetale", "version": finetale.__version__},
         "paths": {
-            "/health": {"get": {"responses": {"200": _answer("It is alive.", _STATUS)}, "security": []}},
+            "/health": {"get": {"responses": {"200": _response("The process is alive.", _STATUS)}, "security": []}},
             "/ready": {
                 "get": {
-                    "responses": {"200": _answer("It takes requests.", _STATUS), "503": _answer("It drains.", _STATUS)},
+                    "responses": {
+                        "200": _response("The service takes requests.", _STATUS),
+                        "503": _response("The service is loading, draining or has failed.", _STATUS),
+                    },
                     "security": [],
                 }
             },
-            "/v1/models": {"get": {"responses": {"200": _answer("Every model.", listed)} | _some(errors, 401, 403)}},
+            "/v1/models": {"get": {"responses": {"200": _response("All models.", listed)} | _select(errors, 401, 403)}},
             "/v1/models/{name}": {
                 "get": {
                     "parameters": [
                         {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
                     ],
-                    "responses": {"200": _answer("One model.", _MODEL)} | _some(errors, 401, 403, 404),
+                    "responses": {"200": _response("One model.", _MODEL)} | _select(errors, 401, 403, 404),
                 }
             },
-            "/v1/completions": {"post": _asked("CompletionRequest", "Completions", _COMPLETION, errors)},
-            "/v1/chat/completions": {"post": _asked("ChatRequest", "The next message", _CHAT, errors)},
+            "/v1/completions": {"post": _generation_route("CompletionRequest", "Completions", _COMPLETION, errors)},
+            "/v1/chat/completions": {"post": _generation_route("ChatRequest", "The next message", _CHAT, errors)},
         },
         "components": {
             "schemas": shapes,
@@ -130,21 +133,21 @@ def document(models: Sequence[str], *, needs_key: bool) -> dict[str, Any]:
 
 
 _ERRORS = {
-    400: "Something in the request can't be done.",
-    401: "The key is missing or wrong.",
-    403: "Another host or page than may ask.",
-    404: "No such model.",
-    408: "The body did not come in time.",
+    400: "The request is invalid.",
+    401: "The API key is missing or incorrect.",
+    403: "The host or the page's origin is not allowed.",
+    404: "The model does not exist.",
+    408: "The body was not received in time.",
     413: "The body is too large.",
-    429: "Too many requests wait.",
-    500: "Something failed here.",
-    503: "The service can't take it now: it is loading, or about to end.",
-    504: "The answer was not done in time.",
+    429: "Too many requests are waiting.",
+    500: "The server had an internal error.",
+    503: "The service is loading or shutting down.",
+    504: "The response was not ready in time.",
 }
 
 
-def _asked(request: str, what: str, body: dict[str, Any], errors: dict[str, Any]) -> dict[str, Any]:
-    """A route that computes."""
+def _generation_route(request: str, what: str, body: dict[str, Any], errors: dict[str, Any]) -> dict[str, Any]:
+    """Return the description of a route that generates text."""
     return {
         "requestBody": {
             "required": True,
@@ -160,9 +163,9 @@ def _asked(request: str, what: str, body: dict[str, Any], errors: dict[str, Any]
     }
 
 
-def _answer(text: str, schema: dict[str, Any]) -> dict[str, Any]:
+def _response(text: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"description": text, "content": {"application/json": {"schema": schema}}}
 
 
-def _some(errors: dict[str, Any], *statuses: int) -> dict[str, Any]:
+def _select(errors: dict[str, Any], *statuses: int) -> dict[str, Any]:
     return {str(status): errors[str(status)] for status in statuses}

@@ -1,4 +1,4 @@
-"""A service from its start to its end: it listens while its models are loaded, and finishes what it has begun."""
+"""The life of a service: it listens while it loads its models, and finishes running requests before it ends."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from finetale.signals import Bell, StopRequest, handling, hangups, in_terminal
 
 _log = logging.getLogger("finetale.server")
 _reloading = threading.Lock()
-_LAST_WORDS_SECONDS = 0.3
-"""For telling those who wait that it ends."""
+_LAST_ERRORS_SECONDS = 0.3
+"""Time to send the last errors to waiting clients."""
 
 
 def run(
@@ -45,18 +45,24 @@ def run(
     ready: Callable[[str, list[str]], None],
     reloads: list[int],
 ) -> None:
-    """Serve until SIGINT or SIGTERM; then take nothing new, finish what was begun, at most for `drain_seconds`.
+    """Serve until SIGINT or SIGTERM; then reject new requests and finish the running ones.
 
-    It listens at once, and says that it is loading until the models are there. SIGHUP opens them again: those that have
-    changed take the place of the old ones, which finish what they have begun.
+    The service listens at once and reports that it is loading until all models are ready. SIGHUP reloads the models: a
+    model that has changed replaces the old one, which finishes its requests.
 
     Args:
-        ready: told the address, and of each model its name and engine, once they can be asked.
-        reloads: of `hangups`.
+        specs: the models.
+        limits: limits on requests and connections.
+        host: address to listen on.
+        port: port to listen on; 0 for any free one.
+        drain_seconds: time limit for finishing running requests.
+        notify: receives the events of loading.
+        ready: callback; receives the URL and, for each model, its name and engine, once requests are served.
+        reloads: list that `hangups` fills.
 
     Raises:
-        ConfigError: the address can't be listened at.
-        FinetaleError: a model can't be served.
+        ConfigError: the service cannot listen on the address.
+        FinetaleError: a model cannot be served.
     """
     listener = _listen(host, port)
     service = Service(limits)
@@ -84,10 +90,10 @@ def run(
     thread.start()
     try:
         with logged_as_json():
-            # Ctrl-C ends the loading at once, and whatever it has started.
+            # Ctrl-C ends loading at once, and all processes that it has started.
             with StopRequest(at_once=True, resumable=False), hangups(reloads):
-                for source in specs:
-                    opened = source.open(notify)
+                for spec in specs:
+                    opened = spec.open(notify)
                     assert opened is not None
                     service.add(opened)
             with _draining(service, server, drain_seconds):
@@ -98,16 +104,16 @@ def run(
                     f"http://{f'[{address}]' if ':' in address else address}:{number}",
                     [model.described for model in service.models.values()],
                 )
-                told = False
+                announced = False
                 while not ended.is_set():
-                    if reloads:  # that came while it was loading, too
+                    if reloads:  # also signals that came while loading
                         reloads.clear()
-                        # Beside this thread, which has to see to the end meanwhile.
+                        # In another thread: this one must handle shutdown meanwhile.
                         threading.Thread(target=reload, args=(service, specs), daemon=True).start()
                     bell.wait()
-                    if service.draining and not told:
-                        told = True
-                        _log.info("ending: what was begun is finished first (Ctrl-C once more ends it at once)")
+                    if service.draining and not announced:
+                        announced = True
+                        _log.info("shutting down: finishing running requests (press Ctrl-C again to stop at once)")
     finally:
         server.should_exit = True
         thread.join(drain_seconds + 2)
@@ -120,29 +126,29 @@ def run(
 
 
 def reload(service: Service, specs: list[ModelSpec]) -> None:
-    """Open the models again; what can't be opened is told and served on as it was."""
-    torch.set_num_threads(ALL_THREADS)  # a thread begins with those of whatever thread has set them last
+    """Reload the models. If loading a model fails, log the error and keep serving the old one."""
+    torch.set_num_threads(ALL_THREADS)  # a new thread inherits the number that another thread set last
     with _reloading:
         _reload(service, specs)
 
 
 def _reload(service: Service, specs: list[ModelSpec]) -> None:
-    for source in specs:
+    for spec in specs:
         try:
-            opened = source.open(_tell, service.models[source.name])
+            opened = spec.open(_tell, service.models[spec.name])
         except (FinetaleError, OSError) as error:
-            _log.error("%s can't be opened again: %s", source.name, error)
+            _log.error("%s could not be reloaded and stays as it was: %s", spec.name, error)
             continue
-        except Exception:  # as where memory runs out; the others may be opened yet
-            _log.exception("%s can't be opened again", source.name)
+        except Exception:  # out of memory, for example; other models may still load
+            _log.exception("%s could not be reloaded and stays as it was", spec.name)
             continue
         if opened is None:
-            _log.info("%s has not changed", source.name)
+            _log.info("%s has not changed", spec.name)
             continue
-        old = service.models[source.name]
+        old = service.models[spec.name]
         service.add(opened)
-        _log.info("%s has been opened again", opened.described)
-        # What it has begun it ends by itself; its thread and memory go then.
+        _log.info("%s has been reloaded", opened.described)
+        # The old model finishes its requests, then its thread ends and its memory is freed.
         threading.Thread(target=_retire, args=(old,), daemon=True).start()
         del old, opened
 
@@ -154,7 +160,7 @@ def _retire(model: Served | Upstream) -> None:
 
 
 def _settle() -> None:
-    """Collect garbage, and let later collections pass over what is here: it is looked through in a quarter of a second."""
+    """Collect garbage, then exempt all current objects from later collections; scanning them takes 0.25 seconds."""
     gc.unfreeze()
     gc.collect()
     gc.freeze()
@@ -166,10 +172,10 @@ def _tell(event: Event) -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+    """Return a listening socket.
 
     Raises:
-        ConfigError: it can't, for the address is no one's here or taken.
+        ConfigError: the address is not available.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -177,13 +183,13 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError, UnicodeError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConfigError(
-            f"{host}:{port} can't be listened at: {why}.", "Choose another place with --host and --port."
+            f"Finetale can't listen on {host}:{port}: {why}.", "Choose another address with --host and --port."
         ) from None
 
 
 @contextmanager
 def _draining(service: Service, server: uvicorn.Server, seconds: float) -> Iterator[None]:
-    """SIGTERM and SIGINT drain, as does a terminal that is closed; a second SIGINT ends at once."""
+    """Shut down on SIGTERM, SIGINT or a closed terminal; on a second SIGINT at once."""
     expiry = threading.Timer(seconds, service.expire)
     expiry.daemon = True
 
@@ -193,11 +199,11 @@ def _draining(service: Service, server: uvicorn.Server, seconds: float) -> Itera
         if not again:
             expiry.start()
         elif number == signal.SIGINT:
-            threading.Thread(target=leave_at_once, daemon=True).start()
+            threading.Thread(target=stop_at_once, daemon=True).start()
 
-    def leave_at_once() -> None:
+    def stop_at_once() -> None:
         service.expire()
-        time.sleep(_LAST_WORDS_SECONDS)
+        time.sleep(_LAST_ERRORS_SECONDS)
         server.force_exit = True
 
     with handling({"SIGINT": end, "SIGTERM": end} | ({"SIGHUP": end} if in_terminal() else {})):

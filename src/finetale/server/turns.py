@@ -1,4 +1,4 @@
-"""Who is next: a bounded queue in which clients take turns, and of one client its users. Knows no requests and no threads."""
+"""A bounded fair queue: clients take turns, and so do the users of a client. Knows no requests and no threads."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-_Client = OrderedDict[str, deque[T]]  # by user, whose turn it is first
+_Client = OrderedDict[str, deque[T]]  # by user, in the order of their turns
 
 
 class Turns(Generic[T]):
-    """Things that wait.
+    """The queue.
 
     Args:
-        most: how many may wait. A client of whom nothing waits finds a quarter more, so that nobody can keep the others
-            out by filling the queue.
+        most: maximum length. For a client with nothing in the queue it is a quarter more, so that no client can lock
+            out the others by filling the queue.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._extra = -(-most // 4)
-        self._clients: OrderedDict[str, _Client[T]] = OrderedDict()  # whose turn it is first
+        self._clients: OrderedDict[str, _Client[T]] = OrderedDict()  # in the order of their turns
         self._count = 0
 
     def __len__(self) -> int:
@@ -34,23 +34,23 @@ class Turns(Generic[T]):
                 yield from waiting
 
     def has_room(self, client: str, soon: int = 0) -> bool:
-        """Whether something of a client may wait, where so many of those that wait will not for long."""
+        """Return whether a client may add an item. `soon` items of the queue are about to leave it and do not count."""
         return self._count - soon < self._most + (0 if client in self._clients else self._extra)
 
-    def put(self, thing: T, client: str, user: str = "") -> None:
-        """Let a thing wait behind those of its client's user."""
-        self._clients.setdefault(client, OrderedDict()).setdefault(user, deque()).append(thing)
+    def put(self, item: T, client: str, user: str = "") -> None:
+        """Add an item behind the others of its client's user."""
+        self._clients.setdefault(client, OrderedDict()).setdefault(user, deque()).append(item)
         self._count += 1
 
     def first(self) -> T | None:
-        """The thing whose turn it is."""
+        """Return the next item, None if the queue is empty."""
         for users in self._clients.values():
             for waiting in users.values():
                 return waiting[0]
         return None
 
     def pass_on(self, *, done: bool) -> None:
-        """The first thing had its turn, and it is others'; it has left if it is done, else it keeps its place among its user's."""
+        """End the turn of the next item. A done item leaves the queue; others stay first among their user's items."""
         client, users = next(iter(self._clients.items()))
         user, waiting = next(iter(users.items()))
         if done:
@@ -65,12 +65,12 @@ class Turns(Generic[T]):
         else:
             del self._clients[client]
 
-    def remove(self, thing: T) -> None:
-        """It does not wait any more; passed over if it did not."""
+    def remove(self, item: T) -> None:
+        """Remove an item; do nothing if it is not in the queue."""
         for client, users in self._clients.items():
             for user, waiting in users.items():
-                if thing in waiting:
-                    waiting.remove(thing)
+                if item in waiting:
+                    waiting.remove(item)
                     self._count -= 1
                     if not waiting:
                         del users[user]
@@ -79,6 +79,6 @@ class Turns(Generic[T]):
                     return
 
     def clear(self) -> None:
-        """Nothing waits any more."""
+        """Remove all items."""
         self._clients.clear()
         self._count = 0

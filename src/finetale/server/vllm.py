@@ -1,4 +1,4 @@
-"""vLLM behind Finetale's limits: its own server, in its own environment, reached through this one alone."""
+"""vLLM as an engine: its own server in its own environment, reachable only through this service and its limits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from finetale.server.answer import EventStream
 from finetale.server.completion import Vocabulary
 
 COMMAND = "FINETALE_VLLM"
-"""Environment variable that names the command, where it is not on the PATH."""
+"""Environment variable with vLLM's command, if it is not on the PATH."""
 _STARTING_SECONDS, _ENDING_SECONDS = 1800.0, 5.0
 _JSON = {"Content-Type": "application/json"}
 _running: set[Upstream] = set()
@@ -38,10 +38,19 @@ _running: set[Upstream] = set()
 
 @dataclass(eq=False)
 class Upstream:
-    """A model that vLLM serves.
+    """A model served by a vLLM process.
 
     Attributes:
-        most: requests at a time, those that wait included.
+        name: name of the model in requests.
+        process: the vLLM process.
+        url: its address.
+        key: its API key.
+        vocabulary: the model's vocabulary.
+        most: maximum number of requests, waiting ones included.
+        created: when it was opened, in seconds since 1970.
+        provenance: where the model came from.
+        asked: number of current requests.
+        described: name and engine, for people.
     """
 
     name: str
@@ -61,47 +70,51 @@ class Upstream:
 
     @property
     def authorization(self) -> dict[str, str]:
-        """The header that lets in."""
+        """The authorization header."""
         return {"Authorization": f"Bearer {self.key}"}
 
     @property
     def works(self) -> bool:
-        """Whether its process is alive."""
+        """Whether the process is alive."""
         return self.process.poll() is None
 
     @property
     def waiting(self) -> int:
-        """Requests that wait; vLLM's own metrics know more."""
+        """Always 0: only vLLM's own metrics know how many requests wait."""
         return 0
 
     @property
     def busy(self) -> int:
-        """Requests that it has."""
+        """Number of current requests."""
         return self.asked
 
     def is_full(self, client: str = "") -> bool:
-        """Whether everybody has to come again later."""
+        """Return whether no further request is accepted."""
         return self.asked >= self.most
 
     def expire(self) -> None:
-        """There is no more time: whoever waits is told so by the end of the process."""
+        """End the process; waiting clients get an error."""
         self._signal(signal.SIGTERM)
 
     def close(self, seconds: float | None) -> None:
-        """End its process and those it has started; without a number of seconds once nobody waits for it any more."""
+        """End the process and its children.
+
+        Args:
+            seconds: how long to wait for the process to end by itself; None first waits for all requests to finish.
+        """
         while seconds is None and self.asked and self.works:
             time.sleep(0.05)
         self._signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(_ENDING_SECONDS if seconds is None else seconds)
-        # Those that it has started hold the GPU's memory, and may outlast it.
+        # Its child processes hold the GPU's memory and may outlive it.
         self._signal(getattr(signal, "SIGKILL", signal.SIGTERM))
         self.process.wait()
         _running.discard(self)
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            if hasattr(os, "killpg"):  # it leads a session of its own
+            if hasattr(os, "killpg"):  # it leads its own process group
                 os.killpg(self.process.pid, number)
             else:
                 self.process.terminate()
@@ -109,10 +122,15 @@ class Upstream:
     async def answer(
         self, route: str, asked: wire.CompletionRequest | wire.ChatRequest, seconds: float = 600.0
     ) -> Response:
-        """Its answer to a request that has been checked, within some seconds.
+        """Forward a validated request to vLLM and return its response.
+
+        Args:
+            route: path of the route.
+            asked: the request.
+            seconds: time limit.
 
         Raises:
-            RequestError: there is no room, or vLLM refuses it or does not answer.
+            RequestError: too many requests, or vLLM rejects the request or does not respond in time.
         """
         if self.is_full():
             raise RequestError(QUEUE_FULL[0], status=429, kind="rate_limit_error", code=QUEUE_FULL[1])
@@ -135,12 +153,12 @@ class Upstream:
                     return JSONResponse(json.loads(await answer.aread()))
             held, answer = answer, None
             self.asked += 1
-            return EventStream(_through(held, ends), partial(self._end, held))
+            return EventStream(_relay(held, ends), partial(self._end, held))
         except TimeoutError:
-            message = f"The answer was not done within {seconds:g} seconds."
+            message = f"The response was not ready within {seconds:g} seconds."
             raise RequestError(message, status=504, kind="server_error", code="timeout") from None
         except httpx2.HTTPError as error:
-            raise RequestError(f"vLLM does not answer: {error}.", status=503, kind="server_error") from None
+            raise RequestError(f"vLLM does not respond: {error}.", status=503, kind="server_error") from None
         finally:
             self.asked -= 1
             if answer is not None:
@@ -155,7 +173,7 @@ class Upstream:
         if isinstance(asked, wire.CompletionRequest):
             body["max_tokens"] = asked.wanted
         if isinstance(asked, wire.CompletionRequest) and not asked.echo and isinstance(asked.prompts[0], str):
-            # A text begins a document, as for every engine; vLLM would read it as the middle of one.
+            # A string begins a document for every engine. vLLM would omit beginning-of-text.
             body["prompt"] = [[self.vocabulary.begin, *ids] for ids in self.vocabulary.encode(asked.prompts)]
         return json.dumps(body).encode()
 
@@ -169,24 +187,24 @@ def start(
     most_waiting: int,
     provenance: Provenance,
 ) -> Upstream:
-    """Start an installed vLLM on a model's folder, and wait until it answers.
+    """Start vLLM on a model's folder and wait until it responds.
 
     Raises:
-        ConfigError: it is not installed.
-        ModelError: it ends before it answers.
+        ConfigError: vLLM is not installed.
+        ModelError: vLLM exits or the time limit passes before it responds.
     """
     command = os.environ.get(COMMAND) or shutil.which("vllm")
     if command is None or shutil.which(command) is None:
         raise ConfigError(
-            "vLLM is not installed." if command is None else f"{COMMAND} names {command}, which is no command.",
-            "It needs an environment of its own: python -m venv vllm; vllm/bin/pip install vllm; "
+            "vLLM is not installed." if command is None else f"{COMMAND} names {command}, which is not a command.",
+            "Install it in its own environment: python -m venv vllm; vllm/bin/pip install vllm; "
             f"then {COMMAND}=vllm/bin/vllm finetale serve MODEL --engine vllm.",
         )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     key = secrets.token_urlsafe(24)
-    # Its own packages, not ours.
+    # vLLM must find its own packages, not ours.
     inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     words = ["serve", str(folder), "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
     process = subprocess.Popen(
@@ -194,7 +212,7 @@ def start(
         env=inherited | {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"},
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr.fileno(),
-        start_new_session=True,  # Ctrl-C is for us, who let it finish what it has begun
+        start_new_session=True,  # Ctrl-C must reach only this process, which shuts vLLM down
     )
     upstream = Upstream(
         name,
@@ -212,11 +230,11 @@ def start(
         while True:
             if time.monotonic() - began > _STARTING_SECONDS:
                 raise ModelError(
-                    f"vLLM did not answer within {_STARTING_SECONDS / 60:.0f} minutes.", "What it wrote stands above."
+                    f"vLLM did not respond within {_STARTING_SECONDS / 60:.0f} minutes.", "See its output above."
                 )
             if not upstream.works:
                 raise ModelError(
-                    f"vLLM ended with status {process.returncode} before it answered.", "What it wrote stands above."
+                    f"vLLM exited with status {process.returncode} before it was ready.", "See its output above."
                 )
             with contextlib.suppress(httpx2.HTTPError, ValueError, KeyError, TypeError):
                 listed = httpx2.get(
@@ -230,8 +248,8 @@ def start(
         raise
 
 
-async def _through(answer: httpx2.Response, ends: float) -> AsyncIterator[bytes]:
-    """The events of a stream as they come; one that breaks off says so."""
+async def _relay(answer: httpx2.Response, ends: float) -> AsyncIterator[bytes]:
+    """Yield the events of a stream; end an incomplete one with an error event."""
     pieces, end = answer.aiter_bytes(), b""
     try:
         while True:
@@ -239,29 +257,29 @@ async def _through(answer: httpx2.Response, ends: float) -> AsyncIterator[bytes]
             end = (end + data)[-len(wire.DONE) :]
             yield data
     except StopAsyncIteration:
-        broken = "vLLM has broken off." if end != wire.DONE else ""
+        broken = "vLLM ended the stream early." if end != wire.DONE else ""
     except TimeoutError:
-        broken = "The answer was not done in time."
+        broken = "The response was not ready in time."
     except httpx2.HTTPError as error:
-        broken = f"vLLM does not answer: {error}."
+        broken = f"vLLM does not respond: {error}."
     if broken:
         yield b"\n\n" + wire.event(wire.error_body(broken, "server_error", None, None)) + wire.DONE
 
 
 def close_all() -> None:
-    """End what was started and is not served, as while a newer model is being opened."""
+    """End all vLLM processes, including those that are still loading."""
     for upstream in list(_running):
         upstream.close(_ENDING_SECONDS)
 
 
 def _refusal(status: int, body: bytes) -> RequestError:
-    """vLLM's error in our shape."""
+    """Convert an error of vLLM."""
     try:
         found = json.loads(body)
         found = found.get("error", found)
         message, parameter, code = str(found["message"]), found.get("param"), found.get("code")
     except (ValueError, KeyError, AttributeError):
-        message, parameter, code = f"vLLM answers with status {status}.", None, None
+        message, parameter, code = f"vLLM responded with status {status}.", None, None
     return RequestError(
         message,
         parameter if isinstance(parameter, str) else None,

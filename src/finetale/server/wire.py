@@ -1,4 +1,4 @@
-"""The shapes of OpenAI's completions API: bodies to requests, results to bodies. Pure functions; knows no network and no engine."""
+"""Request and response bodies of OpenAI's completions APIs. Pure functions; knows no network and no engine."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ def _one_or_many(value: Any) -> Any:
 
 
 def _prompt(value: Any) -> Any:
-    """A prompt, or what is wrong with it: the first thing alone, for a body has room for a million of them."""
+    """Return a valid prompt. Report only the first problem, because a body can have a million of them."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list) or not value:
-        raise ValueError("must be a text, token ids, or a list of either, and not empty")
+        raise ValueError("must be a string, token ids, or a non-empty list of either")
     if isinstance(value[0], str):
         if not all(isinstance(item, str) for item in value):
-            raise ValueError("must be texts or token ids, not both")
+            raise ValueError("must be strings or token ids, not both")
         return value
     lists = value if isinstance(value[0], list) else [value]
     for ids in lists:
         if not isinstance(ids, list) or not ids:
-            raise ValueError("must be lists of token ids, none of them empty")
+            raise ValueError("must be non-empty lists of token ids")
         if not all(type(token) is int and token >= 0 for token in ids):
-            raise ValueError("token ids must be whole numbers, not negative")
+            raise ValueError("token ids must be non-negative integers")
     return value
 
 
 def _few(value: Any) -> Any:
     if isinstance(value, dict) and len(value) > MOST_BIASES:
-        raise ValueError(f"must have {MOST_BIASES} tokens at most")
+        raise ValueError(f"must have at most {MOST_BIASES} tokens")
     return value
 
 
@@ -69,54 +69,62 @@ _Biases = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100, strict=Tru
 
 
 class StreamOptions(BaseModel):
-    """What a stream holds besides the text."""
+    """Options of a stream."""
 
     model_config = ConfigDict(extra="forbid")
 
-    include_usage: bool = Field(False, strict=True, description="A last chunk tells the usage.")
+    include_usage: bool = Field(False, strict=True, description="Send the usage in a last chunk.")
 
 
 _Stop = Annotated[Text, Field(min_length=1)]
 _Stops = Annotated[list[_Stop], Field(max_length=MOST_STOPS)]
-_TOKENS = 16
-"""That are generated where no number is named."""
+_DEFAULT_MAX_TOKENS = 16
+"""Default `max_tokens`, as in OpenAI's API."""
 
 
-class _Asked(BaseModel):
-    """What both kinds of requests have. Numbers are numbers and texts are texts: nothing is guessed, nothing ignored."""
+class _GenerationRequest(BaseModel):
+    """Parameters of both kinds of requests. Types are strict, and unknown parameters are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: Text = Field(description="Name of the model, as /v1/models lists it.")
-    n: int | None = Field(1, ge=1, le=128, strict=True, description="Answers to each prompt.")
-    temperature: float | None = Field(1.0, ge=0, le=2, strict=True, description="0: always the likeliest token.")
+    n: int | None = Field(1, ge=1, le=128, strict=True, description="Completions per prompt.")
+    temperature: float | None = Field(1.0, ge=0, le=2, strict=True, description="0: always the most likely token.")
     top_p: float | None = Field(1.0, gt=0, le=1, strict=True)
     stop: Annotated[_Stops, BeforeValidator(_one_or_many, json_schema_input_type=_Stop | _Stops)] | None = None
     seed: int | None = Field(None, ge=-LARGEST_SEED - 1, le=LARGEST_SEED, strict=True)
     presence_penalty: float | None = Field(0.0, ge=-2, le=2, strict=True)
     frequency_penalty: float | None = Field(0.0, ge=-2, le=2, strict=True)
     logit_bias: _Biases | None = Field(
-        None, max_length=MOST_BIASES, description="Token id to what is added to its score."
+        None, max_length=MOST_BIASES, description="Token id to the value added to its score."
     )
     stream: bool | None = Field(False, strict=True)
     stream_options: StreamOptions | None = None
     user: Text | None = None
-    top_k: int | None = Field(0, ge=0, strict=True, description="An extension: sample from the k likeliest. 0: all.")
-    min_p: float | None = Field(0.0, ge=0, le=1, strict=True, description="An extension.")
-    repetition_penalty: float | None = Field(1.0, ge=0.01, le=10, strict=True, description="An extension.")
+    top_k: int | None = Field(
+        0, ge=0, strict=True, description="Extension: sample from the k most likely tokens. 0: all."
+    )
+    min_p: float | None = Field(0.0, ge=0, le=1, strict=True, description="Extension.")
+    repetition_penalty: float | None = Field(1.0, ge=0.01, le=10, strict=True, description="Extension.")
 
 
-class CompletionRequest(_Asked):
+class CompletionRequest(_GenerationRequest):
     """Body of POST /v1/completions."""
 
     prompt: Annotated[Any, PlainValidator(_prompt, json_schema_input_type=_AnyPrompt)] = Field(
-        "", description="Text, token ids, or a list of either. Empty: a new document."
+        "", description="String, token ids, or a list of either. Empty: a new document."
     )
-    max_tokens: int | None = Field(_TOKENS, ge=0, strict=True, description="Most tokens to generate.")
+    max_tokens: int | None = Field(
+        _DEFAULT_MAX_TOKENS, ge=0, strict=True, description="Maximum number of tokens to generate."
+    )
     best_of: int | None = Field(
-        None, ge=1, le=128, strict=True, description="Completions made, of which the n likeliest a token are given."
+        None,
+        ge=1,
+        le=128,
+        strict=True,
+        description="Completions to generate; the n with the highest mean log-probability per token are returned.",
     )
-    echo: bool | None = Field(False, strict=True, description="Give the prompt back before the completion.")
+    echo: bool | None = Field(False, strict=True, description="Return the prompt before the completion.")
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS, strict=True)
     suffix: Text | None = Field(None, description="Not supported.")
 
@@ -136,30 +144,30 @@ class CompletionRequest(_Asked):
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
-        """The prompts one by one, texts or lists of token ids."""
+        """The prompts as a list of strings or of lists of token ids."""
         prompt: Any = self.prompt
         return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
 
     @property
     def wanted(self) -> int:
-        """Tokens to generate at most."""
-        return _TOKENS if self.max_tokens is None else self.max_tokens
+        """Maximum number of tokens to generate."""
+        return _DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
 
     @property
     def size(self) -> int:
-        """Characters or token ids of all prompts."""
+        """Number of characters or token ids in all prompts."""
         return sum(map(len, self.prompts))
 
     @property
     def count(self) -> int:
-        """Completions that are made of each prompt."""
+        """Number of completions to generate per prompt."""
         return self.best_of or self.n or 1
 
     def sampling(self, seed: int) -> SamplingSettings:
-        """How a token is chosen; `seed` where the request names none."""
+        """Return the sampling settings; `seed` applies if the request has none."""
         given = {
             "max_new_tokens": self.max_tokens or 1,
-            # Below that the scores would grow past what floats hold; the likeliest token is taken all the same.
+            # Dividing by less would overflow; the most likely token would be chosen anyway.
             "temperature": 1.0 if self.temperature is None else self.temperature if self.temperature >= 1e-3 else 0.0,
             "top_p": 1.0 if self.top_p is None else self.top_p,
             "top_k": self.top_k or 0,
@@ -174,7 +182,7 @@ class CompletionRequest(_Asked):
 
 
 class TextPart(BaseModel):
-    """A part of a message; others than text are not supported."""
+    """A part of a message. Only text is supported."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -192,18 +200,21 @@ class Message(BaseModel):
     name: Text | None = None
 
     def plain(self) -> dict[str, str]:
-        """As chat templates take it."""
+        """Return the message as chat templates take it."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return {"role": self.role, "content": text} | ({"name": self.name} if self.name is not None else {})
 
 
-class ChatRequest(_Asked):
+class ChatRequest(_GenerationRequest):
     """Body of POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1, fail_fast=True)
     max_tokens: int | None = Field(None, ge=1, strict=True)
     max_completion_tokens: int | None = Field(
-        None, ge=1, strict=True, description="Most tokens to generate. None: what the context has room for."
+        None,
+        ge=1,
+        strict=True,
+        description="Maximum number of tokens to generate. Default: what the context has room for.",
     )
     logprobs: bool | None = Field(False, strict=True)
     top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS, strict=True)
@@ -211,14 +222,14 @@ class ChatRequest(_Asked):
     @model_validator(mode="after")
     def _together(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs: is for logprobs: true only")
+            raise ValueError("top_logprobs: requires logprobs to be true")
         if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise ValueError("max_tokens: is another name of max_completion_tokens; give one of them")
+            raise ValueError("max_tokens: is the same as max_completion_tokens; set only one of them")
         _check_together(self.stream, self.stream_options, self.logit_bias)
         return self
 
     def completion(self, ids: list[int]) -> CompletionRequest:
-        """The same of the conversation's token ids."""
+        """Return the request as a completion of the conversation's token ids."""
         shared = self.model_dump(exclude={"messages", "logprobs", "top_logprobs", "max_completion_tokens"})
         wanted = self.max_tokens if self.max_tokens is not None else self.max_completion_tokens
         return CompletionRequest.model_validate(
@@ -231,19 +242,19 @@ Body = TypeVar("Body", CompletionRequest, ChatRequest)
 
 
 def read(kind: type[Body], body: bytes) -> Body:
-    """A request body, checked.
+    """Parse and validate a request body.
 
     Raises:
-        RequestError: says what is wrong with which parameter.
+        RequestError: names the parameter and the rule that it breaks.
     """
     try:
         values = json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"The body is no JSON: {error}.") from None
+        raise RequestError(f"The body is not valid JSON: {error}.") from None
     if not isinstance(values, dict):
         raise RequestError("The body must be a JSON object.")
     if len(values) > _MOST_PARAMETERS:
-        raise RequestError(f"The body has {len(values):,} parameters; there are not so many.")
+        raise RequestError(f"The body has {len(values):,} parameters; the maximum is {_MOST_PARAMETERS}.")
     try:
         request = kind.model_validate(values)
     except ValidationError as error:
@@ -254,69 +265,71 @@ def read(kind: type[Body], body: bytes) -> Body:
         else:
             parameter, _, message = message.partition(": ")
         if first["type"] == "extra_forbidden":
-            raise RequestError(f"{parameter} is no parameter that is known here.", parameter) from None
+            raise RequestError(f"Unknown parameter: {parameter}.", parameter) from None
         if first["type"] == "missing":
-            raise RequestError(f"{parameter} is missing.", parameter, code="missing_required_parameter") from None
+            raise RequestError(
+                f"Missing required parameter: {parameter}.", parameter, code="missing_required_parameter"
+            ) from None
         raise RequestError(f"{parameter}: {message[:1].lower()}{message[1:]}.", parameter) from None
-    if b"\\u" in body and _holds_half_a_pair(values):
-        raise RequestError("The body holds half of a surrogate pair, which is no text.")
+    if b"\\u" in body and _has_surrogate(values):
+        raise RequestError("The body has an unpaired surrogate, which is not valid text.")
     return request
 
 
-def _holds_half_a_pair(value: Any) -> bool:
-    """Whether a text in a JSON value has a surrogate, which can't be encoded."""
+def _has_surrogate(value: Any) -> bool:
+    """Return whether a string in a JSON value has a surrogate, which UTF-8 cannot encode."""
     if isinstance(value, str):
         return any("\ud800" <= character <= "\udfff" for character in value)
     if isinstance(value, dict):
-        return any(_holds_half_a_pair(item) for pair in value.items() for item in pair)
-    return isinstance(value, list) and any(_holds_half_a_pair(item) for item in value)
+        return any(_has_surrogate(item) for pair in value.items() for item in pair)
+    return isinstance(value, list) and any(_has_surrogate(item) for item in value)
 
 
 def _check_together(
     stream: bool | None, stream_options: StreamOptions | None, logit_bias: Mapping[str, float] | None
 ) -> None:
     if stream_options is not None and not stream:
-        raise ValueError("stream_options: is for stream: true only")
+        raise ValueError("stream_options: requires stream to be true")
     for token in logit_bias or {}:
         if not (token.isascii() and token.isdigit() and len(token) <= 10):
-            raise ValueError("logit_bias: its keys must be token ids")
+            raise ValueError("logit_bias: keys must be token ids")
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """A token in words: its text, its log-probability, those of the likeliest ones, and where it begins."""
+class TokenText:
+    """A token's text, log-probability in nats, most likely alternatives, and offset in the completion."""
 
     text: str
     logprob: float | None
     top: list[tuple[str, float]]
-    place: int
+    offset: int
 
 
 class Shape(Protocol):
-    """How answers are written."""
+    """The form of a route's response bodies."""
 
     def head(self, name: str, created: int, model: str) -> dict[str, Any]:
-        """What stands in every body."""
+        """Return the fields of every body."""
 
     def stream_head(self, head: dict[str, Any]) -> dict[str, Any]:
-        """What stands in every event of a stream."""
+        """Return the fields of every event of a stream."""
 
     def choice(self, index: int, text: str, reason: str | None, logprobs: Any) -> dict[str, Any]:
-        """One completion."""
+        """Return a choice."""
 
     def part(self, index: int, text: str, reason: str | None, logprobs: Any, *, first: bool) -> dict[str, Any]:
-        """A piece of one."""
+        """Return a piece of a choice, for a stream."""
 
-    def logprobs(self, tokens: Sequence[Told]) -> dict[str, Any]:
-        """Log-probabilities of tokens."""
+    def logprobs(self, tokens: Sequence[TokenText]) -> dict[str, Any]:
+        """Return the log-probabilities of tokens."""
 
 
 class _TextShape:
-    """Of /v1/completions."""
+    """Bodies of /v1/completions."""
 
     def head(self, name: str, created: int, model: str) -> dict[str, Any]:
         return {"id": f"cmpl-{name}", "object": "text_completion", "created": created, "model": model}
@@ -330,18 +343,18 @@ class _TextShape:
     def part(self, index: int, text: str, reason: str | None, logprobs: Any, *, first: bool) -> dict[str, Any]:
         return self.choice(index, text, reason, logprobs)
 
-    def logprobs(self, tokens: Sequence[Told]) -> dict[str, Any]:
+    def logprobs(self, tokens: Sequence[TokenText]) -> dict[str, Any]:
         return {
             "tokens": [token.text for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
-            # The token itself is among them, be it likely or not.
+            # The chosen token is always included, as in OpenAI's API.
             "top_logprobs": [{token.text: token.logprob} | dict(token.top) if token.top else None for token in tokens],
-            "text_offset": [token.place for token in tokens],
+            "text_offset": [token.offset for token in tokens],
         }
 
 
 class _ChatShape:
-    """Of /v1/chat/completions."""
+    """Bodies of /v1/chat/completions."""
 
     def head(self, name: str, created: int, model: str) -> dict[str, Any]:
         return {"id": f"chatcmpl-{name}", "object": "chat.completion", "created": created, "model": model}
@@ -357,7 +370,7 @@ class _ChatShape:
         delta = {"role": "assistant", "content": text} if first else {"content": text}
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
-    def logprobs(self, tokens: Sequence[Told]) -> dict[str, Any]:
+    def logprobs(self, tokens: Sequence[TokenText]) -> dict[str, Any]:
         return {
             "content": [
                 _chat_token(token.text, token.logprob)
@@ -369,7 +382,7 @@ class _ChatShape:
 
 
 def _chat_token(text: str, logprob: float | None) -> dict[str, Any]:
-    part = text.removeprefix("bytes:").replace("\\x", "")  # of a character
+    part = text.removeprefix("bytes:").replace("\\x", "")  # the bytes of a part of a character, in hexadecimal
     data = bytes.fromhex(part) if text.startswith("bytes:\\x") else text.encode()
     return {"token": text, "logprob": logprob, "bytes": list(data)}
 
@@ -379,7 +392,7 @@ CHAT: Shape = _ChatShape()
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """Tokens that were read and made."""
+    """Return the `usage` of a response."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
@@ -388,17 +401,17 @@ def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
 
 
 def finish_reason(reason: Literal["end", "length", "stop"]) -> str:
-    """The API's word for why a text ended."""
+    """Return the API's `finish_reason`."""
     return "length" if reason == "length" else "stop"
 
 
 def error_body(message: str, kind: str, parameter: str | None, code: str | None) -> dict[str, Any]:
-    """Body of an error."""
+    """Return the body of an error response."""
     return {"error": {"message": message, "type": kind, "param": parameter, "code": code}}
 
 
 def event(body: Mapping[str, Any] | str) -> bytes:
-    """A server-sent event."""
+    """Encode a server-sent event."""
     data = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False, separators=(",", ":"))
     return f"data: {data}\n\n".encode()
 

@@ -1,4 +1,4 @@
-"""A thread that keeps an engine busy: requests wait in a bounded queue, clients take turns, and who left is forgotten."""
+"""The thread that runs an engine. Requests wait in a bounded queue in which clients take turns."""
 
 from __future__ import annotations
 
@@ -12,41 +12,44 @@ import torch
 from finetale.errors import GenerationError, RequestError
 from finetale.generate.sampler import NOT_A_NUMBER
 from finetale.server.access import QUEUE_FULL
-from finetale.server.completion import Completion, Piece, Writer
+from finetale.server.completion import ChoiceBuilder, Completion, Piece
 from finetale.server.engines import NOT_NUMBERS, Engine
 from finetale.server.turns import Turns
 
 _log = logging.getLogger("finetale.server")
 
 _PROMPT_TOKENS = 512
-"""Read between two steps, besides the prompt that they end in."""
-Tell = Callable[["Piece | Exception | None"], None]
+"""Prompt tokens to read between two steps; the last prompt may exceed it."""
+Deliver = Callable[["Piece | Exception | None"], None]
 
 
 class Ticket:
-    """A request in the worker: `tell` gets each Piece, then None at the end, or an exception. Called from the worker's thread."""
+    """A request in the worker.
 
-    def __init__(self, completion: Completion, tell: Tell) -> None:
+    `deliver` receives each Piece and then None, or an exception. It runs in the worker's thread.
+    """
+
+    def __init__(self, completion: Completion, deliver: Deliver) -> None:
         self.completion = completion
-        self.tell = tell
+        self.deliver = deliver
         self.cancelled = False
-        self.waiting: deque[list[Writer]] = deque()
-        self.running: list[Writer] = []
+        self.waiting: deque[list[ChoiceBuilder]] = deque()
+        self.running: list[ChoiceBuilder] = []
 
 
 class Worker:
-    """Runs the engine.
+    """Runs an engine in a thread of its own.
 
     Args:
-        engine: used by this thread alone.
-        most_waiting: requests that may wait for their turn, besides those that are being worked on; see Turns.
+        engine: the engine. Only this worker may use it.
+        most_waiting: maximum number of requests in the queue, besides those being generated; see Turns.
     """
 
     def __init__(self, engine: Engine, *, most_waiting: int = 32) -> None:
         self.engine = engine
         self._queue: Turns[Ticket] = Turns(most_waiting)
-        self._active: dict[int, tuple[Ticket, Writer]] = {}  # by id of the job
-        self._admitted: list[tuple[Ticket, list[Writer]]] = []  # their prompts are being read
+        self._active: dict[int, tuple[Ticket, ChoiceBuilder]] = {}  # by id of the job
+        self._admitted: list[tuple[Ticket, list[ChoiceBuilder]]] = []  # while their prompts are read
         self._change = threading.Condition()
         self._closing = False
         self.works = True
@@ -55,21 +58,21 @@ class Worker:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for their turn."""
+        """Number of requests in the queue."""
         return len(self._queue)
 
     @property
     def busy(self) -> int:
-        """Samples that are being worked on."""
+        """Number of completions being generated."""
         return len(self._active)
 
-    def submit(self, completion: Completion, client: str, tell: Tell) -> Ticket:
+    def submit(self, completion: Completion, client: str, deliver: Deliver) -> Ticket:
         """Put a request into the queue.
 
         Raises:
-            RequestError: 429, there is no room; 503, the service is about to end.
+            RequestError: 429 if the queue is full; 503 if the service is shutting down or the engine has failed.
         """
-        ticket = Ticket(completion, tell)
+        ticket = Ticket(completion, deliver)
         ticket.waiting = deque(_portions(completion, self.engine.slots))
         with self._change:
             self.check(client)
@@ -78,7 +81,7 @@ class Worker:
         return ticket
 
     def check(self, client: str) -> None:
-        """Whether a client may submit something now.
+        """Check that a client may submit a request now.
 
         Raises:
             RequestError: as `submit` does.
@@ -86,23 +89,23 @@ class Worker:
         if not self.works:
             raise RequestError("The engine has failed.", status=503, kind="server_error", code="failed")
         if self._closing:
-            raise RequestError("The service is about to end.", status=503, kind="server_error", code="draining")
+            raise RequestError("The service is shutting down.", status=503, kind="server_error", code="draining")
         if self.is_full(client):
             raise RequestError(QUEUE_FULL[0], status=429, kind="rate_limit_error", code=QUEUE_FULL[1])
 
     def is_full(self, client: str) -> bool:
-        """Whether a client has to come again later."""
+        """Return whether the queue is full for a client."""
         return not self._queue.has_room(client, max(0, self.engine.slots - self.engine.active))
 
     def cancel(self, ticket: Ticket) -> None:
-        """Forget a request; its slots are free after the step that is being computed."""
+        """Cancel a request. Its slots become free after the current step."""
         with self._change:
             ticket.cancelled = True
             self._queue.remove(ticket)
             self._change.notify()
 
     def expire(self) -> None:
-        """There is no more time: tell all that are not done so."""
+        """End all unfinished requests with an error."""
         with self._change:
             waiting = [ticket for ticket in self._tickets() if not ticket.cancelled]
             self._queue.clear()
@@ -111,10 +114,19 @@ class Worker:
                 ticket.cancelled = True
             self._change.notify()
         for ticket in waiting:
-            ticket.tell(RequestError("The service ends.", status=503, kind="server_error", code="draining"))
+            ticket.deliver(
+                RequestError("The service is shutting down.", status=503, kind="server_error", code="draining")
+            )
 
     def close(self, seconds: float | None) -> bool:
-        """Take no more requests, finish those that are here, and end. Whether that was done in time; None: however long it takes."""
+        """Reject new requests, finish the others, and end.
+
+        Args:
+            seconds: how long to wait for the end; None waits without limit.
+
+        Returns:
+            Whether the worker has ended.
+        """
         with self._change:
             self._closing = True
             self._change.notify()
@@ -122,21 +134,21 @@ class Worker:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        torch.set_num_threads(self.engine.threads)  # of this thread
+        torch.set_num_threads(self.engine.threads)  # applies to this thread
         try:
             self._work()
-        except Exception as error:  # not even the cleaning up works: a lost device
-            _log.exception("the engine is lost")
+        except Exception as error:  # even the cleanup failed, as after a lost device
+            _log.exception("the engine has failed")
             with self._change:
                 self.works = False
                 tickets = self._tickets()
                 self._active.clear()
                 self._queue.clear()
             for ticket in tickets:
-                ticket.tell(error)
+                ticket.deliver(error)
 
     def _tickets(self) -> list[Ticket]:
-        """All that are not done, each once."""
+        """Return all unfinished requests, each once."""
         begun = [ticket for ticket, _ in [*self._active.values(), *self._admitted]]
         return list({id(ticket): ticket for ticket in [*begun, *self._queue]}.values())
 
@@ -148,20 +160,20 @@ class Worker:
                 if self._closing and not self._active and not self.waiting:
                     return
             try:
-                self._forget()
+                self._drop_cancelled()
                 self._admit()
                 self._step()
             except Exception as error:
                 _log.exception("a step failed")
                 self._fail(error)
 
-    def _forget(self) -> None:
-        for ticket, writer in list(self._active.values()):
+    def _drop_cancelled(self) -> None:
+        for ticket, builder in list(self._active.values()):
             if ticket.cancelled:
-                self._finish(ticket, writer)
+                self._finish(ticket, builder)
 
     def _admit(self) -> None:
-        """Let prompts in while there are slots, a client after the other, and not so many that those at work wait long."""
+        """Read waiting prompts while slots are free, in turns by client; few at a time, so that running jobs go on."""
         admitted = self._admitted = []
         tokens, free = 0, self.engine.slots - self.engine.active
         with self._change:
@@ -169,45 +181,45 @@ class Worker:
                 ticket = self._queue.first()
                 if ticket is None or len(ticket.waiting[0]) > free:
                     break
-                writers = ticket.waiting.popleft()
+                builders = ticket.waiting.popleft()
                 self._queue.pass_on(done=not ticket.waiting)
-                ticket.running += writers
-                admitted.append((ticket, writers))
-                tokens += len(writers[0].job.ids)
-                free -= len(writers)
+                ticket.running += builders
+                admitted.append((ticket, builders))
+                tokens += len(builders[0].job.ids)
+                free -= len(builders)
         if not admitted:
             return
         try:
-            self.engine.admit([[writer.job for writer in writers] for _, writers in admitted])
+            self.engine.admit([[builder.job for builder in builders] for _, builders in admitted])
         except Exception as error:
             if len(admitted) > 1:
-                _log.warning("prompts failed together; each is read alone: %s", error)
-            for ticket, writers in admitted:
-                self._admit_alone(ticket, writers)
+                _log.warning("reading prompts together failed; retrying each alone: %s", error)
+            for ticket, builders in admitted:
+                self._admit_alone(ticket, builders)
         else:
-            for ticket, writers in admitted:
-                self._start(ticket, writers)
+            for ticket, builders in admitted:
+                self._start(ticket, builders)
         admitted.clear()
 
-    def _admit_alone(self, ticket: Ticket, writers: list[Writer]) -> None:
-        """After prompts failed together: whoever's it was fails alone."""
+    def _admit_alone(self, ticket: Ticket, builders: list[ChoiceBuilder]) -> None:
+        """Read the prompt of one request after reading several together failed, so that only the faulty one fails."""
         if ticket.cancelled:  # another prompt of the same request has failed
             return
         try:
-            self.engine.admit([[writer.job for writer in writers]])
+            self.engine.admit([[builder.job for builder in builders]])
         except Exception as error:
             _log.exception("a prompt failed")
             self._end(ticket, error)
         else:
-            self._start(ticket, writers)
+            self._start(ticket, builders)
 
-    def _start(self, ticket: Ticket, writers: list[Writer]) -> None:
-        for writer in writers:
-            self._active[id(writer.job)] = (ticket, writer)
-        for writer in writers:
-            if writer.finished is not None:  # only the prompt was wanted
-                self._finish(ticket, writer)
-                self._tell(ticket, writer)
+    def _start(self, ticket: Ticket, builders: list[ChoiceBuilder]) -> None:
+        for builder in builders:
+            self._active[id(builder.job)] = (ticket, builder)
+        for builder in builders:
+            if builder.finished is not None:  # the request wants the prompt only
+                self._finish(ticket, builder)
+                self._deliver(ticket, builder)
 
     def _step(self) -> None:
         if not self._active:
@@ -215,47 +227,47 @@ class Worker:
         for job, token in self.engine.step():
             if id(job) not in self._active:  # its request has just failed
                 continue
-            ticket, writer = self._active[id(job)]
+            ticket, builder = self._active[id(job)]
             if token.id == NOT_A_NUMBER:
                 self._end(ticket, GenerationError(NOT_NUMBERS, ""))
                 continue
-            writer.accept(token)
-            if writer.finished is not None:
-                self._finish(ticket, writer)
-            self._tell(ticket, writer)
+            builder.accept(token)
+            if builder.finished is not None:
+                self._finish(ticket, builder)
+            self._deliver(ticket, builder)
 
-    def _tell(self, ticket: Ticket, writer: Writer) -> None:
+    def _deliver(self, ticket: Ticket, builder: ChoiceBuilder) -> None:
         if ticket.cancelled:
             return
-        if piece := writer.take():
-            ticket.tell(piece)
+        if piece := builder.take():
+            ticket.deliver(piece)
         if not ticket.waiting and not ticket.running:
-            ticket.tell(None)
+            ticket.deliver(None)
 
-    def _finish(self, ticket: Ticket, writer: Writer) -> None:
-        self.engine.drop(writer.job)
-        self._active.pop(id(writer.job), None)
-        if writer in ticket.running:
-            ticket.running.remove(writer)
+    def _finish(self, ticket: Ticket, builder: ChoiceBuilder) -> None:
+        self.engine.drop(builder.job)
+        self._active.pop(id(builder.job), None)
+        if builder in ticket.running:
+            ticket.running.remove(builder)
 
     def _end(self, ticket: Ticket, error: Exception) -> None:
-        """Tell a request that it failed; nothing more is done for it."""
-        told = ticket.cancelled
+        """End a request with an error and drop its jobs."""
+        already_ended = ticket.cancelled
         ticket.cancelled = True
-        for writer in list(ticket.running):
-            self._finish(ticket, writer)
+        for builder in list(ticket.running):
+            self._finish(ticket, builder)
         with self._change:
             self._queue.remove(ticket)
             ticket.waiting.clear()
-        if not told:
-            ticket.tell(error)
+        if not already_ended:
+            ticket.deliver(error)
 
     def _fail(self, error: Exception) -> None:
-        """A step failed: nobody knows for whom, so all that were in it are told."""
+        """End all requests in a failed step; the error does not show which one caused it."""
         for ticket in {id(ticket): ticket for ticket, _ in self._active.values()}.values():
             self._end(ticket, error)
 
 
-def _portions(completion: Completion, slots: int) -> list[list[Writer]]:
-    """The samples of each prompt, as many together as there are slots."""
+def _portions(completion: Completion, slots: int) -> list[list[ChoiceBuilder]]:
+    """Return the choices of each prompt in groups of at most `slots`."""
     return [group[at : at + slots] for group in completion.groups for at in range(0, len(group), slots)]

@@ -1,9 +1,9 @@
-"""What computes tokens for a service: sequences come in at any time, each step gives each of them a token.
+"""Engines that generate tokens for a service. Jobs join and leave at any time; each step generates one token per job.
 
-batching    jobs and sampling, on any Rows: the one engine
-pytorch     Rows of a transformers model; slots is their cache
-openvino    Rows of a model converted for CPUs with int8 weights; conversion makes it
-choice      which of them serves a model, by measurement
+batching        the engine: batches and samples jobs on any Rows
+pytorch_rows    Rows of a transformers model; slots is their key/value cache
+openvino_rows   Rows of a model in OpenVINO's format, for CPUs
+selection       selection of the rows for a model, by measurement
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ NOT_NUMBERS = "The model's scores are not numbers (NaN)."
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token with its log-probability in nats, and those of the likeliest ones as (id, log-probability).
+    """A token with its log-probability in nats, and the most likely tokens as (id, log-probability).
 
-    The probabilities are the model's own, before temperature, penalties and what else the sampling does.
+    The probabilities are the model's own, before temperature, penalties and other sampling settings.
     """
 
     id: int
@@ -36,14 +36,14 @@ class Job:
     """One sample of one prompt.
 
     Attributes:
-        ids: the prompt, with beginning-of-text before it.
-        settings: how to sample; the engine looks at what concerns one token.
-        bias: added to the scores of some tokens.
-        sample: number of the sample, which with the seed and the prompt names its random stream.
-        top: how many of the likeliest tokens are told with each token; None for no log-probabilities.
-        reads_prompt: whether the prompt's own log-probabilities are wanted, in `prompt`.
-        prompt: a Token for each of ids but the first, if they are wanted.
-        tokens: ids that were generated.
+        ids: token ids of the prompt, with beginning-of-text.
+        settings: sampling settings; the engine uses those that concern one token.
+        bias: values to add to the scores of tokens, by id.
+        sample: number of the sample; with the seed and the prompt it selects the random stream.
+        top: how many of the most likely tokens to report with each token; None for no log-probabilities.
+        reads_prompt: whether to report the prompt's log-probabilities in `prompt`.
+        prompt: a Token for each of `ids` but the first, if `reads_prompt`.
+        tokens: generated ids.
     """
 
     ids: Sequence[int]
@@ -57,10 +57,12 @@ class Job:
 
 
 class Engine(Protocol):
-    """Computes tokens of several jobs at a time. Not for use by more than one thread.
+    """Generates tokens for several jobs together. Not thread-safe.
 
     Attributes:
-        threads: torch's threads in the thread that uses it.
+        name: name of the engine, for people.
+        slots: maximum number of jobs.
+        threads: number of torch threads to set in the thread that uses it.
     """
 
     name: str
@@ -68,26 +70,26 @@ class Engine(Protocol):
     threads: int
 
     def admit(self, groups: Sequence[Sequence[Job]]) -> None:
-        """Read prompts, each shared by a group of jobs; at most as many jobs as slots are free. All are let in, or none."""
+        """Read prompts, each shared by a group of jobs. All jobs join, or none; they need a free slot each."""
 
     def step(self) -> list[tuple[Job, Token]]:
-        """The next token of each job; the job's `tokens` has it then."""
+        """Generate the next token of each job and append it to the job's `tokens`."""
 
     def drop(self, job: Job) -> None:
-        """Forget a job that is finished or not wanted any more; one that is not known is passed over."""
+        """Remove a job; do nothing if the engine does not have it."""
 
     @property
     def active(self) -> int:
-        """Jobs that are being worked on."""
+        """Number of jobs."""
 
 
 class Rows(Protocol):
-    """A model, and keys and values of the texts that it is reading: a row each, numbered from 0.
+    """A model with its key/value cache: one row per text, numbered from 0.
 
     Attributes:
-        name: of the engine, for people.
-        slots: rows at most.
-        threads: torch's threads beside it.
+        name: name of the engine, for people.
+        slots: maximum number of rows.
+        threads: number of torch threads to set in the thread that uses it.
     """
 
     name: str
@@ -95,23 +97,23 @@ class Rows(Protocol):
     threads: int
 
     def join(self) -> int:
-        """Begin a row, which is the last one then."""
+        """Add an empty row at the end; return its number."""
 
     def copy(self, row: int) -> int:
-        """Begin a row with the content of another, which is the last one then."""
+        """Add a copy of a row at the end; return its number."""
 
     def leave(self, row: int) -> None:
-        """Forget a row; the last one takes its number."""
+        """Remove a row; the last row takes its number."""
 
     def read(self, first: int, ids: Sequence[Sequence[int]], *, every: bool = False) -> Tensor:
-        """Read more tokens of some rows that follow each other.
+        """Read more tokens of consecutive rows.
 
         Args:
-            first: the first of the rows.
-            ids: of each row, at least one.
-            every: whether the scores after every token are wanted, or after each row's last alone.
+            first: number of the first row.
+            ids: token ids for each row, at least one each.
+            every: return the scores after every token instead of after each row's last token.
 
         Returns:
-            Scores of the token after, fp32, (rows, or tokens of one row after the other, vocabulary). The next call may
-            write over them.
+            Scores of the next token in fp32, (rows, vocabulary), or (all tokens, vocabulary) with the rows in order.
+            The next call may overwrite them.
         """

@@ -1,4 +1,4 @@
-"""Continuous batching: jobs that come and go are computed together, and sampled by the sampler of `finetale generate`."""
+"""Continuous batching: jobs join and leave between steps. Sampling is that of `finetale generate`."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from finetale.server.engines import NOT_NUMBERS, Job, Rows, Token
 
 T = TypeVar("T")
 _CHUNK = 256
-"""Tokens of a long prompt that are read in one pass."""
+"""Maximum tokens of a long prompt per pass."""
 _TOKENS = 1024
-"""Tokens of short prompts that are read in one pass."""
+"""Maximum tokens of short prompts per pass."""
 
 
 class BatchingEngine:
     """Runs a model on texts of different lengths together.
 
     Args:
-        rows: the model.
-        vocab_size: ids from here on are padding of the vocabulary.
-        holes: ids below it that are no token.
+        rows: the model with its cache.
+        vocab_size: size of the vocabulary; the model's ids from here on are padding.
+        holes: ids below `vocab_size` without a token.
     """
 
     def __init__(self, rows: Rows, *, vocab_size: int, holes: Sequence[int]) -> None:
@@ -39,16 +39,16 @@ class BatchingEngine:
         self._holes = list(holes)
         self._jobs: list[Job] = []  # by row
         self._streams: list[torch.Generator | None] = []
-        self._kinds: list[tuple[object, ...]] = []  # jobs of one kind are sampled together
-        self._logits: list[Tensor | None] = []  # after the last token that was read; None where one is unread
+        self._kinds: list[tuple[object, ...]] = []  # jobs with equal sampling settings are sampled together
+        self._logits: list[Tensor | None] = []  # after the last token; None if that token is not read yet
 
     @property
     def active(self) -> int:
-        """Jobs that are being worked on."""
+        """Number of jobs."""
         return len(self._jobs)
 
     def admit(self, groups: Sequence[Sequence[Job]]) -> None:
-        """Read prompts, each shared by a group of jobs. All are let in, or none."""
+        """Read prompts, each shared by a group of jobs. All join, or none."""
         firsts = [group[0] for group in groups]
         assert all(job.ids == first.ids for group, first in zip(groups, firsts, strict=True) for job in group)
         begin = self.active
@@ -66,12 +66,12 @@ class BatchingEngine:
                 self.rows.leave(row)
             raise
         for job, logits in zip(firsts, scores, strict=True):
-            self._take_in(job, logits)
+            self._add(job, logits)
         for job, first, logits in copies:
             job.prompt = list(first.prompt)
-            self._take_in(job, logits)
+            self._add(job, logits)
 
-    def _take_in(self, job: Job, logits: Tensor) -> None:
+    def _add(self, job: Job, logits: Tensor) -> None:
         greedy = job.settings.temperature == 0
         self._streams.append(None if greedy else random_stream(job.settings.seed, job.sample, job.ids))
         settings = job.settings.model_copy(update={"seed": 0, "max_new_tokens": 1, "stop": ()})
@@ -80,22 +80,22 @@ class BatchingEngine:
         self._logits.append(logits)
 
     def step(self) -> list[tuple[Job, Token]]:
-        """The next token of each job."""
+        """Generate the next token of each job."""
         logits = self._next_scores()
         chosen = self._choose(logits)
-        tokens = self._described(logits, chosen, [job.top for job in self._jobs])
+        tokens = self._with_logprobs(logits, chosen, [job.top for job in self._jobs])
         for row, (job, token) in enumerate(zip(self._jobs, tokens, strict=True)):
             job.tokens.append(token.id)
             self._logits[row] = None
         return list(zip(self._jobs, tokens, strict=True))
 
     def _next_scores(self) -> Tensor:
-        """The scores of each job's next token, (jobs, vocabulary)."""
+        """Return the scores of each job's next token, (jobs, vocabulary)."""
         unread = [row for row, logits in enumerate(self._logits) if logits is None]
         last = [[self._jobs[row].tokens[-1]] for row in unread]
         if len(unread) == len(self._jobs):
             return self._read(0, last)
-        # Rows that have just joined have their scores already, and come last unless one before them left.
+        # New rows have their scores already. They come last unless an earlier row was removed.
         breaks = [at for at in range(1, len(unread)) if unread[at] != unread[at - 1] + 1]
         for start, stop in pairwise([0, *breaks, len(unread)] if unread else []):
             scores = self._read(unread[start], last[start:stop]).clone()
@@ -103,7 +103,7 @@ class BatchingEngine:
         return torch.stack([logits for logits in self._logits if logits is not None])
 
     def drop(self, job: Job) -> None:
-        """Forget a job."""
+        """Remove a job."""
         if job not in self._jobs:
             return
         row = self._jobs.index(job)
@@ -114,7 +114,7 @@ class BatchingEngine:
         _replace_by_last(self._logits, row)
 
     def _read_prompts(self, first: int, jobs: Sequence[Job]) -> list[Tensor]:
-        """Logits after each job's prompt, (vocabulary,); a job a row, from `first` on. Short ones are read together."""
+        """Return the logits after each prompt, (vocabulary,) each; row numbers start at `first`."""
         scores: list[Tensor] = []
         together: list[Sequence[int]] = []
 
@@ -135,7 +135,7 @@ class BatchingEngine:
         return scores
 
     def _read_prompt(self, row: int, job: Job) -> Tensor:
-        """Logits after a job's prompt, (vocabulary,); fills `job.prompt` if that is wanted."""
+        """Return the logits after a job's prompt, (vocabulary,); fill `job.prompt` if the job wants it."""
         logits = None
         job.prompt = []
         for start in range(0, len(job.ids), _CHUNK):
@@ -147,7 +147,7 @@ class BatchingEngine:
             if whole.isnan().any():
                 raise GenerationError(NOT_NUMBERS, "")
             following = torch.tensor(job.ids[start + 1 : start + 1 + len(whole)], dtype=torch.int64)
-            job.prompt += self._described(whole[: len(following)], following, [job.top or 0] * len(following))
+            job.prompt += self._with_logprobs(whole[: len(following)], following, [job.top or 0] * len(following))
             logits = whole[-1]
         assert logits is not None
         return logits.clone()
@@ -157,14 +157,14 @@ class BatchingEngine:
             return self.rows.read(first, ids, every=every)[..., : self._vocab_size]
 
     def deviation(self, reference: Callable[[Tensor], Tensor], longest: int = 40) -> float:
-        """How far the scores of texts of different lengths, read together, are from those that each gets alone.
+        """Compare the scores of texts read together with the scores of each text read alone.
 
         Args:
-            reference: ids, (1, tokens) → scores after every token, (1, tokens, vocabulary).
-            longest: tokens of the longest text; more than a block of a cache, so that two are read.
+            reference: function from ids, (1, tokens), to the scores after every token, (1, tokens, vocabulary).
+            longest: tokens of the longest text; more than one block of a cache.
 
         Returns:
-            The largest difference, as a share of the largest score; infinite where scores are not numbers.
+            The largest difference as a share of the largest score; infinite if a score is NaN.
         """
         jobs = [
             Job(
@@ -188,7 +188,7 @@ class BatchingEngine:
         return worst
 
     def _choose(self, logits: Tensor) -> Tensor:
-        """A token a row. Rows that are sampled in the same way are sampled together."""
+        """Sample one token per row. Rows with equal settings are sampled together."""
         groups: dict[tuple[object, ...], list[int]] = {}
         for row, kind in enumerate(self._kinds):
             groups.setdefault(kind, []).append(row)
@@ -213,8 +213,8 @@ class BatchingEngine:
             chosen[rows] = found.cpu()
         return chosen
 
-    def _described(self, logits: Tensor, chosen: Tensor, tops: Sequence[int | None]) -> list[Token]:
-        """Tokens with their log-probabilities, for rows that want them; logits (rows, vocabulary), chosen (rows,)."""
+    def _with_logprobs(self, logits: Tensor, chosen: Tensor, tops: Sequence[int | None]) -> list[Token]:
+        """Return Tokens, with log-probabilities if `tops` says so; logits (rows, vocabulary), chosen (rows,)."""
         found = [Token(int(token)) for token in chosen]
         rows = [row for row, top in enumerate(tops) if top is not None and found[row].id >= 0]
         if not rows:

@@ -1,7 +1,7 @@
-"""Rows of a converted model in OpenVINO, on its paged attention (Kwon et al. 2023): keys and values lie in blocks of a pool.
+"""Rows of a model in OpenVINO's format, with paged attention (Kwon et al. 2023): keys and values in blocks of a pool.
 
-OpenVINO GenAI runs the same kernels with a scheduler and a sampler of its own. Here the one sampler of Finetale chooses, so a
-seed gives the same text as elsewhere, and log-probabilities and all parameters of the API are there on the fast path too.
+OpenVINO GenAI runs the same kernels with its own scheduler and sampler. Finetale uses its one sampler here too, so that
+all parameters of the API and log-probabilities work with every engine.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ class OpenVinoRows:
     """Rows of different lengths in one pass.
 
     Args:
-        source: a model of `export.openvino`, or the file it was saved to.
-        context: tokens of a row at most.
-        slots: rows at most.
-        exact: fp32 in place of what is fastest, for comparing.
-        group: inputs of a product of matrices that share a scale when they are rounded to 8 bits; 0 for OpenVINO's own choice.
+        source: a model of `export.openvino`, or the file that it was saved to.
+        context: maximum tokens per row.
+        slots: maximum number of rows.
+        exact: compute in fp32 instead of the fastest precision, for comparisons.
+        group: number of activations that share a scale in 8-bit matrix products; 0 for OpenVINO's default.
 
     Raises:
-        RuntimeError: OpenVINO does not find the model's attention, or can't compile it.
+        RuntimeError: OpenVINO does not recognise the model's attention, or cannot compile the model.
     """
 
     name = "openvino"
-    threads = 1  # OpenVINO's own threads wait for work in a loop, on the cores that torch's would wake up on
+    threads = 1  # OpenVINO's threads spin while they wait, so more torch threads would compete for the cores
 
     def __init__(
         self, source: Path | Any, *, context: int, slots: int = 16, exact: bool = False, group: int = 0
@@ -58,7 +58,7 @@ class OpenVinoRows:
         properties: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
-            "KV_CACHE_PRECISION": "f16",  # of 8 bits they take half the memory and a twentieth more time
+            "KV_CACHE_PRECISION": "f16",  # 8 bits would halve the memory and take 5% longer
             "INFERENCE_NUM_THREADS": environment.num_physical_cores(),
         }
         if exact:
@@ -83,18 +83,18 @@ class OpenVinoRows:
         self._most_blocks = slots * -(-context // self._block)
         self._free: list[int] = []
         self._number = 0
-        self._blocks: list[list[int]] = []  # of each row
+        self._blocks: list[list[int]] = []  # by row
         self._lengths: list[int] = []
 
     def join(self) -> int:
-        """Begin a row."""
+        """Add an empty row."""
         assert len(self._lengths) < self.slots, "no slot is free"
         self._blocks.append([])
         self._lengths.append(0)
         return len(self._lengths) - 1
 
     def copy(self, row: int) -> int:
-        """Begin a row with the content of another."""
+        """Add a copy of a row."""
         old = self._blocks[row]
         new = self._take(len(old))
         for name in self._pools:
@@ -105,7 +105,7 @@ class OpenVinoRows:
         return made
 
     def leave(self, row: int) -> None:
-        """Forget a row."""
+        """Remove a row."""
         self._free += self._blocks[row]
         for table in (self._blocks, self._lengths):
             last: Any = table.pop()
@@ -113,7 +113,7 @@ class OpenVinoRows:
                 table[row] = last
 
     def read(self, first: int, ids: Sequence[Sequence[int]], *, every: bool = False) -> Tensor:
-        """Read more tokens of some rows; see Rows."""
+        """Read more tokens of consecutive rows; see Rows."""
         rows = range(first, first + len(ids))
         for row, more in zip(rows, ids, strict=True):
             missing = -(-(self._lengths[row] + len(more)) // self._block) - len(self._blocks[row])
@@ -151,10 +151,10 @@ class OpenVinoRows:
         return taken
 
     def _grow(self) -> None:
-        """Twice the pool, up to what all slots can need."""
+        """Double the pool, up to the need of all slots."""
         old, number = self._number, min(self._most_blocks, max(2 * self._number, _FIRST_BLOCKS))
         assert number > old, "more blocks are asked for than rows can have"
-        # All of them before any is used: where there is no memory for one, it stays as it was.
+        # Allocate all pools before using any: if memory runs out, the old pools stay in use.
         pools = {name: self._tensor(kind, [number, *shape]) for name, (kind, shape) in self._shapes.items()}
         for name, pool in pools.items():
             if old:
@@ -165,10 +165,10 @@ class OpenVinoRows:
 
 
 def _insert_pick(model: Any) -> bool:
-    """Let the scores of some tokens alone be computed, those that the input `picks` names.
+    """Add an input `picks` that selects the tokens to compute scores for; return whether the model allows it.
 
-    The last product of matrices is a third of the work for small models. Between it and the scores there may be only
-    operations that look at each token alone.
+    The last matrix product is a third of the work in small models. Between it and the scores there may only be
+    operations that handle each token separately.
     """
     from openvino import opset13 as ops
 
@@ -182,7 +182,7 @@ def _insert_pick(model: Any) -> bool:
     states = node.input_value(0)
     if states.get_partial_shape().rank.get_length() != 3:
         return False
-    # After the transformation a token is a row of its own, (tokens, 1, width).
+    # After the transformation each token is a separate row, (tokens, 1, width).
     picked = ops.gather(states, picks, ops.constant(0, dtype=np.int64))
     node.input(0).replace_source_output(picked.output(0))
     model.add_parameters([picks])

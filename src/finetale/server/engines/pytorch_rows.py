@@ -12,16 +12,16 @@ from transformers import DynamicCache, PreTrainedModel
 from finetale.server.engines.slots import SlotCache
 
 ALL_THREADS = torch.get_num_threads()
-"""As it is before any worker sets its own, for threads that begin later take that for theirs."""
+"""Number of torch threads at import, before a worker changes it; later threads would inherit the changed number."""
 
 
 class TorchRows:
-    """Rows of different lengths in one pass, where the model's code bears that.
+    """Rows of different lengths in one pass, for models whose code supports it.
 
     Args:
-        model: any causal language model that takes position_ids, a mask of its own shape and a cache.
-        context: tokens of a row at most.
-        slots: rows at most.
+        model: a causal language model that takes position_ids, a four-dimensional mask and a cache.
+        context: maximum tokens per row.
+        slots: maximum number of rows.
     """
 
     name = "torch"
@@ -31,23 +31,23 @@ class TorchRows:
         self.model = model.eval()
         self.slots = slots
         self._cache = SlotCache(slots, context)
-        # Eager attention adds its mask to the scores; the others take what is seen as such.
+        # Eager attention adds its mask to the scores; other implementations take a boolean mask.
         self._adds_mask = getattr(model.config.get_text_config(), "_attn_implementation", "") == "eager"
 
     def join(self) -> int:
-        """Begin a row."""
+        """Add an empty row."""
         return self._cache.join()
 
     def copy(self, row: int) -> int:
-        """Begin a row with the content of another."""
+        """Add a copy of a row."""
         return self._cache.copy(row)
 
     def leave(self, row: int) -> None:
-        """Forget a row."""
+        """Remove a row."""
         self._cache.leave(row)
 
     def read(self, first: int, ids: Sequence[Sequence[int]], *, every: bool = False) -> Tensor:
-        """Read more tokens of some rows; see Rows. Where they are not as many for each row, the rows are read one by one."""
+        """Read more tokens of consecutive rows; see Rows. Rows with different numbers of tokens are read one by one."""
         if len({len(row) for row in ids}) == 1:
             return self._read(first, torch.tensor(ids), every)
         return torch.cat([self._read(first + place, torch.tensor([row]), every) for place, row in enumerate(ids)])
@@ -75,7 +75,7 @@ class TorchRows:
 
 
 class SeparateRows:
-    """Rows in a pass each, with a cache each: for models whose code does not bear more. Arguments as for TorchRows."""
+    """Rows with a pass and a cache each, for models whose code supports no more. Arguments as for TorchRows."""
 
     name = "torch, one at a time"
     threads = ALL_THREADS
@@ -86,23 +86,23 @@ class SeparateRows:
         self._caches: list[DynamicCache] = []
 
     def join(self) -> int:
-        """Begin a row."""
+        """Add an empty row."""
         self._caches.append(DynamicCache(config=self.model.config))
         return len(self._caches) - 1
 
     def copy(self, row: int) -> int:
-        """Begin a row with the content of another."""
+        """Add a copy of a row."""
         self._caches.append(copy.deepcopy(self._caches[row]))
         return len(self._caches) - 1
 
     def leave(self, row: int) -> None:
-        """Forget a row."""
+        """Remove a row."""
         last = self._caches.pop()
         if row < len(self._caches):
             self._caches[row] = last
 
     def read(self, first: int, ids: Sequence[Sequence[int]], *, every: bool = False) -> Tensor:
-        """Read more tokens of some rows; see Rows."""
+        """Read more tokens of consecutive rows; see Rows."""
         found = []
         for place, row in enumerate(ids):
             cache = self._caches[first + place]

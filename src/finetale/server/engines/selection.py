@@ -1,8 +1,8 @@
-"""Which engine serves a model: the fastest here of those whose numbers are right.
+"""Selection of the engine for a model: the fastest one on this machine whose numbers are right.
 
-A converted model is held against PyTorch before it serves: its scores in fp32 within 0.1% (so the conversion is right), and
-with int8 weights its perplexity on held-out text within 1%, else its weights stay as they are, if that holds. What was found is
-kept beside the converted model.
+A converted model is compared with PyTorch before it serves. Its scores in fp32 must agree within 0.1%, which proves the
+conversion. With int8 weights its perplexity on held-out text must agree within 1%; otherwise the weights are not
+rounded. The results are stored beside the converted model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from finetale import cache, environment, rundir
 from finetale.config import SamplingSettings
 from finetale.errors import ModelError
 from finetale.export import FORMATS, openvino
-from finetale.extras import require
 from finetale.models import LoadedModel
 from finetale.notify import Notify
 from finetale.rundir import RunDirectory
@@ -35,30 +34,31 @@ from finetale.server.engines.batching import BatchingEngine
 from finetale.server.engines.pytorch_rows import ALL_THREADS, SeparateRows, TorchRows
 
 _TORCH_TOLERANCE = 0.02
-"""Largest difference of scores, as a share of the largest, between rows together and alone: bf16 has 1%."""
+"""Largest difference between scores of rows read together and alone, as a share of the largest score; bf16 has 1%."""
 _CONVERTED_TOLERANCE = 1e-3
-MOST_CHANGE = 0.01
-"""Of the perplexity, by int8 weights."""
+"""Largest difference between the scores of a converted model and PyTorch's, as a share of the largest score."""
+MAX_PERPLEXITY_CHANGE = 0.01
+"""Largest relative change of the perplexity by int8 weights."""
 _ROUNDINGS: tuple[dict[str, Any], ...] = (
     {"weights": "int8", "symmetric": True, "group": 128},
     {"weights": "int8", "symmetric": False, "group": 32},
     {"weights": "as they are", "group": 0},
 )
-"""Of weights and of what they are multiplied with, the faster first."""
+"""Roundings of weights and activations to try, fastest first."""
 _UNTOUCHED_SECONDS = 3600.0
-"""After which a conversion that was begun is taken for left behind."""
+"""After this time without a write, an unfinished conversion counts as abandoned."""
 _MODEL, _RECORD = "model.xml", "engine.json"
 _CHUNK = 256
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What an engine needs to know of a model.
+    """What an engine needs to know about a model.
 
     Attributes:
-        vocab_size: ids from here on are padding of the vocabulary.
-        holes: ids below it that are no token.
-        context: tokens of a text at most.
+        vocab_size: size of the vocabulary; the model's ids from here on are padding.
+        holes: ids below `vocab_size` without a token.
+        context: maximum tokens of a text.
         begin: id of beginning-of-text.
     """
 
@@ -68,15 +68,15 @@ class Facts:
     begin: int
 
     def engine(self, rows: Rows) -> BatchingEngine:
-        """An engine on some rows."""
+        """Return an engine on the given rows."""
         return BatchingEngine(rows, vocab_size=self.vocab_size, holes=self.holes)
 
 
 def torch_engine(loaded: LoadedModel, facts: Facts, slots: int, dtype: torch.dtype = torch.float32) -> BatchingEngine:
-    """PyTorch: rows together where the model's code bears it, else one at a time.
+    """Return a PyTorch engine: with all rows in one pass if the model's code supports it, else one row per pass.
 
     Raises:
-        ModelError: the model can't go on from what it has read, in either way.
+        ModelError: generation with a cache gives wrong scores in both ways.
     """
     model = loaded.model.to(dtype)
 
@@ -89,22 +89,23 @@ def torch_engine(loaded: LoadedModel, facts: Facts, slots: int, dtype: torch.dty
     for rows in (TorchRows(model, context=facts.context, slots=slots), SeparateRows(model, slots=slots)):
         engine = facts.engine(rows)
         try:
-            far = engine.deviation(alone, min(40, facts.context))
+            difference = engine.deviation(alone, min(40, facts.context))
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError) as error:
             why = f"its code fails: {type(error).__name__}"
             continue
-        if far <= _TORCH_TOLERANCE:
-            _take_weights(model)
+        if difference <= _TORCH_TOLERANCE:
+            _copy_weights(model)
             return engine
-        why = f"scores differ by {far:.1%}"
+        why = f"scores differ by {difference:.1%}"
     raise ModelError(
-        f"A {model.config.model_type} model can't be served: going on from what was read does not give the scores of the whole text ({why}).",
-        "`finetale generate` works with it.",
+        f"A {model.config.model_type} model can't be served: "
+        f"with a cache its scores differ from those of the whole text ({why}).",
+        "Use `finetale generate`, which works with it.",
     )
 
 
-def _take_weights(model: torch.nn.Module) -> None:
-    """Hold weights in memory of our own: read from their file as they are used, a file that is overwritten ends the process."""
+def _copy_weights(model: torch.nn.Module) -> None:
+    """Copy the weights from the mapped file into memory: overwriting a mapped file would crash the process."""
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()
 
@@ -119,19 +120,23 @@ def choose(
     notify: Notify,
     dtype: torch.dtype = torch.float32,
 ) -> BatchingEngine:
-    """The engine that is wanted, or with `auto` the fastest whose numbers are right.
+    """Return the wanted engine, or with `auto` the fastest one whose numbers are right.
 
     Args:
-        held_out: token ids of texts that the model was not trained on; none if it is not known.
-        dtype: of PyTorch's weights; what another engine is held against is fp32.
+        loaded: the model.
+        facts: what an engine needs to know about it.
+        slots: maximum number of completions at a time.
+        wanted: auto, openvino or torch.
+        held_out: callback; returns token ids of texts that the model was not trained on, none if unknown.
+        notify: receives events.
+        dtype: type of PyTorch's weights. Comparisons always use fp32.
 
     Raises:
-        ConfigError: the engine that is wanted is not installed.
-        ModelError: it can't serve this model.
+        ConfigError: the wanted engine is not installed.
+        ModelError: the wanted engine cannot serve this model.
     """
     if wanted == "openvino":
-        for package in FORMATS["openvino"].packages:
-            require(package, "--engine openvino")
+        FORMATS["openvino"].require_packages("--engine openvino")
     here = FORMATS["openvino"].is_installed()
     if wanted == "torch" or not here or (wanted == "auto" and loaded.model.device.type != "cpu"):
         return torch_engine(loaded, facts, slots, dtype)
@@ -154,28 +159,28 @@ def choose(
             try:
                 rows = OpenVinoRows(folder / _MODEL, context=facts.context, slots=slots, group=group)
                 engine = facts.engine(rows)
-                if held is not None:  # as long as the engine lives
+                if held is not None:  # until the engine is freed
                     weakref.finalize(engine, held.release)
                 return engine
-            except (RuntimeError, OSError) as error:  # it is gone meanwhile, or there is no memory for it
-                problem = f"what was kept of it can't be opened: {openvino.last_line(error)}"
+            except (RuntimeError, OSError) as error:  # another process deleted it, or memory ran out
+                problem = f"the stored conversion can't be opened: {openvino.last_line(error)}"
     if problem is not None:
         if wanted == "openvino":
-            raise ModelError(f"OpenVINO can't serve this model: {problem}.", "`--engine torch` serves it.")
-        notify(WarningEvent(message=f"OpenVINO can't serve this model: {problem}. PyTorch does."))
+            raise ModelError(f"OpenVINO can't serve this model: {problem}.", "Use --engine torch.")
+        notify(WarningEvent(message=f"OpenVINO can't serve this model: {problem}. PyTorch serves it instead."))
     return torch_engine(loaded, facts, slots, dtype)
 
 
 def _places(loaded: LoadedModel) -> list[Path]:
-    """Where the converted model may stand: in the run's directory, or in the cache, under a hash of all it comes from."""
-    words = {
+    """Return the folders for the converted model: in the run's directory, then in the cache."""
+    inputs = {
         "weights": loaded.provenance.sha256,
         "config": loaded.model.config.to_diff_dict(),
         "conversion": openvino.VERSION,
         "versions": environment.versions("torch", "transformers", "openvino", "nncf"),
         "machine": [platform.machine(), environment.cpu_name(), ALL_THREADS],
     }
-    digest = hashlib.sha256(json.dumps(words, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:16]
     cached = cache.cache_root(None) / "engines" / f"openvino-{digest}"
     if loaded.provenance.kind == "run":
         return [RunDirectory(Path(loaded.provenance.name).expanduser()).engines / cached.name, cached]
@@ -183,7 +188,7 @@ def _places(loaded: LoadedModel) -> list[Path]:
 
 
 def _read_record(folder: Path) -> dict[str, Any] | None:
-    """What was found when the model was converted; None if it was not, or is damaged."""
+    """Return the stored results of a conversion; None if there is none or it is corrupted."""
     if not rundir.is_sealed(folder) or rundir.verify_folder(folder):
         return None
     return rundir.read_json(folder / _RECORD)
@@ -197,7 +202,7 @@ def _make(
     held_out: Callable[[], list[list[int]]],
     notify: Notify,
 ) -> tuple[dict[str, Any], Path]:
-    """Convert a model, hold it against PyTorch, and keep it; (what was found, where it stands)."""
+    """Convert a model, compare it with PyTorch and store it; return (results, folder)."""
     record: dict[str, Any] = {}
 
     def fill(place: Path) -> None:
@@ -215,18 +220,18 @@ def _make(
             record = {"problem": None, "hurt": None, "weights": loaded.provenance.sha256}
             rundir.write_sealed_folder(place, fill, keep=not place.exists())
         except OSError as error:
-            elsewhere = "; it is kept in the cache" if number < len(places) - 1 else ""
+            elsewhere = "; it goes to the cache" if number < len(places) - 1 else ""
             message = f"The converted model can't be kept in {parent}: {error.strerror or error}{elsewhere}."
             notify(WarningEvent(message=message))
             continue
-        except Exception as error:  # whatever OpenVINO, its compressor or the tracer meet; not kept, for it may pass
+        except Exception as error:  # OpenVINO raises many types; not stored, because the next try may succeed
             return {"problem": f"{type(error).__name__}: {openvino.last_line(error)}"}, place
-        if number < len(places) - 1:  # in the run: those of earlier weights serve nobody
+        if number < len(places) - 1:  # in the run's directory: delete conversions of older weights
             for other in parent.glob("openvino-*"):
                 if other != place and (_read_record(other) or {}).get("weights") != loaded.provenance.sha256:
                     shutil.rmtree(other, ignore_errors=True)
-        return _read_record(place) or record, place  # another process may have made the same meanwhile
-    return {"problem": "there is no place to keep it"}, places[-1]
+        return _read_record(place) or record, place  # another process may have stored the same
+    return {"problem": "it can't be stored anywhere"}, places[-1]
 
 
 def _convert(
@@ -238,13 +243,13 @@ def _convert(
     notify: Notify,
     record: dict[str, Any],
 ) -> None:
-    """Fill a folder with a converted model, and `record` with what was found of it."""
+    """Fill a folder with the converted model, and `record` with the results of the comparison."""
     from finetale.server.engines.openvino_rows import OpenVinoRows
 
-    def say(message: str) -> None:
+    def announce(message: str) -> None:
         notify(StageEvent(message=message))
 
-    say(f"Converting {loaded.provenance.name} for OpenVINO (once)")
+    announce(f"Converting {loaded.provenance.name} for OpenVINO (once)")
     reference = torch_engine(loaded, facts, slots)
     converted = openvino.convert(loaded.model)
     exact = facts.engine(OpenVinoRows(converted, context=facts.context, slots=2, exact=True))
@@ -253,10 +258,10 @@ def _convert(
         record["problem"] = f"its scores differ from PyTorch's by {record['deviation']:.1%}"
         return
     del exact
-    say("Measuring what int8 weights change")
+    announce("Measuring what int8 weights change")
     texts, of = held_out(), "held-out text"
     if not texts:
-        texts, of = _own_samples(reference, facts), "text that it wrote"
+        texts, of = _own_samples(reference, facts), "text that it generated"
     before = _perplexity(reference.rows, texts, facts.vocab_size)
     record["perplexity"] = {"torch": before, "text": of, "tokens": sum(len(text) - 1 for text in texts)}
     for rounding in _ROUNDINGS:
@@ -267,7 +272,7 @@ def _convert(
         after = _perplexity(rows, texts, facts.vocab_size)
         record |= {"rounding": rounding}
         record["perplexity"]["openvino"] = after
-        if abs(after - before) <= before * MOST_CHANGE:
+        if abs(after - before) <= before * MAX_PERPLEXITY_CHANGE:
             break
         if rounded:
             record["hurt"] = f"int8 weights would change its perplexity on {of} from {before:.2f} to {after:.2f}"
@@ -275,8 +280,10 @@ def _convert(
         record["problem"] = f"its perplexity on {of} is {after:.2f} and not {before:.2f}"
         return
     fast = facts.engine(rows)
-    say("Measuring which engine is faster here")
-    rounds = [(_speed(reference, facts), _speed(fast, facts)) for _ in range(2)]  # in turns, for machines are noisy
+    announce("Measuring which engine is faster here")
+    rounds = [
+        (_speed(reference, facts), _speed(fast, facts)) for _ in range(2)
+    ]  # alternating, because timings are noisy
     record["tokens_per_second"] = {
         "torch": round(max(speed for speed, _ in rounds), 1),
         "openvino": round(max(speed for _, speed in rounds), 1),
@@ -284,11 +291,11 @@ def _convert(
 
 
 def _alone(rows: Rows, ids: Tensor) -> Tensor:
-    """Scores after every token of one text, (1, tokens, vocabulary)."""
+    """Return the scores after every token of one text, (1, tokens, vocabulary)."""
     row = rows.join()
     try:
         with torch.inference_mode():
-            # Each pass may write over the scores of the one before.
+            # Each pass may overwrite the scores of the pass before.
             parts = [rows.read(row, part.tolist(), every=True).clone() for part in torch.split(ids, _CHUNK, dim=1)]
             return torch.cat(parts)[None]
     finally:
@@ -307,7 +314,7 @@ def _perplexity(rows: Rows, texts: Sequence[Sequence[int]], vocab_size: int) -> 
 
 
 def _own_samples(engine: BatchingEngine, facts: Facts, number: int = 8, length: int = 128) -> list[list[int]]:
-    """Token ids of texts that a model wrote: where nothing else is known of it, those are what it should find likely."""
+    """Return token ids of texts that the model generated. They replace held-out text where there is none."""
     settings = SamplingSettings.resolve({"temperature": 1.0, "top_p": 1.0, "seed": 0})
     length = min(length, facts.context - 1)
     found = []
@@ -325,7 +332,7 @@ def _own_samples(engine: BatchingEngine, facts: Facts, number: int = 8, length: 
 
 
 def _speed(engine: BatchingEngine, facts: Facts, texts: int = 8, prompt: int = 32, steps: int = 12) -> float:
-    """Tokens a second of some texts together, the prompts read besides."""
+    """Return tokens per second for several texts together, reading of the prompts included."""
     settings = SamplingSettings.resolve({"temperature": 0})
     ids = [token % facts.vocab_size for token in range(1, max(1, min(prompt, facts.context - steps)) + 1)]
     jobs = [Job([token % facts.vocab_size for token in ids], settings) for _ in range(min(texts, engine.slots))]

@@ -1,7 +1,7 @@
-"""A key/value cache of rows that come and go: each row begins at column 0 of its slot and has a length of its own.
+"""A key/value cache whose rows have different lengths and join and leave at any time.
 
-transformers' caches hold rows of one length; there a row that joins makes all others be copied. Here it is written into
-its slot, a row that leaves is replaced by the last one, and the rows in use are always the first.
+transformers' caches hold rows of equal length, so adding a row copies all others. Here each row has a slot and starts
+at column 0. The rows in use are always the first ones: the last row replaces a row that is removed.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from torch import Tensor
 from transformers import Cache, DynamicLayer
 
 _GROWTH = 128
-"""Columns are added in multiples of this."""
+"""The cache grows in multiples of this many columns."""
 
 
 class SlotCache(Cache):  # type: ignore[misc]
     """Keys and values of `rows` rows.
 
-    Before each forward pass say what it reads by `reading`; the model then calls `update` for each layer.
+    Call `reading` before each forward pass and `read` after it. The model calls `update` for each layer.
 
     Args:
-        slots: rows at most.
-        columns: tokens of a row at most.
+        slots: maximum number of rows.
+        columns: maximum tokens per row.
     """
 
     def __init__(self, slots: int, columns: int) -> None:
@@ -38,18 +38,18 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     @property
     def rows(self) -> int:
-        """Rows in use."""
+        """Number of rows in use."""
         return len(self.lengths)
 
     def join(self) -> int:
-        """Take a slot for a new row, which is the last one then."""
+        """Add an empty row at the end; return its number."""
         assert self.rows < self.slots, "no slot is free"
         self.lengths.append(0)
         return self.rows - 1
 
     @torch.inference_mode()
     def copy(self, row: int) -> int:
-        """A new row with the content of another."""
+        """Add a copy of a row at the end; return its number."""
         new = self.join()
         length = self.lengths[row]
         for keys, values in self._store:
@@ -59,7 +59,7 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     @torch.inference_mode()
     def leave(self, row: int) -> None:
-        """Give a row's slot back; the last row takes its place."""
+        """Remove a row; the last row takes its slot."""
         last = self.rows - 1
         length, before = self.lengths[last], self.lengths[row]
         for keys, values in self._store:
@@ -67,16 +67,16 @@ class SlotCache(Cache):  # type: ignore[misc]
                 if row != last:
                     store[row, :, :length] = store[last, :, :length]
                     store[row, :, length:before] = 0
-                # What is left behind would be masked for whoever comes after; but a NaN would be seen all the same.
+                # The mask hides leftover values from the next row, but not NaN: 0 x NaN is NaN.
                 store[last, :, :length] = 0
         self.lengths[row] = length
         self.lengths.pop()
 
     def reading(self, first: int, count: int, tokens: int) -> tuple[Tensor, Tensor]:
-        """Announce a pass that reads `tokens` more tokens of each of `count` rows from `first` on.
+        """Prepare a pass that reads `tokens` more tokens of each of `count` rows from `first` on.
 
         Returns:
-            (position_ids of shape (count, tokens), mask of shape (count, 1, tokens, columns), True where a token is seen).
+            (position_ids, (count, tokens); mask, (count, 1, tokens, columns), True where a token is visible).
         """
         self._first, self._count, self._tokens = first, count, tokens
         before = torch.tensor(self.lengths[first : first + count])
@@ -86,12 +86,12 @@ class SlotCache(Cache):  # type: ignore[misc]
         return positions, mask
 
     def read(self) -> None:
-        """The pass that was announced is done."""
+        """Add the tokens of the finished pass to the lengths of its rows."""
         for row in range(self._first, self._first + self._count):
             self.lengths[row] += self._tokens
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-        """Write the new keys and values, (count, heads, tokens, width); give back all that are seen."""
+        """Store the new keys and values, (count, heads, tokens, width); return all columns up to them."""
         rows = slice(self._first, self._first + self._count)
         lengths = self.lengths[rows]
         width = max(lengths) + self._tokens
@@ -119,13 +119,13 @@ class SlotCache(Cache):  # type: ignore[misc]
         return stored
 
     def _empty(self, like: Tensor, columns: int) -> Tensor:
-        # Zeros: what was never written is masked, and 0 x NaN would not be nothing.
+        # Zeros, because uninitialised memory can hold NaN, which a mask does not hide.
         return like.new_zeros(self.slots, like.shape[1], columns, like.shape[3])
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens before those that are being read, of the longest row."""
+        """Return the length of the longest row in the current pass."""
         return max(self.lengths[self._first : self._first + self._count], default=0)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        """(columns that are seen, 0)."""
+        """Return (number of columns of the mask, offset 0)."""
         return self.get_seq_length() + query_length, 0
