@@ -109,7 +109,7 @@ def expected(running: Running, prompt: str, tokens: int = 8, **settings: Any) ->
 def test_models_are_listed(running: Running) -> None:
     assert [model.id for model in running.client.models.list()] == ["tiny"]
     assert running.client.models.retrieve("tiny").owned_by == "finetale"
-    with pytest.raises(openai.NotFoundError, match="no model 'other'"):
+    with pytest.raises(openai.NotFoundError, match="The model 'other' does not exist"):
         running.client.models.retrieve("other")
     with pytest.raises(openai.NotFoundError):
         running.complete(model="other")
