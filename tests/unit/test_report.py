@@ -743,6 +743,15 @@ def test_a_long_run_keeps_its_chart_small() -> None:
     assert 10_000 < len(charts.loss_chart(charts.read_curves(events), charts.WIDE)) < 80_000
 
 
+def test_evaluations_of_a_sample_say_so() -> None:
+    events = [
+        changed(event, sample_tokens=8_192) if isinstance(event, EvaluationEvent) else event
+        for event in example_events()
+    ]
+    assert "a fixed sample of 8,192 tokens of the validation text" in full_page(events=events)
+    assert "fixed sample" not in full_page()
+
+
 def test_no_events_no_chart() -> None:
     assert charts.loss_chart(charts.read_curves([]), charts.WIDE) == ""
     page = Page(full_page(events=[]))

@@ -95,6 +95,7 @@ def render_report(
         curves=curves,
         loss_drawing=_draw(curves),
         evaluations=_of(events, EvaluationEvent),
+        sample_tokens=max((each.sample_tokens or 0 for each in _of(events, EvaluationEvent)), default=0),
         samples_on_the_way=_of(events, SampleEvent),
         warnings=_of(events, WarningEvent),
         setting_groups=_settings(settings or {}),
