@@ -61,13 +61,13 @@ def test_files_and_columns_that_were_left_out_are_named(place: Path, call: Call)
     column = "The text of stories is the column 'text', with 9"
     code, out, _ = call("check", "stories", "--model", "base")
     assert code == 0
-    assert f"note: {files}.\n  stories/0.docx\n  stories/1.docx\n" in out
+    assert f"note: {files}.\n  stories/0.docx\n  stories/link\n  stories/1.docx\n" in out
     assert f"note: {column}" in out
     assert "left out: 'title'" in out
     assert "All of it could be read." not in out
     code, _, err = call("train", "stories", *QUICK, "--out", "run")
     assert code == 0
-    assert f"{files}: 0.docx, 1.docx, 2.docx, ….\n" in err
+    assert f"{files}: 0.docx, link, 1.docx, 2.docx, 3.docx, ….\n" in err
     assert column in err
     for name in ("run/report.html", "run/model/README.md"):
         content = (place / name).read_text(encoding="utf-8").replace("\\_", "_").replace("&#39;", "'").replace("\\", "")

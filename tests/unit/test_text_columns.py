@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 
 from finetale.config import TextSettings
 from finetale.errors import SourceError
-from finetale.text import read_parts
+from finetale.text import hub, read_parts
+from finetale.text.account import FileAccount
+from finetale.text.columns import ColumnAccount, SourceColumns
 from finetale.text.findings import text_notes
 
 LONG = "Once upon a time there was a miller who had three sons and a cat."
@@ -259,6 +262,32 @@ def test_null_on_the_way_is_an_empty_document(tmp_path: Path) -> None:
             write(tmp_path, "b.jsonl", '{"a": {"b": "one"}}\n{"a": {"c": "two"}}\n').rename(tmp_path / "a.jsonl"),
             text_column="a.b",
         )
+
+
+# -- datasets
+
+
+def read_dataset(rows: list[dict[str, Any]], column: str | None = None) -> tuple[list[str], list[dict[str, Any]]]:
+    import datasets
+
+    accounts: list[ColumnAccount] = []
+    columns = SourceColumns("hf:mini", column, [], accounts)
+    account = FileAccount("hf:mini:train", "dataset", Counter())
+    texts = [text for _, text in hub.dataset_documents(datasets.Dataset.from_list(rows), columns, account)]
+    columns.judge()
+    return texts, [each.to_dict() for each in accounts]
+
+
+def test_datasets_are_measured_refused_and_read_by_path_too() -> None:
+    rows = [{"id": n, "text": "word " * 8, "title": "word " * 2, "meta": {"lead": "a lead " * 20}} for n in range(600)]
+    with pytest.raises(SourceError, match=r"'text' would be taken .* only 21% .* 'meta\.lead' \(74%\)"):
+        read_dataset(rows)
+    texts, (column,) = read_dataset(rows, "meta.lead")
+    assert texts == ["a lead " * 20] * 600
+    assert (column["characters"], column["records_measured"]) == (600 * 140, 200)
+    texts, (column,) = read_dataset([{key: row[key] for key in ("id", "text", "title")} for row in rows])
+    assert texts == ["word " * 8] * 600
+    assert column["left_out"] == [{"name": "title", "characters": 6000, "share": 0.2}]
 
 
 # -- one object in a file

@@ -42,7 +42,7 @@ def test_what_was_left_out_is_one_sentence_with_names(tmp_path: Path) -> None:
         "Read 2 of 8 files; left out: 5 of kinds that are not read (3 .docx, 1 (no suffix), 1 .pdf) and 1 without text; "
         "not entered or read: 1 linked folder"
     )
-    assert note.line().endswith("1 linked folder: README, w.docx, x.docx, ….")
+    assert note.line().endswith("1 linked folder: README, empty.txt, link, w.docx, x.docx, ….")
     assert not note.matters
 
 

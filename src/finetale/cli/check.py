@@ -17,6 +17,7 @@ from finetale.formatting import plural
 
 _MOST_PROBLEMS = 20
 _MOST_PLACES = 5
+_MOST_NAMES = 12
 
 
 @with_settings(TextSettings)
@@ -122,9 +123,12 @@ def _remarks(text: dict[str, Any]) -> list[str]:
     from finetale.text.findings import not_looked_for, text_findings, text_notes
 
     lines = []
-    for finding in (*text_notes(text, forms=False), *text_findings(text)):
+    notes = text_notes(text, forms=False)
+    for finding, most in [(each, _MOST_NAMES) for each in notes] + [
+        (each, _MOST_PLACES) for each in text_findings(text)
+    ]:
         lines.append(finding.sentence())
-        lines += [f"  {place}" for place in finding.places[:_MOST_PLACES]]
+        lines += [f"  {place}" for place in finding.places[:most]]
     if unknown := not_looked_for(text):
         lines.append(unknown)
     lines += [f"cleaning: {name.replace('_', ' ')}: {count:,}" for name, count in text["cleaning"].items() if count]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import PurePath
 from typing import Any
 
@@ -39,7 +40,7 @@ _FORMS = ("duplicate_key", "records_in_list", "no_header")
 _MOST_COLUMNS = 5
 _MOST_KINDS = 5
 _MOST_PLACES = 10
-_NAMED_IN_LINE = 3
+_NAMED_IN_LINE = 5
 
 SHARED_SHARE = 0.005
 """Share of held-out text that also is in the training text, from which on it is reported."""
@@ -212,7 +213,9 @@ def _files_left_out(report: TextReport) -> list[TextFinding]:
     if beside:
         what += f"; not entered or read: {_and(beside)}"
     order = ("unreadable", "special", "other", "empty", "linked_folders", "run_directories", "hidden")
-    names = tuple(name for kind in order for name in report.skipped_names.get(kind, ()))
+    # The first name of each kind, then the second of each: a short list names something of every kind.
+    by_turns = zip_longest(*(report.skipped_names.get(kind, ()) for kind in order))
+    names = tuple(name for turn in by_turns for name in turn if name is not None)
     return [TextFinding(what, "", "", bool(skipped.unreadable), names)]
 
 

@@ -122,8 +122,7 @@ def _header(row: list[str], account: FileAccount, wanted: str | None, line: int)
     counted = wanted is not None and wanted.isdecimal() and wanted not in row
     common = any(cell.strip().lower() in _COMMON_NAMES for cell in row)
     if not (wanted is not None and wanted in row) and not common and (counted or _looks_like_data(row)):
-        first = row[0] if len(row[0]) <= 40 else f"{row[0][:39]}…"
-        detail = f"there is no header line (the first row begins {first!r}), so the columns are counted from 0"
+        detail = "there is no header line, so the columns are counted from 0"
         account.problem("no_header", line, detail=detail)
         return [str(number) for number in range(len(row))]
     doubled = [name for name, count in Counter(row).items() if count > 1]
