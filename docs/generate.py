@@ -33,13 +33,13 @@ def commands() -> str:
 
 
 def settings() -> str:
-    """The settings reference, and the names of transformers.TrainingArguments."""
+    """Return the settings reference, and the names of settings in other tools."""
     lines = [
         "# Settings",
         "",
-        "Each setting is a flag (`--block-size 512`), a key of the settings file (`block_size: 512`) and a Python argument",
-        "(`block_size=512`) of the same name. *auto* settings are chosen for your text and machine and then written into the",
-        "run's `config.yaml`, which `finetale train --config` takes back.",
+        "Each setting is a flag (`--block-size 512`), a key of the settings file (`block_size: 512`) and a Python",
+        "argument (`block_size=512`) of the same name. *auto* settings are chosen for your text and machine. The run's",
+        "`config.yaml` records the choice, and `finetale train --config` reads it.",
         "",
     ]
     for title, names in setting_groups():
@@ -52,7 +52,8 @@ def settings() -> str:
     lines += [
         "## Names of other tools",
         "",
-        "Settings of these names, among them all of `transformers.TrainingArguments`, are refused with the name they have here.",
+        "Flags and keys with these names are refused, and the error names the setting here. They include all names of",
+        "`transformers.TrainingArguments`.",
         "",
         "| there | here | note |",
         "|---|---|---|",

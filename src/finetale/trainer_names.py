@@ -51,13 +51,13 @@ def find_name(name: str) -> Name | None:
 _TOKENS = "the loss is a sum over tokens divided by their number"
 _DEVICES = "devices and processes are set by torchrun or accelerate launch"
 _SAFE = "checkpoints are always safetensors with a manifest"
-_FULL = "kernels are chosen by what this machine has, or by the probe"
+_FULL = "the fastest kernels of this machine are used"
 _LOCAL = "a run stays in its directory; push model/ with `hf upload` when you want to"
-_MEMORY = "the memory probe and its back-off do this"
+_MEMORY = "the memory probe does this"
 _LOADER = "blocks are read from a memory map; there are no loader workers to set"
 _ADAMW = "the optimizer is AdamW"
 _LOG = "metrics.jsonl and tensorboard/ in the run directory hold every number"
-_FULL_RUN = "evaluation measures all of the held-out text, and sums are exact"
+_FULL_RUN = "evaluation always computes exact sums over tokens"
 _BLOCKS = "longer documents are cut into blocks, not truncated"
 _NO_ADAPTERS = "adapters are not offered yet; --freeze trains a part of the weights"
 _WEIGHTS = "weights stay in fp32; --precision bf16 computes in bf16"
@@ -78,7 +78,7 @@ TRAINER_NAMES: dict[str, Name] = {
     "do_train": Name("", "`finetale train` trains"),
     "do_eval": Name("", "held-out text is always evaluated; `finetale evaluate` does only that"),
     "do_predict": Name("", "use `finetale generate`"),
-    "evaluate_during_training": Name("eval_every", "steps", value=""),
+    "evaluate_during_training": Name("eval_every", "a number of steps", value=""),
     # batch
     "per_device_train_batch_size": Name("micro_batch_size", "and batch_size is the whole step's, over all devices"),
     "per_gpu_train_batch_size": Name("micro_batch_size", "and batch_size is the whole step's, over all devices"),
@@ -99,7 +99,7 @@ TRAINER_NAMES: dict[str, Name] = {
     "optim_args": Name("", _ADAMW),
     "optim_target_modules": Name("", _ADAMW),
     "adafactor": Name("", _ADAMW),
-    "label_smoothing_factor": Name("", "not offered: the loss is the one that perplexity is made of"),
+    "label_smoothing_factor": Name("", "not offered, because perplexity is computed from the loss"),
     "neftune_noise_alpha": Name("dropout", "noise on embeddings is not offered", value=""),
     # precision and speed
     "fp16": Name("precision", "fp16 is not offered; bf16 needs no loss scaling", value="bf16"),
@@ -129,14 +129,14 @@ TRAINER_NAMES: dict[str, Name] = {
     "use_mps_device": Name("", _FULL),
     "xpu_backend": Name("", _DEVICES),
     # logging
-    "logging_strategy": Name("log_every", "steps", value=""),
+    "logging_strategy": Name("log_every", "a number of steps", value=""),
     "logging_steps": Name("log_every"),
     "logging_first_step": Name("log_every", "the first step is always logged", value=""),
     "logging_nan_inf_filter": Name("", "a loss that is not finite stops the run; it is never hidden"),
     "log_on_each_node": Name("", _LOG),
     "log_level": Name("", "use --quiet for less"),
     "log_level_replica": Name("", "only the first process prints"),
-    "disable_tqdm": Name("", "without a terminal there are plain lines; --quiet prints less"),
+    "disable_tqdm": Name("", "without a terminal, progress is printed as plain lines; --quiet prints less"),
     "include_num_input_tokens_seen": Name("", "metrics.jsonl always holds the tokens so far"),
     "include_tokens_per_second": Name("", "metrics.jsonl always holds tokens_per_second"),
     "skip_memory_metrics": Name("", _LOG),
@@ -145,8 +145,8 @@ TRAINER_NAMES: dict[str, Name] = {
     "trackio_bucket_id": Name("", _LOG),
     "trackio_static_space_id": Name("", _LOG),
     # evaluation
-    "evaluation_strategy": Name("eval_every", "steps; left out: once an epoch", value=""),
-    "eval_strategy": Name("eval_every", "steps; left out: once an epoch", value=""),
+    "evaluation_strategy": Name("eval_every", "a number of steps; by default once per epoch", value=""),
+    "eval_strategy": Name("eval_every", "a number of steps; by default once per epoch", value=""),
     "eval_steps": Name("eval_every"),
     "eval_delay": Name("eval_every", value=""),
     "eval_on_start": Name("", "the base model is always evaluated first"),
@@ -164,7 +164,7 @@ TRAINER_NAMES: dict[str, Name] = {
     "early_stopping_patience": Name("patience"),
     "early_stopping_threshold": Name("patience", value=""),
     # checkpoints
-    "save_strategy": Name("save_every", "steps; left out: at every evaluation", value=""),
+    "save_strategy": Name("save_every", "a number of steps; by default at every evaluation", value=""),
     "save_steps": Name("save_every"),
     "save_total_limit": Name("keep_checkpoints"),
     "save_safetensors": Name("", _SAFE),
@@ -172,7 +172,7 @@ TRAINER_NAMES: dict[str, Name] = {
     "save_on_each_node": Name("", _SAFE),
     "enable_jit_checkpoint": Name("", "SIGTERM and Ctrl-C always save a checkpoint"),
     "resume_from_checkpoint": Name("", "use `finetale resume DIR`"),
-    "ignore_data_skip": Name("", "a resumed run goes on at the very next block"),
+    "ignore_data_skip": Name("", "a resumed run continues with the next block"),
     "restore_callback_states_from_checkpoint": Name("", "use `finetale resume DIR`"),
     # hub
     "push_to_hub": Name("", _LOCAL),
@@ -360,6 +360,6 @@ TRAINER_NAMES: dict[str, Name] = {
     "stop_strings": Name("stop"),
     "stop_sequences": Name("stop"),
     "do_sample": Name("temperature", "0 always takes the likeliest token, above 0 it samples", value=""),
-    "greedy": Name("temperature", "0 always takes the likeliest token", value="0"),
+    "greedy": Name("temperature", "0 always takes the most likely token", value="0"),
 }
 """Keys that keep their name here (learning_rate, weight_decay, adam_beta1, max_grad_norm, seed …) need no entry."""

@@ -295,19 +295,69 @@ def pretend(folder: Path, *names: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("there", "gone", "words", "hint"),
+    (
+        "there",
+        "gone",
+        "words",
+        "hint",
+    ),
     [
-        (["adapter_config.json", "adapter_model.safetensors"], ["config.json", "model.safetensors"], "is an adapter", "merge_and_unload"),
-        (["adapter_config.json", "adapter_model.safetensors"], [], "holds an adapter (adapter_config.json) beside", "move adapter_config.json"),
-        (["adapter_model.safetensors"], ["model.safetensors"], "has no model.safetensors; it has adapter_model", "Rename"),
-        (["model.Q4_K.gguf"], ["config.json", "model.safetensors"], "only as model.Q4_K.gguf, a format of another program", "made from"),
-        (["model.gguf"], ["model.safetensors"], "only as model.gguf", "made from"),
-        (["consolidated.00.pth"], ["config.json", "model.safetensors"], "only as consolidated.00.pth", "save_pretrained"),
-        (["model-00001-of-00003.safetensors", "model.safetensors.index.json"], ["model.safetensors"], "lacks 2 of its 3 weight files, such as model-00002-of-00003", "fetch it again"),
-        (["model-00001-of-00001.safetensors"], ["model.safetensors"], "no model.safetensors.index.json", "fetch it again"),
-        ([], ["config.json"], "no config.json", "Give the folder"),
+        (
+            ["adapter_config.json", "adapter_model.safetensors"],
+            ["config.json", "model.safetensors"],
+            "is an adapter",
+            "merge_and_unload",
+        ),
+        (
+            ["adapter_config.json", "adapter_model.safetensors"],
+            [],
+            "holds an adapter (adapter_config.json) beside",
+            "move adapter_config.json",
+        ),
+        (
+            ["adapter_model.safetensors"],
+            ["model.safetensors"],
+            "has no model.safetensors; it has adapter_model",
+            "Rename",
+        ),
+        (
+            ["model.Q4_K.gguf"],
+            ["config.json", "model.safetensors"],
+            "only as model.Q4_K.gguf, a format of another program",
+            "made from",
+        ),
+        (
+            ["model.gguf"],
+            ["model.safetensors"],
+            "only as model.gguf",
+            "made from",
+        ),
+        (
+            ["consolidated.00.pth"],
+            ["config.json", "model.safetensors"],
+            "only as consolidated.00.pth",
+            "save_pretrained",
+        ),
+        (
+            ["model-00001-of-00003.safetensors", "model.safetensors.index.json"],
+            ["model.safetensors"],
+            "lacks 2 of its 3 weight files, such as model-00002-of-00003",
+            "fetch it again",
+        ),
+        (
+            ["model-00001-of-00001.safetensors"],
+            ["model.safetensors"],
+            "no model.safetensors.index.json",
+            "fetch it again",
+        ),
+        (
+            [],
+            ["config.json"],
+            "no config.json",
+            "Give the folder",
+        ),
     ],
-)  # fmt: skip
+)
 def test_folders_that_are_no_whole_model(
     there: list[str], gone: list[str], words: str, hint: str, folder: Path
 ) -> None:
