@@ -1,24 +1,38 @@
-"""Set before torch is loaded by any test."""
+"""Settings that hold for every test: one torch thread per process, default signals, and a cache of the tests' own.
+
+`make test` runs one pytest worker per core (pytest-xdist). Use `pytest -n 0` to debug in one process.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
 import pytest
 
-from finetale.environment import calm_threads
+from finetale.environment import available_memory, calm_threads, num_cores
 
+# Set before torch is loaded, here and in the processes that tests start: the cores are taken by the workers.
+os.environ["OMP_NUM_THREADS"] = "1"
 calm_threads()
-# Who runs the tests in the background has them ignore signals, and their child processes with them.
+# A shell that runs the tests in the background makes them, and their child processes, ignore signals.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+BYTES_PER_WORKER = 3 * 2**30
+"""Memory for one worker and the processes that its tests start."""
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many workers `-n auto` starts: one per core that this process may use, as far as memory allows."""
+    return max(1, min(num_cores(), available_memory() // BYTES_PER_WORKER))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing is taken from the cache of who runs the tests, and nothing put there."""
+    """Keep the tests away from the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FINETALE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield

@@ -414,9 +414,12 @@ def test_a_run_keeps_a_conversion_for_each_machine(
 
 
 def test_threads_that_set_their_number_of_threads_change_no_place(loaded: LoadedModel) -> None:
+    threads = torch.get_num_threads()
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(torch.set_num_threads, 1).result()
+        pool.submit(torch.set_num_threads, threads + 1).result()
+        assert pool.submit(torch.get_num_threads).result() == threads + 1
         assert pool.submit(selection._places, loaded).result() == selection._places(loaded)
+        pool.submit(torch.set_num_threads, threads).result()  # a new thread begins with the number that was set last
 
 
 def test_a_disk_that_is_full_for_openvino_is_known_as_such(
