@@ -12,6 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from finetale.cli import outcome
+from finetale.cli import run as command_line
 from finetale.cli.outcome import print_comparison, print_outcome
 from finetale.formatting import shell_command
 from finetale.report import model_card, render_report
@@ -109,3 +110,19 @@ def test_commands_of_the_report_and_the_card_can_be_pasted() -> None:
     assert shlex.split(shown) == ["finetale", "generate", ".", EVIL, "-n", "3"]
     (python,) = re.findall(r"print\(generate\((.*?), max_new_tokens", card)
     assert eval(python) == EVIL
+
+
+def test_runs_are_listed_below_each_other_in_a_narrow_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDirectory(tmp_path / ("读书人的故事" * 5))
+    run.update_manifest(status="finished", steps=12_345, seconds=75.0, base={"name": "[bold]gpt2"})
+    write_record(run.comparison, comparison())
+    for width in (40, 100):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert command_line(["runs", str(tmp_path)]) == 0
+        shown = capsys.readouterr().out
+        assert max(cell_len(line) for line in shown.splitlines()) <= width
+        for text in ("finished", "[bold]gpt2", "12,345", "763.61", "680.04", "1 min 15 s"):
+            assert text in shown
+        assert str(run.root) in "".join(shown.split()) or width == 100

@@ -8,13 +8,19 @@ from typing import Annotated, Any
 
 import psutil
 from cyclopts import Parameter
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from finetale.cli.output import Json, number, print_json, stdout
 from finetale.display import duration
 from finetale.errors import RunError
 from finetale.rundir import RunDirectory
 from finetale.schema import RunManifest
+
+_TITLES = ("run", "status", "base", "steps", "before", "after", "time")
+_WIDE = 72
+"""Columns from which on the runs are a table."""
 
 
 def command(
@@ -37,22 +43,31 @@ def command(
     if not rows:
         console.print("There are no runs here. `finetale train SOURCE` makes one, `finetale demo` shows how.")
         return 0
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for title in ("run", "status", "base", "steps", "before", "after", "time"):
-        table.add_column(title, justify="left" if title in ("run", "status", "base") else "right", overflow="fold")
-    for row in rows:
-        table.add_row(
-            row["run"],
-            row["status"],
-            row["base"],
-            f"{row['steps']:,}",
-            number(row["before"]),
-            number(row["after"]),
-            duration(row["seconds"]) if row["seconds"] else "–",
-        )
-    console.print(table)
+    if console.width < _WIDE:
+        for row in rows:
+            _print_below_each_other(console, _cells(row))
+    else:
+        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+        for title in _TITLES:
+            table.add_column(title, justify="left" if title in _TITLES[:3] else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in _cells(row)))
+        console.print(table)
     console.print("before and after: perplexity per token on held-out text")
     return 0
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    figures = [number(row["before"]), number(row["after"])]
+    time = duration(row["seconds"]) if row["seconds"] else "–"
+    return [row["run"], row["status"], row["base"], f"{row['steps']:,}", *figures, time]
+
+
+def _print_below_each_other(console: Console, cells: list[str]) -> None:
+    """Print a run as lines of title and value, for a terminal that is too narrow for a table."""
+    console.print(Text(cells[0], style="bold", overflow="fold"))
+    for title, cell in zip(_TITLES[1:], cells[1:], strict=True):
+        console.print(Text(f"  {title:<8}{cell}", overflow="fold"))
 
 
 def _row(run: RunDirectory) -> dict[str, Any]:
