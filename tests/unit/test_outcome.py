@@ -123,6 +123,6 @@ def test_runs_are_listed_below_each_other_in_a_narrow_terminal(
         assert command_line(["runs", str(tmp_path)]) == 0
         shown = capsys.readouterr().out
         assert max(cell_len(line) for line in shown.splitlines()) <= width
-        for text in ("finished", "[bold]gpt2", "12,345", "763.61", "680.04", "1 min 15 s"):
+        for text in ("finished", "[bold]gpt2", "12,345", "763.60", "680.01", "1 min 15 s"):
             assert text in shown
         assert str(run.root) in "".join(shown.split()) or width == 100
