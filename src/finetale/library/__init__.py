@@ -77,14 +77,16 @@ def resume(
     quiet: bool = False,
     on_event: OnEvent | None = None,
     cancel: threading.Event | None = None,
+    **changes: Any,
 ) -> Run:
     """Go on with a run where it stopped: see `finetale resume`. The arguments are those of `train`.
 
     Args:
         accept_changes: go on although the text or config.yaml is not what the run began with.
+        changes: `epochs` or `max_steps`, counted from the beginning of the run: train on until then.
     """
     with watching(quiet=quiet, on_event=on_event, cancel=cancel) as notify:
-        return Run(pipeline.resume_run(Path(run), notify, accept_changes=accept_changes).root)
+        return Run(pipeline.resume_run(Path(run), notify, accept_changes=accept_changes, budget=changes).root)
 
 
 def check(
