@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -63,7 +63,7 @@ class Writer:
             ConfigError: a setting is unknown or out of range.
         """
         sampling = SamplingSettings.resolve(settings)
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = list(prompt) if isinstance(prompt, Iterable) and not isinstance(prompt, str) else [prompt]
         groups = self._generator.generate(prompts, sampling, n=n, truncate=truncate)
         texts = [[sample.text for sample in group] for group in groups]
         return texts[0] if isinstance(prompt, str) else texts
