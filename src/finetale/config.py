@@ -289,7 +289,13 @@ class TrainSettings(Settings):
         "standard deviations of the last 20 steps. One more jump stops the run. A loss or gradient that "
         "is not finite stops it at once.",
     )
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of all random numbers.")
+    seed: int = Field(
+        0,
+        ge=0,
+        le=2**32 - 1,
+        description="Seed of all random numbers. It gives the same weights again on the same machine with --no-probe, or "
+        "with the config.yaml of a run, which holds what the probe chose.",
+    )
 
     @field_validator("warmup_steps")
     @classmethod

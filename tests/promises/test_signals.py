@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 
-from children import call, finish, printed, start
+import finetale
+from children import CONTEXT, call, finish, printed, start
 from finetale.rundir import RunDirectory
 from scene import TRAIN, Place
 
 STAGES = {
     "loading": ("finetale.pipeline.prepare", "models.load_located"),
-    "probing": ("finetale.pipeline.tuning", "plan_memory"),
+    "probing": ("finetale.pipeline.tuning", "find_route"),
     "step": ("finetale.forward", "PackedForward.loss"),
     "evaluation": ("finetale.forward", "PackedForward.token_losses"),
     "sampling": ("finetale.generate.generator", "_Batch.step"),
@@ -115,6 +116,33 @@ def test_a_second_signal_leaves_within_a_second(place: Place, stage: str, then: 
         assert code == 0, output
         assert place.weights_of(name) == place.digest
     shutil.rmtree(place.folder / name, ignore_errors=True)
+
+
+def in_a_notebook(folder: str) -> None:
+    """Train through the library and press Ctrl-C twice; then go on, as a notebook's kernel must be able to."""
+    os.chdir(folder)
+    os.environ["FINETALE_CACHE"] = "cache"
+    disturb("step", signal.SIGINT.value, 2, "python")
+    settings = {
+        "precision": "fp32",
+        "threads": 1,
+        "batch_size": 4,
+        "micro_batch_size": 2,
+        "max_steps": 6,
+        "probe": False,
+    }
+    try:
+        finetale.train("stories", model="base", out="notebook", quiet=True, **settings)
+    except KeyboardInterrupt as error:
+        Path("alive").write_text(type(error).__name__, encoding="ascii")
+
+
+def test_a_second_signal_leaves_a_program_that_uses_the_library_alone(place: Place) -> None:
+    process = CONTEXT.Process(target=in_a_notebook, args=(str(place.folder),))
+    process.start()
+    assert finish(process, 60) == 0
+    assert (place.folder / "alive").read_text(encoding="ascii") == "KeyboardInterrupt"
+    assert RunDirectory(place.folder / "notebook").read_manifest().status == "interrupted"
 
 
 def test_a_signal_while_a_finished_run_would_be_replaced_leaves_it_alone(place: Place) -> None:
