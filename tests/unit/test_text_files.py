@@ -267,3 +267,14 @@ def test_names_that_cannot_be_shown_are_escaped(tmp_path: Path, name: bytes, sho
         read(os.fsdecode(path) + "x")
     caught.value.message.encode("utf-8")
     caught.value.hint.encode("utf-8")
+
+
+def test_check_shows_a_table_whose_encoding_is_not_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from finetale.cli import run
+
+    pq.write_table(pa.table({"text": ["One document."]}), tmp_path / "a.parquet")
+    assert run(["check", str(tmp_path / "a.parquet"), "--offline"]) == 0
+    assert capsys.readouterr().out.startswith("1 document, 13 characters, 2 words\n")

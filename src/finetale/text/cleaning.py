@@ -11,7 +11,7 @@ from ftfy import fix_encoding
 from ftfy.badness import BADNESS_RE
 
 from finetale.config import TextSettings
-from finetale.surrogates import SURROGATE
+from finetale.surrogates import SURROGATE, describe_surrogates
 from finetale.text.account import MAX_LINES, FileAccount
 from finetale.text.decoding import REPLACEMENT
 from finetale.text.documents import FileError
@@ -90,13 +90,13 @@ class Cleaner:
             self._account.cleaning["newlines"] += text.count("\r")
             text = text.replace("\r\n", "\n").replace("\r", "\n")
         self._report("replacement_character", REPLACEMENT_PATTERN, text, line)
-        if num_surrogates := self._report("lone_surrogate", SURROGATE, text, line):
+        if self._report("lone_surrogate", SURROGATE, text, line):
             if not self._replace:
                 raise FileError(
                     self._account.file,
                     line,
                     "undecodable",
-                    f"holds {num_surrogates} lone surrogates (halves of a character), which are not text",
+                    describe_surrogates(text) or "",
                     "Give --undecodable replace to put U+FFFD in their place.",
                 )
             text = SURROGATE.sub(REPLACEMENT, text)

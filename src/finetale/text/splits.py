@@ -1,7 +1,7 @@
 """Which split a document belongs to. Knows nothing of where documents come from.
 
 A document's place follows from a hash of its text alone, so adding a document never moves another. A long document is
-cut into contiguous parts, one a split. So that no wanted split is empty, documents are held back until each has got
+cut into contiguous parts, one per split. So that no wanted split is empty, documents are held back until each has got
 one; what is done when the text ends before that is told in `Splitter.rule`.
 """
 
@@ -98,7 +98,9 @@ class Splitter:
         self._shares = {"validation": validation, "test": test}
         held_out = [f"{share:.3g} for {name}" for name, share in self._shares.items() if share > 0]
         self.rule = f"Each document goes to a split by a hash of its text ({', '.join(held_out)})"
-        self.rule += f"; documents of more than {long_document} characters are cut into contiguous parts, one a split."
+        self.rule += (
+            f"; documents of more than {long_document:,} characters are cut into contiguous parts, one per split."
+        )
 
     def place(self, candidates: Iterable[Candidate]) -> Iterator[Placed]:
         """Every document with its parts, in the order in which they come."""
@@ -149,10 +151,10 @@ class Splitter:
         if len(digests) < FEW_DOCUMENTS:
             self._exceptions = dict.fromkeys(digests, CUT)
             if len(digests) == 1:
-                self.rule = "The one document is cut into contiguous parts, one a split."
+                self.rule = "The one document is cut into contiguous parts, one per split."
             else:
                 self.rule = (
-                    f"There are only {len(digests)} documents, so each is cut into contiguous parts, one a split."
+                    f"There are only {len(digests)} documents, so each is cut into contiguous parts, one per split."
                 )
             return
         whole = {candidate.digest for candidate in held if len(candidate.document.text) <= self._long}
