@@ -100,7 +100,7 @@ def main() -> None:
 
     write_folder(arguments.out, fill)
     size = sum(file.stat().st_size for file in arguments.out.iterdir())
-    print(json.dumps({"bytes": size, "bits_per_byte": {key: value["bits_per_byte"] for key, value in figures.items()}}))
+    print(json.dumps({"bytes": size, "bits_per_byte": {key: value.bits_per_byte for key, value in figures.items()}}))
     if size > LIMIT:
         raise SystemExit(f"{arguments.out} takes {size:,} bytes, and the package has room for {LIMIT:,}.")
 

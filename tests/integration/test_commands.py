@@ -405,10 +405,10 @@ def test_the_python_interface_is_the_same_path(here: Path) -> None:
     texts = writer.generate("The lamp", n=2, seed=0, max_new_tokens=10)
     assert len(texts) == 2
     assert "".join(writer.stream("The lamp", seed=0, max_new_tokens=10)) == texts[0]
-    assert ft.check("stories")["documents"] == 60
+    assert ft.check("stories").text.documents == 60
     assert ft.evaluate(run, "stories", precision="fp32").documents == 60
     assert ft.compare("base", run).improved is True
-    assert ft.plan("stories", model="base")["model"]["name"] == "base"
+    assert ft.plan("stories", model="base").model.name == "base"
 
 
 def test_demo(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,10 +80,10 @@ def test_every_tale_is_of_the_one_world(tales: dict[str, str]) -> None:
 
 
 def test_tales_are_a_source_wherever_they_are_installed(tales: dict[str, str]) -> None:
-    report = ft.check("bundled:tales")
-    assert report["documents"] == len(tales)
+    report = ft.check("bundled:tales", offline=True).text
+    assert report.documents == len(tales)
     names = [f"bundled:tales/{name}" for name in tales]
-    assert [file["file"] for file in report["files"]] == names[: len(report["files"])]
+    assert [file.file for file in report.files] == names[: len(report.files)]
 
 
 def test_the_model_is_a_small_gpt2_in_half_precision() -> None:

@@ -203,7 +203,7 @@ def test_a_batch_with_history_penalties_gives_what_each_prompt_gives_alone(gener
     together = generator.generate(PROMPTS, chosen)
     assert together == [generator.generate([prompt], chosen)[0] for prompt in PROMPTS]
     # They leave the batch at different times.
-    assert len({sample.num_tokens for (sample,) in together}) > 2
+    assert len({sample.num_tokens for (sample,) in together}) > 1
 
 
 def test_padding_is_no_history() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from finetale.errors import FinetaleError, HubError, SourceError
@@ -106,7 +106,7 @@ def dataset_documents(rows: Any, columns: SourceColumns, account: FileAccount) -
             return
         # Only columns with strings are looked at: pictures and sounds would be decoded.
         with_text = [name for name, feature in features.items() if _holds_strings(feature)]
-        ahead = list(rows.select_columns(with_text).take(LOOK_AHEAD)) if with_text else []
+        ahead = list(islice(rows.select_columns(with_text), LOOK_AHEAD)) if with_text else []
         choice = columns.choose(ahead or [dict.fromkeys(features)], account.file, 1, list(features))
         account.text_column = choice.taken
         num_rows = getattr(rows, "num_rows", None) or len(ahead)
