@@ -131,7 +131,7 @@ def prompts(folder: Path, number: int, seed: int) -> list[str]:
 
     tokenizer = load_tokenizer(folder if folder.is_dir() else str(folder))
     drawn = random.Random(seed)
-    found = []
+    found: list[str] = []
     while len(found) < number:
         text = "".join(drawn.choice("abcdefghij") for _ in range(400))
         while len(tokenizer(text)["input_ids"]) > PROMPT:

@@ -14,7 +14,7 @@ import contextlib
 import json
 import statistics
 import time
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 from finetale.environment import calm_threads, hardware, versions
@@ -114,7 +114,7 @@ def without(part: str, network: Any) -> PackedForward:
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if kind is not None and isinstance(child, kind):
-                setattr(parent, name, child.replaced[0].train())
+                setattr(parent, name, cast(Any, child).replaced[0].train())
     forward = PackedForward(network, precision=resolve_precision("auto"))
     if part in PLAIN_LOSS:
         forward.route = Route(forward.route.isolation)

@@ -154,7 +154,8 @@ def first_step(place: Path, shape: str, megabytes: float) -> dict[str, Any]:
     output, usage = run(words, place)
     seconds = time.perf_counter() - began
     remove(place / "run")
-    return json.loads(output.splitlines()[-1]) | {
+    stages: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return stages | {
         "shape": shape,
         "bytes": size,
         "seconds": round(seconds, 2),
@@ -167,16 +168,17 @@ def train_one_step(source: Path, out: Path) -> None:
     """Train on a text with the bundled model until the first step is done, then leave."""
     from finetale.config import Config
     from finetale.environment import calm_threads
+    from finetale.schema import Event, StageEvent, TrainEvent, WarningEvent
 
     calm_threads()
     began = time.perf_counter()
     marks: list[tuple[str, float]] = [("Start of the program", began)]
 
-    def listen(event: dict[str, Any]) -> None:
-        name = str(event.get("message", event["event"])) if event["event"] == "stage" else event["event"]
-        if event["event"] != "warning" and name != marks[-1][0]:
+    def listen(event: Event) -> None:
+        name = event.message if isinstance(event, StageEvent) else event.event
+        if not isinstance(event, WarningEvent) and name != marks[-1][0]:
             marks.append((name, time.perf_counter()))
-        if event["event"] == "train":
+        if isinstance(event, TrainEvent):
             spans = [[name, round(stop - start, 2)] for (name, start), (_, stop) in itertools.pairwise(marks)]
             print(json.dumps({"stages": spans}), flush=True)
             os._exit(0)

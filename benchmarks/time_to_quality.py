@@ -131,6 +131,7 @@ def run_finetale(train: list[str], held_out: list[str], arguments: argparse.Name
     from finetale.config import Config
     from finetale.pipeline.prepare import prepare
     from finetale.rundir import RunDirectory
+    from finetale.schema import Event, TrainEvent
     from finetale.training import Training
 
     class Reached(Exception):
@@ -157,15 +158,15 @@ def run_finetale(train: list[str], held_out: list[str], arguments: argparse.Name
         found: dict[str, Any] = {"seconds": None, "steps": budget.total_steps, "losses": []}
         spent, began = 0.0, time.perf_counter()
 
-        def listen(event: dict[str, Any]) -> None:
+        def listen(event: Event) -> None:
             nonlocal spent, began
-            if event["event"] != "train" or event["step"] % every:
+            if not isinstance(event, TrainEvent) or event.step % every:
                 return
             spent += time.perf_counter() - began
             loss = loss_of(loaded.model, examples)
-            found["losses"].append([event["step"], round(spent, 2), round(loss, 4)])
+            found["losses"].append([event.step, round(spent, 2), round(loss, 4)])
             if loss <= arguments.goal:
-                found.update(seconds=spent, reached_at=event["step"], loss=loss)
+                found.update(seconds=spent, reached_at=event.step, loss=loss)
                 raise Reached
             began = time.perf_counter()
 

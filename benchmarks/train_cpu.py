@@ -70,7 +70,7 @@ def compare(shape: str, arguments: argparse.Namespace) -> dict[str, Any]:
     for _ in range(1 if arguments.quick else arguments.turns):
         for name in CONTENDERS:
             steps = STEPS["gpt2"][name] // (2 if arguments.quick else 1) * (1 if shape == "gpt2" else 10)
-            words = ("--contender", shape, name, "--steps", str(max(1, steps)))
+            words: tuple[str, ...] = ("--contender", shape, name, "--steps", str(max(1, steps)))
             words += ("--text", arguments.text, "--tokenizer", arguments.tokenizer)
             turns[name].append(contenders.in_process(__file__, *words))
             rate = turns[name][-1]["tokens"] / turns[name][-1]["cpu_seconds"]
@@ -112,13 +112,15 @@ def run_finetale(model: str, tokenizer: str, arguments: argparse.Namespace) -> d
     """The whole path of `finetale train` without held-out text, timed from the first step to the last."""
     from finetale.config import Config
     from finetale.pipeline import train_run
+    from finetale.schema import Event, TrainEvent
 
-    clock, tokens = contenders.Clock(), []
+    clock = contenders.Clock()
+    tokens: list[int] = []
 
-    def notify(event: dict[str, Any]) -> None:
-        if event["event"] == "train":
+    def notify(event: Event) -> None:
+        if isinstance(event, TrainEvent):
             clock.step_done()
-            tokens.append(event["tokens"])
+            tokens.append(event.tokens)
 
     with tempfile.TemporaryDirectory() as folder:
         settings: dict[str, Any] = {

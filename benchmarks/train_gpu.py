@@ -169,11 +169,12 @@ def run_finetale(shape: str, name: str, arguments: argparse.Namespace) -> dict[s
         speed.set_up(network, enabled=True, attention=config.attention, precision=precision, training=True)
         budget = step_budget(config, blocks)
         tuned = tune(config, network, blocks, budget, lambda event: None)
-        clock, tokens = contenders.Clock(SKIPPED), []
+        clock = contenders.Clock(SKIPPED)
+        tokens: list[int] = []
 
         class Timed(Training):
-            def _update(self) -> float:
-                rate = super()._update()
+            def _update(self, *, skip: bool) -> float:
+                rate = super()._update(skip=skip)
                 tokens.append(self.train_blocks.targets_in(self.budget.blocks_of(self.state.step, 0)))
                 if len(tokens) in (SKIPPED, arguments.steps + SKIPPED):  # nothing waits for the GPU in between
                     clock.done = len(tokens) - 1

@@ -33,6 +33,7 @@ def tune(out: Path, **settings: Any) -> dict[str, Any]:
     held_out = run.comparison.after
     assert held_out.test is not None
     assert held_out.validation is not None
+    assert run.manifest.base is not None
     return {
         "model": run.manifest.base.name,
         "learning_rate": settings["learning_rate"],

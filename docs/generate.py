@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -77,15 +78,16 @@ def schema() -> str:
         "`metrics.jsonl` does not record goes to the listeners of a run alone.",
         "",
     ]
-    for title, kinds in (
+    parts: tuple[tuple[str, Sequence[type[Record]]], ...] = (
         ("run.json", [RunManifest]),
         ("data.json", [DataFile]),
         ("comparison.json", [ComparisonFile]),
         ("metrics.jsonl and events", EVENTS),
         ("check --json, plan --json, evaluate --json", [CheckResult, PlanResult, Evaluation]),
-    ):
+    )
+    for title, kinds in parts:
         lines += [f"## {title}", ""]
-        waiting, done = list(kinds), set()
+        waiting, done = list(kinds), set[type[Record]]()
         while waiting:
             kind = waiting.pop(0)
             if kind in done:

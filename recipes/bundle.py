@@ -22,8 +22,9 @@ from jinja2 import Template
 
 import finetale as ft
 from finetale import models
+from finetale.config import read_settings_file
 from finetale.rundir import RunDirectory, write_folder
-from finetale.training import read_metrics
+from finetale.schema import EvaluationEvent
 
 LIMIT = 24 * 2**20
 SAMPLES = 10
@@ -41,16 +42,17 @@ def half(model: torch.nn.Module) -> None:
 def facts_of(run: RunDirectory) -> dict[str, Any]:
     """What the card says of the training, from the run directory."""
     manifest = run.read_manifest()
-    if manifest["status"] != "finished":
+    if manifest.status != "finished":
         raise SystemExit(f"The run {run.root} is not finished.")
-    evaluated = {event["step"]: event for event in read_metrics(run.metrics) if event["event"] == "evaluation"}
-    tokens = json.loads(run.data.read_text(encoding="utf-8"))["tokens"]
+    evaluated = {event.step: event for event in run.read_events() if isinstance(event, EvaluationEvent)}
+    tokens = run.read_data().tokens
+    assert manifest.best_step is not None
     return {
         "manifest": manifest,
-        "config": manifest["config"],
-        "best_tokens": evaluated[manifest["best_step"]]["tokens"],
-        "trained_tokens": tokens["trained"],
-        "validation_share": tokens["validation"] / tokens["read"],
+        "config": read_settings_file(run.config),
+        "best_tokens": evaluated[manifest.best_step].tokens,
+        "trained_tokens": tokens.trained,
+        "validation_share": tokens.validation / tokens.read,
     }
 
 
