@@ -526,7 +526,7 @@ def setting_groups(sections: Iterable[type[Settings]] = SECTIONS) -> list[tuple[
     return groups
 
 
-_MOST_SETTINGS_BYTES = 2**20
+_MAX_SETTINGS_BYTES = 2**20
 _RETIRED = frozenset({"bootstrap_samples"})
 """Settings that older versions wrote and that no longer have an effect."""
 
@@ -538,9 +538,9 @@ def read_settings_file(path: str | Path) -> dict[str, Any]:
         ConfigError: the file is missing, is not YAML or is not a mapping.
     """
     try:
-        if Path(path).stat().st_size > _MOST_SETTINGS_BYTES:
+        if Path(path).stat().st_size > _MAX_SETTINGS_BYTES:
             raise ConfigError(
-                f"The settings file {path} has more than {_MOST_SETTINGS_BYTES:,} bytes.", "Check the path."
+                f"The settings file {path} has more than {_MAX_SETTINGS_BYTES:,} bytes.", "Check the path."
             )
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -27,8 +27,8 @@ _MARKS = "，。、；：？！,.;:!?”"
 _PIECE = re.compile(rf"[\s\S][^ {_MARKS}]*(?:(?: (?!\S)|(?<=\s) |(?<![^\W\d_])[{_MARKS}])[^ {_MARKS}]*)*")
 _CUT = re.compile(rf"(?<=\S)(?= \S)|(?<=[^\W\d_])(?=[{_MARKS}])")
 _SLICE_CHARACTERS = 500_000
-_MOST_PIECES = 300_000
-_MOST_PIECE_CHARACTERS = 10_000_000
+_MAX_PIECES = 300_000
+_MAX_PIECE_CHARACTERS = 10_000_000
 _COMPARED_CHARACTERS = 20_000
 _PROBE = (
     "It's 12:30, I'll say “yes” – the naïve café's 3.14 km.  Two  spaces,\n\n and lines\tand tabs \n  x_y a1b2 "
@@ -124,7 +124,7 @@ class Encoder:
 
     def _numbers_of(self, pieces: list[str]) -> Ids:
         """The numbers of pieces; what is new among them is tokenised."""
-        if len(self._known) > _MOST_PIECES or self._known.characters > _MOST_PIECE_CHARACTERS:
+        if len(self._known) > _MAX_PIECES or self._known.characters > _MAX_PIECE_CHARACTERS:
             self._forget()
         numbers = np.fromiter(map(self._known.__getitem__, pieces), np.int64, len(pieces))
         if new := self._known.new:

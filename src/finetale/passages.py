@@ -32,7 +32,7 @@ _CHARACTERS = 1 << 18
 """Characters that are hashed at once: few enough for the processor's cache."""
 _CHUNK = 1 << 20
 """Windows that are compared at once."""
-_FEWEST_BITS, _MOST_BITS = 16, 30
+_MIN_BITS, _MAX_BITS = 16, 30
 _LARGEST_BUFFER = 1 << 22
 _BREAK = "\x1e"
 """Ends a part; its hash is 0, which no word has."""
@@ -105,7 +105,7 @@ class PassageFinder:
 
         A bit per held-out window, found by the first bits of its hash, tells which windows are worth keeping.
         """
-        size = min(max(_FEWEST_BITS, (64 * number - 1).bit_length()), _MOST_BITS)
+        size = min(max(_MIN_BITS, (64 * number - 1).bit_length()), _MAX_BITS)
         bits = np.zeros(1 << size - 3, np.uint8)
         shift = np.uint64(64 - size)
         for split in _SPLITS[1:]:

@@ -88,8 +88,8 @@ def serving_of(served: Served, limits: Limits) -> Any:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     loaded = models.open_model(str(save_model(tmp_path_factory.mktemp("served") / "tiny")), lambda event: None)
-    served = model_spec.serve_model("tiny", loaded, slots=4, most_waiting=32)
-    app = serving_of(served, Limits(key=KEY, most_body=100_000, most_samples=16))
+    served = model_spec.serve_model("tiny", loaded, slots=4, max_waiting=32)
+    app = serving_of(served, Limits(key=KEY, max_body_bytes=100_000, max_samples=16))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off", http="h11"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

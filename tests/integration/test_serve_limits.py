@@ -20,7 +20,7 @@ import uvicorn
 from finetale import models
 from finetale.cli import run
 from finetale.server import connections, model_spec
-from finetale.server.access import MOST_HEADER_BYTES, Limits
+from finetale.server.access import MAX_HEADER_BYTES, Limits
 from finetale.server.app import Service
 from tiny import save_model
 
@@ -34,7 +34,7 @@ class Place:
     def __init__(self, folder: Path, **limits: Any) -> None:
         loaded = models.open_model(str(save_model(folder / "tiny")), lambda event: None)
         self.service = Service(Limits(**limits))
-        self.served = model_spec.serve_model("tiny", loaded, slots=2, most_waiting=4)
+        self.served = model_spec.serve_model("tiny", loaded, slots=2, max_waiting=4)
         self.service.add(self.served)
         self.service.loading = False
         config = uvicorn.Config(
@@ -43,7 +43,7 @@ class Place:
             log_config=None,
             lifespan="off",
             http=connections.bounded(self.service.limits),
-            h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         )
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
@@ -75,11 +75,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         tmp_path_factory.mktemp("limits"),
         key=KEY,
         origins=frozenset({SITE}),
-        most_connections=20,
+        max_connections=20,
         header_seconds=0.5,
         body_seconds=0.5,
         stalled_seconds=0.5,
-        most_body=100_000,
+        max_body_bytes=100_000,
     )
     yield found
     found.close()
@@ -298,8 +298,8 @@ def test_connections_fit_into_the_limit_on_open_files() -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (300, before[1]))
-        assert connections.most_connections(400) == 400
+        assert connections.max_connections(400) == 400
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 528
-        assert connections.most_connections(100) == 100
+        assert connections.max_connections(100) == 100
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -76,7 +76,7 @@ KINDS = {
 @pytest.mark.parametrize("slice_size", [50, 500_000])
 def test_pieces_have_the_ids_of_the_whole(kind: str, slice_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "_SLICE_CHARACTERS", slice_size)
-    monkeypatch.setattr(encoding, "_MOST_PIECES", 300)  # forgotten several times
+    monkeypatch.setattr(encoding, "_MAX_PIECES", 300)  # forgotten several times
     chosen = KINDS[kind]()
     encoder = Encoder(chosen)
     texts = [mixed(seed, size) for seed, size in enumerate([0, 1, 2, 3, 5, 8, 30, 100, 1000] * 8)]

@@ -85,7 +85,7 @@ def engine() -> Counting:
 
 @pytest.fixture
 def worker(engine: Counting) -> Worker:
-    return Worker(engine, most_waiting=5)
+    return Worker(engine, max_waiting=5)
 
 
 def test_more_prompts_and_samples_than_slots(worker: Worker) -> None:
@@ -118,7 +118,7 @@ def test_all_are_told_when_the_engine_is_lost_while_prompts_are_read(
 
     engine.slots = 4
     engine.may.clear()
-    worker = Worker(engine, most_waiting=9)
+    worker = Worker(engine, max_waiting=9)
     asked = [Asked(worker, "a")]
     while not engine.active:
         time.sleep(0.001)

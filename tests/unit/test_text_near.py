@@ -105,7 +105,7 @@ def test_a_cut_document_and_a_whole_one_that_is_alike(tmp_path: Path) -> None:
 
 def test_memory_is_bounded_and_the_report_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (near, repeats):
-        monkeypatch.setattr(module, "MOST_DOCUMENTS", 2)
+        monkeypatch.setattr(module, "MAX_DOCUMENTS", 2)
     rows = [f"{word} " * 3 + f"{i} {i} {word}{i} goes" for i, word in enumerate(WORDS.split()[:5])]
     _, report = read(tmp_path, [FIRST, *rows, LIKE])
     assert report["near_duplicates"] == {
@@ -138,7 +138,7 @@ def test_what_is_dropped_as_a_repeat_is_not_counted_as_a_leak_too(tmp_path: Path
 
 
 def test_forms_that_are_alike_in_part_cost_no_more_and_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near, "_MOST_CANDIDATES", 20)
+    monkeypatch.setattr(near, "_MAX_CANDIDATES", 20)
     form = " ".join(f"line {i} of the form reads so" for i in range(8))
     rows = [f"{form} " + " ".join(f"{i}x{k} {i}y{k}" for k in range(8)) for i in range(300)]
     _, report = read(tmp_path, rows)

@@ -17,9 +17,9 @@ from finetale.display import size
 from finetale.formatting import plural
 from finetale.schema import CheckResult, LengthBin, TextReport
 
-_MOST_PROBLEMS = 20
-_MOST_PLACES = 5
-_MOST_NAMES = 12
+_MAX_PROBLEMS = 20
+_MAX_PLACES = 5
+_MAX_NAMES = 12
 
 
 @with_settings(TextSettings)
@@ -96,10 +96,10 @@ def _show(result: CheckResult) -> None:
 def _show_files(console: Console, text: TextReport) -> None:
     console.print()
     table = _table("file", "kind", "encoding", "size", "documents")
-    for file in text.files[:_MOST_PROBLEMS]:
+    for file in text.files[:_MAX_PROBLEMS]:
         table.add_row(escape(file.file), file.kind, file.encoding or "–", size(file.bytes or 0), f"{file.documents:,}")
     console.print(table)
-    if (more := len(text.files) + text.more_files - _MOST_PROBLEMS) > 0:
+    if (more := len(text.files) + text.more_files - _MAX_PROBLEMS) > 0:
         console.print(f"… and {plural(more, 'more file')}")
 
 
@@ -120,8 +120,8 @@ def _remarks(text: TextReport) -> list[str]:
     from finetale.text.findings import not_looked_for, text_findings, text_notes
 
     lines = []
-    notes = [(note, _MOST_NAMES) for note in text_notes(text, forms=False)]
-    for finding, most in [*notes, *((finding, _MOST_PLACES) for finding in text_findings(text))]:
+    notes = [(note, _MAX_NAMES) for note in text_notes(text, forms=False)]
+    for finding, most in [*notes, *((finding, _MAX_PLACES) for finding in text_findings(text))]:
         lines.append(finding.sentence())
         lines += [f"  {place}" for place in finding.places[:most]]
     if unknown := not_looked_for(text):
@@ -136,7 +136,7 @@ def _show_problems(console: Console, text: TextReport) -> None:
         console.print("All of it could be read." if everything else "No problem was found in what was read.")
         return
     console.print()
-    for problem in problems[:_MOST_PROBLEMS]:
+    for problem in problems[:_MAX_PROBLEMS]:
         word, colour = ("error", "red") if problem.fatal else ("found", "yellow")
         where = f"{problem.file}:{problem.line}" if problem.line else problem.file
         times = f" ({problem.count:,} times)" if (problem.count or 1) > 1 else ""
@@ -146,8 +146,8 @@ def _show_problems(console: Console, text: TextReport) -> None:
         hints = dict.fromkeys(problem.hint for problem in problems if problem.fatal and problem.hint)
         advice = "Correct what is marked as error, or name other sources; training would stop there."
         console.print(f"hint: {escape(' '.join([*hints, advice]))}", soft_wrap=True)
-    if (number := len(problems) + text.more_problems) > _MOST_PROBLEMS:
-        console.print(f"… and {number - _MOST_PROBLEMS:,} more; --json lists the first {len(problems):,}")
+    if (number := len(problems) + text.more_problems) > _MAX_PROBLEMS:
+        console.print(f"… and {number - _MAX_PROBLEMS:,} more; --json lists the first {len(problems):,}")
 
 
 def _table(*titles: str) -> Table:

@@ -109,7 +109,7 @@ def command(
         try:
             from finetale.server import service
             from finetale.server.access import Limits
-            from finetale.server.connections import most_connections
+            from finetale.server.connections import max_connections
             from finetale.server.model_spec import ModelSpec
         except ImportError as error:
             raise ConfigError(
@@ -170,7 +170,7 @@ def command(
                     hosts=hosts,
                     any_address=everywhere,
                     origins=frozenset(map(_origin, allow_origin)),
-                    most_connections=most_connections(),
+                    max_connections=max_connections(),
                     request_seconds=timeout,
                 ),
                 host=host,

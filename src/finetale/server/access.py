@@ -22,7 +22,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-MOST_HEADER_BYTES = 16 * 1024
+MAX_HEADER_BYTES = 16 * 1024
 _OPEN = ("/health", "/ready")
 """Routes that need no key, because monitoring has none."""
 QUEUE_FULL = "Too many requests are waiting; try again soon.", "queue_full"
@@ -39,9 +39,9 @@ class Limits:
         hosts: allowed values of the Host header, without port. Empty: any.
         any_address: also allow any IP address as Host. DNS rebinding needs a name, so addresses are safe.
         origins: other sites whose pages may send requests, as https://example.org.
-        most_body: maximum size of a body in bytes.
-        most_samples: maximum number of completions per request, over all its prompts.
-        most_connections: maximum number of open connections.
+        max_body_bytes: maximum size of a body in bytes.
+        max_samples: maximum number of completions per request, over all its prompts.
+        max_connections: maximum number of open connections.
         header_seconds: time limit for receiving the headers of a request.
         body_seconds: time limit for receiving a body.
         request_seconds: time limit for a response, waiting in the queue included.
@@ -52,9 +52,9 @@ class Limits:
     hosts: frozenset[str] = frozenset({"localhost", "127.0.0.1", "::1"})
     any_address: bool = False
     origins: frozenset[str] = frozenset()
-    most_body: int = 2 * 2**20
-    most_samples: int = 128
-    most_connections: int = 1000
+    max_body_bytes: int = 2 * 2**20
+    max_samples: int = 128
+    max_connections: int = 1000
     header_seconds: float = 10.0
     body_seconds: float = 30.0
     request_seconds: float = 600.0
@@ -123,7 +123,7 @@ class Guard:
             await _answer(send, *refusal, path=scope["path"])
             return
         length = headers.get("content-length", "")
-        if length.isdigit() and int(length) > self.limits.most_body:
+        if length.isdigit() and int(length) > self.limits.max_body_bytes:
             await _answer(send, *self._too_large())
             return
         if scope["method"] == "POST" and self.is_full(_address(scope)):
@@ -133,8 +133,8 @@ class Guard:
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str, str | None] | None:
         """Return (status, message, code) for a forbidden request, else None."""
-        if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADER_BYTES:
-            return 431, f"The request headers are larger than {MOST_HEADER_BYTES:,} bytes.", None
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+            return 431, f"The request headers are larger than {MAX_HEADER_BYTES:,} bytes.", None
         host = name_of(headers.get("host", ""))
         if self.limits.hosts and host not in self.limits.hosts and not (self.limits.any_address and _is_address(host)):
             # DNS rebinding: a web page can point its own name at this address, but cannot change the Host header.
@@ -157,7 +157,7 @@ class Guard:
         return None
 
     def _too_large(self) -> tuple[int, str, str | None]:
-        return 413, f"The body is larger than {self.limits.most_body:,} bytes.", "body_too_large"
+        return 413, f"The body is larger than {self.limits.max_body_bytes:,} bytes.", "body_too_large"
 
     async def _with_body_limit(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the application; reject the body once it exceeds the limit."""
@@ -167,7 +167,7 @@ class Guard:
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
-            if size > self.limits.most_body:
+            if size > self.limits.max_body_bytes:
                 status, text, code = self._too_large()
                 raise RequestError(text, status=status, code=code)
             return message

@@ -173,9 +173,9 @@ class Service:
             raise RequestError("The body was not received in time.", status=408, code="timeout") from None
 
     def _limit(self, wanted: int, parameter: str) -> None:
-        if wanted > self.limits.most_samples:
+        if wanted > self.limits.max_samples:
             raise RequestError(
-                f"The request asks for {wanted:,} completions; the maximum is {self.limits.most_samples}.", parameter
+                f"The request asks for {wanted:,} completions; the maximum is {self.limits.max_samples}.", parameter
             )
 
     async def _answer(self, request: Request, asked: CompletionRequest, shape: wire.Shape) -> Response:

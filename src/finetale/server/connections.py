@@ -13,13 +13,13 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from finetale.server import wire
-from finetale.server.access import MOST_HEADER_BYTES, Limits
+from finetale.server.access import MAX_HEADER_BYTES, Limits
 
 _SPARE_FILES = 128
 """Open files reserved for other uses than connections."""
 
 
-def most_connections(wanted: int = 1000) -> int:
+def max_connections(wanted: int = 1000) -> int:
     """Return how many connections the process can hold, at most `wanted`. Raises the limit on open files if allowed."""
     try:
         import resource
@@ -50,7 +50,7 @@ class BoundedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept a connection, or reject it if too many are open."""
-        if len(self.connections) >= self.limits.most_connections:
+        if len(self.connections) >= self.limits.max_connections:
             message = "Too many connections are open; try again soon."
             transport.write(
                 _raw_response(503, message, "rate_limit_error", "too_many_connections", "Retry-After: 1\r\n")
@@ -90,7 +90,7 @@ class BoundedProtocol(H11Protocol):
         """Reject invalid HTTP and headers that are too large."""
         status = getattr(sys.exception(), "error_status_hint", 400)
         if status == 431:
-            msg = f"The request headers are larger than {MOST_HEADER_BYTES:,} bytes."
+            msg = f"The request headers are larger than {MAX_HEADER_BYTES:,} bytes."
         self.transport.write(_raw_response(status, msg, "invalid_request_error", None))
         self.transport.close()
 

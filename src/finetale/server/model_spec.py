@@ -36,7 +36,7 @@ class ModelSpec:
         engine: auto, openvino, torch or vllm.
         precision: of PyTorch's weights: fp32 or bf16; auto for bf16 on a GPU, fp32 elsewhere.
         slots: maximum number of completions at a time.
-        most_waiting: maximum number of requests in the queue.
+        max_waiting: maximum number of requests in the queue.
     """
 
     name: str
@@ -44,7 +44,7 @@ class ModelSpec:
     engine: str = "auto"
     precision: str = "auto"
     slots: int = 16
-    most_waiting: int = 32
+    max_waiting: int = 32
 
     def open(self, notify: Notify, serving: Served | Upstream | None = None) -> Served | Upstream | None:
         """Return the model, ready to serve; None if `serving` has the same weights and its engine works.
@@ -66,14 +66,14 @@ class ModelSpec:
                 models.locate(found.name, revision=found.revision, offline=True).folder,
                 Vocabulary(loaded.tokenizer, facts.vocab_size, facts.context, facts.ends),
                 slots=self.slots,
-                most_waiting=self.most_waiting,
+                max_waiting=self.max_waiting,
                 provenance=found,
             )
         return serve_model(
             self.name,
             loaded,
             slots=self.slots,
-            most_waiting=self.most_waiting,
+            max_waiting=self.max_waiting,
             engine=self.engine,
             precision=self.precision,
             notify=notify,
@@ -85,7 +85,7 @@ def serve_model(
     loaded: LoadedModel,
     *,
     slots: int,
-    most_waiting: int,
+    max_waiting: int,
     engine: str = "torch",
     precision: str = "auto",
     notify: Notify = lambda event: None,
@@ -114,7 +114,7 @@ def serve_model(
     return Served(
         name,
         vocabulary,
-        Worker(chosen, most_waiting=most_waiting),
+        Worker(chosen, max_waiting=max_waiting),
         int(time.time()),
         loaded.provenance,
     )

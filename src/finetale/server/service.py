@@ -18,7 +18,7 @@ import uvicorn
 from finetale.errors import ConfigError, FinetaleError
 from finetale.notify import Notify
 from finetale.schema import Event, WarningEvent
-from finetale.server.access import MOST_HEADER_BYTES, Limits
+from finetale.server.access import MAX_HEADER_BYTES, Limits
 from finetale.server.answer import Served
 from finetale.server.app import Service
 from finetale.server.connections import bounded
@@ -72,7 +72,7 @@ def run(
         access_log=False,
         server_header=False,
         lifespan="off",
-        h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         http=bounded(limits),
         timeout_graceful_shutdown=round(drain_seconds) + 1,
     )

@@ -15,13 +15,13 @@ class Turns(Generic[T]):
     """The queue.
 
     Args:
-        most: maximum length. For a client with nothing in the queue it is a quarter more, so that no client can lock
+        max_length: maximum length. For a client with nothing in the queue it is a quarter more, so that no client can lock
             out the others by filling the queue.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._extra = -(-most // 4)
+    def __init__(self, max_length: int) -> None:
+        self._max_length = max_length
+        self._extra = -(-max_length // 4)
         self._clients: OrderedDict[str, _Client[T]] = OrderedDict()  # in the order of their turns
         self._count = 0
 
@@ -35,7 +35,7 @@ class Turns(Generic[T]):
 
     def has_room(self, client: str, soon: int = 0) -> bool:
         """Return whether a client may add an item. `soon` items of the queue are about to leave it and do not count."""
-        return self._count - soon < self._most + (0 if client in self._clients else self._extra)
+        return self._count - soon < self._max_length + (0 if client in self._clients else self._extra)
 
     def put(self, item: T, client: str, user: str = "") -> None:
         """Add an item behind the others of its client's user."""

@@ -184,7 +184,7 @@ def start(
     vocabulary: Vocabulary,
     *,
     slots: int,
-    most_waiting: int,
+    max_waiting: int,
     provenance: Provenance,
 ) -> Upstream:
     """Start vLLM on a model's folder and wait until it responds.
@@ -220,7 +220,7 @@ def start(
         f"http://127.0.0.1:{port}",
         key,
         vocabulary,
-        slots + most_waiting,
+        slots + max_waiting,
         int(time.time()),
         provenance,
     )

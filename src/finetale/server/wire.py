@@ -20,10 +20,10 @@ from pydantic import (
 from finetale.config import SamplingSettings
 from finetale.errors import RequestError
 
-MOST_LOGPROBS = 5
-MOST_STOPS = 4
-MOST_BIASES = 300
-_MOST_PARAMETERS = 100
+MAX_LOGPROBS = 5
+MAX_STOPS = 4
+MAX_BIASES = 300
+_MAX_PARAMETERS = 100
 LARGEST_SEED = 2**63 - 1
 
 TokenId = Annotated[int, Field(ge=0, strict=True)]
@@ -54,8 +54,8 @@ def _prompt(value: Any) -> Any:
 
 
 def _few(value: Any) -> Any:
-    if isinstance(value, dict) and len(value) > MOST_BIASES:
-        raise ValueError(f"must have at most {MOST_BIASES} tokens")
+    if isinstance(value, dict) and len(value) > MAX_BIASES:
+        raise ValueError(f"must have at most {MAX_BIASES} tokens")
     return value
 
 
@@ -77,7 +77,7 @@ class StreamOptions(BaseModel):
 
 
 _Stop = Annotated[Text, Field(min_length=1)]
-_Stops = Annotated[list[_Stop], Field(max_length=MOST_STOPS)]
+_Stops = Annotated[list[_Stop], Field(max_length=MAX_STOPS)]
 _DEFAULT_MAX_TOKENS = 16
 """Default `max_tokens`, as in OpenAI's API."""
 
@@ -96,7 +96,7 @@ class _GenerationRequest(BaseModel):
     presence_penalty: float | None = Field(0.0, ge=-2, le=2, strict=True)
     frequency_penalty: float | None = Field(0.0, ge=-2, le=2, strict=True)
     logit_bias: _Biases | None = Field(
-        None, max_length=MOST_BIASES, description="Token id to the value added to its score."
+        None, max_length=MAX_BIASES, description="Token id to the value added to its score."
     )
     stream: bool | None = Field(False, strict=True)
     stream_options: StreamOptions | None = None
@@ -125,7 +125,7 @@ class CompletionRequest(_GenerationRequest):
         description="Completions to generate; the n with the highest mean log-probability per token are returned.",
     )
     echo: bool | None = Field(False, strict=True, description="Return the prompt before the completion.")
-    logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS, strict=True)
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, strict=True)
     suffix: Text | None = Field(None, description="Not supported.")
 
     @model_validator(mode="after")
@@ -217,7 +217,7 @@ class ChatRequest(_GenerationRequest):
         description="Maximum number of tokens to generate. Default: what the context has room for.",
     )
     logprobs: bool | None = Field(False, strict=True)
-    top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS, strict=True)
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, strict=True)
 
     @model_validator(mode="after")
     def _together(self) -> ChatRequest:
@@ -253,8 +253,8 @@ def read(kind: type[Body], body: bytes) -> Body:
         raise RequestError(f"The body is not valid JSON: {error}.") from None
     if not isinstance(values, dict):
         raise RequestError("The body must be a JSON object.")
-    if len(values) > _MOST_PARAMETERS:
-        raise RequestError(f"The body has {len(values):,} parameters; the maximum is {_MOST_PARAMETERS}.")
+    if len(values) > _MAX_PARAMETERS:
+        raise RequestError(f"The body has {len(values):,} parameters; the maximum is {_MAX_PARAMETERS}.")
     try:
         request = kind.model_validate(values)
     except ValidationError as error:

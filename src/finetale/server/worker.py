@@ -42,12 +42,12 @@ class Worker:
 
     Args:
         engine: the engine. Only this worker may use it.
-        most_waiting: maximum number of requests in the queue, besides those being generated; see Turns.
+        max_waiting: maximum number of requests in the queue, besides those being generated; see Turns.
     """
 
-    def __init__(self, engine: Engine, *, most_waiting: int = 32) -> None:
+    def __init__(self, engine: Engine, *, max_waiting: int = 32) -> None:
         self.engine = engine
-        self._queue: Turns[Ticket] = Turns(most_waiting)
+        self._queue: Turns[Ticket] = Turns(max_waiting)
         self._active: dict[int, tuple[Ticket, ChoiceBuilder]] = {}  # by id of the job
         self._admitted: list[tuple[Ticket, list[ChoiceBuilder]]] = []  # while their prompts are read
         self._change = threading.Condition()

@@ -37,9 +37,9 @@ _REPEATS = (
 
 
 _FORMS = ("duplicate_key", "records_in_list", "no_header")
-_MOST_COLUMNS = 5
-_MOST_KINDS = 5
-_MOST_PLACES = 10
+_MAX_COLUMNS = 5
+_MAX_KINDS = 5
+_MAX_PLACES = 10
 _NAMED_IN_LINE = 5
 
 SHARED_SHARE = 0.005
@@ -161,8 +161,8 @@ def text_notes(text: Report, *, forms: bool = True) -> list[TextFinding]:
     report = _as_record(text)
     if report is None:
         return []
-    notes = [_column_note(column) for column in report.columns[:_MOST_COLUMNS]]
-    if more := len(report.columns) - _MOST_COLUMNS:
+    notes = [_column_note(column) for column in report.columns[:_MAX_COLUMNS]]
+    if more := len(report.columns) - _MAX_COLUMNS:
         notes += [_note(f"Columns of {plural(more, 'more source')} are in data.json")] if more > 0 else []
     return [*notes, *_files_left_out(report), *(_problem_notes(report) if forms else [])]
 
@@ -171,8 +171,8 @@ def _column_note(column: ColumnReport) -> TextFinding:
     what = f"The text of {_last_part(column.source)} is the column {column.taken!r}"
     if not column.left_out:
         return _note(f"{what}; no other column holds text")
-    others = [f"{other.name!r} ({_percent(other.share)})" for other in column.left_out[:_MOST_COLUMNS]]
-    if more := column.more_left_out + len(column.left_out[_MOST_COLUMNS:]):
+    others = [f"{other.name!r} ({_percent(other.share)})" for other in column.left_out[:_MAX_COLUMNS]]
+    if more := column.more_left_out + len(column.left_out[_MAX_COLUMNS:]):
         others.append(f"{more} more")
     what += f", with {_percent(column.share)} of the characters; left out: {_and(others)}"
     remedy = ("--text-column NAME", "takes another column") if column.guessed else ("", "")
@@ -187,8 +187,8 @@ def _files_left_out(report: TextReport) -> list[TextFinding]:
     parts = []
     if others:
         kinds = sorted(skipped.other.items(), key=lambda item: (-item[1], item[0]))
-        named = [f"{number:,} {suffix or '(no suffix)'}" for suffix, number in kinds[:_MOST_KINDS]]
-        if more := sum(number for _, number in kinds[_MOST_KINDS:]):
+        named = [f"{number:,} {suffix or '(no suffix)'}" for suffix, number in kinds[:_MAX_KINDS]]
+        if more := sum(number for _, number in kinds[_MAX_KINDS:]):
             named.append(f"{more:,} more")
         parts.append(f"{others:,} of kinds that are not read ({', '.join(named)})")
     if skipped.unreadable:
@@ -228,7 +228,7 @@ def _problem_notes(report: TextReport) -> list[TextFinding]:
             first = found[0]
             more = f" (and so in {plural(len(found) - 1, 'more file')})" if len(found) > 1 else ""
             what = f"In {_last_part(first.file)}, {first.detail}{more}"
-            places = tuple(f"{problem.file}:{problem.line}" for problem in found[:_MOST_PLACES])
+            places = tuple(f"{problem.file}:{problem.line}" for problem in found[:_MAX_PLACES])
             notes.append(TextFinding(what, "", "", kind == "duplicate_key", places))
     return notes
 

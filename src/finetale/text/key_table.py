@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-_FEWEST_SLOT_BITS = 10
+_MIN_SLOT_BITS = 10
 _FULLEST = 0.6
 _MIX = 0x9E3779B97F4A7C15
 
@@ -21,7 +21,7 @@ class KeyStore:
     """An array of keys that grows at its end; the table below refers to its entries by their index."""
 
     def __init__(self) -> None:
-        self._array: Keys = np.empty(1 << _FEWEST_SLOT_BITS, np.uint64)
+        self._array: Keys = np.empty(1 << _MIN_SLOT_BITS, np.uint64)
         self._size = 0
 
     def __len__(self) -> int:
@@ -52,7 +52,7 @@ class KeyTable:
 
     def __init__(self, keys: KeyStore) -> None:
         self._keys = keys
-        self._bits = _FEWEST_SLOT_BITS
+        self._bits = _MIN_SLOT_BITS
         self._slots = np.zeros(1 << self._bits, np.int32)  # index + 1; 0: empty
         self._used = 0
 

@@ -13,7 +13,7 @@ from typing import Any
 
 SAMPLE_DOCUMENTS = 20
 SAMPLE_CHARACTERS = 2000
-LEAST_CHARACTERS = 40  # shorter documents tell too little
+MIN_CHARACTERS = 40  # shorter documents tell too little
 
 SCRIPTS = {
     "Japanese": re.compile("[\u3041-\u30ff]"),
@@ -75,7 +75,7 @@ class LanguageSample:
             self._offer(digests[number], texts[number])
 
     def _offer(self, digest: bytes, text: str) -> None:
-        if len(text) < LEAST_CHARACTERS:
+        if len(text) < MIN_CHARACTERS:
             return
         key = -int.from_bytes(digest[:8], "big")
         if len(self._heap) < SAMPLE_DOCUMENTS:

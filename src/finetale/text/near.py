@@ -23,9 +23,9 @@ from finetale.text.words import SYLLABLES, grams
 
 SIMILAR = 0.6
 """Least share of passages in common of near repeats: about 7 changed words in 100."""
-SHORTEST = 5
+MIN_WORDS = 5
 """Fewest words of a document that is compared; two shorter ones are alike too easily."""
-MOST_DOCUMENTS = 1_000_000
+MAX_DOCUMENTS = 1_000_000
 """Most documents that later ones are compared with, about 270 bytes of memory each."""
 
 _MINIMA = 64
@@ -33,7 +33,7 @@ _BANDS = 16
 _SEED = 1
 _PASSAGE = 3
 _CHARACTERS_AT_ONCE = 100_000
-_MOST_CANDIDATES = 1_000
+_MAX_CANDIDATES = 1_000
 _APOSTROPHES = re.compile("['’]")
 _WORD = re.compile(rf"[{SYLLABLES}]|[^\W_{SYLLABLES}]+")
 _BETWEEN_WORDS = re.compile(rf"\s|[{SYLLABLES}]")
@@ -67,7 +67,7 @@ class NearIndex:
     @property
     def is_full(self) -> bool:
         """Whether no more documents are taken in."""
-        return len(self._numbers) >= MOST_DOCUMENTS
+        return len(self._numbers) >= MAX_DOCUMENTS
 
     def prepare(self, sketches: Sketches) -> NDArray[np.bool_]:
         """Say of each sketch whether it has a band in common with an earlier document or another of these sketches.
@@ -86,11 +86,11 @@ class NearIndex:
         for entry in first[first >= 0].tolist():
             candidates.add(entry // _BANDS)
             candidates.update(self._later.get(entry, ()))
-        self._is_crowded = len(candidates) > _MOST_CANDIDATES
+        self._is_crowded = len(candidates) > _MAX_CANDIDATES
         self.crowded += self._is_crowded
         if not candidates:
             return None
-        chosen = np.array(sorted(candidates)[:_MOST_CANDIDATES])
+        chosen = np.array(sorted(candidates)[:_MAX_CANDIDATES])
         rows = self._keys.array.reshape(-1, _BANDS)[chosen]
         alike = (_minima(rows) == _minima(sketch[None])).mean(axis=1)
         best = int(alike.argmax())
@@ -139,7 +139,7 @@ def sketches_of(texts: Sequence[str]) -> tuple[Sketches, NDArray[np.int64]]:
     for number, text in enumerate(texts):
         if len(text) <= _CHARACTERS_AT_ONCE:
             words = _words(text)
-            if len(words) >= SHORTEST:
+            if len(words) >= MIN_WORDS:
                 index[number] = len(passages)
                 passages.append(list(map(" ".join, grams(words, _PASSAGE))))
     rows = RMinHash.digests_from_token_sets(passages, _MINIMA, _SEED) if passages else []
@@ -174,7 +174,7 @@ def _minima_of_long(text: str) -> list[int] | None:
         before += words
         sketch.update(list(map(" ".join, grams(before, _PASSAGE))))
         del before[: 1 - _PASSAGE]
-    return list(sketch.digest()) if number >= SHORTEST else None
+    return list(sketch.digest()) if number >= MIN_WORDS else None
 
 
 def _pieces(text: str) -> Iterator[str]:

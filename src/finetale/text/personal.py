@@ -27,8 +27,8 @@ _SPACE = re.compile(r"\s")
 # Groups of digits, seven or more in all, with little between two of them.
 _NUMBER = re.compile(r"[0-9](?:(?: [-\u2013] |[ \u00a0.()/\-\u2010\u2011\u2013]{0,2})[0-9]){6,200}")
 _GROUP = re.compile("[0-9]+")
-_MOST_GROUPS = 7  # of one number: +1 (212) 555 01 47 12
-_MOST_IN_A_ROW = 14  # groups; longer rows are tables
+_MAX_GROUPS = 7  # of one number: +1 (212) 555 01 47 12
+_MAX_IN_A_ROW = 14  # groups; longer rows are tables
 _NUMBER_GOES_ON = re.compile(r"(?:[A-Za-z0-9_#$€£=/]|[0-9][.,:]|[A-Za-z0-9_]-)\Z")
 _MORE_FOLLOWS = re.compile(r"[A-Za-z0-9_]|[.,:-][0-9]")
 _CONTEXT = re.compile(
@@ -190,12 +190,12 @@ def _numbers(text: str) -> Spans:
         ):
             continue
         groups = [group.span() for group in _GROUP.finditer(text, match.start(), match.end())]
-        if len(groups) > _MOST_IN_A_ROW:
+        if len(groups) > _MAX_IN_A_ROW:
             continue
         gaps = [text[a[1] : b[0]] for a, b in pairwise(groups)]
         at = 0
         while at < len(groups):
-            for last in range(min(at + _MOST_GROUPS, len(groups)) - 1, at - 1, -1):
+            for last in range(min(at + _MAX_GROUPS, len(groups)) - 1, at - 1, -1):
                 if found := _number(text, groups, gaps, at, last):
                     yield found
                     at = last

@@ -10,7 +10,7 @@ import numpy as np
 
 from finetale.text.documents import SPLITS, Split
 from finetale.text.key_table import KeyStore, KeyTable, occurs_twice
-from finetale.text.near import MOST_DOCUMENTS, NearIndex, Sketches, sketches_of
+from finetale.text.near import MAX_DOCUMENTS, NearIndex, Sketches, sketches_of
 from finetale.text.splits import Placed
 
 DUPLICATE = "duplicate"
@@ -99,7 +99,7 @@ class Repeats:
     @property
     def limit(self) -> int | None:
         """How many documents later ones were compared with for being alike, if not with all."""
-        return MOST_DOCUMENTS if self._near is not None and self._near.is_full else None
+        return MAX_DOCUMENTS if self._near is not None and self._near.is_full else None
 
     def prepare(self, batch: Sequence[Placed]) -> list[bool]:
         """Look up a batch; return for each document whether it may repeat an earlier one, of the batch or before it."""

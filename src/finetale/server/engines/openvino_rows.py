@@ -80,7 +80,7 @@ class OpenVinoRows:
         }
         value_shape = next(shape for name, (_, shape) in self._shapes.items() if name.startswith("value"))
         self._block = value_shape[1]
-        self._most_blocks = slots * -(-context // self._block)
+        self._max_blocks = slots * -(-context // self._block)
         self._free: list[int] = []
         self._number = 0
         self._blocks: list[list[int]] = []  # by row
@@ -152,7 +152,7 @@ class OpenVinoRows:
 
     def _grow(self) -> None:
         """Double the pool, up to the need of all slots."""
-        old, number = self._number, min(self._most_blocks, max(2 * self._number, _FIRST_BLOCKS))
+        old, number = self._number, min(self._max_blocks, max(2 * self._number, _FIRST_BLOCKS))
         assert number > old, "more blocks are asked for than rows can have"
         # Allocate all pools before using any: if memory runs out, the old pools stay in use.
         pools = {name: self._tensor(kind, [number, *shape]) for name, (kind, shape) in self._shapes.items()}
