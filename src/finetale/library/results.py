@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetale.errors import RunError
-from finetale.formatting import count, measure, percent
+from finetale.formatting import count, measure
 from finetale.library.html import block, table
 from finetale.rundir import RunDirectory
 from finetale.schema import ComparisonFile, DataFile, EvaluationEvent, RunManifest, Side, TrainEvent
@@ -81,18 +81,17 @@ class Comparison:
         return block("Comparison", self.verdict, self._table())
 
     def _table(self) -> str:
+        from finetale.report.table import table_rows
+
         rows = []
-        for split in ("validation", "test"):
-            before, after = self.content.before.on(split), self.content.after.on(split)
-            if before is None or after is None:
-                continue
-            change = self.content.change.on(split)
-            for name, key in (("perplexity", "perplexity"), ("bits per byte", "bits_per_byte")):
-                moved = percent(change.percent) if change is not None and key == "perplexity" else ""
-                decimals = 3 if key == "bits_per_byte" else None
-                figures = (measure(getattr(side, key), decimals) for side in (before, after))
-                rows.append((f"{name}, {split} text", *figures, moved))
-        return table(("", self.before.name, self.after.name, "change"), rows) if rows else ""
+        for row in table_rows(self.content):
+            if row.group in ("validation", "test"):
+                change = f"{row.change} ({row.intervals[2]})" if row.intervals[2] else row.change
+                rows.append((f"{row.what}, {row.group} text", row.before, row.after, change))
+        return table(("", self.before.name, self.after.name, "change (95% interval)"), rows) if rows else ""
+
+
+_LEGEND = "<small>Grey: training loss, per step and smoothed. Blue: validation loss. Below: learning rate.</small>"
 
 
 class Run:
@@ -114,7 +113,7 @@ class Run:
         from finetale.report.charts import WIDE, loss_chart, read_curves
 
         curves = read_curves(self._directory.read_events())
-        chart = loss_chart(curves, WIDE) if curves.training else ""
+        chart = loss_chart(curves, WIDE) + _LEGEND if curves.training else ""
         figures = self.comparison._table() if self._directory.comparison.is_file() else ""
         return block(f"Run {self.path}", self._summary(), figures + chart)
 
