@@ -1,4 +1,4 @@
-# Every target builds the virtual environment it needs. Set PYTHON to choose another interpreter, VENV another place.
+# Every target builds the virtual environment that it needs. PYTHON sets the interpreter, VENV the folder.
 PYTHON ?= python3
 VENV ?= .venv
 FLOOR ?= .venv-floor
@@ -22,13 +22,13 @@ $(DEV): $(STAMP)
 demo: $(STAMP)    ## the whole path on bundled text, offline
 	HF_HUB_OFFLINE=1 $(BIN)/finetale demo
 
-test: $(DEV) lint    ## everything that runs in minutes
+test: $(DEV) lint    ## lint, and all tests that run in minutes
 	$(BIN)/python -m pytest
 
 test-all: $(DEV) lint    ## the slow tests too
 	$(BIN)/python -m pytest -m "slow or not slow"
 
-test-floor:    ## unit tests with the lowest versions of the dependencies; downloads several GB of torch where it has no CPU build
+test-floor:    ## unit tests with the lowest versions of the dependencies; downloads several GB if torch has no CPU build
 	$(PYTHON) -m venv $(FLOOR)
 	$(FLOOR)/bin/pip install --quiet -c constraints-floor.txt torch
 	$(FLOOR)/bin/pip install --quiet -c constraints-floor.txt -e ".[datasets,tensorboard]" hypothesis nbclient ipykernel pytest pytest-timeout pytest-xdist
@@ -41,7 +41,7 @@ lint: $(DEV)
 	$(BIN)/mypy --allow-untyped-calls --allow-subclassing-any benchmarks/*.py recipes/*.py docs/generate.py
 	$(BIN)/lint-imports
 
-docs: $(STAMP)    ## write the generated reference pages again
+docs: $(STAMP)    ## write the generated pages again
 	$(BIN)/python docs/generate.py
 
 build: $(DEV)    ## sdist and wheel in dist/

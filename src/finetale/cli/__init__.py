@@ -47,7 +47,7 @@ def build_app() -> App:
     """Return the application with all commands, without importing them."""
     app = App(
         name="finetale",
-        help="Fine-tune GPT-2 and its kin on your own text, and see in numbers and samples whether it got better.",
+        help="Fine-tune GPT-2 and similar models on your own text, and see in numbers and samples whether they got better.",
         version=finetale.__version__,
         help_format="plaintext",
         console=Console(),
