@@ -309,6 +309,7 @@ def test_an_object_with_a_text_and_a_list_of_strings_is_one_record(tmp_path: Pat
             [LONG, "two"],
             "the records are the 2 objects of 'data'; the rest of the object is left out: 'about' (15 characters)",
         ),
+        ({"data": [{"text": LONG}]}, [LONG], "the record is the 1 object of 'data'"),
         ({"title": "A", "text": LONG, "comments": [{"body": "Good."}]}, [LONG], None),
         ({"head": LONG, "comments": [{"by": "me"}, {"by": "you"}]}, [LONG], None),
     ],
@@ -318,6 +319,20 @@ def test_lists_within_an_object(tmp_path: Path, content: object, expected: list[
     assert texts == expected
     assert [row["detail"] for row in report["problems"] if row["kind"] == "records_in_list"] == ([said] if said else [])
     assert any(said in note.what for note in text_notes(report)) if said else True
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"columns": ["id", "text"], "index": [0, 1], "data": [[0, LONG], [1, "two"]]},  # pandas, orient="split"
+        {"columns": [{"name": "id"}, {"name": "text"}], "data": [[0, LONG], [1, "two"]]},
+        {"tags": ["sea", "storm"], "pages": {"1": {"lines": [LONG]}}},
+    ],
+)
+def test_a_list_is_not_the_records_where_the_rest_holds_more_text(tmp_path: Path, content: object) -> None:
+    with pytest.raises(SourceError, match="has no column of text") as caught:
+        read(write(tmp_path, "a.json", json.dumps(content)))
+    assert "there is text in 'data[][]' (9" in str(caught.value) or "'pages.1.lines[]' (8" in str(caught.value)
 
 
 def test_a_list_of_strings_beside_a_text_is_taken_when_it_is_named(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_pipes_sockets_and_devices_are_never_opened(tmp_path: Path, monkeypatch:
     assert texts == ["text"]
     assert report["skipped"]["special"] == 3
     assert [Path(name).name for name in report["skipped_names"]["special"]] == ["null.txt", "pipe.txt", "socket.txt"]
-    assert text_notes(report)[0].what == "Read 1 of 4 files; left out: 3 that are no regular files"
+    assert text_notes(report)[0].what == "Read 1 of 4 files; left out: 3 that are not regular files"
     for name, what in (("pipe.txt", "a named pipe"), ("null.txt", "a device"), ("socket.txt", "a socket")):
         with pytest.raises(SourceError, match=rf"{name}: is {what}, not a regular file, and is not opened") as caught:
             read(folder / name)

@@ -26,14 +26,14 @@ NONE: dict[str, Any] = {
         (
             {"duplicates": {"documents": 1}, "near_duplicates": {"documents": 1_200}},
             [
-                "1 document repeats another of its split exactly (--deduplicate exact leaves them out).",
+                "1 document repeats another of its split exactly (--deduplicate exact leaves it out).",
                 "1,200 documents nearly repeat another of their split (--deduplicate near leaves them out).",
             ],
         ),
         (
             {"overlap": {"documents": 1}, "near_overlap": {"documents": 2}},
             [
-                "1 training document also stands in the validation or test text, so the figures on it flatter the model (--drop-overlap exact leaves them out).",
+                "1 training document also stands in the validation or test text, so the figures on it flatter the model (--drop-overlap exact leaves it out).",
                 "2 documents are nearly the same in the training text and in the validation or test text, so the figures on it flatter the model (--drop-overlap near leaves them out).",
             ],
         ),

@@ -346,12 +346,19 @@ def _leaves(record: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iter
         elif isinstance(value, Mapping):
             if depth < MAX_DEPTH:
                 yield from _leaves(value, f"{prefix}{key}.", depth + 1)
-        elif isinstance(value, list) and depth < MAX_DEPTH and value and not isinstance(value[0], int | float):
-            for item in value:
-                if isinstance(item, str):
-                    yield f"{prefix}{key}[]", item
-                elif isinstance(item, Mapping):
-                    yield from _leaves(item, f"{prefix}{key}[].", depth + 1)
+        elif isinstance(value, list) and depth < MAX_DEPTH:
+            yield from _leaves_of_list(value, f"{prefix}{key}[]", depth + 1)
+
+
+def _leaves_of_list(items: Sequence[Any], name: str, depth: int) -> Iterator[tuple[str, str]]:
+    for item in items:
+        if isinstance(item, str):
+            if item:
+                yield name, item
+        elif isinstance(item, Mapping):
+            yield from _leaves(item, f"{name}.", depth)
+        elif isinstance(item, list) and depth < MAX_DEPTH:
+            yield from _leaves_of_list(item, f"{name}[]", depth + 1)
 
 
 def _missing(detail: str, records: Sequence[Mapping[str, Any]], file: str, line: int) -> FileError:

@@ -96,7 +96,7 @@ def _repeat_findings(report: TextReport) -> Iterator[TextFinding]:
             f"{what}{', and were left out' if gone else ''}"
             + ("" if gone or not matters else ", so the figures on it flatter the model"),
             "" if gone else remedy,
-            "leaves them out",
+            _effect(repeats.documents),
             matters and not gone,
             _places(repeats.examples),
         )
@@ -196,7 +196,8 @@ def _files_left_out(report: TextReport) -> list[TextFinding]:
     if skipped.empty:
         parts.append(f"{skipped.empty:,} without text")
     if skipped.special:
-        parts.append(f"{skipped.special:,} that {'is' if skipped.special == 1 else 'are'} no regular files")
+        one = skipped.special == 1
+        parts.append(f"{skipped.special:,} that {'is not a regular file' if one else 'are not regular files'}")
     beside = []
     if skipped.linked_folders:
         beside.append(plural(skipped.linked_folders, "linked folder"))
@@ -268,6 +269,10 @@ def not_looked_for(text: Report) -> str:
     if near is None:
         return "Near repeats were not looked for."
     return "Personal data was not looked for." if report.personal_data is None else ""
+
+
+def _effect(documents: int) -> str:
+    return "leaves it out" if documents == 1 else "leaves them out"
 
 
 def _in_the_singular(what: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from finetale.formatting import plural
 from finetale.text.account import FileAccount
 from finetale.text.byte_streams import seekable
 from finetale.text.columns import (
@@ -123,8 +124,8 @@ def _records_within(value: dict[str, Any], account: FileAccount, line: int, want
     """The records of the one object of a file.
 
     The object is the record if one of its strings has the name of a text column, or if its strings are longer than what
-    its list of objects holds. A list of strings holds the records only if the object has no string. `wanted` decides
-    where it leads to a string or a list.
+    its list of objects holds. A list of strings holds the records only if the object has no string. No list holds them
+    if the rest of the object has more characters. `wanted` decides where it leads to a string or a list.
     """
     lists = {name: items for name, items in value.items() if _is_records(items)}
     strings = {name: text for name, text in value.items() if isinstance(text, str) and any(map(str.isalpha, text))}
@@ -137,16 +138,22 @@ def _records_within(value: dict[str, Any], account: FileAccount, line: int, want
     if len(of_objects) == 1:
         (name,) = of_objects
         is_record = any(key.strip().lower() in TEXT_COLUMNS for key in strings)
-        if not is_record and sum(map(len, strings.values())) <= characters_in(lists[name]):
+        if not is_record and _is_most_of(value, name):
             return _from_list(value, name, strings, account, line)
         return [value]
     if strings or not lists:
         return [value]
     if len(lists) == 1:
-        return _from_list(value, next(iter(lists)), strings, account, line)
+        (name,) = lists
+        return _from_list(value, name, strings, account, line) if _is_most_of(value, name) else [value]
     names = ", ".join(map(repr, lists))
     reason = f"holds {len(lists)} arrays of records ({names}), and one was expected"
     raise FileError(account.file, line, "bad_json", reason, "Keep one of them, or write one record per line as .jsonl.")
+
+
+def _is_most_of(value: Mapping[str, Any], name: str) -> bool:
+    """Whether the list of this name holds at least half of the characters of an object."""
+    return 2 * characters_in(value[name]) >= characters_in(value)
 
 
 def _from_list(
@@ -154,8 +161,9 @@ def _from_list(
 ) -> list[Any]:
     """Return the items of a list, and report what the object holds besides."""
     items: list[Any] = value[name]
-    what = "strings" if isinstance(items[0], str) else "objects"
-    detail = f"the records are the {len(items):,} {what} of {name!r}"
+    what = "string" if isinstance(items[0], str) else "object"
+    one = len(items) == 1
+    detail = f"the {'record is' if one else 'records are'} the {plural(len(items), what)} of {name!r}"
     others = {key: len(text) for key, text in strings.items()}
     others |= {key: count for key in value if key not in (name, *others) and (count := characters_in(value[key]))}
     if others:
