@@ -370,7 +370,7 @@ def test_repeated_keys_are_counted_and_named(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("column", ["text", "prompt"])
 def test_lone_surrogates_get_a_sentence_in_every_form(tmp_path: Path, name: str, content: str, column: str) -> None:
     path = write(tmp_path, name, content % column)
-    with pytest.raises(SourceError, match=r":1: holds 1 lone surrogate"):
+    with pytest.raises(SourceError, match=r":1: holds a lone surrogate"):
         read(path)
     assert read(path, undecodable="replace")[0] == ["a \ufffd b"]
 
