@@ -126,7 +126,7 @@ def test_held_out_text_that_is_also_trained_on_is_said(place: Path, call: Call) 
     words = ("train", "stories", "--model", "base", "--validation", "held", *QUICK)
     code, err = call(*words, "--out", "kept")
     assert code == 0
-    assert "10 training documents also stand in the validation or test text" in err
+    assert "10 training documents also occur in the validation or test text" in err
     assert call(*words, "--out", "clean", "--drop-overlap", "exact")[0] == 0
     dropped = read(place / "clean/data.json")["dropped"]
     assert [(row["reason"], row["documents"]) for row in dropped] == [("also in validation or test", 10)]
@@ -275,7 +275,7 @@ def test_a_draft_and_its_revision_do_not_make_a_proof(place: Path, call: Call) -
         (place / f"drafts/{number}_v2.txt").write_text(f"{text}\n\n{story(number * 10 + 9, 200)}")
     code, err = call("train", "drafts", "--model", "base", *QUICK, "--out", "run")
     assert code == 0
-    assert "stand word for word in the training text too, in passages of 20 words or more, so the figures" in err
+    assert "also occur word for word in the training text, in passages of 20 words or more, so the figures" in err
     verdict = read(place / "run/comparison.json")["verdict"]
     assert "held-out text of which" in verdict
     assert "never saw" not in verdict

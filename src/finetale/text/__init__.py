@@ -1,18 +1,18 @@
-"""Turns sources into clean documents in splits, and fills the data report. Knows nothing of tokens and models.
+"""Turn sources into clean documents in splits, and fill the data report. Knows nothing of tokens and models.
 
-The interface is `read_parts`, with `fingerprint` to notice changed text. The modules of the package are its parts:
+The interface is `read_parts`, and `fingerprint` to detect changed text. The modules:
 
-    sources, byte_streams, hub   what a source names, and the bytes or rows in it
+    sources, byte_streams, hub   the files or datasets that a source names, and their bytes or rows
     encodings, decoding          bytes to text
     lines, plain                 text to raw documents
     records, tables              text to records: JSON and Parquet; csv and tsv
-    columns                      which column of records is the text, and what the others hold
+    columns                      choice of the column that holds the text
     cleaning                     a raw document to a clean one
-    personal                     personal data in it
-    splits                       which split a document belongs to
-    repeats, near, words         which earlier document a document repeats
+    personal                     personal data in a document
+    splits                       the split of a document
+    repeats, near, words         earlier documents that a document repeats
     account, languages           the data report
-    reading                      the path through all of these
+    reading                      the pipeline of all these steps
     findings                     the data report as sentences
     fingerprint                  a hash of the sources' bytes
 """

@@ -1,6 +1,6 @@
-"""The data report while it is filled: counts per file, problems with their lines, sizes of the splits.
+"""Fill the data report: counts per file, problems with their lines, sizes of the splits.
 
-Knows nothing of files, encodings or splitting rules; the modules that do report here.
+Knows nothing of files, encodings or splitting rules. The modules that read text report here.
 """
 
 from __future__ import annotations
@@ -65,13 +65,13 @@ class FileAccount:
         self.bytes = 0
         self.documents = 0
         self.characters = 0
-        self.skipped = False  # it could not be read, and such files are left out
+        self.skipped = False  # left out because it could not be read
         self.problems: dict[str, Problem] = {}
 
     def problem(
         self, kind: str, line: int | None, count: int = 1, detail: str = "", *, fatal: bool = False, hint: str = ""
     ) -> None:
-        """Count a problem; lines must come in ascending order."""
+        """Count a problem. Lines must come in ascending order."""
         entry = self.problems.setdefault(kind, Problem(self.file, kind))
         entry.count += count
         entry.detail = detail or entry.detail
@@ -137,7 +137,7 @@ class SplitAccount:
 
 
 class TextReport:
-    """The data report. It is filled while the parts are iterated, and complete at the end of the iteration."""
+    """The data report. It fills while the parts are iterated, and is complete at the end of the iteration."""
 
     def __init__(self, sources: list[str]) -> None:
         self.sources = [shown(source) for source in sources]
@@ -162,8 +162,8 @@ class TextReport:
         self._num_problems = 0
         self._has_fatal = False
         self._histogram: Counter[int] = Counter()
-        self.near_limit: int | None = None  # documents that later ones were compared with, where not all were
-        self.crowded = 0  # documents that were not compared with all they are like in part
+        self.near_limit: int | None = None  # number of documents that later ones were compared with, if not all
+        self.crowded = 0  # documents that were compared with some of those with similar parts, not with all
         self._looks_near = False
         self._looks_for_personal_data = False
         self._personal_data: Counter[str] = Counter()
@@ -175,7 +175,7 @@ class TextReport:
 
     @property
     def has_fatal_problems(self) -> bool:
-        """Return whether a file, or the rest of one, could not be read."""
+        """Whether a file, or the rest of one, could not be read."""
         return self._has_fatal
 
     def open_file(self, file: str, kind: str) -> FileAccount:
@@ -187,7 +187,7 @@ class TextReport:
         return account
 
     def leave_out(self, kind: str, name: str, suffix: str = "") -> None:
-        """Count a file or folder that is not read; `kind` is one of LEFT_OUT, `suffix` is for files of other kinds."""
+        """Count a file or folder that is not read. `kind` is one of LEFT_OUT; `suffix` is for files of other kinds."""
         self._left_out[kind] += 1
         if kind == "other":
             self._other_suffixes[suffix] += 1
@@ -195,7 +195,7 @@ class TextReport:
             names.append(name)
 
     def close_file(self, account: FileAccount) -> None:
-        """Add the problems of a file that has been read; a file without documents counts as empty."""
+        """Add the problems of a file that has been read. A file without documents counts as empty."""
         account.settle()
         failed = account.skipped or any(problem.fatal for problem in account.problems.values())
         if account.documents:
@@ -206,7 +206,7 @@ class TextReport:
             self._add_problem(problem)
 
     def fatal(self, error: FileError) -> None:
-        """Record an error that belongs to no file account."""
+        """Record an error of a source that has no file account."""
         lines = [] if error.line is None else [error.line]
         self._add_problem(Problem(error.file, error.kind, 1, lines, error.detail, True, error.hint))
 
@@ -217,7 +217,7 @@ class TextReport:
             self._problems.append(problem)
 
     def count_documents(self, texts: Sequence[str], digests: Sequence[bytes], words: int) -> None:
-        """Count documents that were read, used or not; `words` is the number of all their words."""
+        """Count documents that were read, whether used or not. `words` is the number of their words in all."""
         lengths = list(map(len, texts))
         self.documents += len(texts)
         self.characters += sum(lengths)
@@ -226,11 +226,11 @@ class TextReport:
         self._languages.offer_all(digests, texts)
 
     def looked_for(self, *, near: bool, personal_data: bool) -> None:
-        """Record what was looked for. The report has null, not zero, for what was not."""
+        """Record which searches were made. For the others, the report has null, not zero."""
         self._looks_near, self._looks_for_personal_data = near, personal_data
 
     def count_personal_data(self, document: Document, findings: Sequence[Finding], *, records: bool) -> None:
-        """Count personal data by kind. The report has its places, never the data itself."""
+        """Count personal data by kind. The report lists its places, never the data."""
         self._personal_documents += 1
         for finding in findings:
             self._personal_data[finding.kind] += 1
@@ -239,7 +239,7 @@ class TextReport:
                 self._personal_examples.append({"source": document.source, "line": line, "kind": finding.kind})
 
     def count_part(self, part: Part, words: int, size: int) -> None:
-        """Count a part: in its split when it is kept, else under the reason why it is not."""
+        """Count a part: in its split if it is used, else under the reason why it was dropped."""
         if part.dropped is not None:
             entry = self._dropped.setdefault(part.dropped, [0, 0])
             entry[0] += 1

@@ -1,4 +1,4 @@
-"""Reads the bytes of one file in blocks: plain, gzip, Zstandard, standard input. Knows nothing of text."""
+"""Read the bytes of one file in blocks: plain, gzip, Zstandard, standard input. Knows nothing of text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DAMAGED_HINT = "Get the file again, or unpack it as far as it goes and use what 
 
 
 def blocks(name: str, path: Path | None) -> Iterator[bytes]:
-    """Yield the uncompressed bytes of a file in blocks that are not empty; `path` None is standard input.
+    """Yield the uncompressed bytes of a file in blocks that are not empty. `path` None means standard input.
 
     Raises:
         FileError: the file can't be opened or read, or its compressed data is corrupted or cut off.
@@ -52,7 +52,7 @@ def blocks(name: str, path: Path | None) -> Iterator[bytes]:
 
 
 def seekable(name: str, path: Path) -> IO[bytes]:
-    """Open a file for random access; the caller closes it. A compressed file is unpacked to a temporary file.
+    """Open a file for random access. The caller closes it. A compressed file is unpacked to a temporary file.
 
     Raises:
         FileError: as for `blocks`.

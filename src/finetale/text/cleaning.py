@@ -1,4 +1,4 @@
-"""Cleaning of one document: what is wrong with its text is counted by line, and mended as the settings say.
+"""Clean one document: count the faults of its text by line, and repair them as the settings say.
 
 Knows nothing of files and encodings. The order is: newlines, lone surrogates, control characters, mojibake, strip.
 """
@@ -27,14 +27,15 @@ CONTROL = {
     "byte_order_mark": re.compile("\ufeff"),
     "control_character": re.compile("[\x01-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]"),
 }
-# Vertical tab, form feed, the information separators, next line, line and paragraph separator: words stand on both sides.
+# Vertical tab, form feed, information separators, next line, line and paragraph separator. They separate words.
 UNUSUAL_SPACE = re.compile("[\x0b\x0c\x1c-\x1f\x85\u2028\u2029]")
 _AS_SPACE = {ord(character): "\n" for character in "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"} | {0x1F: " "}
 
-# ftfy's heuristic runs at 8 MB/s, so it only sees text where a cheap pattern finds the start of something: bytes of
-# UTF-8 read as Windows-1252, Windows-1251 or Mac Roman.
+# ftfy's heuristic runs at 8 MB/s, so it only gets text in which this fast pattern finds bytes of UTF-8 that were read
+# as Windows-1252, Windows-1251 or Mac Roman.
 MAYBE_MOJIBAKE = re.compile(
-    "[\xc2-\xf4][\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|вЂ|[РСВГ][\x80-\xbf‚ѓ„…†‡€‰Љ‹ЊЋ‘’“”•–—™љ›њќћџ]|√[±∂†≠®™´≤≥¥µø]|‚Ä"
+    "[\xc2-\xf4][\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|вЂ"
+    "|[РСВГ][\x80-\xbf‚ѓ„…†‡€‰Љ‹ЊЋ‘’“”•–—™љ›њќћџ]|√[±∂†≠®™´≤≥¥µø]|‚Ä"
 )
 
 
@@ -44,7 +45,7 @@ class Cleaner:
     Args:
         account: where to report.
         settings: the clean_… settings, `undecodable` and `strip` are used.
-        records: documents are records, whose line ends are no line ends of the file.
+        records: whether documents are records. Their line ends are not line ends of the file.
     """
 
     def __init__(self, account: FileAccount, settings: TextSettings, *, records: bool) -> None:
@@ -57,7 +58,7 @@ class Cleaner:
         self._strip = settings.strip
 
     def clean_all(self, texts: list[str]) -> list[str] | None:
-        """The cleaned texts of documents in which there is nothing to report; None where `clean` must look at each."""
+        """Return the cleaned texts of documents without faults. Return None if `clean` must look at each."""
         if not is_clean("\n".join(texts) if len(texts) > 1 else texts[0]):
             return None
         if not self._strip:
@@ -68,14 +69,14 @@ class Cleaner:
         return stripped
 
     def clean(self, text: str, line: int) -> str:
-        """The cleaned text of a document that starts at `line`.
+        """Return the cleaned text of a document that starts at `line`.
 
         Raises:
-            FileError: half of a surrogate pair, unless undecodable is "replace".
+            FileError: the text has a lone surrogate, and `undecodable` is not "replace".
         """
         if not is_clean(text):
             if SUSPECT.search(text):
-                text = self._mend(text, line)
+                text = self._repair(text, line)
             if MAYBE_MOJIBAKE.search(text):
                 text = self._look_for_mojibake(text, line)
         if self._strip:
@@ -85,7 +86,7 @@ class Cleaner:
             return stripped
         return text
 
-    def _mend(self, text: str, line: int) -> str:
+    def _repair(self, text: str, line: int) -> str:
         if self._newlines and "\r" in text:
             self._account.cleaning["newlines"] += text.count("\r")
             text = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -113,13 +114,13 @@ class Cleaner:
 
     def _look_for_mojibake(self, text: str, line: int) -> str:
         if self._report("mojibake", BADNESS_RE, text, line) and self._mojibake:
-            mended: str = fix_encoding(text)
-            self._account.cleaning["mojibake"] += mended != text  # documents mended
-            return mended
+            repaired: str = fix_encoding(text)
+            self._account.cleaning["mojibake"] += repaired != text  # counts documents
+            return repaired
         return text
 
     def _report(self, kind: str, pattern: re.Pattern[str], text: str, line: int) -> int:
-        """Count what a pattern finds; the first places with their lines."""
+        """Count the matches of a pattern. Report the lines of the first ones."""
         count = 0
         for count, match in enumerate(pattern.finditer(text), 1):
             if count <= MAX_LINES:
@@ -131,10 +132,10 @@ class Cleaner:
 
 
 def is_clean(text: str) -> bool:
-    """Whether neither SUSPECT nor MAYBE_MOJIBAKE finds anything. False may be wrong, True never is.
+    """Return whether neither SUSPECT nor MAYBE_MOJIBAKE matches. False may be wrong; True never is.
 
-    Both find only ASCII control characters, single characters outside ASCII and pairs of these. So it is enough to look at
-    the characters outside ASCII, which are few in most languages and quickly separated in UTF-8.
+    Both match only ASCII control characters, single characters outside ASCII, and pairs of these. So it is enough to
+    check the characters outside ASCII. They are few in most languages, and quick to extract from UTF-8.
     """
     for start in range(0, len(text), _CHARACTERS_AT_ONCE):
         data = text[start : start + _CHARACTERS_AT_ONCE + 1].encode("utf-8", "surrogatepass")

@@ -1,7 +1,7 @@
-"""The columns of records: which one holds the text, and how much text the others hold. Knows no file formats.
+"""Choose the column of records that holds the text, and measure the text in the others. Knows no file formats.
 
-All files of a source share one choice, so that a folder of records does not change its column from file to file. What
-the other columns hold is measured, and a guess that would leave out more than half of the characters is an error.
+All files of a source share one choice, so that the column does not change from file to file. A guess that would leave
+out more than half of the characters is an error.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from finetale.text.documents import FileError, shown
 if TYPE_CHECKING:
     from finetale.text.account import FileAccount
 
-# In this order, in any case of letters.
+# The first of these that a file has is taken. Case does not matter.
 TEXT_COLUMNS = (
     "text", "content", "contents", "body", "story", "stories", "tale", "document", "article", "passage", "paragraph",
     "chapter", "poem", "lyrics", "prose", "raw_text", "full_text", "maintext", "sentence", "output", "completion",
 )  # fmt: skip
 LOOK_AHEAD = 200
-"""Records that the choice of a column rests on."""
+"""Number of records by which a column is chosen."""
 LOOK_AHEAD_CHARACTERS = 1 << 20
 """Characters after which the look-ahead ends early, so that large records do not fill the memory."""
 MEASURED_RECORDS = 1000
-"""Records of a file that are all measured; of later ones every `MEASURED_EVERY`-th is, and counts as often."""
+"""Number of records of a file that are all measured. Later, every `MEASURED_EVERY`-th is measured, with that weight."""
 MEASURED_EVERY = 16
 ENOUGH_RECORDS = 20
-"""Records from which on a source is judged before its end."""
+"""Number of records needed to judge a source before its end."""
 MAX_COLUMNS = 64
-"""Columns that are counted by their own name; the rest is counted under the top-level key."""
+"""Maximum number of columns that are counted by their own name. Others are counted under their top-level key."""
 MAX_SHOWN = 10
 MAX_DEPTH = 6
 
@@ -41,14 +41,15 @@ LIST_HINT = "Lists, such as those of conversations, are not read yet: write the 
 
 Record = Mapping[str, Any] | str
 
-# Two words, or four characters of a script that is written without spaces: no number, date, address or identifier.
+# Two words, or four characters of a script without spaces. Numbers, dates, addresses and identifiers do not match.
 _READS_LIKE_TEXT = re.compile(
-    r"[^\W\d_]\S*\s+(?:\S*?[^\W\d_])|[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{4}"
+    r"[^\W\d_]\S*\s+(?:\S*?[^\W\d_])"
+    r"|[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{4}"
 )
 
 
 class ColumnAccount:
-    """The column taken for some files of one source, with the text it and the other columns hold.
+    """The column that was chosen for some files of one source, and the amount of text in it and in the others.
 
     Attributes:
         source: the source, as messages show it.
@@ -80,7 +81,7 @@ class ColumnAccount:
                 self._text[name] += len(value) * weight
 
     def text_columns(self, *, every: bool = False) -> list[tuple[str, int, float]]:
-        """Return (name, characters, share) of the taken column and of those that hold text, the largest first.
+        """Return (name, characters, share) of the chosen column and of others that hold text, largest first.
 
         With `every`, all columns that hold strings count as text.
         """
@@ -95,11 +96,11 @@ class ColumnAccount:
         return sorted(rows, key=lambda row: -row[1])
 
     def judge(self, file: str, *, at_end: bool) -> None:
-        """Check that a guess leaves out at most half of the characters; say so once.
+        """Check that a guessed column leaves out at most half of the characters. Raise at most once.
 
         Args:
-            file: what to name in the error.
-            at_end: whether the source ends here; before, a small sample decides nothing.
+            file: name for the error message.
+            at_end: whether the source ends here. Before its end, a small sample is not judged.
 
         Raises:
             FileError: the other columns hold more text than the guessed one.
@@ -121,7 +122,7 @@ class ColumnAccount:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The choice as JSON-able data; `left_out` lists the other columns with text, the largest first."""
+        """Return the choice as JSON-able data. `left_out` lists the other columns with text, largest first."""
         columns = self.text_columns()
         characters, share = next((count, share) for name, count, share in columns if name == self.taken)
         others = [(name, count, share) for name, count, share in columns if name != self.taken]
@@ -147,8 +148,8 @@ class SourceColumns:
     Args:
         source: the source, as messages show it.
         wanted: the setting `text_column`: a name, a dotted path into nested records, or None to guess.
-        before: columns that other sources took; shared by all sources, and extended here.
-        accounts: gets the account of each choice, for the report.
+        before: columns chosen for other sources. All sources share this list, and this class extends it.
+        accounts: receives the account of each choice, for the report.
     """
 
     def __init__(
@@ -167,8 +168,8 @@ class SourceColumns:
 
         Args:
             records: the first records of the file.
-            file, line: where errors are reported.
-            names: all columns, where the records hold only some of them.
+            file, line: place for error messages.
+            names: names of all columns, if the records hold only some of them.
 
         Raises:
             FileError: the wanted column is missing, or no column holds strings.
@@ -191,7 +192,7 @@ class SourceColumns:
         return account
 
     def judge(self) -> None:
-        """Judge all choices at the end of the source; raises as `ColumnAccount.judge` does."""
+        """Judge all choices at the end of the source. Raises the errors of `ColumnAccount.judge`."""
         for account in self.accounts:
             account.judge(self.source, at_end=True)
 
@@ -222,9 +223,9 @@ def record_documents(
     """Yield (line, raw text) of each record.
 
     Args:
-        records: (line or record number, record); a record that is a string is its own text.
+        records: (line or record number, record). A record that is a string is the text.
         columns: the choice of the column, for all files of the source.
-        account: names the file; gets the name of the column.
+        account: names the file, and receives the name of the column.
 
     Raises:
         FileError: there is no such column, a value is not text, or most of the text is in other columns.
@@ -262,7 +263,7 @@ def record_documents(
 
 
 def text_at(record: Mapping[str, Any], path: tuple[str, ...], file: str, line: int) -> str:
-    """Return the text that a path leads to; null is empty text.
+    """Return the text at a path. Null is empty text.
 
     Raises:
         FileError: a key is missing, or the value is not text.
@@ -286,7 +287,7 @@ def text_at(record: Mapping[str, Any], path: tuple[str, ...], file: str, line: i
 
 
 def path_to(record: Any, name: str) -> tuple[str, ...] | None:
-    """Return the keys that a column name means: one key, or a dotted path; None if neither is there."""
+    """Return the keys that a column name means: one key, or a dotted path. None if the record has neither."""
     if not isinstance(record, Mapping):
         return None
     if name in record:
@@ -298,7 +299,7 @@ def path_to(record: Any, name: str) -> tuple[str, ...] | None:
 
 
 def kind_of_value(value: Any) -> str:
-    """Name the kind of a JSON value, for messages."""
+    """Return the name of a JSON value's kind, for messages."""
     names = {
         bool: "true or false",
         int: "a number",
@@ -316,13 +317,13 @@ def characters_in(value: Any) -> int:
 
 
 def _text_like(records: Sequence[Mapping[str, Any]], name: str) -> int:
-    """Characters of a column's values that read like text."""
+    """Return the number of characters of those values of a column that read like text."""
     values = (record.get(name) for record in records)
     return sum(len(value) for value in values if isinstance(value, str) and _READS_LIKE_TEXT.search(value, 0, 1000))
 
 
 def _look_ahead(records: Iterator[tuple[int, Record]]) -> tuple[list[tuple[int, Record]], FileError | None]:
-    """The first records, and the error that ends them; the error is raised once those before it were handed out."""
+    """Return the first records, and the error that ended them, for the caller to raise after using the records."""
     ahead: list[tuple[int, Record]] = []
     characters = 0
     try:
@@ -338,7 +339,7 @@ def _look_ahead(records: Iterator[tuple[int, Record]]) -> tuple[list[tuple[int, 
 
 
 def _leaves(record: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
-    """(dotted name, string) of each string in a record; `name[]` are the items of a list."""
+    """Yield (dotted name, string) for each string in a record. `name[]` stands for the items of a list."""
     for key, value in record.items():
         if isinstance(value, str):
             if value:
@@ -362,7 +363,7 @@ def _leaves_of_list(items: Sequence[Any], name: str, depth: int) -> Iterator[tup
 
 
 def _missing(detail: str, records: Sequence[Mapping[str, Any]], file: str, line: int) -> FileError:
-    """The error of a column that is not there, with the nested values that hold text."""
+    """Return the error for a missing column. It names the nested values that hold text."""
     probe = ColumnAccount(file, ("",), guessed=True)
     for record in records[:ENOUGH_RECORDS]:
         probe.measure(record)
@@ -376,7 +377,7 @@ def _missing(detail: str, records: Sequence[Mapping[str, Any]], file: str, line:
 
 
 def _choices(columns: Sequence[tuple[str, int, float]]) -> str:
-    """The names that `--text-column` takes, as in ` a, b or c`."""
+    """Return the names that `--text-column` accepts, as in ` a, b or c`."""
     names = [shown(name) for name, _, _ in columns if "[]" not in name and "…" not in name][:MAX_SHOWN]
     return f" {', '.join(names[:-1])}{' or ' if names[:-1] else ''}{names[-1]}" if names else ""
 

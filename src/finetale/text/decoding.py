@@ -1,7 +1,7 @@
-"""Decodes the bytes of one file: encoding, binary data, invalid bytes. Knows nothing of line ends and documents.
+"""Decode the bytes of one file: encoding, binary data, invalid bytes. Knows nothing of line ends and documents.
 
-Strict UTF-8 is tried first. At its first failure the bytes around that place decide: if they are mostly well-formed
-UTF-8, some bytes are damaged; otherwise the text is in another encoding, which is guessed and reported.
+Strict UTF-8 is tried first. At the first invalid byte, the bytes around it decide. If they are mostly well-formed
+UTF-8, the file is UTF-8 with some damaged bytes. Otherwise the encoding is guessed and reported.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ UTF8_SHARE = 0.5  # below this share of well-formed UTF-8 the text is in another
 JUDGED_BYTES = 4 * SAMPLE_BYTES
 REPLACEMENT = "\ufffd"
 
-# How many characters prove that a line is UTF-8 in a file of another encoding: four do not arise by chance (p < 0.001
-# in GB18030), and neither does one accented letter or typographic mark in a single-byte encoding.
+# Number of characters that prove that a line is UTF-8 in a file of another encoding. Four do not occur by chance
+# (p < 0.001 in GB18030). In a single-byte encoding, one accented letter or typographic mark is enough.
 SURE_CHARACTERS = 4
 SURE_IN_SINGLE_BYTE = re.compile("[\u00c0-\u00ff\u2010-\u2026]")
 
@@ -40,7 +40,7 @@ MIXED_HINT = "Convert the file to one encoding, or name the one to read it in wi
 
 
 class LineCounter:
-    """Counts the line that the next character is on; \\n, \\r\\n and \\r end a line."""
+    """Counts the line of the next character. \\n, \\r\\n and \\r end a line."""
 
     def __init__(self) -> None:
         self.line = 1
@@ -54,7 +54,7 @@ class LineCounter:
             self._after_return = text.endswith("\r")
 
     def at(self, text: str, position: int) -> int:
-        """Return the line of a position within the text that comes next, without counting it."""
+        """Return the line of a position in the next text. The text is not counted."""
         ahead = LineCounter()
         ahead.line, ahead._after_return = self.line, self._after_return
         ahead.advance(text[:position])
@@ -62,10 +62,10 @@ class LineCounter:
 
 
 def check_encoding(name: str | None) -> None:
-    """Check that there is a text encoding of this name.
+    """Check the name of a text encoding.
 
     Raises:
-        SourceError: there is none.
+        SourceError: there is no such encoding.
     """
     if name is None:
         return
@@ -79,7 +79,7 @@ def check_encoding(name: str | None) -> None:
 
 
 class Decoder:
-    """Decodes one file; the account gets its encoding, bytes and undecodable bytes by line.
+    """Decodes one file. The account receives its encoding, its size and its undecodable bytes by line.
 
     Args:
         raw: the file's bytes in blocks that are not empty.
@@ -169,7 +169,7 @@ class Decoder:
         return head
 
     def _other_encoding(self, data: bytes) -> str | None:
-        """Return the encoding to continue in where UTF-8 fails in `data` after nothing but ASCII; None for UTF-8."""
+        """Return the encoding to continue with after UTF-8 failed in `data` and only ASCII came before. None: UTF-8."""
         if len(data) < SAMPLE_BYTES and (more := next(self._raw, b"")):
             self._raw = chain([more], self._raw)
             data += more
@@ -229,7 +229,7 @@ class Decoder:
 
 
 class Watch:
-    """Looks for lines in UTF-8 in a file that is read in another encoding, where they would become mojibake."""
+    """Finds lines in UTF-8 in a file that is read in another encoding, where they would become mojibake."""
 
     def __init__(self, file: str, encoding: str, line: int) -> None:
         self._file = file
@@ -239,7 +239,7 @@ class Watch:
         self._tail = b""
 
     def look(self, block: bytes) -> None:
-        """Check the next bytes; an empty block ends the file.
+        """Check the next bytes. An empty block ends the file.
 
         Raises:
             FileError: a line is certainly in UTF-8.

@@ -34,13 +34,13 @@ class Part:
     """A whole document, or a contiguous part of a long one.
 
     Attributes:
-        text: its characters; the parts of one document, joined, are its text.
+        text: its characters. The parts of a document, joined, are the document's text.
         source: the file, dataset or `-` it was read from.
         line: first line of the part in the file, or the number of the record.
         split: the split it belongs to.
         digest: BLAKE2b (16 bytes, hexadecimal) of the whole document's text in UTF-8.
-        dropped: the reason why it is not used; None when it is used.
-        ends: whether the document ends with this part. Of a document that was cut, only the last part ends it.
+        dropped: the reason why it is not used. None if it is used.
+        ends: whether the document ends with this part. Only the last part of a document that was cut ends it.
         personal: (start, stop) of personal data that was found and not masked, in characters of the part.
         is_repeat: whether the document repeats an earlier one, exactly or nearly.
     """
@@ -63,7 +63,7 @@ class FileError(SourceError):
         file: name of the file.
         line: line or record of the problem (from 1); None when it concerns the whole file.
         kind: short stable name of the problem, such as "bad_json".
-        detail: the problem, as the second half of a sentence that starts with the file and line.
+        detail: the problem, as the end of a sentence that starts with the file and line.
         hint: what to do next.
     """
 
@@ -79,8 +79,8 @@ class FileError(SourceError):
 def shown(name: str) -> str:
     """Return a file or column name as one line of valid Unicode.
 
-    Control characters, and bytes of a file name that are not UTF-8 (`os.fsdecode` makes surrogates of them), become
-    \\xNN.
+    Control characters become \\xNN. So do bytes of a file name that are not UTF-8; `os.fsdecode` turns them into
+    surrogates.
     """
     return _UNPRINTABLE.sub(_escaped, name)
 

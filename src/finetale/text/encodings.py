@@ -1,8 +1,8 @@
-"""Recognises encodings: byte order marks, binary data, and a guess for what is not UTF-8. Knows no files and no lines.
+"""Recognise encodings: byte order marks, binary data, and a guess for what is not UTF-8. Knows no files and no lines.
 
-The guess decodes a sample with each candidate, and scores the share of the characters outside ASCII that are common
-in a language of that encoding. charset-normalizer alone mistook French and English in Windows-1252 for Windows-1250
-("mčre"), Japanese for Korean, and a short Big5 text for Shift-JIS, at every sample size. It is the fallback.
+The guess decodes a sample with each candidate. The score is the share of the characters outside ASCII that are common
+in a language of that encoding. charset-normalizer is the fallback only: alone, it mistook French and English in
+Windows-1252 for Windows-1250 ("mčre"), Japanese for Korean, and a short Big5 text for Shift-JIS, at every sample size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SAMPLE_BYTES = 1 << 16
 
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16-LE, whose mark it starts with
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16-LE, because it starts with the same bytes
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
@@ -48,8 +48,8 @@ MAGIC = (
 PUNCTUATION = "“”‘’„‚«»‹›–—…°§·•€£©®´¿¡\u00a0\u00ad"
 CJK_PUNCTUATION = "，。、：；？！“”‘’（）《》「」『』…—\u3000"
 
-# Letters outside ASCII that running text is made of; at an equal score the earlier encoding wins.
-# East Asian: the commonest characters. Strict decoding in a wrong encoding gives rare ones.
+# Letters outside ASCII that occur in running text. If two scores are equal, the earlier encoding wins.
+# East Asian: the most frequent characters. Strict decoding in a wrong encoding gives rare ones.
 SIMPLIFIED = (
     "的一是不了在人有我他这个们中来上大为和国地到以说时要就出会可也你对生能而子那得于着下自之年过发后作里用道行所然家种事成方多经么去"
     "法学如都同现当没动面起看定天分还进好小部其些主样理心她本前开但因只从想实很老山头见又声手走问给什听"
@@ -74,8 +74,8 @@ EAST_ASIAN = {
 }
 EAST_ASIAN_SHARE = 0.25
 
-# Latin: the letters of each language, capitals counted for less. Other scripts: every letter, and the commonest, which
-# count only in words that have no ASCII letter, as "é" in "café" does for a Cyrillic reading of it.
+# Latin: the letters of each language; capitals count less. Other scripts: all letters, and the most frequent ones.
+# These count only in words without ASCII letters, so that the "é" of "café", read as Cyrillic, does not count.
 WEST = (
     "äöüß",
     "àâçèéêëîïôùûüœæ",
@@ -105,12 +105,10 @@ OTHER_SCRIPTS = {
 }
 OTHER_SHARE = 0.6
 CAPITAL_WEIGHT = 0.6
-MAC_ROMAN_PRIOR = 0.9  # rare by now, and its letters fill the places where others have symbols
-LIBRARY_BYTES = (
-    16  # bytes outside ASCII from which on the library is worth asking; below it took Chinese words for Big5
-)
+MAC_ROMAN_PRIOR = 0.9  # it is rare now, and has letters where other encodings have symbols
+LIBRARY_BYTES = 16  # bytes outside ASCII that charset-normalizer needs; with fewer it took Chinese words for Big5
 
-# Well-formed sequences of UTF-8, for judging text that is not UTF-8 throughout.
+# Well-formed sequences of UTF-8, for text that is not UTF-8 throughout.
 UTF8_SEQUENCE = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 LOW_CONTROLS_BUT_NUL = re.compile(rb"[\x01-\x08\x0b\x0e-\x1f]")
 HIGH_BYTE = re.compile(rb"[\x80-\xff]")
@@ -148,7 +146,7 @@ def byte_order_mark(head: bytes) -> tuple[str, int] | None:
 
 
 def binary_kind(head: bytes) -> str | None:
-    """Return the kind of binary data; None when it may be text. Not for text in UTF-16 and UTF-32."""
+    """Return the kind of binary data, or None if it may be text. Not for text in UTF-16 and UTF-32."""
     for offset, magic, name in MAGIC:
         if head.startswith(magic, offset):
             return name
@@ -163,15 +161,18 @@ def binary_kind(head: bytes) -> str | None:
 
 
 def utf16_without_mark(sample: bytes) -> str | None:
-    """Return the encoding of UTF-16 without a byte order mark, recognised by the NUL bytes of its ASCII characters."""
+    """Return "utf-16-le" or "utf-16-be" for UTF-16 without a byte order mark, else None.
+
+    UTF-16 is recognised by the NUL bytes of its ASCII characters.
+    """
     num_nuls = sample.count(0)
     if not num_nuls:
         return None
     if num_nuls < 0.4 * len(sample) and sample.isascii() and not LOW_CONTROLS_BUT_NUL.search(sample):
-        return None  # ASCII with NULs in it; in UTF-16 every second byte would be one
+        return None  # ASCII with some NULs; in UTF-16 every second byte would be NUL
     text, _ = _decoded(sample, "utf-8")
     if text and num_nuls < 0.25 * len(sample) and len(LOW_CONTROL.findall(text)) - num_nuls < 0.02 * len(sample):
-        return None  # good text but for some NULs
+        return None  # good text apart from some NULs
     shares = {}
     for encoding in ("utf-16-le", "utf-16-be"):
         text, _ = _decoded(sample, encoding)
@@ -192,10 +193,10 @@ def utf8_share(sample: bytes) -> float:
 
 
 def guess_encoding(sample: bytes) -> str | None:
-    """Return the likeliest encoding of text that is not UTF-8; None when no encoding fits.
+    """Return the most likely encoding of text that is not UTF-8. None if no encoding fits.
 
     Args:
-        sample: bytes from the start of a line of the text; the first 64 KiB are looked at, and the end may be cut.
+        sample: bytes from the start of a line of the text. The first 64 KiB are examined. The end may be cut anywhere.
     """
     sample = sample[:SAMPLE_BYTES]
     scores = {name: _score_east_asian(sample, name) for name in _EAST_ASIAN}
@@ -210,7 +211,7 @@ def guess_encoding(sample: bytes) -> str | None:
     if len(HIGH_BYTE.findall(sample)) < LIBRARY_BYTES:
         return None
     match = from_bytes(sample).best()
-    # The library calls short East Asian text UTF-16; what is UTF-16 was recognised above.
+    # charset-normalizer calls short East Asian text UTF-16. Real UTF-16 was recognised before.
     if match is None or match.encoding == "ascii" or match.encoding.startswith("utf"):
         return None
     return match.encoding.replace("_", "-")
@@ -225,7 +226,7 @@ def is_single_byte(encoding: str) -> bool:
 
 
 def _decoded(sample: bytes, encoding: str) -> tuple[str, str]:
-    """(text, its characters outside ASCII); both empty when the sample is not in this encoding."""
+    """Return (text, its characters outside ASCII). Both are empty if the sample is not in this encoding."""
     try:
         text = codecs.getincrementaldecoder(encoding)("strict").decode(sample)
     except UnicodeDecodeError:
@@ -240,7 +241,7 @@ def _score_east_asian(sample: bytes, encoding: str) -> float:
 
 def _score_latin(sample: bytes, encoding: str) -> float:
     _, outside = _decoded(sample, encoding)
-    if encoding == "mac-roman" and len(outside) < 4:  # rare by now, and one "É" of Windows-1252 is its "…"
+    if encoding == "mac-roman" and len(outside) < 4:  # rare now, and one "É" of Windows-1252 is "…" here
         return 0.0
     hits = max(
         len(full.findall(outside)) + CAPITAL_WEIGHT * len(half.findall(outside)) for full, half in _LATIN[encoding]

@@ -1,4 +1,4 @@
-"""Turns the data report into sentences for terminal, page and card: sources, repeats, leaks, personal data."""
+"""Turn the data report into sentences for terminal, page and card: sources, repeats, leaks, personal data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from finetale.formatting import count, plural, share
 from finetale.schema import ColumnReport, PersonalExample, RepeatExample, Repeats, TextReport
 
 Report = TextReport | Mapping[str, Any] | None
-"""A data report: the record, or what the token store keeps of it."""
+"""A data report: the model of the schema, or the dictionary that the token store keeps."""
 
 _KINDS = {
     "email": ("e-mail address", "e-mail addresses"),
@@ -26,7 +26,7 @@ _KINDS = {
 _REPEATS = (
     ("duplicates", "{} documents repeat another of their split exactly", "--deduplicate exact", False),
     ("near_duplicates", "{} documents nearly repeat another of their split", "--deduplicate near", False),
-    ("overlap", "{} training documents also stand in the validation or test text", "--drop-overlap exact", True),
+    ("overlap", "{} training documents also occur in the validation or test text", "--drop-overlap exact", True),
     (
         "near_overlap",
         "{} documents are nearly the same in the training text and in the validation or test text",
@@ -43,18 +43,18 @@ _MAX_PLACES = 10
 _NAMED_IN_LINE = 5
 
 SHARED_SHARE = 0.005
-"""Share of held-out text that also is in the training text, from which on it is reported."""
+"""Minimum share of held-out text that must also be in the training text to be reported."""
 
 
 @dataclass(frozen=True)
 class TextFinding:
-    """One thing that people should know about a text.
+    """A fact about a text that its user should know.
 
     Attributes:
         what: a sentence without its full stop.
-        remedy: the option that changes it; empty if there is none, or it was given.
+        remedy: the option that changes the fact. Empty if there is none, or it was given.
         effect: what the option does.
-        matters: whether it deserves a warning: figures may be too good, or text may be missing or leak.
+        matters: whether to warn: figures may be too good, or text may be missing or leak.
         places: the first places, as file:line.
     """
 
@@ -65,7 +65,7 @@ class TextFinding:
     places: tuple[str, ...]
 
     def sentence(self) -> str:
-        """Return the sentence with its remedy, for a command line."""
+        """Return the sentence with its remedy, for the command line."""
         return f"{self.what}{f' ({self.remedy} {self.effect})' if self.remedy else ''}."
 
     def line(self) -> str:
@@ -76,7 +76,7 @@ class TextFinding:
 
 
 def text_findings(text: Report) -> list[TextFinding]:
-    """Return what a data report (`text` of data.json) says about repeats, leaks and personal data."""
+    """Return the findings of a data report (`text` of data.json) on repeats, leaks and personal data."""
     report = _as_record(text)
     if report is None:
         return []
@@ -106,14 +106,15 @@ def _shared_findings(report: TextReport) -> Iterator[TextFinding]:
     passages = report.shared_passages
     if passages is None:
         return
-    unit = "words" if passages.unit == "words" else "tokens"  # tokens, in runs of older versions
+    unit = "words" if passages.unit == "words" else "tokens"  # older versions counted tokens
     for split, part in (("validation", passages.validation), ("test", passages.test)):
         total = None if part is None else getattr(part, unit)
         if part is None or not total or (part.shared or 0) / total < SHARED_SHARE:
             continue
         yield TextFinding(
-            f"{share((part.shared or 0) / total)} of the {unit} of the {split} text stand word for word in the training "
-            f"text too, in passages of {count(passages.window)} {unit} or more, so the figures on it flatter the model",
+            f"{share((part.shared or 0) / total)} of the {unit} of the {split} text also occur word for word in the "
+            f"training text, in passages of {count(passages.window)} {unit} or more, so the figures on it flatter the "
+            "model",
             f"--{split} FILE",
             "holds out text of your own choice",
             True,
@@ -140,7 +141,7 @@ def _personal_findings(report: TextReport) -> Iterator[TextFinding]:
 
 
 def _as_record(text: Report) -> TextReport | None:
-    """Return a data report as a record; None where there is none, or it is invalid."""
+    """Return a data report as a model of the schema. None if there is no report, or it is invalid."""
     if text is None or isinstance(text, TextReport):
         return text
     if not isinstance(text, Mapping) or not text:
@@ -152,11 +153,11 @@ def _as_record(text: Report) -> TextReport | None:
 
 
 def text_notes(text: Report, *, forms: bool = True) -> list[TextFinding]:
-    """Return which columns and files the text came from, and what was left out, for each thing a sentence.
+    """Return sentences on the columns and files that the text came from, and on what was left out.
 
     Args:
         text: a data report (`text` of data.json).
-        forms: include what was noticed about the form of the files, which `problems` lists too.
+        forms: include notes on the form of the files, which `problems` lists too.
     """
     report = _as_record(text)
     if report is None:
@@ -180,7 +181,7 @@ def _column_note(column: ColumnReport) -> TextFinding:
 
 
 def _files_left_out(report: TextReport) -> list[TextFinding]:
-    """One note on the files that were left out, if there are any."""
+    """Return one note on the files that were left out, or an empty list."""
     skipped = report.skipped
     others = sum(skipped.other.values())
     num_files = others + skipped.unreadable + skipped.empty + skipped.special
@@ -214,14 +215,14 @@ def _files_left_out(report: TextReport) -> list[TextFinding]:
     if beside:
         what += f"; not entered or read: {_and(beside)}"
     order = ("unreadable", "special", "other", "empty", "linked_folders", "run_directories", "hidden")
-    # The first name of each kind, then the second of each: a short list names something of every kind.
+    # The first name of each kind, then the second of each, so that a short list names files of every kind.
     by_turns = zip_longest(*(report.skipped_names.get(kind, ()) for kind in order))
     names = tuple(name for turn in by_turns for name in turn if name is not None)
     return [TextFinding(what, "", "", bool(skipped.unreadable), names)]
 
 
 def _problem_notes(report: TextReport) -> list[TextFinding]:
-    """Notes on the form of the files, one per kind of problem, with the detail of its first file."""
+    """Return notes on the form of the files: one per kind of problem, with the detail of its first file."""
     notes = []
     for kind in _FORMS:
         found = [problem for problem in report.problems if problem.kind == kind]
@@ -239,7 +240,7 @@ def _note(what: str) -> TextFinding:
 
 
 def _last_part(name: str) -> str:
-    """The name without the folders of an absolute path: a card is published, and folders are private."""
+    """Return a name without the folders of an absolute path, because folders are private and a card is published."""
     return PurePath(name).name or name if PurePath(name).is_absolute() else name
 
 
@@ -252,7 +253,7 @@ def _and(items: list[str]) -> str:
 
 
 def not_looked_for(text: Report) -> str:
-    """Return a sentence on what was not looked for; empty if everything was."""
+    """Return a sentence on the searches that were not made. Empty if all were made."""
     report = _as_record(text)
     if report is None:
         return ""
@@ -279,7 +280,7 @@ def _in_the_singular(what: str) -> str:
     for many, one in (
         (" documents", " document"),
         (" repeat ", " repeats "),
-        (" stand ", " stands "),
+        (" occur ", " occurs "),
         (" are ", " is "),
         (" their ", " its "),
     ):
@@ -288,7 +289,7 @@ def _in_the_singular(what: str) -> str:
 
 
 def _places(examples: Sequence[RepeatExample | PersonalExample]) -> tuple[str, ...]:
-    """Return the first places, each with the earlier place that it repeats, or the kind of personal data."""
+    """Return the first places, each with the earlier place that it repeats or its kind of personal data."""
     places = []
     for example in examples:
         of = example.kind if isinstance(example, PersonalExample) else example.first_seen or example.also_in

@@ -1,4 +1,4 @@
-"""Hashes sources, so that every change of a byte is noticed. Knows nothing of their content."""
+"""Hash sources, to detect every change of a byte. Knows nothing of their content."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from finetale.text.hub import PREFIX
 from finetale.text.sources import Search, find_inputs
 
 _CHUNK = 1 << 20
-_TELL = 64 << 20
+_PROGRESS_BYTES = 64 << 20
 _known: dict[tuple[str, int, int], str] = {}
-"""Hashes by path, size and time."""
+"""Hashes by path, size and modification time."""
 
 
 def fingerprint(
@@ -29,7 +29,7 @@ def fingerprint(
         progress: called with (bytes read, bytes of all files) every 64 MB.
 
     Returns:
-        None for sources that can't be hashed before they are read: standard input, datasets, and missing files.
+        None if a source can't be hashed before it is read: standard input, a dataset, or a missing file.
     """
     files = file_hashes(sources, settings, progress)
     if files is None:
@@ -48,7 +48,7 @@ def is_elsewhere(source: str) -> bool:
 def file_hashes(
     sources: Sequence[str], settings: TextSettings, progress: Callable[[int, int], None] | None = None
 ) -> list[tuple[tuple[str, str], str]] | None:
-    """Return ((role, name), SHA-256) of each file; the role is train, validation or test. None as in `fingerprint`."""
+    """Return ((role, name), SHA-256) of each file. The role is train, validation or test. None as in `fingerprint`."""
     inputs: list[tuple[str, str, Path]] = []
     for role, names in (("train", sources), ("validation", settings.validation), ("test", settings.test)):
         for source in names:
@@ -93,7 +93,7 @@ def _sha256(path: Path) -> Iterator[tuple[int, str | None]]:
             while data := file.read(_CHUNK):
                 digest.update(data)
                 read += len(data)
-                if read % _TELL == 0:
+                if read % _PROGRESS_BYTES == 0:
                     yield read, None
         _known[key] = digest.hexdigest()
     yield facts.st_size, _known[key]

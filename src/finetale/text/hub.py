@@ -1,4 +1,4 @@
-"""Reads `hf:DATASET[/CONFIG][:SPLIT]` with the datasets library. Knows nothing of files and splitting rules.
+"""Read `hf:DATASET[/CONFIG][:SPLIT]` with the datasets library. Knows nothing of files and splitting rules.
 
 DATASET is NAME or OWNER/NAME, so two names with a slash between them are ambiguous. They are tried as OWNER/NAME first,
 then as NAME/CONFIG. Three names are OWNER/NAME/CONFIG.
@@ -56,8 +56,9 @@ def find_splits(source: str, role: Split, *, streaming: bool, offline: bool) -> 
 
     Args:
         source: hf:DATASET[/CONFIG][:SPLIT].
-        role: for "train" without SPLIT, the dataset's own validation and test splits are returned too.
-        streaming: read rows as they are needed instead of downloading the dataset first (not with `offline`).
+        role: the split to find. For "train" without SPLIT, the dataset's own validation and test splits are returned
+            too.
+        streaming: read rows as they are needed instead of downloading the dataset first. Ignored with `offline`.
         offline: use only what was downloaded before.
 
     Returns:
@@ -65,7 +66,7 @@ def find_splits(source: str, role: Split, *, streaming: bool, offline: bool) -> 
 
     Raises:
         HubError: the hub can't be reached, or has no such dataset.
-        SourceError: no such config or split, or a dataset that can't be read without running its code.
+        SourceError: the config or split does not exist, or the dataset can't be read without running its code.
     """
     candidates, split = parse(source)
     rows = _load(source, candidates, split, streaming=streaming and not offline, offline=offline)
@@ -91,12 +92,12 @@ def find_splits(source: str, role: Split, *, streaming: bool, offline: bool) -> 
 def dataset_documents(rows: Any, columns: SourceColumns, account: FileAccount) -> Iterator[tuple[int, str]]:
     """Yield (record number from 1, raw text) of each row of a Dataset or IterableDataset.
 
-    Only the column with the text is read, where the dataset names its columns; what the others hold is measured in the
+    If the dataset names its columns, only the column with the text is read. The other columns are measured in the
     first rows.
 
     Raises:
-        FileError: there is no such column, no text in it, or most of the text is in other columns.
-        HubError: the hub can't be reached any more.
+        FileError: the column is missing or holds no text, or most of the text is in other columns.
+        HubError: the connection to the hub failed.
     """
     try:
         features = rows.features
@@ -104,7 +105,7 @@ def dataset_documents(rows: Any, columns: SourceColumns, account: FileAccount) -
             records = chain.from_iterable(_rows_of(batch) for batch in rows.iter(batch_size=BATCH_ROWS))
             yield from record_documents(enumerate(records, 1), columns, account)
             return
-        # Only columns with strings are looked at: pictures and sounds would be decoded.
+        # Only columns with strings are selected, because pictures and sounds would be decoded.
         with_text = [name for name, feature in features.items() if _holds_strings(feature)]
         ahead = list(islice(rows.select_columns(with_text), LOOK_AHEAD)) if with_text else []
         choice = columns.choose(ahead or [dict.fromkeys(features)], account.file, 1, list(features))
@@ -129,7 +130,7 @@ def dataset_documents(rows: Any, columns: SourceColumns, account: FileAccount) -
 
 
 def _holds_strings(feature: Any) -> bool:
-    """Whether a feature of a dataset holds strings, at any depth."""
+    """Return whether a feature of a dataset holds strings, at any depth."""
     if isinstance(feature, dict):
         return any(_holds_strings(inner) for inner in feature.values())
     if isinstance(feature, list):
@@ -162,17 +163,19 @@ def _load(
                     raise HubError(f"{source}: the hub can't be reached ({_first_line(error)}).", HINT) from None
                 raise SourceError(
                     f"{source} can't be used: {_first_line(error)}.",
-                    "Check the names of config and split; a dataset that needs code of its own is not run here.",
+                    "Check the names of config and split. A dataset that needs its own code is not supported.",
                 ) from None
     tried = " or ".join(name if config is None else f"{name} with config {config}" for name, config in candidates)
     if offline:
         raise HubError(f"{source}: {tried} was not downloaded before, and this is offline mode.", HINT)
-    raise HubError(f"{source}: the hub has no dataset {tried}, or it is not open to you.", "Check the name, or log in.")
+    raise HubError(
+        f"{source}: the hub has no dataset {tried}, or you have no access to it.", "Check the name, or log in."
+    )
 
 
 @contextmanager
 def _only_local(offline: bool) -> Iterator[None]:
-    """Switch the libraries to offline mode during a call: they read the environment only at import."""
+    """Switch the libraries to offline mode during a call. They read the environment only at import."""
     from datasets import config
     from huggingface_hub import constants
 

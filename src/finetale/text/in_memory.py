@@ -1,7 +1,7 @@
-"""Data in memory → a file that every later stage reads like any other source. Knows no settings.
+"""Write data in memory to a file that every later stage reads like any other source. Knows no settings.
 
-A run must be able to read its text again: to resume in another process, or to compare. So texts and tables are written
-once into a folder of the cache, under the SHA-256 of their content.
+A run must be able to read its text again, to resume in another process or to compare. So texts and tables are written
+to a folder of the cache, under the SHA-256 of their content.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from finetale.text.hub import PREFIX
 from finetale.text.sources import BUNDLED_SOURCE
 
 _LONGEST_NAME = 255
-"""Characters: no file system takes a longer file name, so a longer string without a separator is text."""
+"""Maximum characters of a file name on any file system. A longer string without a path separator is text."""
 _HINT = (
     "Give a path, a list of paths, texts=[…], a list of records ({column: value}), or a table of pandas, polars, "
     "pyarrow or datasets."
@@ -28,12 +28,12 @@ _HINT = (
 
 
 def as_source_names(data: Any, folder: Path) -> tuple[str, ...]:
-    """Return names of sources for what a caller gave as text.
+    """Return names of sources for the text that a caller passed.
 
     Args:
         data: a path or name of a source, or a list of them; a list of texts; a list of records (dictionaries); a
             pandas, polars or pyarrow table; a `datasets.Dataset`.
-        folder: where data in memory is written.
+        folder: folder for data in memory.
 
     Raises:
         SourceError: the value is of another kind, is empty, or mixes texts with something else.
@@ -67,7 +67,7 @@ def write_texts(texts: Iterable[Any], folder: Path) -> str:
     """Write texts, one document each, and return the name of the file.
 
     Raises:
-        SourceError: there are none, or one of them is no string; the message names its position.
+        SourceError: the list is empty, or an item is not a string. The message names its position.
     """
     items = [texts] if isinstance(texts, str) else list(texts)
     for number, item in enumerate(items):
@@ -80,10 +80,10 @@ def write_texts(texts: Iterable[Any], folder: Path) -> str:
 
 
 def _refuse_sentences(items: Sequence[str | Path]) -> None:
-    """Refuse strings of several words of which none names a file: they are most likely short texts.
+    """Refuse strings of several words if none of them names a file. They are most likely short texts.
 
     Raises:
-        SourceError: the hint says how to give texts.
+        SourceError: none of the strings names a file.
     """
     words = [item for item in items if isinstance(item, str) and " " in item and not Path(item).expanduser().exists()]
     if items and len(words) == len(items):
@@ -94,14 +94,14 @@ def _refuse_sentences(items: Sequence[str | Path]) -> None:
 
 
 def _is_text(item: str) -> bool:
-    """Return whether a string is a text rather than a name: it has several lines, or is longer than any file name."""
+    """Return whether a string is a text, not a name: it has several lines, or is longer than any file name."""
     if item in (STANDARD_INPUT, BUNDLED_SOURCE) or item.startswith(PREFIX):
         return False
     return "\n" in item or any(len(part) > _LONGEST_NAME for part in item.split("/"))
 
 
 def _as_table(data: Any) -> Any:
-    """Return a pyarrow table with the content of a data frame or dataset; None for anything else."""
+    """Return a pyarrow table with the content of a data frame or dataset, or None for anything else."""
     library = type(data).__module__.partition(".")[0]
     name = type(data).__name__
     if library not in ("pandas", "polars", "pyarrow", "datasets"):

@@ -1,7 +1,7 @@
-"""A compact hash table from 64-bit keys to numbers, for whole arrays of keys at once. Knows nothing of documents.
+"""Provide a compact hash table from 64-bit keys to numbers, for arrays of keys at once. Knows nothing of documents.
 
-Open addressing with linear probing in one array of 4 bytes per slot, at most 60% full. Python's own dictionary would take
-about 150 bytes per key, and one call per look-up.
+It uses open addressing with linear probing in one array of 4 bytes per slot, at most 60% full. A Python dictionary
+would take about 150 bytes per key, and one call per look-up.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _MIN_SLOT_BITS = 10
-_FULLEST = 0.6
+_MAX_LOAD = 0.6
 _MIX = 0x9E3779B97F4A7C15
 
 Keys = NDArray[np.uint64]
@@ -18,7 +18,7 @@ Numbers = NDArray[np.int64]
 
 
 class KeyStore:
-    """An array of keys that grows at its end; the table below refers to its entries by their index."""
+    """An array of keys that grows at its end. KeyTable refers to its entries by index."""
 
     def __init__(self) -> None:
         self._array: Keys = np.empty(1 << _MIN_SLOT_BITS, np.uint64)
@@ -29,7 +29,7 @@ class KeyStore:
 
     @property
     def array(self) -> Keys:
-        """All keys so far; valid until the next `extend`."""
+        """All keys so far. Valid until the next `extend`."""
         return self._array[: self._size]
 
     def extend(self, keys: Keys) -> int:
@@ -44,10 +44,10 @@ class KeyStore:
 
 
 class KeyTable:
-    """Finds keys of a store; of equal keys, only the one that was added.
+    """Finds keys of a store. Of several equal keys, it finds the one that was added.
 
     Args:
-        keys: where the keys are; `add` puts some of them into the table.
+        keys: the store of the keys. `add` puts some of them into the table.
     """
 
     def __init__(self, keys: KeyStore) -> None:
@@ -57,7 +57,7 @@ class KeyTable:
         self._used = 0
 
     def find(self, keys: Keys) -> Numbers:
-        """Return the index of each key in the store, -1 for keys that are not in the table."""
+        """Return the index of each key in the store, or -1 for keys that are not in the table."""
         found = np.full(len(keys), -1, np.int64)
         known = self._keys.array
         if not len(known) or not len(keys):
@@ -76,9 +76,9 @@ class KeyTable:
     def add(self, entries: Numbers) -> None:
         """Put keys of the store into the table. They must differ from each other and from those in the table."""
         self._used += len(entries)
-        if self._used > _FULLEST * len(self._slots):
+        if self._used > _MAX_LOAD * len(self._slots):
             entries = np.concatenate([self._slots[self._slots > 0].astype(np.int64) - 1, entries])
-            while self._used > _FULLEST * (1 << self._bits):
+            while self._used > _MAX_LOAD * (1 << self._bits):
                 self._bits += 1
             self._slots = np.zeros(1 << self._bits, np.int32)
         for start in range(0, len(entries), 1 << 20):
@@ -88,7 +88,7 @@ class KeyTable:
         places = self._places(self._keys.array[entries])
         while len(entries):
             free = self._slots[places] == 0
-            self._slots[places[free]] = entries[free] + 1  # of several for one slot the last stays
+            self._slots[places[free]] = entries[free] + 1  # if several go to one slot, the last one stays
             lost = self._slots[places] != entries + 1
             entries, places = entries[lost], (places[lost] + 1) & (len(self._slots) - 1)
 
@@ -97,7 +97,7 @@ class KeyTable:
 
 
 def occurs_twice(keys: Keys) -> NDArray[np.bool_]:
-    """Say of each key whether it occurs more than once in the array."""
+    """Return, for each key, whether it occurs more than once in the array."""
     order = np.argsort(keys, kind="stable")
     same = keys[order[1:]] == keys[order[:-1]]
     twice = np.zeros(len(keys), bool)

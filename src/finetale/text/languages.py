@@ -1,6 +1,6 @@
-"""A cheap guess at the languages of a text, from its script and its commonest words. Knows nothing of documents.
+"""Guess the languages of a text from its script and its most frequent words. Knows nothing of documents.
 
-charset-normalizer's coherence measure was tried first: it took a page of German for Swedish and Chinese for nothing.
+charset-normalizer's coherence measure took a page of German for Swedish, and found no language in Chinese.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 SAMPLE_DOCUMENTS = 20
 SAMPLE_CHARACTERS = 2000
-MIN_CHARACTERS = 40  # shorter documents tell too little
+MIN_CHARACTERS = 40  # a guess from a shorter document is unreliable
 
 SCRIPTS = {
     "Japanese": re.compile("[\u3041-\u30ff]"),
@@ -46,10 +46,10 @@ WORD = re.compile(r"[^\W\d_]+")
 
 
 def guess_language(text: str) -> str | None:
-    """Name of the likeliest language, None when nothing speaks for one."""
+    """Return the name of the most likely language, or None if no language is likely."""
     num_letters = sum(1 for character in text if character.isalpha())
     for name, pattern in SCRIPTS.items():
-        # Kana are a minority of the letters of Japanese, so the bar is low; the order keeps Chinese after Japanese.
+        # Kana are a minority of the letters of Japanese, so the threshold is low, and Japanese comes before Chinese.
         if num_letters and len(pattern.findall(text)) > 0.15 * num_letters:
             return name
     words = WORD.findall(text.lower())
@@ -59,13 +59,13 @@ def guess_language(text: str) -> str | None:
 
 
 class LanguageSample:
-    """The openings of the documents with the smallest hashes: a fair sample that does not depend on their order."""
+    """The beginnings of the documents with the smallest hashes. The sample does not depend on the documents' order."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, str]] = []
 
     def offer_all(self, digests: Sequence[bytes], texts: Sequence[str]) -> None:
-        """Take the documents whose hash is small enough into the sample."""
+        """Add the documents with small enough hashes to the sample."""
         if len(self._heap) < SAMPLE_DOCUMENTS:
             chosen: Iterable[int] = range(len(digests))
         else:
@@ -84,6 +84,6 @@ class LanguageSample:
             heapq.heapreplace(self._heap, (key, text[:SAMPLE_CHARACTERS]))
 
     def to_list(self) -> list[dict[str, Any]]:
-        """Languages of the sampled documents, the commonest first."""
+        """Return the languages of the sampled documents, most frequent first."""
         found = Counter(guess_language(text) or "unknown" for _, text in self._heap)
         return [{"language": name, "sampled_documents": count} for name, count in found.most_common()]

@@ -1,4 +1,4 @@
-"""Line ends: count them, normalise them, cut text into lines. Knows nothing of bytes."""
+"""Count line ends, normalise them, and cut text into lines. Knows nothing of bytes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def even_line_ends(
     """Count the line ends of a file, report a mixture and, with `translate`, turn \\r\\n and \\r into \\n.
 
     Args:
-        texts: the file's text in blocks that are not empty. The blocks that are yielded are not empty either.
-        account: gets the problem "mixed_newlines" and, with `translate`, the cleaning count "newlines".
-        translate: whether line ends are changed.
-        mixture_matters: whether a mixture is reported.
+        texts: the file's text in blocks that are not empty. The yielded blocks are not empty either.
+        account: receives the problem "mixed_newlines" and, with `translate`, the cleaning count "newlines".
+        translate: whether to change line ends.
+        mixture_matters: whether to report a mixture.
     """
     counts = dict.fromkeys(ENDS, 0)
     first: dict[str, int] = {}
@@ -48,7 +48,7 @@ def even_line_ends(
 
 
 def cut_lines(texts: Iterator[str], *, keep_ends: bool = False) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line), without its \\n unless `keep_ends`. A last line without an end counts too."""
+    """Yield (line number from 1, line), without \\n unless `keep_ends`. A last line without \\n counts too."""
     number = 1
     pending: list[str] = []
     end = "\n" if keep_ends else ""
