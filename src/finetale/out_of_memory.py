@@ -21,6 +21,8 @@ _TEXTS = re.compile(
     r"|could not (create|execute) a primitive(?! descriptor)|could not create a memory",
     re.IGNORECASE,
 )
+# torch's parser of arguments fails like this when its tables could not be allocated.
+_TEXTS_UNDER_A_LIMIT = re.compile(r"unknown parameter type")
 _NOT_MEMORY = re.compile(r"static TLS block", re.IGNORECASE)
 _LIBRARIES, _HEADROOM = 7 * 2**28, 2**28
 """Bytes of address space that PyTorch and transformers take when loaded (1.73 GiB on Linux), and that a command needs."""
@@ -67,6 +69,8 @@ def _failure(error: BaseException) -> BaseException | None:
         return error
     known = isinstance(error, RuntimeError | OSError | ImportError) or type(error).__name__ == "SafetensorError"
     found = known and _TEXTS.search(str(error)) and not _NOT_MEMORY.search(str(error))
+    if known and not found and address_space_limit() is not None:
+        found = _TEXTS_UNDER_A_LIMIT.search(str(error))
     return error if found else None
 
 

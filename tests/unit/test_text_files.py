@@ -278,3 +278,48 @@ def test_check_shows_a_table_whose_encoding_is_not_known(tmp_path: Path, capsys:
     pq.write_table(pa.table({"text": ["One document."]}), tmp_path / "a.parquet")
     assert run(["check", str(tmp_path / "a.parquet"), "--offline"]) == 0
     assert capsys.readouterr().out.startswith("1 document, 13 characters, 2 words\n")
+
+
+# -- folders and files that only look like text
+
+
+@pytest.mark.parametrize("files", [("state.json", "dataset_info.json", "data.arrow"), ("dataset_dict.json",)])
+def test_a_saved_dataset_is_refused_with_the_way_to_read_it(tmp_path: Path, files: tuple[str, ...]) -> None:
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    for name in files:
+        (folder / name).write_text('{"splits": ["train", "test"], "citation": "A text of some words"}')
+    (tmp_path / "a.txt").write_text("text")
+    for source in (folder, tmp_path):
+        with pytest.raises(SourceError, match=r"saved: can't be read \(a data set that save_to_disk wrote") as caught:
+            read(source)
+        assert "load_from_disk" in caught.value.hint
+    texts, report = read(tmp_path, skip_unreadable=True)
+    assert (texts, report["skipped"]["unreadable"]) == (["text"], 1)
+
+
+def test_binary_files_are_left_out_with_skip_unreadable(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.txt").write_bytes(b"abc\0def\0" * 20)
+    with pytest.raises(SourceError, match="is binary data") as caught:
+        read(tmp_path)
+    assert "--skip-unreadable" in caught.value.hint
+    texts, report = read(tmp_path, skip_unreadable=True)
+    assert (texts, report["skipped"]["unreadable"]) == (["text"], 1)
+    assert text_notes(report)[0].what == "Read 1 of 2 files; left out: 1 that can't be read"
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    monkeypatch.chdir(tmp_path)
+    assert read(".")[0] == ["text"]
+    with pytest.raises(SourceError, match="the name of a source is empty"):
+        read(name)
+
+
+def test_nothing_of_a_similar_name_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError) as caught:
+        read("stories")
+    assert caught.value.hint == "Check the path: the current folder holds nothing of a similar name."

@@ -74,6 +74,8 @@ def test_short_texts_need_to_be_named_as_such(tmp_path: Path) -> None:
         as_source_names(short, tmp_path)
     assert caught.value.message == "None of the 2 strings names a file; the first is 'Once upon a time.'."
     assert "texts=[…]" in caught.value.hint
+    with pytest.raises(SourceError, match=r"^The string 'Once upon a time.' does not name a file\."):
+        as_source_names(short[:1], tmp_path)
     assert read(write_texts(short, tmp_path)) == short
     (tmp_path / "my story.txt").touch()
     assert as_source_names([str(tmp_path / "my story.txt")], tmp_path) == (str(tmp_path / "my story.txt"),)
@@ -96,3 +98,9 @@ def test_what_is_no_text_is_named_by_its_type(data: Any, message: str, tmp_path:
         as_source_names(data, tmp_path)
     assert caught.value.message == message
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("data", [b"Once upon a time.", bytearray(b"Once")])
+def test_bytes_are_not_a_list_of_numbers(tmp_path: Path, data: object) -> None:
+    with pytest.raises(SourceError, match=rf"A value of type {type(data).__name__} can't be read as text"):
+        as_source_names(data, tmp_path)

@@ -540,6 +540,14 @@ def test_what_counts_as_out_of_memory(error: BaseException, expected: bool) -> N
     assert is_out_of_memory(error) is expected
 
 
+@pytest.mark.parametrize(("limit", "expected"), [(None, False), (2_560_000_000, True)])
+def test_an_error_that_means_memory_only_under_a_limit(
+    monkeypatch: pytest.MonkeyPatch, limit: int | None, expected: bool
+) -> None:
+    monkeypatch.setattr("finetale.out_of_memory.address_space_limit", lambda: limit)
+    assert is_out_of_memory(RuntimeError("unknown parameter type")) is expected
+
+
 def test_a_probe_that_has_room_for_one_sequence_alone_says_one(tmp_path: Path, blocks: Blocks) -> None:
     forward = PackedForward(hungry(1))
     assert plan_memory(forward, blocks, 8).micro_batch_size == 1

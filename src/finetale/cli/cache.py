@@ -71,7 +71,7 @@ def command(
     if not empty_it:
         allowed = "no limit" if limit is None else f"limit {size(limit)}"
         what = f"{_entries(len(rows))}, {size(total)}" if rows else "empty"
-        console.print(f"{escape(str(root))}: {what} ({allowed}, set by {LIMIT_VARIABLE})", soft_wrap=True)
+        console.print(f"{escape(str(root))}: {what} ({allowed}; {LIMIT_VARIABLE} changes it)", soft_wrap=True)
         if rows:
             console.print("`finetale cache --empty` deletes what no running process uses.", soft_wrap=True)
     return 0

@@ -34,7 +34,10 @@ REPLACEMENT = "\ufffd"
 SURE_CHARACTERS = 4
 SURE_IN_SINGLE_BYTE = re.compile("[\u00c0-\u00ff\u2010-\u2026]")
 
-BINARY_HINT = "Give plain text (txt, md) or jsonl, json, csv, tsv, parquet; save documents as plain text first."
+BINARY_HINT = (
+    "Give plain text (txt, md) or jsonl, json, csv, tsv, parquet; save documents as plain text first; or leave such "
+    "files out with --skip-unreadable."
+)
 UNDECODABLE_HINT = "Name the encoding with --encoding, or give --undecodable replace to put U+FFFD in its place."
 MIXED_HINT = "Convert the file to one encoding, or name the one to read it in with --encoding."
 

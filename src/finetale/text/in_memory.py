@@ -50,7 +50,7 @@ def as_source_names(data: Any, folder: Path) -> tuple[str, ...]:
     table = _as_table(data)
     if table is not None:
         return (_write_table(table, folder),)
-    if isinstance(data, Mapping) or not isinstance(data, Iterable):
+    if isinstance(data, Mapping | bytes | bytearray | memoryview) or not isinstance(data, Iterable):
         raise SourceError(f"A value of type {_type_name(data)} can't be read as text.", _HINT)
     items = list(data)
     if items and all(isinstance(item, Mapping) for item in items):
@@ -88,7 +88,9 @@ def _refuse_sentences(items: Sequence[str | Path]) -> None:
     words = [item for item in items if isinstance(item, str) and " " in item and not Path(item).expanduser().exists()]
     if items and len(words) == len(items):
         raise SourceError(
-            f"None of the {len(items):,} strings names a file; the first is {words[0][:60]!r}.",
+            f"None of the {len(items):,} strings names a file; the first is {words[0][:60]!r}."
+            if len(items) > 1
+            else f"The string {words[0][:60]!r} does not name a file.",
             "If they are texts, give them as texts=[…]; if they are paths, check them.",
         )
 

@@ -188,7 +188,8 @@ class _Reader:
             try:
                 yield from self._documents(entry, account)
             except FileError as error:
-                if error.kind == "unreadable" and self._settings.skip_unreadable:
+                unread = error.kind == "unreadable" or (error.kind == "binary" and not account.documents)
+                if unread and self._settings.skip_unreadable:
                     account.skipped = True
                     self._report.leave_out("unreadable", error.file)
                 elif self._collect:

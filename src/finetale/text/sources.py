@@ -18,6 +18,8 @@ Kind = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "dataset"]
 
 BUNDLED_SOURCE = "bundled:tales"
 """The source that comes with the package: the tales of Tarrowside."""
+_SAVED_DATASETS = ({"state.json", "dataset_info.json"}, {"dataset_dict.json"})
+"""Files of a folder that `save_to_disk` of the package `datasets` wrote. Its text is in .arrow files."""
 _FILES_OF_A_RUN = {"run.json", "config.yaml"}
 _BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled" / "tales"
 
@@ -123,6 +125,10 @@ def find_inputs(source: str, search: Search) -> list[Input]:
             )
         found = _find_in_folder(source, _BUNDLED_FOLDER, search)
         return [replace(each, name=f"{source}/{Path(each.name).name}") for each in found]
+    if not source.strip():  # a path of no characters would be the current folder
+        raise FileError(
+            source, None, "missing", "the name of a source is empty", "Name a file or folder; . is this folder."
+        )
     try:
         path = Path(source).expanduser()
     except RuntimeError:
@@ -214,6 +220,11 @@ def _walk(folder: Path, search: Search, *, is_source: bool = True) -> Iterator[P
     if not is_source and names >= _FILES_OF_A_RUN:
         report.leave_out("run_directories", shown(str(folder)))
         return
+    if any(names >= files for files in _SAVED_DATASETS):
+        hint = "Load it in Python, `ft.train(datasets.load_from_disk(FOLDER))`, or write it with `to_parquet`."
+        reason = "can't be read (a data set that save_to_disk wrote, in .arrow files)"
+        search.unreadable.append(FileError(str(folder), None, "unreadable", reason, hint))
+        return
     for entry in listed:
         if entry.name.startswith("."):
             report.leave_out("hidden", shown(entry.path))
@@ -265,4 +276,5 @@ def _nearest(path: Path) -> str:
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
     if near:
         return f"Did you mean {parent / near[0]}?"
-    return f"Check the path: {parent} holds nothing of a similar name."
+    where = "the current folder" if parent == Path() else shown(str(parent))
+    return f"Check the path: {where} holds nothing of a similar name."
