@@ -68,9 +68,12 @@ def _failure(error: BaseException) -> BaseException | None:
     if torch is not None and isinstance(error, getattr(torch, "OutOfMemoryError", ())):
         return error
     known = isinstance(error, RuntimeError | OSError | ImportError) or type(error).__name__ == "SafetensorError"
-    found = known and _TEXTS.search(str(error)) and not _NOT_MEMORY.search(str(error))
-    if known and not found and address_space_limit() is not None:
-        found = _TEXTS_UNDER_A_LIMIT.search(str(error))
+    if not known:
+        return None
+    text = str(error)
+    found = bool(_TEXTS.search(text)) and not _NOT_MEMORY.search(text)
+    if not found and address_space_limit() is not None:
+        found = bool(_TEXTS_UNDER_A_LIMIT.search(text))
     return error if found else None
 
 
