@@ -6,7 +6,6 @@ Every function takes any JSON value and gives `UNKNOWN` for what is missing, not
 from __future__ import annotations
 
 import math
-import re
 import shlex
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -14,7 +13,6 @@ from typing import Any
 
 UNKNOWN = "–"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _finite(value: Any) -> float | None:
@@ -32,17 +30,6 @@ def count(value: Any) -> str:
     """A whole number with separators: 1,234,567."""
     number = _finite(value)
     return UNKNOWN if number is None else f"{round(number):,}"
-
-
-def valid_unicode(text: str) -> str:
-    """Return text without surrogates: a byte of a file name that is not UTF-8 becomes \\xNN, other surrogates \\uNNNN."""
-    if text.isascii():
-        return text
-    return _SURROGATE.sub(lambda match: _escape(ord(match.group())), text)
-
-
-def _escape(code: int) -> str:
-    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
 
 def plural(number: int, one: str, many: str = "") -> str:
@@ -117,7 +104,7 @@ def duration(value: Any) -> str:
     number = _finite(value)
     if number is None or number < 0:
         return UNKNOWN
-    if number < 10:
+    if number < 10 and not isinstance(value, int):
         return f"{number:.1f} s"
     seconds = round(number)
     for unit, length, below, below_length in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):

@@ -27,6 +27,19 @@ def describe_surrogates(text: str, *, from_bytes: bool = False) -> str | None:
     return "holds a lone surrogate (half of a character), which is not text"
 
 
+def escape_surrogates(text: str) -> str:
+    """Return text without surrogates: a byte of a file name that is not UTF-8 becomes \\xNN, other surrogates \\uNNNN."""
+    return text if text.isascii() else SURROGATE.sub(lambda match: escape(match.group()), text)
+
+
+def escape(character: str) -> str:
+    """Return the escape of a control character or a surrogate: \\xNN where it is one byte, else \\uNNNN."""
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
 def shown(text: str, most: int = 60) -> str:
     """Return a text in quotes for a message: on one line, its surrogates escaped, cut after `most` characters."""
     return repr(text if len(text) <= most else text[: most - 1] + "…")

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from finetale.cache import Hold, problems
 from finetale.encoding import Encoder
 from finetale.errors import RunError, SourceError, TokenizerError
+from finetale.formatting import plural
 from finetale.passages import PassageFinder, describe
 from finetale.rundir import read_json, write_json, write_sealed_folder
 from finetale.signals import leave_open
@@ -430,20 +431,16 @@ def _warnings(seen: dict[str, int], tokenizer: PreTrainedTokenizerBase) -> list[
     marker = tokenizer.convert_ids_to_tokens(begin_and_end(tokenizer)[1])
     if seen["markers"]:
         warnings.append(
-            f"The text holds {seen['markers']:,} end-of-text {_plural('marker', seen['markers'])} ({marker}). "
+            f"The text holds {plural(seen['markers'], 'end-of-text marker')} ({marker}). "
             f"The model takes them for ends of documents. To split the text there, set --documents '{marker}'."
         )
     if seen["unknown"]:
         share = seen["unknown"] / max(1, seen["ids"])
         warnings.append(
-            f"The tokenizer does not know {seen['unknown']:,} {_plural('token', seen['unknown'])} of the text "
+            f"The tokenizer does not know {plural(seen['unknown'], 'token')} of the text "
             f"({share:.2%}) and read {tokenizer.unk_token} there."
         )
     return warnings
-
-
-def _plural(noun: str, number: int) -> str:
-    return noun if number == 1 else f"{noun}s"
 
 
 def _check_known(seen: dict[str, int], tokenizer: PreTrainedTokenizerBase) -> None:

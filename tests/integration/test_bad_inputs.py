@@ -86,7 +86,7 @@ CASES = [
     bad_text("truncated gzip", "cut.txt.gz", gzip.compress(os.urandom(4000) + LINES)[:-100], "gzip data is cut off", "Get the file again"),
     bad_text("damaged zst", "bad.txt.zst", b"\x00" + zstandard.compress(LINES), "Zstandard data is damaged", "Get the file again"),
     bad_text("truncated zst", "cut.txt.zst", zstandard.compress(LINES)[:-9], "Zstandard data is cut off", "Get the file again"),
-    bad_text("bad JSON", "data.jsonl", RECORDS + b'{"text": "three"\n' + RECORDS, "data.jsonl:3: … not valid JSON", "Mend this line"),
+    bad_text("bad JSON", "data.jsonl", RECORDS + b'{"text": "three"\n' + RECORDS, "data.jsonl:3: … not valid JSON", "Correct this line"),
     bad_text("record that is none", "data.jsonl", RECORDS + b"12\n", "data.jsonl:3: … a number", '"text"'),
     bad_text("csv column", "table.csv", TABLE, "table.csv:2: … no column 'story' … 'title', 'body'", "--text-column", "--text-column", "story"),
     bad_text("jsonl column", "data.jsonl", RECORDS, "data.jsonl:1: … no column 'story' … 'text'", "--text-column", "--text-column", "story"),

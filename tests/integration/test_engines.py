@@ -230,7 +230,7 @@ def test_a_run_keeps_what_was_made_of_it(loaded: LoadedModel, tmp_path: Path) ->
     # Other weights: what was made of the old ones goes.
     other = models.Provenance(str(run), "run", None, "another", 1)
     chosen(LoadedModel(loaded.model, loaded.tokenizer, other))
-    assert record_of(run)["perplexity"]["text"] == "text that it wrote"
+    assert record_of(run)["perplexity"]["text"] == "text that it generated"
 
 
 def test_a_run_that_can_not_be_written_has_it_in_the_cache(loaded: LoadedModel, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_a_text_is_seen_as_it_is_written_and_can_be_stopped(page: sync_api.Page)
     page.wait_for_timeout(300)
     assert len(after.locator(".text").inner_text()) == length
     # What a model can't do is said where its text would be.
-    sync_api.expect(page.locator("article[data-model=before] .note")).to_contain_text("the model's context holds")
+    sync_api.expect(page.locator("article[data-model=before] .note")).to_contain_text("The model's context length is")
 
 
 def test_a_prompt_is_text_and_never_markup(page: sync_api.Page) -> None:

@@ -8,8 +8,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from finetale import display
-from finetale.display import Display, duration, size
+from finetale.display import Display, state, terminal
+from finetale.formatting import duration, size
 from finetale.schema import (
     BeginEvent,
     CheckpointEvent,
@@ -41,7 +41,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(display, "time", made)
+    for module in (state, terminal):
+        monkeypatch.setattr(module, "time", made)
     return made
 
 
@@ -262,10 +263,10 @@ def test_quiet_draws_no_panel() -> None:
         (59.4, "59 s"),
         (59.6, "1 min 0 s"),
         (200, "3 min 20 s"),
-        (600, "10 min"),
+        (600, "10 min 0 s"),
         (3599.6, "1 h 0 min"),
         (7500, "2 h 5 min"),
-        (200_000, "55 h 33 min"),
+        (200_000, "2 d 7 h"),
     ],
 )
 def test_durations(seconds: float, text: str) -> None:
@@ -276,12 +277,12 @@ def test_durations(seconds: float, text: str) -> None:
     ("count", "text"),
     [
         (0, "0 bytes"),
-        (999, "999 bytes"),
-        (1000, "1 kB"),
-        (512e6, "512 MB"),
-        (1.44e9, "1.4 GB"),
-        (256e9, "256 GB"),
-        (2.5e12, "2.5 TB"),
+        (1023, "1023 bytes"),
+        (1024, "1.0 KiB"),
+        (512 * 2**20, "512.0 MiB"),
+        (1.44 * 2**30, "1.4 GiB"),
+        (256 * 2**30, "256.0 GiB"),
+        (2.5 * 2**40, "2.5 TiB"),
     ],
 )
 def test_sizes(count: float, text: str) -> None:

@@ -13,8 +13,7 @@ from rich.table import Table
 from finetale.cli.output import Json, Quiet, Source, print_json, progress, stdout
 from finetale.cli.settings import with_settings
 from finetale.config import TextSettings
-from finetale.display import size
-from finetale.formatting import plural
+from finetale.formatting import plural, size
 from finetale.schema import CheckResult, LengthBin, TextReport
 
 _MAX_PROBLEMS = 20

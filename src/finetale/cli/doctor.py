@@ -10,7 +10,7 @@ from typing import Any
 from rich.markup import escape
 
 from finetale.cli.output import Json, print_json, quiet_libraries, stdout
-from finetale.display import size
+from finetale.formatting import size
 
 
 def command(*, as_json: Json = False) -> int:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from finetale.cli.output import Json, Quiet, Source, print_json, progress, stdout
 from finetale.cli.settings import with_settings
-from finetale.display import duration, size
+from finetale.formatting import duration, size
 
 _SHOWN = (
     "block_size",

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from finetale.cli.output import Json, number, print_json, stdout
-from finetale.display import duration
 from finetale.errors import RunError
+from finetale.formatting import duration
 from finetale.rundir import RunDirectory
 from finetale.schema import RunManifest
 

@@ -6,8 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from finetale.display import Display
-from finetale.notebook import NotebookDisplay, in_notebook
+from finetale.display import Display, NotebookDisplay, in_notebook
 from finetale.notify import Notify
 from finetale.schema import Event, StageEvent
 from finetale.signals import CALLER, Stopped, cancelled_by, is_cancelled

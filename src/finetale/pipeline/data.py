@@ -286,7 +286,7 @@ def _fingerprint(config: Config, notify: Notify) -> str | None:
     _check_kept_inputs(config)
 
     def progress(done: int, total: int) -> None:
-        stage(notify, "Comparing the text with what is known", done=done >> 20, total=total >> 20, unit="MB")
+        stage(notify, "Comparing the text with what is known", done=done >> 20, total=total >> 20, unit="MiB")
 
     return text.fingerprint(config.sources, config, progress)
 

@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from finetale.display import size
 from finetale.errors import RunError
+from finetale.formatting import size
 from finetale.pipeline.prepare import Prepared
 
 _STEP_BYTES = 300

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from finetale.config import read_settings_file, setting_groups
 from finetale.errors import ConfigError, RunError
-from finetale.formatting import UNKNOWN, count, plain, share, shell_command, valid_unicode
+from finetale.formatting import UNKNOWN, count, plain, share, shell_command
 from finetale.report import charts
 from finetale.report.table import COPIED, MEASURES, SAMPLE_MEASURES, Measure, Row
 from finetale.report.views import bars_of, shared_view, template_environment
@@ -28,6 +28,7 @@ from finetale.schema import (
     SampleEvent,
     WarningEvent,
 )
+from finetale.surrogates import escape_surrogates
 
 E = TypeVar("E", bound=Record)
 Drawing = list[tuple[str, Markup]]
@@ -56,7 +57,7 @@ def write_report(run: RunDirectory) -> Path:
         data=run.read_data() if run.data.is_file() else None,
         settings=run_settings(run, manifest),
     )
-    write_bytes(run.report, valid_unicode(html).encode())
+    write_bytes(run.report, escape_surrogates(html).encode())
     return run.report
 
 

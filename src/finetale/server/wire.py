@@ -19,6 +19,7 @@ from pydantic import (
 
 from finetale.config import SamplingSettings
 from finetale.errors import RequestError
+from finetale.surrogates import SURROGATE
 
 MAX_LOGPROBS = 5
 MAX_STOPS = 4
@@ -279,7 +280,7 @@ def read(kind: type[Body], body: bytes) -> Body:
 def _has_surrogate(value: Any) -> bool:
     """Return whether a string in a JSON value has a surrogate, which UTF-8 cannot encode."""
     if isinstance(value, str):
-        return any("\ud800" <= character <= "\udfff" for character in value)
+        return SURROGATE.search(value) is not None
     if isinstance(value, dict):
         return any(_has_surrogate(item) for pair in value.items() for item in pair)
     return isinstance(value, list) and any(_has_surrogate(item) for item in value)

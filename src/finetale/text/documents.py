@@ -8,6 +8,7 @@ from hashlib import blake2b
 from typing import Literal
 
 from finetale.errors import SourceError
+from finetale.surrogates import escape
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -82,14 +83,7 @@ def shown(name: str) -> str:
     Control characters become \\xNN. So do bytes of a file name that are not UTF-8; `os.fsdecode` turns them into
     surrogates.
     """
-    return _UNPRINTABLE.sub(_escaped, name)
-
-
-def _escaped(match: re.Match[str]) -> str:
-    code = ord(match.group())
-    if 0xDC80 <= code <= 0xDCFF:
-        code -= 0xDC00
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    return _UNPRINTABLE.sub(lambda match: escape(match.group()), name)
 
 
 def digest_of(data: bytes) -> bytes:

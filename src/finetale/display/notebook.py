@@ -1,4 +1,4 @@
-"""Events of a run → one display in a notebook that is updated in place. Knows nothing of torch.
+"""Events of a run → one display in a notebook that is updated in place.
 
 Jupyter, Colab and their kin show each printed line for good; a run prints hundreds. So one block of HTML is replaced
 instead, a few times per second at most.
@@ -12,6 +12,7 @@ import time
 from types import TracebackType
 from typing import Any
 
+from finetale.display.state import RunState, count_of
 from finetale.schema import (
     BeginEvent,
     EvaluationEvent,
@@ -38,7 +39,7 @@ def in_notebook() -> bool:
 
 
 class NotebookDisplay:
-    """Context manager and listener like `display.Display`: call it with events.
+    """Context manager and listener like `Display`: call it with events.
 
     Args:
         quiet: show warnings only.
@@ -49,12 +50,7 @@ class NotebookDisplay:
         self._handle: Any = None
         self._shown = 0.0
         self._stage: StageEvent | None = None
-        self._begin: BeginEvent | None = None
-        self._began = 0.0
-        self._train: TrainEvent | None = None
-        self._evaluation: EvaluationEvent | None = None
-        self._best: EvaluationEvent | None = None
-        self._sample: SampleEvent | None = None
+        self._state = RunState()
         self._notes: list[tuple[str, str]] = []
 
     def __enter__(self) -> NotebookDisplay:
@@ -79,15 +75,11 @@ class NotebookDisplay:
         elif isinstance(event, StageEvent):
             important = self._stage is None or self._stage.message != event.message
             self._stage = event
-        elif isinstance(event, BeginEvent):
-            self._begin, self._began, self._stage = event, time.monotonic(), None
-        elif isinstance(event, TrainEvent):
-            important, self._train, self._stage = False, event, None
-        elif isinstance(event, EvaluationEvent):
-            self._evaluation = event
-            self._best = event if event.best else self._best
-        elif isinstance(event, SampleEvent):
-            self._sample = event
+        elif isinstance(event, BeginEvent | TrainEvent):
+            important, self._stage = isinstance(event, BeginEvent), None
+            self._state.take(event)
+        elif isinstance(event, EvaluationEvent | SampleEvent):
+            self._state.take(event)
         else:
             return
         if important or time.monotonic() - self._shown >= _SECONDS_APART:
@@ -106,49 +98,36 @@ class NotebookDisplay:
     def to_html(self) -> str:
         """Return what is shown now."""
         parts = [f"<b>{kind}:</b> {html.escape(message)}" for kind, message in self._notes]
-        if self._begin is not None:
-            step = self._train.step if self._train else self._begin.step
-            parts.append(
-                f"{_bar(step, self._begin.total)} step {step:,} of {self._begin.total:,}{self._left(step, self._begin)}"
-            )
+        state = self._state
+        if state.total:
+            step = state.train.step if state.train else state.first_step
+            left = state.time_left(step)
+            parts.append(f"{_bar(step, state.total)} step {step:,} of {state.total:,}{left and ', about ' + left}")
             if figures := self._figures():
                 parts.append(" · ".join(figures))
         if self._stage is not None:
-            count = _count(self._stage)
+            count = html.escape(count_of(self._stage))
             parts.append(f"{html.escape(self._stage.message)} … {_bar(self._stage.done, self._stage.total)} {count}")
-        if self._sample is not None:
-            text = self._sample.prompt + self._sample.text
+        if state.sample is not None:
+            text = state.sample.prompt + state.sample.text
             parts.append(f"<i>{html.escape(text[:300] + (' …' if len(text) > 300 else ''))}</i>")
         return "".join(f"<div>{part}</div>" for part in parts)
 
     def _figures(self) -> list[str]:
+        state = self._state
         figures = []
-        if self._train is not None:
-            figures.append(f"loss {self._train.loss:.4f}")
-            if self._train.tokens_per_second is not None:
-                figures.append(f"{self._train.tokens_per_second:,.0f} tokens/s")
-        if self._evaluation is not None:
-            figures.append(f"validation perplexity {self._evaluation.perplexity:,.2f}")
-        if self._best is not None and self._best is not self._evaluation:
-            figures.append(f"best {self._best.perplexity:,.2f} at step {self._best.step:,}")
+        if state.train is not None:
+            figures.append(f"loss {state.train.loss:.4f}")
+            if state.train.tokens_per_second is not None:
+                figures.append(f"{state.train.tokens_per_second:,.0f} tokens/s")
+        if state.evaluation is not None:
+            figures.append(f"validation perplexity {state.evaluation.perplexity:,.2f}")
+        if state.best is not None and state.best is not state.evaluation:
+            figures.append(f"best {state.best.perplexity:,.2f} at step {state.best.step:,}")
         return figures
-
-    def _left(self, step: int, begin: BeginEvent) -> str:
-        done = step - begin.step
-        if done <= 0 or step >= begin.total:
-            return ""
-        seconds = (time.monotonic() - self._began) / done * (begin.total - step)
-        return f", about {seconds / 60:.0f} min left" if seconds >= 60 else f", about {seconds:.0f} s left"
 
 
 def _bar(done: int | None, total: int | None) -> str:
     if done is None or not total:
         return ""
     return f'<progress value="{done}" max="{total}" style="width:14em"></progress>'
-
-
-def _count(event: StageEvent) -> str:
-    if event.done is None:
-        return ""
-    of = "" if event.total is None else f" of {event.total:,}"
-    return f"{event.done:,}{of} {html.escape(event.unit or '')}".rstrip()

@@ -1,4 +1,4 @@
-"""Show the events of a run in the terminal. Knows nothing of torch.
+"""Show the events of a run in a terminal.
 
 A terminal gets a progress line for each stage and a live panel during training: loss, validation, speed, memory and time
 left. A log file gets plain lines, one every ten seconds at most. `quiet` leaves only warnings.
@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from finetale.display.state import RunState, count_of
 from finetale.formatting import plural
 from finetale.schema import (
     BeginEvent,
@@ -51,14 +52,7 @@ class Display:
         self._live: Live | None = None
         self._busy: Progress | None = None
         self._progress: Progress | None = None
-        self._total = 0
-        self._first_step = 0
-        self._train: TrainEvent | None = None
-        self._evaluation: EvaluationEvent | None = None
-        self._best: EvaluationEvent | None = None
-        self._sample: SampleEvent | None = None
-        self._speeds: list[float] = []
-        self._began = time.monotonic()
+        self._state = RunState()
         self._last_line = 0.0
         self._stage = ""
 
@@ -108,9 +102,7 @@ class Display:
             self._on_training(event)
 
     def _on_stage(self, event: StageEvent) -> None:
-        message, done, total = event.message, event.done, event.total
-        count = "" if done is None else f"{done:,}" if total is None else f"{done:,} of {total:,}"
-        count = " ".join(filter(None, (count, event.unit)))
+        message, count = event.message, count_of(event)
         if message != self._stage or self._live is not None:
             self.close()
             self._stage = message
@@ -127,7 +119,7 @@ class Display:
                 self._busy.add_task("", total=None, count="")
                 self._busy.start()
         if self._busy is not None:
-            self._busy.update(self._busy.task_ids[0], completed=done or 0, total=total, count=count)
+            self._busy.update(self._busy.task_ids[0], completed=event.done or 0, total=event.total, count=count)
         elif count and time.monotonic() - self._last_line > _LINE_SECONDS:
             self._last_line = time.monotonic()
             self._say(f"{message}: {count}")
@@ -142,8 +134,7 @@ class Display:
 
     def _on_begin(self, event: BeginEvent) -> None:
         self.close()
-        self._total, self._first_step = event.total, event.step
-        self._began = time.monotonic()
+        self._state.take(event)
         what = f"from step {event.step:,} of" if event.step else "for"
         self._say(
             f"Training {what} {plural(event.total, 'step')}; {event.targets:,} tokens per epoch; "
@@ -159,23 +150,16 @@ class Display:
                 console=self.console,
                 expand=True,
             )
-            self._progress.add_task("", total=self._total, completed=self._first_step, left="")
+            self._progress.add_task("", total=event.total, completed=event.step, left="")
             self._live = Live(self._panel(), console=self.console, refresh_per_second=4, transient=False)
             self._live.start()
 
     def _on_training(self, event: TrainEvent | EvaluationEvent | SampleEvent | CheckpointEvent) -> None:
-        if isinstance(event, TrainEvent):
-            self._train = event
-            if event.tokens_per_second is not None:
-                self._speeds = [*self._speeds[-19:], event.tokens_per_second]
-        elif isinstance(event, EvaluationEvent):
-            self._evaluation = event
-            if event.best:
-                self._best = event
-        elif isinstance(event, SampleEvent):
-            self._sample = event
+        self._state.take(event)
         if self._live is not None and self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], completed=event.step, left=self._left(event.step))
+            self._progress.update(
+                self._progress.task_ids[0], completed=event.step, left=self._state.time_left(event.step)
+            )
             self._live.update(self._panel())
         else:
             self._plain(event)
@@ -187,10 +171,10 @@ class Display:
             self._live.update(self._panel())
         elif time.monotonic() - self._last_line > _LINE_SECONDS:
             self._last_line = time.monotonic()
-            self._say(f"step {event.step}/{self._total}  {measured}")
+            self._say(f"step {event.step}/{self._state.total}  {measured}")
 
     def _plain(self, event: TrainEvent | EvaluationEvent | SampleEvent | CheckpointEvent) -> None:
-        step = f"step {event.step}/{self._total}"
+        step = f"step {event.step}/{self._state.total}"
         if isinstance(event, EvaluationEvent):
             mark = "  best so far" if event.best else ""
             self._say(f"{step}  validation loss {event.loss:.4f}  perplexity {event.perplexity:,.2f}{mark}")
@@ -199,60 +183,32 @@ class Display:
         elif isinstance(event, TrainEvent) and (event.step <= 1 or time.monotonic() - self._last_line > _LINE_SECONDS):
             self._last_line = time.monotonic()
             figures = [f"loss {event.loss:.4f}", f"learning rate {event.learning_rate:.2e}", *self._machine(event)]
-            self._say("  ".join([step, *figures, self._left(event.step)]))
+            self._say("  ".join([step, *figures, self._state.time_left(event.step)]))
 
     def _machine(self, event: TrainEvent) -> list[str]:
         memory = [] if event.memory_bytes is None else [f"{event.memory_bytes / 2**30:.2f} GiB"]
-        return [f"{self._speed():,.0f} tokens/s", *memory]
+        return [f"{self._state.speed:,.0f} tokens/s", *memory]
 
     def _panel(self) -> Group:
+        state = self._state
         row: list[str] = []
-        if self._train:
-            row += [f"loss [bold]{self._train.loss:.4f}[/]", f"learning rate {self._train.learning_rate:.2e}"]
-        if self._evaluation:
-            row.append(f"validation perplexity [bold]{self._evaluation.perplexity:,.2f}[/]")
-        if self._best and self._evaluation and self._best.step != self._evaluation.step:
-            row.append(f"best {self._best.perplexity:,.2f} at step {self._best.step:,}")
-        if self._train:
-            row += self._machine(self._train)
+        if state.train:
+            row += [f"loss [bold]{state.train.loss:.4f}[/]", f"learning rate {state.train.learning_rate:.2e}"]
+        if state.evaluation:
+            row.append(f"validation perplexity [bold]{state.evaluation.perplexity:,.2f}[/]")
+        if state.best and state.evaluation and state.best.step != state.evaluation.step:
+            row.append(f"best {state.best.perplexity:,.2f} at step {state.best.step:,}")
+        if state.train:
+            row += self._machine(state.train)
         figures = Columns([Text.from_markup(item) for item in row or ["starting …"]], padding=(0, 3))
         assert self._progress is not None
         parts: list[Any] = [self._progress, figures]
-        if self._sample:
-            parts.append(Text(_one_line(self._sample.prompt + self._sample.text, 400), style="dim"))
+        if state.sample:
+            parts.append(Text(_one_line(state.sample.prompt + state.sample.text, 400), style="dim"))
         return Group(*parts)
-
-    def _speed(self) -> float:
-        return sum(self._speeds) / max(1, len(self._speeds))
-
-    def _left(self, step: int) -> str:
-        done = step - self._first_step
-        if done <= 0 or step >= self._total:
-            return ""
-        seconds = (time.monotonic() - self._began) / done * (self._total - step)
-        return f"{duration(seconds)} left"
 
     def _say(self, line: str) -> None:
         self.console.print(line, soft_wrap=True, markup=False, highlight=False)
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as text for people: 45 s, 3 min 20 s, 2 h 5 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s" if whole < 600 else f"{whole // 60} min"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def size(count: float) -> str:
-    """Return bytes as text for people: 512 MB, 1.4 GB (powers of 1000)."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if round(count) < 1000:
-            return f"{count:.0f} {unit}" if unit in ("bytes", "kB", "MB") or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def _one_line(text: str, limit: int) -> str:
