@@ -9,7 +9,8 @@ import contextlib
 import errno
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from finetale.environment import address_space, address_space_limit
 from finetale.errors import FinetaleError, InterruptedRun, MemoryLimitError
@@ -29,6 +30,7 @@ _LIBRARIES, _HEADROOM = 7 * 2**28, 2**28
 _RESERVED_BYTES = 8 * 2**20
 _reserve: list[bytes] = []
 _SMALLER = "choose a smaller --micro-batch-size, --block-size or model, or --gradient-checkpointing"
+T = TypeVar("T")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -93,6 +95,40 @@ def memory_errors() -> Iterator[None]:
         if limit is error:
             raise
         raise limit from error
+
+
+def fit_batches(
+    work: Callable[[int], T],
+    batch_size: int,
+    block_size: int,
+    *,
+    clean_up: Callable[[], None] = lambda: None,
+    notify_halved: Callable[[int], None] = lambda batch_size: None,
+) -> T:
+    """Return `work(batch_size)`. While memory runs out, halve the batch size and try again.
+
+    Args:
+        work: takes the number of sequences per pass.
+        batch_size: the first number of sequences per pass.
+        block_size: tokens per sequence, for the message.
+        clean_up: called after each failure, when the failed attempt no longer holds memory.
+        notify_halved: called with each smaller batch size before it is tried.
+
+    Raises:
+        MemoryLimitError: one sequence per pass does not fit.
+    """
+    while True:
+        try:
+            return work(batch_size)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            limit = memory_limit_error(error, f"with one sequence of {block_size} tokens")
+        clean_up()
+        if batch_size == 1:
+            raise limit
+        batch_size //= 2
+        notify_halved(batch_size)
 
 
 def check_address_space() -> None:

@@ -30,7 +30,7 @@ from finetale.blocks import Blocks, pack
 from finetale.config import EvaluationSettings, TrainSettings
 from finetale.errors import DivergedError, InterruptedRun, MemoryLimitError, ModelError, RunError
 from finetale.forward import PackedForward
-from finetale.out_of_memory import is_out_of_memory
+from finetale.out_of_memory import fit_batches, is_out_of_memory
 from finetale.rundir import RunDirectory, verify_folder
 from finetale.schema import EvaluationEvent, Event, SampleEvent, TrainEvent, WarningEvent, event_line
 from finetale.signals import Stopped, StopRequest
@@ -546,6 +546,32 @@ def test_an_error_that_means_memory_only_under_a_limit(
 ) -> None:
     monkeypatch.setattr("finetale.out_of_memory.address_space_limit", lambda: limit)
     assert is_out_of_memory(RuntimeError("unknown parameter type")) is expected
+
+
+def test_batches_are_halved_until_they_fit() -> None:
+    calls: list[tuple[str, int]] = []
+
+    def work(batch_size: int) -> str:
+        calls.append(("work", batch_size))
+        if batch_size > most:
+            raise MemoryError
+        return f"{batch_size} fit"
+
+    def clean_up() -> None:
+        calls.append(("clean up", 0))
+
+    def notify_halved(batch_size: int) -> None:
+        calls.append(("halved", batch_size))
+
+    most = 3
+    assert fit_batches(work, 6, 64, clean_up=clean_up, notify_halved=notify_halved) == "3 fit"
+    assert calls == [("work", 6), ("clean up", 0), ("halved", 3), ("work", 3)]
+    most = 0
+    with pytest.raises(MemoryLimitError, match="Memory ran out with one sequence of 64 tokens") as caught:
+        fit_batches(work, 2, 64)
+    assert "--gradient-checkpointing" in caught.value.hint
+    with pytest.raises(ZeroDivisionError):  # another failure is not tried again
+        fit_batches(lambda batch_size: 1 // 0, 2, 64, clean_up=pytest.fail)
 
 
 def test_a_probe_that_has_room_for_one_sequence_alone_says_one(tmp_path: Path, blocks: Blocks) -> None:

@@ -14,12 +14,12 @@ from finetale import comparison, memorisation, models, tokens
 from finetale.blocks import choose_evaluation_size
 from finetale.config import DEFAULT_EPOCHS, Config, read_settings_file
 from finetale.environment import resolve_precision
-from finetale.errors import FinetaleError, HubError, MemoryLimitError, RunError, SourceError
+from finetale.errors import FinetaleError, HubError, RunError, SourceError
 from finetale.forward import PackedForward
 from finetale.metrics import INTERVAL_METHOD, Measurement, measure
 from finetale.models import LoadedModel
 from finetale.notify import Notify, counted, stage
-from finetale.out_of_memory import check_address_space, is_out_of_memory, memory_errors
+from finetale.out_of_memory import check_address_space, fit_batches, memory_errors
 from finetale.pipeline.data import keep_standard_input, retokenise, tokenise
 from finetale.pipeline.kept_text import check_fits, kept_text
 from finetale.pipeline.prepare import evaluation_blocks
@@ -88,17 +88,9 @@ def evaluate_model(
             continue
         message = f"Measuring {loaded.provenance.name} on the {label} text"
         stage(notify, message)
-        measured = _within_memory(
-            partial(
-                measure,
-                forward,
-                blocks,
-                progress=partial(_tell, notify, message),
-                between=between,
-            ),
-            config.micro_batch_size or _batch_size(loaded, blocks.block_size),
-            blocks.block_size,
-        )
+        work = partial(measure, forward, blocks, progress=partial(_tell, notify, message), between=between)
+        batch_size = config.micro_batch_size or _batch_size(loaded, blocks.block_size)
+        measured = fit_batches(partial(_call_with_batch_size, work), batch_size, blocks.block_size)
         found[label] = replace(measured, spaced=_is_spaced(store, split, loaded.tokenizer))
     return found
 
@@ -164,24 +156,8 @@ def evaluate_on(name: str, config: Config, notify: Notify) -> Evaluation:
     return Evaluation.model_validate(dict(figures) | {"model": name, "interval_method": method})
 
 
-def _within_memory(work: Callable[..., T], batch_size: int, block_size: int) -> T:
-    """Result of `work(batch_size=…)`, done again with smaller batches while memory runs out.
-
-    Raises:
-        MemoryLimitError: one block at a time does not fit.
-    """
-    while True:
-        try:
-            return work(batch_size=batch_size)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-        if batch_size == 1:
-            raise MemoryLimitError(
-                f"Memory ran out with one sequence of {block_size} tokens.",
-                "Choose a smaller --block-size or model.",
-            )
-        batch_size //= 2
+def _call_with_batch_size(work: Callable[..., T], batch_size: int) -> T:
+    return work(batch_size=batch_size)
 
 
 def _batch_size(loaded: LoadedModel, block_size: int) -> int:
@@ -336,23 +312,21 @@ def audit_model(
             continue
         message = f"Looking for {name.replace('_', '-')} text that {after.provenance.name} knows by heart"
         stage(notify, message)
-        found[name] = _within_memory(
-            partial(
-                memorisation.audit,
-                forward,
-                base,
-                store,
-                splits,
-                window=config.block_size,
-                budget=wanted if name == "training" else max(min(20_000, wanted), wanted // 4),
-                seed=config.seed,
-                risk_first=name == "training",
-                progress=partial(_tell, notify, message),
-                between=between,
-            ),
-            config.micro_batch_size or _batch_size(after, config.block_size),
-            config.block_size,
+        work = partial(
+            memorisation.audit,
+            forward,
+            base,
+            store,
+            splits,
+            window=config.block_size,
+            budget=wanted if name == "training" else max(min(20_000, wanted), wanted // 4),
+            seed=config.seed,
+            risk_first=name == "training",
+            progress=partial(_tell, notify, message),
+            between=between,
         )
+        batch_size = config.micro_batch_size or _batch_size(after, config.block_size)
+        found[name] = fit_batches(partial(_call_with_batch_size, work), batch_size, config.block_size)
     return comparison.describe_audit(found, store, after.tokenizer, has_base=base is not None)
 
 

@@ -23,12 +23,12 @@ from finetale import devices, models, speed
 from finetale.blocks import Blocks
 from finetale.config import EvaluationSettings, TrainSettings
 from finetale.environment import peak_memory
-from finetale.errors import DivergedError, InterruptedRun, MemoryLimitError, RunError
+from finetale.errors import DivergedError, InterruptedRun, RunError
 from finetale.formatting import shell_command
 from finetale.forward import PackedForward, find_route
 from finetale.metrics import Measurement, measure, perplexity
 from finetale.notify import Notify
-from finetale.out_of_memory import is_out_of_memory
+from finetale.out_of_memory import fit_batches, is_out_of_memory
 from finetale.rundir import RunDirectory, write_sealed_folder
 from finetale.schema import (
     CheckpointEvent,
@@ -235,28 +235,24 @@ class Training:
         return 0 < self.evaluation.patience <= self.state.bad_evaluations
 
     def _within_memory(self, attempt: Callable[[], T]) -> T:
-        """The result of an attempt, made again with smaller micro-batches while memory runs out."""
-        while True:
-            try:
-                return attempt()
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                message = (str(error).splitlines() or [type(error).__name__])[0]
+        """Return the result of an attempt. While memory runs out, halve the micro-batch and try again."""
+
+        def clean_up() -> None:
             self._optimizer.zero_grad()
             devices.empty_cache(self._forward.device)
-            if self.state.micro_batch_size == 1:
-                raise MemoryLimitError(
-                    f"Memory ran out with one sequence of {self.train_blocks.block_size} tokens: {message}.",
-                    "Choose a smaller --block-size or model, or --gradient-checkpointing.",
-                )
-            self.state.micro_batch_size //= 2
-            self._emit(
-                WarningEvent(
-                    **self._position,
-                    message=f"Memory ran out; going on with micro-batches of {self.state.micro_batch_size}.",
-                )
-            )
+
+        def notify_halved(size: int) -> None:
+            self.state.micro_batch_size = size
+            message = f"Memory ran out; going on with micro-batches of {size}."
+            self._emit(WarningEvent(**self._position, message=message))
+
+        return fit_batches(
+            lambda _: attempt(),
+            self.state.micro_batch_size,
+            self.train_blocks.block_size,
+            clean_up=clean_up,
+            notify_halved=notify_halved,
+        )
 
     def _gradients(self) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Forward and backward over all micro-batches of a step. Returns loss, gradient norm and number of targets."""
