@@ -57,7 +57,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(place: Place) 
     assert newest.name in damaged[0]
     code, output = call(place.folder, "resume", "damaged")
     assert code == 0, output
-    assert f"{newest.name} is damaged and skipped (optimizer.safetensors: content differs" in output
+    assert f"{newest.name} is corrupted and was skipped (optimizer.safetensors: content differs" in output
     assert before < last
     assert place.weights_of("damaged") == place.digest
     shutil.rmtree(run.root)

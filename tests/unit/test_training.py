@@ -350,8 +350,8 @@ def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path: Path) -> None:
     assert newest_valid_checkpoint(run) == (
         run.checkpoint(1),
         [
-            "step-00000003 is damaged and skipped (optimizer.safetensors: content differs from its SHA-256)",
-            "step-00000002 is damaged and skipped (state.json: missing)",
+            "step-00000003 is corrupted and was skipped (optimizer.safetensors: content differs from its SHA-256)",
+            "step-00000002 is corrupted and was skipped (state.json: missing)",
         ],
     )
     damage(run.checkpoint(1) / "model.safetensors")
@@ -615,7 +615,7 @@ def test_the_memory_plan_is_the_largest_power_of_two_that_fits(blocks: Blocks, m
 def test_the_probe_takes_the_block_of_the_longest_documents(tmp_path: Path) -> None:
     texts = [story(number, 3) for number in range(30)] + [story(50, 200)]
     mixed = pack(store(tmp_path, texts), "train", 64)
-    hungriest = memory._hungriest(mixed)
+    hungriest = memory._costliest_block(mixed)
     assert mixed.batch(np.array([hungriest])).documents.max() == 0
     assert mixed.batch(np.array([0])).documents.max() > 0
 

@@ -1,4 +1,4 @@
-"""The one training loop: Blocks → weights and checkpoints. Knows nothing of text."""
+"""Train a model on blocks: the loop, its optimizer, checkpoints and measurements. Does not know about text."""
 
 from finetale.training.checkpoints import SETTINGS_NAME, TrainState, newest_valid_checkpoint, read_state
 from finetale.training.event_files import MetricsFile, TensorBoardFile

@@ -1,8 +1,8 @@
-"""Weights, optimizer and counters of a run ↔ a checkpoint folder. Knows nothing of the loop.
+"""Save and load checkpoints: weights, optimizer state and counters of a run. Does not know about the loop.
 
-A checkpoint is a model folder with two files more, safetensors and JSON, never pickle. It is written to a temporary folder, flushed,
-sealed with a manifest of SHA-256 sums and renamed (see `rundir.write_sealed_folder`). Dropout needs no random state here: the loop seeds
-each micro-batch from (seed, step, micro-batch).
+A checkpoint is a model folder with two more files, one in safetensors format and one in JSON. No file is a pickle. A
+checkpoint is written to a temporary folder, flushed, sealed with a manifest of SHA-256 sums and renamed (see
+`rundir.write_sealed_folder`). It holds no random state, because the loop seeds dropout by (seed, step, micro-batch).
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ SETTINGS_NAME = "config.yaml"
 
 @dataclass
 class TrainState:
-    """Everything a run needs to go on, besides weights and optimizer moments."""
+    """What a run needs to resume besides weights and optimizer moments."""
 
     step: int = 0
     tokens: int = 0  # targets so far
     seconds: float = 0.0
     micro_batch_size: int = 1
-    evaluated_step: int = -1  # the last step after which there was an evaluation
+    evaluated_step: int = -1  # step of the last evaluation
     best_step: int = 0
     best_loss: float | None = None
     bad_evaluations: int = 0
-    skipped: int = 0  # updates that were not made, see `guard`
-    recent: list[float] = field(default_factory=list)  # losses of the last steps
+    skipped: int = 0  # number of skipped updates, see `divergence`
+    recent: list[float] = field(default_factory=list)  # losses of the last steps, newest last
 
 
 def save_checkpoint(
@@ -57,11 +57,11 @@ def save_checkpoint(
     """Write the checkpoint of `state.step`, then delete all but the `keep` newest and the best.
 
     Args:
-        keep: number of checkpoints to keep beside the best.
-        settings_file: content of the run's config.yaml; tells a resumed run which settings have changed since.
+        keep: number of checkpoints to keep besides the best.
+        settings_file: content of the run's config.yaml. A resumed run compares its settings with this copy.
 
     Raises:
-        DivergedError: a weight or a moment is not finite; nothing is written.
+        DivergedError: a weight or a moment is not finite. Nothing is written.
     """
     weights, moments = _weights(model), _moments(model, optimizer)
     check_finite(weights | moments, state.step)
@@ -77,7 +77,7 @@ def save_checkpoint(
     path = run.checkpoint(state.step)
     write_sealed_folder(path, fill)
     saved = list(run.saved_checkpoints())
-    later = [old for step, old in saved if step > state.step]  # of steps that will be done again
+    later = [old for step, old in saved if step > state.step]  # a resumed run repeats these steps
     earlier = [(step, old) for step, old in saved if step <= state.step][keep:]
     for old in later + [old for step, old in earlier if step != state.best_step]:
         shutil.rmtree(old, ignore_errors=True)
@@ -85,41 +85,41 @@ def save_checkpoint(
 
 
 def check_finite(tensors: dict[str, torch.Tensor], step: int) -> None:
-    """Refuse to save tensors with a NaN or an infinity in them.
+    """Refuse tensors that contain NaN or infinity.
 
     Raises:
-        DivergedError: names the first one.
+        DivergedError: names the first such tensor.
     """
     for name, tensor in tensors.items():
-        # The largest magnitude is not finite if anything is not; no copy is made.
+        # The maximum norm is not finite if any value is not. It needs no copy of the tensor.
         if tensor.is_floating_point() and tensor.numel() and not bool(vector_norm(tensor, math.inf).isfinite()):
             if step == 0:
                 raise DivergedError(
                     f"Step 0: the base model's {name} holds numbers that are not finite.",
-                    "The base model itself is damaged; fetch it again, or choose another.",
+                    "The base model itself is corrupted; fetch it again, or choose another.",
                 )
             raise DivergedError(
-                f"After step {step} {name} holds numbers that are not finite; nothing of it was saved.",
-                "Use a lower --learning-rate or --precision fp32; the last good checkpoint is kept.",
+                f"After step {step}, {name} holds numbers that are not finite. This step was not saved.",
+                "Use a lower --learning-rate or --precision fp32. The last good checkpoint is kept.",
             )
 
 
 def newest_valid_checkpoint(run: RunDirectory) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose files match its manifest, and a line for each damaged one that was skipped."""
-    damaged: list[str] = []
+    """Return the newest checkpoint whose files match its manifest, and a message for each corrupted newer one."""
+    corrupted: list[str] = []
     for _, folder in run.saved_checkpoints():
         problems = verify_folder(folder)
         if not problems:
-            return folder, damaged
-        damaged.append(f"{folder.name} is damaged and skipped ({problems[0]})")
-    return None, damaged
+            return folder, corrupted
+        corrupted.append(f"{folder.name} is corrupted and was skipped ({problems[0]})")
+    return None, corrupted
 
 
 def read_state(folder: Path) -> TrainState:
-    """The counters of a checkpoint.
+    """Return the counters of a checkpoint.
 
     Raises:
-        RunError: it was written by another version.
+        RunError: another version of Finetale wrote the checkpoint.
     """
     values = read_json(folder / STATE_NAME)
     if set(values) != {field.name for field in fields(TrainState)}:
@@ -128,7 +128,7 @@ def read_state(folder: Path) -> TrainState:
 
 
 def load_checkpoint(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
-    """Put weights and moments of a checkpoint into model and optimizer, in place; returns the counters."""
+    """Load the weights and moments of a checkpoint into model and optimizer, in place; return the counters."""
     load_model(model, str(folder / WEIGHTS_NAME))
     stored = load_file(str(folder / OPTIMIZER_NAME))
     state: dict[int, dict[str, torch.Tensor]] = {}
@@ -144,7 +144,7 @@ def load_checkpoint(folder: Path, model: torch.nn.Module, optimizer: torch.optim
 
 
 def _weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The model's state under its own names, shared tensors once, under the name that comes first."""
+    """Return the model's state dict, with each shared tensor once, under its first name."""
     weights: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -163,7 +163,7 @@ def _moments(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
 
 
 def _optimized(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """Parameters with their names, in the optimizer's order."""
+    """Yield the parameters with their names, in the optimizer's order."""
     names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:

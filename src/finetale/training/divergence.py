@@ -1,4 +1,4 @@
-"""When the update of a step must not be made. Knows only the numbers of the step and of those before it."""
+"""Decide whether to skip the update of a step, from its loss and gradient norm and the losses of earlier steps."""
 
 from __future__ import annotations
 
@@ -7,27 +7,30 @@ import statistics
 from collections.abc import Sequence
 
 HISTORY = 20
-"""Steps before this one that its loss is compared with; there is no comparison until there are so many."""
+"""Number of earlier steps that a loss is compared with. With fewer earlier steps, no loss counts as a jump."""
 _LEAST_JUMP, _DEVIATIONS = 2.0, 6.0
+"""Size of a jump: at least this many nats per token, and at least this many standard deviations."""
 
 
 def not_finite(loss: float, norm: float) -> str | None:
-    """What is wrong with a step whose loss or gradient is no finite number, in words; None if both are.
+    """Return a description of a loss or gradient that is not finite, or None if both are finite.
 
     Args:
-        loss: nats a token.
-        norm: of the gradient, before clipping.
+        loss: nats per token.
+        norm: norm of the gradient before clipping.
     """
     if math.isfinite(loss) and math.isfinite(norm):
         return None
-    return f"the loss is {loss} and the gradient's norm {norm}"
+    return f"the loss is {loss} and the gradient's norm is {norm}"
 
 
 def jump(loss: float, recent: Sequence[float]) -> str | None:
-    """How a loss jumps, in words: if it is both 2 nats and 6 standard deviations above the mean of the last 20 steps.
+    """Return a description of a jump of the loss, or None if it did not jump.
+
+    A jump is at least 2 nats and at least 6 standard deviations above the mean of the last 20 steps.
 
     Args:
-        recent: losses of the steps before, the latest last.
+        recent: losses of the earlier steps, newest last.
     """
     if len(recent) < HISTORY:
         return None

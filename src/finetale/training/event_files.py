@@ -1,4 +1,4 @@
-"""Listeners that record the events of the training loop: `metrics.jsonl` and TensorBoard. Know no models."""
+"""Listeners that write the events of the training loop to `metrics.jsonl` and to TensorBoard."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class MetricsFile:
     """Listener that appends one line of JSON per event and flushes it.
 
     Args:
-        path: where `metrics.jsonl` is.
-        resume_step: remove the lines after this step, because their steps are repeated. None: begin a new file.
+        path: path of `metrics.jsonl`.
+        resume_step: remove the lines after this step, because the run repeats these steps. None: begin a new file.
     """
 
     def __init__(self, path: Path, resume_step: int | None = None) -> None:
@@ -42,8 +42,8 @@ class TensorBoardFile:
     """Listener that writes scalars and samples for TensorBoard.
 
     Args:
-        folder: where the event files go.
-        resume_step: as for `MetricsFile`; TensorBoard hides what came after it.
+        folder: folder of the event files.
+        resume_step: as for `MetricsFile`. TensorBoard hides the events after this step.
     """
 
     def __init__(self, folder: Path, resume_step: int | None = None) -> None:

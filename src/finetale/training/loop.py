@@ -1,9 +1,9 @@
-"""The one training loop: Blocks → weights, on Accelerate. Knows nothing of text, and of the run only its directory.
+"""The training loop: turn blocks into weights, on top of Accelerate. Does not know about text.
 
-An optimizer step takes `batch_size` blocks in an order given by (seed, epoch). Its loss is the sum of the targets' losses divided
-by their number over all micro-batches and processes, so neither changes the numbers. Randomness (dropout) of each
-micro-batch is seeded by (seed, step, micro-batch, process): a resumed run repeats it without saved random states, and
-an interrupted accumulation is simply done again.
+An optimizer step trains on `batch_size` blocks. Their order follows from (seed, epoch). The loss of a step is the sum of
+the losses of its targets divided by the number of targets, over all micro-batches and processes. So the sizes of
+micro-batches and the number of processes do not change the result. Dropout in each micro-batch is seeded by (seed, step,
+micro-batch, process). So a resumed run repeats it without saved random states, and an interrupted step is repeated whole.
 """
 
 from __future__ import annotations
@@ -50,14 +50,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _ASYNCHRONOUS = ("cuda",)
-"""Devices that work while the program goes on: looking at a number of theirs would make it wait."""
+"""Types of devices that compute asynchronously. Reading a number from such a device waits for it."""
 _LOG_EVERY_ASYNCHRONOUS = 10
-_REPORT_SECONDS = 1.0  # between two reports of how far an evaluation is
+"""Default number of steps between two log lines on an asynchronous device."""
+_REPORT_SECONDS = 1.0
+"""Least time between two progress events of an evaluation."""
 T = TypeVar("T")
 
 
 class _Position(TypedDict):
-    """How far the run is: optimizer steps done, and target tokens trained on."""
+    """Progress of the run: optimizer steps done, and target tokens trained on."""
 
     step: int
     tokens: int
@@ -65,9 +67,9 @@ class _Position(TypedDict):
 
 @dataclass(frozen=True)
 class StepBudget:
-    """How many blocks and steps a run takes, and where it evaluates and saves.
+    """The number of blocks and steps of a run, and the steps after which it evaluates and saves.
 
-    `epochs` and `max_steps` are one budget: at least one of them is given, and with both the smaller one ends the run.
+    At least one of `epochs` and `max_steps` is given. With both, the run ends at the smaller one.
     """
 
     num_blocks: int  # per epoch
@@ -87,12 +89,15 @@ class StepBudget:
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps in the whole run."""
+        """Return the number of optimizer steps in the whole run."""
         steps = -(-self.total_blocks // self.batch_size)
         return min(steps, self.max_steps) if self.max_steps else steps
 
     def blocks_of(self, step: int, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Block numbers of the step-th step, from 0. Each block comes once an epoch; epochs follow without a gap."""
+        """Return the block numbers of a step, counted from 0.
+
+        Each block occurs once per epoch. A step may hold the end of one epoch and the beginning of the next.
+        """
         start, stop = step * self.batch_size, min((step + 1) * self.batch_size, self.total_blocks)
         chosen = []
         for epoch in range(start // self.num_blocks, -(-stop // self.num_blocks)):
@@ -102,11 +107,11 @@ class StepBudget:
         return np.concatenate(chosen)
 
     def epoch_at(self, step: int) -> float:
-        """Epochs done after so many steps."""
+        """Return the number of epochs done after a number of steps."""
         return min(step * self.batch_size, self.total_blocks) / self.num_blocks
 
     def evaluates(self, step: int) -> bool:
-        """Whether there is an evaluation after so many steps; always before the first and after the last."""
+        """Return whether the run evaluates after a number of steps. It does before the first and after the last."""
         if step in (0, self.total_steps):
             return True
         if self.eval_every:
@@ -114,7 +119,7 @@ class StepBudget:
         return math.floor(self.epoch_at(step)) > math.floor(self.epoch_at(step - 1))
 
     def saves(self, step: int) -> bool:
-        """Whether there is a checkpoint after so many steps."""
+        """Return whether the run saves a checkpoint after a number of steps."""
         if step == self.total_steps or not self.save_every:
             return self.evaluates(step)
         return step % self.save_every == 0
@@ -122,7 +127,7 @@ class StepBudget:
 
 @dataclass
 class Training:
-    """One run of the loop: what it needs, and its state. Call `run()`."""
+    """One run of the training loop: its inputs and its state. Call `run()`."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -136,21 +141,21 @@ class Training:
     compiled: bool = False
     listeners: list[Notify] = field(default_factory=list)
     settings_file: bytes | None = None
-    """Content of config.yaml, kept in each checkpoint."""
+    """Content of config.yaml; each checkpoint holds a copy."""
     sample: Callable[[Callable[[], None]], list[tuple[str, str]]] | None = None
-    """Called with what to call between tokens; returns prompts with their continuations."""
+    """Returns prompts with their continuations. Receives a `check` function to call between tokens."""
     accelerator: Accelerator = field(default_factory=devices.accelerator)
     state: TrainState = field(default_factory=TrainState)
     fresh_patience: bool = False
-    """Whether evaluations without a better loss are counted anew from the checkpoint on."""
+    """Whether a resumed run starts to count evaluations without a better loss from 0."""
 
     def run(self, checkpoint: Path | None = None) -> TrainState:
-        """Train from the start, or on from a checkpoint, to the end.
+        """Train to the end, from the beginning or from a checkpoint.
 
         Raises:
-            DivergedError: the loss or the gradients are not finite; the last good checkpoint stays.
+            DivergedError: the loss or the gradients are not finite. The last good checkpoint is kept.
             MemoryLimitError: a micro-batch of one sequence does not fit.
-            InterruptedRun: a signal came; a checkpoint was saved.
+            InterruptedRun: a signal stopped the run. A checkpoint was saved.
         """
         assert self.settings.micro_batch_size is not None
         self.model.to(self.accelerator.device)
@@ -167,28 +172,29 @@ class Training:
             self._saved = replace(self.state)
         prepared, self._optimizer = self.accelerator.prepare(self.model, optimizer)
         self._forward = PackedForward(prepared, precision=self.precision, route=route, compiled=self.compiled)
-        # The fused AdamW can be told on the device to leave the weights alone; others have to be stopped before they step.
+        # The fused AdamW reads on the device whether to skip the update. For others the host has to decide first.
         self._deferred = self._forward.device.type in _ASYNCHRONOUS and type(optimizer) is torch.optim.AdamW
         self._bad = torch.zeros((), device=self._forward.device)
         self._log_every = self.evaluation.log_every or (_LOG_EVERY_ASYNCHRONOUS if self._deferred else 1)
         with speed.kept_memory(), StopRequest() as self._stop:
             try:
                 if checkpoint is None:
-                    self._save_model()  # so that a run has a model from its first moment
+                    self._save_model()  # so that a run has a model from the beginning
                 self._steps()
             except InterruptedRun as stopped:
                 path = self.directory.checkpoint(self.state.step)
                 if self._saved != self.state:
                     path = self._save()
+                done = f"{self.state.step} of {self.budget.total_steps} steps are done and saved in {path}."
                 raise InterruptedRun(
-                    f"{stopped.message} {self.state.step} of {self.budget.total_steps} steps are done and saved in {path}.",
-                    f"Go on with `{shell_command('finetale', 'resume', self.directory.root)}`.",
+                    f"{stopped.message} {done}",
+                    f"Resume the run with `{shell_command('finetale', 'resume', self.directory.root)}`.",
                 ) from None
         return self.state
 
     def _steps(self) -> None:
         total = self.budget.total_steps
-        since = (0, 0.0)  # tokens and seconds since the last line
+        since = (0, 0.0)  # tokens and seconds since the last log line
         while True:
             step = self.state.step
             if self.budget.evaluates(step) and self.state.evaluated_step < step:
@@ -235,7 +241,7 @@ class Training:
         return 0 < self.evaluation.patience <= self.state.bad_evaluations
 
     def _within_memory(self, attempt: Callable[[], T]) -> T:
-        """Return the result of an attempt. While memory runs out, halve the micro-batch and try again."""
+        """Return the result of an attempt. While memory runs out, halve the micro-batch size and try again."""
 
         def clean_up() -> None:
             self._optimizer.zero_grad()
@@ -255,7 +261,7 @@ class Training:
         )
 
     def _gradients(self) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Forward and backward over all micro-batches of a step. Returns loss, gradient norm and number of targets."""
+        """Run all micro-batches of a step forward and backward; return loss, gradient norm and number of targets."""
         step, world = self.state.step, self.accelerator.num_processes
         blocks = self.budget.blocks_of(step, self.settings.seed)
         targets = self.train_blocks.targets_in(blocks)
@@ -264,14 +270,14 @@ class Training:
         total = torch.zeros((), device=self._forward.device)
         model = self._forward.model.train()
         chunks = [mine[at : at + size] for at in range(0, len(mine), size)]
-        with self._forward.autocast():  # around all of them, so that the weights are cast once a step
+        with self._forward.autocast():  # around all micro-batches, so that the weights are cast once per step
             for number, chunk in enumerate(chunks):
                 self._stop.check()
                 seed_micro_batch(self.settings.seed, step, number, self.accelerator.process_index)
                 batch = self.train_blocks.batch(chunk)
                 last = number == len(chunks) - 1
                 with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                    # Gradients are averaged over processes; scaled so that they add up to the mean over all targets.
+                    # Accelerate averages gradients over processes; the scale makes this the mean over all targets.
                     loss = self._forward.loss(batch, world / targets)
                     with self._forward.no_autocast():
                         self.accelerator.backward(loss)
@@ -285,7 +291,10 @@ class Training:
         return mean, norm, targets
 
     def _update(self, *, skip: bool) -> float:
-        """The optimizer's step; returns its learning rate. Never made twice, so it is no part of `_within_memory`."""
+        """Update the weights unless `skip`; return the learning rate.
+
+        `_within_memory` must not call this, because an update that is repeated would be applied twice.
+        """
         rate = learning_rate(self.state.step, self.budget.total_steps, self.settings)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -295,11 +304,13 @@ class Training:
         return rate
 
     def _must_skip(self, loss: torch.Tensor, norm: torch.Tensor) -> bool:
-        """Whether the update must not be made, since the loss jumps; says so. Where looking would make the device wait,
-        `_check_deferred` looks later, for what is not finite alone.
+        """Return whether to skip the update because the loss jumped, and warn if so.
+
+        On an asynchronous device this check would wait for the device. There, `_check_deferred` checks later, and only
+        for values that are not finite.
 
         Raises:
-            DivergedError: the loss or the gradient is not finite, or as many updates as allowed were skipped before.
+            DivergedError: the loss or the gradient is not finite, or the limit of skipped updates is reached.
         """
         if self._deferred:
             return False
@@ -310,34 +321,36 @@ class Training:
             state.recent = [*state.recent, value][-HISTORY:]
             return False
         blocks = self.budget.blocks_of(state.step, self.settings.seed)
-        line = f"Step {state.step + 1}: {wrong}; the update was not made. Its documents: {self.train_blocks.names_in(blocks)}."
+        documents = self.train_blocks.names_in(blocks)
+        line = f"Step {state.step + 1}: {wrong}; the update was not made. Its documents: {documents}."
         if broken or state.skipped >= self.settings.skip_updates:
-            before = f" {state.skipped} were skipped before." if state.skipped else ""
-            raise DivergedError(line + before, self._mend)
+            before = f" Updates skipped before: {state.skipped}." if state.skipped else ""
+            raise DivergedError(line + before, self._divergence_hint)
         state.skipped += 1
-        self._emit(
-            WarningEvent(
-                **self._position,
-                message=f"{line} Going on ({state.skipped} of at most {self.settings.skip_updates} skipped).",
-            )
+        message = (
+            f"{line} The run continues (updates skipped: {state.skipped} of at most {self.settings.skip_updates})."
         )
+        self._emit(WarningEvent(**self._position, message=message))
         return True
 
     @property
-    def _mend(self) -> str:
-        rate = f"{self.settings.learning_rate:g}"
-        return f"Look at these documents, or use a lower --learning-rate (it was {rate}) or --precision fp32; the last good checkpoint is kept."
+    def _divergence_hint(self) -> str:
+        return (
+            f"Check these documents, or use a lower --learning-rate (it was {self.settings.learning_rate:g}) or"
+            " --precision fp32. The last good checkpoint is kept."
+        )
 
     def _check_deferred(self) -> None:
-        """Stop if a step since the last look was not finite; no update was made from then on."""
+        """Raise an error if a step since the last check was not finite. The device skipped all updates after it."""
         if self._deferred and bool(self._bad):
             raise DivergedError(
-                f"The loss or the gradient is no finite number in or shortly before step {self.state.step + 1}; no update was made from there on.",
-                self._mend,
+                f"The loss or the gradient is not finite in or shortly before step {self.state.step + 1}; no later update"
+                " was made.",
+                self._divergence_hint,
             )
 
     def _evaluate(self) -> None:
-        """Validation loss after this step; the best model is kept, the base at step 0 being the first of them."""
+        """Measure the validation loss, and save the model if it is the best so far. At step 0 this is the base."""
         state = self.state
         loss, better = None, True
         if self.validation_blocks is not None:
@@ -346,7 +359,8 @@ class Training:
             if not math.isfinite(loss):
                 raise DivergedError(
                     f"Step {state.step}: the validation loss is {loss}.",
-                    "Use a lower --learning-rate or --precision fp32; if step 0 says so, the base model itself is damaged.",
+                    "Use a lower --learning-rate or --precision fp32. At step 0 this means that the base model is"
+                    " corrupted.",
                 )
             better = state.best_loss is None or loss < state.best_loss
             sampled = held_out.num_targets < held_out.store.num_targets("validation")
@@ -382,16 +396,16 @@ class Training:
         device = self._forward.device
 
         def reduce(array: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
-            # Only CUDA and processors have several processes, and both have float64.
+            # Only CUDA and CPU runs have several processes, and both support float64.
             summed = self.accelerator.reduce(torch.from_numpy(array).to(device), "sum")
             return np.asarray(summed.cpu().numpy(), np.float64)
 
-        told = time.monotonic()
+        reported = time.monotonic()
 
         def progress(done: int, total: int) -> None:
-            nonlocal told
-            if time.monotonic() - told > _REPORT_SECONDS:
-                told = time.monotonic()
+            nonlocal reported
+            if time.monotonic() - reported > _REPORT_SECONDS:
+                reported = time.monotonic()
                 self._emit(EvaluatingEvent(step=self.state.step, done=done, total=total))
 
         return measure(
@@ -445,14 +459,18 @@ class Training:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk into a sentence; what stood there before still stands."""
+    """Turn a failed write into one sentence with a hint. The files that were there before are unchanged.
+
+    Raises:
+        RunError: names the path and the system's error.
+    """
     try:
         yield
     except Exception as error:
-        # safetensors reports the system's errors as an exception of its own, with their text
+        # safetensors raises its own exception type, with the system's error in the text.
         if isinstance(error, OSError) or "(os error " in str(error):
             raise RunError(
-                f"{path} can't be written: {error}.", "Free some disk space, then `finetale resume`."
+                f"{path} can't be written: {error}.", "Free some disk space, then run `finetale resume`."
             ) from error
         raise
 

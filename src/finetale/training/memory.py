@@ -1,7 +1,7 @@
-"""How many sequences fit a forward and backward pass. Knows nothing of the loop.
+"""Estimate how many sequences fit in memory in a forward and backward pass. Does not know about the loop.
 
-The probe counts what autograd keeps for the backward pass of one real block, and of two. These numbers are the same on every
-run, so that by this alone the micro-batch, and with it the rounding of sums, only changes where memory is short.
+The probe counts the bytes that autograd keeps for the backward pass of one real block, and of two. These counts are the
+same on every run. So the micro-batch size, and with it the rounding of sums, changes only where memory is short.
 """
 
 from __future__ import annotations
@@ -18,16 +18,22 @@ from finetale.forward import PackedForward
 from finetale.out_of_memory import is_out_of_memory, memory_limit_error
 
 _SHARE = 0.7
+"""Share of the available memory that a run may use."""
 _CPU_TOKENS, _CPU_VALUES = 2048, 2**19
-"""Tokens and hidden states (tokens x width) of a pass on a CPU. More leave its cache and are slower (docs/performance.md)."""
+"""Most tokens and hidden values (tokens x width) per pass on a CPU. More do not fit its cache (docs/performance.md)."""
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes a run needs, and the micro-batch that fits.
+    """The memory that a run needs, and the micro-batch size that fits.
 
-    `fixed_bytes` are weights, gradients and Adam's two moments; `pass_bytes` what a pass takes whatever its size, such
-    as copies of the weights in bf16; `sequence_bytes` what a sequence adds. `most_sequences` would fit too.
+    Attributes:
+        fixed_bytes: weights, gradients and Adam's two moments.
+        pass_bytes: memory of a pass of any size, such as copies of the weights in bf16.
+        sequence_bytes: additional memory per sequence in a pass.
+        available_bytes: memory that the run can use.
+        micro_batch_size: the chosen number of sequences per pass.
+        most_sequences: the largest number of sequences per pass that fits.
     """
 
     fixed_bytes: int
@@ -38,24 +44,29 @@ class MemoryPlan:
     most_sequences: int
 
     def expected_bytes(self, micro_batch_size: int) -> int:
-        """Fixed and activation memory at a micro-batch."""
+        """Return the memory of a run with this micro-batch size, in bytes."""
         return self.fixed_bytes + self.pass_bytes + micro_batch_size * self.sequence_bytes
 
 
 def plan_memory(forward: PackedForward, blocks: Blocks, most: int, *, moment_bytes: int = 4) -> MemoryPlan:
-    """Probe one sequence and choose the largest micro-batch, a power of two or `most`, that fits.
+    """Probe passes of one and two sequences, and choose the largest micro-batch size that fits.
+
+    The size is a power of two, or `most`.
 
     Args:
-        most: sequences an optimizer step on this device.
-        moment_bytes: size of each of Adam's moments for a weight.
+        most: sequences per optimizer step on this device.
+        moment_bytes: size of each of Adam's two moments, bytes per weight.
+
+    Raises:
+        MemoryLimitError: one sequence does not fit.
     """
     device = forward.device
     parameters = list(forward.model.parameters())
-    # Weights in fp32; gradients and Adam's two moments of those that are trained.
+    # All weights are in fp32; trained weights also have gradients and Adam's two moments.
     trained = 4 + 2 * moment_bytes
     fixed = sum((4 + (trained if p.requires_grad else 0)) * p.numel() for p in parameters)
     one, two = _kept_bytes_of_one_and_two(forward, blocks)
-    if two is None:  # two do not fit, so nothing else is to be known
+    if two is None:  # two sequences do not fit
         available = free_memory(forward.model)
         return MemoryPlan(fixed, 0, one, available, _rounded(1, most), _rounded(1, most))
     sequence, once = max(1, two - one), max(0, 2 * one - two)
@@ -68,19 +79,19 @@ def plan_memory(forward: PackedForward, blocks: Blocks, most: int, *, moment_byt
     return MemoryPlan(fixed, once, sequence, available, _rounded(min(limit, fits), most), _rounded(fits, most))
 
 
-def _hungriest(blocks: Blocks) -> int:
-    """The block whose documents are longest: attention keeps about as much as their lengths squared."""
+def _costliest_block(blocks: Blocks) -> int:
+    """Return the block whose attention keeps the most memory: about the squared lengths of its documents."""
     squares = blocks.segments["targets"].astype(np.float64) ** 2
     return int(np.argmax(np.add.reduceat(squares, blocks.offsets[:-1])))
 
 
 def _rounded(size: int, most: int) -> int:
-    """All of a step's sequences, or else a power of two."""
+    """Round a micro-batch size down to a power of two, unless all sequences of a step fit."""
     return most if size >= most else 2 ** (size.bit_length() - 1)
 
 
 def free_memory(model: torch.nn.Module) -> int:
-    """Return how many bytes the model's device has left for a run, the model's weights included."""
+    """Return the free memory of the model's device, plus the memory of the model's weights, in bytes."""
     parameters = list(model.parameters())
     return _available(parameters[0].device) + 4 * sum(p.numel() for p in parameters)
 
@@ -93,10 +104,10 @@ def _available(device: torch.device) -> int:
 
 
 def _kept_bytes_of_one_and_two(forward: PackedForward, blocks: Blocks) -> tuple[int, int | None]:
-    """Bytes kept for one sequence and for two; None for two if memory runs out.
+    """Return the bytes kept for one sequence and for two, or None for two if they do not fit.
 
     Raises:
-        MemoryLimitError: memory runs out with one sequence.
+        MemoryLimitError: one sequence does not fit.
     """
     kept: list[int] = []
     for number in (1, 2):
@@ -116,7 +127,7 @@ def _kept_bytes_of_one_and_two(forward: PackedForward, blocks: Blocks) -> tuple[
 
 
 def _kept_bytes(forward: PackedForward, blocks: Blocks, number: int) -> int:
-    """Bytes kept for the backward pass of so many sequences, and what the loss takes on top."""
+    """Return the bytes kept for the backward pass of a number of sequences, plus the memory of the loss."""
     kept: dict[int, int] = {}
     own = {p.untyped_storage().data_ptr() for p in forward.model.parameters()}
 
@@ -132,11 +143,11 @@ def _kept_bytes(forward: PackedForward, blocks: Blocks, number: int) -> int:
     try:
         with torch.random.fork_rng(devices=[forward.device] if forward.device.type == "cuda" else []):
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                loss = forward.loss(blocks.batch(np.full(number, _hungriest(blocks))))
+                loss = forward.loss(blocks.batch(np.full(number, _costliest_block(blocks))))
             del loss
     finally:
         model.train(was_training)
-    inputs = 0  # of checkpointed layers, which are kept out of the hooks' sight
+    inputs = 0  # bytes of the inputs of checkpointed layers, which the hooks do not see
     if models.is_checkpointing(model):
         config = model.config.get_text_config()  # type: ignore[operator,union-attr]
         inputs = 4 * config.num_hidden_layers * config.hidden_size * blocks.block_size * number

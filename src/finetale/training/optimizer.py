@@ -1,4 +1,4 @@
-"""AdamW, also with its moments in bf16, and the learning rate at each step. Knows nothing of data."""
+"""Build AdamW, optionally with moments in bf16, and compute the learning rate of each step. Does not know about data."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from finetale import speed
 from finetale.config import LearningRateSchedule, TrainSettings
 
 REFERENCE_PARAMETERS = 124_439_808
-"""Parameters of the smallest GPT-2, for which the default learning rate is 1e-4."""
-
+"""Number of parameters of the smallest GPT-2, for which the default learning rate is 1e-4."""
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def default_learning_rate(parameters: int, *, new: bool) -> float:
-    """1e-4 x sqrt(124M / parameters), within [1e-5, 1e-3]; three times that for random weights.
+    """Return 1e-4 x sqrt(124M / parameters), limited to [1e-5, 1e-3], and three times that for random weights.
 
-    The square root follows the learning rates of the GPT-3 paper's table 2.1, which fall about so with size.
+    The square root approximates how learning rates fall with size in table 2.1 of the GPT-3 paper (Brown et al. 2020).
     """
     rate = min(1e-3, max(1e-5, 1e-4 * math.sqrt(REFERENCE_PARAMETERS / max(1, parameters))))
     return float(f"{rate * (3 if new else 1):.2g}")
 
 
 def build_optimizer(model: torch.nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only (not on biases and norms), each parameter once."""
+    """Return AdamW over all trainable parameters, with weight decay on matrices only, not on biases and norms."""
     assert settings.learning_rate is not None
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
@@ -42,11 +41,14 @@ def build_optimizer(model: torch.nn.Module, settings: TrainSettings) -> torch.op
 
 
 class HalfMomentsAdamW(torch.optim.AdamW):
-    """AdamW that keeps its two moments in bf16, rounded stochastically: 4 bytes a weight less; the step itself is in fp32."""
+    """AdamW that stores its two moments in bf16 with stochastic rounding, which saves 4 bytes per weight.
+
+    The update itself is computed in fp32.
+    """
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update, parameter by parameter, so that no more than one is in fp32 at a time."""
+        """Update one parameter at a time, so that the moments of only one parameter are in fp32 at any time."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -77,7 +79,7 @@ class HalfMomentsAdamW(torch.optim.AdamW):
                 state["exp_avg_sq"] = speed.round_stochastically(second)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As AdamW's, which would turn the moments into fp32."""
+        """Load a state dict and keep the moments in bf16; AdamW's own method converts them to fp32."""
         super().load_state_dict(state_dict)
         for state in self.state.values():
             for name in _MOMENTS:
@@ -85,10 +87,10 @@ class HalfMomentsAdamW(torch.optim.AdamW):
 
 
 def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
-    """Learning rate of the step-th update (from 0) of total.
+    """Return the learning rate of an update, counted from 0, out of `total`.
 
-    Linear warm-up to the peak, reached by the first step after it; then cosine or linear down to
-    final_learning_rate_ratio x peak after the last step, or constant.
+    The rate rises linearly during warm-up; the first update after it has the peak rate. Then the rate falls along a
+    cosine or a line to final_learning_rate_ratio x peak after the last update, or stays constant.
     """
     assert settings.learning_rate is not None
     peak = settings.learning_rate
@@ -103,7 +105,7 @@ def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
 
 
 def warmup_steps(total: int, settings: TrainSettings) -> int:
-    """Steps of the warm-up: the setting itself, or its share of all steps."""
+    """Return the number of warm-up steps. A setting below 1 is a share of all steps."""
     if settings.warmup_steps >= 1:
         return int(settings.warmup_steps)
     return int(settings.warmup_steps * total)

@@ -1,8 +1,8 @@
-"""What is fastest on this machine: a few real passes of each candidate. Trains nothing.
+"""Find the fastest way to compute a run on this machine, with a few real passes of each candidate. Trains nothing.
 
-Starting from what the rules say (bf16 where the hardware has it, as many sequences a pass as fit, the speed layer's
-attention), one thing is changed at a time, and a change is kept only if it is a tenth faster, twice in a row: noise must
-not change a run's numbers. A probe takes at most a tenth of the run's expected time.
+The search starts from the choice by rule: bf16 where the hardware supports it, as many sequences per pass as fit, and the
+speed layer's attention. It changes one setting at a time. It keeps a change only if the change is 10% faster twice in a
+row, so that noise does not change the numbers of a run. A probe takes at most a tenth of the run's expected time.
 """
 
 from __future__ import annotations
@@ -25,15 +25,18 @@ from finetale.forward import PackedForward
 from finetale.out_of_memory import is_out_of_memory
 
 SHORTEST_RUN = 120.0
-"""Seconds of training below which nothing is tried."""
+"""Expected seconds of training below which nothing is tried."""
 _SHARE, _MOST_SECONDS, _MOST_SECONDS_COMPILING = 0.08, 60.0, 240.0
+"""Limits of a probe: share of the run's expected time, and seconds without and with torch.compile."""
 _GAIN = 1.1
+"""Factor by which a candidate has to be faster."""
 _WARM_UP, _PASSES, _GPU_PASSES = 1, 3, 20
+"""Passes per candidate: before the measurement, measured on a CPU, and measured on a GPU."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a probe decides."""
+    """One way to compute a run; a probe chooses among several."""
 
     precision: str
     attention: str
@@ -42,26 +45,35 @@ class Choice:
     threads: int | None
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the choice under the names of the settings."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate and what it reached; `error` says why it could not be tried."""
+    """A candidate and its measured speed. `error` is the reason why it could not be tried."""
 
     choice: Choice
     tokens_per_second: float
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For run.json and the table of `finetale plan`."""
+        """Return the trial for run.json and for the table of `finetale plan`."""
         shown: dict[str, Any] = self.choice.to_dict() | {"tokens_per_second": round(self.tokens_per_second, 1)}
         return shown if self.error is None else shown | {"error": self.error}
 
 
 @dataclass
 class Probe:
-    """The candidates tried, and the best. `seconds` is what the probe itself took, `left_out` what there was no time for."""
+    """The result of a probe.
+
+    Attributes:
+        best: the chosen candidate.
+        trials: the candidates that were tried.
+        seconds: duration of the probe.
+        left_out: number of candidates that there was no time to try.
+        skipped: reason why nothing was tried, or None.
+    """
 
     best: Choice
     trials: list[Trial] = field(default_factory=list)
@@ -70,6 +82,7 @@ class Probe:
     skipped: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the result for run.json."""
         return {
             "chosen": self.best.to_dict(),
             "trials": [trial.to_dict() for trial in self.trials],
@@ -89,13 +102,14 @@ def probe(
     most_sequences: int,
     between: Callable[[], None] | None = None,
 ) -> Probe:
-    """Try candidates and choose.
+    """Measure candidates and choose the fastest.
 
     Args:
-        start: what the rules say.
-        free: names of `Choice` that may be changed.
-        targets: tokens the run will train on, which says how long it takes.
-        most_sequences: the largest micro-batch that makes sense and fits.
+        start: the choice by rule.
+        free: names of the fields of `Choice` that the probe may change.
+        targets: tokens that the run will train on; they determine its expected time.
+        most_sequences: the largest micro-batch size that is useful and fits.
+        between: called before each candidate; may raise an exception to stop.
     """
     result = Probe(start)
     free = frozenset(name for name in free if _values(name, start, model, most_sequences))
@@ -107,7 +121,7 @@ def probe(
         result.skipped = "the run is very short"
         return result
     began = time.perf_counter()
-    with _as_it_was(model):
+    with _restored(model):
         first = measure_choice(model, blocks, start)
         result.trials.append(first)
         expected = targets / max(first.tokens_per_second, 1e-9)
@@ -130,7 +144,7 @@ def _search(
     began: float,
     between: Callable[[], None] | None,
 ) -> None:
-    """Change one thing at a time, keep what helps."""
+    """Change one setting at a time, and keep the changes that are faster."""
     for name in ("compile", "precision", "attention", "micro_batch_size", "threads"):
         if name not in free:
             continue
@@ -153,7 +167,7 @@ def _search(
 
 
 def _values(name: str, choice: Choice, model: Any, most: int) -> list[Any]:
-    """What else a setting could be."""
+    """Return the other values of a setting that are worth a try."""
     if name == "precision":
         return ["fp32"] if choice.precision == "bf16" else []
     if name == "attention":
@@ -168,9 +182,9 @@ def _values(name: str, choice: Choice, model: Any, most: int) -> list[Any]:
 
 
 def _cost(candidate: Choice, best: Trial, blocks: Blocks) -> float:
-    """About how many seconds a trial takes; one in fp32 may be four times slower, and compiling takes a minute."""
+    """Estimate the seconds of a trial. A trial in fp32 may be four times slower, and compilation takes a minute."""
     on_gpu = candidate.threads is None
-    passes = 3 * (_WARM_UP + (_GPU_PASSES if on_gpu else _PASSES))  # a gain is measured again, on both sides
+    passes = 3 * (_WARM_UP + (_GPU_PASSES if on_gpu else _PASSES))  # a gain is confirmed by one more trial of each side
     seconds = passes * candidate.micro_batch_size * blocks.block_size / best.tokens_per_second
     if candidate.precision != best.choice.precision:
         seconds *= 4
@@ -180,11 +194,11 @@ def _cost(candidate: Choice, best: Trial, blocks: Blocks) -> float:
 def measure_choice(
     model: Any, blocks: Blocks, choice: Choice, *, passes: int = _PASSES, seconds: float = math.inf
 ) -> Trial:
-    """Tokens a second of forward and backward passes on the first blocks, the median after a warm-up.
+    """Measure forward and backward passes on the first blocks: the median of tokens per second after a warm-up.
 
     Args:
-        passes: how many are measured; more on a GPU.
-        seconds: no further pass begins after these.
+        passes: number of measured passes; at least 20 on a GPU.
+        seconds: no pass begins after this time.
     """
     speed.use_documents(model, choice.attention == "documents")
     threads = torch.get_num_threads()
@@ -222,8 +236,8 @@ def measure_choice(
 
 
 @contextlib.contextmanager
-def _as_it_was(model: Any) -> Iterator[None]:
-    """Leave mode, attention and random numbers as they were."""
+def _restored(model: Any) -> Iterator[None]:
+    """Restore training mode, attention and random state at the end."""
     training, documents = model.training, speed.packs_documents(model)
     devices = [p.device for p in model.parameters() if p.device.type == "cuda"][:1]
     try:
@@ -235,5 +249,5 @@ def _as_it_was(model: Any) -> Iterator[None]:
 
 
 def default_threads(device: torch.device) -> int | None:
-    """As many threads as torch would take, within the limits of a container; None where it does not matter."""
+    """Return torch's default number of CPU threads, within the limits of a container; None on an accelerator."""
     return min(num_cores(), torch.get_num_threads()) if device.type == "cpu" else None
