@@ -59,9 +59,9 @@ class Entry:
         kind: a key of PATTERNS.
         path: its folder or file.
         bytes: size of its files.
-        freed: bytes that deleting it gives back; less where a run holds the same files by hard links.
+        freed: bytes that deleting it frees. Files that a run shares by hard links are not counted.
         last_used: seconds since the epoch.
-        in_use: whether a live process holds it.
+        in_use: whether a live process holds a lock on it.
     """
 
     kind: str
@@ -86,7 +86,7 @@ class Hold:
         self._descriptor = None
 
     def is_of(self, path: Path) -> bool:
-        """Whether the entry at a path is still the one that was locked."""
+        """Return whether the entry at a path is still the one that was locked."""
         return self._descriptor is None or _is_at(path, self._descriptor)
 
 
@@ -98,10 +98,10 @@ def cache_root(setting: Path | None) -> Path:
 
 
 def size_limit() -> int | None:
-    """Return the limit of the cache in bytes from FINETALE_CACHE_LIMIT; None for no limit.
+    """Return the limit of the cache in bytes from FINETALE_CACHE_LIMIT. None means no limit.
 
     Raises:
-        ConfigError: the variable holds no size.
+        ConfigError: the variable does not hold a size.
     """
     value = os.environ.get(LIMIT_VARIABLE, "").strip().lower()
     if not value:
@@ -122,19 +122,19 @@ def hold(path: Path) -> Hold | None:
     while True:
         try:
             descriptor = os.open(path, os.O_RDONLY)
-        except PermissionError:  # Windows opens no folders, and deletes none whose files are open
+        except PermissionError:  # Windows can't open folders, and does not delete a folder with open files
             return Hold(None) if path.exists() else None
         except OSError:
             return None
         is_held = False
         try:
-            # An entry that is being deleted is locked by its deleter, or is at this path no more.
+            # An entry that is being deleted is locked by its deleter, or is no longer at this path.
             is_held = _lock(descriptor, shared=True) is not False and _is_at(path, descriptor)
         finally:
             if not is_held:
                 os.close(descriptor)
         if is_held:
-            with contextlib.suppress(OSError):  # a cache that can only be read
+            with contextlib.suppress(OSError):  # the cache may be read-only
                 os.utime(path)
             return Hold(descriptor)
         if not path.exists():
@@ -156,14 +156,14 @@ def problems(folder: Path) -> list[str]:
 
 
 def is_damaged_input(path: Path) -> bool:
-    """Whether a path is a file of text in a cache whose SHA-256 is not the one in its name."""
+    """Return whether a path is a file of text in a cache whose SHA-256 differs from the one in its name."""
     pattern = PATTERNS[path.parent.name] if path.parent.name in INPUTS else None
     match = pattern.fullmatch(path.name) if pattern is not None else None
     return match is not None and path.is_file() and not sha256_of(path).startswith(match[1])
 
 
 def is_input(path: Path) -> bool:
-    """Whether a path is a file of text in a cache."""
+    """Return whether a path is a file of text in a cache."""
     return path.parent.name in INPUTS and PATTERNS[path.parent.name].fullmatch(path.name) is not None
 
 
@@ -181,7 +181,7 @@ def remove(path: Path) -> None:
 
 
 def entries(root: Path) -> list[Entry]:
-    """Return all entries, the least recently used first."""
+    """Return all entries, least recently used first."""
     found = []
     for kind, path in _paths(root):
         try:
@@ -199,7 +199,7 @@ def entries(root: Path) -> list[Entry]:
 def evict(root: Path, limit: int | None) -> list[Entry]:
     """Evict the least recently used entries until the cache fits its limit. Delete temporary files of dead processes.
 
-    Entries in use, and those used within the last minute, stay.
+    Keep entries in use, and those used within the last minute.
 
     Returns:
         The evicted entries.
@@ -249,10 +249,10 @@ def _clean(root: Path, untouched: float) -> None:
 
 
 def _remove_unused(entry: Entry) -> bool:
-    """Delete an entry unless a live process holds it; whether it is gone."""
+    """Delete an entry unless a live process holds it. Return whether it is gone."""
     with _locked(entry.path, entry.last_used) as is_free:
         if is_free:
-            with contextlib.suppress(OSError):  # not ours to delete, or open on Windows
+            with contextlib.suppress(OSError):  # no permission, or open on Windows
                 remove(entry.path)
     return not entry.path.exists()
 
@@ -285,7 +285,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def _lock(descriptor: int, *, shared: bool) -> bool | None:
-    """Lock an open file or folder without waiting. Return whether that worked; None where there are no locks."""
+    """Lock an open file or folder without waiting. Return whether it succeeded. None if locks are not supported."""
     try:
         import fcntl
     except ImportError:  # Windows: files that are open there can't be deleted

@@ -226,7 +226,8 @@ class TrainSettings(Settings):
         None,
         gt=0,
         le=10_000,
-        description="Passes over the training text. auto: 3, or as many as max_steps takes. With max_steps too: whichever ends first.",
+        description="Passes over the training text. auto: 3, or as many as max_steps takes. With max_steps too: "
+        "whichever ends first.",
     )
     max_steps: int | None = Field(
         None, ge=1, description="Optimizer steps. auto: what epochs takes. With epochs too: whichever ends first."
@@ -293,8 +294,8 @@ class TrainSettings(Settings):
         0,
         ge=0,
         le=2**32 - 1,
-        description="Seed of all random numbers. It gives the same weights again on the same machine with --no-probe, or "
-        "with the config.yaml of a run, which holds what the probe chose.",
+        description="Seed of all random numbers. It gives the same weights again on the same machine with --no-probe, "
+        "or with the config.yaml of a run, which holds what the probe chose.",
     )
 
     @field_validator("warmup_steps")
@@ -357,8 +358,8 @@ class EvaluationSettings(Settings):
     eval_tokens: int | None = Field(
         None,
         ge=1,
-        description="Validation tokens that each evaluation within a run measures, a fixed sample. auto: all, or as many "
-        "as keep all evaluations to about a tenth of the run. The final comparison always measures all.",
+        description="Validation tokens that each evaluation within a run measures, a fixed sample. auto: all, or as "
+        "many as keep all evaluations to about a tenth of the run. The final comparison always measures all.",
     )
     patience: int = Field(
         3, ge=0, description="Stop after this many evaluations without a lower validation loss. 0: never."
@@ -567,12 +568,12 @@ def read_settings_file(path: str | Path) -> dict[str, Any]:
 
 
 def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace old names of settings by the new ones; where both are given, the new one wins."""
+    """Replace old names of settings by the new ones. If both are given, the new one wins."""
     return {RENAMED.get(key, key): value for key, value in values.items() if RENAMED.get(key) not in values}
 
 
 def as_sources(value: Any) -> Any:
-    """Return one source or several (strings or paths) as a tuple of strings; leave other values to validation."""
+    """Return one source or several (strings or paths) as a tuple of strings. Leave other values to validation."""
     if isinstance(value, str | Path):
         return (str(value),)
     return tuple(str(item) for item in value) if isinstance(value, list | tuple) else value
@@ -586,7 +587,7 @@ def _only_text(values: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _hint_for_unknown(key: str, value: Any, known: Iterable[str]) -> str:
-    """Say what a key of another tool is called here, with the value that was given; else the key that is nearest."""
+    """Return our name for a key of another tool, with the given value, or the nearest key."""
     name = find_name(key)
     if name is None:
         near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.6)

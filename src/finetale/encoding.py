@@ -1,10 +1,10 @@
-"""Text → token ids in bounded memory and quickly, with the ids that the tokenizer gives for the whole text.
+"""Encode text as token ids, fast and in bounded memory. The ids equal those of the whole text in one piece.
 
-A tokenizer that takes a text as one piece needs about 200 bytes per token, and a time per byte that grows with the text.
-Most tokenizers first cut a text at the same places whatever stands further away: before a single space, and before a
-punctuation mark that follows a letter. Such a text is cut there by a regular expression, each different piece
-is tokenised once, and the ids are put together. Whether a tokenizer is one of these is decided by its parts and by a
-comparison on the first text. Knows nothing of documents.
+A tokenizer that gets a text in one piece needs about 200 bytes per token, and its time per byte grows with the text.
+Most tokenizers first cut a text at places that depend on the neighbouring characters only: before a single space, and
+before a punctuation mark that follows a letter. For these, a regular expression cuts the text there, each different
+piece is tokenised once, and the ids are joined. The tokenizer's parts and a comparison on the first text decide whether
+this is correct for a tokenizer. Knows nothing of documents.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _PROBE = (
 
 
 class Encoder:
-    """Encodes texts without special tokens; the pieces of earlier texts are remembered.
+    """Encodes texts without special tokens. The pieces of earlier texts are cached.
 
     Args:
-        tokenizer: the tokenizer whose ids are wanted.
+        tokenizer: the tokenizer that defines the ids.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -69,7 +69,7 @@ class Encoder:
         return self._encode(texts)
 
     def ranges(self, text: str, places: Sequence[tuple[int, int]], ids: Ids) -> list[tuple[int, int]]:
-        """Return which tokens hold some places of a text; of a long text, only the pieces around them are looked at."""
+        """Return the ranges of tokens at some places of a text. For a long text, only pieces around them are encoded."""
         if self._backend is None or len(text) <= _COMPARED_CHARACTERS:
             return token_ranges(self._tokenizer, text, places, ids)
         lengths, counts = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)]
@@ -123,7 +123,7 @@ class Encoder:
         return [ids[start:stop] for start, stop in zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True)]
 
     def _numbers_of(self, pieces: list[str]) -> Ids:
-        """The numbers of pieces; what is new among them is tokenised."""
+        """Return the numbers of pieces. New pieces are tokenised."""
         if len(self._known) > _MAX_PIECES or self._known.characters > _MAX_PIECE_CHARACTERS:
             self._forget()
         numbers = np.fromiter(map(self._known.__getitem__, pieces), np.int64, len(pieces))
@@ -142,7 +142,7 @@ class Encoder:
 
 
 class _Numbers(dict[str, int]):
-    """Numbers pieces in the order in which they come first; `new` are those not yet tokenised."""
+    """Numbers pieces in the order of their first occurrence. `new` lists those that are not tokenised yet."""
 
     def __init__(self) -> None:
         self.new: list[str] = []
@@ -170,7 +170,7 @@ def token_ranges(
         ids: the tokens of the text.
 
     Returns:
-        One range per place; all tokens where the tokenizer reports no positions.
+        One range per place. The range covers all tokens if the tokenizer reports no positions.
     """
     whole = [(0, len(ids))] * len(places)
     if not tokenizer.is_fast:
@@ -195,7 +195,7 @@ def _slices(text: str) -> Iterator[str]:
 
 
 def _may_be_cut(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a tokenizer's parts are such that the cuts of this module change nothing."""
+    """Return whether a tokenizer's parts guarantee that the cuts of this module do not change the ids."""
     if not tokenizer.is_fast:
         return False
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -217,7 +217,7 @@ _SAFE_STEPS = ("ByteLevel", "Split", "Digits", "Punctuation", "BertPreTokenizer"
 
 
 def _steps(rule: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
-    """The steps of a normalizer or pre-tokenizer, a sequence taken apart."""
+    """Return the steps of a normalizer or pre-tokenizer, with sequences flattened."""
     if rule is None:
         return []
     return [step for each in rule[name] for step in _steps(each, name)] if rule["type"] == "Sequence" else [rule]

@@ -1,6 +1,6 @@
-"""Values from JSON as text for people: counts, measures, changes, sizes, times. Knows nothing of what they measure.
+"""Format values from JSON as text for people: counts, measures, changes, sizes, times. Knows nothing of their meaning.
 
-Every function takes any JSON value and gives `UNKNOWN` for what is missing, not a number or not finite.
+Every function accepts any JSON value. It returns `UNKNOWN` for a value that is missing, not a number or not finite.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def _finite(value: Any) -> float | None:
-    """A finite number, or None."""
+    """Return a finite number, or None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -27,23 +27,23 @@ def _finite(value: Any) -> float | None:
 
 
 def count(value: Any) -> str:
-    """A whole number with separators: 1,234,567."""
+    """Return a whole number with separators: 1,234,567."""
     number = _finite(value)
     return UNKNOWN if number is None else f"{round(number):,}"
 
 
 def plural(number: int, one: str, many: str = "") -> str:
-    """A whole number with its noun: 1 file, 2,000 files."""
+    """Return a whole number with its noun: 1 file, 2,000 files."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def shell_command(*words: object) -> str:
-    """Return a command as a person can paste it into a shell: every word that needs quotes has them."""
+    """Return a command that can be pasted into a shell. Words are quoted where necessary."""
     return shlex.join(map(str, words))
 
 
 def measure(value: Any, decimals: int | None = None) -> str:
-    """A measured value, with as many decimals as told or as its size asks for: 8.31, 61.3, 12,345, 1.0 × 10⁹."""
+    """Return a measured value: 8.31, 61.3, 12,345, 1.0 × 10⁹. Its size decides the decimals unless they are given."""
     number = _finite(value)
     if number is None:
         return UNKNOWN
@@ -56,7 +56,7 @@ def measure(value: Any, decimals: int | None = None) -> str:
 
 
 def signed(value: Any, decimals: int) -> str:
-    """A difference with its sign; what rounds to zero has none."""
+    """Return a difference with its sign. A value that rounds to zero has no sign."""
     number = _finite(value)
     if number is None:
         return UNKNOWN
@@ -67,13 +67,13 @@ def signed(value: Any, decimals: int) -> str:
 
 
 def percent(value: Any) -> str:
-    """A change in percent with its sign: −59.6%."""
+    """Return a change in percent with its sign: −59.6%."""
     number = _finite(value)
     return UNKNOWN if number is None else signed(number, 1 if abs(number) < 1000 else 0) + "%"
 
 
 def share(value: Any) -> str:
-    """A share between 0 and 1, in percent: 0.0724 is 7.2%."""
+    """Return a share between 0 and 1 in percent: 0.0724 gives 7.2%."""
     number = _finite(value)
     if number is None:
         return UNKNOWN
@@ -81,14 +81,14 @@ def share(value: Any) -> str:
 
 
 def interval(ends: Any, form: Callable[[Any], str]) -> str:
-    """Two ends as "low to high"; "" when they are not two numbers."""
+    """Return two ends as "low to high", or "" if they are not two numbers."""
     if not isinstance(ends, list | tuple) or len(ends) != 2 or any(_finite(end) is None for end in ends):
         return ""
     return f"{form(ends[0])} to {form(ends[1])}"
 
 
 def size(value: Any) -> str:
-    """Bytes in the unit that suits: 7.6 GiB."""
+    """Return bytes in a suitable unit: 7.6 GiB."""
     number = _finite(value)
     if number is None:
         return UNKNOWN
@@ -100,7 +100,7 @@ def size(value: Any) -> str:
 
 
 def duration(value: Any) -> str:
-    """Seconds in the two units that suit: 12 min 34 s."""
+    """Return seconds in two suitable units: 12 min 34 s."""
     number = _finite(value)
     if number is None or number < 0:
         return UNKNOWN
@@ -114,7 +114,7 @@ def duration(value: Any) -> str:
 
 
 def moment(value: Any) -> str:
-    """A date and time in ISO 8601, or seconds since 1970, as 23 November 2026, 12:43; other text stays as it is."""
+    """Return a time (ISO 8601, or seconds since 1970) as 23 November 2026, 12:43. Other text stays as it is."""
     try:
         number = _finite(value)
         when = datetime.fromtimestamp(number) if number is not None else datetime.fromisoformat(str(value))
@@ -124,7 +124,7 @@ def moment(value: Any) -> str:
 
 
 def plain(value: Any) -> str:
-    """Any JSON value in one line: lists with commas, objects as `key value`, booleans as yes and no."""
+    """Return any JSON value in one line: lists with commas, objects as `key value`, booleans as yes and no."""
     if value is None or value == "":
         return UNKNOWN
     if isinstance(value, bool):

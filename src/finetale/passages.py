@@ -1,4 +1,4 @@
-"""Measure how much of the held-out text also stands in the training text, passage by passage. Knows nothing of tokens.
+"""Measure how much of the held-out text also occurs in the training text, by passages. Knows nothing of tokens.
 
 Reading finds documents that repeat as a whole. This finds documents that share passages: a draft and its revision, a
 quotation, a document that was cut so that its other end is trained on. The unit is a word, or one character of Chinese
@@ -25,22 +25,22 @@ from numpy.typing import NDArray
 from finetale.text.words import SYLLABLES
 
 WINDOW = 20
-"""Words of the shortest passage that counts: more than a coincidence or a turn of phrase."""
+"""Number of words of the shortest passage that counts. It is longer than a coincidence or a common phrase."""
 UNIT = "words"
 _SPLITS = ("train", "validation", "test")
 _CHARACTERS = 1 << 18
-"""Characters that are hashed at once: few enough for the processor's cache."""
+"""Number of characters that are hashed at once. They fit into the processor's cache."""
 _CHUNK = 1 << 20
-"""Windows that are compared at once."""
+"""Number of windows that are compared at once."""
 _MIN_BITS, _MAX_BITS = 16, 30
 _LARGEST_BUFFER = 1 << 22
 _BREAK = "\x1e"
-"""Ends a part; its hash is 0, which no word has."""
+"""Ends a part. Its hash is 0, which no word has."""
 _TABLE_SIZE = 0x32400
-"""Characters with an entry in the tables; no assigned character above is part of a word."""
+"""Number of characters in the tables. No assigned character above them is part of a word."""
 _IDEOGRAPHS_OF_PLANES_2_AND_3 = 0x20000
 _WITHOUT_SPACES = (range(0x0E00, 0x0F00), range(0x1000, 0x10A0), range(0x1780, 0x1800))
-"""Thai and Lao, Burmese, Khmer. Their vowel signs separate words, or a sentence would be one word."""
+"""Thai and Lao, Burmese, Khmer. Their vowel signs count as separators, because a sentence would be one word."""
 _BASE = 0x9E3779B97F4A7C15
 _MULTIPLIERS = np.array(
     [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93, 0xFF51AFD7ED558CCD], np.uint64
@@ -92,7 +92,7 @@ class PassageFinder:
                 self._files[split].write(hashes.tobytes())
 
     def compare(self) -> dict[str, SharedPassages]:
-        """Count the words of the validation and the test text that lie in passages of the training text too."""
+        """Count the words of the validation and the test text that are in passages of the training text too."""
         for file in self._files.values():
             file.flush()
         held_out = _SPLITS[1:]
@@ -101,9 +101,9 @@ class PassageFinder:
         return {split: SharedPassages(self._words[split], self._covered(split, common)) for split in held_out}
 
     def _common(self, number: int) -> Hashes:
-        """Hashes of the windows of the training text that held-out text may hold too, ascending.
+        """Return the hashes of those windows of the training text that may also be in held-out text, ascending.
 
-        A bit per held-out window, found by the first bits of its hash, tells which windows are worth keeping.
+        A bit table, indexed by the first bits of a hash, marks the windows of the held-out text.
         """
         size = min(max(_MIN_BITS, (64 * number - 1).bit_length()), _MAX_BITS)
         bits = np.zeros(1 << size - 3, np.uint8)
@@ -111,19 +111,19 @@ class PassageFinder:
         for split in _SPLITS[1:]:
             for words, hashes in self._windows(split):
                 places = (hashes[_is_whole(words)] >> shift).astype(np.int64)
-                for bit in range(8):  # one value at a time, so that places which occur twice do no harm
+                for bit in range(8):  # one bit at a time, because |= ignores repeated places
                     bits[places[places & 7 == bit] >> 3] |= np.uint8(1 << bit)
         found: list[Hashes] = [np.zeros(0, np.uint64)]
         for _, hashes in self._windows("train"):
             places = (hashes >> shift).astype(np.int64)
-            # A window that runs into the next part holds a break, so no window of held-out text is equal to it.
+            # A window across two parts holds a break, so it equals no window of held-out text.
             found.append(hashes[bits[places >> 3] >> (places & 7).astype(np.uint8) & 1 == 1])
             if sum(map(len, found[1:])) > _LARGEST_BUFFER:
                 found = [np.unique(np.concatenate(found))]
         return np.unique(np.concatenate(found))
 
     def _covered(self, split: str, common: Hashes) -> int:
-        """Words of a split that lie within a window whose hash is among `common`."""
+        """Count the words of a split that are within a window whose hash is in `common`."""
         if not len(common):
             return 0
         covered, before = 0, 0
@@ -133,7 +133,7 @@ class PassageFinder:
             edges = np.zeros(len(words) + 1, np.int64)
             edges[: len(hits)] += hits
             edges[WINDOW : WINDOW + len(hits)] -= hits
-            # The first words were counted with the chunk before, the last ones will be with the next.
+            # The first words were counted with the previous chunk. The last ones are counted with the next.
             inside = np.cumsum(edges)[before : before + _CHUNK] > 0
             covered += int(np.count_nonzero(inside))
             before = WINDOW - 1
@@ -165,7 +165,7 @@ def word_hashes(text: str) -> Words:
     values = np.concatenate([lower[codes], np.zeros(1, np.uint64)])
     single = np.append(alone[codes], False)
     inside = values != 0
-    # A word begins where the character before is of no word, or where one of the two is a word of its own.
+    # A word begins where the previous character is not part of a word, or one of the two is a word of its own.
     border = np.empty(len(values) + 1, bool)
     border[0] = border[-1] = True
     border[1:-1] = ~(inside[1:] & inside[:-1]) | single[1:] | single[:-1]
@@ -195,7 +195,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _is_whole(words: Words) -> NDArray[np.bool_]:
-    """Whether the window that begins at each word lies within one part."""
+    """Return, for each word, whether the window that begins there is within one part."""
     breaks = np.concatenate([[0], np.cumsum(words == 0)])
     whole: NDArray[np.bool_] = breaks[WINDOW:] == breaks[: max(0, len(breaks) - WINDOW)]
     return whole
@@ -222,7 +222,7 @@ def _join(first: Hashes, second: Hashes, size: int, multiplier: np.uint64) -> Ha
 
 @cache
 def _tables() -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-    """(value of each character in lower case, or 0 if it is part of no word; whether it is a word of its own)."""
+    """Return (value of each character in lower case, or 0 if it is in no word; whether it is a word of its own)."""
     lower = np.zeros(_TABLE_SIZE, np.uint64)
     alone = np.zeros(_TABLE_SIZE, bool)
     for code in range(_TABLE_SIZE - 1):
@@ -242,7 +242,7 @@ def _tables() -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
 
 @cache
 def _powers() -> tuple[Hashes, Hashes]:
-    """(powers of _BASE, powers of its inverse) modulo 2^64, from the power 0 on."""
+    """Return (powers of _BASE, powers of its inverse) modulo 2^64, starting with power 0."""
     factors = np.full((2, _CHARACTERS + 1), [[_BASE], [pow(_BASE, -1, 1 << 64)]], np.uint64)
     factors[:, 0] = 1
     powers, inverses = np.cumprod(factors, axis=1, dtype=np.uint64)

@@ -47,7 +47,8 @@ def build_app() -> App:
     """Return the application with all commands, without importing them."""
     app = App(
         name="finetale",
-        help="Fine-tune GPT-2 and similar models on your own text, and see in numbers and samples whether they got better.",
+        help="Fine-tune GPT-2 and similar models on your own text, and see in numbers and samples whether they got "
+        "better.",
         version=finetale.__version__,
         help_format="plaintext",
         console=Console(),
@@ -106,7 +107,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _memory_ran_out(error: Exception) -> int:
     limit = memory_limit_error(error)
-    error.__traceback__ = None  # releases what the frames hold, so that there is memory to print with
+    error.__traceback__ = None  # frees the memory of the frames, so that printing succeeds
     try:
         print_error(limit.message, limit.hint)
     except MemoryError:
@@ -121,7 +122,7 @@ def _bug() -> int:
 
 
 def _call(app: App, words: list[str]) -> int:
-    """Parse a command line and call its command; a lone `-`, an option to the parser, gets another name meanwhile."""
+    """Parse a command line and call its command. A lone `-` is renamed for the parser, which takes it for an option."""
     command, bound, _ = app.parse_args([_DASH if word == "-" else word for word in words])
     named = {name: _undash(value) for name, value in bound.kwargs.items()}
     if any(word in COMMANDS for word in words):
@@ -136,7 +137,7 @@ def _undash(value: Any) -> Any:
 
 
 def main() -> None:
-    """Entry point of the `finetale` command."""
+    """Run the `finetale` command."""
     leave(run())
 
 

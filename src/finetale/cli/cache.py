@@ -27,7 +27,7 @@ def command(
     cache_dir: Annotated[
         Path | None,
         Parameter(
-            help="The cache to look at. auto: FINETALE_CACHE, else ~/.cache/finetale. "
+            help="Folder of the cache. auto: FINETALE_CACHE, else ~/.cache/finetale. "
             "Its limit is FINETALE_CACHE_LIMIT, such as 50GB or none, else 10 GiB."
         ),
     ] = None,
@@ -35,8 +35,8 @@ def command(
 ) -> int:
     """Show what the cache holds, or empty it.
 
-    Everything in it is made again when it is needed; runs lose nothing. When it outgrows FINETALE_CACHE_LIMIT (10 GiB,
-    unless the variable holds another size or none), the entries that were not used for longest are deleted.
+    Finetale recreates deleted entries when it needs them. Runs lose nothing. When the cache exceeds its limit, the
+    least recently used entries are deleted. The limit is FINETALE_CACHE_LIMIT (a size or none), else 10 GiB.
     """
     root, limit = cache_root(cache_dir), size_limit()
     deleted: list[Entry] = []
@@ -109,7 +109,7 @@ def _row(entry: Entry) -> dict[str, Any]:
 
 
 def _content(entry: Entry) -> str:
-    """What an entry was made from, as far as it says so itself; else its name."""
+    """Return the sources of an entry if it records them, else its name."""
     if entry.kind == "tokens":
         try:
             named = read_json(entry.path / "store.json").get("report", {}).get("sources", [])

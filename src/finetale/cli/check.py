@@ -36,7 +36,7 @@ def command(
     quiet: Quiet = False,
     **settings: Any,
 ) -> int:
-    """Show what would be trained on: documents, encodings, splits, repeats, tokens; every problem by file and line.
+    """Show what would be trained on: documents, encodings, splits, repeats, tokens. Show problems by file and line.
 
     The exit code is 1 if `finetale train` would refuse the text.
     """
@@ -143,7 +143,7 @@ def _show_problems(console: Console, text: TextReport) -> None:
         console.print(f"[{colour}]{word}[/] {escape(where)}: {what}{times}", soft_wrap=True)
     if any(problem.fatal for problem in problems):
         hints = dict.fromkeys(problem.hint for problem in problems if problem.fatal and problem.hint)
-        advice = "Correct what is marked as error, or name other sources; training would stop there."
+        advice = "Correct the errors, or name other sources. Training would stop there."
         console.print(f"hint: {escape(' '.join([*hints, advice]))}", soft_wrap=True)
     if (number := len(problems) + text.more_problems) > _MAX_PROBLEMS:
         console.print(f"… and {number - _MAX_PROBLEMS:,} more; --json lists the first {len(problems):,}")

@@ -30,8 +30,8 @@ def command(
 ) -> int:
     """Compare two models on the same text, prompts and seeds.
 
-    Given one run directory alone, compare the run with its base again. Where AFTER is a run directory and --text is not
-    given, the run's own held-out text is used.
+    With one run directory alone, compare the run with its base again. If AFTER is a run directory and --text is not
+    given, use the run's own held-out text.
     """
     from finetale import pipeline
     from finetale.cli.outcome import print_comparison

@@ -34,9 +34,9 @@ def command(
 ) -> int:
     """Train and compare offline: the bundled model learns the tales of Tarrowside.
 
-    The bundled model is a small GPT-2 that was trained on old children's books. The demo fine-tunes it on 132 tales from
-    one invented valley, measures both models on held-out tales, lets both write, and names the report. A second demo
-    replaces the first.
+    The bundled model is a small GPT-2 that was trained on old children's books. The demo fine-tunes it on 132 tales
+    from one invented valley, measures both models on held-out tales, prints samples of both, and names the report. A second
+    demo replaces the first.
     """
     from finetale import pipeline
     from finetale.cli.outcome import print_outcome
@@ -57,7 +57,7 @@ def command(
 
 
 def _is_demo(run: RunDirectory) -> bool:
-    """Return whether a run has the demo's settings, so that replacing it loses nobody's work."""
+    """Return whether a run has the demo's settings. Only such a run may be replaced."""
     try:
         config = read_settings_file(run.config)
     except ConfigError:

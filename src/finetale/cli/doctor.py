@@ -40,7 +40,8 @@ def command(*, as_json: Json = False) -> int:
     console = stdout()
     gpu = machine["gpu"]
     console.print(
-        f"Processor   {escape(machine['cpu'])}, {machine['cores']} cores, {'computes in bf16' if machine['cpu_bf16'] else 'no bf16'}"
+        f"Processor   {escape(machine['cpu'])}, {machine['cores']} cores, "
+        f"{'computes in bf16' if machine['cpu_bf16'] else 'no bf16'}"
     )
     console.print(f"Memory      {size(machine['memory_bytes'])}, {size(available_memory())} free")
     console.print(f"GPU         {escape(gpu['name']) if gpu else 'none'}")
@@ -77,7 +78,8 @@ def _advice(machine: dict[str, Any], checks: list[dict[str, Any]]) -> list[str]:
         )
     if machine["gpu"] is None:
         lines.append(
-            "There is no GPU that torch can use. Small models (bundled, new:1m to 10m, distilgpt2) train well on a processor; for gpt2-medium and larger a GPU is many times faster."
+            "There is no GPU that torch can use. Small models (bundled, new:1m to 10m, distilgpt2) train well on a "
+            "processor. For gpt2-medium and larger a GPU is many times faster."
         )
         if not machine["cpu_bf16"]:
             lines.append("This processor does not compute in bf16, so training runs in fp32.")
@@ -86,7 +88,8 @@ def _advice(machine: dict[str, Any], checks: list[dict[str, Any]]) -> list[str]:
         lines.append(f"OMP_NUM_THREADS={threads} keeps torch from using all {machine['cores']} cores.")
     if shutil.disk_usage(_existing(Path.cwd())).free < 5e9:
         lines.append(
-            "Less than 5 GB of disk are free here; a run of gpt2 keeps about 5 GB (two checkpoints and the best model)."
+            "Less than 5 GB of disk space are free here. A run of gpt2 needs about 5 GB for two checkpoints and the "
+            "best model."
         )
     return lines or ["Nothing stands in the way."]
 

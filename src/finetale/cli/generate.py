@@ -49,8 +49,8 @@ def command(
 ) -> int:
     """Continue each PROMPT with MODEL.
 
-    Without a prompt, a terminal begins a conversation: it reads prompts and continues each. Lines that are piped in are
-    prompts. Where there is neither, the model begins a text of its own.
+    Without a prompt, a terminal begins a conversation: it reads prompts and continues each. Each line of piped input is
+    a prompt. Without a prompt, terminal or input, the model begins a text of its own.
     """
     sampling = SamplingSettings.resolve(settings)
     given = read_prompts(model, prompt, prompts, prompts_file)

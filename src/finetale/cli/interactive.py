@@ -1,4 +1,4 @@
-"""A conversation in the terminal: prompts are read one after the other, and each is continued as it is typed."""
+"""Hold a conversation in the terminal: read one prompt after another, and print each continuation as it is made."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Ctrl-C stops the text that is being written. Ctrl-D or /quit leaves.
 
 
 def converse(model: str, settings: SamplingSettings, proceed: Continue) -> None:
-    """Read prompts from the terminal and print their continuations until the person leaves.
+    """Read prompts from the terminal and print their continuations until the user leaves.
 
-    Each text has the next seed, so that the same prompt gives another text.
+    The seed grows by one per text, so that the same prompt gives another text.
     """
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (input() edits lines and keeps a history with it)
@@ -37,10 +37,10 @@ def converse(model: str, settings: SamplingSettings, proceed: Continue) -> None:
 
 
 def _take_turn(settings: SamplingSettings, proceed: Continue) -> SamplingSettings | None:
-    """Read one line and do what it asks for; returns the settings of the next turn, None at the end.
+    """Read one line and carry it out. Return the settings of the next turn, or None at the end.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; the conversation goes on.
+        KeyboardInterrupt: Ctrl-C was pressed while a line was read. The conversation continues.
     """
     try:
         line = input("> ")
@@ -50,7 +50,7 @@ def _take_turn(settings: SamplingSettings, proceed: Continue) -> SamplingSetting
     if line.strip() in ("/quit", "/exit"):
         return None
     if line.startswith("/"):
-        return _obey(line, settings)
+        return _run_command(line, settings)
     if problem := describe_surrogates(line, from_bytes=True):
         sys.stdout.write(f"error: The prompt {problem}.\n")
         return settings
@@ -67,7 +67,7 @@ def _take_turn(settings: SamplingSettings, proceed: Continue) -> SamplingSetting
     return settings.model_copy(update={"seed": (settings.seed + 1) % 2**32})
 
 
-def _obey(line: str, settings: SamplingSettings) -> SamplingSettings:
+def _run_command(line: str, settings: SamplingSettings) -> SamplingSettings:
     """Return the settings after a line that begins with a slash."""
     name, _, value = line[1:].strip().partition(" ")
     if name in ("help", "?", ""):

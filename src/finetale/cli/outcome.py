@@ -1,4 +1,4 @@
-"""The end of a run in the terminal: the verdict, the figures, samples, and what to do next."""
+"""Print the result of a run: the verdict, the figures, samples, and the next commands."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from finetale.rundir import RunDirectory
 from finetale.schema import ComparisonFile
 
 _WIDE = 72
-"""Columns from which on intervals have a column of their own."""
+"""Minimum width of the terminal, in columns, to give intervals a column of their own."""
 _SIDE_BY_SIDE = 56
-"""Columns from which on samples stand beside each other."""
+"""Minimum width of the terminal, in columns, to print samples beside each other."""
 
 
 def print_outcome(run: RunDirectory, *then: str) -> None:
@@ -25,7 +25,7 @@ def print_outcome(run: RunDirectory, *then: str) -> None:
 
     Args:
         run: a finished run.
-        then: commands to name after the usual one.
+        then: further commands to print after the usual one.
     """
     console = stdout()
     comparison = run.read_comparison()

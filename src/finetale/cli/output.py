@@ -57,7 +57,7 @@ def progress(*, quiet: bool = False, as_json: bool = False) -> Display:
 
 
 def quiet_libraries() -> None:
-    """Silence the messages of libraries; Finetale checks and reports what matters."""
+    """Silence the messages of libraries. Finetale checks and reports what matters."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

@@ -20,7 +20,7 @@ from finetale.schema import RunManifest
 
 _TITLES = ("run", "status", "base", "steps", "before", "after", "time")
 _WIDE = 72
-"""Columns from which on the runs are a table."""
+"""Minimum width of the terminal, in columns, to print a table."""
 
 
 def command(

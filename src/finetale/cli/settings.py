@@ -18,7 +18,7 @@ ALIASES: dict[str, tuple[str, ...]] = {"prompts": ("--prompt",), "model": ("-m",
 def with_settings(
     *sections: type[Settings], skip: tuple[str, ...] = ()
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command a flag for each setting of the sections. Values that are given arrive in its `**settings`.
+    """Give a command a flag for each setting of the sections. The command receives given values as `**settings`.
 
     Values stay text, because `Settings.resolve` validates all of them together.
     """
@@ -75,7 +75,7 @@ def _parameter(name: str, field: FieldInfo, group: Group) -> inspect.Parameter:
 
 
 def _metavar(kind: Any) -> str:
-    """Return what the help text shows for a value: its choices, or INT, FLOAT, PATH, TEXT."""
+    """Return the placeholder for a value in the help text: its choices, or INT, FLOAT, PATH, TEXT."""
     if get_origin(kind) is Literal:
         return "|".join(get_args(kind))
     names = str(kind)

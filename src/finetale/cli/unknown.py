@@ -1,4 +1,4 @@
-"""Flags that a command does not have: what they are called here, by meaning first and then by spelling."""
+"""Explain unknown flags: suggest a flag of the same meaning first, then one of similar spelling."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from finetale.config import Config
 from finetale.trainer_names import find_name, plain_name
 
 _MODEL_FIRST = {"generate": 'MODEL "PROMPT"', "evaluate": "MODEL SOURCE", "compare": "BEFORE AFTER", "serve": "MODEL"}
-"""Commands whose model is their first argument, with what they take."""
+"""Commands whose first argument is the model, with their arguments."""
 
 
 def explain_unknown(app: App, command: str, words: Sequence[str]) -> tuple[str, str] | None:
-    """Return message and hint for all unknown flags of a command line; None if there is none.
+    """Return message and hint for all unknown flags of a command line. None if there is none.
 
     Args:
         command: the name of the command.
-        words: what follows it.
+        words: the words after it.
     """
     flags = {name for argument in app[command].assemble_argument_collection() for name in argument.names}
     flags |= {"--help", "-h", "--version"}
@@ -43,7 +43,7 @@ def explain_unknown(app: App, command: str, words: Sequence[str]) -> tuple[str, 
 
 
 def _hint(command: str, flags: set[str], flag: str, value: str) -> str:
-    """Return one sentence on one unknown flag; a value is repeated in the flag to write instead."""
+    """Return one sentence on one unknown flag. It repeats the value with the suggested flag."""
     if flag in ("-m", "--model") and command in _MODEL_FIRST:
         also = "; --also NAME=MODEL serves another one" if command == "serve" else ""
         return f"The model is the first argument: finetale {command} {_MODEL_FIRST[command]}{also}."

@@ -1,7 +1,7 @@
-"""Events of a run → one display in a notebook that is updated in place.
+"""Show the events of a run in one display of a notebook, which is updated in place.
 
-Jupyter, Colab and their kin show each printed line for good; a run prints hundreds. So one block of HTML is replaced
-instead, a few times per second at most.
+Jupyter and Colab keep every printed line, and a run prints hundreds. So one block of HTML is replaced instead, at most
+a few times per second.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from finetale.schema import (
 )
 
 _SECONDS_APART = 0.25
-"""Updates that come faster than this are left out, except the last."""
+"""Minimum time between two updates. Important events and the end are always drawn."""
 
 
 def in_notebook() -> bool:
-    """Whether the program runs in a notebook's kernel, which shows HTML. IPython's shell in a terminal is none."""
+    """Return whether the program runs in a notebook's kernel, which shows HTML. IPython in a terminal is not one."""
     if "IPython" not in sys.modules:
         return False
     from IPython import get_ipython
@@ -64,7 +64,7 @@ class NotebookDisplay:
             self._draw()
 
     def __call__(self, event: Event) -> None:
-        """Take in an event, and draw if the last drawing is old enough."""
+        """Store an event, and draw if it is important or the last drawing is old enough."""
         important = True
         if isinstance(event, WarningEvent):
             self._notes.append(("warning", event.message))
@@ -96,7 +96,7 @@ class NotebookDisplay:
             self._handle.update(block)
 
     def to_html(self) -> str:
-        """Return what is shown now."""
+        """Return the current state as HTML."""
         parts = [f"<b>{kind}:</b> {html.escape(message)}" for kind, message in self._notes]
         state = self._state
         if state.total:

@@ -65,7 +65,7 @@ class Display:
         self.close()
 
     def close(self) -> None:
-        """Stop the live panel and the progress line. The panel's last state stays on the screen; the line goes."""
+        """Stop the live panel and the progress line. The panel's last state stays on the screen. The line vanishes."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -76,7 +76,7 @@ class Display:
     def __call__(self, event: Event) -> None:
         try:
             self._show(event)
-        except OSError:  # the terminal was closed; the run does not need it
+        except OSError:  # the terminal was closed; the run continues without it
             self.quiet, self._live, self._busy = True, None, None
             self.console = Console(file=io.StringIO())
 

@@ -15,8 +15,8 @@ class Turns(Generic[T]):
     """The queue.
 
     Args:
-        max_length: maximum length. For a client with nothing in the queue it is a quarter more, so that no client can lock
-            out the others by filling the queue.
+        max_length: maximum length. For a client with nothing in the queue it is a quarter more, so that no client can
+            lock out the others by filling the queue.
     """
 
     def __init__(self, max_length: int) -> None:

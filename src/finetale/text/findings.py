@@ -260,8 +260,8 @@ def not_looked_for(text: Report) -> str:
     near = report.near_duplicates
     if near is not None and near.not_compared_with_all:
         return (
-            f"{count(near.not_compared_with_all)} documents are in part like so many others that they were not compared "
-            "with all of them."
+            f"{count(near.not_compared_with_all)} documents are in part like so many others that they were not "
+            "compared with all of them."
         )
     if near is not None and near.compared_with:
         return f"Near repeats were looked for among the first {count(near.compared_with)} documents only."

@@ -1,10 +1,11 @@
-"""Which earlier document a text nearly repeats: MinHash and banded look-up, linear in the text. Knows nothing of splits.
+"""Find the earlier document that a text nearly repeats: MinHash and banded look-up. Knows nothing of splits.
 
-Two texts are as similar as the share of their passages of three words that both have (the Jaccard index). It is
-estimated from 64 minima of hashes (Broder 1997), and only texts that agree in a band of four minima are compared (Indyk
-and Motwani 1998): of pairs with 70% in common 1% is missed, of pairs with 80% one in 5,000.
+The similarity of two texts is the share of their passages of three words that both have (the Jaccard index). It is
+estimated from 64 minima of hashes (Broder 1997). Only texts that agree in a band of four minima are compared (Indyk and
+Motwani 1998). This misses 1% of the pairs with a similarity of 70%, and one in 5,000 of those with 80%. The time is
+linear in the text.
 
-A sketch is one row of 16 keys of 64 bits: a key holds the four minima of a band, 16 bits of each. Two different minima
+A sketch is one row of 16 keys of 64 bits. A key holds the four minima of a band, 16 bits of each. Two different minima
 agree in these bits with a probability of 1 in 65,536, far below the error of the estimate.
 """
 
@@ -22,11 +23,11 @@ from finetale.text.key_table import KeyStore, KeyTable, occurs_twice
 from finetale.text.words import SYLLABLES, grams
 
 SIMILAR = 0.6
-"""Least share of passages in common of near repeats: about 7 changed words in 100."""
+"""Minimum similarity of near repeats. It allows about 7 changed words in 100."""
 MIN_WORDS = 5
-"""Fewest words of a document that is compared; two shorter ones are alike too easily."""
+"""Minimum number of words of a document to compare. Shorter documents are often similar by chance."""
 MAX_DOCUMENTS = 1_000_000
-"""Most documents that later ones are compared with, about 270 bytes of memory each."""
+"""Maximum number of documents that later ones are compared with. Each takes about 270 bytes of memory."""
 
 _MINIMA = 64
 _BANDS = 16
@@ -38,41 +39,39 @@ _APOSTROPHES = re.compile("['’]")
 _WORD = re.compile(rf"[{SYLLABLES}]|[^\W_{SYLLABLES}]+")
 _BETWEEN_WORDS = re.compile(rf"\s|[{SYLLABLES}]")
 _ASCII_WORDS = bytes(code if chr(code).isalnum() else 32 for code in range(128)).lower() + bytes(128)
-# Different for each band, so that equal minima of two bands are two keys.
+# The salts differ, so that equal minima in two bands give two keys.
 _SALTS = np.random.default_rng(_SEED).integers(1, 1 << 63, _BANDS, np.uint64)
 
 Sketches = NDArray[np.uint64]
 
 
 class NearIndex:
-    """The sketches of documents that were read, to be found again by similarity.
+    """An index of the sketches of earlier documents, for a search by similarity.
 
-    `prepare` looks up many sketches at once: a document whose bands no other has needs no look-up of its own.
+    `prepare` looks up many sketches at once. A document that shares no band with any other needs no further look-up.
 
     Attributes:
-        crowded: documents that were compared with a thousand of those they are like in part, and not with all.
+        crowded: number of documents with more than a thousand candidates, of which only a thousand were compared.
     """
 
     def __init__(self) -> None:
         self._keys = KeyStore()  # by document and band
-        self._table = KeyTable(self._keys)  # of each key, the first document that has it
-        self._later: dict[
-            int, array[int]
-        ] = {}  # by place of that first one: the other documents, as indices of `_keys`
+        self._table = KeyTable(self._keys)  # for each key, the first document that has it
+        self._later: dict[int, array[int]] = {}  # by index of that first key: the other documents that have the key
         self._numbers = array("Q")
-        self._lonely: list[int] = []  # documents that `prepare` said no other is like, not in the table yet
+        self._lonely: list[int] = []  # documents without a shared band, not in the table yet
         self.crowded = 0
         self._is_crowded = False
 
     @property
     def is_full(self) -> bool:
-        """Whether no more documents are taken in."""
+        """Whether the index accepts no more documents."""
         return len(self._numbers) >= MAX_DOCUMENTS
 
     def prepare(self, sketches: Sketches) -> NDArray[np.bool_]:
-        """Say of each sketch whether it has a band in common with an earlier document or another of these sketches.
+        """Return, for each sketch, whether it shares a band with an earlier document or another of these sketches.
 
-        Those without can be added with `add_lonely` until the next call, and `find` would find nothing for them.
+        For a sketch that shares none, `find` would return None. Add it with `add_lonely` before the next call.
         """
         self._add_to_table()
         keys = sketches.reshape(-1)
@@ -80,7 +79,7 @@ class NearIndex:
         return np.asarray(shared.reshape(-1, _BANDS).any(axis=1))
 
     def find(self, sketch: Sketches) -> tuple[int, float] | None:
-        """(number, similarity) of the most similar document, the earliest of these; None if none is similar enough."""
+        """Return (number, similarity) of the most similar document, the earliest at a tie. None if none is similar."""
         first = self._table.find(sketch)
         candidates: set[int] = set()
         for entry in first[first >= 0].tolist():
@@ -97,10 +96,10 @@ class NearIndex:
         return (self._numbers[chosen[best]], float(alike[best])) if alike[best] >= SIMILAR else None
 
     def add(self, sketch: Sketches, number: int) -> None:
-        """Remember a document, the one that was looked for last, under a number of the caller's.
+        """Add the document of the last `find`, under a number that the caller chooses.
 
-        A document that is like a thousand others in part, as filled-in forms are, is left out: each more would cost all
-        later ones time.
+        A document with more than a thousand candidates, such as a filled-in form, is not added, because each one would
+        slow down all later searches.
         """
         if self.is_full or self._is_crowded:
             return
@@ -113,7 +112,7 @@ class NearIndex:
         self._table.add(start + np.flatnonzero(first < 0))
 
     def add_lonely(self, sketch: Sketches, number: int) -> None:
-        """Remember a document that `prepare` said no other is like."""
+        """Add a document for which `prepare` returned False."""
         if not self.is_full:
             self._keys.extend(sketch)
             self._lonely.append(len(self._numbers))
@@ -130,8 +129,7 @@ def sketches_of(texts: Sequence[str]) -> tuple[Sketches, NDArray[np.int64]]:
     """Compute the sketches of texts.
 
     Returns:
-        (sketches, index): one row of each text that is long enough, and the row of each text, -1 for those that are too
-        short.
+        (sketches, index): one row per text that is long enough, and the row number of each text, -1 if it is too short.
     """
     rows: list[list[int]] = []
     passages: list[list[str]] = []
@@ -152,19 +150,19 @@ def sketches_of(texts: Sequence[str]) -> tuple[Sketches, NDArray[np.int64]]:
 
 
 def sketch_of(text: str) -> Sketches | None:
-    """Compute the sketch of one text, shape (16,); None if it is too short."""
+    """Compute the sketch of one text, shape (16,). None if the text is too short."""
     sketches, index = sketches_of([text])
     return sketches[0] if index[0] >= 0 else None
 
 
 def _minima(sketches: Sketches) -> NDArray[np.uint16]:
-    """The minima of each row, 16 bits each, shape (rows, 64)."""
+    """Return the minima of each row, 16 bits each, shape (rows, 64)."""
     minima: NDArray[np.uint16] = (sketches ^ _SALTS).view(np.uint16)
     return minima
 
 
 def _minima_of_long(text: str) -> list[int] | None:
-    """The minima of a text that is worked through piece by piece, so that its words are never all in memory."""
+    """Return the minima of a long text. It is processed piece by piece, so that its words are never all in memory."""
     sketch = RMinHash(_MINIMA, _SEED)
     before: list[str] = []
     number = 0
@@ -188,7 +186,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _words(text: str) -> list[str]:
-    """Words in lower case, apostrophes left out; the quick way for ASCII finds the same as the pattern."""
+    """Return the words in lower case, without apostrophes. The fast path for ASCII gives the same as the pattern."""
     if text.isascii():
         return text.encode().translate(_ASCII_WORDS, b"'").decode().split()
     return _WORD.findall(_APOSTROPHES.sub("", text).lower())

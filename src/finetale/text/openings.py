@@ -1,4 +1,4 @@
-"""The first words of a story, by language: the prompt where nobody named one."""
+"""The first words of a story by language: the default prompt."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ OPENINGS = {
 
 
 def opening(languages: Iterable[Mapping[str, Any]]) -> str | None:
-    """Return how a story begins in the commonest language of a text.
+    """Return how a story begins in the most frequent language of a text.
 
     Args:
-        languages: the `languages` of a data report, the commonest first.
+        languages: the `languages` of a data report, most frequent first.
 
     Returns:
-        None where the language is unknown, or stands for several.
+        None if the language is unknown, or the guess covers several languages ("Arabic script").
     """
     first = next(iter(languages), None)
     return None if first is None else OPENINGS.get(str(first.get("language")))

@@ -1,8 +1,8 @@
-"""Personal data in a text: addresses, telephone and card numbers, bank accounts, keys. Knows nothing of files.
+"""Find personal data in a text: e-mail addresses, telephone and card numbers, bank accounts, keys. Knows no files.
 
-What is found must look like it in every way that can be checked: the check digits of cards (Luhn, ISO/IEC 7812) and
-accounts (ISO 7064), the way telephone numbers are grouped and introduced, the prefixes that services give their keys.
-Names and postal addresses can't be told from other text in such a way and are not looked for.
+A finding must pass every available check: the check digits of cards (Luhn, ISO/IEC 7812) and accounts (ISO 7064), the
+grouping and context of telephone numbers, the prefixes that services give their keys. Names and postal addresses have
+no such checks, so they are not searched for.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from itertools import pairwise
 
 KINDS = ("email", "phone", "card", "iban", "key")
 
-# First what is written in ASCII, for in Chinese and Japanese no space parts an address from the words around it.
+# The ASCII patterns come first, because Chinese and Japanese put no space between an address and the words around it.
 _LOCALS = (re.compile(r"[A-Za-z0-9_.+%'-]{0,63}[A-Za-z0-9_+%-]\Z"), re.compile(r"[\w.+%'-]{0,63}[\w+%-]\Z"))
 _DOMAINS = (
     re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9])"),
     re.compile(r"(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}[^\W\d_]{2,24}(?![^\W_])"),
 )
 
-_HINT = re.compile("[0-9@]|PRIVATE KEY")  # everything below has one of these
+_HINT = re.compile("[0-9@]|PRIVATE KEY")  # every finding contains one of these
 _DIGIT = re.compile("[0-9]")
 _SPACE = re.compile(r"\s")
-# Groups of digits, seven or more in all, with little between two of them.
+# Seven or more digits, with at most a few separators between two of them.
 _NUMBER = re.compile(r"[0-9](?:(?: [-\u2013] |[ \u00a0.()/\-\u2010\u2011\u2013]{0,2})[0-9]){6,200}")
 _GROUP = re.compile("[0-9]+")
 _MAX_GROUPS = 7  # of one number: +1 (212) 555 01 47 12
@@ -32,8 +32,8 @@ _MAX_IN_A_ROW = 14  # groups; longer rows are tables
 _NUMBER_GOES_ON = re.compile(r"(?:[A-Za-z0-9_#$€£=/]|[0-9][.,:]|[A-Za-z0-9_]-)\Z")
 _MORE_FOLLOWS = re.compile(r"[A-Za-z0-9_]|[.,:-][0-9]")
 _CONTEXT = re.compile(
-    r"(?:(?:\b(?:tel|telephone|telefon|teléfono|telefono|telefone|téléphone|tél|phone|ph|mobile|móvil|mobil|handy|cellular|cellulare"
-    r"|fax|whatsapp|sms|hotline|тел|телефон)\b|☎|📞|电话|電話|手机|手機|携帯|전화)[^0-9\n]{0,24}"
+    r"(?:(?:\b(?:tel|telephone|telefon|teléfono|telefono|telefone|téléphone|tél|phone|ph|mobile|móvil|mobil|handy"
+    r"|cellular|cellulare|fax|whatsapp|sms|hotline|тел|телефон)\b|☎|📞|电话|電話|手机|手機|携帯|전화)[^0-9\n]{0,24}"
     r"|\b(?:call|ring|dial|cell)\b(?: (?:me|us|him|her|them))?(?: (?:on|at))?\W{0,3})\Z",
     re.IGNORECASE,
 )
@@ -44,7 +44,8 @@ _COUNTS = re.compile(
 _AMERICAN = re.compile(r"(?:1[ .-]?)?\(?[2-9]\d\d\)?(?:(?: ?[.-] ?|(?<=\)) ?)\d{3} ?[.-] ?| [2-9]\d\d[ .-])\d{4}\Z")
 _CARD_GROUPS = {(4, 4, 4, 4), (4, 6, 5), (4, 6, 4), (4, 4, 4, 1), (4, 4, 4, 4, 3)}
 _CARD_ISSUERS = re.compile(
-    r"^(?:4\d{12}(?:\d{3}){0,2}|(?:5[1-5]|2[2-7])\d{14}|3[47]\d{13}|3(?:0[0-5]|[68]\d)\d{11}|(?:6011|65\d\d|64[4-9]\d)\d{12,15}|35\d{14})$"
+    r"^(?:4\d{12}(?:\d{3}){0,2}|(?:5[1-5]|2[2-7])\d{14}|3[47]\d{13}|3(?:0[0-5]|[68]\d)\d{11}"
+    r"|(?:6011|65\d\d|64[4-9]\d)\d{12,15}|35\d{14})$"
 )
 _IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}[0-9]{2}(?:[ \u00a0\u202f]?[A-Z0-9]){11,30}")
 _IBAN_LENGTHS = {
@@ -74,9 +75,10 @@ _PRIVATE = re.compile(
 _BEFORE_SECRET = 48  # characters
 _SECRET_MARK = re.compile("key|token|secret|passw|pwd|credential", re.IGNORECASE)
 _SECRET = re.compile(
-    r"(?<![A-Za-z])(?:api|access|auth|secret|private|client|account|signing|encryption|bearer)[ _-]?(?:key|token|secret)s?"
-    r"[\"'`]?(?: is)?\s{0,3}(?::|=|=>|:=)?\s{0,3}[\"'`]?([A-Za-z0-9+/_=.~-]{16,200})"
-    r"|(?<![A-Za-z])(?:token|secret|password|passwd|pwd|credentials?)[\"'`]?\s{0,3}(?::|=|=>|:=)\s{0,3}[\"'`]?([^\s\"'`<>]{8,200})",
+    r"(?<![A-Za-z])(?:api|access|auth|secret|private|client|account|signing|encryption|bearer)[ _-]?"
+    r"(?:key|token|secret)s?[\"'`]?(?: is)?\s{0,3}(?::|=|=>|:=)?\s{0,3}[\"'`]?([A-Za-z0-9+/_=.~-]{16,200})"
+    r"|(?<![A-Za-z])(?:token|secret|password|passwd|pwd|credentials?)[\"'`]?\s{0,3}(?::|=|=>|:=)\s{0,3}[\"'`]?"
+    r"([^\s\"'`<>]{8,200})",
     re.IGNORECASE,
 )
 
@@ -91,7 +93,7 @@ class Finding:
 
 
 def find_personal_data(text: str) -> list[Finding]:
-    """All personal data in a text, in order and without overlaps. Takes time linear in the text."""
+    """Return all personal data in a text, in order and without overlaps. The time is linear in the text."""
     if _HINT.search(text) is None:
         return []
     spans = [
@@ -110,7 +112,7 @@ def find_personal_data(text: str) -> list[Finding]:
 
 
 def mask(text: str, findings: list[Finding]) -> str:
-    """The text with [EMAIL], [PHONE], [CARD], [IBAN] and [KEY] in the place of what was found."""
+    """Return the text with findings replaced by [EMAIL], [PHONE], [CARD], [IBAN] and [KEY]."""
     parts, end = [], 0
     for finding in findings:
         parts += [text[end : finding.start], f"[{finding.kind.upper()}]"]
@@ -140,7 +142,7 @@ def _keys(text: str) -> Spans:
 
 
 def _words_with_digits(text: str) -> Iterator[tuple[int, int]]:
-    """Places of what stands between white space and holds a digit, for every key does; prose has few of them."""
+    """Yield the places of words that contain a digit. Every key contains one, and prose has few such words."""
     stop = 0
     while digit := _DIGIT.search(text, stop):
         start = digit.start()
@@ -152,7 +154,7 @@ def _words_with_digits(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _is_secret(value: str, shortest: int) -> bool:
-    """Whether a value is no word, number or name: letters and digits mixed, and no character too common."""
+    """Return whether a value looks random: it mixes letters and digits, and repeats no character too often."""
     if len(value) < shortest or not re.search("[0-9]", value) or not re.search("[A-Za-z]", value):
         return False
     return len(set(value)) * 5 >= min(len(value), 40) * 2
@@ -178,7 +180,7 @@ def _accounts(text: str) -> Spans:
             turned = "".join(str(int(character, 36)) for character in plain[4:] + plain[:4])
             if length and len(plain) == length and int(turned) % 97 == 1:
                 stop = match.start()
-                for _ in plain:  # a sentence may go on in capitals
+                for _ in plain:  # capitals of the sentence may follow the number
                     stop += 1 + text[stop].isspace()
                 yield "iban", match.start(), stop
 
@@ -206,14 +208,14 @@ def _numbers(text: str) -> Spans:
 def _number(
     text: str, groups: list[tuple[int, int]], gaps: list[str], first: int, last: int
 ) -> tuple[str, int, int] | None:
-    """What groups first … last of a row of numbers are, if they are one by themselves."""
+    """Return the finding in groups first … last of a row of numbers, if they form a number of their own."""
     start, stop = groups[first][0], groups[last][1]
     lengths = tuple(b - a for a, b in groups[first : last + 1])
     if not 7 <= sum(lengths) <= 19:
         return None
     inside = set(gaps[first:last])
     is_first, is_last = first == 0, last == len(groups) - 1
-    # Within a row of numbers that are written alike, some of them are no number of their own.
+    # In a row of groups with the same separators, some groups alone are not a number.
     if not is_first and gaps[first - 1] in inside:
         return None
     same_after = not is_last and gaps[last] in inside
@@ -258,6 +260,6 @@ def _is_phone(value: str, lengths: tuple[int, ...], plus: bool, before: str) -> 
 
 
 def _counts_up(value: str) -> bool:
-    """01 02 03 04 05"""
+    """Return whether the groups count up, as in 01 02 03 04 05."""
     numbers = [int(group) for group in _GROUP.findall(value)]
     return len(numbers) > 2 and all(b == a + 1 for a, b in pairwise(numbers))

@@ -1,4 +1,4 @@
-"""Splits the text of one file into raw documents: the whole file, lines, paragraphs, or pieces between separators.
+"""Split the text of one file into raw documents: the whole file, lines, paragraphs, or pieces between separators.
 
 Knows nothing of bytes and records.
 """
@@ -15,18 +15,18 @@ ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
 def separator_of(documents: str) -> str:
-    """Return the separator that the setting `documents` names, with its escapes resolved."""
+    """Return the separator in the setting `documents`, with its escapes resolved."""
     return re.sub(r"\\([ntr\\])", lambda match: ESCAPES[match.group(1)], documents)
 
 
 def plain_documents(texts: Iterator[str], documents: str, account: FileAccount) -> Iterator[tuple[int, str]]:
-    """Yield (first line, raw text) of each document. A file of nothing but white space has none.
+    """Yield (first line, raw text) of each document. A file with only white space has no documents.
 
     Args:
         texts: the file's text in blocks, with \\n as line ends.
         documents: the setting of this name.
-        account: gets the cleaning count "blank_pieces": lines, or pieces between separators, that are nothing but white
-            space and therefore not documents.
+        account: receives the cleaning count "blank_pieces": the number of lines, or pieces between separators, that
+            hold only white space and so are not documents.
     """
     if documents in ("auto", "file"):
         text = "".join(texts)
@@ -65,9 +65,7 @@ def _between_blank_lines(texts: Iterator[str]) -> Iterator[tuple[int, str]]:
 
 def _between(texts: Iterator[str], separator: str) -> Iterator[tuple[int, str]]:
     number = 1
-    pending: list[
-        str
-    ] = []  # blocks without a separator, kept apart so that a long document is not copied again and again
+    pending: list[str] = []  # blocks without a separator, joined only once, so that the time is linear
     overlap = len(separator) - 1
     for text in texts:
         pending.append(text)

@@ -1,4 +1,4 @@
-"""The path through the text layer: sources → inputs → documents → parts in splits; fills the data report on the way."""
+"""Lead text through the layer: sources → inputs → documents → parts in splits. Fills the data report on the way."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from finetale.text.splits import Candidate, Placed, Splitter
 from finetale.text.tables import csv_records
 from finetale.text.words import count_words
 
-HELD_OUT: tuple[Split, ...] = ("test", "validation")  # read before the training text, so that overlap is seen
+HELD_OUT: tuple[Split, ...] = ("test", "validation")  # read before the training text, to detect overlap
 Plan = dict[Split, list[Input]]
 T = TypeVar("T")
 _CHUNK_CHARACTERS = 1_000_000
 _CHUNK_ITEMS = 1_000
 MAX_NAMED = 10
-"""Unreadable files that one message names."""
+"""Maximum number of unreadable files that one message names."""
 
 
 def read_parts(
@@ -44,20 +44,20 @@ def read_parts(
 ) -> tuple[Iterator[Part], TextReport]:
     """Read sources as parts of documents, each in its split.
 
-    All sources are looked for before any is read. Explicit test and validation text comes first, then the training
-    text. One document is in memory at a time, besides those held back until no split is empty (64 MB at most) and what
-    finding repeats takes: about 60 bytes per document, and 270 bytes more for each of the first million if near
-    repeats are looked for.
+    All sources are located before any is read. Explicit test and validation text comes first, then the training text.
+    Memory holds one document at a time, the documents held back until no split is empty (64 MB at most), and the index
+    of repeats. The index takes about 60 bytes per document. A search for near repeats takes 270 bytes more for each of
+    the first million documents.
 
     Args:
         sources: files, folders, `-`, bundled:tales or hf:DATASET[/CONFIG][:SPLIT].
         settings: how to read, clean and split; `validation` and `test` name further sources.
-        on_problem: "raise" stops at the first file that can't be read; "collect" records it as fatal in the report,
-            leaves out the file, or the rest of it, and goes on.
+        on_problem: "raise" stops at the first file that can't be read. "collect" records the problem as fatal in the
+            report, leaves out the file, or the rest of it, and continues.
         offline: use no network for hf: sources.
 
     Returns:
-        (parts, report); the report is complete when the parts have been iterated to the end.
+        (parts, report). The report is complete when the parts have been iterated to the end.
 
     Raises:
         SourceError: a source is missing or can't be read, or there is no text.
@@ -74,10 +74,10 @@ def read_parts(
 
 
 def check_sources(sources: Sequence[str], settings: TextSettings) -> None:
-    """Find all files and folders of the sources, without opening any and without asking a hub.
+    """Find all files and folders of the sources, without opening any and without using the network.
 
     Raises:
-        SourceError: names all that are missing, unreadable or hold nothing that can be read.
+        SourceError: a source is missing, unreadable, or holds nothing that can be read. The message names all of them.
     """
     local = {
         role: tuple(name for name in names if not name.startswith(PREFIX))
@@ -96,13 +96,13 @@ class _Reader:
         self._repeats = Repeats(near=settings.screen or wanted)
         self._finds_personal_data = settings.screen or settings.mask_personal_data
         self._columns: dict[str, SourceColumns] = {}
-        self._taken: list[tuple[str, ...]] = []  # columns, in the order in which the sources took them
+        self._taken: list[tuple[str, ...]] = []  # columns, in the order in which they were chosen
         report.looked_for(near=settings.screen or wanted, personal_data=self._finds_personal_data)
 
-    # -- what there is
+    # -- finding the files
 
     def plan(self, sources: Sequence[str], *, offline: bool) -> Plan:
-        """Return the inputs of each split; raise one error for all sources that can't be read."""
+        """Return the inputs of each split. Raise one error for all sources that can't be read."""
         plan: Plan = {split: [] for split in SPLITS}
         errors: list[FileError] = []
         by_role: dict[Split, Sequence[str]] = {
@@ -144,7 +144,7 @@ class _Reader:
         for split, entry in found.items():
             given = {"validation": self._settings.validation, "test": self._settings.test}.get(split, ())
             if split != role and given:
-                others.append(entry.name)  # text named by hand goes before a dataset's own split
+                others.append(entry.name)  # text given by the user replaces a dataset's own split
             else:
                 plan[split].append(entry)
         self._report.dataset_splits += others
@@ -202,7 +202,7 @@ class _Reader:
                 self._judge_columns(entry)
 
     def _judge_columns(self, last: Input) -> None:
-        """Check at the end of a source that the columns taken hold most of its text."""
+        """Check, at the end of a source, that its chosen columns hold most of the text."""
         try:
             self._columns_of(last).judge()
         except FileError as error:
@@ -224,14 +224,14 @@ class _Reader:
         for chunk in in_chunks(self._raw_documents(entry, account), _size_of_raw):
             raws = [raw for _, raw in chunk]
             texts = cleaner.clean_all(raws)
-            if texts is None:  # one document after the other, so that those before an error are read
+            if texts is None:  # document by document, so that those before an error are yielded
                 for line, raw in chunk:
                     where = _first_line(line, raw) if strip else line
                     yield from self._read_candidates(entry, account, [cleaner.clean(raw, line)], [where])
             else:
                 lines = [_first_line(line, raw) if strip and raw[:1].isspace() else line for line, raw in chunk]
                 chunk.clear()
-                del raws  # a long document is kept once
+                del raws  # so that memory holds a long document only once
                 yield from self._read_candidates(entry, account, texts, lines)
 
     def _read_candidates(
@@ -242,7 +242,7 @@ class _Reader:
         found: list[Candidate] = []
         for number, (text, line) in enumerate(zip(texts, lines, strict=True)):
             data = text.encode("utf-8")
-            digest = digest_of(data)  # before masking, which must not move a document
+            digest = digest_of(data)  # before masking, because masking must not change a document's split
             document = Document(text, name, line)
             places: tuple[tuple[int, int], ...] = ()
             if self._finds_personal_data and (findings := find_personal_data(text)):
@@ -272,7 +272,7 @@ class _Reader:
         if entry.kind == "parquet" and entry.path is not None:
             return parquet_documents(entry.path, self._columns_of(entry), account)
         texts = Decoder(blocks(name, entry.path), account, settings).blocks()
-        # The rows of a table may end otherwise than the lines within its fields.
+        # The line ends of a table's rows may differ from those within its fields.
         is_table = entry.kind in ("csv", "tsv")
         texts = even_line_ends(texts, account, translate=settings.clean_newlines, mixture_matters=not is_table)
         if entry.kind == "text":
@@ -286,7 +286,7 @@ class _Reader:
             records = csv_records(lines, account, tabs=tabs, wanted=settings.text_column)
         return record_documents(records, self._columns_of(entry), account)
 
-    # -- what becomes of a document
+    # -- placing documents
 
     def _emit_all(self, placed: Iterator[Placed]) -> Iterator[Part]:
         remember, count = self._repeats.remember_new, self._report.count_part
@@ -309,7 +309,7 @@ class _Reader:
                 yield part
 
     def _emit(self, placed: Placed, at: int, *, may_repeat: bool) -> list[Part]:
-        """The parts of the document at a place of the batch."""
+        """Return the parts of the document at a position in the batch."""
         candidate, parts = placed.candidate, placed.parts
         document = candidate.document
         dropped: dict[Split, str] = {}
@@ -351,16 +351,16 @@ class _Reader:
         return found_parts
 
     def _judge(self, placed: Placed, found: Found) -> dict[Split, str]:
-        """Count what a document repeats; why it is dropped, for each of its splits that is."""
+        """Count what a document repeats. Return the reason for each of its splits from which it is dropped."""
         document, exact, near = placed.candidate.document, found.exact, found.near
         report, settings = self._report, self._settings
         splits = [split for split, _ in placed.parts]
-        if exact and exact.stands_beside(placed):
+        if exact and exact.shares_split(placed):
             drop = settings.deduplicate != "off"
             report.duplicates.count(document, exact, dropped=drop)
-            if drop:  # everything else is reported for the first document
+            if drop:  # the first document's other findings are reported already
                 return dict.fromkeys(splits, DUPLICATE)
-        elif near and near.stands_beside(placed):
+        elif near and near.shares_split(placed):
             drop = settings.deduplicate == "near"
             report.near_duplicates.count(document, near, dropped=drop)
             if drop:
@@ -396,7 +396,7 @@ class _Reader:
 def in_chunks(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
     """Group items into lists of at most 1,000 items or 1 million characters, or of one larger item.
 
-    What comes before an error is handed out before the error is raised. The lists belong to the receiver.
+    Items before an error are yielded before the error is raised. The caller may change the lists.
     """
     chunk: list[T] = []
     total = 0
@@ -430,12 +430,12 @@ def _placed_in(split: Split, candidates: Iterable[Candidate]) -> Iterator[Placed
 
 
 def _first_line(line: int, raw: str) -> int:
-    """The line of the first character that is not white space, of a text that starts at `line`."""
+    """Return the line of the first character that is not white space in a text that starts at `line`."""
     return line + raw[: len(raw) - len(raw.lstrip())].count("\n")
 
 
 def _joined(errors: Sequence[FileError]) -> SourceError:
-    """One error for all. Files that can't be read share a sentence, which names the first of many."""
+    """Return one error for all. Unreadable files share one sentence, which names the first ones."""
     if len(errors) == 1:
         return errors[0]
     unreadable = [error for error in errors if error.kind == "unreadable"]

@@ -1,4 +1,4 @@
-"""JSON and Parquet to records. Knows nothing of encodings and of which column holds the text."""
+"""Read records from JSON and Parquet. Knows nothing of encodings and of the column that holds the text."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ _MAX_NAMED_KEYS = 5
 
 
 class DuplicateKeys:
-    """Parses JSON and counts the keys that an object has more than once, of which the last value is used.
+    """Parses JSON and counts the keys that occur more than once in an object. Their last value is used.
 
     Args:
-        account: gets the problem "duplicate_key".
+        account: receives the problem "duplicate_key".
     """
 
     def __init__(self, account: FileAccount) -> None:
         self._account = account
         self.new: list[str] = []
-        """Keys repeated since the last report."""
+        """Keys that were repeated since the last report."""
         self._counts: Counter[str] = Counter()
         self.decoder = json.JSONDecoder(object_pairs_hook=self._object)
 
     def report(self, line: int) -> None:
-        """Report the repeated keys of what was parsed since the last call."""
+        """Report the keys that were repeated since the last call."""
         self._counts.update(self.new)
         count = len(self.new)
         self.new.clear()
@@ -61,10 +61,10 @@ class DuplicateKeys:
 
 
 def jsonl_records(lines: Iterator[tuple[int, str]], account: FileAccount) -> Iterator[tuple[int, Record]]:
-    """Yield (line, record) of JSON Lines; blank lines are skipped.
+    """Yield (line, record) of JSON Lines. Blank lines are skipped.
 
     Raises:
-        FileError: a line is not valid JSON, or neither an object nor a string.
+        FileError: a line is not valid JSON, or is neither an object nor a string.
     """
     file, keys = account.file, DuplicateKeys(account)
     decode = keys.decoder.decode
@@ -82,16 +82,17 @@ def jsonl_records(lines: Iterator[tuple[int, str]], account: FileAccount) -> Ite
 def json_records(texts: Iterator[str], account: FileAccount, wanted: str | None = None) -> Iterator[tuple[int, Record]]:
     """Yield (line, record) of a JSON file.
 
-    It holds an array of objects or strings, which is read one item at a time; or objects one after another, as JSON
-    Lines does; or one object, which is a record itself or holds the records in a list (see `_records_within`).
+    The file holds an array of objects or strings, which is read one item at a time. Or it holds objects one after
+    another, as JSON Lines does. Or it holds one object, which is a record or holds the records in a list (see
+    `_records_within`).
 
     Args:
         texts: the file's text in blocks.
-        account: names the file; gets the problems "records_in_list" and "duplicate_key".
+        account: names the file, and receives the problems "records_in_list" and "duplicate_key".
         wanted: the setting `text_column`.
 
     Raises:
-        FileError: it is not valid JSON, or it holds no records, or several lists of them.
+        FileError: the file is not valid JSON, holds no records, or holds several lists of records.
     """
     file, keys = account.file, DuplicateKeys(account)
     reader = _JsonReader(texts, file, keys.decoder)
@@ -121,11 +122,11 @@ def json_records(texts: Iterator[str], account: FileAccount, wanted: str | None 
 
 
 def _records_within(value: dict[str, Any], account: FileAccount, line: int, wanted: str | None) -> list[Any]:
-    """The records of the one object of a file.
+    """Return the records of a file that holds one object.
 
-    The object is the record if one of its strings has the name of a text column, or if its strings are longer than what
-    its list of objects holds. A list of strings holds the records only if the object has no string. No list holds them
-    if the rest of the object has more characters. `wanted` decides where it leads to a string or a list.
+    The object is the record if one of its strings has the name of a text column, or if its strings are longer than the
+    strings in its list of objects. A list of strings holds the records only if the object has no string of its own. No
+    list holds them if the rest of the object has more characters. If `wanted` leads to a string or a list, it decides.
     """
     lists = {name: items for name, items in value.items() if _is_records(items)}
     strings = {name: text for name, text in value.items() if isinstance(text, str) and any(map(str.isalpha, text))}
@@ -159,7 +160,7 @@ def _is_most_of(value: Mapping[str, Any], name: str) -> bool:
 def _from_list(
     value: dict[str, Any], name: str, strings: Mapping[str, str], account: FileAccount, line: int
 ) -> list[Any]:
-    """Return the items of a list, and report what the object holds besides."""
+    """Return the items of a list, and report the other contents of the object."""
     items: list[Any] = value[name]
     what = "string" if isinstance(items[0], str) else "object"
     one = len(items) == 1
@@ -176,11 +177,11 @@ def _from_list(
 def parquet_documents(path: Path, columns: SourceColumns, account: FileAccount) -> Iterator[tuple[int, str]]:
     """Yield (record number from 1, raw text) of each row of a Parquet file.
 
-    Only the column with the text is read. What the other columns hold is measured in the first rows of the first, the
-    middle and the last row group.
+    Only the column with the text is read. The other columns are measured in the first rows of the first, the middle and
+    the last row group.
 
     Raises:
-        FileError: the file is no Parquet file, has no such column, or holds most of its text in other columns.
+        FileError: the file is not a Parquet file, lacks the column, or holds most of its text in other columns.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -222,7 +223,7 @@ def parquet_documents(path: Path, columns: SourceColumns, account: FileAccount) 
 
 
 def _holds_strings(kind: Any) -> bool:
-    """Whether a column of this Arrow type holds strings, at any depth."""
+    """Return whether a column of this Arrow type holds strings, at any depth."""
     import pyarrow.types as types
 
     if types.is_dictionary(kind):
@@ -235,7 +236,7 @@ def _holds_strings(kind: Any) -> bool:
 
 
 def bad_json(file: str, line: int, reason: object) -> FileError:
-    """Return the error of JSON that can't be parsed."""
+    """Return the error for invalid JSON."""
     if isinstance(reason, json.JSONDecodeError):
         reason = f"{reason.msg}, column {reason.colno}"
     elif isinstance(reason, RecursionError):
@@ -260,7 +261,7 @@ def _is_records(value: Any) -> bool:
 
 
 class _JsonReader:
-    """Reads JSON values from blocks of text, one at a time. At most one value and one block are in memory."""
+    """Reads JSON values from blocks of text, one at a time. Memory holds at most one value and one block."""
 
     def __init__(self, texts: Iterator[str], file: str, decoder: json.JSONDecoder) -> None:
         self._texts = texts
@@ -273,7 +274,7 @@ class _JsonReader:
         self.line = 1  # line of the value returned last
 
     def peek(self) -> str:
-        """Return the next character that is not white space, "" at the end."""
+        """Return the next character that is not white space, or "" at the end."""
         while True:
             match = re.compile(r"[ \t\n\r]*").match(self._buffer, self._position)
             self._position = match.end() if match else self._position
@@ -287,7 +288,7 @@ class _JsonReader:
         return self._line_here
 
     def items(self) -> Iterator[Any]:
-        """Yield the items of the array that comes next."""
+        """Yield the items of the next value, an array."""
         self._position += 1
         if self.peek() == "]":
             self._position += 1
@@ -304,13 +305,13 @@ class _JsonReader:
             self.peek()
 
     def value(self) -> Any:
-        """Return the value that comes next."""
+        """Return the next value."""
         self.line = self.line_here()
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._buffer, self._position)
             except json.JSONDecodeError as error:
-                # Near the end of the buffer, or in an open string, the value may continue in the next block.
+                # If the error is near the end of the buffer or in an open string, the value may continue in the next.
                 cut_off = error.pos >= len(self._buffer) - 8 or error.msg.startswith("Unterminated string")
                 if cut_off and self._more(double=True):
                     continue
@@ -318,14 +319,14 @@ class _JsonReader:
                 raise bad_json(self._file, line, error.msg) from None
             except RecursionError as error:
                 raise bad_json(self._file, self.line, error) from None
-            # A number at the end of the buffer may continue too, but numbers are not records.
+            # A number at the end of the buffer may be cut off too, but numbers are not records.
             self._position = end
             return value
 
     def _more(self, *, double: bool = False) -> bool:
-        """Drop what was read and append the next block; return False at the end.
+        """Drop the text that was read and append the next block. Return False at the end.
 
-        With `double`, append as much text as the buffer holds, so that a large value is parsed few times.
+        With `double`, append as much text as the buffer holds, so that a large value is parsed only a few times.
         """
         rest = self._buffer[self._position :]
         self.line_here()

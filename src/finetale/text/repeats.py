@@ -1,4 +1,4 @@
-"""Which documents stand in the text already, exactly or nearly, and in which split. Knows nothing of files."""
+"""Find documents that occurred before, exactly or nearly, and their splits. Knows nothing of files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DUPLICATE = "duplicate"
 NEAR_DUPLICATE = "nearly a duplicate"
 OVERLAP = "also in validation or test"
 NEAR_OVERLAP = "nearly the same in training and in validation or test"
-"""Why documents are dropped, as the report says it."""
+"""The reasons why documents are dropped, as in the report."""
 
 LINE_BITS = 40
 TRAIN, VALIDATION, TEST, CUT = (1 << number for number in range(4))
@@ -30,22 +30,22 @@ class Earlier:
     """Earlier documents with the same text, or nearly the same.
 
     Attributes:
-        place: where the first of them stands, as file:line.
-        marks: the splits in which they stand.
-        similarity: 1 if the text is the very same, else the estimated share of passages in common.
+        place: place of the first of them, as file:line.
+        marks: the splits that they are in, as bits.
+        similarity: 1 if the text is the same, else the estimated share of passages in common.
     """
 
     place: str
     marks: int
     similarity: float = 1.0
 
-    def stands_beside(self, placed: Placed) -> bool:
-        """Whether one of them is in the same split."""
+    def shares_split(self, placed: Placed) -> bool:
+        """Return whether one of them is in the same split."""
         return bool(self.marks & _mark_of(placed))
 
     def leaks(self, placed: Placed) -> frozenset[Split]:
-        """The splits of a document that would have to go so that nothing held out is trained on."""
-        # The very same text gets cut in the same places, and held-out text of a source of its own is read first.
+        """Return the splits from which a document must be dropped, so that no held-out text is trained on."""
+        # The same text is cut at the same places, and held-out text from its own source is read first.
         cut, train = (CUT, TRAIN) if self.similarity < 1 else (0, 0)
         against = {split: (HELD_OUT if split == "train" else train) | cut for split in SPLITS}
         return frozenset(split for split, _ in placed.parts if self.marks & against[split])
@@ -53,7 +53,7 @@ class Earlier:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What `Repeats.find` found: the same text, texts that are alike, and what it needs to remember the document."""
+    """The result of `Repeats.find`: earlier documents, and the values that `Repeats.remember` needs."""
 
     exact: Earlier | None
     near: Earlier | None
@@ -63,25 +63,25 @@ class Found:
 
 
 class Repeats:
-    """Remembers documents in about 60 bytes each, and 270 bytes more where near repeats are looked for.
+    """An index of documents. Each takes about 60 bytes, and 270 bytes more if near repeats are searched for.
 
-    Documents come in batches: `prepare` looks up a whole batch at once and says which documents may repeat another. Then,
-    in their order, `find` and `remember` treat those, and `remember_new` the others.
+    Documents come in batches. `prepare` looks up a whole batch at once and returns which documents may repeat another.
+    Then call, in the order of the documents, `find` and `remember` for these, and `remember_new` for the others.
 
-    Documents that are alike form a group, and only its first is compared with, or a thousand copies would be a million
-    pairs.
+    Similar documents form a group. Later documents are compared with its first document only, because a thousand copies
+    would give a million pairs.
     """
 
     def __init__(self, *, near: bool) -> None:
         self._halves = KeyStore()  # by number: first half of the digest
         self._other_halves = KeyStore()
         self._table = KeyTable(self._halves)
-        self._recent: dict[bytes, int] = {}  # of the batch, documents that were remembered and others may repeat
+        self._recent: dict[bytes, int] = {}  # number of each document of the batch that others may repeat
         self._places = array("Q")  # by number: source and line
-        self._groups = array("I")  # by number: number of the first that is alike
-        self._marks = bytearray()  # by number: of this very text
-        self._group_marks = bytearray()  # by number of the first: of all that are alike
-        self._has_others = bytearray()  # by number of the first: whether others are alike, but not the same
+        self._groups = array("I")  # by number: number of the first document of the group
+        self._marks = bytearray()  # by number: splits of this text
+        self._group_marks = bytearray()  # by number of the first document: splits of its group
+        self._has_others = bytearray()  # by number of the first document: whether its group has other texts
         self._names: list[str] = []
         self._sources: dict[str, int] = {}
         self._source = 0  # of the last document, as an index of the names
@@ -93,16 +93,16 @@ class Repeats:
 
     @property
     def crowded(self) -> int:
-        """Documents that are like so many others in part that they were not compared with all of these."""
+        """Number of documents that were not compared with all of their many candidates."""
         return self._near.crowded if self._near is not None else 0
 
     @property
     def limit(self) -> int | None:
-        """How many documents later ones were compared with for being alike, if not with all."""
+        """Number of documents that later ones were compared with for near repeats. None if with all."""
         return MAX_DOCUMENTS if self._near is not None and self._near.is_full else None
 
     def prepare(self, batch: Sequence[Placed]) -> list[bool]:
-        """Look up a batch; return for each document whether it may repeat an earlier one, of the batch or before it."""
+        """Look up a batch. Return for each document whether it may repeat an earlier one, in the batch or before it."""
         self._add_to_table()
         digests = np.frombuffer(b"".join([placed.candidate.digest for placed in batch]), "<u8").reshape(-1, 2)
         first, other = np.ascontiguousarray(digests[:, 0]), digests[:, 1]
@@ -120,7 +120,7 @@ class Repeats:
         return flags
 
     def find(self, placed: Placed, at: int) -> Found:
-        """The earlier documents that a document repeats; `at` is its place in the batch."""
+        """Return the earlier documents that a document repeats. `at` is its position in the batch."""
         number: int | None = self._known[at]
         if number == -1:
             number = self._recent.get(placed.candidate.digest)
@@ -139,7 +139,7 @@ class Repeats:
         return Found(None, near, None, group, sketch)
 
     def remember(self, placed: Placed, found: Found) -> None:
-        """Take in a document that is used, after `find`."""
+        """Add a document that is used. Call `find` before."""
         number = found.number
         if number is None:
             number = self._take_in(placed, found.group)
@@ -153,7 +153,7 @@ class Repeats:
         self._group_marks[self._groups[number]] |= mark
 
     def remember_new(self, placed: Placed, at: int) -> None:
-        """Take in a document that is used and that `prepare` said repeats none."""
+        """Add a document that is used and for which `prepare` returned False."""
         number = self._take_in(placed, None)
         self._marks[number] = self._group_marks[number] = _mark_of(placed)
         if self._near is not None and self._sketches is not None and self._rows[at] >= 0:
@@ -175,7 +175,7 @@ class Repeats:
         return number
 
     def _add_to_table(self) -> None:
-        """Put the digests of the last batch into the table."""
+        """Add the digests of the last batch to the table."""
         self._recent.clear()
         if self._new:
             digests = np.frombuffer(b"".join(self._new), "<u8").reshape(-1, 2)

@@ -1,4 +1,4 @@
-"""What a source names: a file, the files of a folder, standard input. Opens nothing and knows nothing of content."""
+"""Find the files that a source names: a file, a folder, standard input. Opens nothing and knows nothing of content."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from finetale.text.documents import FileError, shown
 Kind = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "dataset"]
 
 BUNDLED_SOURCE = "bundled:tales"
-"""The source that comes with the package: the tales of Tarrowside."""
+"""The source that is part of the package: the tales of Tarrowside."""
 _SAVED_DATASETS = ({"state.json", "dataset_info.json"}, {"dataset_dict.json"})
 """Files of a folder that `save_to_disk` of the package `datasets` wrote. Its text is in .arrow files."""
 _FILES_OF_A_RUN = {"run.json", "config.yaml"}
@@ -66,14 +66,14 @@ _SPECIAL = (
 
 @dataclass(frozen=True)
 class Input:
-    """One thing to read.
+    """One file or dataset split to read.
 
     Attributes:
-        name: what messages and the report call it; valid Unicode on one line.
-        kind: what it holds.
-        path: where it is; None for standard input and datasets.
+        name: name for messages and the report, valid Unicode on one line.
+        kind: format of the content.
+        path: path of the file. None for standard input and datasets.
         rows: the rows of a dataset's split (a Dataset or IterableDataset), else None.
-        source: the source it was found in.
+        source: the source that it belongs to.
     """
 
     name: str
@@ -85,12 +85,12 @@ class Input:
 
 @dataclass
 class Search:
-    """How sources are searched, and the files that were found but can't be read.
+    """The options of a search for files, and its errors.
 
     Attributes:
-        report: gets the counts of what was left out.
-        held_out: resolved paths of validation and test files; a folder's files among them are left out.
-        unreadable: an error for each file or folder that can't be opened.
+        report: receives the counts of files that were left out.
+        held_out: resolved paths of validation and test files. They are left out of folders.
+        unreadable: receives an error for each file or folder that can't be opened.
     """
 
     report: TextReport
@@ -99,22 +99,22 @@ class Search:
 
 
 def kind_of(path: Path) -> Kind | None:
-    """Return the kind that a file's suffix means, apart from a final .gz or .zst; None for other suffixes."""
+    """Return the kind for a file's suffix, without a final .gz or .zst. None for unknown suffixes."""
     suffix = _suffix_of(path)
     return KINDS.get(suffix) if suffix else None
 
 
 def find_inputs(source: str, search: Search) -> list[Input]:
-    """Return what a source other than hf:… stands for.
+    """Return the inputs of a source other than hf:….
 
     Args:
-        source: path of a file or folder, `-` or `bundled:tales`. A file of an unknown kind that is named is read as
-            plain text, unless its suffix belongs to a format that is not plain text.
-        search: gets what was left out and what can't be read.
+        source: path of a file or folder, `-` or `bundled:tales`. A named file with an unknown suffix is read as plain
+            text, unless the suffix belongs to a format that is not plain text.
+        search: receives the files that were left out or can't be read.
 
     Raises:
-        FileError: there is no such file or folder, it is not a regular file, its format is not plain text, or the
-            folder holds nothing that can be read.
+        FileError: the file or folder does not exist, the file is not a regular file or not plain text, or the folder
+            holds nothing that can be read.
     """
     if source == STANDARD_INPUT:
         return [Input(source, "text", source=source)]
@@ -162,7 +162,7 @@ def find_inputs(source: str, search: Search) -> list[Input]:
 
 
 def _suffix_of(path: Path) -> str:
-    """The last suffix in lower case, apart from .gz and .zst; empty where there is none."""
+    """Return the last suffix in lower case, without .gz and .zst. Empty if there is none."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
@@ -201,10 +201,11 @@ def _find_in_folder(source: str, folder: Path, search: Search) -> list[Input]:
 
 
 def _walk(folder: Path, search: Search, *, is_source: bool = True) -> Iterator[Path]:
-    """Yield every regular file below a folder, and links to nothing.
+    """Yield every regular file below a folder, and broken links.
 
-    Linked folders are not entered, since they may lead outside or in a circle. Run directories are not entered: they
-    arise in the folder one works in, and hold no text of its own. Pipes, sockets and devices are never opened.
+    Linked folders are not entered, because they may lead outside or in a circle. Run directories are not entered,
+    because Finetale creates them in the working folder, and they hold no new text. Pipes, sockets and devices are never
+    opened.
     """
     report = search.report
     try:
@@ -235,7 +236,7 @@ def _walk(folder: Path, search: Search, *, is_source: bool = True) -> Iterator[P
         else:
             try:
                 mode = entry.stat().st_mode
-            except OSError:  # a link that leads nowhere, or in a circle
+            except OSError:  # a broken link, or a circle of links
                 yield Path(entry.path)
                 continue
             if stat.S_ISREG(mode):

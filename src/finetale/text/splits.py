@@ -1,8 +1,8 @@
-"""Which split a document belongs to. Knows nothing of where documents come from.
+"""Assign documents to splits. Knows nothing of the documents' origin.
 
-A document's place follows from a hash of its text alone, so adding a document never moves another. A long document is
-cut into contiguous parts, one per split. So that no wanted split is empty, documents are held back until each has got
-one; what is done when the text ends before that is told in `Splitter.rule`.
+A hash of its text alone decides the split of a document, so adding a document never moves another. A long document is
+cut into contiguous parts, one per split. So that no wanted split is empty, documents are held back until each split has
+one. If the text ends before that, exceptions are made. `Splitter.rule` describes them.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from finetale.text.documents import SPLITS, Document, Split
 
 BUFFER_BYTES = 64 << 20
-HELD_BYTES = 500  # of the objects around a text, about
+HELD_BYTES = 500  # approximate size of the objects around a text
 FEW_DOCUMENTS = 20
 BORDERS = ("\n\n", "\n", " ")
 CUT = "cut"
 
 
-@dataclass(slots=True)  # not frozen, which would double the time it takes to make one
+@dataclass(slots=True)  # not frozen, because that doubles the time to create one
 class Candidate:
-    """A document with what is known about its text."""
+    """A document and the measurements of its text."""
 
     document: Document
     digest: bytes
@@ -35,22 +35,22 @@ class Candidate:
 
 @dataclass(slots=True)
 class Placed:
-    """A document and its parts as (split, text); one part when it stays whole."""
+    """A document and its parts as (split, text). A document that is not cut has one part."""
 
     candidate: Candidate
     parts: tuple[tuple[Split, str], ...]
 
 
 def first_digest(fraction: float) -> bytes:
-    """Return what all hashes are compared with: those below it have a share of `fraction`, by their first 48 bits."""
+    """Return the threshold below which a share of `fraction` of all hashes lies, by their first 48 bits."""
     return math.ceil(fraction * (1 << 48)).to_bytes(6, "big") if fraction <= 1 - 2**-48 else b"\xff" * 17
 
 
 def cut(text: str, validation: float, test: float) -> tuple[tuple[Split, str], ...]:
     """Cut a text into contiguous parts for training, validation and test, in this order.
 
-    The cuts lie at the border of a paragraph, else a line, else a word, that is nearest to the place asked for. Nothing
-    is lost. A text too short for parts with something to read in each goes to training as a whole.
+    Each cut is at the border of a paragraph, else a line, else a word, that is nearest to the exact share. No text is
+    lost. If a part would be empty or blank, the whole text goes to training.
     """
     size = len(text)
     shares: dict[Split, float] = {"train": 1 - validation - test, "validation": validation, "test": test}
@@ -70,7 +70,7 @@ def cut(text: str, validation: float, test: float) -> tuple[tuple[Split, str], .
 
 
 def _border(text: str, target: int, reach: int) -> int:
-    """The place just after the border nearest to the target, within reach; the target itself when there is none."""
+    """Return the position after the border nearest to the target, within reach. The target if there is no border."""
     for border in BORDERS:
         before = text.rfind(border, max(0, target - reach), target)
         after = text.find(border, target, target + reach)
@@ -81,12 +81,12 @@ def _border(text: str, target: int, reach: int) -> int:
 
 
 class Splitter:
-    """Places documents in splits.
+    """Assigns documents to splits.
 
     Args:
         validation: share of the text for validation, 0 for none.
         test: share of the text for the test, 0 for none.
-        long_document: documents of more characters are cut.
+        long_document: maximum number of characters of a document that is not cut.
     """
 
     def __init__(self, validation: float, test: float, long_document: int) -> None:
@@ -103,7 +103,7 @@ class Splitter:
         )
 
     def place(self, candidates: Iterable[Candidate]) -> Iterator[Placed]:
-        """Every document with its parts, in the order in which they come."""
+        """Yield every document with its parts, in the given order."""
         candidates = iter(candidates)
         held: list[Candidate] = []
         texts: set[bytes] = set()
@@ -120,7 +120,7 @@ class Splitter:
         if empty or len(texts) < FEW_DOCUMENTS:
             self._fill(empty, [candidate for candidate in held if candidate.dropped is None])
         held.reverse()
-        while held:  # so that a text that was handed out is not kept
+        while held:  # popped, so that a text that was yielded is not kept in memory
             candidate = held.pop()
             yield Placed(candidate, self._parts(candidate))
         for candidate in candidates:
@@ -144,7 +144,7 @@ class Splitter:
         return "validation" if digest < self._first_of_training else "train"
 
     def _fill(self, empty: set[Split], held: list[Candidate]) -> None:
-        """Make exceptions to the rule of the hash, so that no wanted split stays empty."""
+        """Make exceptions to the hash rule, so that no wanted split stays empty."""
         digests = {candidate.digest for candidate in held}
         if not digests:
             return
@@ -167,7 +167,6 @@ class Splitter:
             count = max(1, round(share * len(digests)))
             chosen = movable[:count] if share else movable[-1:]  # training takes the largest hash
             self._exceptions |= dict.fromkeys(chosen, split)
-            moved.append(
-                f"{split}, which would have stayed empty, got the {len(chosen)} with the {'smallest' if share else 'largest'} hash"
-            )
+            extreme = "smallest" if share else "largest"
+            moved.append(f"{split}, which would have stayed empty, got the {len(chosen)} with the {extreme} hash")
         self.rule = f"{self.rule.rstrip('.')}; {'; '.join(moved)}."

@@ -1,4 +1,4 @@
-"""Reads records from csv and tsv: separator, header line, rows. Knows nothing of encodings and text columns."""
+"""Read records from csv and tsv: separator, header line, rows. Knows nothing of encodings and text columns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SEPARATORS = (",", ";", "\t")
 NAME_CHARACTERS, NAME_WORDS = 60, 6
 
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n?', re.IGNORECASE)
-"""Excel's first line that names the separator."""
+"""The first line of a file from Excel that names the separator."""
 _NUMBER = re.compile(r"[-+]?[\d.,:/ -]*\d[\d.,:/ %-]*")
 """Numbers, dates and times."""
 _SENTENCE_END = (".", "!", "?", "…", "。", "！", "？", '."', '!"', '?"', ".”", "!”", "?”")
@@ -35,20 +35,20 @@ def csv_records(
 ) -> Iterator[tuple[int, Mapping[str, str]]]:
     """Yield (line, record) of each row of a table.
 
-    The first row names the columns. Where it looks like data instead, the columns are named "0", "1", … and the account
-    gets the problem "no_header". A number in `wanted` that no column has as its name also means that there is no
-    header line, unless the first row holds a common column name; it then counts the columns.
+    The first row names the columns. If it looks like data instead, the columns are named "0", "1", … and the account
+    receives the problem "no_header". The same happens if `wanted` is a number and no column has it as its name, unless
+    the first row holds a common column name.
 
     Args:
         lines: (line number, line with its end).
-        account: names the file; gets what was noticed.
-        tabs: columns are separated by tabs; else by what the first rows have: comma, semicolon or tab.
+        account: names the file, and receives the problems.
+        tabs: whether tabs separate the columns. Otherwise the first rows decide between comma, semicolon and tab.
         wanted: the setting `text_column`.
 
     Raises:
         FileError: a row has too many or too few fields, or is not well-formed.
     """
-    csv.field_size_limit(FIELD_CHARACTERS)  # one limit for the whole process; its default of 128 KiB is too small
+    csv.field_size_limit(FIELD_CHARACTERS)  # for the whole process; the default of 128 KiB is too small
     start, separator = 1, "\t" if tabs else None
     first = next(lines, None)
     if first is not None and (match := _SEPARATOR_LINE.fullmatch(first[1])):
@@ -90,10 +90,11 @@ def csv_records(
 
 
 def _separator_of(sample: Sequence[str], *, cut: bool) -> str:
-    """The separator that gives all sampled rows the same number of fields.
+    """Return the separator that gives all sampled rows the same number of fields.
 
-    Of several the one wins that leaves fewer fields with a space in front or an odd quote, as a separator within text
-    does; then the one with more fields. Where none is even, the first one that the first row has outside of quotes is taken.
+    If several do, prefer the one that leaves fewer fields with a leading space or an odd number of quotes, because a
+    separator within text leaves such fields. Then prefer more fields. If none does, return the first one that occurs in
+    the first row outside of quotes.
     """
     tables = {mark: _rows(sample, mark, cut=cut) for mark in SEPARATORS}
     several = {mark: rows for mark, rows in tables.items() if rows and len(rows[0]) > 1}
@@ -109,7 +110,7 @@ def _separator_of(sample: Sequence[str], *, cut: bool) -> str:
 
 
 def _rows(sample: Sequence[str], separator: str, *, cut: bool) -> list[list[str]]:
-    """The rows of a sample; where it was cut off, without the last row, if there are others."""
+    """Return the rows of a sample. If it was cut off and has several rows, the last one is left out."""
     try:
         rows = [row for row in csv.reader(iter(sample), delimiter=separator) if row]
     except csv.Error:
@@ -118,7 +119,7 @@ def _rows(sample: Sequence[str], separator: str, *, cut: bool) -> list[list[str]
 
 
 def _header(row: list[str], account: FileAccount, wanted: str | None, line: int) -> list[str]:
-    """The columns' names: the first row itself, or numbers where it looks like data."""
+    """Return the names of the columns: the first row, or numbers if it looks like data."""
     counted = wanted is not None and wanted.isdecimal() and wanted not in row
     common = any(cell.strip().lower() in _COMMON_NAMES for cell in row)
     if not (wanted is not None and wanted in row) and not common and (counted or _looks_like_data(row)):
@@ -133,11 +134,11 @@ def _header(row: list[str], account: FileAccount, wanted: str | None, line: int)
 
 
 def _looks_like_data(row: Sequence[str]) -> bool:
-    """Whether a first row holds values, not names: numbers, sentences, long or broken lines."""
+    """Return whether a first row holds values, not names: numbers, sentences, long or broken lines."""
     if [cell.strip() for cell in row if cell.strip()] == [
         str(number) for number in range(len(row) - (not row[0].strip()))
     ]:
-        return False  # columns that are named by their numbers, as pandas writes them
+        return False  # columns whose names are numbers, as pandas writes them
     if any(
         len(cell) > NAME_CHARACTERS
         or len(cell.split()) > NAME_WORDS

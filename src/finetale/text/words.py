@@ -1,4 +1,4 @@
-"""A text as words, for counting and comparing passages without regard to case and punctuation."""
+"""Split a text into words, to count and compare passages without regard to case and punctuation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _UNSPACED = re.compile(
 
 
 def count_words(text: str) -> int:
-    """Count what white space separates. A long text is counted piece by piece, so that its words are never all in memory."""
+    """Count the words between white space. A long text is counted in pieces, because a list of all words is large."""
     if len(text) <= _CHARACTERS_AT_ONCE:
         return len(text.split())
     number = 0
@@ -35,21 +35,21 @@ def count_words(text: str) -> int:
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text in lower case."""
+    """Return the words of a text in lower case."""
     return [word.lower() for word in WORD.findall(text)]
 
 
 def grams(words: Sequence[str], n: int) -> Iterable[tuple[str, ...]]:
-    """Each run of n words."""
+    """Return each run of n words."""
     return zip(*(words[shift:] for shift in range(n)), strict=False)
 
 
 def spaces_separate_words(texts: Iterable[str]) -> bool:
-    """Return whether white space separates the words of texts, so that words can be counted by it.
+    """Return whether white space separates the words of texts, so that it can be used to count words.
 
-    It does not where a tenth or more of the letters belong to scripts that are written without spaces (Chinese,
-    Japanese, Thai, Lao, Khmer, Burmese, Tibetan and others), or where the text has more than 20 characters per stretch
-    between white space, as if its spaces had been removed. Without any letters the first rule does not apply.
+    It does not if a tenth or more of the letters belong to scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer,
+    Burmese, Tibetan and others). It does not if the text has more than 20 characters per white space on average, as if
+    its spaces had been removed. The first rule does not apply to texts without letters.
     """
     letters = unspaced = characters = stretches = 0
     for text in texts:
