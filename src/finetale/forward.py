@@ -1,10 +1,10 @@
-"""Batch → loss of every token, with the documents of a packed row kept apart. Knows nothing of training or evaluation.
+"""Compute the loss of every token of a batch, and isolate the documents of a packed row from each other.
 
-How documents are kept apart depends on the model's code, so it is not believed but tried: a small batch of two packed
-documents must give the logits of the two alone. Tried in this order: the speed layer's attention, which is told where
-documents end; transformers' own way, restarting positions without an attention mask; an explicit mask; and, where all of
-that fails, a row for each document. In the same way it is tried whether the logits are nothing but the last hidden states
-times the output layer, so that the loss can be computed without keeping them.
+How to isolate documents depends on the model's code, so `find_route` tests it: a small batch of two packed documents has
+to give the same logits as each document alone. It tries, in this order, the speed layer's attention, which receives the
+borders of the documents; restarting positions without an attention mask, as transformers does; an explicit mask; and, if
+all of these fail, one row per document. It also tests whether the logits are exactly the last hidden states times the
+output layer. If so, the loss is computed without keeping all logits. Does not know about training or evaluation.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class Route:
 
     @property
     def packs(self) -> bool:
-        """Whether the attention is told where documents end."""
+        """Whether the attention receives the borders of the documents."""
         return self.isolation == _BY_BORDERS
 
     def to_dict(self) -> dict[str, str]:
-        """In words, for run.json."""
+        """Return a description for run.json."""
         return {"documents": self.isolation, "logits": "a chunk at a time" if self.head else "whole"}
 
 
@@ -94,7 +94,7 @@ class PackedForward:
         return losses.view_as(labels)
 
     def hits(self, batch: Batch) -> torch.Tensor:
-        """Whether each target is the token with the largest logit, bool, shape (batch, time); False where there is none."""
+        """Return whether each target has the largest logit, bool, shape (batch, time); False where there is no target."""
         labels = _on(self.device, batch.labels)
         with self.autocast(), torch.no_grad():
             outputs = self._outputs(batch)
@@ -107,7 +107,7 @@ class PackedForward:
             return (logits >= outputs.amax(-1)) & (labels != IGNORE)
 
     def loss(self, batch: Batch, scale: float = 1.0) -> torch.Tensor:
-        """Sum of the losses of a batch times `scale`, fp32, to call backward on."""
+        """Return the sum of the losses of a batch times `scale`, fp32, with gradients."""
         labels = _on(self.device, batch.labels).flatten()
         with self.autocast():
             if not self.route.head:
@@ -124,7 +124,7 @@ class PackedForward:
         return _outputs(self.model, batch, self.route, tied, self._compiled)
 
     def loss_bytes(self, tokens: int, vocabulary: int) -> int:
-        """What the loss of so many tokens takes besides what autograd keeps: logits, or their gradient."""
+        """Return the memory of the loss besides what autograd keeps (logits or their gradient), in bytes."""
         each = 2 if self.precision == "bf16" else 4
         if self.route.head:
             copies = 1 if self.device.type == "cpu" else 1 + 3 * 4 // each  # in fp32, whole, besides the chunk itself
@@ -133,20 +133,20 @@ class PackedForward:
         return (each if self.device.type == "cpu" else 3 * 4) * vocabulary * tokens
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """The precision of a pass. Around several passes it keeps the weights' bf16 copies from one to the next."""
+        """Return the autocast context of a pass. Around several passes it keeps the bf16 copies of the weights."""
         if self.precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
     def no_autocast(self) -> contextlib.AbstractContextManager[object]:
-        """For a backward pass within `autocast`: its types are those of the forward pass."""
+        """Return the context of a backward pass within `autocast`, which uses the types of the forward pass."""
         if self.precision == "bf16":
             return torch.autocast(self.device.type, enabled=False)
         return contextlib.nullcontext()
 
 
 def find_route(model: PreTrainedModel) -> Route:
-    """How to compute this model's losses, found by comparing with the logits of each document alone."""
+    """Find out how to compute a model's losses, by comparison with the logits of each document alone."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     lengths = (7, 5)
     inputs = np.concatenate([np.arange(7), np.arange(5) * 3 + 1]) % vocabulary
@@ -249,14 +249,14 @@ def _row_by_row(run: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tenso
 
 
 def _borders(documents: Integers) -> NDArray[np.int32]:
-    """Where documents begin in the flattened rows, and where the last ends; rows are documents of their own."""
+    """Return where documents begin in the flattened rows, and where the last one ends. Each row begins a document."""
     starts = np.ones(documents.shape, bool)
     starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
     return np.append(np.flatnonzero(starts), documents.size).astype(np.int32)
 
 
 def _padded(borders: NDArray[np.int32]) -> NDArray[np.int32]:
-    """With empty documents at the end, so that there are a power of two of them, at least 64."""
+    """Append empty documents, so that their number is a power of two and at least 64."""
     number = max(64, 1 << (len(borders) - 2).bit_length())
     return np.pad(borders, (0, number + 1 - len(borders)), mode="edge")
 
@@ -267,14 +267,14 @@ def _head(model: torch.nn.Module) -> torch.nn.Linear:
 
 
 def _is_lookup(embedding: torch.nn.Module) -> bool:
-    """Whether an embedding does nothing but look rows up."""
+    """Return whether an embedding only looks up rows."""
     if type(embedding) is not torch.nn.Embedding or embedding.padding_idx is not None:
         return False
     return embedding.max_norm is None and not embedding.scale_grad_by_freq and not embedding.sparse
 
 
 def _changes_logits(config: Any) -> bool:
-    """Whether a config tells that logits are capped or scaled, which a small batch may not show."""
+    """Return whether a config caps or scales the logits, which a small batch may not show."""
     config = config.get_text_config()
     names = ("final_logit_softcapping", "logit_scale", "logits_scaling")
     return any(getattr(config, name, None) not in (None, 1, 1.0) for name in names)

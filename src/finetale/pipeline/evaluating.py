@@ -96,7 +96,7 @@ def evaluate_model(
 
 
 def _is_spaced(store: TokenStore, split: str, tokenizer: Any) -> bool:
-    """Whether white space separates the words of a split, from the beginnings of documents that lie evenly in it."""
+    """Return whether white space separates the words of a split, judged by the beginnings of evenly spaced documents."""
     parts = store.parts_of(split)
     chosen = parts[:: max(1, len(parts) // _SPACED_DOCUMENTS)]
     return spaces_separate_words(
@@ -109,13 +109,14 @@ def _tell(notify: Notify, message: str, done: int, total: int) -> None:
 
 
 def held_out_ids(loaded: LoadedModel, notify: Notify, *, most: int, window: int) -> list[list[int]]:
-    """Pieces of the documents that a run held out, as ids after beginning-of-text; empty if it is no run or they are not here.
+    """Return pieces of the held-out documents of a run as token ids, each after beginning-of-text.
 
-    The beginnings of all documents come first, then what follows in those that are longer.
+    The beginnings of all documents come first, then the following pieces of longer documents. The list is empty if the
+    model is not a run, or if the held-out text is not on this machine.
 
     Args:
-        most: tokens altogether.
-        window: tokens of a piece, with that of beginning-of-text.
+        most: total number of tokens.
+        window: tokens per piece, beginning-of-text included.
     """
     if loaded.provenance.kind != "run":
         return []
@@ -161,13 +162,13 @@ def _call_with_batch_size(work: Callable[..., T], batch_size: int) -> T:
 
 
 def _batch_size(loaded: LoadedModel, block_size: int) -> int:
-    """Blocks a pass: at most 4,096 tokens, and at most 1 GiB of logits in fp32."""
+    """Return the number of blocks per pass: at most 4,096 tokens, and at most 1 GiB of logits in fp32."""
     vocabulary = int(loaded.model.get_input_embeddings().weight.shape[0])
     return max(1, min(4096, 2**28 // vocabulary) // block_size)
 
 
 def _unsplit(config: Config) -> Config:
-    """The same sources with nothing held out: all of their text is measured."""
+    """Return the settings with nothing held out, so that the whole text is measured."""
     return config.model_copy(update={"validation": (), "test": (), "validation_fraction": 0.0, "test_fraction": 0.0})
 
 
@@ -292,10 +293,10 @@ def audit_model(
     notify: Notify,
     between: Between | None = None,
 ) -> Memorisation:
-    """What of the training text a model knows by heart, and for contrast what of the held-out text.
+    """Find the passages of the training text that a model has memorised, and for contrast those of the held-out text.
 
     Args:
-        before: the model it was trained from, if that has the same tokens.
+        before: the model that `after` was trained from, if both have the same tokens.
     """
     precision = resolve_precision(config.precision)
     forward = PackedForward(after.model, precision=precision)
@@ -331,7 +332,7 @@ def audit_model(
 
 
 def training_texts(store: TokenStore, tokenizer: Any, notify: Notify, between: Between | None = None) -> Iterator[str]:
-    """The training documents, decoded again from their tokens."""
+    """Yield the training documents, decoded from their tokens."""
     parts = store.parts_of("train").tolist()
     for part in counted(parts, lambda done: stage(notify, "Comparing", done=done, total=len(parts), unit="documents")):
         if between is not None:

@@ -118,10 +118,10 @@ def finish(run: RunDirectory, config: Config, notify: Notify, state: TrainState 
 
 
 def load_base(manifest: RunManifest, config: Config, after: LoadedModel, notify: Notify) -> LoadedModel:
-    """The base a run started from, the very same weights.
+    """Load the base model of a run, with exactly the weights that the run started from.
 
     Raises:
-        RunError: the base is another one by now.
+        RunError: the base model has changed.
     """
     # A tokenizer given by --tokenizer replaced the base's own, which may not exist.
     shared = after.tokenizer if models.is_new(config.model) or config.tokenizer else None
@@ -135,10 +135,10 @@ def load_base(manifest: RunManifest, config: Config, after: LoadedModel, notify:
 
 
 def open_base(name: str, after: LoadedModel, notify: Notify) -> LoadedModel:
-    """The base of a run that is loaded already.
+    """Load the base model of a run whose own model is already loaded.
 
     Raises:
-        RunError: it is no run, or its base is another one by now.
+        RunError: there is no run, or its base model has changed.
     """
     run = RunDirectory.open(Path(name).expanduser())
     config = Config.resolve(read_settings_file(run.config))
@@ -155,10 +155,10 @@ def _base_of(run: RunDirectory, manifest: RunManifest) -> BaseModelSource:
 
 
 def check_base(manifest: RunManifest, loaded: LoadedModel) -> None:
-    """Refuse a model that is not, byte for byte, the one a run started from.
+    """Refuse a model whose weights differ from those that a run started from.
 
     Raises:
-        RunError: its weights have another SHA-256.
+        RunError: the SHA-256 of the weights differs.
     """
     base = manifest.base
     if base is None or loaded.provenance.sha256 != base.sha256:
@@ -231,7 +231,7 @@ def _train(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Pa
 
 @contextlib.contextmanager
 def _taken(config: Config) -> Iterator[RunDirectory]:
-    """The directory of a new run, locked; it goes again if nothing was put into it."""
+    """Lock the directory of a new run, and remove the directory at the end if it is empty."""
     run = run_directory(config)
     with run.locked():
         try:
@@ -243,7 +243,10 @@ def _taken(config: Config) -> Iterator[RunDirectory]:
 
 
 def _kept_for_later(config: Config, signal: str) -> BaseException:
-    """What to raise after a stop before training: the settings stand in a run directory, unless a run is there that they would replace."""
+    """Save the settings of a run that was stopped before training, and return the exception to raise.
+
+    Nothing is saved where this would replace an existing run, or where the text came from standard input.
+    """
     begun = run_directory(config)
     unread = "-" in (*config.sources, *config.validation, *config.test)  # standard input can't be read again
     if begun.is_run() or unread:
@@ -260,7 +263,7 @@ def _kept_for_later(config: Config, signal: str) -> BaseException:
 
 
 def portable(config: Config) -> Config:
-    """Without the places of this machine and run, so that its settings can be taken for another run."""
+    """Return the settings without paths of this machine and run, so that another run can use them."""
     return config.model_copy(update={"out": None, "name": None, "overwrite": False, "cache_dir": None})
 
 
@@ -270,8 +273,8 @@ def settings_bytes(config: Config) -> bytes:
 
 
 def start_directory(run: RunDirectory, prepared: Prepared) -> None:
-    """Fill the run directory with everything that is known before training, in place of what is there."""
-    # What is there gets names that count as nothing, the manifest last, so that at every moment there is a run or none.
+    """Replace the content of the run directory by everything that is known before training."""
+    # Old files are renamed to names that are ignored, the manifest last, so that there is always one run or none.
     items = [
         item for item in run.root.iterdir() if item.name != LOCK_NAME
     ]  # the folder itself may be a link or a mount
@@ -296,7 +299,7 @@ def start_directory(run: RunDirectory, prepared: Prepared) -> None:
 
 
 def describe(run: RunDirectory, prepared: Prepared) -> None:
-    """Write what is known before training, the manifest last: what has one is a run, and whole."""
+    """Write what is known before training. The manifest is last, because a directory with a manifest is a whole run."""
     config = portable(prepared.config)
     settings = settings_bytes(config)
     write_bytes(run.config, settings)
@@ -325,13 +328,13 @@ def describe(run: RunDirectory, prepared: Prepared) -> None:
 
 
 def described_data(prepared: Prepared) -> DataFile:
-    """Content of a run's data.json."""
+    """Return the content of a run's data.json."""
     return data_json(prepared.config, prepared.store, prepared.blocks_json())
 
 
 @contextlib.contextmanager
 def _status(run: RunDirectory) -> Iterator[None]:
-    """Keep run.json's status true, whatever ends the run."""
+    """Update the status in run.json if the run is interrupted or fails."""
     try:
         yield
     except (InterruptedRun, KeyboardInterrupt):
@@ -344,7 +347,7 @@ def _status(run: RunDirectory) -> Iterator[None]:
 
 
 def this_process() -> dict[str, Any]:
-    """Who is at work on a run, so that a run that was killed is not taken for a running one."""
+    """Return PID and host name, so that a killed run is not taken for a running one."""
     return {"pid": os.getpid(), "host": platform.node()}
 
 
