@@ -1,6 +1,6 @@
-"""What this machine is and has: processor, memory, accelerator, versions. Knows nothing of models or data.
+"""Describe this machine: processor, memory, accelerator, versions. Does not know about models or data.
 
-What takes time to import is imported where it is used: every start of the command passes through here.
+Slow imports are inside the functions, because every start of the command imports this module.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ VERSIONED = (
 
 
 def versions(*names: str) -> dict[str, str]:
-    """Versions of Python and of packages; without names, of those that decide on results."""
+    """Return the versions of Python and of packages; by default of those that influence results."""
     import importlib.metadata
 
     found = {"python": platform.python_version()}
@@ -39,24 +39,24 @@ def versions(*names: str) -> dict[str, str]:
 
 
 def num_cores() -> int:
-    """Cores this process may use, within the share of its control group if there is one (containers)."""
+    """Return the number of cores that this process may use, within the limit of its control group (containers)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = _cgroup_cores()
     return cores if share is None else max(1, min(cores, math.ceil(share)))
 
 
 def num_physical_cores() -> int:
-    """Cores without the second threads that share one, as far as they can be told apart."""
+    """Return the number of physical cores that this process may use, or of logical cores if that is unknown."""
     import psutil
 
     return min(num_cores(), psutil.cpu_count(logical=False) or num_cores())
 
 
 def calm_threads() -> None:
-    """Keep threads from spinning while they wait; takes effect only before torch is loaded.
+    """Keep OpenMP threads from spinning while they wait. Call this before torch is loaded.
 
-    GNU OpenMP spins for milliseconds by default. With another process on the same cores that cost over a quarter of the speed, and
-    a short spin cost none on idle ones (docs/log.md).
+    GNU OpenMP spins for milliseconds by default. With another process on the same cores this cost over a quarter of the
+    speed. A short spin cost nothing on idle cores (docs/log.md).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
@@ -98,7 +98,7 @@ def address_space_limit() -> int | None:
 
 
 def cpu_name() -> str:
-    """The processor's name."""
+    """Return the name of the processor."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         match = re.search(r"^model name\s*:\s*(.+)$", info.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
@@ -108,7 +108,7 @@ def cpu_name() -> str:
 
 
 def cpu_flags() -> frozenset[str]:
-    """Instruction-set flags, where the system tells them."""
+    """Return the instruction-set flags of the processor; empty where the system does not list them."""
     info = Path("/proc/cpuinfo")
     if not info.is_file():
         return frozenset()
@@ -119,12 +119,12 @@ def cpu_flags() -> frozenset[str]:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the processor computes in bf16 itself; without that bf16 is many times slower than fp32."""
+    """Return whether the processor supports bf16 in hardware. Without that, bf16 is many times slower than fp32."""
     return bool(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores, memory and accelerators of this machine."""
+    """Return processor, cores, memory and accelerators of this machine."""
     import psutil
     import torch
 
@@ -149,7 +149,7 @@ def hardware() -> dict[str, Any]:
 
 
 def peak_memory() -> int:
-    """Highest memory use of this process so far in bytes: the accelerator's if there is one, else main memory."""
+    """Return the peak memory of this process in bytes, on the accelerator if there is one, else in main memory."""
     import psutil
     import torch
 
@@ -164,7 +164,7 @@ def peak_memory() -> int:
 
 
 def reset_peak_memory() -> bool:
-    """Let `peak_memory` begin anew, where the system can do that (CUDA, Linux); returns whether it can."""
+    """Reset `peak_memory` where the system supports it (CUDA, Linux); return whether it does."""
     import torch
 
     if torch.cuda.is_available():
@@ -179,7 +179,7 @@ def reset_peak_memory() -> bool:
 
 
 def _reclaimable() -> int:
-    """Bytes of file cache that the control group counts as used but gives back when asked."""
+    """Return the bytes of file cache that the control group counts as used but can reclaim."""
     for name in ("memory.stat", "memory/memory.stat"):
         try:
             text = (Path("/sys/fs/cgroup") / name).read_text()
@@ -191,7 +191,7 @@ def _reclaimable() -> int:
 
 
 def _cgroup_cores() -> float | None:
-    """How many cores' time the control group may take; None without a limit."""
+    """Return the number of cores that the control group may use, or None if it has no limit."""
     try:
         quota, period = (Path("/sys/fs/cgroup") / "cpu.max").read_text().split()[:2]
         return None if quota == "max" else int(quota) / int(period)
@@ -211,7 +211,7 @@ def _cgroup_number(*names: str) -> int | None:
 
 
 def resolve_precision(setting: str) -> str:
-    """fp32 or bf16: bf16 where the device computes in it, unless the setting says otherwise."""
+    """Return "fp32" or "bf16". The setting "auto" chooses bf16 where the device supports it in hardware."""
     import torch
 
     if setting != "auto":

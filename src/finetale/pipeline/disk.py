@@ -1,4 +1,4 @@
-"""How much disk a run takes, known before it begins."""
+"""Forecast the disk space of a run before it begins."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _CONFIG_BYTES = 8_000
 
 @dataclass(frozen=True)
 class DiskPlan:
-    """Bytes of one checkpoint, and of the run at the moment it takes most.
+    """The size of one checkpoint, and the peak disk space of the run, in bytes.
 
-    That is mostly while a checkpoint is written: then the kept ones, the best and the new one exist beside each other.
-    `linked_bytes` of the peak are expected to be hard links to files of the cache, which take no more room.
+    The peak is usually while a checkpoint is written, when the kept, the best and the new checkpoint all exist.
+    `linked_bytes` of the peak are expected to be hard links to files of the cache, which need no more space.
     """
 
     checkpoint_bytes: int
@@ -40,7 +40,7 @@ class DiskPlan:
 
 
 def plan_disk(prepared: Prepared) -> DiskPlan:
-    """What a run writes into its directory at most; the token cache is written already."""
+    """Return the most disk space that a run takes in its directory. The token cache is already written."""
     config, model, budget = prepared.config, prepared.loaded.model, prepared.budget
     parameters = list(model.parameters())
     moment = 2 if config.optimizer_state == "bf16" else 4
@@ -63,10 +63,10 @@ def plan_disk(prepared: Prepared) -> DiskPlan:
 
 
 def check_disk(root: Path, plan: DiskPlan) -> None:
-    """Refuse a run that can't fit where it shall go; what is in the directory will make room for it.
+    """Refuse a run that does not fit on the disk. The present content of its directory counts as free.
 
     Raises:
-        RunError: says how much is needed and how much is free.
+        RunError: names the space that is needed and the space that is free.
     """
     free = free_bytes(root) + sum(
         file.stat().st_size for file in root.rglob("*") if file.is_file() and not file.is_symlink()
@@ -80,12 +80,12 @@ def check_disk(root: Path, plan: DiskPlan) -> None:
 
 
 def free_bytes(path: Path) -> int:
-    """Free disk space where a path is, or would be."""
+    """Return the free disk space where a path is, or would be, in bytes."""
     return shutil.disk_usage(_existing(path)).free
 
 
 def _device(path: Path) -> int:
-    """Number of the file system where a path is, or would be."""
+    """Return the number of the file system where a path is, or would be."""
     return _existing(path).stat().st_dev
 
 

@@ -1,4 +1,4 @@
-"""What a run would take on this machine, measured by a few real steps. Trains nothing."""
+"""Forecast memory, speed and time of a run on this machine from a few real steps. Trains nothing."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from finetale.training.optimizer import build_optimizer
 
 _FEW_TOKENS = 12
 _GROWTH = 1.08
-"""What a run's memory grows by beyond its first passes, as batches of other documents are cut into other pieces."""
+"""Factor by which the memory of a run grows after its first passes, because batches differ in their documents."""
 
 
 @memory_errors()
 def plan_run(config: Config, notify: Notify) -> PlanResult:
-    """Resolved settings, token account, and measured tokens/s, memory and time of the run these settings describe.
+    """Return the resolved settings, the token account, and the measured tokens/s, memory and time of a run.
 
     Raises:
-        FinetaleError: whatever would also keep the run from starting.
+        FinetaleError: the run could not start.
     """
     started = time.perf_counter()
     prepared = prepare(keep_standard_input(config), notify)
@@ -87,7 +87,7 @@ def plan_run(config: Config, notify: Notify) -> PlanResult:
 
 
 def _training_rate(prepared: Prepared) -> tuple[float, int | None]:
-    """Tokens a second of training steps: passes, and each pass's share of an update; and the most memory they took, where that is known."""
+    """Measure training steps; return tokens per second, updates included, and the peak memory if it is known."""
     config, blocks, model = prepared.config, prepared.train, prepared.loaded.model
     assert config.micro_batch_size is not None
     assert config.batch_size is not None
@@ -115,7 +115,7 @@ def _training_rate(prepared: Prepared) -> tuple[float, int | None]:
 
 
 def _evaluation_rate(prepared: Prepared) -> float:
-    """Tokens a second without gradients."""
+    """Measure passes without gradients; return tokens per second."""
     config, blocks, model = prepared.config, prepared.train, prepared.loaded.model.eval()
     assert config.micro_batch_size is not None
     forward = PackedForward(model, precision=config.precision)
@@ -130,7 +130,7 @@ def _evaluation_rate(prepared: Prepared) -> float:
 
 
 def _sampling_seconds(prepared: Prepared) -> float:
-    """Seconds for one model's samples of the comparison, if none of them ends early."""
+    """Return the seconds of one model's samples for the comparison, if no sample ends early."""
     config = prepared.config
     generator = Generator(prepared.loaded.model.eval(), prepared.loaded.tokenizer)
     prompt = config.prompts[0] if config.prompts else first_prompt(prepared.store, prepared.loaded.tokenizer)
@@ -147,7 +147,7 @@ def _sampling_seconds(prepared: Prepared) -> float:
 
 
 def _program_bytes(prepared: Prepared) -> int:
-    """Main memory the program itself takes before training, the weights aside; 0 when training is on a GPU."""
+    """Return the main memory of the program before training, without the weights; 0 for training on a GPU."""
     if next(prepared.loaded.model.parameters()).is_cuda:
         return 0
     return max(0, psutil.Process().memory_info().rss - 4 * prepared.loaded.provenance.parameters)

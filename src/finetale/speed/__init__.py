@@ -1,7 +1,7 @@
-"""What makes a model faster with the same numbers, to the tolerance stated with each. Knows nothing of training.
+"""Make a model faster with the same results, within the tolerance stated for each speed-up. Does not know about training.
 
-`apply` changes how modules compute, never their parameters or what is saved of the config, so what is saved is the model as
-it came; `undo` takes it back. What can't be applied to a model is left out, and `applied` says what is in place.
+`apply` changes how modules compute, but never their parameters or the saved config. So a saved model is the same as
+without speed-ups. `undo` reverts `apply`. A speed-up that does not fit a model is skipped; `applied` lists those in use.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ __all__ = [
 
 
 def apply(model: M) -> M:
-    """Put faster modules and attention in place of the model's own. Returns the model; a second time changes nothing."""
+    """Replace modules and attention by faster ones; return the model. A second call changes nothing."""
     for parent, name, child in _children(model):
         if type(child).__name__ == "NewGELUActivation":
             setattr(parent, name, FusedGELU(child))
@@ -83,7 +83,7 @@ def set_up(model: nn.Module, *, enabled: bool, attention: str, precision: str, t
 
 @contextlib.contextmanager
 def suspended(model: nn.Module) -> Iterator[None]:
-    """Take the speed-ups of a model back for a while; afterwards it is as it was."""
+    """Remove the speed-ups of a model temporarily."""
     if not is_applied(model):
         yield
         return
@@ -97,7 +97,7 @@ def suspended(model: nn.Module) -> Iterator[None]:
 
 
 def undo(model: M) -> M:
-    """Put back what `apply` replaced. Returns the model."""
+    """Restore the modules and attention that `apply` replaced; return the model."""
     for parent, name, child in _children(model):
         if isinstance(child, FusedGELU | FastDropout):
             original = child.replaced[0]
@@ -114,7 +114,7 @@ def use_documents(model: nn.Module, yes: bool) -> None:
 
 
 def has_kernel(model: nn.Module, *, precision: str, training: bool) -> bool:
-    """Whether the attention of packed documents has a kernel on the model's device; without one it would need much memory."""
+    """Return whether the model's device has a kernel for packed documents. Without one they need much more memory."""
     config = model.config.get_text_config()  # type: ignore[union-attr,operator]
     device = next(model.parameters()).device
     heads = getattr(config, "num_attention_heads", None) or 1
@@ -131,7 +131,7 @@ def is_applied(model: nn.Module) -> bool:
 
 
 def applied(model: nn.Module) -> dict[str, str]:
-    """What is in place of the model's own, by part."""
+    """Return what each part of the model uses: a speed-up or the model's own code."""
     kinds = {type(module) for module in model.modules()}
     return {
         "activation": "fused tanh-GELU" if FusedGELU in kinds else "the model's own",
@@ -140,7 +140,7 @@ def applied(model: nn.Module) -> dict[str, str]:
 
 
 def packs_documents(model: nn.Module) -> bool:
-    """Whether the model's attention takes the borders of packed documents (`cu_seq_lens_q`)."""
+    """Return whether the model's attention takes the borders of packed documents (`cu_seq_lens_q`)."""
     config = getattr(model, "config", None)
     return getattr(config, "_attn_implementation", None) == attention.NAME
 
