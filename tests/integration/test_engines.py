@@ -442,7 +442,7 @@ def test_a_disk_that_is_full_for_openvino_is_known_as_such(
     assert engine.name == "openvino"
     (warning,) = [event.message for event in events if event.event == "warning"]
     assert "can't be kept" in warning
-    assert "it is kept in the cache" in warning
+    assert "it goes to the cache" in warning
 
 
 def test_what_can_not_be_opened_again_is_served_by_pytorch(
