@@ -15,7 +15,7 @@ def command(
     *,
     accept_changes: Annotated[
         bool,
-        Parameter(negative=(), help="Go on although the text or config.yaml is not what the run began with."),
+        Parameter(negative=(), help="Resume although the text or config.yaml has changed since the run began."),
     ] = False,
     epochs: Annotated[
         float | None,
@@ -27,10 +27,10 @@ def command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Go on with a run where it stopped: from its newest whole checkpoint, to the same end as without the stop.
+    """Resume a run from its newest valid checkpoint. The result is the same as without the interruption.
 
-    A finished run is left as it is, with exit code 0, unless --epochs or --max-steps says to train on. The learning
-    rate's schedule then spans all steps of the longer run.
+    A finished run stays unchanged, with exit code 0, unless --epochs or --max-steps asks for more training. The
+    learning-rate schedule then spans all steps of the longer run.
     """
     from finetale import pipeline
     from finetale.cli.outcome import print_outcome

@@ -14,7 +14,7 @@ from finetale.cli.settings import with_settings
 @with_settings()
 def command(
     *source: Source,
-    config: Annotated[Path | None, Parameter(help="Settings file (YAML); flags win over it.")] = None,
+    config: Annotated[Path | None, Parameter(help="Settings file (YAML). Flags override it.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     **settings: object,

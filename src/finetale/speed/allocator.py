@@ -1,7 +1,7 @@
-"""Memory that is freed and asked for again in every step stays with the process.
+"""Keep memory that every step frees and allocates again in the process.
 
-glibc gives large arrays back to the system as soon as they are freed, and the system clears each page anew when it is next
-touched: over a fifth of a training step's time on a CPU (docs/performance.md).
+glibc returns large arrays to the system as soon as they are freed, and the system clears each page when it is touched
+again. This takes over a fifth of a training step's time on a CPU (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _depth = 0
 
 @contextlib.contextmanager
 def kept_memory() -> Iterator[None]:
-    """While inside, freed memory is kept for the next step; at the end it goes back to the system. May be nested.
+    """Keep freed memory inside the context, and return it to the system at the end. May be nested.
 
-    For the whole process, and with glibc only; elsewhere, or where the environment sets malloc up, nothing happens.
+    Applies to the whole process, and only with glibc. Does nothing if environment variables configure malloc.
     """
     global _depth
     libc = _glibc()

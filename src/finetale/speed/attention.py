@@ -1,8 +1,8 @@
-"""Causal attention of packed documents: no mask over all pairs, and no work for pairs that can't see each other.
+"""Compute causal attention of packed documents without a mask over all pairs, and without work for masked pairs.
 
-Registered with transformers as one more attention implementation. A caller that packs documents gives `cu_seq_lens_q`,
-the borders of the documents in a single row, as the flash kernels take them; without it (generation) PyTorch's own
-attention runs as ever.
+The module registers an attention implementation with transformers. A caller that packs documents passes `cu_seq_lens_q`,
+the borders of the documents in a single row, as for the flash kernels. Without it (in generation), PyTorch's own
+attention is used.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _UNKNOWN = ("sliding_window", "softcap", "position_bias", "s_aux", "indices")
 _NOT_PLAIN = ("sliding_window", "attention_chunk_size", "index_topk", "attn_logit_softcapping")
 """Names in a config that tell of such kinds."""
 _TILE = {torch.bfloat16: 192, torch.float32: 96}
-"""Queries worked on at a time. Fewer and there are too many calls, more and too much is computed only to be masked."""
+"""Queries per tile. Smaller tiles need too many calls; larger tiles compute too many pairs that are then masked."""
 
 
 def register() -> None:
-    """Make the implementation known to transformers; a second time changes nothing."""
+    """Register the implementation with transformers. A second call changes nothing."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -50,7 +50,7 @@ def is_plain(config: Any) -> bool:
 
 
 def has_kernel(device: torch.device, head_size: int, dropout: float) -> bool:
-    """Whether packed documents have a kernel of their own: tiles on a CPU, variable-length attention on newer GPUs in bf16."""
+    """Return whether packed documents have a kernel: tiles on a CPU, variable-length attention on newer GPUs in bf16."""
     if device.type == "cpu":
         return True
     if device.type != "cuda" or dropout or head_size % 8 or head_size > 256:
@@ -152,7 +152,7 @@ def _varlen(
 def _masked(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, borders: torch.Tensor, scale: float, dropout: float
 ) -> torch.Tensor:
-    """With a mask over all pairs, where there is no kernel for documents."""
+    """Compute attention with a mask over all pairs, where there is no kernel for packed documents."""
     places = torch.arange(query.shape[2], device=query.device)
     document = torch.searchsorted(borders, places, right=True)
     mask = (document[:, None] == document[None, :]) & (places[:, None] >= places[None, :])
@@ -205,9 +205,9 @@ def _hidden(borders: Sequence[int]) -> torch.Tensor:
 
 
 class _TiledAttention(torch.autograd.Function):
-    """Attention tile by tile with batched matrix products, which on a CPU run several times faster than its flash kernels.
+    """Attention tile by tile with batched matrix products, several times faster on a CPU than PyTorch's flash kernels.
 
-    The probabilities are kept for the backward pass, as many as there are pairs that see each other.
+    The probabilities of all pairs within the tiles are kept for the backward pass.
     """
 
     @staticmethod
@@ -285,7 +285,7 @@ def _folded(x: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def _unfolded(x: torch.Tensor, rows: int) -> torch.Tensor:
-    """The way back from `_folded`."""
+    """Invert `_folded`."""
     both, time, size = x.shape
     return x.view(rows, both // rows, time, size).transpose(0, 1).reshape(both // rows, rows * time, size)
 

@@ -1,7 +1,8 @@
-"""Cross-entropy of a large vocabulary without keeping its logits.
+"""Compute the cross-entropy of a large vocabulary without keeping the logits.
 
-The logits are made a chunk of targets at a time, and their softmax in fp32 a few rows at a time. While training, a chunk's
-gradients are taken at once (as Liger does, Hsu et al. 2024), so that no logits have to be kept for the backward pass.
+The logits are computed for one chunk of targets at a time, and their softmax in fp32 for a few rows at a time. In
+training, the gradients of a chunk are computed immediately (as in Liger, Hsu et al. 2024), so that no logits are kept for
+the backward pass.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _SMALLEST = -80.0
 
 
 class TiedWeights:
-    """Weights that are both the embedding and the output layer, in one pass: their gradient is one array, not a sum of two.
+    """Weights shared by embedding and output layer. In a pass with this object their gradient is one array.
 
     Use an object for one forward and backward pass: `embed` the tokens, then give it to `summed_cross_entropy`.
     """
@@ -35,7 +36,7 @@ class TiedWeights:
         self.gradient: torch.Tensor | None = None
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The rows of the tokens, of shape (*tokens.shape, width)."""
+        """Return the rows of the tokens, shape (*tokens.shape, width)."""
         rows: torch.Tensor = _TiedEmbedding.apply(self.weight, tokens, self)  # type: ignore[no-untyped-call]
         return rows
 
@@ -50,7 +51,9 @@ def summed_cross_entropy(
     tied: TiedWeights | None = None,
     compiled: bool = False,
 ) -> torch.Tensor:
-    """Sum of the negative log likelihoods in nats of all labels times `scale`, fp32; gradients are made in the forward pass.
+    """Return `scale` times the sum of the negative log-likelihoods of all labels, in nats, fp32.
+
+    The gradients are computed in the forward pass.
 
     Args:
         hidden: last hidden states, shape (targets, width).
@@ -79,7 +82,7 @@ def linear_cross_entropy(
 
 
 def most_likely(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """The token with the largest logit at each place, shape (targets,), without gradients; arguments as above."""
+    """Return the token with the largest logit for each target, shape (targets,), without gradients; arguments as above."""
     found = torch.empty(len(hidden), dtype=torch.int64, device=hidden.device)
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):  # bf16 logits are often equal
         for chunk in _slices(len(hidden), weight.shape[0] * weight.element_size(), _most_bytes(hidden.device)):
@@ -104,7 +107,7 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore: int) -> to
 
 
 def chunk_bytes(targets: int, vocabulary: int, each: int, device: torch.device) -> int:
-    """The most that the logits of so many targets take at a time, at so many bytes each."""
+    """Return the most memory that the logits of a number of targets take at a time, in bytes."""
     return _slice_size(targets, vocabulary * each, _most_bytes(device)) * vocabulary * each
 
 
