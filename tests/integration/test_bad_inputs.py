@@ -230,7 +230,11 @@ def half_written(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
-    stores = [path for path in (folder / "tokens").glob("*") if not (path / "store.json").is_file()]
+    tokens = folder / "tokens"  # the stores of a cache, or the one store of a run
+    stores = [path for path in tokens.glob("*") if path.is_dir()]
+    if any(path.is_file() for path in tokens.glob("*")):
+        stores.append(tokens)
+    stores = [store for store in stores if not (store / "store.json").is_file()]
     left = [name for name in names if name.endswith((".tmp", ".old")) or name.startswith("stream-")]
     return left + [store.name for store in stores]
 
