@@ -55,7 +55,7 @@ def library_bytes() -> int:
 def run_trainer(
     network: Any, rows: Any, collate: Any, *, batch_size: int, steps: int, skipped: int = 1, **settings: Any
 ) -> dict[str, Any]:
-    """Steps of `transformers.Trainer` after the skipped ones: seconds, useful tokens (targets that are text), memory."""
+    """Time steps of `transformers.Trainer` after the skipped ones. Return seconds, useful tokens (text) and memory."""
     import transformers
 
     clock, tokens = Clock(skipped), []

@@ -1,16 +1,17 @@
-"""Tokens a second of a service: Finetale against `transformers serve` and `transformers` generate, all on this processor.
+"""Measure tokens per second of a service: Finetale, `transformers serve` and `transformers` generate, on this CPU.
 
     python benchmarks/serve_cpu.py [--quick]
 
-The model has the shape of GPT-2 124M, with random weights and a made-up vocabulary of the same size. Each request has a prompt of
-64 tokens and asks for 64 more, greedily; 1, 8 or 16 clients ask at the same time. Of two such turns the faster counts. The others compute in
-bf16. `transformers serve` runs as it starts by itself, and with --continuous-batching; generate gets all prompts as one batch. Every
-contender runs alone, after a request to warm up, and the contenders in turns.
+The model has the shape of GPT-2 124M, with random weights and a made-up vocabulary of the same size. Each request has a
+prompt of 64 tokens and asks for 64 more, greedily; 1, 8 or 16 clients ask at the same time. Of two such turns the
+faster counts. The others compute in bf16. `transformers serve` runs as it starts by itself, and with
+--continuous-batching; generate gets all prompts as one batch. Every contender runs alone, after a request to warm up,
+and the contenders in turns.
 
-Time to first token is from sending a request to the first event of its stream, in requests of their own. The bundled model's figures stand beside
-it. `ratio_vs_transformers_serve` is against the command as it starts by itself, `ratio_vs_transformers_serve_batching` against the other; each
-ratio is the worse of those at 8 and 16 clients. Prints tables, and one JSON object as its last line. `--quick` takes one turn of fewer requests,
-and under four minutes.
+Time to first token is from sending a request to the first event of its stream, in requests of their own. The bundled
+model's figures stand beside it. `ratio_vs_transformers_serve` is against the command as it starts by itself,
+`ratio_vs_transformers_serve_batching` against the other; each ratio is the worse of those at 8 and 16 clients. Prints
+tables, and one JSON object as its last line. `--quick` takes one turn of fewer requests, and under four minutes.
 """
 
 from __future__ import annotations
@@ -220,7 +221,7 @@ def load(port: int, called: str, model: Path, clients: int, quick: bool, slow: b
 
 
 def at_once(port: int, called: str, texts: list[list[str]], *, stream: bool) -> tuple[float, list[float]]:
-    """Each list of prompts by a client of its own: seconds until all are answered, and those to each answer's first event, sorted.
+    """Send each list of prompts from its own client. Return the seconds in all, and to each first event, sorted.
 
     Raises:
         RuntimeError: an answer is not what was asked for.

@@ -2,9 +2,10 @@
 
     python benchmarks/speedups.py [--shapes gpt2 bundled] [--quick]
 
-Random weights of GPT-2's shape (124M, dropout 0.1) and of the bundled base's (no dropout), blocks of 512 tokens of one document each, steps
-of 2,048 tokens in micro-batches of the size Finetale takes. All variants run in one process, in turns; the figure is CPU time a step over that
-of the whole layer (the median of the turns; above 1: the part helps). Prints a table, and one JSON object as its last line.
+Random weights of GPT-2's shape (124M, dropout 0.1) and of the bundled base's (no dropout), blocks of 512 tokens of one
+document each, steps of 2,048 tokens in micro-batches of the size Finetale takes. All variants run in one process, in
+turns; the figure is CPU time a step over that of the whole layer (the median of the turns; above 1: the part helps).
+Prints a table, and one JSON object as its last line.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/text_scale.py [--sizes MB ...] [--shapes SHAPE ...] [--checks CHECK ...] [--first-step MB ...]
 
-The text is generated here from a seed: words of a Zipf-like vocabulary with realistic lengths, in sentences and paragraphs,
-with typographic quotes, digits, and a few addresses and telephone numbers. The shapes are
+The text is generated here from a seed: words of a Zipf-like vocabulary with realistic lengths, in sentences and
+paragraphs, with typographic quotes, digits, and a few addresses and telephone numbers. The shapes are
 
     english   one file of plain text
     chinese   one file of plain text without spaces
@@ -18,8 +18,9 @@ and the checks are
     tokens    `finetale check --model bundled`: with both searches and all tokens counted
 
 Each measurement is a process of its own. It prints MB (10^6 bytes) per CPU-second (user and system time of the process,
-program start included), peak memory, and the memory above 500 MB per document. `growth` is the CPU time per byte over that of the
-smallest size after the program's start-up time is subtracted: 1.00 is linear. Prints one JSON object as its last line.
+program start included), peak memory, and the memory above 500 MB per document. `growth` is the CPU time per byte over
+that of the smallest size after the program's start-up time is subtracted: 1.00 is linear. Prints one JSON object as its
+last line.
 """
 
 from __future__ import annotations

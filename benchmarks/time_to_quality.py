@@ -2,15 +2,16 @@
 
     python benchmarks/time_to_quality.py [--text FILE] [--epochs N] [--quick]
 
-Both start from the bundled base and train on the same lines of the text; one line in twenty is held out. The tutorial's recipe
-(transformers.Trainer, fp32, a line an example, cut and padded to 128 tokens, 4 a step, learning rate 5e-5 falling to 0) runs for its
-epochs. Finetale runs with its defaults for as many epochs, a line a document, until its validation loss is below the tutorial's last
-one. The loss is the tutorial's own, measured by one and the same function for both: nats a token over the held-out lines, cut at
-128 tokens, without a begin-of-text (which Finetale trains with and the tutorial does not). Time is wall time of training;
-evaluations are left out on both sides.
+Both start from the bundled base and train on the same lines of the text; one line in twenty is held out. The tutorial's
+recipe (transformers.Trainer, fp32, a line an example, cut and padded to 128 tokens, 4 a step, learning rate 5e-5
+falling to 0) runs for its epochs. Finetale runs with its defaults for as many epochs, a line a document, until its
+validation loss is below the tutorial's last one. The loss is the tutorial's own, measured by one and the same function
+for both: nats a token over the held-out lines, cut at 128 tokens, without a begin-of-text (which Finetale trains with
+and the tutorial does not). Time is wall time of training; evaluations are left out on both sides.
 
-`ratio_time_to_quality` is against the recipe as it stands. For a reader who tunes it there is `ratio_tuned`: the tutorial at ten times
-its learning rate, and Finetale at that rate with one block a step. Prints one JSON object as its last line.
+`ratio_time_to_quality` is against the recipe as it stands. For a reader who tunes it there is `ratio_tuned`: the
+tutorial at ten times its learning rate, and Finetale at that rate with one block a step. Prints one JSON object as its
+last line.
 """
 
 from __future__ import annotations

@@ -2,14 +2,15 @@
 
     python benchmarks/train_cpu.py [--text FILE] [--tokenizer FOLDER] [--quick]
 
-The others: "tutorial" is the recipe most tutorials give, repaired to run (fp32, a line an example, cut and padded to 128 tokens,
-4 examples a step); "packed" is the same Trainer on blocks of 512 tokens of the joined text, 4 a step, in fp32 and in bf16. Finetale
-trains on the same text with its defaults, 4 blocks of 512 tokens a step. Shapes: GPT-2 (124M) and the bundled base, both with the
-dropout of their config.
+The others: "tutorial" is the recipe most tutorials give, repaired to run (fp32, a line an example, cut and padded to
+128 tokens, 4 examples a step); "packed" is the same Trainer on blocks of 512 tokens of the joined text, 4 a step, in
+fp32 and in bf16. Finetale trains on the same text with its defaults, 4 blocks of 512 tokens a step. Shapes: GPT-2
+(124M) and the bundled base, both with the dropout of their config.
 
-Each contender runs in a process of its own, in turns, and is timed over its steps after the first (the median of the turns).
-Useful tokens are targets that are text: no padding, nothing cut off. Memory is the process's peak. Without --text it is the
-tales of the package; --tokenizer gives that of the GPT-2 shape. The keys at the top are the worse of both shapes. Prints tables, and one JSON object as its last line.
+Each contender runs in a process of its own, in turns, and is timed over its steps after the first (the median of the
+turns). Useful tokens are targets that are text: no padding, nothing cut off. Memory is the process's peak. Without
+--text it is the tales of the package; --tokenizer gives that of the GPT-2 shape. The keys at the top are the worse of
+both shapes. Prints tables, and one JSON object as its last line.
 """
 
 from __future__ import annotations

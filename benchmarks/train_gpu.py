@@ -2,11 +2,12 @@
 
     python benchmarks/train_gpu.py [--shapes gpt2 gpt2-medium gpt2-large] [--quick]
 
-Random weights of each shape, context 1024, 64 sequences a step, dropout 0, the tales of the package over and over (with the bundled
-tokenizer, in an embedding of GPT-2's 50,257 entries). The Trainer gets the largest micro-batch that fits of 64, 32, 16, 8 and 4,
-Finetale what its own memory plan says. Every contender runs in a process of its own; the steps before compilation has settled are
-not counted. MFU is 6 x matrix parameters and the attention's products, over the GPU's dense bf16 peak. Without a GPU a tiny shape
-runs on the processor, to show that the script works. Prints a table, and one JSON object as its last line.
+Random weights of each shape, context 1024, 64 sequences a step, dropout 0, the tales of the package over and over (with
+the bundled tokenizer, in an embedding of GPT-2's 50,257 entries). The Trainer gets the largest micro-batch that fits of
+64, 32, 16, 8 and 4, Finetale what its own memory plan says. Every contender runs in a process of its own; the steps
+before compilation has settled are not counted. MFU is 6 x matrix parameters and the attention's products, over the
+GPU's dense bf16 peak. Without a GPU a tiny shape runs on the processor, to show that the script works. Prints a table,
+and one JSON object as its last line.
 """
 
 from __future__ import annotations

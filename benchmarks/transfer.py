@@ -2,10 +2,10 @@
 
     python benchmarks/transfer.py [--quick]
 
-Three kinds of run on the same tokens, blocks and order: `bundled` with the demo's settings, `bundled` with a quarter of the steps,
-and random weights with the tokenizer, dropout, steps and batches of the first and the best of several peak learning rates (chosen by
-validation loss; `best_rate_inside` says whether lower and higher ones were worse; --quick tries one). Prints a table, and one
-JSON object as its last line.
+Three kinds of run on the same tokens, blocks and order: `bundled` with the demo's settings, `bundled` with a quarter of
+the steps, and random weights with the tokenizer, dropout, steps and batches of the first and the best of several peak
+learning rates (chosen by validation loss; `best_rate_inside` says whether lower and higher ones were worse; --quick
+tries one). Prints a table, and one JSON object as its last line.
 """
 
 from __future__ import annotations

@@ -72,9 +72,12 @@ def schema() -> str:
         "# Files of a run",
         "",
         "A run directory holds `run.json`, `data.json`, `comparison.json` and `metrics.jsonl` (one event per line).",
-        f"This page lists their fields in version {SCHEMA_VERSION} of the format (`schema_version`). Finetale also opens",
-        "files of version 1. Later versions may add fields: ignore the fields that you do not know. Numbers are finite.",
-        "Times are seconds, sizes are bytes and losses are nats per token, unless a field says otherwise. An event that",
+        f"This page lists their fields in version {SCHEMA_VERSION} of the format (`schema_version`). "
+        "Finetale also opens",
+        "files of version 1. Later versions may add fields: ignore the fields that you do not know. Numbers "
+        "are finite.",
+        "Times are seconds, sizes are bytes and losses are nats per token, unless a field says otherwise. An "
+        "event that",
         "`metrics.jsonl` does not record goes to the listeners of a run alone.",
         "",
     ]

@@ -3,8 +3,8 @@
     python recipes/baselines.py TRAIN HELDOUT --tokenizer bundled
 
 The compressors see the held-out text alone, as one stream. The 5-gram model is interpolated Kneser-Ney (Chen & Goodman
-1999) with one discount an order, over the tokens of TRAIN; its loss counts what the language model's counts: every token
-of a document and one end-of-text. Prints one JSON object.
+1999) with one discount an order, over the tokens of TRAIN; its loss counts what the language model's counts: every
+token of a document and one end-of-text. Prints one JSON object.
 """
 
 from __future__ import annotations

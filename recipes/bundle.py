@@ -2,8 +2,8 @@
 
     python recipes/bundle.py RUN TRAIN HELDOUT --out src/finetale/bundled/model
 
-RUN is the run directory of `finetale train --config recipes/bundled-base.yaml TRAIN`. Every number of the card is measured
-here or read from the run; the samples are the first ten of seed 0, as they came.
+RUN is the run directory of `finetale train --config recipes/bundled-base.yaml TRAIN`. Every number of the card is
+measured here or read from the run; the samples are the first ten of seed 0, as they came.
 """
 
 from __future__ import annotations

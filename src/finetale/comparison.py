@@ -283,7 +283,7 @@ def verdict(
 
 
 def _described_text(judged: str | None, shared: float, *, is_held_out: bool) -> str:
-    """What the text of the verdict is: whether the model saw it, chose its step by it, or read some of it in training."""
+    """Describe the text of the verdict: whether the model saw it, chose its step by it, or trained on some of it."""
     if not is_held_out:
         return "the given text"
     overlap = f"of which {shared:.0%} of the words also occur in the training text" if shared >= _SHARED_SHARE else ""
@@ -384,7 +384,7 @@ def _original(text: str, start: int, length: int) -> str:
 
 
 def _first_words(text: str, number: int) -> str:
-    """Return the first words of the first line with more words than that, to skip headings; else of the longest line."""
+    """Return the first words of the first line with more words, to skip headings, or of the longest line."""
     lines = [line.split() for line in text.splitlines()]
     longest = max(lines, key=lambda words: sum(map(len, words)), default=[])
     words = next((words for words in lines if len(words) > number), longest)[:number]

@@ -1,7 +1,8 @@
 """The device of this process: the one place that builds an Accelerator. Knows nothing of models.
 
 Accelerate reads dozens of variables from the environment, and `ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4` once changed a
-run's gradients. Here Finetale's own settings decide; variables of a launcher (RANK, WORLD_SIZE, MASTER_ADDR …) still count.
+run's gradients. Here Finetale's own settings decide; variables of a launcher (RANK, WORLD_SIZE, MASTER_ADDR …) still
+count.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class Encoder:
         return self._encode(texts)
 
     def ranges(self, text: str, places: Sequence[tuple[int, int]], ids: Ids) -> list[tuple[int, int]]:
-        """Return the ranges of tokens at some places of a text. For a long text, only pieces around them are encoded."""
+        """Return the ranges of tokens at places of a text. For a long text, only pieces around them are encoded."""
         if self._backend is None or len(text) <= _COMPARED_CHARACTERS:
             return token_ranges(self._tokenizer, text, places, ids)
         lengths, counts = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)]

@@ -26,7 +26,7 @@ _TEXTS = re.compile(
 _TEXTS_UNDER_A_LIMIT = re.compile(r"unknown parameter type")
 _NOT_MEMORY = re.compile(r"static TLS block", re.IGNORECASE)
 _LIBRARIES, _HEADROOM = 7 * 2**28, 2**28
-"""Bytes of address space that PyTorch and transformers take when loaded (1.73 GiB on Linux), and that a command needs."""
+"""Bytes of address space that PyTorch and transformers take (1.73 GiB on Linux), and that a command needs."""
 _RESERVED_BYTES = 8 * 2**20
 _reserve: list[bytes] = []
 _SMALLER = "choose a smaller --micro-batch-size, --block-size or model, or --gradient-checkpointing"

@@ -28,7 +28,7 @@ def describe_surrogates(text: str, *, from_bytes: bool = False) -> str | None:
 
 
 def escape_surrogates(text: str) -> str:
-    """Return text without surrogates: a byte of a file name that is not UTF-8 becomes \\xNN, other surrogates \\uNNNN."""
+    """Return text without surrogates. Bytes of a file name that are not UTF-8 become \\xNN, others \\uNNNN."""
     return text if text.isascii() else SURROGATE.sub(lambda match: escape(match.group()), text)
 
 

@@ -63,7 +63,10 @@ _NO_ADAPTERS = "adapters are not offered yet; --freeze trains a part of the weig
 _WEIGHTS = "weights stay in fp32; --precision bf16 computes in bf16"
 _DEVICE = "the fastest device is used; hide GPUs with CUDA_VISIBLE_DEVICES="
 _SOURCES = "texts are the arguments of the command, without a flag"
-_REPRODUCIBLE = "the same seed gives the same weights on one machine with --no-probe, or with a run's config.yaml, which has what the probe chose"
+_REPRODUCIBLE = (
+    "the same seed gives the same weights on one machine with --no-probe, or with a run's config.yaml, which has what "
+    "the probe chose"
+)
 
 TRAINER_NAMES: dict[str, Name] = {
     # where things go

@@ -35,8 +35,8 @@ def command(
     """Train and compare offline: the bundled model learns the tales of Tarrowside.
 
     The bundled model is a small GPT-2 that was trained on old children's books. The demo fine-tunes it on 132 tales
-    from one invented valley, measures both models on held-out tales, prints samples of both, and names the report. A second
-    demo replaces the first.
+    from one invented valley, measures both models on held-out tales, prints samples of both, and names the report. A
+    second demo replaces the first.
     """
     from finetale import pipeline
     from finetale.cli.outcome import print_outcome

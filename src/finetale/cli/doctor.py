@@ -73,8 +73,8 @@ def _advice(machine: dict[str, Any], checks: list[dict[str, Any]]) -> list[str]:
     wrong = [check["name"] for check in checks if not check["passed"]]
     if wrong:
         lines.append(
-            f"This accelerator computes wrong results with this version of PyTorch ({', '.join(wrong)}). Install another"
-            " version of PyTorch before you train or generate here."
+            f"This accelerator computes wrong results with this version of PyTorch ({', '.join(wrong)}). "
+            "Install another version of PyTorch before you train or generate here."
         )
     if machine["gpu"] is None:
         lines.append(

@@ -53,7 +53,7 @@ class RunState:
         return sum(self._speeds) / max(1, len(self._speeds))
 
     def time_left(self, step: int) -> str:
-        """Return the time left after a step as text, from the mean time per step; "" before the first and at the end."""
+        """Return the time left after a step as text, from the mean time per step. Empty at both ends."""
         done = step - self.first_step
         if done <= 0 or step >= self.total:
             return ""

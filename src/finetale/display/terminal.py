@@ -1,7 +1,7 @@
 """Show the events of a run in a terminal.
 
-A terminal gets a progress line for each stage and a live panel during training: loss, validation, speed, memory and time
-left. A log file gets plain lines, one every ten seconds at most. `quiet` leaves only warnings.
+A terminal gets a progress line for each stage and a live panel during training: loss, validation, speed, memory and
+time left. A log file gets plain lines, one every ten seconds at most. `quiet` leaves only warnings.
 """
 
 from __future__ import annotations

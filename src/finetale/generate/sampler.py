@@ -2,8 +2,8 @@
 
 Every sample has a random stream of its own, made from the seed, the prompt and the sample's number. It picks its token
 by the Gumbel-max rule: the token with the largest score + noise. That is sampling from the softmax of the scores
-(Gumbel 1954), and a rounding difference in the scores hardly ever changes the pick, so a sample does not depend on what else is
-in its batch. The noise is drawn on the CPU: the same seed gives the same noise on every device.
+(Gumbel 1954), and a rounding difference in the scores hardly ever changes the pick, so a sample does not depend on what
+else is in its batch. The noise is drawn on the CPU: the same seed gives the same noise on every device.
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ class Sampler:
     def _drawn(self, scores: Tensor, best: Tensor, likeliest: Tensor, streams: list[Stream]) -> Tensor:
         """Return the tokens with the largest score + noise, as `_noise` gives it, without computing most of the noise.
 
-        Noise grows with the random number, so the largest number gives the largest noise. A token is excluded whose score
-        plus that noise is below the likeliest token's score plus its own noise.
+        Noise grows with the random number, so the largest number gives the largest noise. A token is excluded whose
+        score plus that noise is below the likeliest token's score plus its own noise.
         """
         drawn: dict[Stream, tuple[Tensor, Tensor]] = {}
         found = likeliest.clone()

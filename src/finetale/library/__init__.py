@@ -35,7 +35,7 @@ __all__ = [
 calm_threads()  # before anything below loads torch
 
 Sources = str | Path | Sequence[str | Path] | Any
-"""A path or name of a source, or several; or data: records (dictionaries), or a pandas, polars, pyarrow or datasets table."""
+"""Paths or names of sources, or data: records (dictionaries), or a pandas, polars, pyarrow or datasets table."""
 
 
 def train(
@@ -51,8 +51,8 @@ def train(
     """Train a model on text, the same path as `finetale train`.
 
     Args:
-        sources: files, folders, "bundled:tales" or "hf:DATASET"; or data in memory: records (dictionaries), or a table of
-            pandas, polars, pyarrow or datasets. `validation=` and `test=` take the same.
+        sources: files, folders, "bundled:tales" or "hf:DATASET"; or data in memory: records (dictionaries), or a table
+            of pandas, polars, pyarrow or datasets. `validation=` and `test=` take the same.
         texts: texts to train on, one document each, in place of or besides `sources`.
         config: a settings file; `settings` win over it.
         quiet: show warnings only.

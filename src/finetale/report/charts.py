@@ -1,8 +1,8 @@
 """The charts of a report, as SVG elements inside an HTML page. Know nothing of the page around them.
 
-The page colours them: every stroke and fill is a CSS variable or `currentColor`, so that one drawing reads well in light,
-in dark and on paper. Text stays text. Each chart has a description for screen readers, and the page has the same figures
-as a table. The same numbers give the same bytes.
+The page colours them: every stroke and fill is a CSS variable or `currentColor`, so that one drawing reads well in
+light, in dark and on paper. Text stays text. Each chart has a description for screen readers, and the page has the same
+figures as a table. The same numbers give the same bytes.
 """
 
 from __future__ import annotations

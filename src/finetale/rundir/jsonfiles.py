@@ -76,5 +76,5 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def json_bytes(value: Any) -> bytes:
-    """Return JSON in UTF-8. A byte of a file name that is not UTF-8 becomes the text \\xNN: JSON has no lone surrogates."""
+    """Return JSON in UTF-8. Bytes of a file name that are not UTF-8 become \\xNN: JSON has no lone surrogates."""
     return (json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode("utf-8", "finetale.escape")
