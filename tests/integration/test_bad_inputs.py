@@ -141,7 +141,7 @@ CASES = [
     bad_call("resume what is no run", "resume folder", "folder is not a run directory", "finetale runs", {"folder/a.txt": b"a"}),
     bad_call("resume what is not there", "resume runs/none", "runs/none does not exist", "finetale runs"),
     bad_call("go on to what is done", "resume {shared}/run --max-steps 1", "the new budget ends after 1", "--max-steps"),
-    bad_call("resume a damaged run", "resume broken", "run.json can't be read", "Restore the file", {"broken/run.json": b"{"}),
+    bad_call("resume a damaged run", "resume broken", "run.json is corrupted", "Restore the file", {"broken/run.json": b"{"}),
     bad_call("report of what is no run", "report folder", "folder is not a run directory", "finetale runs", {"folder/a.txt": b"a"}),
     Case("long prompt", ("generate", "{shared}/good", WORDS), ("prompt", "64"), ("Shorten", "truncate")),
     bad_call("bad temperature", "generate {shared}/good The --temperature -1", "temperature = '-1'", "settings"),
@@ -326,7 +326,7 @@ def test_a_loss_that_is_not_finite(
     assert "DivergedError" in manifest["error"]
     assert manifest["steps"] == 0
     written = {path.name for path in (work / "out").iterdir()}
-    assert written == {".lock", "run.json", "config.yaml", "data.json", "metrics.jsonl"} | saved
+    assert written == {".lock", "run.json", "config.yaml", "data.json", "metrics.jsonl", "tokens"} | saved
     assert "NaN" not in (work / "out" / "metrics.jsonl").read_text()
     assert half_written(work) == []
 

@@ -393,6 +393,7 @@ def test_the_python_interface_is_the_same_path(here: Path) -> None:
         batch_size=8,
         learning_rate=3e-3,
         precision="fp32",
+        test_fraction=0.2,
         max_new_tokens=20,
         out="from-python",
         quiet=True,

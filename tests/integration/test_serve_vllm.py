@@ -192,7 +192,7 @@ def test_what_is_missing_or_fails_is_said(
     assert "pip install vllm" in told
     monkeypatch.setenv("FINETALE_VLLM", "/bin/false")
     assert run(["serve", model, "--engine", "vllm", "--port", "0"]) == 1
-    assert "vLLM ended with status 1" in capfd.readouterr().err
+    assert "vLLM exited with status 1" in capfd.readouterr().err
 
 
 def test_what_goes_wrong_there_is_told_here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +227,7 @@ def test_what_goes_wrong_there_is_told_here(place: Path, tmp_path: Path, monkeyp
         assert isinstance(slow, openai.InternalServerError)
         assert (slow.status_code, slow.code) == (504, "timeout")
         assert "ended the stream early" in str(told("breaks", stream=True))
-        assert "not done in time" in str(told("stalls", stream=True))
+        assert "not ready in time" in str(told("stalls", stream=True))
         assert time.monotonic() - began < 15
         (upstream,) = psutil.Process(started.process.pid).children()
         (worker,) = upstream.children()

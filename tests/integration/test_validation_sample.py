@@ -72,12 +72,12 @@ def test_a_run_samples_says_so_and_compares_on_all(tmp_path: Path) -> None:
     assert sampled is not None
     assert 600 <= sampled < 700
     notes = [event.message for event in events if isinstance(event, NoteEvent) and "sample" in event.message]
-    total = plan["data"]["tokens"]["validation"]
+    total = plan.data.tokens.validation
     assert notes == [
         f"Each evaluation within the run measures the same sample of {sampled:,} of the {total:,} validation tokens. "
         "The final comparison measures all of them. --eval-tokens sets another number."
     ]
-    assert plan["evaluation_seconds"] == pytest.approx(3 * sampled / plan["evaluation_tokens_per_second"], rel=0.01)
+    assert plan.evaluation_seconds == pytest.approx(3 * sampled / plan.evaluation_tokens_per_second, rel=0.01)
     compared = json.loads(run.comparison.read_text(encoding="utf-8"))
     assert compared["after"]["validation"]["tokens"] == total > 5000
     assert f"sample of {sampled} tokens" in run.report.read_text(encoding="utf-8")
