@@ -162,7 +162,7 @@ def test_a_newer_model_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
         assert text() == new
         (tmp_path / "tiny").rename(tmp_path / "gone")
         serving.process.send_signal(signal.SIGHUP)
-        while "tiny is not there any more" not in serving.log():  # and nobody at the hub is asked for it
+        while "tiny does not exist any more" not in serving.log():  # and nobody at the hub is asked for it
             assert time.monotonic() < deadline + 60
             time.sleep(0.05)
         assert text() == new
