@@ -8,6 +8,7 @@ import io
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -448,3 +449,20 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(shared: Path, work: Path
     models_written = [(work / run / "model" / "model.safetensors").read_bytes() for run in ("whole", "stopped")]
     assert models_written[0] == models_written[1]
     assert models_written[0] != (shared / "good" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "words", [("check", "../text.txt"), ("train", "text.txt"), ("generate", "run", "Once"), ("--help",)]
+)
+def test_a_current_folder_that_was_deleted(work: Path, words: tuple[str, ...]) -> None:
+    gone = work / "gone"
+    gone.mkdir()
+    script = 'cd "$1" && rmdir "$1" && shift && exec "$@"'
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", gone, sys.executable, "-m", "finetale", *words], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines() == [
+        "error: The current folder was deleted.",
+        "hint: Change to a folder that exists, such as `cd ~`.",
+    ]

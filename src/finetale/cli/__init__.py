@@ -19,7 +19,7 @@ import finetale
 from finetale.cli.output import print_error
 from finetale.cli.streams import accept_all_characters
 from finetale.environment import calm_threads
-from finetale.errors import FinetaleError
+from finetale.errors import ConfigError, FinetaleError
 from finetale.out_of_memory import check_address_space, is_out_of_memory, memory_limit_error
 from finetale.signals import ending_the_process, leave
 
@@ -74,6 +74,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     app = build_app()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        _check_working_directory()
         with ending_the_process():
             return _call(app, words or ["--help"])
     except CycloptsError as error:
@@ -103,6 +104,20 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return NOT_RESUMABLE
     except Exception as error:
         return _memory_ran_out(error) if is_out_of_memory(error) else _bug()
+
+
+def _check_working_directory() -> None:
+    """Check that the current folder exists: libraries that resolve relative paths fail or abort without it.
+
+    Raises:
+        ConfigError: it was deleted.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise ConfigError(
+            "The current folder was deleted.", "Change to a folder that exists, such as `cd ~`."
+        ) from None
 
 
 def _memory_ran_out(error: Exception) -> int:
