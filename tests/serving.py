@@ -13,20 +13,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from children import Forked
+
 
 class Serving:
-    """The real command in a process of its own."""
+    """`finetale serve WORDS` in a process of its own, forked from one that has loaded the libraries.
+
+    Args:
+        folder: the process's working directory; its standard error goes to folder/log.
+        python: arguments of a fresh Python interpreter to run in place of the command.
+    """
 
     def __init__(self, folder: Path, *words: str, python: Sequence[str] | None = None) -> None:
-        """`finetale serve WORDS`, or what is given to Python instead."""
-        command = [sys.executable, *(python or ("-m", "finetale", "serve", *words, "--port", "0"))]
         self._log = folder / "log"
-        with self._log.open("wb") as log:  # a pipe that nobody reads fills up
-            self.process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True)
+        self.process: Forked | subprocess.Popen[str]
+        if python is None:
+            self.process = Forked(folder, ("serve", *words, "--port", "0"), self._log)
+        else:
+            with self._log.open("wb") as log:  # a pipe that nobody reads fills up
+                self.process = subprocess.Popen(
+                    [sys.executable, *python], cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True
+                )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         found = re.search(r" at http://(?:127\.0\.0\.1|0\.0\.0\.0):(\d+)/", line)
-        assert found, line
+        assert found, line + self.log()
         self.port = int(found[1])
 
     def __enter__(self) -> Serving:
@@ -37,18 +48,19 @@ class Serving:
         self.process.communicate()
 
     def log(self) -> str:
-        """What it has written on stderr so far."""
+        """Return what the process has written to its standard error."""
         return self._log.read_text(encoding="utf-8")
 
     def end(self) -> tuple[int, str]:
-        """Exit code and the log, after SIGTERM at the latest."""
+        """Send SIGTERM; return the exit code and the log."""
         self.process.terminate()
         self.process.communicate(timeout=30)
+        assert self.process.returncode is not None
         return self.process.returncode, self.log()
 
 
 class Client:
-    """One connection that speaks HTTP in bytes: what a client library costs is not the service's."""
+    """One connection that speaks HTTP in bytes, because a client library would cost more time than the service."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -68,7 +80,7 @@ class Client:
         return int(lines[0].split()[1]), dict(line.lower().split(": ", 1) for line in lines[1:] if line)
 
     async def ask(self, method: str, path: str, body: Any = None) -> tuple[int, dict[str, str], bytes, float]:
-        """Status, headers, body, and the seconds until the head was there."""
+        """Return status, headers, body, and the seconds until the headers had arrived."""
         started = time.perf_counter()
         self.send(method, path, body)
         status, headers = await self.head()
@@ -76,7 +88,7 @@ class Client:
         return status, headers, await self.reader.readexactly(int(headers["content-length"])), seconds
 
     async def events(self) -> list[str]:
-        """What the events of a stream hold, to its end."""
+        """Read a stream to its end; return the data of its events."""
         found = []
         while size := int(await self.reader.readline(), 16):
             data = (await self.reader.readexactly(size + 2)).decode()
@@ -85,7 +97,7 @@ class Client:
         return found
 
     async def close(self) -> None:
-        """End the connection, and wait until it has ended."""
+        """Abort the connection, and wait until it is closed."""
         self.writer.transport.abort()
         with contextlib.suppress(OSError):
             await self.writer.wait_closed()
