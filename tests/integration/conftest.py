@@ -18,8 +18,6 @@ TRAIN = [
     "3e-3",
     "--precision",
     "fp32",
-    "--test-fraction",
-    "0.2",
     "--max-new-tokens",
     "20",
     "--quiet",
