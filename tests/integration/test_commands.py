@@ -119,7 +119,7 @@ def test_it_got_better_and_says_on_how_much_text(here: Path) -> None:
         assert {"loss", "perplexity", "word_perplexity", "bits_per_byte", "tokens"} <= set(after)
     assert len(comparison["before"]["samples"]) == len(comparison["after"]["samples"]) == 6
     report = (here / "run/report.html").read_text(encoding="utf-8")
-    assert "Whether it got better is not known" in report
+    assert "Better on this text; whether on other text is not known" in report
     assert "not finished" not in report
 
 
