@@ -1,10 +1,11 @@
 """Compute the loss of every token of a batch, and isolate the documents of a packed row from each other.
 
-How to isolate documents depends on the model's code, so `find_route` tests it: a small batch of two packed documents has
-to give the same logits as each document alone. It tries, in this order, the speed layer's attention, which receives the
-borders of the documents; restarting positions without an attention mask, as transformers does; an explicit mask; and, if
-all of these fail, one row per document. It also tests whether the logits are exactly the last hidden states times the
-output layer. If so, the loss is computed without keeping all logits. Does not know about training or evaluation.
+How to isolate documents depends on the model's code, so `find_route` tests it: a small batch of two packed documents
+has to give the same logits as each document alone. It tries, in this order, the speed layer's attention, which receives
+the borders of the documents; restarting positions without an attention mask, as transformers does; an explicit mask;
+and, if all of these fail, one row per document. It also tests whether the logits are exactly the last hidden states
+times the output layer. If so, the loss is computed without keeping all logits. Does not know about training or
+evaluation.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class PackedForward:
         return losses.view_as(labels)
 
     def hits(self, batch: Batch) -> torch.Tensor:
-        """Return whether each target has the largest logit, bool, shape (batch, time); False where there is no target."""
+        """Return whether each target has the largest logit, shape (batch, time); False where there is no target."""
         labels = _on(self.device, batch.labels)
         with self.autocast(), torch.no_grad():
             outputs = self._outputs(batch)

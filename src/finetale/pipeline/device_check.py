@@ -1,4 +1,4 @@
-"""Compare an accelerator's results with the processor's: PyTorch has shipped wrong ones (pytorch#109457, #107294 on MPS)."""
+"""Compare an accelerator's results with the CPU's: PyTorch has shipped wrong ones (pytorch#109457, #107294 on MPS)."""
 
 from __future__ import annotations
 

@@ -74,7 +74,8 @@ def check_disk(root: Path, plan: DiskPlan) -> None:
     if free >= plan.peak_bytes - plan.linked_bytes:
         return
     raise RunError(
-        f"The run needs {size(plan.peak_bytes)} of disk ({size(plan.checkpoint_bytes)} per checkpoint), and {size(free)} are free in {root.absolute().parent}.",
+        f"The run needs {size(plan.peak_bytes)} of disk ({size(plan.checkpoint_bytes)} per checkpoint), "
+        f"and {size(free)} are free in {root.absolute().parent}.",
         "Free some disk space, choose another place with --out, or keep fewer checkpoints with --keep-checkpoints 1.",
     )
 

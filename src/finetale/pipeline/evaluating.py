@@ -96,7 +96,7 @@ def evaluate_model(
 
 
 def _is_spaced(store: TokenStore, split: str, tokenizer: Any) -> bool:
-    """Return whether white space separates the words of a split, judged by the beginnings of evenly spaced documents."""
+    """Return whether white space separates the words of a split, judged by the beginnings of some documents."""
     parts = store.parts_of(split)
     chosen = parts[:: max(1, len(parts) // _SPACED_DOCUMENTS)]
     return spaces_separate_words(
@@ -187,7 +187,7 @@ def compare_models(
     """Measure and sample two models on the held-out text of `config`; the content of comparison.json.
 
     Args:
-        measured_text: which text. If it was held out, `after` was trained on the training split of the same sources, and
+        measured_text: the text. If it was held out, `after` was trained on the training split of the same sources, and
             its samples are compared with that text too.
         store: the tokens of `after`'s text, if its run keeps them; else the text is read again.
         data_sha256: of the token store `after` was trained from.
@@ -344,7 +344,7 @@ def training_texts(store: TokenStore, tokenizer: Any, notify: Notify, between: B
 def compare_on(
     before: str, after: str, sources: Sequence[str], settings: dict[str, Any], notify: Notify
 ) -> ComparisonFile:
-    """`finetale compare BEFORE AFTER`: on all of the text of `sources`, or else on the held-out text of the run `after`.
+    """Compare two models on all of the text of `sources`, or else on the held-out text of the run `after`.
 
     Raises:
         FinetaleError: a model or a text can't be used.

@@ -39,7 +39,7 @@ def keep_text(run: RunDirectory, store: TokenStore, config: Config, tokenizer: P
 
 
 def keep_inputs(run: RunDirectory, config: Config) -> Config:
-    """Save text from standard input and from memory in a run that has not begun; return settings that name these files."""
+    """Save text from standard input and from memory in a run that has not begun; return settings that name it."""
 
     def own(name: str) -> str:
         path = Path(name)

@@ -147,8 +147,9 @@ def prepare(
         if validation.num_targets < held_out:
             resolved = resolved.model_copy(update={"eval_tokens": tokens})
             message = (
-                f"Each evaluation within the run measures the same sample of {validation.num_targets:,} of the {held_out:,} "
-                "validation tokens. The final comparison measures all of them. --eval-tokens sets another number."
+                f"Each evaluation within the run measures the same sample of {validation.num_targets:,} of the "
+                f"{held_out:,} validation tokens. The final comparison measures all of them. --eval-tokens sets "
+                "another number."
             )
             note(notify, message)
     return Prepared(resolved, loaded, store, blocks, validation, tuned)
@@ -161,13 +162,15 @@ def _report_budget(config: Config, budget: StepBudget, notify: Notify) -> None:
         first = "--max-steps" if steps == config.max_steps else "--epochs"
         note(
             notify,
-            f"The run takes {steps:,} steps: {first} ends first (--epochs {config.epochs:g}, --max-steps {config.max_steps}).",
+            f"The run takes {steps:,} steps: {first} ends first "
+            f"(--epochs {config.epochs:g}, --max-steps {config.max_steps}).",
         )
     if models.is_new(config.model) and steps < _STEPS_FROM_NOTHING // 3:
         warn(
             notify,
-            f"{config.model} starts from random weights, which need about {_STEPS_FROM_NOTHING:,} steps to learn to write;"
-            f" this run takes {steps:,}. Use --max-steps {_STEPS_FROM_NOTHING}, more text, or a trained model such as bundled.",
+            f"{config.model} starts from random weights, which need about {_STEPS_FROM_NOTHING:,} steps to learn to "
+            f"write; this run takes {steps:,}. Use --max-steps {_STEPS_FROM_NOTHING}, more text, or a trained model "
+            "such as bundled.",
         )
 
 
@@ -246,8 +249,8 @@ def run_directory(config: Config) -> RunDirectory:
         if not config.overwrite:
             raise RunError(
                 f"{root} holds a run already.",
-                f"Go on with it by `{shell_command('finetale', 'resume', root)}`, replace it with --overwrite, or choose "
-                "another --out.",
+                f"Go on with it by `{shell_command('finetale', 'resume', root)}`, replace it with --overwrite, or "
+                "choose another --out.",
             )
     return RunDirectory(root)
 

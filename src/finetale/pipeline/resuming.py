@@ -160,7 +160,8 @@ def _prepare_again(
         if not accept_changes:
             raise RunError(
                 f"The text of {path} has changed since the run began ({what}), so it can't go on as it was.",
-                "Restore the text, go on with the new one by --accept-changes, or start a new run with `finetale train`.",
+                "Restore the text, go on with the new one by --accept-changes, or start a new run with "
+                "`finetale train`.",
             )
         changes.append(f"the text: {what}")
         write_record(run.data, described_data(prepared))
@@ -169,7 +170,8 @@ def _prepare_again(
     if changes:
         warn(notify, f"Going on with what has changed: {'; '.join(changes)}.")
         step = training.read_state(checkpoint).step if checkpoint is not None else 0
-        # Settings left to auto are resolved now; config.yaml must have the resolved ones, or the next resume finds a change.
+        # Settings left to auto are resolved now. config.yaml must have the resolved ones, or the next resume finds a
+        # change.
         settings = settings_bytes(prepared.config)
         write_bytes(run.config, settings)
         run.update_manifest(
@@ -226,8 +228,8 @@ def _new_schedule(path: Path, prepared: Prepared, step: int, old_total: int | No
     last = learning_rate(max(0, step - 1), max(old_total or total, step), config)
     following = learning_rate(step, total, config)
     return (
-        f"Going on from step {step:,} to {total:,}. The {config.schedule} schedule now spans all {total:,} steps, so the"
-        f" learning rate goes from {last:.2g} to {following:.2g}."
+        f"Going on from step {step:,} to {total:,}. The {config.schedule} schedule now spans all {total:,} steps, so "
+        f"the learning rate goes from {last:.2g} to {following:.2g}."
     )
 
 

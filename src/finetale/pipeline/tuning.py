@@ -1,4 +1,4 @@
-"""How a run is computed here: precision, attention, micro-batch, compile, threads. By rule, and by the probe where it pays."""
+"""Choose how a run is computed: precision, attention, micro-batch, compile, threads. By rule, then by the probe."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """How much of the validation text each evaluation within a run measures. Knows nothing of models.
 
-An evaluation costs about a third of the time of training on as many tokens. So that all evaluations of a run take at most a
-tenth of its time, each measures at most a quarter of the tokens that are trained on between two of them. The sample is
-the same for the whole run, and for the run that goes on: it depends on the text alone.
+An evaluation costs about a third of the time of training on as many tokens. So that all evaluations of a run take at
+most a tenth of its time, each measures at most a quarter of the tokens that are trained on between two of them. The
+sample is the same for the whole run, and for the run that goes on: it depends on the text alone.
 """
 
 from __future__ import annotations

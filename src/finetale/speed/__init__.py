@@ -1,7 +1,8 @@
-"""Make a model faster with the same results, within the tolerance stated for each speed-up. Does not know about training.
+"""Make a model faster with the same results, within the tolerance of each speed-up. Does not know about training.
 
 `apply` changes how modules compute, but never their parameters or the saved config. So a saved model is the same as
-without speed-ups. `undo` reverts `apply`. A speed-up that does not fit a model is skipped; `applied` lists those in use.
+without speed-ups. `undo` reverts `apply`. A speed-up that does not fit a model is skipped; `applied` lists those in
+use.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Compute causal attention of packed documents without a mask over all pairs, and without work for masked pairs.
 
-The module registers an attention implementation with transformers. A caller that packs documents passes `cu_seq_lens_q`,
-the borders of the documents in a single row, as for the flash kernels. Without it (in generation), PyTorch's own
-attention is used.
+The module registers an attention implementation with transformers. A caller that packs documents passes
+`cu_seq_lens_q`, the borders of the documents in a single row, as for the flash kernels. Without it (in generation),
+PyTorch's own attention is used.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def is_plain(config: Any) -> bool:
 
 
 def has_kernel(device: torch.device, head_size: int, dropout: float) -> bool:
-    """Return whether packed documents have a kernel: tiles on a CPU, variable-length attention on newer GPUs in bf16."""
+    """Return whether packed documents have a kernel: tiles on a CPU, varlen attention on newer GPUs in bf16."""
     if device.type == "cpu":
         return True
     if device.type != "cuda" or dropout or head_size % 8 or head_size > 256:

@@ -1,8 +1,8 @@
 """Compute the cross-entropy of a large vocabulary without keeping the logits.
 
 The logits are computed for one chunk of targets at a time, and their softmax in fp32 for a few rows at a time. In
-training, the gradients of a chunk are computed immediately (as in Liger, Hsu et al. 2024), so that no logits are kept for
-the backward pass.
+training, the gradients of a chunk are computed immediately (as in Liger, Hsu et al. 2024), so that no logits are kept
+for the backward pass.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def linear_cross_entropy(
 
 
 def most_likely(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Return the token with the largest logit for each target, shape (targets,), without gradients; arguments as above."""
+    """Return the token with the largest logit for each target, shape (targets,). Arguments as above; no gradients."""
     found = torch.empty(len(hidden), dtype=torch.int64, device=hidden.device)
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):  # bf16 logits are often equal
         for chunk in _slices(len(hidden), weight.shape[0] * weight.element_size(), _most_bytes(hidden.device)):
@@ -97,8 +97,8 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore: int) -> to
         logits: shape (targets, vocabulary), of any floating type.
         labels: shape (targets,).
 
-    On a CPU no fp32 copy of the logits is made: softmax and its gradient are computed in fp32, a few rows at a time. The losses
-    are PyTorch's own; the gradient is its own to rounding, in the type of the logits.
+    On a CPU no fp32 copy of the logits is made: softmax and its gradient are computed in fp32, a few rows at a time.
+    The losses are PyTorch's own; the gradient is its own to rounding, in the type of the logits.
     """
     if logits.device.type != "cpu":
         return F.cross_entropy(logits.float(), labels, ignore_index=ignore, reduction="none")

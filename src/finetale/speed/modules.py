@@ -15,7 +15,7 @@ _LANES = 2**16
 
 
 class FusedGELU(nn.GELU):
-    """GELU's tanh approximation in one kernel (Hendrycks & Gimpel 2016), within 2e-6 of transformers' `gelu_new` in fp32."""
+    """GELU's tanh approximation (Hendrycks & Gimpel 2016) in one kernel; within 2e-6 of `gelu_new` in fp32."""
 
     def __init__(self, replaced: nn.Module) -> None:
         super().__init__(approximate="tanh")
@@ -23,7 +23,7 @@ class FusedGELU(nn.GELU):
 
 
 class FastDropout(nn.Dropout):
-    """Dropout (Srivastava et al. 2014) whose random numbers cost a tenth of PyTorch's on a CPU; elsewhere PyTorch's own.
+    """Dropout (Srivastava et al. 2014). On a CPU its random numbers cost a tenth of what PyTorch's cost.
 
     The same distribution and seeded by torch's generator, but other numbers than `nn.Dropout` draws from the same seed.
     """

@@ -1,9 +1,10 @@
 """The training loop: turn blocks into weights, on top of Accelerate. Does not know about text.
 
-An optimizer step trains on `batch_size` blocks. Their order follows from (seed, epoch). The loss of a step is the sum of
-the losses of its targets divided by the number of targets, over all micro-batches and processes. So the sizes of
-micro-batches and the number of processes do not change the result. Dropout in each micro-batch is seeded by (seed, step,
-micro-batch, process). So a resumed run repeats it without saved random states, and an interrupted step is repeated whole.
+An optimizer step trains on `batch_size` blocks. Their order follows from (seed, epoch). The loss of a step is the sum
+of the losses of its targets divided by the number of targets, over all micro-batches and processes. So the sizes of
+micro-batches and the number of processes do not change the result. Dropout in each micro-batch is seeded by (seed,
+step, micro-batch, process). So a resumed run repeats it without saved random states, and an interrupted step is
+repeated whole.
 """
 
 from __future__ import annotations
@@ -344,8 +345,8 @@ class Training:
         """Raise an error if a step since the last check was not finite. The device skipped all updates after it."""
         if self._deferred and bool(self._bad):
             raise DivergedError(
-                f"The loss or the gradient is not finite in or shortly before step {self.state.step + 1}; no later update"
-                " was made.",
+                f"The loss or the gradient is not finite in or shortly before step {self.state.step + 1}; no later "
+                "update was made.",
                 self._divergence_hint,
             )
 

@@ -1,4 +1,4 @@
-"""Build AdamW, optionally with moments in bf16, and compute the learning rate of each step. Does not know about data."""
+"""Build AdamW, with moments in bf16 if asked, and compute the learning rate of each step. Does not know about data."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Find the fastest way to compute a run on this machine, with a few real passes of each candidate. Trains nothing.
 
-The search starts from the choice by rule: bf16 where the hardware supports it, as many sequences per pass as fit, and the
-speed layer's attention. It changes one setting at a time. It keeps a change only if the change is 10% faster twice in a
-row, so that noise does not change the numbers of a run. A probe takes at most a tenth of the run's expected time.
+The search starts from the choice by rule: bf16 where the hardware supports it, as many sequences per pass as fit, and
+the speed layer's attention. It changes one setting at a time. It keeps a change only if the change is 10% faster twice
+in a row, so that noise does not change the numbers of a run. A probe takes at most a tenth of the run's expected time.
 """
 
 from __future__ import annotations
