@@ -1,11 +1,15 @@
 """Compute the loss of every token of a batch, and isolate the documents of a packed row from each other.
 
-How to isolate documents depends on the model's code, so `find_route` tests it: a small batch of two packed documents
-has to give the same logits as each document alone. It tries, in this order, the speed layer's attention, which receives
-the borders of the documents; restarting positions without an attention mask, as transformers does; an explicit mask;
-and, if all of these fail, one row per document. It also tests whether the logits are exactly the last hidden states
-times the output layer. If so, the loss is computed without keeping all logits. Does not know about training or
-evaluation.
+The right way to isolate documents depends on the model's code, so `find_route` tests it. A small batch of two packed
+documents must give the same logits as each document alone. `find_route` tries, in this order:
+
+1. the attention of `finetale.speed`, which receives the borders of the documents;
+2. positions that restart in each document, without an attention mask, as in transformers;
+3. an explicit attention mask;
+4. one row per document, which always works.
+
+It also tests whether the logits are exactly the last hidden states times the output layer. If so, the loss is computed
+without keeping all logits. Does not know about training or evaluation.
 """
 
 from __future__ import annotations
@@ -27,19 +31,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Integers = NDArray[np.int64]
-_TOLERANCE = 1e-3
-_BY_BORDERS = "borders told to the attention"
+_TOLERANCE = 1e-3  # largest difference of two logits that count as equal, relative to the largest logit
+_BY_BORDERS = "document borders passed to attention"
 _BY_POSITION = "restarting positions"
 _BY_MASK = "explicit mask"
-_BY_ROW = "a row each"
+_BY_ROW = "one row per document"
 
 
 @dataclass(frozen=True)
 class Route:
-    """How a model's losses are computed.
+    """A way to compute a model's losses.
 
-    `isolation` says how documents are kept apart; `head` whether the logits are the last hidden states times the output
-    layer; `tied` whether these weights embed the tokens too, and nothing else is done to them.
+    Attributes:
+        isolation: the way to isolate documents.
+        head: whether the logits are exactly the last hidden states times the output layer.
+        tied: whether the weights of the output layer are also those of the embedding, which only looks them up.
     """
 
     isolation: str
@@ -53,17 +59,17 @@ class Route:
 
     def to_dict(self) -> dict[str, str]:
         """Return a description for run.json."""
-        return {"documents": self.isolation, "logits": "a chunk at a time" if self.head else "whole"}
+        return {"documents": self.isolation, "logits": "in chunks" if self.head else "all at once"}
 
 
 class PackedForward:
-    """Computes token losses of packed batches.
+    """Compute the token losses of packed batches.
 
     Args:
-        model: any causal language model; may be wrapped (DDP) as long as it forwards the same arguments.
+        model: a causal language model. It may be wrapped (DDP), if the wrapper takes the same arguments.
         precision: "fp32", or "bf16" for autocast.
-        route: how the losses are computed; found by trying when None.
-        compiled: run the model through torch.compile, with shapes that stay the same from batch to batch.
+        route: the way to compute the losses; None calls `find_route`.
+        compiled: whether to use torch.compile. Then all batches should have the same shape.
     """
 
     def __init__(
@@ -73,14 +79,14 @@ class PackedForward:
         self.precision = precision
         self.device = next(model.parameters()).device
         self.route = route or find_route(model)
-        if not hasattr(model, "get_output_embeddings"):  # wrapped, and the wrapper has to see the pass
+        if not hasattr(model, "get_output_embeddings"):  # wrapped; the whole pass must go through the wrapper
             self.route = Route(self.route.isolation)
         self._compiled = torch.compile(_module(model, self.route), dynamic=False) if compiled else None
 
     def token_losses(self, batch: Batch) -> torch.Tensor:
-        """Negative log likelihood in nats of each target, fp32, shape (batch, time); 0 where labels are IGNORE.
+        """Return the negative log-likelihood of each target in nats, fp32, shape (batch, time); 0 where it is IGNORE.
 
-        Without gradients; training takes `loss`.
+        Computes no gradients. For training, use `loss`.
         """
         labels = _on(self.device, batch.labels)
         with self.autocast(), torch.no_grad():
@@ -103,12 +109,12 @@ class PackedForward:
                 head = _head(self.model)
                 found = speed.most_likely(outputs.flatten(0, 1), head.weight, head.bias).view(labels.shape)
                 return found == labels
-            # Logits in bf16 are often equal; any of the largest may be taken.
+            # Logits in bf16 are often equal; each of the largest counts as a hit.
             logits = outputs.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
             return (logits >= outputs.amax(-1)) & (labels != IGNORE)
 
     def loss(self, batch: Batch, scale: float = 1.0) -> torch.Tensor:
-        """Return the sum of the losses of a batch times `scale`, fp32, with gradients."""
+        """Return `scale` times the sum of the losses of a batch, fp32, with gradients."""
         labels = _on(self.device, batch.labels).flatten()
         with self.autocast():
             if not self.route.head:
@@ -125,29 +131,29 @@ class PackedForward:
         return _outputs(self.model, batch, self.route, tied, self._compiled)
 
     def loss_bytes(self, tokens: int, vocabulary: int) -> int:
-        """Return the memory of the loss besides what autograd keeps (logits or their gradient), in bytes."""
+        """Return the memory for logits and their gradient in bytes, without what autograd keeps of the model."""
         each = 2 if self.precision == "bf16" else 4
         if self.route.head:
-            copies = 1 if self.device.type == "cpu" else 1 + 3 * 4 // each  # in fp32, whole, besides the chunk itself
+            copies = 1 if self.device.type == "cpu" else 1 + 3 * 4 // each  # the chunk and three fp32 copies
             return copies * speed.chunk_bytes(tokens, vocabulary, each, self.device)
-        # The logits' gradient in their own type on a CPU (speed.cross_entropy), three fp32 arrays elsewhere.
+        # On a CPU one gradient in the type of the logits (speed.cross_entropy), elsewhere three fp32 arrays.
         return (each if self.device.type == "cpu" else 3 * 4) * vocabulary * tokens
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Return the autocast context of a pass. Around several passes it keeps the bf16 copies of the weights."""
+        """Return the autocast context of a pass. Several passes in one context share the bf16 copies of the weights."""
         if self.precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
     def no_autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Return the context of a backward pass within `autocast`, which uses the types of the forward pass."""
+        """Return the context of a backward pass inside `autocast`. It uses the types of the forward pass."""
         if self.precision == "bf16":
             return torch.autocast(self.device.type, enabled=False)
         return contextlib.nullcontext()
 
 
 def find_route(model: PreTrainedModel) -> Route:
-    """Find out how to compute a model's losses, by comparison with the logits of each document alone."""
+    """Return the fastest way to compute a model's losses that gives the logits of each document alone."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     lengths = (7, 5)
     inputs = np.concatenate([np.arange(7), np.arange(5) * 3 + 1]) % vocabulary
@@ -201,7 +207,7 @@ def _outputs(
     tied: speed.TiedWeights | None = None,
     compiled: Any = None,
 ) -> torch.Tensor:
-    """Logits, or last hidden states if the route has a head of its own, shape (batch, time, vocabulary or width)."""
+    """Return the logits, shape (batch, time, vocabulary), or with `route.head` the last hidden states, (…, width)."""
     device = next(model.parameters()).device
     module = compiled or _module(model, route)
 
@@ -218,15 +224,17 @@ def _outputs(
     if route.isolation == _BY_BORDERS:
         borders = _borders(batch.documents)
         longest = int(np.diff(borders).max())
-        if compiled is not None:  # each new shape would be compiled anew
+        if compiled is not None:  # every new shape would be compiled again
             borders, longest = _padded(borders), inputs.shape[1]
-        told = _on(device, borders)
+        on_device = _on(device, borders)
         flat = run(
             inputs.view(1, -1),
             position_ids=positions.view(1, -1),
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),  # so that nobody makes one
-            cu_seq_lens_q=told,
-            cu_seq_lens_k=told,
+            attention_mask=torch.ones(
+                1, 1, 1, 1, dtype=torch.bool, device=device
+            ),  # so that transformers builds no mask
+            cu_seq_lens_q=on_device,
+            cu_seq_lens_k=on_device,
             max_length_q=longest,
             max_length_k=longest,
         )
@@ -242,7 +250,10 @@ def _outputs(
 
 
 def _row_by_row(run: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, documents: Integers) -> torch.Tensor:
-    """Unpack documents into rows padded on the right, which causal attention can't see, and pack the outputs again."""
+    """Unpack documents into one row each, run the model, and pack the outputs again.
+
+    The rows are padded on the right, where causal attention does not look.
+    """
     pieces = list(torch.split(inputs.flatten(), np.diff(_borders(documents)).tolist()))
     outputs = run(torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True))
     flat = torch.cat([outputs[index, : len(piece)] for index, piece in enumerate(pieces)])
@@ -250,14 +261,17 @@ def _row_by_row(run: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tenso
 
 
 def _borders(documents: Integers) -> NDArray[np.int32]:
-    """Return where documents begin in the flattened rows, and where the last one ends. Each row begins a document."""
+    """Return the first position of each document in the flattened rows, and the end of the last one.
+
+    A new row always begins a new document.
+    """
     starts = np.ones(documents.shape, bool)
     starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
     return np.append(np.flatnonzero(starts), documents.size).astype(np.int32)
 
 
 def _padded(borders: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Append empty documents, so that their number is a power of two and at least 64."""
+    """Append empty documents until their number is a power of two and at least 64."""
     number = max(64, 1 << (len(borders) - 2).bit_length())
     return np.pad(borders, (0, number + 1 - len(borders)), mode="edge")
 
@@ -268,14 +282,14 @@ def _head(model: torch.nn.Module) -> torch.nn.Linear:
 
 
 def _is_lookup(embedding: torch.nn.Module) -> bool:
-    """Return whether an embedding only looks up rows."""
+    """Return whether an embedding does nothing but look up rows."""
     if type(embedding) is not torch.nn.Embedding or embedding.padding_idx is not None:
         return False
     return embedding.max_norm is None and not embedding.scale_grad_by_freq and not embedding.sparse
 
 
 def _changes_logits(config: Any) -> bool:
-    """Return whether a config caps or scales the logits, which a small batch may not show."""
+    """Return whether a config caps or scales the logits. The small batch of `find_route` may not reveal it."""
     config = config.get_text_config()
     names = ("final_logit_softcapping", "logit_scale", "logits_scaling")
     return any(getattr(config, name, None) not in (None, 1, 1.0) for name in names)

@@ -191,8 +191,8 @@ def test_how_a_run_was_computed_is_written_down(here: Path) -> None:
     manifest, settings = read(here / "run/run.json"), yaml.safe_load((here / "run/config.yaml").read_text())
     chosen = manifest["speed"]["probe"]["chosen"]
     assert manifest["speed"]["probe"]["skipped"] == "the run is very short"
-    assert manifest["speed"]["documents"] == "borders told to the attention"
-    assert manifest["speed"]["logits"] == "a chunk at a time"
+    assert manifest["speed"]["documents"] == "document borders passed to attention"
+    assert manifest["speed"]["logits"] == "in chunks"
     assert {name: settings[name] for name in chosen} == chosen
     assert set(chosen) == {"precision", "attention", "micro_batch_size", "compile", "threads"}
     assert None not in chosen.values()
@@ -204,7 +204,7 @@ def test_without_the_speed_layer_a_run_says_the_same(here: Path, capsys: pytest.
     how = read(here / "plain/run.json")["speed"]
     assert set(how) == {"activation", "documents", "dropout", "logits", "probe"}
     assert [how[name] for name in ("activation", "dropout")] == ["the model's own"] * 2
-    assert [how[name] for name in ("documents", "logits")] == ["restarting positions", "whole"]
+    assert [how[name] for name in ("documents", "logits")] == ["restarting positions", "all at once"]
     before, after = (read(here / f"{name}/comparison.json")["after"]["validation"]["loss"] for name in ("run", "plain"))
     assert after == pytest.approx(before, rel=5e-3)
     assert sha256(here / "plain/model/model.safetensors") != sha256(here / "run/model/model.safetensors")

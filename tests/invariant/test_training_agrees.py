@@ -94,7 +94,7 @@ def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("isolation", ["restarting positions", "explicit mask", "a row each"])
+@pytest.mark.parametrize("isolation", ["restarting positions", "explicit mask", "one row per document"])
 def test_packed_loss_is_the_loss_of_each_document_alone(stored: TokenStore, isolation: str) -> None:
     tiny = model(1)
     packed = measure(PackedForward(tiny, route=Route(isolation)), pack(stored, "train", 64, fill=False), batch_size=3)

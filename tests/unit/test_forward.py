@@ -116,10 +116,10 @@ MODELS: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
     "gpt-neox": (gpt_neox, "restarting positions"),
     "llama": (llama, "restarting positions"),
     "opt": (opt, "explicit mask"),
-    "bloom": (bloom, "a row each"),
+    "bloom": (bloom, "one row per document"),
     "leaks by position": (lambda: gpt2(LeaksByPosition), "explicit mask"),
-    "leaks by mask too": (lambda: gpt2(LeaksByMaskToo), "a row each"),
-    "knows no positions": (lambda: gpt2(KnowsNoPositions), "a row each"),
+    "leaks by mask too": (lambda: gpt2(LeaksByMaskToo), "one row per document"),
+    "knows no positions": (lambda: gpt2(KnowsNoPositions), "one row per document"),
 }
 
 
@@ -165,12 +165,14 @@ def test_documents_are_kept_apart(name: str, batch: Batch) -> None:
 
 
 FAST = {
-    "gpt2": Route("borders told to the attention", head=True, tied=True),
-    "gpt-neox": Route("borders told to the attention", head=True),
-    "llama": Route("borders told to the attention", head=True),
-    "opt": Route("borders told to the attention", head=True),  # its embedding has a padding entry without a gradient
-    "bloom": Route("a row each", head=True, tied=True),
-    "leaks by mask too": Route("a row each", head=True, tied=True),
+    "gpt2": Route("document borders passed to attention", head=True, tied=True),
+    "gpt-neox": Route("document borders passed to attention", head=True),
+    "llama": Route("document borders passed to attention", head=True),
+    "opt": Route(
+        "document borders passed to attention", head=True
+    ),  # its embedding has a padding entry without a gradient
+    "bloom": Route("one row per document", head=True, tied=True),
+    "leaks by mask too": Route("one row per document", head=True, tied=True),
 }
 
 
@@ -214,9 +216,9 @@ def test_bf16_works_in_every_architecture(name: str, batch: Batch) -> None:
     [
         ({"sliding_window": 4}, Route("restarting positions", head=True)),
         ({"layer_types": ["full_attention", "sliding_attention"]}, Route("restarting positions", head=True)),
-        ({"final_logit_softcapping": 30.0}, Route("borders told to the attention")),
-        ({"logits_scaling": 8.0}, Route("borders told to the attention")),
-        ({"logit_scale": 1.0}, Route("borders told to the attention", head=True)),
+        ({"final_logit_softcapping": 30.0}, Route("document borders passed to attention")),
+        ({"logits_scaling": 8.0}, Route("document borders passed to attention")),
+        ({"logit_scale": 1.0}, Route("document borders passed to attention", head=True)),
     ],
 )
 def test_what_a_config_tells_is_believed_before_a_small_batch(change: dict[str, Any], route: Route) -> None:
@@ -308,7 +310,7 @@ def test_what_is_not_chosen_would_leak(name: str, wrong: str, batch: Batch) -> N
     assert (leaking - alone(tiny, batch)).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("isolation", ["restarting positions", "explicit mask", "a row each"])
+@pytest.mark.parametrize("isolation", ["restarting positions", "explicit mask", "one row per document"])
 def test_gradients_are_the_same_however_documents_are_kept_apart(isolation: str, batch: Batch) -> None:
     gradients = []
     for way in ("restarting positions", isolation):

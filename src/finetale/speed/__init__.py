@@ -1,8 +1,8 @@
-"""Make a model faster with the same results, within the tolerance of each speed-up. Does not know about training.
+"""Make a model faster without changing its results beyond rounding. Does not know about training.
 
-`apply` changes how modules compute, but never their parameters or the saved config. So a saved model is the same as
-without speed-ups. `undo` reverts `apply`. A speed-up that does not fit a model is skipped; `applied` lists those in
-use.
+`apply` replaces modules and the attention function. It never changes parameters or the saved config, so a saved model
+is the same as without speed-ups. `undo` reverts `apply`. A speed-up that does not fit a model is skipped. `applied`
+lists the speed-ups in use.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ __all__ = [
 
 
 def apply(model: M) -> M:
-    """Replace modules and attention by faster ones; return the model. A second call changes nothing."""
+    """Replace modules and attention with faster ones and return the model. A second call changes nothing."""
     for parent, name, child in _children(model):
         if type(child).__name__ == "NewGELUActivation":
             setattr(parent, name, FusedGELU(child))
@@ -67,13 +67,14 @@ def apply(model: M) -> M:
 
 
 def set_up(model: nn.Module, *, enabled: bool, attention: str, precision: str, training: bool) -> None:
-    """Apply the speed-ups that the settings allow to a model on its device; the one place that decides it.
+    """Apply the speed-ups that the settings allow. No other function decides this.
 
     Args:
-        enabled: setting `speed`; without it everything is the model's own.
-        attention: setting `attention`; "model" keeps the model's own attention.
-        precision: what it computes in, "fp32" or "bf16".
-        training: whether it will be trained, which needs a kernel with dropout and gradients.
+        model: the model, already on its device.
+        enabled: the setting `speed`; False restores the model's own code.
+        attention: the setting `attention`; "model" keeps the model's own attention.
+        precision: the type of the matrix products, "fp32" or "bf16".
+        training: whether the model will be trained. Training needs a kernel with dropout and gradients.
     """
     if not enabled:
         undo(model)
@@ -84,7 +85,7 @@ def set_up(model: nn.Module, *, enabled: bool, attention: str, precision: str, t
 
 @contextlib.contextmanager
 def suspended(model: nn.Module) -> Iterator[None]:
-    """Remove the speed-ups of a model temporarily."""
+    """Remove the speed-ups of a model inside the context."""
     if not is_applied(model):
         yield
         return
@@ -109,13 +110,13 @@ def undo(model: M) -> M:
 
 
 def use_documents(model: nn.Module, yes: bool) -> None:
-    """Switch between the attention of packed documents and the model's own, where there is a choice."""
+    """Select attention over packed documents, or the model's own. Does nothing if `apply` was not called."""
     if is_applied(model):
         _set_attention(model, *(("sdpa", attention.NAME) if yes else (attention.NAME, "sdpa")))
 
 
 def has_kernel(model: nn.Module, *, precision: str, training: bool) -> bool:
-    """Return whether the model's device has a kernel for packed documents. Without one they need much more memory."""
+    """Return whether the model's device has a kernel for packed documents. Without one they need far more memory."""
     config = model.config.get_text_config()  # type: ignore[union-attr,operator]
     device = next(model.parameters()).device
     heads = getattr(config, "num_attention_heads", None) or 1
@@ -127,12 +128,12 @@ def has_kernel(model: nn.Module, *, precision: str, training: bool) -> bool:
 
 
 def is_applied(model: nn.Module) -> bool:
-    """Whether `apply` was called, even if nothing of it fits the model."""
+    """Return whether `apply` was called, even if no speed-up fits the model."""
     return bool(getattr(model, "finetale_speed", False))
 
 
 def applied(model: nn.Module) -> dict[str, str]:
-    """Return what each part of the model uses: a speed-up or the model's own code."""
+    """Return the implementation of each part of the model: a speed-up or the model's own code."""
     kinds = {type(module) for module in model.modules()}
     return {
         "activation": "fused tanh-GELU" if FusedGELU in kinds else "the model's own",
@@ -141,13 +142,13 @@ def applied(model: nn.Module) -> dict[str, str]:
 
 
 def packs_documents(model: nn.Module) -> bool:
-    """Return whether the model's attention takes the borders of packed documents (`cu_seq_lens_q`)."""
+    """Return whether the model's attention accepts the borders of packed documents (`cu_seq_lens_q`)."""
     config = getattr(model, "config", None)
     return getattr(config, "_attn_implementation", None) == attention.NAME
 
 
 def _set_attention(model: nn.Module, old: str, new: str) -> None:
-    """Switch the attention of a model that can be switched."""
+    """Replace attention `old` with `new`, if the model uses `old` and supports `new`."""
     config = getattr(model, "config", None)
     if getattr(config, "_attn_implementation", None) != old or not _is_switchable(model):
         return

@@ -1,7 +1,7 @@
-"""Keep memory that every step frees and allocates again in the process.
+"""Keep freed memory in the process, because every training step allocates the same arrays again.
 
-glibc returns large arrays to the system as soon as they are freed, and the system clears each page when it is touched
-again. This takes over a fifth of a training step's time on a CPU (docs/performance.md).
+By default, glibc returns a large array to the system as soon as it is freed. The system then clears each page when the
+next array touches it. This takes more than a fifth of a training step on a CPU (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ import platform
 from collections.abc import Iterator
 from functools import cache
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # names of mallopt(3)
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # parameters of mallopt(3)
 _AFTERWARDS = ((_MMAP_MAX, 65536), (_MMAP_THRESHOLD, 32 * 2**20), (_TRIM_THRESHOLD, 64 * 2**20))
-"""Where glibc's thresholds, which move as a program goes on, end after it has freed large arrays."""
-_MOST = 2**31 - 1
+"""Values to restore. glibc raises its thresholds to these once a program has freed large arrays."""
+_UNLIMITED = 2**31 - 1  # the largest value that mallopt accepts, a C int
 _depth = 0
 
 
 @contextlib.contextmanager
 def kept_memory() -> Iterator[None]:
-    """Keep freed memory inside the context, and return it to the system at the end. May be nested.
+    """Keep freed memory in the process inside the context, and return it to the system at the end. May be nested.
 
-    Applies to the whole process, and only with glibc. Does nothing if environment variables configure malloc.
+    Affects the whole process. Does nothing without glibc, or if environment variables configure malloc.
     """
     global _depth
     libc = _glibc()
     _depth += 1
     if libc is not None and _depth == 1:
-        libc.malloc_trim(0)  # of what was freed before
+        libc.malloc_trim(0)  # return memory that was freed before
         libc.mallopt(_MMAP_MAX, 0)
-        libc.mallopt(_TRIM_THRESHOLD, _MOST)
+        libc.mallopt(_TRIM_THRESHOLD, _UNLIMITED)
     try:
         yield
     finally:

@@ -1,8 +1,8 @@
-"""Compute causal attention of packed documents without a mask over all pairs, and without work for masked pairs.
+"""Compute causal attention within each packed document, without a mask over all pairs of tokens.
 
-The module registers an attention implementation with transformers. A caller that packs documents passes
-`cu_seq_lens_q`, the borders of the documents in a single row, as for the flash kernels. Without it (in generation),
-PyTorch's own attention is used.
+Pairs of tokens in different documents cost almost no work. The module registers an attention implementation with
+transformers. A caller that packs documents passes their borders within a single row as `cu_seq_lens_q`, as for the
+flash kernels. Without this argument, as in generation, PyTorch's own attention is used.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from finetale.speed.loss import compute_type
 from finetale.speed.modules import keep_mask
 
 NAME = "finetale"
-_UNKNOWN = ("sliding_window", "softcap", "position_bias", "s_aux", "indices")
-"""Arguments of kinds of attention that are not plain causal attention."""
-_NOT_PLAIN = ("sliding_window", "attention_chunk_size", "index_topk", "attn_logit_softcapping")
-"""Names in a config that tell of such kinds."""
+_UNSUPPORTED_ARGUMENTS = ("sliding_window", "softcap", "position_bias", "s_aux", "indices")
+"""Arguments that transformers passes for attention other than plain causal attention."""
+_UNSUPPORTED_FIELDS = ("sliding_window", "attention_chunk_size", "index_topk", "attn_logit_softcapping")
+"""Config fields that select attention other than plain causal attention."""
 _TILE = {torch.bfloat16: 192, torch.float32: 96}
-"""Queries per tile. Smaller tiles need too many calls; larger tiles compute too many pairs that are then masked."""
+"""Queries per tile. Smaller tiles need more calls; larger tiles compute more pairs that are then masked."""
 
 
 def register() -> None:
@@ -39,18 +39,18 @@ def register() -> None:
 
 
 def is_plain(config: Any) -> bool:
-    """Whether a model's attention is plain causal attention in all layers, as far as its config tells."""
+    """Return whether a config describes plain causal attention in all layers."""
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    windowed = getattr(config, "use_sliding_window", True)  # Qwen has a window in its config that it does not use
-    set_names = [name for name in _NOT_PLAIN if getattr(config, name, None) is not None]
+    windowed = getattr(config, "use_sliding_window", True)  # Qwen's config has a window that is switched off
+    set_names = [name for name in _UNSUPPORTED_FIELDS if getattr(config, name, None) is not None]
     if not windowed and "sliding_window" in set_names:
         set_names.remove("sliding_window")
     return kinds == {"full_attention"} and not set_names
 
 
 def has_kernel(device: torch.device, head_size: int, dropout: float) -> bool:
-    """Return whether packed documents have a kernel: tiles on a CPU, varlen attention on newer GPUs in bf16."""
+    """Return whether there is a kernel for packed documents: tiles on a CPU, varlen attention on newer GPUs in bf16."""
     if device.type == "cpu":
         return True
     if device.type != "cuda" or dropout or head_size % 8 or head_size > 256:
@@ -76,18 +76,18 @@ def attend(
     max_length_q: int | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention in the way transformers calls it.
+    """Compute attention. transformers calls this function with its own signature.
 
     Args:
-        query: shape (batch, heads, time, head size); key and value may have fewer heads.
-        cu_seq_lens_q: borders of the documents, int32, from 0 to time; then batch is 1.
-        max_length_q: the longest document, in tokens.
+        query: shape (batch, heads, time, head size). `key` and `value` may have fewer heads.
+        cu_seq_lens_q: borders of the documents, int32, from 0 to time. If it is given, batch must be 1.
+        max_length_q: length of the longest document, in tokens.
 
     Returns:
-        The output, shape (batch, time, heads, head size), and None for the weights.
+        The output, shape (batch, time, heads, head size), and None instead of the attention weights.
 
     Raises:
-        ValueError: packed documents in a kind of attention that is not plain causal attention.
+        ValueError: if documents are packed and the model asks for more than plain causal attention.
     """
     if cu_seq_lens_q is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -96,12 +96,13 @@ def attend(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
         return output, None
-    unknown = [name for name in _UNKNOWN if options.get(name) is not None]
-    if unknown:
-        raise ValueError(f"packed attention knows nothing of {unknown[0]}")
+    unsupported = [name for name in _UNSUPPORTED_ARGUMENTS if options.get(name) is not None]
+    if unsupported:
+        raise ValueError(f"packed attention does not support {unsupported[0]}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    kind = compute_type(query)  # rotary positions leave query and key in fp32, which PyTorch's attention would cast too
-    query, key, value = query.to(kind), key.to(kind), value.to(kind)
+    # Rotary embeddings leave query and key in fp32 under autocast. PyTorch's attention casts them too.
+    dtype = compute_type(query)
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if query.device.type == "cuda" and dropout == 0 and query.dtype in (torch.bfloat16, torch.float16):
         return _varlen(query, key, value, cu_seq_lens_q, max_length_q, scale), None
     groups = query.shape[1] // key.shape[1]
@@ -132,15 +133,15 @@ def _varlen(
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    most = query.shape[2] if longest is None else longest
+    max_length = query.shape[2] if longest is None else longest
     output = varlen_attn(
         query[0].transpose(0, 1),  # (time, heads, head size)
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
         borders,
         borders,
-        most,
-        most,
+        max_length,
+        max_length,
         scale=scale,
         window_size=(-1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
@@ -152,19 +153,20 @@ def _varlen(
 def _masked(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, borders: torch.Tensor, scale: float, dropout: float
 ) -> torch.Tensor:
-    """Compute attention with a mask over all pairs, where there is no kernel for packed documents."""
-    places = torch.arange(query.shape[2], device=query.device)
-    document = torch.searchsorted(borders, places, right=True)
-    mask = (document[:, None] == document[None, :]) & (places[:, None] >= places[None, :])
+    """Compute attention with a mask over all pairs. The fallback where packed documents have no kernel."""
+    position = torch.arange(query.shape[2], device=query.device)
+    document = torch.searchsorted(borders, position, right=True)
+    mask = (document[:, None] == document[None, :]) & (position[:, None] >= position[None, :])
     output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
     return output.transpose(1, 2)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Queries [start, stop) and the keys [first, stop) that they may see; `hidden` is true where one may not.
+    """Queries [start, stop) that are computed together, and their keys [first, stop).
 
-    `hidden` covers the last stop - start keys; those before are seen by all queries of the tile.
+    `hidden`, shape (stop - start, stop - start), is True where a query must not see a key. It covers the last
+    stop - start keys. All queries of the tile see the keys before those.
     """
 
     start: int
@@ -175,7 +177,7 @@ class Tile:
 
 @lru_cache(maxsize=8)
 def tiles_of(borders: tuple[int, ...], size: int) -> tuple[Tile, ...]:
-    """Tiles of at most `size` queries: pieces of a long document, or several short ones together."""
+    """Return tiles of at most `size` queries. A tile holds a piece of a long document, or several short documents."""
     future = torch.ones(size, size, dtype=torch.bool).triu(1)
     tiles = []
     number, last = 0, len(borders) - 1
@@ -198,16 +200,16 @@ def tiles_of(borders: tuple[int, ...], size: int) -> tuple[Tile, ...]:
 
 
 def _hidden(borders: Sequence[int]) -> torch.Tensor:
-    """True for pairs of places in different documents, shape (places, places)."""
+    """Return True for each pair of positions in different documents, shape (positions, positions)."""
     lengths = torch.tensor(borders).diff()
     document = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     return document[:, None] != document[None, :]
 
 
 class _TiledAttention(torch.autograd.Function):
-    """Attention tile by tile with batched matrix products, several times faster on a CPU than PyTorch's flash kernels.
+    """Attention tile by tile, with batched matrix products. On a CPU several times as fast as PyTorch's flash kernels.
 
-    The probabilities of all pairs within the tiles are kept for the backward pass.
+    The attention weights of all tiles are kept in memory for the backward pass.
     """
 
     @staticmethod
@@ -223,7 +225,7 @@ class _TiledAttention(torch.autograd.Function):
         heads, time, _ = query.shape
         rows, borders = _equal_rows(borders)
         tiles = tiles_of(borders, _TILE.get(query.dtype, 128))
-        with torch.autocast("cpu", enabled=False):  # the types are those of the arguments
+        with torch.autocast("cpu", enabled=False):  # the arguments already have the right type
             query, key, value = _folded(query * scale, rows), _folded(key, rows), _folded(value, rows)
             output = query.new_empty(rows, time // rows, heads, value.shape[2])
             kept = _masks(tiles, len(query), dropout)
@@ -270,7 +272,10 @@ class _TiledAttention(torch.autograd.Function):
 
 
 def _equal_rows(borders: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
-    """Documents that are all of one length are worked on side by side: their number, and the borders of one of them."""
+    """Return the number of rows and the borders within each row.
+
+    If all documents have the same length, each is a row of a batch. Otherwise there is one row with all documents.
+    """
     number = len(borders) - 1
     length = borders[-1] // number
     if all(border == index * length for index, border in enumerate(borders)):
@@ -279,7 +284,7 @@ def _equal_rows(borders: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
 
 
 def _folded(x: torch.Tensor, rows: int) -> torch.Tensor:
-    """(heads, time, head size) → (rows x heads, time / rows, head size), contiguous."""
+    """Reshape (heads, time, head size) to (rows x heads, time / rows, head size), contiguous."""
     heads, time, size = x.shape
     return x.reshape(heads, rows, time // rows, size).transpose(0, 1).reshape(rows * heads, -1, size).contiguous()
 
@@ -291,7 +296,7 @@ def _unfolded(x: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def _masks(tiles: tuple[Tile, ...], heads: int, dropout: float) -> list[torch.Tensor]:
-    """What dropout keeps of each tile's weights; empty without dropout."""
+    """Return a dropout mask for the weights of each tile, True where a weight is kept. Empty without dropout."""
     if not dropout:
         return []
     shapes = [(heads, tile.stop - tile.start, tile.stop - tile.first) for tile in tiles]

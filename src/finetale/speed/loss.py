@@ -1,8 +1,8 @@
-"""Compute the cross-entropy of a large vocabulary without keeping the logits.
+"""Compute the cross-entropy over a large vocabulary without keeping the logits.
 
-The logits are computed for one chunk of targets at a time, and their softmax in fp32 for a few rows at a time. In
-training, the gradients of a chunk are computed immediately (as in Liger, Hsu et al. 2024), so that no logits are kept
-for the backward pass.
+Logits are computed for one chunk of targets at a time. Their softmax is computed in fp32 for a few rows at a time. In
+training, the gradients of a chunk are computed in the forward pass, as in Liger (Hsu et al. 2024). So no logits are
+kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -16,19 +16,17 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 _CHUNK_BYTES, _GPU_CHUNK_BYTES = 128 * 2**20, 512 * 2**20
-"""Size of the logits made at a time. Each chunk costs a pass over the gradient of the whole vocabulary's weights."""
+"""Size of a chunk's logits. More chunks cost more: each one adds to the gradient of all output weights."""
 _ROWS_BYTES = 4 * 2**20
-"""Size of the fp32 logits worked on at a time: little enough to stay in a processor's cache."""
-
-
+"""Size of the fp32 logits whose softmax is computed together. They fit in a processor's cache."""
 _SMALLEST = -80.0
-"""Log likelihood near which softmax's fp32 loses precision, and soon becomes 0."""
+"""Log-likelihood below which the logarithm of an fp32 softmax is imprecise; near -103 it becomes -inf."""
 
 
 class TiedWeights:
-    """Weights shared by embedding and output layer. In a pass with this object their gradient is one array.
+    """Weights that the embedding and the output layer share. Both add to one gradient array instead of two.
 
-    Use an object for one forward and backward pass: `embed` the tokens, then give it to `summed_cross_entropy`.
+    Use an object for one forward and backward pass: `embed` the tokens, then pass it to `summed_cross_entropy`.
     """
 
     def __init__(self, weight: torch.Tensor) -> None:
@@ -36,7 +34,7 @@ class TiedWeights:
         self.gradient: torch.Tensor | None = None
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the rows of the tokens, shape (*tokens.shape, width)."""
+        """Return the embeddings of the tokens, shape (*tokens.shape, width)."""
         rows: torch.Tensor = _TiedEmbedding.apply(self.weight, tokens, self)  # type: ignore[no-untyped-call]
         return rows
 
@@ -57,10 +55,10 @@ def summed_cross_entropy(
 
     Args:
         hidden: last hidden states, shape (targets, width).
-        weight: of the output layer, shape (vocabulary, width); the product is computed in autocast's type.
-        labels: shape (targets,); `ignore` where there is nothing to learn.
-        tied: what embedded the tokens, if by the same weights.
-        compiled: fuse softmax and gradient by torch.compile; for GPUs.
+        weight: weights of the output layer, shape (vocabulary, width). Products are computed in autocast's type.
+        labels: target tokens, shape (targets,). Targets equal to `ignore` do not count.
+        tied: the object that embedded the tokens, if the embedding has the same weights.
+        compiled: whether to fuse softmax and gradient with torch.compile; for GPUs.
     """
     total: torch.Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden, weight, bias, labels, ignore, scale, tied, compiled
@@ -71,34 +69,42 @@ def summed_cross_entropy(
 def linear_cross_entropy(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, ignore: int
 ) -> torch.Tensor:
-    """Negative log likelihood in nats of each label, fp32, shape (targets,), without gradients; arguments as above."""
+    """Return the negative log-likelihood of each label in nats, fp32, shape (targets,), without gradients.
+
+    The arguments are those of `summed_cross_entropy`.
+    """
     losses = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
     with torch.no_grad():
-        kind = compute_type(hidden)
-        weight = weight.to(kind)
+        dtype = compute_type(hidden)
+        weight = weight.to(dtype)
         for chunk in _slices(len(labels), weight.shape[0] * weight.element_size(), _most_bytes(hidden.device)):
-            losses[chunk] = cross_entropy(_logits(hidden[chunk].to(kind), weight, bias), labels[chunk], ignore)
+            losses[chunk] = cross_entropy(_logits(hidden[chunk].to(dtype), weight, bias), labels[chunk], ignore)
     return losses
 
 
 def most_likely(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Return the token with the largest logit for each target, shape (targets,). Arguments as above; no gradients."""
+    """Return the token with the largest logit for each target, shape (targets,), without gradients.
+
+    The arguments are those of `summed_cross_entropy`. Logits are in the type of the weights, because bf16 logits of
+    different tokens are often equal.
+    """
     found = torch.empty(len(hidden), dtype=torch.int64, device=hidden.device)
-    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):  # bf16 logits are often equal
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         for chunk in _slices(len(hidden), weight.shape[0] * weight.element_size(), _most_bytes(hidden.device)):
             found[chunk] = _logits(hidden[chunk].to(weight.dtype), weight, bias).argmax(-1)
     return found
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore: int) -> torch.Tensor:
-    """Negative log likelihood in nats of each label, fp32, shape (targets,); 0 where the label is `ignore`.
+    """Return the negative log-likelihood of each label in nats, fp32, shape (targets,); 0 where it is `ignore`.
+
+    On a CPU, softmax and its gradient are computed in fp32 for a few rows at a time, without an fp32 copy of all
+    logits. The losses equal those of PyTorch's `cross_entropy`. The gradient has the type of the logits and equals
+    PyTorch's to rounding.
 
     Args:
         logits: shape (targets, vocabulary), of any floating type.
         labels: shape (targets,).
-
-    On a CPU no fp32 copy of the logits is made: softmax and its gradient are computed in fp32, a few rows at a time.
-    The losses are PyTorch's own; the gradient is its own to rounding, in the type of the logits.
     """
     if logits.device.type != "cpu":
         return F.cross_entropy(logits.float(), labels, ignore_index=ignore, reduction="none")
@@ -107,7 +113,7 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore: int) -> to
 
 
 def chunk_bytes(targets: int, vocabulary: int, each: int, device: torch.device) -> int:
-    """Return the most memory that the logits of a number of targets take at a time, in bytes."""
+    """Return the size of a chunk's logits in bytes. A logit takes `each` bytes."""
     return _slice_size(targets, vocabulary * each, _most_bytes(device)) * vocabulary * each
 
 
@@ -116,7 +122,7 @@ def _most_bytes(device: torch.device) -> int:
 
 
 def compute_type(tensor: torch.Tensor) -> torch.dtype:
-    """The type matrix products of a tensor are computed in: autocast's if it is on, else the tensor's own."""
+    """Return the type of matrix products with a tensor: autocast's if it is enabled, else the tensor's own."""
     device = tensor.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
 
@@ -158,19 +164,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         compiled: bool,
     ) -> torch.Tensor:
         wanted = ctx.needs_input_grad
-        kind = compute_type(hidden)
+        dtype = compute_type(hidden)
         counted = labels != ignore
         targets, weights = torch.where(counted, labels, 0), torch.where(counted, scale, 0.0)
         into_gradient = _compiled_gradient() if compiled else _loss_and_gradient
         vocabulary = len(weight)
         with torch.autocast(hidden.device.type, enabled=False):
-            matrix = _padded(weight.to(kind))
+            matrix = _padded(weight.to(dtype))
             total = torch.zeros((), dtype=torch.float32, device=hidden.device)
             to_hidden = torch.empty_like(hidden) if wanted[0] else None
             to_weight, to_bias = None, None
             most = _most_bytes(hidden.device)
             for chunk in _slices(len(labels), matrix.shape[0] * matrix.element_size(), most):
-                states = hidden[chunk].to(kind)
+                states = hidden[chunk].to(dtype)
                 logits = _logits(states, matrix, None if bias is None else _padded(bias))
                 logits[:, vocabulary:] = float("-inf")
                 total += into_gradient(logits, targets[chunk], weights[chunk])
@@ -188,11 +194,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradients = ctx.saved_tensors
-        # On a GPU looking at the number would cost more than multiplying by it.
+        # On a GPU, reading the value would cost more than the multiplication: it waits for the device.
         if outer[0].device.type != "cpu" or float(outer[0]) != 1.0:
             gradients = tuple(None if gradient is None else gradient * outer[0] for gradient in gradients)
         to_hidden, to_weight, to_bias = gradients
-        if ctx.tied is not None:  # the embedding adds its rows and hands it on
+        if ctx.tied is not None:  # the backward pass of the embedding adds to this gradient and returns it
             ctx.tied.gradient, to_weight = to_weight, None
         return to_hidden, to_weight, to_bias, None, None, None, None, None
 
@@ -218,7 +224,7 @@ def _added(total: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor:
 
 
 def _padded(weights: torch.Tensor) -> torch.Tensor:
-    """On a GPU with zeros up to a multiple of 64 entries, for which its matrix products are faster."""
+    """On a GPU, append zeros up to a multiple of 64 rows, because its matrix products are then faster."""
     missing = -len(weights) % 64
     if weights.device.type != "cuda" or not missing:
         return weights
@@ -226,7 +232,7 @@ def _padded(weights: torch.Tensor) -> torch.Tensor:
 
 
 def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Sum of the losses of a chunk, each times its weight; puts its gradient in the place of the logits."""
+    """Return the weighted sum of the losses of a chunk, and overwrite the logits with its gradient."""
     total = torch.zeros((), dtype=torch.float32, device=logits.device)
     for rows in _row_slices(logits) if logits.device.type == "cpu" else [slice(None)]:
         share = torch.softmax(logits[rows].float(), dim=1)
@@ -239,7 +245,7 @@ def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor, weights: tor
 
 
 def _exact(likelihood: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Log likelihoods from softmax; those too small for fp32's precision there are taken from log-softmax."""
+    """Return `likelihood`, computed from softmax, or the result of log-softmax where softmax is too imprecise."""
     if logits.device.type == "cpu" and not bool((likelihood < _SMALLEST).any()):
         return likelihood
     return torch.log_softmax(logits.float(), dim=1).gather(1, targets[:, None])[:, 0]
@@ -247,7 +253,7 @@ def _exact(likelihood: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor
 
 @cache
 def _compiled_gradient() -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
-    """`_loss_and_gradient` in two passes over the logits, as torch.compile makes it."""
+    """Return a version of `_loss_and_gradient` that torch.compile fuses into two passes over the logits."""
 
     def fused(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         log_share = torch.log_softmax(logits.float(), dim=1)
@@ -260,7 +266,7 @@ def _compiled_gradient() -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor],
 
 
 def _minus_target(share: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """The cross-entropy's gradient from softmax, in its place: less 1 at the target, times a weight a row."""
+    """Turn softmax into the gradient of the loss in place: subtract 1 at each target, multiply by the weight."""
     share.scatter_add_(1, targets[:, None], share.new_full((len(share), 1), -1.0))
     return share.mul_(weights[:, None])
 
@@ -274,7 +280,7 @@ def _row_slices(logits: torch.Tensor) -> list[slice]:
 
 
 def _slices(rows: int, row_bytes: int, most_bytes: int) -> list[slice]:
-    """Equal slices of at most so many bytes, but at least one row."""
+    """Return slices of equal size that hold at most `most_bytes`, but at least one row."""
     size = _slice_size(rows, row_bytes, most_bytes)
     return [slice(at, min(rows, at + size)) for at in range(0, rows, size)]
 

@@ -1,4 +1,4 @@
-"""Modules put in place of a model's own: the same function in fewer passes over memory."""
+"""Replace activation and dropout modules with ones that compute the same function in less time."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from numpy.typing import NDArray
 from torch.autograd.function import once_differentiable
 
 _LANES = 2**16
-"""Values of one random number: a dropout rate is kept to 1 part in so many."""
+"""Number of values of a 16-bit random number. Dropout rates are rounded to a multiple of 1/65,536."""
 
 
 class FusedGELU(nn.GELU):
-    """GELU's tanh approximation (Hendrycks & Gimpel 2016) in one kernel; within 2e-6 of `gelu_new` in fp32."""
+    """GELU in its tanh approximation (Hendrycks & Gimpel 2016), as one kernel; within 2e-6 of `gelu_new` in fp32."""
 
     def __init__(self, replaced: nn.Module) -> None:
         super().__init__(approximate="tanh")
-        self.replaced = (replaced,)  # in a tuple, so that it is no submodule
+        self.replaced = (replaced,)  # a tuple, so that torch does not register it as a submodule
 
 
 class FastDropout(nn.Dropout):
-    """Dropout (Srivastava et al. 2014). On a CPU its random numbers cost a tenth of what PyTorch's cost.
+    """Dropout (Srivastava et al. 2014) whose random numbers take a tenth of PyTorch's time on a CPU.
 
-    The same distribution and seeded by torch's generator, but other numbers than `nn.Dropout` draws from the same seed.
+    The distribution is that of `nn.Dropout`, and torch's generator seeds it. The same seed gives other numbers than
+    `nn.Dropout` draws.
     """
 
     def __init__(self, replaced: nn.Dropout) -> None:
@@ -56,15 +57,15 @@ class _Dropout(torch.autograd.Function):
 
 
 def keep_mask(size: int, keep: float) -> torch.Tensor:
-    """A boolean vector on the CPU, each value true with probability `keep`, to 16 bits."""
+    """Return booleans on the CPU, shape (size,), each True with probability `keep` (rounded to 16 bits)."""
     return torch.from_numpy(random_16_bits(size) < round(keep * _LANES))
 
 
 def random_16_bits(size: int) -> NDArray[np.uint16]:
-    """Integers from 0 to 65,535, shape (size,).
+    """Return uniform random integers from 0 to 65,535, shape (size,).
 
-    PyTorch draws 32 bits a value with the Mersenne Twister; here 16 bits a value come from SFC64, seeded by one draw of
-    PyTorch's generator, so a seeded run repeats itself.
+    PyTorch draws 32 bits per value with the Mersenne Twister. This function draws 16 bits per value with SFC64. One
+    draw of PyTorch's generator seeds it, so a seeded run is reproducible.
     """
     seed = int(torch.randint(2**63 - 1, ()))
     return np.random.SFC64(seed).random_raw(-(-size // 4)).view(np.uint16)[:size]

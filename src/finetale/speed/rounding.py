@@ -1,4 +1,4 @@
-"""fp32 → bf16 so that the expected value stays: what small changes add up to is not lost."""
+"""Round fp32 to bf16 with an unbiased random choice, so that many small updates are not lost."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from finetale.speed.modules import random_16_bits
 
 
 def round_stochastically(x: torch.Tensor) -> torch.Tensor:
-    """A finite fp32 tensor in bf16, each value rounded up or down with the probability that keeps its mean.
+    """Round a finite fp32 tensor to bf16, up or down with the probabilities that preserve the expected value.
 
-    bf16 is the upper half of fp32; a random lower half is added before it is cut off (Gupta et al. 2015).
+    bf16 is the upper half of fp32. A random lower half is added before the lower half is cut off (Gupta et al. 2015).
     """
     bits = x.contiguous().view(torch.int32)
     if x.device.type == "cpu":
