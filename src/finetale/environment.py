@@ -1,6 +1,6 @@
-"""Describe this machine: processor, memory, accelerator, versions. Does not know about models or data.
+"""Describe this machine: CPU, memory, accelerator, package versions. Knows nothing about models or data.
 
-Slow imports are inside the functions, because every start of the command imports this module.
+The functions import slow packages themselves, because every command imports this module when it starts.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ VERSIONED = (
     "huggingface_hub",
     "numpy",
 )
+"""Packages whose versions influence results."""
 
 
 def versions(*names: str) -> dict[str, str]:
-    """Return the versions of Python and of packages; by default of those that influence results."""
+    """Return the versions of Python and of the named packages. The default is `VERSIONED`."""
     import importlib.metadata
 
     found = {"python": platform.python_version()}
@@ -39,33 +40,33 @@ def versions(*names: str) -> dict[str, str]:
 
 
 def num_cores() -> int:
-    """Return the number of cores that this process may use, within the limit of its control group (containers)."""
+    """Return the number of cores that this process may use. Obeys the limit of a container (control group)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = _cgroup_cores()
     return cores if share is None else max(1, min(cores, math.ceil(share)))
 
 
 def num_physical_cores() -> int:
-    """Return the number of physical cores that this process may use, or of logical cores if that is unknown."""
+    """Return the number of physical cores that this process may use. If it is unknown, count logical cores."""
     import psutil
 
     return min(num_cores(), psutil.cpu_count(logical=False) or num_cores())
 
 
 def calm_threads() -> None:
-    """Keep OpenMP threads from spinning while they wait. Call this before torch is loaded.
+    """Limit how long OpenMP threads spin while they wait. Call this before torch is loaded.
 
-    GNU OpenMP spins for milliseconds by default. With another process on the same cores this cost over a quarter of the
-    speed. A short spin cost nothing on idle cores (docs/log.md).
+    By default, threads of GNU OpenMP spin for milliseconds. With another process on the same cores, this reduced the
+    speed by over a quarter. The shorter limit had no cost on idle cores (docs/log.md).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
 def available_memory() -> int:
-    """Return how many more bytes of main memory this process can take.
+    """Return how many more bytes of main memory this process can allocate.
 
-    Obeys the limits of its control group and of its address space (`ulimit -v`).
+    Obeys the limits of a container (control group) and of the address space (`ulimit -v`).
     """
     import psutil
 
@@ -81,7 +82,7 @@ def available_memory() -> int:
 
 
 def address_space() -> int:
-    """Return how many bytes of address space this process takes."""
+    """Return how many bytes of address space this process uses."""
     import psutil
 
     return int(psutil.Process().memory_info().vms)
@@ -98,7 +99,7 @@ def address_space_limit() -> int | None:
 
 
 def cpu_name() -> str:
-    """Return the name of the processor."""
+    """Return the name of the CPU."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         match = re.search(r"^model name\s*:\s*(.+)$", info.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
@@ -108,7 +109,7 @@ def cpu_name() -> str:
 
 
 def cpu_flags() -> frozenset[str]:
-    """Return the instruction-set flags of the processor; empty where the system does not list them."""
+    """Return the instruction-set flags of the CPU. Empty if the system does not list them."""
     info = Path("/proc/cpuinfo")
     if not info.is_file():
         return frozenset()
@@ -119,12 +120,12 @@ def cpu_flags() -> frozenset[str]:
 
 
 def cpu_has_bf16() -> bool:
-    """Return whether the processor supports bf16 in hardware. Without that, bf16 is many times slower than fp32."""
+    """Return whether the CPU supports bf16 in hardware. Without support, bf16 is many times slower than fp32."""
     return bool(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
 
 
 def hardware() -> dict[str, Any]:
-    """Return processor, cores, memory and accelerators of this machine."""
+    """Return the CPU, the number of cores, the memory and the accelerators of this machine."""
     import psutil
     import torch
 
@@ -149,7 +150,7 @@ def hardware() -> dict[str, Any]:
 
 
 def peak_memory() -> int:
-    """Return the peak memory of this process in bytes, on the accelerator if there is one, else in main memory."""
+    """Return the peak memory of this process in bytes: of the accelerator if there is one, else of main memory."""
     import psutil
     import torch
 
@@ -164,7 +165,7 @@ def peak_memory() -> int:
 
 
 def reset_peak_memory() -> bool:
-    """Reset `peak_memory` where the system supports it (CUDA, Linux); return whether it does."""
+    """Reset the value of `peak_memory`. Return False if the system does not support it (only CUDA and Linux do)."""
     import torch
 
     if torch.cuda.is_available():
@@ -179,7 +180,7 @@ def reset_peak_memory() -> bool:
 
 
 def _reclaimable() -> int:
-    """Return the bytes of file cache that the control group counts as used but can reclaim."""
+    """Return the bytes of file cache that the control group counts as used memory but can free."""
     for name in ("memory.stat", "memory/memory.stat"):
         try:
             text = (Path("/sys/fs/cgroup") / name).read_text()
@@ -202,6 +203,7 @@ def _cgroup_cores() -> float | None:
 
 
 def _cgroup_number(*names: str) -> int | None:
+    """Return the number in the first of these files of the control group that exists; None if none does."""
     for name in names:
         try:
             return int((Path("/sys/fs/cgroup") / name).read_text())
@@ -211,7 +213,7 @@ def _cgroup_number(*names: str) -> int | None:
 
 
 def resolve_precision(setting: str) -> str:
-    """Return "fp32" or "bf16". The setting "auto" chooses bf16 where the device supports it in hardware."""
+    """Return "fp32" or "bf16". The setting "auto" means bf16 if the device supports it in hardware, else fp32."""
     import torch
 
     if setting != "auto":

@@ -134,10 +134,10 @@ CASES = [
         {"c.yaml": b"velocity: 9\n"},
     ),
     # where the run goes
-    Case("out is in the way", ("train", "text.txt", *GOOD), ("out is in the way", "no run directory"), ("--out",), {"text.txt": LINES, "out/letter.txt": b"mine"}),
-    Case("out is a file", ("train", "text.txt", *GOOD), ("out is in the way",), ("--out",), {"text.txt": LINES, "out": b"mine"}),
-    Case("overwrite what is no run", ("train", "text.txt", "--overwrite", *GOOD), ("out is in the way",), ("--out",), {"text.txt": LINES, "out/letter.txt": b"mine"}),
-    Case("out holds a run", ("train", "text.txt", "--model", "{shared}/good", "--out", "{shared}/run", *TINY), ("holds a run already",), ("finetale resume", "--overwrite"), {"text.txt": LINES}),
+    Case("out is a folder of other files", ("train", "text.txt", *GOOD), ("out exists already and is not a run directory.",), ("--out",), {"text.txt": LINES, "out/letter.txt": b"mine"}),
+    Case("out is a file", ("train", "text.txt", *GOOD), ("out exists already and is not a run directory.",), ("--out",), {"text.txt": LINES, "out": b"mine"}),
+    Case("overwrite what is no run", ("train", "text.txt", "--overwrite", *GOOD), ("out exists already and is not a run directory.",), ("--out",), {"text.txt": LINES, "out/letter.txt": b"mine"}),
+    Case("out holds a run", ("train", "text.txt", "--model", "{shared}/good", "--out", "{shared}/run", *TINY), ("contains a run already",), ("finetale resume", "--overwrite"), {"text.txt": LINES}),
     # the other commands
     bad_call("resume what is no run", "resume folder", "folder is not a run directory", "finetale runs", {"folder/a.txt": b"a"}),
     bad_call("resume what is not there", "resume runs/none", "runs/none does not exist", "finetale runs"),

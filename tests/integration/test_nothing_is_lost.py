@@ -60,7 +60,7 @@ def test_a_run_that_came_meanwhile_is_not_deleted(place: Path, call: Call, monke
     monkeypatch.setattr(training_run, "prepare", slow)
     code, err = call("train", "stories", "--model", "base", "--out", "out", *QUICK)
     assert code == 1
-    assert "holds a run already" in err
+    assert "contains a run already" in err
     assert read(place / "out/run.json")["name"] == "somebody else's"
 
 
@@ -68,10 +68,10 @@ def test_a_run_is_not_replaced_by_one_that_needs_it(place: Path, call: Call) -> 
     assert call("train", "stories", "--model", "base", "--out", "out", *QUICK)[0] == 0
     before = (place / "out/model/model.safetensors").read_bytes()
     shutil.copytree("stories", "out/texts")
-    for words in (("stories", "--model", "out"), ("out/texts", "--model", "base")):
+    for needed, words in (("out", ("stories", "--model", "out")), ("out/texts", ("out/texts", "--model", "base"))):
         code, err = call("train", *words, "--out", "out", "--overwrite", *QUICK)
         assert code == 1
-        assert "can't be replaced by a run that needs" in err
+        assert f"out can't be replaced: the new run reads {needed}, which would be deleted." in err
     assert (place / "out/model/model.safetensors").read_bytes() == before
     assert call("train", "stories", "--model", "base", "--out", "out", "--overwrite", *QUICK)[0] == 0
     assert not (place / "out/texts").exists()

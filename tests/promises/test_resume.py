@@ -147,7 +147,7 @@ def test_changed_text_is_named_and_refused_unless_accepted(place: Place, stopped
     assert stopped.manifest.read_bytes() == before
     code, output = call(place.folder, "resume", "stopped", "--accept-changes")
     assert code == 0, output
-    assert "Going on with what has changed: the text: changed: " in output
+    assert "Continuing with these changes: the text: changed: " in output
     changes = stopped.read_manifest().changes
     assert [change.step for change in changes] == [2]
     assert "003.txt" in changes[0].what[0]
@@ -160,7 +160,7 @@ def test_changed_settings_are_named_and_refused_unless_accepted(place: Place, st
     stopped.config.write_text(text.replace("max_steps: 6", "max_steps: 8"), encoding="utf-8")
     code, output = call(place.folder, "resume", "stopped")
     assert code == 1, output
-    assert "is not what the run began with: max_steps is 8, was 6." in output
+    assert "has changed since the run began: max_steps is 8, was 6." in output
     code, output = call(place.folder, "resume", "stopped", "--accept-changes")
     assert code == 0, output
     assert stopped.read_manifest().steps == 8
@@ -207,7 +207,7 @@ def test_changed_settings_of_a_run_of_version_1_are_named(place: Place, stopped:
     written_by_version_1(stopped, learning_rate=0.5)
     code, output = call(place.folder, "resume", "stopped")
     assert code == 1, output
-    assert "is not what the run began with: learning_rate is 0.003, was 0.5." in output
+    assert "has changed since the run began: learning_rate is 0.003, was 0.5." in output
 
 
 def test_changed_settings_without_a_checkpoint_are_refused_too(place: Place, stopped: RunDirectory) -> None:
@@ -216,7 +216,7 @@ def test_changed_settings_without_a_checkpoint_are_refused_too(place: Place, sto
     stopped.config.write_text(text.replace("max_steps: 6", "max_steps: 8"), encoding="utf-8")
     code, output = call(place.folder, "resume", "stopped")
     assert code == 1, output
-    assert "is not what the run began with: its SHA-256 is not the one in run.json." in output
+    assert "has changed since the run began: its SHA-256 differs from the one in run.json." in output
 
 
 def test_untouched_text_and_settings_go_on_without_a_word(place: Place, stopped: RunDirectory) -> None:
@@ -263,7 +263,7 @@ def test_a_finished_run_is_left_as_it_is(place: Place) -> None:
     before = {path: path.read_bytes() for path in (place.folder / "whole").rglob("*") if path.is_file()}
     code, output = call(place.folder, "resume", "whole")
     assert code == 0, output
-    assert "whole is finished already, after 6 steps; nothing was done." in output
+    assert "whole is finished already, after 6 steps. Nothing was done." in output
     assert "--epochs N" in output
     code, output = call(place.folder, "resume", "whole", "--json")
     assert code == 0
@@ -277,11 +277,11 @@ def test_a_finished_run_goes_on_to_what_a_longer_run_is(place: Place) -> None:
     for name, settings in (("short", constant), ("long", constant | {"max_steps": 7})):
         code, output = call(place.folder, *train_with(**settings, out=name))
         assert code == 0, output
-        assert f"The run takes {settings['max_steps']} steps: --max-steps ends first" in output
+        assert f"The run ends after {settings['max_steps']} steps, because it reaches --max-steps first" in output
     code, output = call(place.folder, "resume", "short", "--max-steps", "7")
     assert code == 0, output
-    assert "Going on from step 4 to 7. The constant schedule now spans all 7 steps" in output
-    assert "the learning rate goes from 0.003 to 0.003." in output
+    assert "Continuing from step 4 to 7. The constant schedule now spans all 7 steps" in output
+    assert "the learning rate changes from 0.003 to 0.003." in output
     assert place.weights_of("short") == place.weights_of("long")
     run = RunDirectory.open(place.folder / "short")
     manifest = run.read_manifest()
@@ -290,7 +290,7 @@ def test_a_finished_run_goes_on_to_what_a_longer_run_is(place: Place) -> None:
     assert call(place.folder, "resume", "short")[0] == 0
     code, output = call(place.folder, "resume", "short", "--epochs", "0.1")
     assert code == 1
-    assert "short has taken 7 steps, and the new budget ends after 1." in output
+    assert "short has done 7 steps already, and the new budget ends after 1." in output
 
 
 def test_going_on_after_early_stopping_counts_anew(place: Place) -> None:
@@ -311,5 +311,5 @@ def test_the_library_goes_on_too(place: Place) -> None:
     run = finetale.resume(place.folder / "library", max_steps=4, quiet=True)
     assert run.manifest.steps == 4
     assert finetale.resume(run, quiet=True).path == run.path
-    with pytest.raises(ConfigError, match="can't go on with another learning_rate"):
+    with pytest.raises(ConfigError, match="can't be changed when a run is resumed: learning_rate"):
         finetale.resume(run, learning_rate=0.1)

@@ -16,12 +16,12 @@ from finetale.formatting import shell_command
 
 @with_settings(CompareSettings)
 def command(
-    model: Annotated[str, Parameter(help="The model before. A run directory alone is compared with its base.")],
-    after: Annotated[str | None, Parameter(help="The model after.")] = None,
+    model: Annotated[str, Parameter(help="The first model, or a run directory alone to compare it with its base.")],
+    after: Annotated[str | None, Parameter(help="The second model.")] = None,
     /,
     *,
     text: Annotated[list[str] | None, Parameter(help="Text that neither model was trained on.", negative=())] = None,
-    html: Annotated[Path | None, Parameter(help="Write a report of the comparison there.")] = None,
+    html: Annotated[Path | None, Parameter(help="Write a report of the comparison to this file.")] = None,
     block_size: Annotated[str | None, Parameter(help="Tokens per block of the evaluation.")] = None,
     offline: Annotated[bool | None, Parameter(negative=(), help="Use only what is on this machine already.")] = None,
     as_json: Json = False,
@@ -30,8 +30,8 @@ def command(
 ) -> int:
     """Compare two models on the same text, prompts and seeds.
 
-    With one run directory alone, compare the run with its base again. If AFTER is a run directory and --text is not
-    given, use the run's own held-out text.
+    With one run directory, compare the run with its base again. If AFTER is a run directory and --text is not given,
+    use the run's own held-out text.
     """
     from finetale import pipeline
     from finetale.cli.outcome import print_comparison
@@ -45,7 +45,7 @@ def command(
             if text:
                 raise ConfigError(
                     "--text needs two models to compare.",
-                    f"Write `{shell_command('finetale', 'compare', 'BASE', model, '--text')} SOURCE`.",
+                    f"Use `{shell_command('finetale', 'compare', 'BASE', model, '--text')} SOURCE`.",
                 )
             run = RunDirectory.open(model)
             config = Config.resolve(read_settings_file(run.config), settings, {"out": str(run.root)})

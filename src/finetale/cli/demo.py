@@ -29,21 +29,23 @@ SETTINGS: dict[str, Any] = {
 
 def command(
     *,
-    out: Annotated[Path, Parameter(help="Where the run goes.")] = Path("runs/demo"),
+    out: Annotated[Path, Parameter(help="Run directory of the demo.")] = Path("runs/demo"),
     quiet: Quiet = False,
 ) -> int:
     """Train and compare offline: the bundled model learns the tales of Tarrowside.
 
     The bundled model is a small GPT-2 that was trained on old children's books. The demo fine-tunes it on 132 tales
-    from one invented valley, measures both models on held-out tales, prints samples of both, and names the report. A
-    second demo replaces the first.
+    from one invented valley. It measures both models on held-out tales, prints samples of both, and writes a report.
+    A second demo replaces the first.
     """
     from finetale import pipeline
     from finetale.cli.outcome import print_outcome
 
     run = RunDirectory(out)
     if run.is_run() and not _is_demo(run):
-        raise RunError(f"{out} holds a run of your own.", "Choose another place for the demo with --out.")
+        raise RunError(
+            f"{out} contains a run that is not the demo's.", "Choose another directory for the demo with --out."
+        )
     with progress(quiet=quiet) as display:
         if run.is_run():
             display(StageEvent(message=f"Replacing the demo's earlier run in {out}"))

@@ -14,7 +14,7 @@ from finetale.formatting import size
 
 
 def command(*, as_json: Json = False) -> int:
-    """Show this machine: what Finetale would use, whether its accelerator computes correctly, and what would help."""
+    """Show what Finetale uses on this machine, whether the accelerator computes correctly, and advice."""
     quiet_libraries()
     from finetale.cache import cache_root
     from finetale.environment import available_memory, hardware, versions
@@ -41,7 +41,7 @@ def command(*, as_json: Json = False) -> int:
     gpu = machine["gpu"]
     console.print(
         f"Processor   {escape(machine['cpu'])}, {machine['cores']} cores, "
-        f"{'computes in bf16' if machine['cpu_bf16'] else 'no bf16'}"
+        f"{'supports bf16' if machine['cpu_bf16'] else 'no bf16'}"
     )
     console.print(f"Memory      {size(machine['memory_bytes'])}, {size(available_memory())} free")
     console.print(f"GPU         {escape(gpu['name']) if gpu else 'none'}")
@@ -64,7 +64,7 @@ def _check_accelerator() -> list[dict[str, Any]]:
 def _describe(check: dict[str, Any]) -> str:
     if check["error"] is not None:
         return f"{check['name']}: fails ({escape(check['error'])})"
-    result = "as on the processor" if check["passed"] else "WRONG"
+    result = "same as the CPU" if check["passed"] else "WRONG"
     return f"{check['name']}: {result} (largest difference {check['difference']:.1e})"
 
 
@@ -73,25 +73,25 @@ def _advice(machine: dict[str, Any], checks: list[dict[str, Any]]) -> list[str]:
     wrong = [check["name"] for check in checks if not check["passed"]]
     if wrong:
         lines.append(
-            f"This accelerator computes wrong results with this version of PyTorch ({', '.join(wrong)}). "
-            "Install another version of PyTorch before you train or generate here."
+            f"With this version of PyTorch, the accelerator computes wrong results ({', '.join(wrong)}). "
+            "Install another version of PyTorch before you train or generate on this machine."
         )
     if machine["gpu"] is None:
         lines.append(
-            "There is no GPU that torch can use. Small models (bundled, new:1m to 10m, distilgpt2) train well on a "
-            "processor. For gpt2-medium and larger a GPU is many times faster."
+            "PyTorch finds no GPU. Small models (bundled, new:1m to 10m, distilgpt2) train well on a CPU. For "
+            "gpt2-medium and larger models a GPU is many times faster."
         )
         if not machine["cpu_bf16"]:
-            lines.append("This processor does not compute in bf16, so training runs in fp32.")
+            lines.append("This CPU does not support bf16, so training runs in fp32.")
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads and threads.isdigit() and int(threads) < machine["cores"]:
-        lines.append(f"OMP_NUM_THREADS={threads} keeps torch from using all {machine['cores']} cores.")
+        lines.append(f"OMP_NUM_THREADS={threads} limits PyTorch to fewer threads than the {machine['cores']} cores.")
     if shutil.disk_usage(_existing(Path.cwd())).free < 5e9:
         lines.append(
-            "Less than 5 GB of disk space are free here. A run of gpt2 needs about 5 GB for two checkpoints and the "
-            "best model."
+            "Less than 5 GB of disk space is free in this folder. A run of gpt2 needs about 5 GB for two checkpoints "
+            "and the best model."
         )
-    return lines or ["Nothing stands in the way."]
+    return lines or ["None. This machine is ready for training."]
 
 
 def _existing(path: Path) -> Path:

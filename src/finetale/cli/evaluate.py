@@ -43,7 +43,7 @@ def command(
     quiet: Quiet = False,
     **settings: object,
 ) -> int:
-    """Measure MODEL on all of the text of SOURCE: loss, perplexity and bits per byte, with 95% intervals."""
+    """Measure loss, perplexity and bits per byte of MODEL on all text of SOURCE, with 95% intervals."""
     from finetale import library, pipeline
 
     given = settings | {"revision": revision, "offline": offline, "precision": precision}
@@ -58,7 +58,7 @@ def command(
         table.add_column(title, justify="left" if not title else "right", overflow="fold")
     for key, name in _NAMES.items():
         value = getattr(result, key)
-        if value is None:  # perplexity per word, where white space does not separate words
+        if value is None:  # perplexity per word, if white space does not separate words
             continue
         digits = 4 if key in ("loss", "bits_per_byte") else 2
         ends = getattr(result.interval, key) if result.interval else None
@@ -72,5 +72,7 @@ def command(
     counts += [plural(result.bytes, "byte"), plural(result.documents, "document")]
     console.print(", ".join(counts))
     if result.interval is None:
-        console.print("A 95% interval takes at least 5 documents, so the figures hold for this text only.")
+        console.print(
+            "There is no 95% interval, because it needs at least 5 documents. The figures hold for this text only."
+        )
     return 0

@@ -1,4 +1,7 @@
-"""Compare an accelerator's results with the CPU's: PyTorch has shipped wrong ones (pytorch#109457, #107294 on MPS)."""
+"""Compare an accelerator's results with the CPU's.
+
+Releases of PyTorch have computed wrong results on MPS (pytorch#109457, pytorch#107294).
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,16 @@ from finetale.blocks import Batch
 from finetale.forward import PackedForward, find_route
 
 _VOCABULARY, _WIDTH, _ROWS = 50_257, 768, 48
+"""Sizes of the checked operations: GPT-2's vocabulary and hidden size, and a number of tokens."""
 _TOLERANCE = 1e-3
-"""Largest difference, as a share of the largest value; fp32 sums in another order differ by less than 1e-5."""
+"""Maximum difference, relative to the largest value. In fp32, another order of summation changes less than 1e-5."""
 During = Callable[[], contextlib.AbstractContextManager[object]]
+"""Returns a context manager to enter while the device computes."""
 
 
 @dataclass(frozen=True)
 class DeviceCheck:
-    """One computation on a device, compared with the processor's. `difference` is None where it failed outright."""
+    """One operation on a device, compared with the CPU. `difference` is None if the operation raised an error."""
 
     name: str
     passed: bool
@@ -35,10 +40,10 @@ class DeviceCheck:
 
 
 def check_device(device: torch.device, during: During = contextlib.nullcontext) -> list[DeviceCheck]:
-    """Compute what training and generating consist of on a device and on the processor, and compare.
+    """Run the main operations of training and generation on a device and on the CPU, and compare the results.
 
     Args:
-        during: entered around the work on the device; tests put a fault there.
+        during: context of the work on the device. Tests inject errors with it.
     """
     checks = {
         f"linear layer of {_VOCABULARY:,} outputs": _linear,
@@ -56,7 +61,7 @@ def _compared(
     try:
         with during():
             found = compute(device).cpu()
-    except Exception as error:  # a diagnosis must name every failure
+    except Exception as error:  # report any failure, of whatever kind
         return DeviceCheck(name, False, None, next(iter(str(error).splitlines()), type(error).__name__))
     difference = float((found - expected).abs().max() / expected.abs().max())
     return DeviceCheck(name, difference <= _TOLERANCE, difference)  # NaN does not pass
@@ -91,7 +96,7 @@ def _packed_gradient(device: torch.device) -> torch.Tensor:
 
 
 def _tiny(device: torch.device) -> tuple[PackedForward, Batch]:
-    """Return a small GPT-2 with random weights on a device, and a row of two packed documents."""
+    """Return a small GPT-2 with random weights on a device, and a batch of one row with two packed documents."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,7 @@
-"""Settings + sources + model name → everything a run needs, resolved, before anything is written."""
+"""Prepare a run: check the settings, read the text, load the model, resolve automatic settings.
+
+Writes only to the cache.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from finetale.config import DEFAULT_EPOCHS, Config
 from finetale.environment import resolve_precision
 from finetale.errors import RunError, SourceError
 from finetale.extras import is_installed, require
-from finetale.formatting import shell_command
+from finetale.formatting import plural, shell_command
 from finetale.models import LoadedModel
 from finetale.notify import Notify, note, stage, warn
 from finetale.out_of_memory import check_address_space
@@ -30,13 +33,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _STEPS = 150
-_STEPS_FROM_NOTHING = 1500
+"""Number of steps that the default batch size aims at."""
+_STEPS_FROM_SCRATCH = 1500
+"""The same for a model with random weights."""
 _STEP_TOKENS = (2048, 32768)
+"""Minimum and maximum tokens per step of the default batch size."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that could start now. `config` has no automatic value left that the run depends on."""
+    """A run that is ready to start. In `config`, all automatic settings that influence the result are resolved."""
 
     config: Config
     loaded: LoadedModel
@@ -47,11 +53,11 @@ class Prepared:
 
     @property
     def budget(self) -> StepBudget:
-        """The steps of the run."""
+        """Return the step budget of the run."""
         return step_budget(self.config, self.train)
 
     def blocks_json(self) -> dict[str, Any]:
-        """What the training blocks look like, for data.json."""
+        """Return size, count and padding of the training blocks, for data.json."""
         return {
             "size": self.train.block_size,
             "count": len(self.train),
@@ -67,18 +73,20 @@ def prepare(
     store: TokenStore | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Prepared:
-    """Check and load everything, and resolve automatic settings. Nothing is written but caches.
+    """Check and load everything that a run needs, and resolve automatic settings. Writes only to the cache.
 
     Args:
-        loaded: used in place of loading `config.model`; for a run that goes on.
-        store: used in place of reading the text.
-        tokenizer: used in place of training one for a new: model.
+        loaded: model to use instead of loading `config.model`; for a resumed run.
+        store: tokens to use instead of reading the text.
+        tokenizer: tokenizer to use instead of training one for a `new:` model.
     """
     check_address_space()
     devices.check_one_process()
     ignored = devices.ignored_settings()
     if ignored:
-        message = f"Settings of Accelerate in the environment are ignored: {', '.join(ignored)}. Finetale's own decide."
+        message = (
+            f"Accelerate's environment variables {', '.join(ignored)} are ignored. Finetale uses its own settings."
+        )
         warn(notify, message)
     require_sources(config)
     if config.tensorboard is None:
@@ -148,34 +156,34 @@ def prepare(
             resolved = resolved.model_copy(update={"eval_tokens": tokens})
             message = (
                 f"Each evaluation within the run measures the same sample of {validation.num_targets:,} of the "
-                f"{held_out:,} validation tokens. The final comparison measures all of them. --eval-tokens sets "
-                "another number."
+                f"{held_out:,} validation tokens. The final comparison measures all of them. Change the sample size "
+                "with --eval-tokens."
             )
             note(notify, message)
     return Prepared(resolved, loaded, store, blocks, validation, tuned)
 
 
 def _report_budget(config: Config, budget: StepBudget, notify: Notify) -> None:
-    """Say which of two limits ends the run, and warn of a run that is far too short for random weights."""
+    """Report which of two limits ends the run. Warn if the run is far too short for random weights."""
     steps = budget.total_steps
     if config.epochs is not None and config.max_steps is not None:
         first = "--max-steps" if steps == config.max_steps else "--epochs"
         note(
             notify,
-            f"The run takes {steps:,} steps: {first} ends first "
+            f"The run ends after {plural(steps, 'step')}, because it reaches {first} first "
             f"(--epochs {config.epochs:g}, --max-steps {config.max_steps}).",
         )
-    if models.is_new(config.model) and steps < _STEPS_FROM_NOTHING // 3:
+    if models.is_new(config.model) and steps < _STEPS_FROM_SCRATCH // 3:
         warn(
             notify,
-            f"{config.model} starts from random weights, which need about {_STEPS_FROM_NOTHING:,} steps to learn to "
-            f"write; this run takes {steps:,}. Use --max-steps {_STEPS_FROM_NOTHING}, more text, or a trained model "
-            "such as bundled.",
+            f"{config.model} starts from random weights and needs about {_STEPS_FROM_SCRATCH:,} steps to learn to "
+            f"write. This run has {steps:,}. Set --max-steps {_STEPS_FROM_SCRATCH}, use more text, or start from a "
+            "trained model such as bundled.",
         )
 
 
 def step_budget(config: Config, blocks: Blocks) -> StepBudget:
-    """The steps of a run with these settings."""
+    """Return the step budget of a run with these settings."""
     assert config.batch_size is not None
     return StepBudget(
         len(blocks), config.batch_size, config.epochs, config.max_steps, config.eval_every, config.save_every
@@ -183,7 +191,7 @@ def step_budget(config: Config, blocks: Blocks) -> StepBudget:
 
 
 def absolute_names(config: Config) -> Config:
-    """The same settings with absolute paths, so that the run can be resumed and compared from another folder."""
+    """Return the settings with absolute paths, so that the run can be resumed and compared from another folder."""
 
     def absolute(name: str, in_package: str) -> str:
         path = _local(name, in_package)
@@ -200,13 +208,13 @@ def absolute_names(config: Config) -> Config:
 
 
 def _local(name: str, in_package: str) -> Path | None:
-    """The path that a name stands for; None if it is that of something in the package, or nothing is there."""
+    """Return the path with this name; None if nothing exists there or the name means something in the package."""
     path = Path(name).expanduser()
     return path if name != in_package and path.exists() else None
 
 
 def evaluation_blocks(store: TokenStore, split: str, config: Config) -> Blocks | None:
-    """Blocks of a held-out split, with sliding windows if asked for; None if it holds nothing."""
+    """Return the blocks of a held-out split, as sliding windows if `stride` is set. None if the split is empty."""
     if not len(store.parts_of(split)):
         return None
     assert config.block_size is not None
@@ -216,10 +224,10 @@ def evaluation_blocks(store: TokenStore, split: str, config: Config) -> Blocks |
 
 
 def require_sources(config: Config) -> None:
-    """Refuse settings without any text.
+    """Check that the settings name at least one source of text.
 
     Raises:
-        SourceError: says what a source can be.
+        SourceError: they name none. The hint lists what a source can be.
     """
     if not config.sources:
         raise SourceError(
@@ -228,46 +236,50 @@ def require_sources(config: Config) -> None:
 
 
 def run_directory(config: Config) -> RunDirectory:
-    """Where a new run goes. Nothing is created yet.
+    """Return the directory of a new run. Creates nothing yet.
 
     Raises:
-        SourceError: there is no text to train on.
-        RunError: something is there already.
+        SourceError: no source of text was given.
+        RunError: the directory exists already, or has the name of a model.
     """
     require_sources(config)
     root = config.out.expanduser() if config.out is not None else Path("runs") / (config.name or _free_name(config))
     if models.name_of_folder(root) != str(root):
         raise RunError(
-            f"{root} is the name of a model, so a run can't be called that.", "Choose another place with --out."
+            f"{root} is the name of a model, so it can't be the name of a run.", "Choose another directory with --out."
         )
     if RunDirectory(root).holds_anything():
         if not RunDirectory(root).is_run():
-            raise RunError(
-                f"{root} is in the way: it exists and is no run directory.", "Choose another place with --out."
-            )
+            raise RunError(f"{root} exists already and is not a run directory.", "Choose another directory with --out.")
         _check_not_inside(root, config)
         if not config.overwrite:
             raise RunError(
-                f"{root} holds a run already.",
-                f"Go on with it by `{shell_command('finetale', 'resume', root)}`, replace it with --overwrite, or "
-                "choose another --out.",
+                f"{root} contains a run already.",
+                f"Continue it with `{shell_command('finetale', 'resume', root)}`, replace it with --overwrite, or "
+                "choose another directory with --out.",
             )
     return RunDirectory(root)
 
 
 def _check_not_inside(root: Path, config: Config) -> None:
-    """A run that is replaced must not take its own text or base with it."""
+    """Check that replacing a run would not delete the text, the model or the tokenizer of the new run.
+
+    Raises:
+        RunError: one of them is inside the directory.
+    """
     named = [(name, models.BUNDLED_NAME) for name in (config.model, config.tokenizer) if name is not None]
     named += [(name, text.BUNDLED_SOURCE) for name in (*config.sources, *config.validation, *config.test)]
     for name, in_package in named:
         path = _local(name, in_package)
         if path is not None and path.resolve().is_relative_to(root.resolve()):
             raise RunError(
-                f"{root} can't be replaced by a run that needs {name} in it.", "Choose another place with --out."
+                f"{root} can't be replaced: the new run reads {name}, which would be deleted.",
+                "Choose another directory with --out.",
             )
 
 
 def _free_name(config: Config) -> str:
+    """Return a name under `runs` that no run has yet, made of the model, the first source and a number."""
     words = [
         Path(config.model.removeprefix("new:")).name,
         Path(re.sub(r"^(hf|bundled):", "", config.sources[0])).stem or "text",
@@ -286,6 +298,9 @@ def _given_tokenizer(config: Config) -> Any:
 
 
 def _batch_size(total_blocks: int, block_size: int, *, new: bool) -> int:
-    """Blocks a step: about 150 steps in all (1,500 from random weights), of 2,048 to 32,768 tokens each."""
-    least, most = (max(1, tokens_a_step // block_size) for tokens_a_step in _STEP_TOKENS)
-    return min(max(least, round(total_blocks / (_STEPS_FROM_NOTHING if new else _STEPS))), most)
+    """Return the default number of blocks per step: about 150 steps in total (1,500 from random weights).
+
+    A step has 2,048 to 32,768 tokens.
+    """
+    least, most = (max(1, step_tokens // block_size) for step_tokens in _STEP_TOKENS)
+    return min(max(least, round(total_blocks / (_STEPS_FROM_SCRATCH if new else _STEPS))), most)

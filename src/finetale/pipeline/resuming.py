@@ -1,4 +1,4 @@
-"""Going on with a run that was stopped, as it was or with changes that were accepted."""
+"""Resume a run that was stopped, unchanged or with accepted changes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from finetale import models, training
 from finetale.config import Config, TextSettings, read_settings_file, with_new_names
 from finetale.errors import ConfigError, InterruptedRun, RunError
-from finetale.formatting import shell_command
+from finetale.formatting import plural, shell_command
 from finetale.notify import Notify, note, stage, warn
 from finetale.out_of_memory import memory_errors
 from finetale.pipeline.disk import check_disk, plan_disk
@@ -37,9 +37,9 @@ from finetale.training.optimizer import learning_rate
 
 _BUDGET = ("epochs", "max_steps")
 _FIXED = ("model", "revision", "tokenizer")
-"""Settings that a run is compared by at its end."""
+"""Settings that a run must keep, because its final comparison depends on them."""
 _SHAPE_TOKENS = {"sources", "vocab_size", *TextSettings.model_fields}
-"""Settings without which the tokens that a run keeps would be others."""
+"""Settings that determine the tokens. If one changes, the run can't use the tokens that it keeps."""
 
 
 @memory_errors()
@@ -50,28 +50,29 @@ def resume_run(
     accept_changes: bool = False,
     budget: Mapping[str, Any] | None = None,
 ) -> RunDirectory:
-    """Go on with a run from its newest valid checkpoint, or finish what came after training.
+    """Resume a run from its newest valid checkpoint. If training is done, only finish the comparison and the report.
 
-    A finished run is left as it is, so that a loop that starts a run again until it is done ends well.
+    A finished run stays unchanged. A script can therefore call this in a loop until the run is finished.
 
     Args:
-        accept_changes: go on although the text or config.yaml is not what the run began with; run.json then says so.
-        budget: `epochs` or `max_steps` in place of those that the run began with. A finished run goes on to these.
+        accept_changes: resume although the text or config.yaml has changed since the run began. run.json records the
+            changes.
+        budget: new `epochs` or `max_steps`. With them, training continues in a finished run too.
 
     Raises:
-        ConfigError: `budget` names another setting.
-        RunError: there is no run, its text or settings have changed, the new budget is spent already, or another
-            process is at work on the run.
+        ConfigError: `budget` contains another setting.
+        RunError: there is no run, its text or settings have changed, the run has reached the new budget already, or
+            another process uses the run.
     """
     budget = {name: value for name, value in (budget or {}).items() if value is not None}
     others = sorted(set(budget) - set(_BUDGET))
     if others:
         raise ConfigError(
-            f"A run can't go on with another {', '.join(others)}.",
-            "Give epochs or max_steps; edit config.yaml and accept the changes for anything else.",
+            f"These settings can't be changed when a run is resumed: {', '.join(others)}.",
+            "Give only epochs or max_steps. For other settings, edit config.yaml and set accept_changes.",
         )
     run = RunDirectory.open(path)
-    manifest = run.read_manifest()  # a directory that can't be used is not touched
+    manifest = run.read_manifest()  # before the lock, so that an invalid directory stays untouched
     if manifest.status == "finished" and run.report.is_file() and not budget:
         note(notify, _finished_message(run))
         return run
@@ -81,10 +82,10 @@ def resume_run(
                 prepared, checkpoint = _prepare_again(run, notify, accept_changes, budget)
         except Stopped as stopped:
             raise InterruptedRun(
-                f"Stopped by {stopped} before anything new was done.",
-                f"Go on with `{shell_command('finetale', 'resume', path)}`.",
+                f"Stopped by {stopped} before training continued.",
+                f"Continue with `{shell_command('finetale', 'resume', path)}`.",
             ) from None
-        if run.read_manifest().base is None:  # it was stopped before it began
+        if run.read_manifest().base is None:  # stopped before training began
             check_disk(run.root, plan_disk(prepared))
             describe(run, prepared)
         elif budget:
@@ -96,17 +97,17 @@ def resume_run(
 def _finished_message(run: RunDirectory) -> str:
     manifest = run.read_manifest()
     return (
-        f"{run.root} is finished already, after {manifest.steps:,} steps; nothing was done. See {run.report}, or train"
-        f" on with `{shell_command('finetale', 'resume', run.root, '--epochs')} N`."
+        f"{run.root} is finished already, after {plural(manifest.steps, 'step')}. Nothing was done. See "
+        f"{run.report}, or train longer with `{shell_command('finetale', 'resume', run.root, '--epochs')} N`."
     )
 
 
 def _prepare_again(
     run: RunDirectory, notify: Notify, accept_changes: bool, budget: Mapping[str, Any]
 ) -> tuple[Prepared, Path | None]:
-    """Return a run as it was, with a new budget if there is one, and the checkpoint to go on from."""
+    """Return the prepared run, with its new budget if there is one, and the checkpoint to resume from."""
     path, manifest = run.root, run.read_manifest()
-    # A run that came from somewhere else does not say where to write on this machine.
+    # A run that was copied from another machine must not use that machine's paths.
     config = Config.resolve(read_settings_file(run.config), {"out": str(run.root)}).model_copy(
         update={"cache_dir": None}
     )
@@ -118,17 +119,17 @@ def _prepare_again(
     before = _settings_before(run, manifest)
     unasked = _changed_settings(unchanged, before)
     if before is None:
-        unasked = ["its SHA-256 is not the one in run.json"]
+        unasked = ["its SHA-256 differs from the one in run.json"]
     fixed = [name for name in _FIXED if name in (before or {}) and getattr(config, name) != (before or {})[name]]
     if fixed:
         raise RunError(
-            f"{run.config} is not what the run began with: {'; '.join(unasked)}.",
-            f"Put it back: {', '.join(fixed)} can't change within a run; train another one.",
+            f"{run.config} has changed since the run began: {'; '.join(unasked)}.",
+            f"Restore the file, or start a new run: {', '.join(fixed)} can't change within a run.",
         )
     if unasked and not accept_changes:
         raise RunError(
-            f"{run.config} is not what the run began with: {'; '.join(unasked)}.",
-            "Put it back, or take the new settings with --accept-changes.",
+            f"{run.config} has changed since the run began: {'; '.join(unasked)}.",
+            "Restore the file, or accept the new settings with --accept-changes.",
         )
     changes = [*unasked, *_changed_settings(config, _by_name(unchanged))]
     recover(run.root)
@@ -137,16 +138,17 @@ def _prepare_again(
     checkpoint, damaged = training.newest_valid_checkpoint(run)
     for line in damaged:
         warn(notify, line)
-    # model/ may hold better weights than a lost checkpoint, so without a checkpoint the run begins again from its base.
+    # Without a checkpoint the run starts again from its base. The weights in model/ may be from a later step, so they
+    # are not a starting point.
     loaded = None
     if checkpoint is None and budget and manifest.status == "finished":
         raise RunError(
-            f"{path} has no checkpoint that is whole, so it can't be trained on.",
+            f"{path} has no valid checkpoint, so its training can't continue.",
             f"Start a new run from its model: `{shell_command('finetale', 'train', 'SOURCE', '--model', path)}`.",
         )
     if checkpoint is not None:
         loaded = models.load(models.name_of_folder(checkpoint), dropout=config.dropout)
-    # The run's own tokens are those of the settings it began with.
+    # The tokens that the run keeps were made with the settings that it began with.
     shaped_anew = _SHAPE_TOKENS & _changed_names(unchanged, before)
     kept = None if shaped_anew else unchanged_text(run, config, notify)
     tokenizer = kept_tokenizer(run, notify) if kept is not None and loaded is None else None
@@ -159,19 +161,19 @@ def _prepare_again(
         what = _changed_files(run, prepared)
         if not accept_changes:
             raise RunError(
-                f"The text of {path} has changed since the run began ({what}), so it can't go on as it was.",
-                "Restore the text, go on with the new one by --accept-changes, or start a new run with "
+                f"The text of {path} has changed since the run began ({what}).",
+                "Restore the text, accept the new text with --accept-changes, or start a new run with "
                 "`finetale train`.",
             )
         changes.append(f"the text: {what}")
         write_record(run.data, described_data(prepared))
-    if kept is None:  # a new text, a run of an older version, or tokens that were corrupted
+    if kept is None:  # new text, a run of an older version, or corrupted tokens
         keep_text(run, prepared.store, prepared.config, prepared.loaded.tokenizer)
     if changes:
-        warn(notify, f"Going on with what has changed: {'; '.join(changes)}.")
+        warn(notify, f"Continuing with these changes: {'; '.join(changes)}.")
         step = training.read_state(checkpoint).step if checkpoint is not None else 0
-        # Settings left to auto are resolved now. config.yaml must have the resolved ones, or the next resume finds a
-        # change.
+        # Automatic settings are resolved now. Without the resolved values in config.yaml, the next resume would find
+        # changes.
         settings = settings_bytes(prepared.config)
         write_bytes(run.config, settings)
         run.update_manifest(
@@ -184,10 +186,10 @@ def _prepare_again(
 
 
 def _settings_before(run: RunDirectory, manifest: RunManifest) -> dict[str, Any] | None:
-    """Return the settings that a run began with, by name; None if config.yaml has changed and nothing else has them.
+    """Return the settings that a run began with, by name. Empty if config.yaml still has them, None if they are lost.
 
-    run.json has them in version 1. Later versions compare the SHA-256 of config.yaml; where it differs, the newest
-    checkpoint has the settings that its weights were trained with.
+    In version 1, run.json contains them. Later versions compare the SHA-256 of config.yaml. If it differs, the newest
+    checkpoint contains the settings that its weights were trained with.
     """
     if manifest.config is not None:
         return with_new_names(manifest.config)
@@ -201,46 +203,46 @@ def _settings_before(run: RunDirectory, manifest: RunManifest) -> dict[str, Any]
 
 
 def _by_name(config: Config) -> dict[str, Any]:
-    """Return settings as JSON has them."""
+    """Return the settings as JSON values."""
     values: dict[str, Any] = json.loads(json_bytes(portable(config).model_dump(mode="json")))
     return values
 
 
 def _changed_names(config: Config, before: dict[str, Any] | None) -> set[str]:
-    """Return the names of the settings that differ from earlier ones; all of them where those are unknown."""
+    """Return the names of the settings that differ from earlier ones; all names if the earlier ones are unknown."""
     if before is None:
         return set(Config.model_fields)
     return {line.split(" ", 1)[0] for line in _changed_settings(config, before)}
 
 
 def _new_schedule(path: Path, prepared: Prepared, step: int, old_total: int | None) -> str:
-    """Describe how a run goes on within its new budget, in one sentence.
+    """Describe the rest of a run with its new budget.
 
     Raises:
-        RunError: the new budget ends at or before the step that the run has reached.
+        RunError: the run has reached the new budget already.
     """
     config, total = prepared.config, prepared.budget.total_steps
     if total <= step:
         raise RunError(
-            f"{path} has taken {step:,} steps, and the new budget ends after {total:,}.",
-            "Give a larger --epochs or --max-steps; it counts from the beginning of the run.",
+            f"{path} has done {plural(step, 'step')} already, and the new budget ends after {total:,}.",
+            "Give a larger --epochs or --max-steps. Both count from the beginning of the run.",
         )
     last = learning_rate(max(0, step - 1), max(old_total or total, step), config)
     following = learning_rate(step, total, config)
     return (
-        f"Going on from step {step:,} to {total:,}. The {config.schedule} schedule now spans all {total:,} steps, so "
-        f"the learning rate goes from {last:.2g} to {following:.2g}."
+        f"Continuing from step {step:,} to {total:,}. The {config.schedule} schedule now spans all {total:,} steps, so "
+        f"the learning rate changes from {last:.2g} to {following:.2g}."
     )
 
 
 def _changed_settings(config: Config, before: dict[str, Any] | None) -> list[str]:
-    """Return the settings that differ from earlier ones, in words."""
+    """Describe each setting that differs from its earlier value."""
     now, before = _by_name(config), before or {}
-    with contextlib.suppress(ValidationError):  # values as an older version wrote them
+    with contextlib.suppress(ValidationError):  # invalid values of an older version are compared as they are
         before = Config.model_validate({name: before[name] for name in before if name in now}).model_dump(
             mode="json", include=set(before)
         )
-    # A setting that an older version did not know has its default now.
+    # Settings that the older version did not have are left out.
     names = sorted(name for name in before if now.get(name) != before[name])
     return [f"{name} is {_shown(now.get(name))}, was {_shown(before.get(name))}" for name in names]
 
@@ -250,7 +252,7 @@ def _shown(value: Any) -> str:
 
 
 def _changed_files(run: RunDirectory, prepared: Prepared) -> str:
-    """Which files of the text differ from those in data.json, in words."""
+    """Describe which files of the text differ from those in data.json."""
     before, now = run.read_data().file_sha256, described_data(prepared).file_sha256
     if before is None or now is None or before == now:
         return "its tokens differ"

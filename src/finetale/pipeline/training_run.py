@@ -1,4 +1,4 @@
-"""The one path: text → blocks → training → comparison → report."""
+"""Carry out a run from start to end: prepare, train, compare with the base, write the report."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ from finetale.training import Training, TrainState
 
 @memory_errors()
 def train_run(config: Config, notify: Notify) -> RunDirectory:
-    """Train a model as the settings say, compare it with its base, write the report.
+    """Train a model, compare it with its base and write the report.
 
     Raises:
-        FinetaleError: whatever stands in the way; before training begins nothing is written.
-        InterruptedRun: a signal came; the run can be resumed.
+        FinetaleError: the run can't begin or continue. Until training begins, nothing is written.
+        InterruptedRun: a signal stopped the run. It can be resumed.
     """
-    run_directory(config)  # what stands in the way is better known before the work
+    run_directory(config)  # fail before the work if the directory can't be used
     with StopRequest(resumable=False):
         try:
             with StopRequest(at_once=True):
@@ -68,11 +68,11 @@ def train_run(config: Config, notify: Notify) -> RunDirectory:
 
 
 def train_and_finish(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Path | None) -> RunDirectory:
-    """Everything after preparation: training, from a checkpoint or from the start, the comparison and the report."""
+    """Train from a checkpoint, or from the start if it is None; then compare with the base and write the report."""
     with _status(run), memory_errors():
         state = _train(run, prepared, notify, checkpoint)
         config = prepared.config.model_copy(update={"micro_batch_size": state.micro_batch_size})
-        gc.collect()  # of optimizer and gradients, for the comparison loads two models of its own
+        gc.collect()  # free optimizer and gradients, because the comparison loads two models
         finish(run, config, notify, state)
     return run
 
@@ -80,7 +80,7 @@ def train_and_finish(run: RunDirectory, prepared: Prepared, notify: Notify, chec
 def finish(run: RunDirectory, config: Config, notify: Notify, state: TrainState | None = None) -> None:
     """Compare the run's model with its base and write comparison.json, the report and the model card.
 
-    Also `finetale compare DIR`: then `state` is None and the run's other figures stay.
+    `finetale compare DIR` calls this with `state=None`. The manifest then stays unchanged.
     """
     manifest = run.read_manifest()
     with StopRequest() as stop:
@@ -100,18 +100,18 @@ def finish(run: RunDirectory, config: Config, notify: Notify, state: TrainState 
                 between=stop.check,
             )
         except InterruptedRun as stopped:
-            if state is None:  # `finetale compare`: what stood there still stands
+            if state is None:  # `finetale compare`: the earlier comparison is still valid
                 raise Stopped(stop.requested) from None
             raise InterruptedRun(
                 f"{stopped.message} Training is done and saved; only the comparison is missing.",
-                f"Go on with `{shell_command('finetale', 'resume', run.root)}`.",
+                f"Continue with `{shell_command('finetale', 'resume', run.root)}`.",
             ) from None
     write_record(run.comparison, result)
     stage(notify, "Writing the report")
     if state is not None:
         run.update_manifest(status="finished", finished=_now())
     card = model_card(run.read_manifest(), result, run.read_data(), settings=read_settings_file(run.config))
-    if after.warning or not is_sealed(run.model):  # a checkpoint stood in for it, or it is of an older version
+    if after.warning or not is_sealed(run.model):  # loaded from a checkpoint instead, or saved by an older version
         write_sealed_folder(run.model, lambda folder: models.save(after.model, after.tokenizer, folder))
     add_file(run.model, "README.md", card.encode())
     write_report(run)
@@ -126,7 +126,7 @@ def load_base(manifest: RunManifest, config: Config, after: LoadedModel, notify:
     # A tokenizer given by --tokenizer replaced the base's own, which may not exist.
     shared = after.tokenizer if models.is_new(config.model) or config.tokenizer else None
     config = config.model_copy(update={"seed": config.seed if manifest.seed is None else manifest.seed})
-    try:  # what the run began from is on this machine
+    try:  # usually the base is on this machine already
         before = open_as_configured(config.model, config.model_copy(update={"offline": True}), notify, tokenizer=shared)
     except HubError:
         before = open_as_configured(config.model, config, notify, tokenizer=shared)
@@ -149,13 +149,13 @@ def _base_of(run: RunDirectory, manifest: RunManifest) -> BaseModelSource:
     if manifest.base is None:
         raise RunError(
             f"{run.root} was stopped before training began.",
-            f"Begin with `{shell_command('finetale', 'resume', run.root)}`.",
+            f"Start it with `{shell_command('finetale', 'resume', run.root)}`.",
         )
     return manifest.base
 
 
 def check_base(manifest: RunManifest, loaded: LoadedModel) -> None:
-    """Refuse a model whose weights differ from those that a run started from.
+    """Check that a model has the weights that a run started from.
 
     Raises:
         RunError: the SHA-256 of the weights differs.
@@ -165,7 +165,7 @@ def check_base(manifest: RunManifest, loaded: LoadedModel) -> None:
         name = loaded.provenance.name if base is None else base.name
         raise RunError(
             f"The base model {name} has changed since the run began (SHA-256 differs).",
-            "Compare the run with another model: `finetale compare BASE RUN --text SOURCE`; or train again.",
+            "Compare the run with another model by `finetale compare BASE RUN --text SOURCE`, or train again.",
         )
 
 
@@ -194,7 +194,7 @@ def _train(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Pa
         budget=budget,
         precision=config.precision,
         compiled=config.compile == "on",
-        # A run that goes on with a new budget from this very step must not stop at once.
+        # A run that was ended by its patience and is resumed with a new budget must not end again immediately.
         fresh_patience=any(change.step == resume_step for change in run.read_manifest().changes),
         listeners=[*listeners, notify],
         settings_file=settings_bytes(config),
@@ -231,11 +231,11 @@ def _train(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Pa
 
 @contextlib.contextmanager
 def _taken(config: Config) -> Iterator[RunDirectory]:
-    """Lock the directory of a new run, and remove the directory at the end if it is empty."""
+    """Lock the directory of a new run. At the end, remove the directory if it is empty."""
     run = run_directory(config)
     with run.locked():
         try:
-            run_directory(config)  # again: another run may have taken the place meanwhile
+            run_directory(config)  # check again: another run may have used the directory meanwhile
             yield run
         finally:
             if not run.holds_anything():
@@ -245,7 +245,7 @@ def _taken(config: Config) -> Iterator[RunDirectory]:
 def _kept_for_later(config: Config, signal: str) -> BaseException:
     """Save the settings of a run that was stopped before training, and return the exception to raise.
 
-    Nothing is saved where this would replace an existing run, or where the text came from standard input.
+    Saves nothing if this would replace an existing run or if the text came from standard input.
     """
     begun = run_directory(config)
     unread = "-" in (*config.sources, *config.validation, *config.test)  # standard input can't be read again
@@ -257,13 +257,13 @@ def _kept_for_later(config: Config, signal: str) -> BaseException:
             status="interrupted", process=this_process(), created=_now(), seed=config.seed, steps=0, base=None
         )
     return InterruptedRun(
-        f"Stopped by {signal} before the first step; the settings are kept in {run.root}.",
-        f"Begin with `{shell_command('finetale', 'resume', run.root)}`.",
+        f"Stopped by {signal} before the first step. The settings were saved in {run.root}.",
+        f"Start the run with `{shell_command('finetale', 'resume', run.root)}`.",
     )
 
 
 def portable(config: Config) -> Config:
-    """Return the settings without paths of this machine and run, so that another run can use them."""
+    """Return the settings without those of this machine and this run, so that another run can use them."""
     return config.model_copy(update={"out": None, "name": None, "overwrite": False, "cache_dir": None})
 
 
@@ -273,11 +273,10 @@ def settings_bytes(config: Config) -> bytes:
 
 
 def start_directory(run: RunDirectory, prepared: Prepared) -> None:
-    """Replace the content of the run directory by everything that is known before training."""
-    # Old files are renamed to names that are ignored, the manifest last, so that there is always one run or none.
-    items = [
-        item for item in run.root.iterdir() if item.name != LOCK_NAME
-    ]  # the folder itself may be a link or a mount
+    """Replace the content of the run directory by the files of a new run: settings, data report, tokens, manifest."""
+    # Rename the old files to ignored names, the manifest last. At any moment the directory then contains a complete
+    # run or none. The directory itself stays, because it may be a link or a mount point.
+    items = [item for item in run.root.iterdir() if item.name != LOCK_NAME]
     aside = []
     for item in sorted(items, key=lambda item: item == run.manifest):
         if not item.name.endswith(".tmp"):
@@ -299,7 +298,7 @@ def start_directory(run: RunDirectory, prepared: Prepared) -> None:
 
 
 def describe(run: RunDirectory, prepared: Prepared) -> None:
-    """Write what is known before training. The manifest is last, because a directory with a manifest is a whole run."""
+    """Write the files of a run before training. The manifest comes last, because it marks the directory as a run."""
     config = portable(prepared.config)
     settings = settings_bytes(config)
     write_bytes(run.config, settings)
@@ -341,13 +340,13 @@ def _status(run: RunDirectory) -> Iterator[None]:
         run.update_manifest(status="interrupted")
         raise
     except Exception as error:
-        with contextlib.suppress(OSError):  # a full disk must not hide what went wrong first
+        with contextlib.suppress(OSError):  # a full disk must not hide the original error
             run.update_manifest(status="failed", error=f"{type(error).__name__}: {error}")
         raise
 
 
 def this_process() -> dict[str, Any]:
-    """Return PID and host name, so that a killed run is not taken for a running one."""
+    """Return PID and host name, by which a killed run is told apart from a running one."""
     return {"pid": os.getpid(), "host": platform.node()}
 
 

@@ -1,4 +1,7 @@
-"""Choose how a run is computed: precision, attention, micro-batch, compile, threads. By rule, then by the probe."""
+"""Choose how to compute a run: precision, attention, micro-batch size, compile and threads.
+
+Rules choose first. Then the probe measures alternatives on this machine.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from finetale.training import Choice, MemoryPlan, Probe, StepBudget, default_thr
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was chosen, and what the probe measured."""
+    """The chosen way to compute a run, and the measurements of the probe."""
 
     choice: Choice
     probe: Probe
@@ -27,15 +30,17 @@ class Tuned:
 
 
 def tune(config: Config, model: Any, blocks: Blocks, budget: StepBudget, notify: Notify) -> Tuned:
-    """Choose what the settings leave to auto.
+    """Choose a value for each of these settings that is `auto`, and switch the model to the chosen attention.
 
-    The model must be on its device with its speed-ups; it has the chosen attention afterwards.
+    The model must be on its device already, with the speed layer set up.
     """
     device = next(model.parameters()).device
     precision = resolve_precision(config.precision)
     packs = find_route(model).packs
     if config.attention == "documents" and not packs:
-        warn(notify, "This model takes no attention by documents here; its own is used.")
+        warn(
+            notify, "--attention documents does not work with this model here. The run uses the model's own attention."
+        )
     sequences, largest = config.micro_batch_size, config.micro_batch_size
     if sequences is None:
         memory = estimate_memory(config.model_copy(update={"precision": precision}), model, blocks)
@@ -55,7 +60,7 @@ def tune(config: Config, model: Any, blocks: Blocks, budget: StepBudget, notify:
     if not config.probe or not config.speed:
         free.clear()
     if free:
-        stage(notify, "Trying what is fastest here")
+        stage(notify, "Measuring what is fastest on this machine")
     targets = targets_of(budget, blocks)
     found = probe(model, blocks, start, frozenset(free), targets, most_sequences=largest)
     speed.use_documents(model, found.best.attention == "documents")
@@ -63,12 +68,12 @@ def tune(config: Config, model: Any, blocks: Blocks, budget: StepBudget, notify:
         torch.set_num_threads(min(found.best.threads, num_cores()))
     if found.trials:
         notify(ProbeEvent.model_validate(found.to_dict()))
-    reset_peak_memory()  # so that what is reported later is the run's, not the probe's
+    reset_peak_memory()  # so that the run's peak is reported later, not the probe's
     return Tuned(found.best, found, find_route(model))
 
 
 def estimate_memory(config: Config, model: Any, blocks: Blocks) -> MemoryPlan:
-    """Return what a run needs of memory, from passes of one and two sequences.
+    """Estimate the memory that a run needs from passes of one and of two sequences.
 
     Args:
         config: with `batch_size` and `precision` resolved.
@@ -83,6 +88,6 @@ def estimate_memory(config: Config, model: Any, blocks: Blocks) -> MemoryPlan:
 
 
 def targets_of(budget: StepBudget, blocks: Blocks) -> int:
-    """Tokens that a run trains on, each epoch counted."""
+    """Return the number of tokens that a run trains on, summed over its epochs."""
     share = min(budget.total_blocks, budget.total_steps * budget.batch_size) / max(1, len(blocks))
     return round(blocks.num_targets * share)
