@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from finetale import models, tokens
 from finetale.models import LoadedModel, Provenance
-from finetale.text import Part
+from finetale.text import Part, Split
 from finetale.tokens import TokenStore
 
 MODEL_FILES = (
@@ -83,7 +83,7 @@ def save_model(folder: Path, seed: int = 0, **settings: Any) -> Path:
     return folder
 
 
-def part(text: str, split: str = "train", *, ends: bool = True, dropped: str | None = None) -> Part:
+def part(text: str, split: Split = "train", *, ends: bool = True, dropped: str | None = None) -> Part:
     """A part of a document as `text.read_parts` would give it."""
     return Part(text=text, source="made-up", line=1, split=split, digest=text[:16], dropped=dropped, ends=ends)
 
