@@ -84,8 +84,9 @@ class TextSettings(Settings):
 
     documents: str = Field(
         "auto",
-        description="What one document is in a text file: file, line, blank-line, or a separator of your own (\\n and "
-        "\\t are escapes). auto: file. Each record of jsonl, json, csv, tsv and parquet is a document.",
+        description="What one document is in a text: file, chapter (where the format has chapters), line, "
+        "blank-line, or a separator of your own (\\n and \\t are escapes). auto: file. Each record of jsonl, json, "
+        "csv, tsv, parquet and spreadsheets is a document.",
     )
     text_column: str | None = Field(
         None,

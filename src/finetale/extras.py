@@ -8,6 +8,7 @@ from finetale.errors import ConfigError
 
 EXTRA_OF: dict[str, str] = {
     "datasets": "datasets",
+    "lxml": "formats",
     "nncf": "serve",
     "openvino": "serve",
     "tensorboard": "tensorboard",

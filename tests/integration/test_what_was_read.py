@@ -51,23 +51,21 @@ def call(capfd: pytest.CaptureFixture[str]) -> Call:
 def test_files_and_columns_that_were_left_out_are_named(place: Path, call: Call) -> None:
     write_stories(place / "stories", 9)
     for number in range(7):
-        (place / f"stories/{number}.docx").touch()
+        (place / f"stories/{number}.psd").touch()
     rows = [{"text": story(number, 60), "title": "The mill by the river"} for number in range(30)]
     (place / "stories/more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (place / "stories/link").symlink_to(place / "base", target_is_directory=True)
-    files = (
-        "Read 10 of 17 files; left out: 7 of kinds that are not read (7 .docx); not entered or read: 1 linked folder"
-    )
+    files = "Read 10 of 17 files; left out: 7 of kinds that are not read (7 .psd); not entered or read: 1 linked folder"
     column = "The text of stories is the column 'text', with 9"
     code, out, _ = call("check", "stories", "--model", "base")
     assert code == 0
-    assert f"note: {files}.\n  stories/0.docx\n  stories/link\n  stories/1.docx\n" in out
+    assert f"note: {files}.\n  stories/0.psd\n  stories/link\n  stories/1.psd\n" in out
     assert f"note: {column}" in out
     assert "left out: 'title'" in out
     assert "All of it could be read." not in out
     code, _, err = call("train", "stories", *QUICK, "--out", "run")
     assert code == 0
-    assert f"{files}: 0.docx, link, 1.docx, 2.docx, 3.docx, ….\n" in err
+    assert f"{files}: 0.psd, link, 1.psd, 2.psd, 3.psd, ….\n" in err
     assert column in err
     for name in ("run/report.html", "run/model/README.md"):
         content = (place / name).read_text(encoding="utf-8").replace("\\_", "_").replace("&#39;", "'").replace("\\", "")

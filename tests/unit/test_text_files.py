@@ -32,17 +32,17 @@ def unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_was_left_out_is_one_sentence_with_names(tmp_path: Path) -> None:
-    for name in ("a.txt", "b.md", "x.docx", "y.docx", "z.PDF", "README", "deep/w.docx"):
+    for name in ("a.txt", "README", "x.psd", "y.psd", "z.XCF", "run", "deep/w.psd"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("text")
+        (tmp_path / name).write_text("#!/bin/sh\n" if name == "run" else "text")
     (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / "link").symlink_to(tmp_path / "deep", target_is_directory=True)
     (note,) = text_notes(read(tmp_path)[1])
     assert note.what == (
-        "Read 2 of 8 files; left out: 5 of kinds that are not read (3 .docx, 1 (no suffix), 1 .pdf) and 1 without text; "
+        "Read 2 of 8 files; left out: 5 of kinds that are not read (3 .psd, 1 (no suffix), 1 .xcf) and 1 without text; "
         "not entered or read: 1 linked folder"
     )
-    assert note.line().endswith("1 linked folder: README, empty.txt, link, w.docx, x.docx, ….")
+    assert note.line().endswith("1 linked folder: w.psd, empty.txt, link, run, x.psd, ….")
     assert not note.matters
 
 
@@ -55,10 +55,10 @@ def test_names_are_capped_and_counts_are_not(tmp_path: Path) -> None:
     for number in range(1200):
         (tmp_path / f"{number:04}.txt").write_text(f"text {number}")
         if number < 30:
-            (tmp_path / f"{number:04}.odt").touch()
+            (tmp_path / f"{number:04}.psd").touch()
     _, report = read(tmp_path)
     assert (len(report["files"]), report["more_files"], report["files_read"]) == (1000, 200, 1200)
-    assert report["skipped"]["other"] == {".odt": 30}
+    assert report["skipped"]["other"] == {".psd": 30}
     assert len(report["skipped_names"]["other"]) == 10
 
 
@@ -199,7 +199,7 @@ def test_formats_that_are_not_plain_text_are_refused_by_name(tmp_path: Path, nam
     (tmp_path / name).write_text("<html><style>p {}</style><p>Once upon a time</p></html>")
     (tmp_path / "a.txt").write_text("text")
     for settings in ({}, {"validation": str(tmp_path / name)}):
-        with pytest.raises(SourceError, match=rf"{name}: is {what}, and Finetale does not read these yet") as caught:
+        with pytest.raises(SourceError, match=rf"{name}: is {what}, and Finetale does not read these") as caught:
             read(tmp_path / ("a.txt" if settings else name), **settings)
         assert ".txt" in caught.value.hint
     assert read(tmp_path)[0] == ["text"]

@@ -12,8 +12,9 @@ import pytest
 
 from finetale.config import TextSettings
 from finetale.errors import HubError, SourceError
-from finetale.text import Part, TextReport, hub, lines, read_parts, records
+from finetale.text import Part, TextReport, hub, lines, read_parts
 from finetale.text.account import FileAccount
+from finetale.text.formats import json_records
 
 
 def read(source: Path | str, **settings: object) -> tuple[list[Part], TextReport]:
@@ -62,7 +63,7 @@ def test_json_forms(content: str, block: int) -> None:
     blocks = (content[start : start + block] for start in range(0, len(content), block))
     found = [
         record["text"] if isinstance(record, dict) else record
-        for _, record in records.json_records(blocks, FileAccount("a.json", "json", Counter()))
+        for _, record in json_records.json_records(blocks, FileAccount("a.json", "json", Counter()))
     ]
     assert found == ["one", "two"]
 

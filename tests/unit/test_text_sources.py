@@ -31,15 +31,16 @@ def test_a_folder_is_read_in_order_and_the_rest_is_counted(tmp_path: Path) -> No
         ".hidden.txt",
         ".git/config.txt",
         "cover.png",
-        "x.docx",
-        "y.docx",
+        "x.psd",
+        "y.psd",
         "README",
+        "binary",
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(name)
+        (tmp_path / name).write_text("\0" * 99 if name == "binary" else name)
     (tmp_path / "loop").symlink_to(tmp_path, target_is_directory=True)
     parts, report = read(tmp_path)
-    assert [part.text for part in parts] == ["B.TXT", "a/b/c.txt", "a/z.md", "b.txt"]
+    assert [part.text for part in parts] == ["B.TXT", "README", "a/b/c.txt", "a/z.md", "b.txt"]
     assert report.to_dict()["skipped"] == {
         "hidden": 2,
         "linked_folders": 1,
@@ -49,13 +50,13 @@ def test_a_folder_is_read_in_order_and_the_rest_is_counted(tmp_path: Path) -> No
         "unreadable": 0,
         "empty": 0,
         "dataset_splits": [],
-        "other": {".docx": 2, ".png": 1, "(no suffix)": 1},
+        "other": {".psd": 2, ".png": 1, "(no suffix)": 1},
     }
-    assert report.to_dict()["files_read"] == 4
+    assert report.to_dict()["files_read"] == 5
     assert report.to_dict()["skipped_names"] == {
         "hidden": [str(tmp_path / ".git"), str(tmp_path / ".hidden.txt")],
         "linked_folders": [str(tmp_path / "loop")],
-        "other": [str(tmp_path / name) for name in ("README", "cover.png", "x.docx", "y.docx")],
+        "other": [str(tmp_path / name) for name in ("binary", "cover.png", "x.psd", "y.psd")],
     }
 
 

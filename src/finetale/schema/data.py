@@ -45,6 +45,9 @@ class FileReport(SparseRecord):
     characters: int = Field(default=0, description="Characters in its documents.")
     problems: dict[str, int] = Field(default={}, description="How often each kind of problem was found.")
     text_column: str | None = Field(default=None, description="Column that holds the text of a record.")
+    left_out: dict[str, int] = Field(
+        default={}, description="Content that is not text or does not belong to it, such as `picture`, by kind."
+    )
 
 
 class SkippedFiles(Record):
@@ -224,6 +227,9 @@ class TextReport(Record):
     personal_data: PersonalData | None = Field(default=None, description="Personal data; null: not looked for.")
     splits: Splits = Field(default=Splits(), description="Sizes of the splits.")
     cleaning: dict[str, int] = Field(default={}, description="How often each kind of cleaning was applied.")
+    content_left_out: dict[str, int] = Field(
+        default={}, description="Content of all files that was left out, such as `picture`, by kind."
+    )
     problems: list[Problem] = Field(default=[], description="The first problems.")
     more_problems: int = Field(default=0, description="Number of problems beyond those listed.")
     dropped: list[DroppedText] = Field(default=[], description="What was dropped, by reason.")

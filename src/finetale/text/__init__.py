@@ -4,8 +4,8 @@ The interface is `read_parts`, and `fingerprint` to detect changed text. The mod
 
     sources, byte_streams, hub   the files or datasets that a source names, and their bytes or rows
     encodings, decoding          bytes to text
+    formats                      one module per file format; bytes to text, chapters or records
     lines, plain                 text to raw documents
-    records, tables              text to records: JSON and Parquet; csv and tsv
     columns                      choice of the column that holds the text
     cleaning                     a raw document to a clean one
     personal                     personal data in a document

@@ -66,6 +66,7 @@ class FileAccount:
         self.documents = 0
         self.characters = 0
         self.skipped = False  # left out because it could not be read
+        self.left_out: Counter[str] = Counter()
         self.problems: dict[str, Problem] = {}
 
     def problem(
@@ -79,6 +80,11 @@ class FileAccount:
         entry.hint = hint or entry.hint
         if line is not None and len(entry.lines) < MAX_LINES and line not in entry.lines:
             entry.lines.append(line)
+
+    def leave_out(self, what: str, count: int = 1) -> None:
+        """Count content that is not text or does not belong to it, such as "picture". `what` is a singular noun."""
+        if count:
+            self.left_out[what] += count
 
     def settle(self) -> None:
         """Separate U+FFFD that the file held from those that replaced undecodable bytes."""
@@ -100,7 +106,11 @@ class FileAccount:
             "characters": self.characters,
             "problems": {kind: problem.count for kind, problem in self.problems.items()},
         }
-        return entry | ({"text_column": self.text_column} if self.text_column else {})
+        if self.text_column:
+            entry["text_column"] = self.text_column
+        if self.left_out:
+            entry["left_out"] = dict(sorted(self.left_out.items()))
+        return entry
 
 
 @dataclass(slots=True)
@@ -155,6 +165,7 @@ class TextReport:
         self.overlap = RepeatAccount("also_in")
         self.near_overlap = RepeatAccount("also_in")
         self.cleaning: Counter[str] = Counter()
+        self.content_left_out: Counter[str] = Counter()
         self._files: list[FileAccount] = []
         self._num_files = 0
         self._num_files_read = 0
@@ -202,6 +213,7 @@ class TextReport:
             self._num_files_read += 1
         elif not failed:
             self.leave_out("empty", account.file)
+        self.content_left_out += account.left_out
         for problem in account.problems.values():
             self._add_problem(problem)
 
@@ -302,6 +314,7 @@ class TextReport:
                 for split, entry in self._splits.items()
             },
             "cleaning": dict(sorted(self.cleaning.items())),
+            "content_left_out": dict(self.content_left_out.most_common()),
             "problems": [problem.to_dict() for problem in self._problems],
             "more_problems": self._num_problems - len(self._problems),
             "dropped": [

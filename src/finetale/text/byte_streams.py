@@ -6,7 +6,7 @@ import gzip
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -23,8 +23,11 @@ UNREADABLE_HINT = "Check the file and its permissions, or leave such files out w
 DAMAGED_HINT = "Get the file again, or unpack it as far as it goes and use what comes out."
 
 
-def blocks(name: str, path: Path | None) -> Iterator[bytes]:
+def blocks(name: str, path: Path | None, open_member: Callable[[], IO[bytes]] | None = None) -> Iterator[bytes]:
     """Yield the uncompressed bytes of a file in blocks that are not empty. `path` None means standard input.
+
+    Args:
+        open_member: opens a member of the archive `path`, whose bytes are yielded instead.
 
     Raises:
         FileError: the file can't be opened or read, or its compressed data is corrupted or cut off.
@@ -33,8 +36,11 @@ def blocks(name: str, path: Path | None) -> Iterator[bytes]:
         if path is None:
             yield from _stdin_blocks(name)
             return
-        with path.open("rb") as file:
-            if path.suffix.lower() == ".gz":
+        with path.open("rb") if open_member is None else open_member() as file:
+            if open_member is not None:
+                while block := file.read(BLOCK_BYTES):
+                    yield block
+            elif path.suffix.lower() == ".gz":
                 yield from _gzip_blocks(name, file)
             elif path.suffix.lower() == ".zst":
                 yield from _zstd_blocks(name, file)

@@ -165,7 +165,7 @@ def text_notes(text: Report, *, forms: bool = True) -> list[TextFinding]:
     notes = [_column_note(column) for column in report.columns[:_MAX_COLUMNS]]
     if more := len(report.columns) - _MAX_COLUMNS:
         notes += [_note(f"Columns of {plural(more, 'more source')} are in data.json")] if more > 0 else []
-    return [*notes, *_files_left_out(report), *(_problem_notes(report) if forms else [])]
+    return [*notes, *_files_left_out(report), *_content_left_out(report), *(_problem_notes(report) if forms else [])]
 
 
 def _column_note(column: ColumnReport) -> TextFinding:
@@ -219,6 +219,20 @@ def _files_left_out(report: TextReport) -> list[TextFinding]:
     by_turns = zip_longest(*(report.skipped_names.get(kind, ()) for kind in order))
     names = tuple(name for turn in by_turns for name in turn if name is not None)
     return [TextFinding(what, "", "", bool(skipped.unreadable), names)]
+
+
+def _content_left_out(report: TextReport) -> list[TextFinding]:
+    """Return one note on content of the files that is not text, such as pictures, or an empty list."""
+    if not report.content_left_out:
+        return []
+    named = [plural(number, what) for what, number in report.content_left_out.items()]
+    files = [file for file in report.files if file.left_out]
+    place = "the files" if len(files) > 1 or report.more_files else _last_part(files[0].file)
+    return [
+        TextFinding(
+            f"Left out of {place}: {_and(named)}", "", "", False, tuple(file.file for file in files[:_MAX_PLACES])
+        )
+    ]
 
 
 def _problem_notes(report: TextReport) -> list[TextFinding]:

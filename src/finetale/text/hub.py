@@ -16,6 +16,7 @@ from finetale.extras import require
 from finetale.text.account import FileAccount
 from finetale.text.columns import LOOK_AHEAD, SourceColumns, record_documents, text_at
 from finetale.text.documents import FileError, Split
+from finetale.text.formats import Format, SourceFile
 from finetale.text.sources import Input
 
 PREFIX = "hf:"
@@ -71,15 +72,15 @@ def find_splits(source: str, role: Split, *, streaming: bool, offline: bool) -> 
     candidates, split = parse(source)
     rows = _load(source, candidates, split, streaming=streaming and not offline, offline=offline)
     if split is not None:
-        return {role: Input(source, "dataset", rows=rows, source=source)}, []
+        return {role: Input(source, DATASET, rows=rows, source=source)}, []
     found: dict[Split, Input] = {}
     names = list(rows)
     for wanted, own_names in OWN_SPLITS.items():
         name = next((name for name in own_names if name in rows), None)
         if name is not None and (wanted == role or role == "train"):
-            found[wanted] = Input(f"{source}:{name}", "dataset", rows=rows[name], source=source)
+            found[wanted] = Input(f"{source}:{name}", DATASET, rows=rows[name], source=source)
     if role not in found and len(names) == 1:
-        found[role] = Input(f"{source}:{names[0]}", "dataset", rows=rows[names[0]], source=source)
+        found[role] = Input(f"{source}:{names[0]}", DATASET, rows=rows[names[0]], source=source)
     if role not in found:
         raise SourceError(
             f"{source} has no split for {role}; its splits are {', '.join(names)}.",
@@ -207,3 +208,11 @@ def _is_network(error: BaseException) -> bool:
 
 def _first_line(error: BaseException) -> str:
     return (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
+
+
+def _read(file: SourceFile) -> Iterator[tuple[int, str]]:
+    return dataset_documents(file.rows, file.columns, file.account)
+
+
+DATASET = Format("dataset", (), "documents", _read)
+"""A split of a dataset. It is no file, so the registry does not have it."""

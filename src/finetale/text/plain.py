@@ -1,4 +1,4 @@
-"""Split the text of one file into raw documents: the whole file, lines, paragraphs, or pieces between separators.
+"""Split the text of one file into raw documents: the whole file, chapters, lines, paragraphs, or separated pieces.
 
 Knows nothing of bytes and records.
 """
@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 
 from finetale.text.account import FileAccount
+from finetale.text.formats import Chapter
 from finetale.text.lines import cut_lines
 
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
@@ -28,7 +29,7 @@ def plain_documents(texts: Iterator[str], documents: str, account: FileAccount) 
         account: receives the cleaning count "blank_pieces": the number of lines, or pieces between separators, that
             hold only white space and so are not documents.
     """
-    if documents in ("auto", "file"):
+    if documents in ("auto", "file", "chapter"):  # a format without chapters is one chapter
         text = "".join(texts)
         if text and not text.isspace():
             yield 1, text
@@ -46,6 +47,23 @@ def plain_documents(texts: Iterator[str], documents: str, account: FileAccount) 
                 yield number, piece
             else:
                 account.cleaning["blank_pieces"] += 1
+
+
+def chapter_documents(chapters: Iterator[Chapter], documents: str, account: FileAccount) -> Iterator[tuple[int, str]]:
+    """Yield (place, raw text) of each document of a manuscript.
+
+    Args:
+        chapters: the chapters of the file.
+        documents: the setting of this name. With "chapter", each chapter is a document at its own place. Otherwise the
+            joined text of the chapters is split like a text file.
+        account: as for `plain_documents`.
+    """
+    if documents != "chapter":
+        yield from plain_documents((chapter.text for chapter in chapters), documents, account)
+        return
+    for chapter in chapters:
+        if chapter.text and not chapter.text.isspace():
+            yield chapter.place, chapter.text
 
 
 def _between_blank_lines(texts: Iterator[str]) -> Iterator[tuple[int, str]]:

@@ -10,20 +10,18 @@ from typing import Literal, TypeVar
 from finetale.config import DEFAULT_FRACTION, TextSettings
 from finetale.errors import SourceError
 from finetale.text.account import FileAccount, TextReport
-from finetale.text.byte_streams import STANDARD_INPUT, blocks
+from finetale.text.byte_streams import STANDARD_INPUT
 from finetale.text.cleaning import Cleaner
-from finetale.text.columns import Record, SourceColumns, record_documents
-from finetale.text.decoding import Decoder, check_encoding
+from finetale.text.columns import SourceColumns, record_documents
+from finetale.text.decoding import check_encoding
 from finetale.text.documents import SPLITS, Document, FileError, Part, Split, digest_of, shown
-from finetale.text.hub import PREFIX, dataset_documents, find_splits
-from finetale.text.lines import cut_lines, even_line_ends
+from finetale.text.formats import SourceFile
+from finetale.text.hub import PREFIX, find_splits
 from finetale.text.personal import find_personal_data, mask
-from finetale.text.plain import plain_documents
-from finetale.text.records import json_records, jsonl_records, parquet_documents
+from finetale.text.plain import chapter_documents, plain_documents
 from finetale.text.repeats import DUPLICATE, NEAR_DUPLICATE, NEAR_OVERLAP, OVERLAP, Found, Repeats
 from finetale.text.sources import Input, Search, find_inputs
 from finetale.text.splits import Candidate, Placed, Splitter
-from finetale.text.tables import csv_records
 from finetale.text.words import count_words
 
 HELD_OUT: tuple[Split, ...] = ("test", "validation")  # read before the training text, to detect overlap
@@ -184,7 +182,7 @@ class _Reader:
 
     def _candidates(self, inputs: Sequence[Input]) -> Iterator[Candidate]:
         for entry, following in zip_longest(inputs, inputs[1:]):
-            account = self._report.open_file(entry.name, entry.kind)
+            account = self._report.open_file(entry.name, entry.format.name)
             try:
                 yield from self._documents(entry, account)
             except FileError as error:
@@ -218,7 +216,7 @@ class _Reader:
         return self._columns[source]
 
     def _documents(self, entry: Input, account: FileAccount) -> Iterator[Candidate]:
-        records = entry.kind != "text"
+        records = not entry.format.has_lines
         cleaner = Cleaner(account, self._settings, records=records)
         strip = self._settings.strip and not records
         for chunk in in_chunks(self._raw_documents(entry, account), _size_of_raw):
@@ -238,7 +236,7 @@ class _Reader:
         self, entry: Input, account: FileAccount, texts: list[str], lines: list[int]
     ) -> list[Candidate]:
         """Return the candidates of clean texts, and count them."""
-        records, shortest, name = entry.kind != "text", self._settings.min_characters, entry.name
+        records, shortest, name = not entry.format.has_lines, self._settings.min_characters, entry.name
         found: list[Candidate] = []
         for number, (text, line) in enumerate(zip(texts, lines, strict=True)):
             data = text.encode("utf-8")
@@ -266,25 +264,23 @@ class _Reader:
         return found
 
     def _raw_documents(self, entry: Input, account: FileAccount) -> Iterator[tuple[int, str]]:
-        settings, name = self._settings, entry.name
-        if entry.kind == "dataset":
-            return dataset_documents(entry.rows, self._columns_of(entry), account)
-        if entry.kind == "parquet" and entry.path is not None:
-            return parquet_documents(entry.path, self._columns_of(entry), account)
-        texts = Decoder(blocks(name, entry.path), account, settings).blocks()
-        # The line ends of a table's rows may differ from those within its fields.
-        is_table = entry.kind in ("csv", "tsv")
-        texts = even_line_ends(texts, account, translate=settings.clean_newlines, mixture_matters=not is_table)
-        if entry.kind == "text":
-            return plain_documents(texts, settings.documents, account)
-        if entry.kind == "jsonl":
-            records: Iterator[tuple[int, Record]] = jsonl_records(cut_lines(texts), account)
-        elif entry.kind == "json":
-            records = json_records(texts, account, settings.text_column)
-        else:
-            lines, tabs = cut_lines(texts, keep_ends=True), entry.kind == "tsv"
-            records = csv_records(lines, account, tabs=tabs, wanted=settings.text_column)
-        return record_documents(records, self._columns_of(entry), account)
+        form, documents = entry.format, self._settings.documents
+        file = SourceFile(
+            entry.name,
+            account,
+            self._settings,
+            path=entry.path,
+            open_member=entry.open_member,
+            columns=lambda: self._columns_of(entry),
+            rows=entry.rows,
+        )
+        if form.yields == "records":
+            return record_documents(form.read(file), file.columns, account)
+        if form.yields == "documents":
+            return form.read(file)
+        if form.yields == "chapters":
+            return chapter_documents(form.read(file), documents, account)
+        return plain_documents(form.read(file), documents, account)
 
     # -- placing documents
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import difflib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any
 
+from finetale.extras import EXTRA_OF, install_hint, is_installed
 from finetale.text.account import TextReport
-from finetale.text.byte_streams import COMPRESSED, STANDARD_INPUT, UNREADABLE_HINT
+from finetale.text.byte_streams import STANDARD_INPUT, UNREADABLE_HINT
 from finetale.text.documents import FileError, shown
-
-Kind = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "dataset"]
+from finetale.text.encodings import binary_kind
+from finetale.text.formats import HEAD_BYTES, Format, format_named, format_of, formats, known_suffixes, suffix_of
+from finetale.text.formats.refused import REFUSED
 
 BUNDLED_SOURCE = "bundled:tales"
 """The source that is part of the package: the tales of Tarrowside."""
@@ -23,39 +25,6 @@ _SAVED_DATASETS = ({"state.json", "dataset_info.json"}, {"dataset_dict.json"})
 _FILES_OF_A_RUN = {"run.json", "config.yaml"}
 _BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled" / "tales"
 
-KINDS: dict[str, Kind] = {
-    ".txt": "text",
-    ".text": "text",
-    ".md": "text",
-    ".markdown": "text",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-}
-
-_NOT_YET = {
-    "an HTML page": ".html .htm .xhtml .mhtml",
-    "an XML file": ".xml .svg .fb2 .tei",
-    "a Word document": ".doc .docx .docm .dot .dotx",
-    "an OpenDocument file": ".odt .ods .odp",
-    "a PDF document": ".pdf",
-    "an RTF document": ".rtf",
-    "an e-book": ".epub .mobi .azw .azw3 .djvu",
-    "a Pages document": ".pages",
-    "a spreadsheet": ".xls .xlsx .xlsm .numbers",
-    "a presentation": ".ppt .pptx .key",
-    "a Jupyter notebook": ".ipynb",
-    "an archive": ".zip .tar .tgz .7z .rar .bz2 .xz",
-    "a database": ".sqlite .sqlite3 .db .mdb",
-    "an Arrow, Avro, ORC or HDF5 file": ".arrow .feather .avro .orc .h5 .hdf5",
-    "a pickled or NumPy file": ".pkl .pickle .npy .npz .pt .pth .bin .safetensors .gguf",
-    "a picture": ".png .jpg .jpeg .gif .bmp .tif .tiff .webp .heic .ico",
-    "a recording": ".mp3 .wav .flac .ogg .m4a .mp4 .mov .avi .mkv .webm",
-}
-_NOT_TEXT = {suffix: what for what, suffixes in _NOT_YET.items() for suffix in suffixes.split()}
 _SPECIAL = (
     (stat.S_ISFIFO, "a named pipe"),
     (stat.S_ISSOCK, "a socket"),
@@ -70,15 +39,17 @@ class Input:
 
     Attributes:
         name: name for messages and the report, valid Unicode on one line.
-        kind: format of the content.
+        format: format of the content.
         path: path of the file. None for standard input and datasets.
+        open_member: opens the bytes of a member of the archive `path`, else None.
         rows: the rows of a dataset's split (a Dataset or IterableDataset), else None.
         source: the source that it belongs to.
     """
 
     name: str
-    kind: Kind
+    format: Format
     path: Path | None = None
+    open_member: Callable[[], IO[bytes]] | None = None
     rows: Any = None
     source: str = ""
 
@@ -98,12 +69,6 @@ class Search:
     unreadable: list[FileError] = field(default_factory=list)
 
 
-def kind_of(path: Path) -> Kind | None:
-    """Return the kind for a file's suffix, without a final .gz or .zst. None for unknown suffixes."""
-    suffix = _suffix_of(path)
-    return KINDS.get(suffix) if suffix else None
-
-
 def find_inputs(source: str, search: Search) -> list[Input]:
     """Return the inputs of a source other than hf:….
 
@@ -117,7 +82,7 @@ def find_inputs(source: str, search: Search) -> list[Input]:
             holds nothing that can be read.
     """
     if source == STANDARD_INPUT:
-        return [Input(source, "text", source=source)]
+        return [Input(source, format_named("text"), source=source)]
     if source == BUNDLED_SOURCE:
         if not _BUNDLED_FOLDER.is_dir():
             raise FileError(
@@ -152,31 +117,50 @@ def find_inputs(source: str, search: Search) -> list[Input]:
         what = _special_kind(facts.st_mode)
         hint = f"Read it through standard input: `finetale … - < {shown(source)}`, or save the text as a file."
         raise FileError(source, None, "special", f"is {what}, not a regular file, and is not opened", hint)
-    if (form := _NOT_TEXT.get(_suffix_of(path))) is not None:
-        hint = "Convert it to plain text (.txt). A copy that is called .txt is read as it is, markup included."
-        raise FileError(source, None, "not_text_yet", f"is {form}, and Finetale does not read these yet", hint)
+    if (refused := REFUSED.get(suffix_of(path))) is not None:
+        what, hint = refused
+        raise FileError(source, None, "not_text_yet", f"is {what}, and Finetale does not read these", hint)
     if not os.access(path, os.R_OK):
         search.unreadable.append(_denied(source))
         return []
-    return [Input(shown(source), kind_of(path) or "text", path, source=source)]
+    return _inputs_of(path, format_of(path) or _by_first_bytes(path) or format_named("text"), source, search)
 
 
-def _suffix_of(path: Path) -> str:
-    """Return the last suffix in lower case, without .gz and .zst. Empty if there is none."""
-    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    if suffixes and suffixes[-1] in COMPRESSED:
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
+def _inputs_of(path: Path, form: Format, source: str, search: Search) -> list[Input]:
+    """Return the inputs of one readable file. If its format needs a package that is missing, it is unreadable."""
+    missing = [package for package in form.needs if not is_installed(package)]
+    if missing:
+        reason = f"can't be read (the package {missing[0]} is not installed)"
+        hint = f"{install_hint(EXTRA_OF[missing[0]])} Or leave such files out with --skip-unreadable."
+        search.unreadable.append(FileError(str(path), None, "unreadable", reason, hint))
+        return []
+    return [Input(shown(str(path)), form, path, source=source)]
+
+
+def _by_first_bytes(path: Path) -> Format | None:
+    """Return the format of a file without a known suffix. None if its first bytes identify none and are not text."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError:
+        return None
+    for form in formats():
+        if any(head.startswith(magic) for magic in form.magic):
+            return form
+    is_script = head.startswith(b"#!")
+    return None if is_script or not head.strip() or binary_kind(head) else format_named("text")
 
 
 def _find_in_folder(source: str, folder: Path, search: Search) -> list[Input]:
     report = search.report
-    found: list[Path] = []
+    found: list[tuple[Path, Format]] = []
     num_others = num_held_out = 0
     num_unreadable = len(search.unreadable)
     for path in _walk(folder, search):
-        kind = kind_of(path)
-        if kind is None:
+        form = format_of(path)
+        if form is None and not suffix_of(path) and os.access(path, os.R_OK):  # such as README
+            form = _by_first_bytes(path)
+        if form is None:
             num_others += 1
             report.leave_out("other", shown(str(path)), shown("".join(path.suffixes[-1:]).lower()) or "(no suffix)")
         elif search.held_out and path.resolve() in search.held_out:
@@ -185,19 +169,20 @@ def _find_in_folder(source: str, folder: Path, search: Search) -> list[Input]:
         elif not os.access(path, os.R_OK):
             search.unreadable.append(_dangling(str(path), path) if not os.path.exists(path) else _denied(str(path)))
         else:
-            found.append(path)
-    if not found and len(search.unreadable) == num_unreadable:
+            found.append((path, form))
+    found.sort(key=lambda entry: entry[0].relative_to(folder).parts)
+    inputs = [each for path, form in found for each in _inputs_of(path, form, source, search)]
+    if not inputs and len(search.unreadable) == num_unreadable:
         what = f"holds no file that can be read ({num_others} of other kinds)"
         if num_held_out:
             what = "holds only files that are validation or test text"
         elif not num_others:
             what = "holds no file that can be read"
-        known = ", ".join(suffix.removeprefix(".") for suffix in KINDS)
+        known = ", ".join(suffix.removeprefix(".") for suffix in known_suffixes())
         raise FileError(
             source, None, "empty_folder", what, f"Put files of these kinds there: {known}, or these as .gz or .zst."
         )
-    found.sort(key=lambda path: path.relative_to(folder).parts)
-    return [Input(shown(str(path)), kind_of(path) or "text", path, source=source) for path in found]
+    return inputs
 
 
 def _walk(folder: Path, search: Search, *, is_source: bool = True) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""Read records from csv and tsv: separator, header line, rows. Knows nothing of encodings and text columns."""
+"""csv and tsv: separator, header line, rows. Knows nothing of encodings and text columns."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain, islice
 
 from finetale.text.account import FileAccount
 from finetale.text.columns import TEXT_COLUMNS
 from finetale.text.documents import FileError
+from finetale.text.formats.base import Format, SourceFile
 
 FIELD_CHARACTERS = 1 << 28
 SAMPLE_LINES = 50
@@ -149,3 +151,15 @@ def _looks_like_data(row: Sequence[str]) -> bool:
     ):
         return True
     return all(len(cell.split()) >= 3 for cell in row)
+
+
+def _read(file: SourceFile, *, tabs: bool) -> Iterator[tuple[int, Mapping[str, str]]]:
+    # The line ends of a table's rows may differ from those within its fields.
+    lines = file.lines(keep_ends=True, mixture_matters=False)
+    return csv_records(lines, file.account, tabs=tabs, wanted=file.settings.text_column)
+
+
+FORMATS = (
+    Format("csv", (".csv",), "records", partial(_read, tabs=False)),
+    Format("tsv", (".tsv",), "records", partial(_read, tabs=True)),
+)

@@ -1,0 +1,60 @@
+"""The registry of file formats: suffix and first bytes → reader. A new format is one new module with `FORMATS`.
+
+Knows no folders and no documents.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+from pathlib import Path
+
+from finetale.text.byte_streams import COMPRESSED
+from finetale.text.formats.base import Chapter, Format, SourceFile
+
+__all__ = ["Chapter", "Format", "SourceFile", "format_named", "format_of", "formats", "known_suffixes", "suffix_of"]
+
+HEAD_BYTES = 4096
+"""Number of first bytes by which a file without a suffix is identified."""
+
+
+@cache
+def formats() -> tuple[Format, ...]:
+    """Return all formats, in the order of their modules' names."""
+    modules = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    found = (importlib.import_module(f"{__name__}.{name}") for name in modules)
+    return tuple(each for module in found for each in getattr(module, "FORMATS", ()))
+
+
+@cache
+def _by_suffix() -> dict[str, Format]:
+    table: dict[str, Format] = {}
+    for each in formats():
+        for suffix in each.suffixes:
+            assert suffix not in table, f"{suffix} belongs to {table[suffix].name} and {each.name}"
+            table[suffix] = each
+    return table
+
+
+def format_named(name: str) -> Format:
+    """Return the format with this name."""
+    return next(each for each in formats() if each.name == name)
+
+
+def suffix_of(path: Path) -> str:
+    """Return the last suffix in lower case, without .gz and .zst. Empty if there is none."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def format_of(path: Path) -> Format | None:
+    """Return the format for a file's suffix, without a final .gz or .zst. None for unknown suffixes."""
+    return _by_suffix().get(suffix_of(path))
+
+
+def known_suffixes() -> tuple[str, ...]:
+    """Return the suffixes of all formats, with the dot."""
+    return tuple(_by_suffix())

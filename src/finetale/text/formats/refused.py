@@ -1,0 +1,31 @@
+"""Files that are not read: what each is, and how to convert it. A reader for one of them replaces its line here."""
+
+from __future__ import annotations
+
+_OTHER_TEXT = "Convert it to plain text (.txt). A copy that is called .txt is read as it is, markup included."
+_NO_TEXT = "Leave it out, or convert what it holds to plain text (.txt)."
+
+_KINDS = (
+    ("an HTML page", ".html .htm .xhtml .mhtml", _OTHER_TEXT),
+    ("an XML file", ".xml .svg .fb2 .tei", _OTHER_TEXT),
+    ("a Word document", ".doc .docx .docm .dot .dotx", _OTHER_TEXT),
+    ("an OpenDocument file", ".odt .ods .odp", _OTHER_TEXT),
+    ("a PDF document", ".pdf", _OTHER_TEXT),
+    ("an RTF document", ".rtf", _OTHER_TEXT),
+    ("an e-book", ".epub .mobi .azw .azw3 .djvu", _OTHER_TEXT),
+    ("a Pages document", ".pages", _OTHER_TEXT),
+    ("a spreadsheet", ".xls .xlsx .xlsm .numbers", _OTHER_TEXT),
+    ("a presentation", ".ppt .pptx .key", _OTHER_TEXT),
+    ("a Jupyter notebook", ".ipynb", _OTHER_TEXT),
+    ("an archive", ".zip .tar .tgz .7z .rar .bz2 .xz", _OTHER_TEXT),
+    ("a database", ".sqlite .sqlite3 .db .mdb", _OTHER_TEXT),
+    ("an Arrow, Avro, ORC or HDF5 file", ".arrow .feather .avro .orc .h5 .hdf5", _OTHER_TEXT),
+    ("a pickled or NumPy file", ".pkl .pickle .npy .npz .pt .pth .bin .safetensors .gguf", _NO_TEXT),
+    ("a picture", ".png .jpg .jpeg .gif .bmp .tif .tiff .webp .heic .ico", _NO_TEXT),
+    ("a recording", ".mp3 .wav .flac .ogg .m4a .mp4 .mov .avi .mkv .webm", _NO_TEXT),
+)
+
+REFUSED: dict[str, tuple[str, str]] = {
+    suffix: (what, hint) for what, suffixes, hint in _KINDS for suffix in suffixes.split()
+}
+"""Suffix → (what the file is, how to convert it)."""
