@@ -1,4 +1,4 @@
-"""What the benchmarks against transformers.Trainer share: the clock, the Trainer itself, and processes of their own."""
+"""Run and time transformers.Trainer. Shared by the benchmarks that compare Finetale with it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class Clock:
-    """CPU and wall seconds since the first steps ended, and the process's peak memory then."""
+    """Measures CPU and wall seconds from the end of the skipped steps to the last step, and the peak memory."""
 
     def __init__(self, skipped: int = 1) -> None:
         self.skipped = skipped
@@ -22,7 +22,7 @@ class Clock:
         self.figures: dict[str, float] = {}
 
     def step_done(self) -> None:
-        """Call after each step."""
+        """Record the end of a step."""
         import torch
 
         from finetale.environment import peak_memory
@@ -42,7 +42,7 @@ class Clock:
 
 
 def library_bytes() -> int:
-    """Memory of this process once torch and transformers are loaded, which all contenders need."""
+    """Return the memory of this process with torch and transformers loaded, in bytes. All contenders need both."""
     import accelerate
     import psutil
     import torch
@@ -55,7 +55,7 @@ def library_bytes() -> int:
 def run_trainer(
     network: Any, rows: Any, collate: Any, *, batch_size: int, steps: int, skipped: int = 1, **settings: Any
 ) -> dict[str, Any]:
-    """Time steps of `transformers.Trainer` after the skipped ones. Return seconds, useful tokens (text) and memory."""
+    """Time the steps of `transformers.Trainer` after the skipped ones; return seconds, text targets and memory."""
     import transformers
 
     clock, tokens = Clock(skipped), []
@@ -86,14 +86,14 @@ def run_trainer(
 
 
 def in_process(script: str, *words: str) -> dict[str, Any]:
-    """Run a benchmark script for one contender in a process of its own; its last line is its figures."""
+    """Run a benchmark script in a new process and return the figures, which are its last line of output."""
     done = subprocess.run([sys.executable, script, *words], check=True, stdout=subprocess.PIPE, text=True)
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
 
 def median(turns: list[dict[str, Any]]) -> dict[str, Any]:
-    """One contender's figures over its turns."""
+    """Return the figures of one contender: medians of the rates over its turns, and the highest peak memory."""
     return turns[-1] | {
         "tokens_per_cpu_second": statistics.median(turn["tokens"] / turn["cpu_seconds"] for turn in turns),
         "tokens_per_second": statistics.median(turn["tokens"] / turn["wall_seconds"] for turn in turns),
@@ -102,14 +102,14 @@ def median(turns: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def blocks_of(lines: list[str], tokenizer: Any, size: int) -> list[dict[str, Any]]:
-    """Rows as run_clm makes them: the joined text in blocks of equal length, the rest dropped."""
+    """Return rows as run_clm builds them: the joined text in blocks of equal length, without the remainder."""
     joined = [token for ids in tokenizer(lines, verbose=False)["input_ids"] for token in ids]
     starts = range(0, len(joined) - size + 1, size)
     return [{"input_ids": joined[at : at + size], "labels": joined[at : at + size]} for at in starts]
 
 
 def padded_lines(lines: list[str], tokenizer: Any, cut: int) -> tuple[list[dict[str, Any]], Any]:
-    """Rows and collator as tutorials make them: a line an example, cut and padded to one length."""
+    """Return rows and collator as tutorials build them: one example per line, truncated and padded to one length."""
     import transformers
 
     tokenizer.pad_token = tokenizer.eos_token
@@ -120,7 +120,7 @@ def padded_lines(lines: list[str], tokenizer: Any, cut: int) -> tuple[list[dict[
 
 
 def lines_of(source: str) -> list[str]:
-    """The lines of a text file, or of the tales of the package, that are not empty."""
+    """Return the non-empty lines of a text file, or of the bundled tales."""
     if source == "bundled:tales":
         from finetale.config import TextSettings
         from finetale.text import read_parts
@@ -133,7 +133,7 @@ def lines_of(source: str) -> list[str]:
 
 
 def quiet_transformers() -> None:
-    """No bars and no advice between the figures."""
+    """Switch off the progress bars and warnings of transformers."""
     import transformers
 
     transformers.logging.set_verbosity_error()

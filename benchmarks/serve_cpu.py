@@ -2,16 +2,16 @@
 
     python benchmarks/serve_cpu.py [--quick]
 
-The model has the shape of GPT-2 124M, with random weights and a made-up vocabulary of the same size. Each request has a
-prompt of 64 tokens and asks for 64 more, greedily; 1, 8 or 16 clients ask at the same time. Of two such turns the
-faster counts. The others compute in bf16. `transformers serve` runs as it starts by itself, and with
---continuous-batching; generate gets all prompts as one batch. Every contender runs alone, after a request to warm up,
-and the contenders in turns.
+The model has the shape of GPT-2 124M, random weights and a synthetic vocabulary of the same size. Each request has a
+prompt of 64 tokens and generates 64 more, greedily. 1, 8 or 16 clients send requests at the same time. Each load runs
+twice, and the faster run counts. The baselines compute in bf16: `transformers serve` with its defaults,
+`transformers serve --continuous-batching`, and `generate` with all prompts in one batch. The contenders take turns.
+Each runs alone, after a warm-up request.
 
-Time to first token is from sending a request to the first event of its stream, in requests of their own. The bundled
-model's figures stand beside it. `ratio_vs_transformers_serve` is against the command as it starts by itself,
-`ratio_vs_transformers_serve_batching` against the other; each ratio is the worse of those at 8 and 16 clients. Prints
-tables, and one JSON object as its last line. `--quick` takes one turn of fewer requests, and under four minutes.
+Time to first token is the time from sending a request to the first event of its stream. Separate requests measure it.
+The table also shows the bundled model. `ratio_vs_transformers_serve` compares with the defaults of the command,
+`ratio_vs_transformers_serve_batching` with continuous batching. Each ratio is the worse of those at 8 and 16 clients.
+Prints a table, and one JSON object as its last line. `--quick` runs one turn with fewer requests in under four minutes.
 """
 
 from __future__ import annotations
@@ -87,13 +87,13 @@ def main() -> None:
 
 
 def middle(turns: list[dict[str, Any]], number: str) -> dict[str, float]:
-    """Medians over the turns."""
+    """Return the medians over the turns for one number of clients."""
     return {key: statistics.median(turn[number][key] for turn in turns) for key in turns[0][number]}
 
 
 def print_table(rows: dict[str, Any]) -> None:
-    """Tokens a second, and of services the time to first token."""
-    print(f"\n{'':<34}" + "".join(f"{number:>24} at once" for number in CLIENTS))
+    """Print tokens per second, and the time to first token of services."""
+    print(f"\n{'':<34}" + "".join(f"{number:>24} clients" for number in CLIENTS))
     for name, row in rows.items():
         cells = []
         for number in CLIENTS:
@@ -105,7 +105,7 @@ def print_table(rows: dict[str, Any]) -> None:
 
 
 def make_model(folder: Path) -> Path:
-    """GPT-2's shape with random weights, and a tokenizer whose 50,000 merges are pairs of bytes."""
+    """Write a model of GPT-2's shape with random weights, and a tokenizer whose 50,000 merges are pairs of bytes."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -127,7 +127,7 @@ def make_model(folder: Path) -> Path:
 
 
 def prompts(folder: Path, number: int, seed: int) -> list[str]:
-    """Texts of exactly PROMPT tokens."""
+    """Return random texts of exactly PROMPT tokens."""
     from finetale.models import load_tokenizer
 
     tokenizer = load_tokenizer(folder if folder.is_dir() else str(folder))
@@ -143,7 +143,7 @@ def prompts(folder: Path, number: int, seed: int) -> list[str]:
 
 
 def measure(name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
-    """One contender's figures, by the number of clients."""
+    """Return the figures of one contender by number of clients."""
     if name == GENERATE:
         return contenders.in_process(__file__, "--generate", str(folder))
     model = Path("bundled") if name == "bundled" else folder
@@ -154,7 +154,7 @@ def measure(name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
 
 @contextmanager
 def service(name: str, model: Path) -> Iterator[tuple[int, str]]:
-    """A service that has come up; its port, and the model's name there."""
+    """Start a service and wait until it is ready; yield its port and the name of the model in requests."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -182,14 +182,14 @@ def service(name: str, model: Path) -> Iterator[tuple[int, str]]:
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes], path: str) -> None:
-    """Return once a service answers that it is there.
+    """Wait until a service answers.
 
     Raises:
-        RuntimeError: the service has ended, or does not answer within three minutes.
+        RuntimeError: if the service exits, or does not answer within three minutes.
     """
     for _ in range(1800):
         if process.poll() is not None:
-            raise RuntimeError("the service ended")
+            raise RuntimeError("the service exited")
         try:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
             connection.request("GET", path)
@@ -198,13 +198,13 @@ def wait_for(port: int, process: subprocess.Popen[bytes], path: str) -> None:
         except OSError:
             pass
         time.sleep(0.1)
-    raise RuntimeError("the service does not answer")
+    raise RuntimeError("the service did not answer within three minutes")
 
 
 def load(port: int, called: str, model: Path, clients: int, quick: bool, slow: bool) -> dict[str, float]:
-    """Tokens a second of whole answers to some clients at once, and then of streams the time to first token.
+    """Measure tokens per second of complete answers, then the time to first token of streams.
 
-    Where it has to be quick, the slow ones' streams serve for both.
+    With `quick`, one set of streams of a `slow` contender serves for both.
     """
     texts = prompts(model, clients, seed=clients)
     times = []
@@ -221,10 +221,10 @@ def load(port: int, called: str, model: Path, clients: int, quick: bool, slow: b
 
 
 def at_once(port: int, called: str, texts: list[list[str]], *, stream: bool) -> tuple[float, list[float]]:
-    """Send each list of prompts from its own client. Return the seconds in all, and to each first event, sorted.
+    """Send each list of prompts from its own client; return total seconds, and sorted seconds to each first event.
 
     Raises:
-        RuntimeError: an answer is not what was asked for.
+        RuntimeError: if an answer is incomplete or an error.
     """
     firsts: list[float] = []
     failures: list[BaseException] = []
@@ -248,7 +248,7 @@ def at_once(port: int, called: str, texts: list[list[str]], *, stream: bool) -> 
 
 
 def ask(port: int, called: str, prompt: str, *, stream: bool) -> float:
-    """One request; seconds until its first event, or the whole answer."""
+    """Send one request; return the seconds until its first event, or until the answer if it is not streamed."""
     body = {"model": called, "prompt": prompt, "max_tokens": NEW, "temperature": 0, "stream": stream}
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
     started = time.perf_counter()
@@ -269,7 +269,7 @@ def ask(port: int, called: str, prompt: str, *, stream: bool) -> float:
 
 
 def run_generate(folder: Path) -> dict[str, Any]:
-    """`transformers` generate in bf16: all prompts as one batch."""
+    """Measure `generate` of transformers in bf16, with all prompts in one batch."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -278,7 +278,7 @@ def run_generate(folder: Path) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     found = {}
     with torch.inference_mode():
-        for number in (1, *CLIENTS):  # the first to warm up
+        for number in (1, *CLIENTS):  # the first run is the warm-up
             ids = torch.tensor([tokenizer(text)["input_ids"] for text in prompts(folder, number, seed=number)])
             times = []
             for _ in range(2):

@@ -1,11 +1,12 @@
-"""What each part of the speed layer brings: training steps with all of it, and with one part at a time taken away.
+"""Measure what each part of the speed layer contributes: training steps with all parts, then without one at a time.
 
     python benchmarks/speedups.py [--shapes gpt2 bundled] [--quick]
 
-Random weights of GPT-2's shape (124M, dropout 0.1) and of the bundled base's (no dropout), blocks of 512 tokens of one
-document each, steps of 2,048 tokens in micro-batches of the size Finetale takes. All variants run in one process, in
-turns; the figure is CPU time a step over that of the whole layer (the median of the turns; above 1: the part helps).
-Prints a table, and one JSON object as its last line.
+The models have random weights and the shapes of GPT-2 (124M, dropout 0.1) and of the bundled base (no dropout). A
+block has 512 tokens of one document. A step has 2,048 tokens, in micro-batches of the size that Finetale chooses. All
+variants take turns in one process. The figure is CPU time per step without the part, divided by CPU time per step with
+all parts: above 1, the part helps. It is the median over the turns. Prints a table, and one JSON object as its last
+line.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 def compare(shape: str, turns: int) -> dict[str, Any]:
-    """CPU time a step without each part, over that with all of them in the same turn: the median, and all of them."""
+    """Return CPU time per step without each part over that with all parts: the median, and the ratio of every turn."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     values, rate, micro = SHAPES[shape]
@@ -77,8 +78,8 @@ def compare(shape: str, turns: int) -> dict[str, Any]:
     parts = [part for part in PARTS if part != "dropout" or rate]
     times: dict[str, list[float]] = {part: [] for part in parts}
     warm_up, repeats = (1, 1) if shape == "gpt2" else (2, 8)
-    for turn in range(-1, turns):  # the first is not counted
-        for part in parts[turn % len(parts) :] + parts[: turn % len(parts)]:  # none is always the first
+    for turn in range(-1, turns):  # turn -1 is the warm-up
+        for part in parts[turn % len(parts) :] + parts[: turn % len(parts)]:  # rotate the order
             forward = without(part, network)
             with contextlib.ExitStack() as stack:
                 if part in PLAIN_LOSS:
@@ -105,7 +106,7 @@ def compare(shape: str, turns: int) -> dict[str, Any]:
 
 
 def without(part: str, network: Any) -> PackedForward:
-    """The forward pass of a network with the speed layer but for one part."""
+    """Return the forward pass of a network with all speed-ups except one part."""
     speed.undo(network).train()
     if part != "everything":
         speed.apply(network)
@@ -125,7 +126,7 @@ def without(part: str, network: Any) -> PackedForward:
 
 
 def plain_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore: int) -> torch.Tensor:
-    """The loss as transformers computes it: on an fp32 copy of all logits."""
+    """Compute the loss like transformers, on an fp32 copy of all logits."""
     return torch.nn.functional.cross_entropy(logits.float(), labels, ignore_index=ignore, reduction="none")
 
 

@@ -1,9 +1,9 @@
-"""What reading text costs at size: `finetale check` and the way to the first training step, from 10 MB to 1 GB.
+"""Measure the cost of reading text from 10 MB to 1 GB: `finetale check`, and the time to the first training step.
 
     python benchmarks/text_scale.py [--sizes MB ...] [--shapes SHAPE ...] [--checks CHECK ...] [--first-step MB ...]
 
-The text is generated here from a seed: words of a Zipf-like vocabulary with realistic lengths, in sentences and
-paragraphs, with typographic quotes, digits, and a few addresses and telephone numbers. The shapes are
+The text is generated from a seed. Its words have a Zipf-like distribution and realistic lengths. It has sentences,
+paragraphs, typographic quotes, digits, and a few e-mail addresses and telephone numbers. The shapes are
 
     english   one file of plain text
     chinese   one file of plain text without spaces
@@ -13,14 +13,13 @@ paragraphs, with typographic quotes, digits, and a few addresses and telephone n
 
 and the checks are
 
-    plain     `finetale check --no-screen`: no search for personal data and near-duplicates; tokens are not counted
-    screen    `finetale check`: with both searches; tokens are not counted
-    tokens    `finetale check --model bundled`: with both searches and all tokens counted
+    plain     `finetale check --no-screen`: does not search for personal data and near-duplicates, counts no tokens
+    screen    `finetale check`: searches for both, counts no tokens
+    tokens    `finetale check --model bundled`: searches for both, counts all tokens
 
-Each measurement is a process of its own. It prints MB (10^6 bytes) per CPU-second (user and system time of the process,
-program start included), peak memory, and the memory above 500 MB per document. `growth` is the CPU time per byte over
-that of the smallest size after the program's start-up time is subtracted: 1.00 is linear. Prints one JSON object as its
-last line.
+Each measurement runs in a new process. The table shows MB (10^6 bytes) per CPU-second, peak memory, and the memory
+above 500 MB per document. CPU-seconds are user and system time, with program start. `growth` is CPU time per byte,
+relative to the smallest size and without program start: 1.00 is linear. Prints one JSON object as its last line.
 """
 
 from __future__ import annotations
@@ -109,7 +108,7 @@ def main() -> None:
 
 
 def check_one(place: Path, shape: str, megabytes: float, check: str) -> dict[str, Any]:
-    """Run one check in a process of its own."""
+    """Run one check in a new process."""
     source, size = generate(place / "text", shape, megabytes)
     words = ["-m", "finetale", "check", str(source), "--json", "--quiet", *CHECKS[check], *reading(shape)]
     output, usage = run([sys.executable, *words], place)
@@ -129,7 +128,7 @@ def check_one(place: Path, shape: str, megabytes: float, check: str) -> dict[str
 
 
 def reading(shape: str) -> list[str]:
-    """The settings with which a shape is read."""
+    """Return the settings to read a shape with."""
     return ["--documents", "line"] if shape == "lines" else []
 
 
@@ -148,7 +147,7 @@ def run(words: list[str], place: Path) -> tuple[str, Any]:
 
 
 def first_step(place: Path, shape: str, megabytes: float) -> dict[str, Any]:
-    """Start a run in a process of its own; return the seconds of each stage before the first step."""
+    """Start a run in a new process; return the seconds of each stage before the first step."""
     source, size = generate(place / "text", shape, megabytes)
     words = [sys.executable, __file__, "--trainee", str(source), str(place / "run"), "--shapes", shape]
     began = time.perf_counter()
@@ -166,7 +165,7 @@ def first_step(place: Path, shape: str, megabytes: float) -> dict[str, Any]:
 
 
 def train_one_step(source: Path, out: Path) -> None:
-    """Train on a text with the bundled model until the first step is done, then leave."""
+    """Train the bundled model on a text, and exit after the first step."""
     from finetale.config import Config
     from finetale.environment import calm_threads
     from finetale.schema import Event, StageEvent, TrainEvent, WarningEvent
@@ -192,7 +191,7 @@ def train_one_step(source: Path, out: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder if it is there."""
+    """Remove a file or folder if it exists."""
     subprocess.run(["rm", "-rf", str(path)], check=True)
 
 
@@ -200,7 +199,7 @@ def remove(path: Path) -> None:
 
 
 def generate(place: Path, shape: str, megabytes: float) -> tuple[Path, int]:
-    """Write text of a shape; return its path and its size in bytes. Text that is there already is used again."""
+    """Write text of a shape; return its path and its size in bytes. Existing text is reused."""
     place.mkdir(exist_ok=True)
     mark = place / f".{shape}-{megabytes}"
     wanted = int(megabytes * MEGABYTE)
@@ -230,7 +229,7 @@ def generate(place: Path, shape: str, megabytes: float) -> tuple[Path, int]:
 
 
 def grouped(paragraphs: Iterator[str], size: int) -> Iterator[str]:
-    """Join paragraphs into texts of about a size."""
+    """Join paragraphs into texts of about `size` characters."""
     held: list[str] = []
     for paragraph in paragraphs:
         held.append(paragraph)
@@ -242,13 +241,13 @@ def grouped(paragraphs: Iterator[str], size: int) -> Iterator[str]:
 
 
 def zipf(rng: np.random.Generator, number: int, size: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Draw ranks below a number with a probability of about 1 / (rank + 3)."""
+    """Draw ranks below `number`, each with a probability proportional to 1 / (rank + 3)."""
     weights = 1 / (np.arange(number) + 3.0)
     return np.searchsorted(np.cumsum(weights) / weights.sum(), rng.random(size)).clip(max=number - 1)
 
 
 def english(size: int, words_per_paragraph: int) -> Iterator[str]:
-    """Yield English-like paragraphs of about `size` bytes in all."""
+    """Yield English-like paragraphs, about `size` bytes in total."""
     rng = np.random.default_rng(7)
     vocabulary = np.array(english_words(rng), dtype=object)
     written = 0
@@ -270,7 +269,7 @@ def english(size: int, words_per_paragraph: int) -> Iterator[str]:
 
 
 def english_paragraph(words: list[str], marks: np.ndarray[Any, np.dtype[np.float64]]) -> str:
-    """Make sentences of words; `marks` are random numbers that choose punctuation."""
+    """Build sentences from words; `marks` are random numbers from 0 to 1 that choose the punctuation."""
     for at in np.flatnonzero(marks < 0.2).tolist():
         mark = float(marks[at])
         if mark < 0.065:
@@ -295,7 +294,7 @@ def english_paragraph(words: list[str], marks: np.ndarray[Any, np.dtype[np.float
 
 
 def english_words(rng: np.random.Generator) -> list[str]:
-    """Make a vocabulary: the commonest English words, then words of one to four syllables, shorter ones first."""
+    """Return a vocabulary: the most common English words, then words of one to four syllables, shorter ones first."""
     words = dict.fromkeys(COMMON.split())
     onsets, nuclei, codas = ONSETS.split(), NUCLEI.split(), ["", *CODAS.split()]
     while len(words) < VOCABULARY:
@@ -306,7 +305,7 @@ def english_words(rng: np.random.Generator) -> list[str]:
 
 
 def chinese(size: int) -> Iterator[str]:
-    """Yield Chinese-like paragraphs of about `size` bytes in all."""
+    """Yield Chinese-like paragraphs, about `size` bytes in total."""
     rng = np.random.default_rng(7)
     characters = rng.permutation(np.arange(0x4E00, 0x9FA5, dtype=np.uint32))[:CHARACTERS]
     written = 0

@@ -1,16 +1,20 @@
-"""How much text a CPU-second trains on: Finetale against transformers.Trainer, on the same text, model and optimizer.
+"""Measure training tokens per CPU-second: Finetale and transformers.Trainer, on the same text, model and optimizer.
 
     python benchmarks/train_cpu.py [--text FILE] [--tokenizer FOLDER] [--quick]
 
-The others: "tutorial" is the recipe most tutorials give, repaired to run (fp32, a line an example, cut and padded to
-128 tokens, 4 examples a step); "packed" is the same Trainer on blocks of 512 tokens of the joined text, 4 a step, in
-fp32 and in bf16. Finetale trains on the same text with its defaults, 4 blocks of 512 tokens a step. Shapes: GPT-2
-(124M) and the bundled base, both with the dropout of their config.
+The contenders are
 
-Each contender runs in a process of its own, in turns, and is timed over its steps after the first (the median of the
-turns). Useful tokens are targets that are text: no padding, nothing cut off. Memory is the process's peak. Without
---text it is the tales of the package; --tokenizer gives that of the GPT-2 shape. The keys at the top are the worse of
-both shapes. Prints tables, and one JSON object as its last line.
+    tutorial      the recipe of most tutorials, corrected so that it runs: transformers.Trainer in fp32, one example per
+                  line, truncated and padded to 128 tokens, 4 examples per step
+    packed fp32   transformers.Trainer on blocks of 512 tokens of the joined text, 4 per step
+    packed bf16   the same in bf16
+    finetale      Finetale with its defaults, 4 blocks of 512 tokens per step
+
+The shapes are GPT-2 (124M) and the bundled base, both with the dropout of their config. The contenders take turns, each
+in a new process. The first step is not timed, and the figures are medians over the turns. Useful tokens are targets
+that are text, not padding. Memory is the peak of the process. The default text is the bundled tales. --tokenizer sets
+the tokenizer of the GPT-2 shape. The top-level keys hold the worse value of both shapes. Prints tables, and one JSON
+object as its last line.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ BLOCK, BATCH, CUT = 512, 4, 128
 SHAPES = {"gpt2": "new:gpt2", "bundled": "bundled"}
 CONTENDERS = ("tutorial", "packed fp32", "packed bf16", "finetale")
 STEPS = {"gpt2": {"tutorial": 6, "packed fp32": 2, "packed bf16": 2, "finetale": 4}}
-"""Steps timed in a turn. The bundled base takes ten times as many."""
+"""Timed steps per turn. The bundled base runs ten times as many."""
 MATRIX_PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::addbmm", "aten::baddbmm"}
 
 
@@ -39,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--text", default="bundled:tales")
     parser.add_argument("--tokenizer", default="bundled")
-    parser.add_argument("--quick", action="store_true", help="one turn of a few steps")
+    parser.add_argument("--quick", action="store_true", help="one turn with few steps")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--contender", nargs=2, metavar=("SHAPE", "NAME"), help=argparse.SUPPRESS)
@@ -66,7 +70,7 @@ def main() -> None:
 
 
 def compare(shape: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All contenders in turns; their figures and the ratios between them."""
+    """Run all contenders in turns; return their figures and the ratios between them."""
     turns: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
     for _ in range(1 if arguments.quick else arguments.turns):
         for name in CONTENDERS:
@@ -80,7 +84,7 @@ def compare(shape: str, arguments: argparse.Namespace) -> dict[str, Any]:
     ours = rows["finetale"]
     packed = max(rows["packed fp32"], rows["packed bf16"], key=lambda row: row["tokens_per_cpu_second"])
     limit = 1e9 * ours["matmul_gflops"] / ours["flop_per_token"]
-    print(f"\n{shape}: useful tokens a CPU-second; the processor's matrix products alone would allow {limit:,.0f}")
+    print(f"\n{shape}: useful tokens per CPU-second; matrix products alone would allow {limit:,.0f}")
     print(f"{'':<14}{'tokens/CPU-s':>14}{'tokens/s':>12}{'peak memory':>14}")
     for name, row in rows.items():
         print(
@@ -110,7 +114,7 @@ def run_contender(shape: str, name: str, arguments: argparse.Namespace) -> dict[
 
 
 def run_finetale(model: str, tokenizer: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The whole path of `finetale train` without held-out text, timed from the first step to the last."""
+    """Run `finetale train` without held-out text, timed from the end of the first step to the last."""
     from finetale.config import Config
     from finetale.pipeline import train_run
     from finetale.schema import Event, TrainEvent
@@ -145,7 +149,7 @@ def run_finetale(model: str, tokenizer: str, arguments: argparse.Namespace) -> d
 
 
 def run_packed_or_tutorial(model: str, tokenizer: str, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """`transformers.Trainer` on a data set made as tutorials (or run_clm) make it."""
+    """Run `transformers.Trainer` on a data set built as in tutorials, or as in run_clm."""
     import transformers
 
     from finetale import models
@@ -164,7 +168,7 @@ def run_packed_or_tutorial(model: str, tokenizer: str, name: str, arguments: arg
 
 
 def plain_model(model: str, tokenizer: Any) -> Any:
-    """The model as transformers makes it."""
+    """Return the model as transformers builds it."""
     import torch
     from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
@@ -176,7 +180,7 @@ def plain_model(model: str, tokenizer: Any) -> Any:
 
 
 def profile(model: str, tokenizer: str) -> dict[str, Any]:
-    """Where the time of a pass goes, by kind of operation, and what the processor's matrix products reach."""
+    """Profile a training step by kind of operation, and measure the speed of matrix products alone."""
     import numpy as np
     import torch
     from torch.profiler import ProfilerActivity
@@ -237,7 +241,7 @@ def kind_of(operation: str) -> str:
 
 
 def matmul_gflops(width: int, precision: str) -> float:
-    """GFLOP a CPU-second in the largest matrix products of the model's layers; the best of ten."""
+    """Return GFLOP per CPU-second of the largest matrix products in the model's layers, the best of ten tries."""
     import torch
 
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32

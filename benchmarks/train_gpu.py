@@ -1,13 +1,15 @@
-"""Tokens a second on a GPU: Finetale against transformers.Trainer (bf16, SDPA, with and without torch.compile).
+"""Measure training tokens per second on a GPU: Finetale and transformers.Trainer (bf16, SDPA, also torch.compile).
 
     python benchmarks/train_gpu.py [--shapes gpt2 gpt2-medium gpt2-large] [--quick]
 
-Random weights of each shape, context 1024, 64 sequences a step, dropout 0, the tales of the package over and over (with
-the bundled tokenizer, in an embedding of GPT-2's 50,257 entries). The Trainer gets the largest micro-batch that fits of
-64, 32, 16, 8 and 4, Finetale what its own memory plan says. Every contender runs in a process of its own; the steps
-before compilation has settled are not counted. MFU is 6 x matrix parameters and the attention's products, over the
-GPU's dense bf16 peak. Without a GPU a tiny shape runs on the processor, to show that the script works. Prints a table,
-and one JSON object as its last line.
+The models have random weights, a context of 1024, an embedding of GPT-2's 50,257 entries and no dropout. They train on
+the bundled tales, repeated, with the bundled tokenizer and 64 sequences per step. The Trainer uses the largest of the
+micro-batches 64, 32, 16, 8 and 4 that fits. Finetale uses the micro-batch of its own memory plan. Every contender runs
+in a new process. The first steps, which compile, are not counted.
+
+MFU counts 6 FLOP per token and matrix parameter, plus the products of the attention, relative to the GPU's dense bf16
+peak. Without a GPU, a tiny shape runs on the CPU to test the script. Prints a table, and one JSON object as its last
+line.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ SHAPES = {
     "tiny": {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 128, "vocab_size": 8192},
 }
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40": 181e12, "4090": 165e12}
-"""Dense bf16 FLOP a second, from the makers' data sheets."""
+"""Dense bf16 FLOP per second, from the vendors' data sheets."""
 
 
 def main() -> None:
@@ -38,7 +40,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES))
-    parser.add_argument("--quick", action="store_true", help="GPT-2 alone, few steps")
+    parser.add_argument("--quick", action="store_true", help="only GPT-2, few steps")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--contender", nargs=2, metavar=("SHAPE", "NAME"), help=argparse.SUPPRESS)
     parser.add_argument("--micro-batch", type=int, default=STEP, help=argparse.SUPPRESS)
@@ -70,7 +72,7 @@ def main() -> None:
 
 
 def compare(shape: str, steps: int) -> dict[str, Any]:
-    """All contenders on one shape."""
+    """Run all contenders on one shape; print and return their figures."""
     rows: dict[str, Any] = {}
     print(f"\n{shape}\n{'':<18}{'tokens/s':>12}{'MFU':>8}{'memory':>14}{'micro-batch':>13}")
     for name in CONTENDERS:
@@ -90,7 +92,7 @@ def compare(shape: str, steps: int) -> dict[str, Any]:
 
 
 def largest_that_fits(shape: str, name: str, steps: int) -> dict[str, Any]:
-    """A contender's figures with the largest micro-batch that fits."""
+    """Run a contender with the largest micro-batch that fits; return its figures."""
     import subprocess
 
     for size in (64, 32, 16, 8, 4):
@@ -99,7 +101,7 @@ def largest_that_fits(shape: str, name: str, steps: int) -> dict[str, Any]:
             return contenders.in_process(__file__, *words)
         except subprocess.CalledProcessError as error:
             print(f"{shape} {name} with micro-batches of {size}: exit code {error.returncode}", file=sys.stderr)
-        if name == "finetale":  # chooses its own
+        if name == "finetale":  # Finetale chooses its own micro-batch
             break
     return {"error": "failed"}
 
@@ -177,7 +179,7 @@ def run_finetale(shape: str, name: str, arguments: argparse.Namespace) -> dict[s
             def _update(self, *, skip: bool) -> float:
                 rate = super()._update(skip=skip)
                 tokens.append(self.train_blocks.targets_in(self.budget.blocks_of(self.state.step, 0)))
-                if len(tokens) in (SKIPPED, arguments.steps + SKIPPED):  # nothing waits for the GPU in between
+                if len(tokens) in (SKIPPED, arguments.steps + SKIPPED):  # do not synchronise with the GPU in between
                     clock.done = len(tokens) - 1
                     clock.step_done()
                 return rate

@@ -1,11 +1,11 @@
-"""Is the bundled base worth starting from? Fine-tuned against the same architecture from random weights, on the tales.
+"""Compare fine-tuning the bundled base on the tales with training the same architecture from random weights.
 
     python benchmarks/transfer.py [--quick]
 
-Three kinds of run on the same tokens, blocks and order: `bundled` with the demo's settings, `bundled` with a quarter of
-the steps, and random weights with the tokenizer, dropout, steps and batches of the first and the best of several peak
-learning rates (chosen by validation loss; `best_rate_inside` says whether lower and higher ones were worse; --quick
-tries one). Prints a table, and one JSON object as its last line.
+All runs use the same tokens, blocks and order. `bundled` has the settings of the demo. `quarter` has a quarter of its
+steps. `scratch` starts from random weights with the tokenizer, dropout, steps and batches of `bundled`. It is the best
+of several peak learning rates by validation loss; `--quick` tries one rate. `best_rate_inside` is true if both a lower
+and a higher rate were worse. Prints a table, and one JSON object as its last line.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ QUICK_RATES = (1e-3,)
 
 
 def tune(out: Path, **settings: Any) -> dict[str, Any]:
-    """Fine-tune on the tales; what is told of a run."""
+    """Fine-tune on the tales; return the figures of the run."""
     run = ft.train(out=out, quiet=True, **SETTINGS | settings)
     settings = read_settings_file(run.path / "config.yaml")
     held_out = run.comparison.after

@@ -1,4 +1,7 @@
-"""Write docs/commands.md, docs/settings.md and docs/schema.md from the code. A test checks that they are up to date."""
+"""Write docs/commands.md, docs/settings.md, docs/schema.md and README's layer numbers from the code.
+
+A test checks that they are up to date.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ NOTE = "<!-- Written by docs/generate.py (`make docs`); do not edit. -->\n\n"
 
 
 def commands() -> str:
-    """The command reference."""
+    """Return the command reference."""
     return NOTE + build_app().generate_docs(recursive=True).rstrip() + "\n"
 
 
@@ -109,7 +112,7 @@ def schema() -> str:
 
 
 def readme() -> str:
-    """The README with the layer of each module as the contract in pyproject.toml has it, lowest first."""
+    """Return the README with the layer number of each module, from the contract in pyproject.toml, lowest first."""
     page = (HERE.parent / "README.md").read_text(encoding="utf-8")
     layers = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
     rows = [row.split("|") for row in reversed(layers["contracts"][0]["layers"])]
@@ -140,7 +143,7 @@ def _records(annotation: Any) -> list[type[Record]]:
 
 
 def _type(annotation: Any) -> str:
-    """A type as JSON names it."""
+    """Return the name of a type in JSON."""
     names = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null", Any: "any value"}
     inner = get_args(annotation)
     if annotation in names:

@@ -1,10 +1,10 @@
-"""What a base must beat: bits a byte of general compressors and of a 5-gram model on held-out text.
+"""Measure the baselines of a base model on held-out text: bits per byte of compressors and of a 5-gram model.
 
     python recipes/baselines.py TRAIN HELDOUT --tokenizer bundled
 
-The compressors see the held-out text alone, as one stream. The 5-gram model is interpolated Kneser-Ney (Chen & Goodman
-1999) with one discount an order, over the tokens of TRAIN; its loss counts what the language model's counts: every
-token of a document and one end-of-text. Prints one JSON object.
+The compressors receive only the held-out text, as one stream. The 5-gram model is interpolated Kneser-Ney (Chen &
+Goodman 1999) with one discount per order, counted on the tokens of TRAIN. Like the loss of a language model, its loss
+counts every token of a document and one end-of-text token. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
     Hashes = NDArray[np.uint64]
 
-_MIX = np.uint64(0x9E3779B97F4A7C15)
+_MIX = np.uint64(0x9E3779B97F4A7C15)  # an odd multiplier that spreads the bits of a hash
 
 
 def texts_of(source: str) -> list[str]:
-    """All documents of a source, whole."""
+    """Return all documents of a source, not split."""
     settings = TextSettings(validation_fraction=0, test_fraction=0, long_document=10**9)
     parts, _ = text.read_parts((source,), settings)
     return [part.text for part in parts if part.dropped is None]
 
 
 def compressors(texts: list[str]) -> dict[str, float]:
-    """Bits a byte of general compressors at their strongest common setting, documents joined by a blank line."""
+    """Return bits per byte of general compressors at a strong setting, with documents joined by a blank line."""
     data = "\n\n".join(texts).encode()
     sizes = {
         "gzip -9": len(gzip.compress(data, 9)),
@@ -51,7 +51,7 @@ def compressors(texts: list[str]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Order:
-    """Counts of the n-grams of one order, by hash; contexts are the n-grams' first n - 1 tokens."""
+    """Counts of the n-grams of one order, by hash. The context of an n-gram is its first n - 1 tokens."""
 
     grams: Hashes
     counts: NDArray[np.int64]
@@ -76,7 +76,7 @@ class KneserNey:
         self.orders: list[Order] = []
         for n in range(1, order + 1):
             grams, first, counts = np.unique(hashes[n], return_index=True, return_counts=True)
-            if n < order:  # how many tokens an n-gram was seen after, in place of how often
+            if n < order:  # count the different tokens before an n-gram, not its occurrences
                 _, longer = np.unique(hashes[n + 1], return_index=True)
                 grams, first, counts = np.unique(hashes[n][longer], return_index=True, return_counts=True)
                 first = longer[first]
@@ -94,7 +94,7 @@ class KneserNey:
             )
 
     def losses(self, stream: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Negative log likelihood in nats of each token but the first, shape (tokens - 1,)."""
+        """Return the negative log-likelihood of each token but the first in nats, shape (tokens - 1,)."""
         hashes = _ngram_hashes(stream, len(self.orders))
         probability = np.full(len(stream), 1 / self.vocabulary)
         for n, order in enumerate(self.orders, start=1):
@@ -110,7 +110,7 @@ class KneserNey:
 
 
 def _ngram_hashes(stream: NDArray[np.int64], order: int) -> list[Hashes]:
-    """Hash of the n tokens that end at each place, for n = 0 to order, each of shape (tokens,)."""
+    """Return the hash of the n tokens that end at each position, for n = 0 to order, each of shape (tokens,)."""
     ids = stream.astype(np.uint64) + np.uint64(1)
     hashes = [np.zeros(len(stream), np.uint64)]
     for _ in range(order):
@@ -123,7 +123,7 @@ def _ngram_hashes(stream: NDArray[np.int64], order: int) -> list[Hashes]:
 
 
 def _earlier(hashes: Hashes) -> Hashes:
-    """The hash one place earlier; before the first stands that of no tokens."""
+    """Shift hashes by one position. The first is then 0, the hash of no tokens."""
     return np.concatenate([np.zeros(1, np.uint64), hashes[:-1]])
 
 
@@ -134,7 +134,7 @@ def _look_up(keys: Hashes, values: NDArray[np.int64], wanted: Hashes) -> tuple[N
 
 
 def stream_of(texts: list[str], tokenizer: Any) -> NDArray[np.int64]:
-    """Ids of documents one after another, with an end-of-text before the first and after each."""
+    """Return the ids of all documents in one array, with an end-of-text token before the first and after each."""
     _, end = tokens.begin_and_end(tokenizer)
     pieces = [np.array([end])]
     for start in range(0, len(texts), 256):
@@ -144,7 +144,7 @@ def stream_of(texts: list[str], tokenizer: Any) -> NDArray[np.int64]:
 
 
 def baselines(known: list[str], unseen: list[str], tokenizer: Any, order: int = 5) -> dict[str, float]:
-    """Bits a byte on unseen texts by name of the baseline."""
+    """Return bits per byte on unseen texts by name of the baseline."""
     model = KneserNey(stream_of(known, tokenizer), max(tokenizer.get_vocab().values()) + 1, order)
     nats = float(model.losses(stream_of(unseen, tokenizer)).sum())
     size = sum(len(item.encode()) for item in unseen)
@@ -154,7 +154,7 @@ def baselines(known: list[str], unseen: list[str], tokenizer: Any, order: int = 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("train", help="text the base was trained on")
-    parser.add_argument("heldout", help="text it was not")
+    parser.add_argument("heldout", help="other text")
     parser.add_argument("--tokenizer", default="bundled", help="bundled, a model folder, a run directory or a Hub id")
     arguments = parser.parse_args()
     tokenizer = models.load_tokenizer(arguments.tokenizer)

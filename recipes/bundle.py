@@ -1,9 +1,9 @@
-"""A finished run → the bundled model: weights in half precision, measured on held-out text, with its card.
+"""Turn a finished run into the bundled model: round its weights to fp16, measure them, and write the model card.
 
     python recipes/bundle.py RUN TRAIN HELDOUT --out src/finetale/bundled/model
 
-RUN is the run directory of `finetale train --config recipes/bundled-base.yaml TRAIN`. Every number of the card is
-measured here or read from the run; the samples are the first ten of seed 0, as they came.
+RUN is the run directory of `finetale train --config recipes/bundled-base.yaml TRAIN`. This script measures every number
+of the card or reads it from the run. The samples are the first ten of seed 0, unselected.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CARD = Path(__file__).with_name("bundled-card.md.jinja")
 
 
 def half(model: torch.nn.Module) -> None:
-    """Store weights in fp16: three more bits of precision than bf16, and weights are far from its limits."""
+    """Store weights in fp16. It has three more bits of precision than bf16, and weights are far below its maximum."""
     largest = max(float(tensor.abs().max()) for tensor in model.state_dict().values())
     if largest > torch.finfo(torch.float16).max / 4:
         raise SystemExit(f"A weight of {largest:g} is too large for fp16.")
@@ -40,7 +40,7 @@ def half(model: torch.nn.Module) -> None:
 
 
 def facts_of(run: RunDirectory) -> dict[str, Any]:
-    """What the card says of the training, from the run directory."""
+    """Return the facts about the training that the card states, from the run directory."""
     manifest = run.read_manifest()
     if manifest.status != "finished":
         raise SystemExit(f"The run {run.root} is not finished.")
@@ -57,7 +57,7 @@ def facts_of(run: RunDirectory) -> dict[str, Any]:
 
 
 def books_of(source: str) -> list[str]:
-    """Titles, authors and years of the books in a .jsonl.gz file with these keys, in the order of their titles."""
+    """Return title, author and year of each book in a .jsonl.gz file with these keys, sorted by title."""
     with gzip.open(source, "rt", encoding="utf-8") as file:
         records = [json.loads(line) for line in file]
     return sorted({f"{record['book']} ({record['author']}, {record['year']})" for record in records})
@@ -76,7 +76,7 @@ def main() -> None:
     texts = {"train": texts_of(arguments.train), "heldout": texts_of(arguments.heldout)}
     books = {"train": books_of(arguments.train), "heldout": books_of(arguments.heldout)}
     if set(books["train"]) & set(books["heldout"]) or set(texts["train"]) & set(texts["heldout"]):
-        raise SystemExit("Some of the held-out text was trained on.")
+        raise SystemExit("Some of the held-out text is also in the training text. Remove it from one of the files.")
     loaded = models.load(models.name_of_folder(run.root))
     figures = {"fp32": ft.evaluate(run.root, arguments.heldout, precision="fp32")}
     half(loaded.model)
@@ -104,7 +104,7 @@ def main() -> None:
     size = sum(file.stat().st_size for file in arguments.out.iterdir())
     print(json.dumps({"bytes": size, "bits_per_byte": {key: value.bits_per_byte for key, value in figures.items()}}))
     if size > LIMIT:
-        raise SystemExit(f"{arguments.out} takes {size:,} bytes, and the package has room for {LIMIT:,}.")
+        raise SystemExit(f"{arguments.out} takes {size:,} bytes, but the limit is {LIMIT:,}. Train a smaller model.")
 
 
 if __name__ == "__main__":
