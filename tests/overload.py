@@ -1,7 +1,7 @@
-"""Loads that are more than a service can take, and how long it takes for each. Bounds are set by the callers.
+"""Overload a service and measure its response times. The callers set the bounds.
 
-The tests of promises assert what must hold on any machine; `benchmarks/serve_limits.py` compares the seconds with bounds
-for an idle one.
+The tests of promises assert what must hold on any machine. `benchmarks/serve_limits.py` compares the seconds with
+bounds for an idle machine.
 """
 
 from __future__ import annotations

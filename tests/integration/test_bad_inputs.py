@@ -36,9 +36,9 @@ GOOD = ("--model", "{shared}/good", "--out", "out", *TINY)
 
 @dataclass(frozen=True)
 class Case:
-    """A bad input: the command, the files it finds, and what has to be in its error and its hint.
+    """A bad input: a command, its files, and texts that its error and its hint must contain.
 
-    {shared} in an argument stands for the folder of models.
+    {shared} in an argument is replaced by the folder of models.
     """
 
     name: str
@@ -51,18 +51,18 @@ class Case:
 
 
 def bad_text(name: str, file: str, data: bytes, error: str, hint: str, *more: str) -> Case:
-    """A case of `finetale train` with one file."""
+    """Return a case of `finetale train` with one file."""
     return Case(name, ("train", file, *more, *GOOD), (file, *error.split(" … ")), (hint,), {file: data})
 
 
 def bad_model(name: str, folder: str, error: str, hint: str) -> Case:
-    """A case of `finetale train` with a model folder."""
+    """Return a case of `finetale train` with a model folder."""
     words = ("train", "text.txt", "--model", f"{{shared}}/{folder}", "--out", "out", *TINY)
     return Case(name, words, (folder, *error.split(" … ")), (hint,), {"text.txt": LINES})
 
 
 def bad_call(name: str, words: str, error: str, hint: str, files: dict[str, bytes] | None = None) -> Case:
-    """A case of any command, given as one string."""
+    """Return a case of any command, given as one string."""
     return Case(name, tuple(words.split()), tuple(error.split(" … ")), (hint,), files or {})
 
 
@@ -71,9 +71,26 @@ RECORDS = b'{"text": "one"}\n{"text": "two"}\n'
 
 CASES = [
     # sources
-    Case("wrong path", ("train", "storys", *GOOD), ("storys", "no such file"), ("Did you mean stories?",), {"stories/a.txt": LINES}),
-    Case("two wrong paths", ("train", "one.txt", "two.txt", *GOOD), ("one.txt", "two.txt", "no such file"), ("Check the path",)),
-    Case("empty folder", ("train", "empty", *GOOD), ("empty: holds no file that can be read",), ("txt",), folders=("empty",)),
+    Case(
+        "wrong path",
+        ("train", "storys", *GOOD),
+        ("storys", "no such file"),
+        ("Did you mean stories?",),
+        {"stories/a.txt": LINES},
+    ),
+    Case(
+        "two wrong paths",
+        ("train", "one.txt", "two.txt", *GOOD),
+        ("one.txt", "two.txt", "no such file"),
+        ("Check the path",),
+    ),
+    Case(
+        "empty folder",
+        ("train", "empty", *GOOD),
+        ("empty: holds no file that can be read",),
+        ("txt",),
+        folders=("empty",),
+    ),
     Case(
         "unreadable kinds",
         ("train", "mixed", *GOOD),
@@ -84,14 +101,56 @@ CASES = [
     bad_text("empty file", "empty.txt", b"", "no training text", "finetale check"),
     bad_text("white space", "blank.txt", b" \n\t\n \n", "no training text", "finetale check"),
     bad_text("binary file", "picture.txt", PNG, "PNG … not text", "plain text"),
-    bad_text("truncated gzip", "cut.txt.gz", gzip.compress(os.urandom(4000) + LINES)[:-100], "gzip data is cut off", "Get the file again"),
-    bad_text("damaged zst", "bad.txt.zst", b"\x00" + zstandard.compress(LINES), "Zstandard data is damaged", "Get the file again"),
-    bad_text("truncated zst", "cut.txt.zst", zstandard.compress(LINES)[:-9], "Zstandard data is cut off", "Get the file again"),
-    bad_text("bad JSON", "data.jsonl", RECORDS + b'{"text": "three"\n' + RECORDS, "data.jsonl:3: … not valid JSON", "Correct this line"),
-    bad_text("record that is none", "data.jsonl", RECORDS + b"12\n", "data.jsonl:3: … a number", '"text"'),
-    bad_text("csv column", "table.csv", TABLE, "table.csv:2: … no column 'story' … 'title', 'body'", "--text-column", "--text-column", "story"),
-    bad_text("jsonl column", "data.jsonl", RECORDS, "data.jsonl:1: … no column 'story' … 'text'", "--text-column", "--text-column", "story"),
-    bad_text("ragged csv", "table.csv", TABLE + b"three,a,tale\n", "table.csv:4: … 3 fields … 2 columns", "double quotes"),
+    bad_text(
+        "truncated gzip",
+        "cut.txt.gz",
+        gzip.compress(os.urandom(4000) + LINES)[:-100],
+        "gzip data is cut off",
+        "Get the file again",
+    ),
+    bad_text(
+        "damaged zst",
+        "bad.txt.zst",
+        b"\x00" + zstandard.compress(LINES),
+        "Zstandard data is damaged",
+        "Get the file again",
+    ),
+    bad_text(
+        "truncated zst",
+        "cut.txt.zst",
+        zstandard.compress(LINES)[:-9],
+        "Zstandard data is cut off",
+        "Get the file again",
+    ),
+    bad_text(
+        "bad JSON",
+        "data.jsonl",
+        RECORDS + b'{"text": "three"\n' + RECORDS,
+        "data.jsonl:3: … not valid JSON",
+        "Correct this line",
+    ),
+    bad_text("record that is a number", "data.jsonl", RECORDS + b"12\n", "data.jsonl:3: … a number", '"text"'),
+    bad_text(
+        "csv column",
+        "table.csv",
+        TABLE,
+        "table.csv:2: … no column 'story' … 'title', 'body'",
+        "--text-column",
+        "--text-column",
+        "story",
+    ),
+    bad_text(
+        "jsonl column",
+        "data.jsonl",
+        RECORDS,
+        "data.jsonl:1: … no column 'story' … 'text'",
+        "--text-column",
+        "--text-column",
+        "story",
+    ),
+    bad_text(
+        "ragged csv", "table.csv", TABLE + b"three,a,tale\n", "table.csv:4: … 3 fields … 2 columns", "double quotes"
+    ),
     bad_text("no parquet", "table.parquet", b"PAR1 or so", "not a Parquet file", "Get the file again"),
     bad_text(
         "mixed encodings",
@@ -101,13 +160,39 @@ CASES = [
         "mixed.txt:21: … UTF-8",
         "one encoding",
     ),
-    bad_text("undecodable", "text.txt", LINES + b"caf\xe9 noir\n", "text.txt:41: … 0xe9 … utf-8", "--undecodable replace", "--encoding", "utf-8"),
-    Case("too little text", ("train", "text.txt", *GOOD), ("too little text to train on",), ("Add text",), {"text.txt": b"One tale."}),
+    bad_text(
+        "undecodable",
+        "text.txt",
+        LINES + b"caf\xe9 noir\n",
+        "text.txt:41: … 0xe9 … utf-8",
+        "--undecodable replace",
+        "--encoding",
+        "utf-8",
+    ),
+    Case(
+        "too little text",
+        ("train", "text.txt", *GOOD),
+        ("too little text to train on",),
+        ("Add text",),
+        {"text.txt": b"One tale."},
+    ),
     Case("no source", ("train", *GOOD), ("No text was given",), ("hf:DATASET",)),
-    Case("nothing at all", ("train",), ("No text was given",), ("hf:DATASET",)),
+    Case("no arguments", ("train",), ("No text was given",), ("hf:DATASET",)),
     Case("plan without a source", ("plan",), ("No text was given",), ("hf:DATASET",)),
-    Case("no such encoding", ("train", "text.txt", "--encoding", "utf-9", *GOOD), ("'utf-9'",), ("gb18030",), {"text.txt": LINES}),
-    Case("held-out path", ("train", "text.txt", "--validation", "val.txt", *GOOD), ("val.txt", "no such file"), ("Check the path",), {"text.txt": LINES}),
+    Case(
+        "no such encoding",
+        ("train", "text.txt", "--encoding", "utf-9", *GOOD),
+        ("'utf-9'",),
+        ("gb18030",),
+        {"text.txt": LINES},
+    ),
+    Case(
+        "held-out path",
+        ("train", "text.txt", "--validation", "val.txt", *GOOD),
+        ("val.txt", "no such file"),
+        ("Check the path",),
+        {"text.txt": LINES},
+    ),
     # models
     bad_model("pickle only", "pickled", "pytorch_model.bin … safetensors only", "model.save_pretrained"),
     bad_model("encoder", "encoder", "an encoder (model_type bert)", "gpt2"),
@@ -115,53 +200,199 @@ CASES = [
     bad_model("tokenizer too large", "chatty", "does not fit … 401 … 400 embeddings", "--tokenizer"),
     bad_model("truncated weights", "truncated", "weights of … can't be read", "fetch them again"),
     bad_model("missing folder", "goood", "neither an existing folder nor a Hub id", "/good?"),
-    bad_call("unknown shape", "train text.txt --model new:10mm --out out", "no shape '10mm'", "Did you mean new:10m?", {"text.txt": LINES}),
-    bad_call("model is a file", "train text.txt --model text.txt --out out", "text.txt is a file", "config.json", {"text.txt": LINES}),
-    Case("block past positions", ("train", "text.txt", "--block-size", "128", *GOOD), ("block_size", "128", "64"), ("--block-size",), {"text.txt": LINES}),
-    Case("block past text", ("train", "text.txt", "--block-size", "60", *GOOD), ("too little text for one block", "60"), ("--block-size",), {"text.txt": b"One tale of a lamp."}),
-    Case("tokenizer is no folder", ("train", "text.txt", "--tokenizer", "./none", *GOOD), ("./none", "neither a folder nor a Hub id"), ("Check the path",), {"text.txt": LINES}),
+    bad_call(
+        "unknown shape",
+        "train text.txt --model new:10mm --out out",
+        "no shape '10mm'",
+        "Did you mean new:10m?",
+        {"text.txt": LINES},
+    ),
+    bad_call(
+        "model is a file",
+        "train text.txt --model text.txt --out out",
+        "text.txt is a file",
+        "config.json",
+        {"text.txt": LINES},
+    ),
+    Case(
+        "block past positions",
+        ("train", "text.txt", "--block-size", "128", *GOOD),
+        ("block_size", "128", "64"),
+        ("--block-size",),
+        {"text.txt": LINES},
+    ),
+    Case(
+        "block past text",
+        ("train", "text.txt", "--block-size", "60", *GOOD),
+        ("too little text for one block", "60"),
+        ("--block-size",),
+        {"text.txt": b"One tale of a lamp."},
+    ),
+    Case(
+        "missing tokenizer folder",
+        ("train", "text.txt", "--tokenizer", "./none", *GOOD),
+        ("./none", "neither a folder nor a Hub id"),
+        ("Check the path",),
+        {"text.txt": LINES},
+    ),
     # settings
-    Case("unknown setting", ("train", "--config", "c.yaml"), ("no setting 'learnin_rate'",), ("did you mean learning_rate?",), {"c.yaml": b"learnin_rate: 1e-4\n"}),
-    Case("transformers name", ("train", "--config", "c.yaml"), ("no setting 'evaluation_strategy'",), ("eval_every",), {"c.yaml": b"evaluation_strategy: epoch\n"}),
-    Case("bad YAML", ("train", "--config", "c.yaml"), ("c.yaml is not valid YAML at line 3",), ("name: value",), {"c.yaml": b"epochs: 3\nmodel: [gpt2\n"}),
-    Case("list for settings", ("train", "--config", "c.yaml"), ("does not hold `name: value` lines",), ("docs/settings.md",), {"c.yaml": b"- epochs\n"}),
+    Case(
+        "unknown setting",
+        ("train", "--config", "c.yaml"),
+        ("no setting 'learnin_rate'",),
+        ("did you mean learning_rate?",),
+        {"c.yaml": b"learnin_rate: 1e-4\n"},
+    ),
+    Case(
+        "transformers name",
+        ("train", "--config", "c.yaml"),
+        ("no setting 'evaluation_strategy'",),
+        ("eval_every",),
+        {"c.yaml": b"evaluation_strategy: epoch\n"},
+    ),
+    Case(
+        "bad YAML",
+        ("train", "--config", "c.yaml"),
+        ("c.yaml is not valid YAML at line 3",),
+        ("name: value",),
+        {"c.yaml": b"epochs: 3\nmodel: [gpt2\n"},
+    ),
+    Case(
+        "list for settings",
+        ("train", "--config", "c.yaml"),
+        ("does not hold `name: value` lines",),
+        ("docs/settings.md",),
+        {"c.yaml": b"- epochs\n"},
+    ),
     Case("missing settings file", ("train", "--config", "c.yaml"), ("c.yaml can't be read",), ("--config",)),
     Case(
         "several bad settings",
-        ("train", "--config", "c.yaml", "--epochs", "-1", "--learning-rate", "2", "--schedule", "step", "--batch-size", "two"),
+        (
+            "train",
+            "--config",
+            "c.yaml",
+            "--epochs",
+            "-1",
+            "--learning-rate",
+            "2",
+            "--schedule",
+            "step",
+            "--batch-size",
+            "two",
+        ),
         ("epochs = '-1'", "learning_rate = '2'", "schedule = 'step'", "batch_size = 'two'", "no setting 'velocity'"),
         ("docs/settings.md",),
         {"c.yaml": b"velocity: 9\n"},
     ),
     # where the run goes
-    Case("out is a folder of other files", ("train", "text.txt", *GOOD), ("out exists already and is not a run directory.",), ("--out",), {"text.txt": LINES, "out/letter.txt": b"mine"}),
-    Case("out is a file", ("train", "text.txt", *GOOD), ("out exists already and is not a run directory.",), ("--out",), {"text.txt": LINES, "out": b"mine"}),
-    Case("overwrite what is no run", ("train", "text.txt", "--overwrite", *GOOD), ("out exists already and is not a run directory.",), ("--out",), {"text.txt": LINES, "out/letter.txt": b"mine"}),
-    Case("out holds a run", ("train", "text.txt", "--model", "{shared}/good", "--out", "{shared}/run", *TINY), ("contains a run already",), ("finetale resume", "--overwrite"), {"text.txt": LINES}),
+    Case(
+        "out is a folder of other files",
+        ("train", "text.txt", *GOOD),
+        ("out exists already and is not a run directory.",),
+        ("--out",),
+        {"text.txt": LINES, "out/letter.txt": b"mine"},
+    ),
+    Case(
+        "out is a file",
+        ("train", "text.txt", *GOOD),
+        ("out exists already and is not a run directory.",),
+        ("--out",),
+        {"text.txt": LINES, "out": b"mine"},
+    ),
+    Case(
+        "overwrite a folder that is not a run",
+        ("train", "text.txt", "--overwrite", *GOOD),
+        ("out exists already and is not a run directory.",),
+        ("--out",),
+        {"text.txt": LINES, "out/letter.txt": b"mine"},
+    ),
+    Case(
+        "out holds a run",
+        ("train", "text.txt", "--model", "{shared}/good", "--out", "{shared}/run", *TINY),
+        ("contains a run already",),
+        ("finetale resume", "--overwrite"),
+        {"text.txt": LINES},
+    ),
     # the other commands
-    bad_call("resume what is no run", "resume folder", "folder is not a run directory", "finetale runs", {"folder/a.txt": b"a"}),
-    bad_call("resume what is not there", "resume runs/none", "runs/none does not exist", "finetale runs"),
-    bad_call("go on to what is done", "resume {shared}/run --max-steps 1", "the new budget ends after 1", "--max-steps"),
-    bad_call("resume a damaged run", "resume broken", "run.json is corrupted", "Restore the file", {"broken/run.json": b"{"}),
-    bad_call("report of what is no run", "report folder", "folder is not a run directory", "finetale runs", {"folder/a.txt": b"a"}),
+    bad_call(
+        "resume a folder that is not a run",
+        "resume folder",
+        "folder is not a run directory",
+        "finetale runs",
+        {"folder/a.txt": b"a"},
+    ),
+    bad_call("resume a missing run", "resume runs/none", "runs/none does not exist", "finetale runs"),
+    bad_call(
+        "resume to fewer steps than done",
+        "resume {shared}/run --max-steps 1",
+        "the new budget ends after 1",
+        "--max-steps",
+    ),
+    bad_call(
+        "resume a damaged run", "resume broken", "run.json is corrupted", "Restore the file", {"broken/run.json": b"{"}
+    ),
+    bad_call(
+        "report of a folder that is not a run",
+        "report folder",
+        "folder is not a run directory",
+        "finetale runs",
+        {"folder/a.txt": b"a"},
+    ),
     Case("long prompt", ("generate", "{shared}/good", WORDS), ("prompt", "64"), ("Shorten", "truncate")),
     bad_call("bad temperature", "generate {shared}/good The --temperature -1", "temperature = '-1'", "settings"),
     bad_call("no temperature", "generate {shared}/good The --temperature hot", "temperature = 'hot'", "settings"),
     bad_call("no samples", "generate {shared}/good The -n 0", "n is 0", "-n 1"),
     bad_call("missing prompts", "generate {shared}/good --prompts-file p.txt", "p.txt can't be read", "UTF-8"),
-    bad_call("bad prompt", "generate {shared}/good --prompts-file p.jsonl", "p.jsonl:2", "prompt", {"p.jsonl": b'{"prompt": "a"}\n{"text": "b"}\n'}),
-    bad_call("compare with nothing", "compare {shared}/good {shared}/none", "none … neither an existing folder nor a Hub id", "Check the path"),
-    bad_call("compare what is no run", "compare folder", "folder is not a run directory", "finetale runs", {"folder/a.txt": b"a"}),
-    bad_call("evaluate nothing", "evaluate {shared}/good none.txt", "none.txt: there is no such file", "Check the path"),
+    bad_call(
+        "bad prompt",
+        "generate {shared}/good --prompts-file p.jsonl",
+        "p.jsonl:2",
+        "prompt",
+        {"p.jsonl": b'{"prompt": "a"}\n{"text": "b"}\n'},
+    ),
+    bad_call(
+        "compare with a missing model",
+        "compare {shared}/good {shared}/none",
+        "none … neither an existing folder nor a Hub id",
+        "Check the path",
+    ),
+    bad_call(
+        "compare a folder that is not a run",
+        "compare folder",
+        "folder is not a run directory",
+        "finetale runs",
+        {"folder/a.txt": b"a"},
+    ),
+    bad_call(
+        "evaluate a missing file",
+        "evaluate {shared}/good none.txt",
+        "none.txt: there is no such file",
+        "Check the path",
+    ),
     bad_call("evaluate without a source", "evaluate {shared}/good", "source", "Name a file"),
-    bad_call("stride past the block", "evaluate {shared}/good text.txt --stride 65", "stride 65", "stride", {"text.txt": LINES}),
-    bad_call("plan a wrong path", "plan none.txt --model {shared}/good", "none.txt: there is no such file", "Check the path"),
+    bad_call(
+        "stride past the block",
+        "evaluate {shared}/good text.txt --stride 65",
+        "stride 65",
+        "stride",
+        {"text.txt": LINES},
+    ),
+    bad_call(
+        "plan a wrong path", "plan none.txt --model {shared}/good", "none.txt: there is no such file", "Check the path"
+    ),
     bad_call("runs of no folder", "runs none", "none", "folder"),
     # bad usage
-    Case("unknown flag", ("train", "text.txt", "--learnin-rate", "1"), ("--learnin-rate",), ("finetale train --help",), {"text.txt": LINES}, code=2),
+    Case(
+        "unknown flag",
+        ("train", "text.txt", "--learnin-rate", "1"),
+        ("--learnin-rate",),
+        ("finetale train --help",),
+        {"text.txt": LINES},
+        code=2,
+    ),
     Case("unknown command", ("trane",), ("trane",), ("finetale --help",), code=2),
     Case("missing argument", ("generate",), ("MODEL",), ("finetale generate --help",), code=2),
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")

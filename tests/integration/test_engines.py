@@ -69,7 +69,10 @@ def converted(model: PreTrainedModel) -> Any:
 
 
 def play(rows: Rows) -> list[tuple[list[int], list[float]]]:
-    """Jobs that come and go at random, some of them copies: tokens and log-probabilities of each, in the order they came."""
+    """Run jobs that arrive and leave at random, some of them copies.
+
+    Return the tokens and log-probabilities of each job in order of arrival.
+    """
     engine = FACTS.engine(rows)
     drawn = random.Random(1)
     jobs: list[Job] = []

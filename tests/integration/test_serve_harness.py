@@ -1,4 +1,4 @@
-"""EleutherAI's evaluation harness asks the service what it asks a model in its own process, and gets the same answers."""
+"""EleutherAI's evaluation harness gets the same answers from the service as from a model in its own process."""
 
 from __future__ import annotations
 

@@ -161,8 +161,8 @@ def test_a_body_full_of_errors_costs_as_little_as_one_with_one(place: Place, bod
 
 def test_a_body_that_does_not_come_is_told(place: Place) -> None:
     with place.socket() as client:
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 50\r\n\r\n{{"
-        client.sendall(head.encode())
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {KEY}\r\n"
+        client.sendall(f"{head}Content-Length: 50\r\n\r\n{{".encode())
         answer = read_all(client)
     assert answer.startswith(b"HTTP/1.1 408")
     assert error_in(answer)["code"] == "timeout"

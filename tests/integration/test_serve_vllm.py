@@ -1,4 +1,4 @@
-"""vLLM behind our limits. It is not installed where tests run: a command of its name stands in, which serves the same API."""
+"""vLLM behind our limits. A fake `vllm` command serves the same API, because the tests do not install vLLM."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ FINETALE_API_KEY="$VLLM_API_KEY" exec {python} -m finetale serve "$2" --name "$4
 BROKEN = """#!{python}
 import http.server, json, subprocess, sys, time
 
-# As it has processes for its GPUs; this one does not care for SIGTERM.
-subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"])
+# Like vLLM, start a worker process. This one ignores SIGTERM.
+worker = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+subprocess.Popen([sys.executable, "-c", worker])
 
 words = sys.argv[1:]
 name, port = words[3], int(words[7])
@@ -70,7 +71,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             sys.stdout.flush()
             import os
             os._exit(3)
-        event = b"data: " + json.dumps(tokens | {{"choices": [{{"index": 0, "text": "The", "finish_reason": None}}]}}).encode() + b"\\n\\n"
+        choice = {{"index": 0, "text": "The", "finish_reason": None}}
+        event = b"data: " + json.dumps(tokens | {{"choices": [choice]}}).encode() + b"\\n\\n"
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")

@@ -1,4 +1,4 @@
-"""Evaluations within a run measure a fixed sample of a large validation text; the final comparison measures all of it."""
+"""A run evaluates a fixed sample of a large validation text. The final comparison measures all of it."""
 
 from __future__ import annotations
 

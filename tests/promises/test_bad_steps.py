@@ -1,4 +1,4 @@
-"""A step whose loss is not finite, or jumps, changes no weight; its documents are named; nothing that is not finite is saved."""
+"""A step with a NaN, infinite or suddenly high loss changes no weight and names its documents. No NaN is saved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arbitrary text goes through documents, tokens and blocks and comes back; arbitrary files in the places of ours never crash a reader."""
+"""Arbitrary text survives documents, tokens and blocks unchanged. Arbitrary bytes in our files never crash a reader."""
 
 from __future__ import annotations
 

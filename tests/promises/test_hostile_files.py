@@ -1,7 +1,9 @@
-"""Models, tokenizers, texts and run directories made to do harm: none runs code, writes elsewhere, or takes memory or time without bound.
+"""Malicious models, tokenizers, texts and run directories.
 
-Each attack runs in a process of its own with an audit hook that notes every file opened for writing, every program started, every
-connection and every unpickling, and with a limit on its memory.
+None of them runs code, writes outside the output folder, or takes unbounded memory or time.
+
+Each attack runs in a new process with limited memory. An audit hook records every file opened for writing, every
+started program, every connection and every unpickling.
 """
 
 from __future__ import annotations
@@ -344,7 +346,8 @@ def test_hostile_run_directories(scene: Path, place: Place, attack: Callable[[Pa
     [
         (r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+", False),
         (
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+            r"|\s*[\r\n]+|\s+(?!\S)|\s+",
             False,
         ),
         (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}]*[\p{Ll}]+(?i:'s|'t|'re)?|\p{N}{1,3}", False),

@@ -1,4 +1,4 @@
-"""Secrets planted in the training text: the audit finds each one that the model completes, and tells of no other text."""
+"""The audit finds every secret of the training text that the model completes, and reports no held-out text."""
 
 from __future__ import annotations
 

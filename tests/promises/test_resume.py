@@ -1,4 +1,4 @@
-"""A resumed run ends with the weights of the uninterrupted one; on other text or settings it is refused, or goes on and says so."""
+"""A resumed run ends with the weights of an uninterrupted one. On changed text or settings it fails or warns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A service under more than it can take: the excess is told at once, nothing hangs or grows, and it ends when it is told to."""
+"""An overloaded service refuses the excess at once, does not hang or grow, and shuts down on a signal."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_clients_that_leave_free_their_slots(serving: Serving) -> None:
 
 
 def test_small_answers_are_not_held_back(serving: Serving) -> None:
-    """A head and a body that are written apart cost 40 ms where the system waits for more before it sends the second."""
+    """Headers and body leave in one write. As two writes, the second can wait 40 ms (Nagle's algorithm)."""
     waits = within(60, overload.small_answers(serving))
     print(f"{waits[100] * 1e3:.2f} ms per request")
     assert waits[20] < 0.035, "not even the fastest tenth would be faster than the system waits"

@@ -1,4 +1,4 @@
-"""A signal at any stage leaves a run that can be resumed, within five seconds; a second one ends the process at once."""
+"""A signal at any stage stops a run within five seconds. The run can be resumed. A second signal ends it at once."""
 
 from __future__ import annotations
 

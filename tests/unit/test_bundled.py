@@ -69,10 +69,11 @@ def test_tales_have_dialogue_verse_and_letters(tales: dict[str, str]) -> None:
 def test_every_tale_is_of_the_one_world(tales: dict[str, str]) -> None:
     world = re.findall(
         r"\S+",
-        "Tarrow Grummet Pellimoor Sallowfen Wrackstaith Staith Cradlewick Hushwood Thrum Dunnet Tolly Bartle Damaris Issy Fenner "
-        "Vane Lettice Ninnis Posy Thessaly Fipple Stint Ploy Marrable Ruddle Skein Keziah Odd Wick Dorrick Sloe Rook Amble "
-        "slackling murrow pobbin tallick quillet glim-warden owlock thatchel nibbet smeak ploshet thrumble wimble doorling pecks "
-        "Eelrun Loose Candlethaw Mudwake Lambloud Greenstep Haymoon Goldstook Smokefall Longlamp Deepnap Kneadday Ferryday Sitday",
+        "Tarrow Grummet Pellimoor Sallowfen Wrackstaith Staith Cradlewick Hushwood Thrum Dunnet Tolly Bartle Damaris "
+        "Issy Fenner Vane Lettice Ninnis Posy Thessaly Fipple Stint Ploy Marrable Ruddle Skein Keziah Odd Wick Dorrick "
+        "Sloe Rook Amble slackling murrow pobbin tallick quillet glim-warden owlock thatchel nibbet smeak ploshet "
+        "thrumble wimble doorling pecks Eelrun Loose Candlethaw Mudwake Lambloud Greenstep Haymoon Goldstook Smokefall "
+        "Longlamp Deepnap Kneadday Ferryday Sitday",
     )
     for name, text in tales.items():
         words = set(re.findall(r"[A-Za-z-]+", text.replace("'s", "")))

@@ -1,4 +1,4 @@
-"""The cache of this machine: damage is found, entries in use stay, the least recently used go first, nothing else is deleted."""
+"""The cache detects damage and deletes the least recently used entries first. Entries in use and other files stay."""
 
 from __future__ import annotations
 

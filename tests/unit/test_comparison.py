@@ -182,8 +182,8 @@ def test_verdict_on_validation_text_alone_says_that_it_chose_the_step() -> None:
     )
     result = compared(side("base", validation=old), side("run", validation=new), shared={"validation": 0.25})
     assert result["verdict"].startswith(
-        "On the validation text, which also chose the step that was kept and of which 25% of the words also occur in the training "
-        "text, perplexity fell from "
+        "On the validation text, which also chose the step that was kept and of which 25% of the words also occur in "
+        "the training text, perplexity fell from "
     )
 
 

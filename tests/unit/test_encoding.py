@@ -15,10 +15,14 @@ from finetale.encoding import Encoder, encode_batch, token_ranges
 from tiny import story, tokenizer
 
 # The pre-tokenizer of the GPT-4, Llama 3 and Qwen families.
-GPT4 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+GPT4 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 ATOMS = [
     *"aZé今你ЯΣ好ん9２½_.,;:!?'’“”…—-#@/\\()\t\n\r\u00a0\u3000，。、；：？！\u0301\u200d👩",
-    " ", " ", " ", " ", "  ", "\n\n", "\r\n", "don't", "I'LL", " the", " and", "e.g.", "http://a.b/c", "1,000.5", "x_y", "<|endoftext|>",
+    " ", " ", " ", " ", "  ", "\n\n", "\r\n", "don't", "I'LL", " the", " and",
+    "e.g.", "http://a.b/c", "1,000.5", "x_y", "<|endoftext|>",
 ]  # fmt: skip
 
 

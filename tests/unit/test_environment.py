@@ -86,7 +86,10 @@ def test_cores_are_those_this_process_may_use() -> None:
     assert 1 <= environment.num_physical_cores() <= environment.num_cores()
     assert 1 <= environment.num_cores() <= (os.cpu_count() or 1)
     if hasattr(os, "sched_getaffinity"):
-        program = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from finetale import environment; print(environment.num_cores())"
+        program = (
+            "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+            "from finetale import environment; print(environment.num_cores())"
+        )
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
         assert done.stdout == "1\n"
 

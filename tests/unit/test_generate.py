@@ -1,4 +1,4 @@
-"""The sampler: reproducible, the same alone and in a batch, and in agreement with transformers where both can do a thing."""
+"""The sampler is reproducible, does not depend on the batch, and agrees with transformers where both have a feature."""
 
 from __future__ import annotations
 
@@ -168,7 +168,11 @@ FAMILIES = {
         max_position_embeddings=CONTEXT,
     ),
     "gpt_neox": lambda: GPTNeoXConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=CONTEXT
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=CONTEXT,
     ),
     "opt": lambda: OPTConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, ffn_dim=64, word_embed_proj_dim=32,

@@ -1,4 +1,4 @@
-"""Passages of held-out text that stand in the training text too: against a count by hand, and through a store and a verdict."""
+"""Passages of held-out text that also occur in the training text: counted by hand, in a store and in a verdict."""
 
 from __future__ import annotations
 

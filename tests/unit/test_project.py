@@ -77,7 +77,10 @@ def test_public_names() -> None:
 
 def test_names_stay_functions_after_everything_is_imported() -> None:
     """A submodule called like a public function would replace it on the package."""
-    code = "import finetale as ft, finetale.pipeline, finetale.library; assert all(callable(getattr(ft, n)) for n in ft.__all__)"
+    code = (
+        "import finetale as ft, finetale.pipeline, finetale.library\n"
+        "assert all(callable(getattr(ft, n)) for n in ft.__all__)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -1,4 +1,4 @@
-"""The worker: clients take turns, who left is forgotten, what fails fails alone, and closing waits for what was begun."""
+"""The worker serves clients in turn, drops those that left, isolates failures, and finishes started jobs on close."""
 
 from __future__ import annotations
 

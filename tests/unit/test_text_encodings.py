@@ -15,8 +15,14 @@ from finetale.text.encodings import guess_encoding
 ENGLISH = (
     "“It’s a long way,” said the old man — “and you’ll be tired.” The café was closed; naïve as he was, he’d come. "
 )
-GERMAN = "Es war einmal eine süße kleine Dirne, die hatte jedermann lieb, am liebsten aber ihre Großmutter. „Groß“ – rief er. "
-FRENCH = "Il était une fois une petite fille, la plus jolie qu'on eût su voir : sa mère en était folle. « Où vas-tu ? » dit-il. "
+GERMAN = (
+    "Es war einmal eine süße kleine Dirne, die hatte jedermann lieb, "
+    "am liebsten aber ihre Großmutter. „Groß“ – rief er. "
+)
+FRENCH = (
+    "Il était une fois une petite fille, la plus jolie qu'on eût su voir : sa mère en était folle. "
+    "« Où vas-tu ? » dit-il. "
+)
 POLISH = "Dawno temu, za siedmioma górami, żyła piękna królewna, która każdego dnia spoglądała w źródło. "
 RUSSIAN = (
     "Жили-были старик со старухой у самого синего моря; они жили в ветхой землянке ровно тридцать лет и три года. "

@@ -1,4 +1,4 @@
-"""What of the files in a folder is read and what is left out: named, counted, and never opened where that could hang."""
+"""Files of a folder that are read or left out: each is named and counted, and none that could block is opened."""
 
 from __future__ import annotations
 

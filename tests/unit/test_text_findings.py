@@ -33,8 +33,10 @@ NONE: dict[str, Any] = {
         (
             {"overlap": {"documents": 1}, "near_overlap": {"documents": 2}},
             [
-                "1 training document also occurs in the validation or test text, so the figures on it flatter the model (--drop-overlap exact leaves it out).",
-                "2 documents are nearly the same in the training text and in the validation or test text, so the figures on it flatter the model (--drop-overlap near leaves them out).",
+                "1 training document also occurs in the validation or test text, so the figures on it flatter the "
+                "model (--drop-overlap exact leaves it out).",
+                "2 documents are nearly the same in the training text and in the validation or test text, so the "
+                "figures on it flatter the model (--drop-overlap near leaves them out).",
             ],
         ),
         (

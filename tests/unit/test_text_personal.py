@@ -167,7 +167,8 @@ def test_a_row_of_two_numbers_is_two() -> None:
         ),
         ("-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkq\nhkiG9w0BAQEFAASC", "[KEY]"),
         (
-            "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nMIIEvQ==\n-----END RSA PRIVATE KEY-----",
+            "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\n"
+            "MIIEvQ==\n-----END RSA PRIVATE KEY-----",
             "[KEY]",
         ),
     ],
