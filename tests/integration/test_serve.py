@@ -32,7 +32,7 @@ from finetale.server.answer import Served
 from finetale.server.app import Service
 from finetale.server.engines import selection
 from serving import Serving
-from tiny import save_model
+from tiny import save_model, tokenizer
 
 KEY = "a key of the tests"
 
@@ -653,3 +653,33 @@ def test_keys_and_names_as_people_write_them(folder: Path) -> None:
         connection.close()
         assert serving.end()[0] == 0
     assert run(["serve", str(folder / "tiny"), "--allow-host", "http://x"]) == 1
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_each_end_of_text_that_a_model_lists_ends_a_completion(tmp_path: Path, engine: str) -> None:
+    """Chat models list the end of a turn beside the end of a document."""
+    save_model(tmp_path / "tiny")
+    other = int(tokenizer().convert_tokens_to_ids("Q"))
+    path = tmp_path / "tiny/generation_config.json"
+    config = json.loads(path.read_text())
+    first = config["eos_token_id"]
+    assert first != other
+    path.write_text(json.dumps(config | {"eos_token_id": [first, other]}))
+    with Serving(tmp_path, "tiny", "--engine", engine) as serving:
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{serving.port}/v1", api_key="none", max_retries=0)
+
+        def complete(token: int, *, stream: bool = False) -> Any:
+            """A completion in which one token is always chosen."""
+            settings: Any = {"max_tokens": 5, "temperature": 0, "logit_bias": {str(token): 100}, "stream": stream}
+            return client.completions.create(model="tiny", prompt="The lamp", **settings)
+
+        for end in (first, other):
+            found = complete(end)
+            assert (found.choices[0].text, found.choices[0].finish_reason) == ("", "stop")
+            assert found.usage.completion_tokens == 1
+            pieces = [piece.choices[0] for piece in complete(end, stream=True)]
+            assert "".join(piece.text for piece in pieces) == ""
+            assert pieces[-1].finish_reason == "stop"
+        found = complete(int(tokenizer().convert_tokens_to_ids("R")))
+        assert (found.choices[0].text, found.choices[0].finish_reason) == ("RRRRR", "length")
+        assert serving.end()[0] == 0
