@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zstandard
 
-from finetale import encoding, models, text, tokens
+from finetale import models, text, tokenizing, tokens
 from finetale.config import TextSettings
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def stream_of(texts: list[str], tokenizer: Any) -> NDArray[np.int64]:
     _, end = tokens.begin_and_end(tokenizer)
     pieces = [np.array([end])]
     for start in range(0, len(texts), 256):
-        for ids in encoding.encode_batch(tokenizer, texts[start : start + 256]):
+        for ids in tokenizing.encode_batch(tokenizer, texts[start : start + 256]):
             pieces += [ids, np.array([end])]
     return np.concatenate(pieces).astype(np.int64)
 

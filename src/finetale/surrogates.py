@@ -40,6 +40,6 @@ def escape(character: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
-def shown(text: str, most: int = 60) -> str:
+def quoted(text: str, most: int = 60) -> str:
     """Return a text in quotes for a message: on one line, its surrogates escaped, cut after `most` characters."""
     return repr(text if len(text) <= most else text[: most - 1] + "…")

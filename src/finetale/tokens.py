@@ -23,13 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetale.cache import Hold, problems
-from finetale.encoding import Encoder
 from finetale.errors import RunError, SourceError, TokenizerError
 from finetale.formatting import plural
 from finetale.passages import PassageFinder, describe
 from finetale.rundir import read_json, write_json, write_sealed_folder
 from finetale.signals import leave_open
 from finetale.text.words import count_words
+from finetale.tokenizing import Encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from finetale import export
-from finetale.errors import ConfigError
-from finetale.export import FORMATS, find_format
+from finetale.export import FORMATS
 
 
 def test_each_module_of_the_package_is_a_registered_format() -> None:
@@ -21,7 +20,7 @@ def test_each_module_of_the_package_is_a_registered_format() -> None:
 
 @pytest.mark.parametrize("name", sorted(FORMATS))
 def test_each_format_has_what_an_exporter_has(name: str) -> None:
-    found = find_format(name)
+    found = FORMATS[name]
     assert found.name == name
     exporter = found.exporter
     assert vars(exporter)["__name__"] == f"finetale.export.{name}"
@@ -37,9 +36,3 @@ def test_a_format_is_installed_if_all_its_packages_are(monkeypatch: pytest.Monke
     assert asked == ["openvino", "nncf"]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "nncf" else object())
     assert FORMATS["openvino"].is_installed() is False
-
-
-def test_an_unknown_format_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="'onyx' is not an export format") as caught:
-        find_format("onyx")
-    assert "Choose one of: openvino." in caught.value.hint

@@ -9,7 +9,7 @@ import pytest
 from finetale import text
 from finetale.config import TextSettings
 from finetale.text import near, repeats
-from finetale.text.near import NearIndex, sketch_of
+from finetale.text.near import NearIndex, sketches_of
 from tiny import WORDS
 
 FIRST = " ".join(f"The {word} number {i} went by." for i, word in enumerate(WORDS.split()))
@@ -25,6 +25,12 @@ def read(folder: Path, train: list[str], test: list[str] = [], **settings: objec
         given["test"] = str(folder / "test.txt")
     parts, report = text.read_parts([str(folder / "train.txt")], TextSettings.resolve(given))
     return list(parts), report.to_dict()
+
+
+def sketch_of(words: str) -> near.Sketches | None:
+    """The sketch of one text; None if it is too short."""
+    sketches, index = sketches_of([words])
+    return sketches[0] if index[0] >= 0 else None
 
 
 def test_case_and_punctuation_and_a_changed_word_make_a_near_repeat() -> None:

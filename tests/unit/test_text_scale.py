@@ -61,9 +61,9 @@ def test_a_long_text_has_the_sketch_and_the_words_of_the_whole(size: int, monkey
     for module in (near, words):
         monkeypatch.setattr(module, "_CHARACTERS_AT_ONCE", size)
     assert [word for piece in near._pieces(long) for word in near._words(piece)] == whole
-    sketch = near.sketch_of(long)
-    assert sketch is not None
-    assert near._minima(sketch[None])[0].tolist() == np.array(plain.digest(), np.uint32).astype(np.uint16).tolist()
+    sketches, index = near.sketches_of([long])
+    assert index.tolist() == [0]
+    assert near._minima(sketches)[0].tolist() == np.array(plain.digest(), np.uint32).astype(np.uint16).tolist()
     assert words.count_words(long) == len(long.split())
 
 
@@ -73,7 +73,7 @@ def test_sketches_are_in_the_rows_that_the_index_names(monkeypatch: pytest.Monke
     sketches, index = near.sketches_of(texts)
     assert index.tolist() == [-1, 0, 2, -1, 1]
     for at in (1, 2, 4):
-        assert sketches[index[at]].tolist() == near.sketch_of(texts[at]).tolist()
+        assert sketches[index[at]].tolist() == near.sketches_of([texts[at]])[0][0].tolist()
 
 
 SUSPECTS = ["\x00", "a\x7f", "\x85", "\ufeff", "\ufffd", "\ud800", "Ã©", "â€™", "вЂ”", "√±", "‚Äô", "\r\n", "\x0b"]

@@ -106,7 +106,16 @@ def test_a_terminal_is_no_standard_input(monkeypatch: pytest.MonkeyPatch) -> Non
             return True
 
     monkeypatch.setattr(sys, "stdin", Terminal())
-    with pytest.raises(SourceError, match="terminal"):
+    with pytest.raises(SourceError, match="standard input is a terminal, not text"):
+        read("-")
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_closed_standard_input_is_called_closed(closed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    stream.close()
+    monkeypatch.setattr(sys, "stdin", stream if closed else None)
+    with pytest.raises(SourceError, match="standard input is closed"):
         read("-")
 
 

@@ -17,9 +17,9 @@ from tokenizers import models as tokenizer_models
 from transformers import AutoTokenizer, BertTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from finetale import tokens
-from finetale.encoding import encode_batch, token_ranges
 from finetale.errors import RunError, SourceError, TokenizerError
 from finetale.text import Part
+from finetale.tokenizing import encode_batch, token_ranges
 from finetale.tokens import (
     SPLITS,
     begin_and_end,

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from finetale.errors import GenerationError
-from finetale.surrogates import describe_surrogates, shown
+from finetale.surrogates import describe_surrogates, quoted
 
 _STANDARD_INPUT = "standard input"
 
@@ -35,7 +35,7 @@ def read_prompts(model: str, words: Sequence[str], options: Sequence[str], file:
             prompts.append(_decoded(sys.stdin.buffer.read(), _STANDARD_INPUT))
             continue
         if problem := describe_surrogates(text, from_bytes=True):
-            raise GenerationError(f"The prompt {shown(text)} {problem}.", _HINT)
+            raise GenerationError(f"The prompt {quoted(text)} {problem}.", _HINT)
         prompts.append(text)
     if file is not None:
         prompts += _lines_of(file)

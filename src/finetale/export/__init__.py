@@ -15,7 +15,6 @@ from typing import Any, Protocol
 from transformers import PreTrainedModel
 
 from finetale import extras
-from finetale.errors import ConfigError
 from finetale.export import openvino
 
 
@@ -71,14 +70,3 @@ class Format:
 
 
 FORMATS = {format.name: format for format in (Format("openvino", openvino, ("openvino", "nncf")),)}
-
-
-def find_format(name: str) -> Format:
-    """Return the format of that name.
-
-    Raises:
-        ConfigError: there is no such format. The hint lists the existing ones.
-    """
-    if name not in FORMATS:
-        raise ConfigError(f"{name!r} is not an export format.", f"Choose one of: {', '.join(sorted(FORMATS))}.")
-    return FORMATS[name]

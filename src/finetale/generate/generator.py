@@ -20,11 +20,11 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTra
 
 from finetale import models
 from finetale.config import SamplingSettings
-from finetale.encoding import encode_batch
 from finetale.errors import GenerationError
 from finetale.generate.sampler import EXHAUSTED, NOT_A_NUMBER, Sampler, Stream, random_stream
 from finetale.generate.text import CONTEXT_TOKENS, TextStream
-from finetale.surrogates import describe_surrogates, shown
+from finetale.surrogates import describe_surrogates, quoted
+from finetale.tokenizing import encode_batch
 from finetale.tokens import begin_and_end
 
 FinishReason = Literal["end", "length", "stop"]
@@ -156,7 +156,7 @@ class Generator:
                 raise GenerationError(f"Prompt {number} is {prompt!r:.60}, not a text.", "Give strings.")
             if problem := describe_surrogates(prompt):
                 raise GenerationError(
-                    f"The prompt {shown(prompt)} {problem}.", "Replace it by the whole character, or leave it out."
+                    f"The prompt {quoted(prompt)} {problem}.", "Replace it by the whole character, or leave it out."
                 )
         rows = []
         encoded = encode_batch(self.tokenizer, list(prompts)) if prompts else []

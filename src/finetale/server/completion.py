@@ -11,12 +11,12 @@ from typing import Literal
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from finetale.encoding import encode_batch
 from finetale.errors import RequestError
 from finetale.generate.sampler import EXHAUSTED
 from finetale.generate.text import CONTEXT_TOKENS, TextStream
 from finetale.server import wire
 from finetale.server.engines import Job, Token
+from finetale.tokenizing import encode_batch
 from finetale.tokens import begin_and_end
 
 

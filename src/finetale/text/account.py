@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from finetale.text.documents import SPLITS, Document, FileError, Part, Split, shown
+from finetale.text.documents import SPLITS, Document, FileError, Part, Split, one_line
 from finetale.text.languages import LanguageSample
 from finetale.text.personal import KINDS, Finding
 
@@ -150,7 +150,7 @@ class TextReport:
     """The data report. It fills while the parts are iterated, and is complete at the end of the iteration."""
 
     def __init__(self, sources: list[str]) -> None:
-        self.sources = [shown(source) for source in sources]
+        self.sources = [one_line(source) for source in sources]
         self.split_rule = ""
         self.dataset_splits: list[str] = []
         self.columns: list[ColumnAccount] = []

@@ -81,14 +81,11 @@ def seekable(name: str, path: Path) -> IO[bytes]:
 
 
 def _stdin_blocks(name: str) -> Iterator[bytes]:
-    if sys.stdin is None or sys.stdin.isatty():
-        raise FileError(
-            name,
-            None,
-            "terminal",
-            "standard input is a terminal, not text",
-            "Send text into it, as in `cat story.txt | finetale check -`, or name a file.",
-        )
+    hint = "Send text into it, as in `cat story.txt | finetale check -`, or name a file."
+    if sys.stdin is None or sys.stdin.closed:
+        raise FileError(name, None, "closed", "standard input is closed", hint)
+    if sys.stdin.isatty():
+        raise FileError(name, None, "terminal", "standard input is a terminal, not text", hint)
     while block := sys.stdin.buffer.read(BLOCK_BYTES):
         yield block
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from finetale.text.documents import FileError, shown
+from finetale.text.documents import FileError, one_line
 
 if TYPE_CHECKING:
     from finetale.text.account import FileAccount
@@ -128,14 +128,14 @@ class ColumnAccount:
         others = [(name, count, share) for name, count, share in columns if name != self.taken]
         return {
             "source": self.source,
-            "taken": shown(self.taken),
+            "taken": one_line(self.taken),
             "guessed": self.guessed,
             "characters": characters,
             "share": round(share, 6),
             "files": self.files,
             "records_measured": self._records,
             "left_out": [
-                {"name": shown(name), "characters": count, "share": round(share, 6)}
+                {"name": one_line(name), "characters": count, "share": round(share, 6)}
                 for name, count, share in others[:MAX_SHOWN]
             ],
             "more_left_out": len(others[MAX_SHOWN:]),
@@ -378,7 +378,7 @@ def _missing(detail: str, records: Sequence[Mapping[str, Any]], file: str, line:
 
 def _choices(columns: Sequence[tuple[str, int, float]]) -> str:
     """Return the names that `--text-column` accepts, as in ` a, b or c`."""
-    names = [shown(name) for name, _, _ in columns if "[]" not in name and "…" not in name][:MAX_SHOWN]
+    names = [one_line(name) for name, _, _ in columns if "[]" not in name and "…" not in name][:MAX_SHOWN]
     return f" {', '.join(names[:-1])}{' or ' if names[:-1] else ''}{names[-1]}" if names else ""
 
 

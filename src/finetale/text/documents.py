@@ -69,7 +69,7 @@ class FileError(SourceError):
     """
 
     def __init__(self, file: str, line: int | None, kind: str, detail: str, hint: str) -> None:
-        file, detail, hint = shown(file), shown(detail), shown(hint)
+        file, detail, hint = one_line(file), one_line(detail), one_line(hint)
         super().__init__(f"{file}{'' if line is None else f':{line}'}: {detail}.", hint)
         self.file = file
         self.line = line
@@ -77,7 +77,7 @@ class FileError(SourceError):
         self.detail = detail
 
 
-def shown(name: str) -> str:
+def one_line(name: str) -> str:
     """Return a file or column name as one line of valid Unicode.
 
     Control characters become \\xNN. So do bytes of a file name that are not UTF-8; `os.fsdecode` turns them into

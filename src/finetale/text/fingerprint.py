@@ -103,7 +103,7 @@ def read_standard_input() -> bytes:
     """Return all of standard input.
 
     Raises:
-        SourceError: it is a terminal, or empty.
+        SourceError: it is a terminal, closed or empty.
     """
     data = b"".join(blocks(STANDARD_INPUT, None))
     if not data.strip():

@@ -149,12 +149,6 @@ def sketches_of(texts: Sequence[str]) -> tuple[Sketches, NDArray[np.int64]]:
     return bits.view(np.uint64) ^ _SALTS, index
 
 
-def sketch_of(text: str) -> Sketches | None:
-    """Compute the sketch of one text, shape (16,). None if the text is too short."""
-    sketches, index = sketches_of([text])
-    return sketches[0] if index[0] >= 0 else None
-
-
 def _minima(sketches: Sketches) -> NDArray[np.uint16]:
     """Return the minima of each row, 16 bits each, shape (rows, 64)."""
     minima: NDArray[np.uint16] = (sketches ^ _SALTS).view(np.uint16)

@@ -14,7 +14,7 @@ from finetale.text.byte_streams import STANDARD_INPUT
 from finetale.text.cleaning import Cleaner
 from finetale.text.columns import SourceColumns, record_documents
 from finetale.text.decoding import check_encoding
-from finetale.text.documents import SPLITS, Document, FileError, Part, Split, digest_of, shown
+from finetale.text.documents import SPLITS, Document, FileError, Part, Split, digest_of, one_line
 from finetale.text.formats import SourceFile
 from finetale.text.hub import PREFIX, find_splits
 from finetale.text.personal import find_personal_data, mask
@@ -212,7 +212,7 @@ class _Reader:
         source = entry.source
         if source not in self._columns:
             wanted = self._settings.text_column
-            self._columns[source] = SourceColumns(shown(source), wanted, self._taken, self._report.columns)
+            self._columns[source] = SourceColumns(one_line(source), wanted, self._taken, self._report.columns)
         return self._columns[source]
 
     def _documents(self, entry: Input, account: FileAccount) -> Iterator[Candidate]:

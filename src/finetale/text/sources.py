@@ -13,7 +13,7 @@ from typing import IO, Any
 from finetale.extras import EXTRA_OF, install_hint, is_installed
 from finetale.text.account import TextReport
 from finetale.text.byte_streams import STANDARD_INPUT, UNREADABLE_HINT
-from finetale.text.documents import FileError, shown
+from finetale.text.documents import FileError, one_line
 from finetale.text.encodings import binary_kind
 from finetale.text.formats import HEAD_BYTES, Format, format_named, format_of, formats, known_suffixes, suffix_of
 from finetale.text.formats.refused import REFUSED
@@ -115,7 +115,7 @@ def find_inputs(source: str, search: Search) -> list[Input]:
         return _find_in_folder(source, path, search)
     if not stat.S_ISREG(facts.st_mode):
         what = _special_kind(facts.st_mode)
-        hint = f"Read it through standard input: `finetale … - < {shown(source)}`, or save the text as a file."
+        hint = f"Read it through standard input: `finetale … - < {one_line(source)}`, or save the text as a file."
         raise FileError(source, None, "special", f"is {what}, not a regular file, and is not opened", hint)
     if (refused := REFUSED.get(suffix_of(path))) is not None:
         what, hint = refused
@@ -134,7 +134,7 @@ def _inputs_of(path: Path, form: Format, source: str, search: Search) -> list[In
         hint = f"{install_hint(EXTRA_OF[missing[0]])} Or leave such files out with --skip-unreadable."
         search.unreadable.append(FileError(str(path), None, "unreadable", reason, hint))
         return []
-    return [Input(shown(str(path)), form, path, source=source)]
+    return [Input(one_line(str(path)), form, path, source=source)]
 
 
 def _by_first_bytes(path: Path) -> Format | None:
@@ -162,10 +162,11 @@ def _find_in_folder(source: str, folder: Path, search: Search) -> list[Input]:
             form = _by_first_bytes(path)
         if form is None:
             num_others += 1
-            report.leave_out("other", shown(str(path)), shown("".join(path.suffixes[-1:]).lower()) or "(no suffix)")
+            suffix = one_line("".join(path.suffixes[-1:]).lower())
+            report.leave_out("other", one_line(str(path)), suffix or "(no suffix)")
         elif search.held_out and path.resolve() in search.held_out:
             num_held_out += 1
-            report.leave_out("held_out_files", shown(str(path)))
+            report.leave_out("held_out_files", one_line(str(path)))
         elif not os.access(path, os.R_OK):
             search.unreadable.append(_dangling(str(path), path) if not os.path.exists(path) else _denied(str(path)))
         else:
@@ -204,7 +205,7 @@ def _walk(folder: Path, search: Search, *, is_source: bool = True) -> Iterator[P
         return
     names = {entry.name for entry in listed}
     if not is_source and names >= _FILES_OF_A_RUN:
-        report.leave_out("run_directories", shown(str(folder)))
+        report.leave_out("run_directories", one_line(str(folder)))
         return
     if any(names >= files for files in _SAVED_DATASETS):
         hint = "Load it in Python, `ft.train(datasets.load_from_disk(FOLDER))`, or write it with `to_parquet`."
@@ -213,7 +214,7 @@ def _walk(folder: Path, search: Search, *, is_source: bool = True) -> Iterator[P
         return
     for entry in listed:
         if entry.name.startswith("."):
-            report.leave_out("hidden", shown(entry.path))
+            report.leave_out("hidden", one_line(entry.path))
         elif entry.is_dir(follow_symlinks=False):
             yield from _walk(Path(entry.path), search, is_source=False)
         elif entry.is_file(follow_symlinks=False):
@@ -227,9 +228,9 @@ def _walk(folder: Path, search: Search, *, is_source: bool = True) -> Iterator[P
             if stat.S_ISREG(mode):
                 yield Path(entry.path)
             elif stat.S_ISDIR(mode):
-                report.leave_out("linked_folders", shown(entry.path))
+                report.leave_out("linked_folders", one_line(entry.path))
             else:
-                report.leave_out("special", shown(entry.path))
+                report.leave_out("special", one_line(entry.path))
 
 
 def _special_kind(mode: int) -> str:
@@ -262,5 +263,5 @@ def _nearest(path: Path) -> str:
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
     if near:
         return f"Did you mean {parent / near[0]}?"
-    where = "the current folder" if parent == Path() else shown(str(parent))
+    where = "the current folder" if parent == Path() else one_line(str(parent))
     return f"Check the path: {where} holds nothing of a similar name."

@@ -10,8 +10,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers import models as tokenizer_models
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from finetale import encoding
-from finetale.encoding import Encoder, encode_batch, token_ranges
+from finetale import tokenizing
+from finetale.tokenizing import Encoder, encode_batch, token_ranges
 from tiny import story, tokenizer
 
 # The pre-tokenizer of the GPT-4, Llama 3 and Qwen families.
@@ -79,8 +79,8 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("slice_size", [50, 500_000])
 def test_pieces_have_the_ids_of_the_whole(kind: str, slice_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoding, "_SLICE_CHARACTERS", slice_size)
-    monkeypatch.setattr(encoding, "_MAX_PIECES", 300)  # forgotten several times
+    monkeypatch.setattr(tokenizing, "_SLICE_CHARACTERS", slice_size)
+    monkeypatch.setattr(tokenizing, "_MAX_PIECES", 300)  # forgotten several times
     chosen = KINDS[kind]()
     encoder = Encoder(chosen)
     texts = [mixed(seed, size) for seed, size in enumerate([0, 1, 2, 3, 5, 8, 30, 100, 1000] * 8)]
@@ -125,8 +125,8 @@ def test_added_tokens_that_reach_over_a_cut_keep_texts_whole(flags: dict) -> Non
 
 
 def test_places_of_a_long_text_are_in_the_tokens_that_the_whole_text_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoding, "_COMPARED_CHARACTERS", 40)
-    monkeypatch.setattr(encoding, "_SLICE_CHARACTERS", 300)
+    monkeypatch.setattr(tokenizing, "_COMPARED_CHARACTERS", 40)
+    monkeypatch.setattr(tokenizing, "_SLICE_CHARACTERS", 300)
     text = " ".join(story(number) for number in range(10)) + "今天我们，去河边。好吗？" * 20
     encoder = Encoder(tokenizer())
     (ids,) = encoder.encode([text])
