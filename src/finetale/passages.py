@@ -82,11 +82,11 @@ class PassageFinder:
 
     def add(self, parts: Sequence[tuple[str, str]]) -> None:
         """Add parts of documents, as (split, text). Adding many short ones at once is faster."""
-        for split in _SPLITS:
-            texts = [text for of, text in parts if of == split]
-            if not texts:
-                continue
-            for piece in _pieces(_BREAK.join(texts) + _BREAK):
+        by_split: dict[str, list[str]] = {}
+        for split, text in parts:
+            by_split.setdefault(split, []).append(text)
+        for split, texts in by_split.items():
+            for piece in _pieces(texts):
                 hashes = word_hashes(piece)
                 self._words[split] += int(np.count_nonzero(hashes))
                 self._files[split].write(hashes.tobytes())
@@ -159,29 +159,73 @@ def describe(found: dict[str, SharedPassages]) -> dict[str, Any]:
 
 def word_hashes(text: str) -> Words:
     """Hash each word of a text, in order: 0 for a _BREAK, never 0 for a word."""
-    lower, alone = _tables()
-    text = text.replace("'", "").replace("’", "")
-    codes = np.minimum(np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32), _TABLE_SIZE - 1)
-    values = np.concatenate([lower[codes], np.zeros(1, np.uint64)])
-    single = np.append(alone[codes], False)
-    inside = values != 0
+    terms, inside, single, is_break = _terms(text.replace("'", "").replace("’", ""))
     # A word begins where the previous character is not part of a word, or one of the two is a word of its own.
-    border = np.empty(len(values) + 1, bool)
-    border[0] = border[-1] = True
+    border = np.ones(len(inside) + 1, bool)
     border[1:-1] = ~(inside[1:] & inside[:-1]) | single[1:] | single[:-1]
     starts = np.flatnonzero(inside & border[:-1])
     stops = np.flatnonzero(inside & border[1:]) + 1
-    powers, inverses = _powers()
-    sums = np.zeros(len(values) + 1, np.uint64)
-    np.cumsum(values * powers[: len(values)], out=sums[1:])
+    sums = np.zeros(len(terms) + 1, np.uint64)
+    np.cumsum(terms, out=sums[1:])
+    _, inverses = _powers()
     mixed = (sums[stops] - sums[starts]) * inverses[starts]
     mixed = (mixed ^ mixed >> np.uint64(29)) * _MULTIPLIERS[1]
     hashes: Words = np.maximum((mixed >> np.uint64(32)).astype(np.uint32), 1)
-    hashes[codes[starts] == ord(_BREAK)] = 0
+    hashes[is_break[starts]] = 0
     return hashes
 
 
-def _pieces(text: str) -> Iterator[str]:
+def _terms(text: str) -> tuple[Hashes, NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return, for each character, its term in the hash of its word, and whether it is in a word, alone, and a _BREAK.
+
+    ASCII characters take a path with arrays of bytes, which is faster; the others are then filled in.
+    """
+    powers = _powers()[0][: len(text)]
+    if text.isascii():
+        values = np.frombuffer(text.encode().translate(_ascii_table()), np.uint8)
+        is_break = values == ord(_BREAK)
+        return values * powers, values != 0, is_break, is_break
+    lower, alone = _tables()
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    outside = np.flatnonzero(codes > 127)
+    if 4 * len(outside) > len(codes):
+        codes = np.minimum(codes, _TABLE_SIZE - 1)
+        wide = lower[codes]
+        return wide * powers, wide != 0, alone[codes], codes == ord(_BREAK)
+    narrow = codes.astype(np.uint8)
+    narrow[outside] = 0
+    values = np.frombuffer(narrow.tobytes().translate(_ascii_table()), np.uint8)
+    is_break = values == ord(_BREAK)
+    terms, inside, single = values * powers, values != 0, is_break.copy()
+    codes = np.minimum(codes[outside], _TABLE_SIZE - 1)
+    terms[outside] = lower[codes] * powers[outside]
+    inside[outside] = lower[codes] != 0
+    single[outside] = alone[codes]
+    return terms, inside, single, is_break
+
+
+def _pieces(texts: Sequence[str]) -> Iterator[str]:
+    """Yield texts, each with a _BREAK at its end, in pieces of about _CHARACTERS. Texts in ASCII come first."""
+    for is_ascii in (True, False):
+        group: list[str] = []
+        size = 0
+        for text in texts:
+            if text.isascii() is not is_ascii:
+                continue
+            if len(text) >= _CHARACTERS:
+                yield from _cut(text)
+                yield _BREAK
+                continue
+            if size + len(text) >= _CHARACTERS:
+                yield _BREAK.join(group) + _BREAK
+                group, size = [], 0
+            group.append(text)
+            size += len(text) + 1
+        if group:
+            yield _BREAK.join(group) + _BREAK
+
+
+def _cut(text: str) -> Iterator[str]:
     """Cut a text into pieces of about _CHARACTERS, between words where there is a space or a line break."""
     start = 0
     while start < len(text):
@@ -218,6 +262,13 @@ def _join(first: Hashes, second: Hashes, size: int, multiplier: np.uint64) -> Ha
     before = first[: len(following)]
     joined: Hashes = (before ^ before >> np.uint64(29)) * multiplier + following
     return joined
+
+
+@cache
+def _ascii_table() -> bytes:
+    """Return the value of each byte: an ASCII character in lower case, or 0 if it is in no word."""
+    word = [code for code in range(128) if chr(code).isalnum() or chr(code) in ("_", _BREAK)]
+    return bytes(ord(chr(code).lower()) if code in word else 0 for code in range(256))
 
 
 @cache
