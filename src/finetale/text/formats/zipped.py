@@ -26,7 +26,8 @@ _READ_BYTES = 1 << 18
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _OTHER_METHODS = {9: "deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "xz", 99: "AES encryption"}
 _DAMAGE = (
-    zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, OverflowError, RuntimeError, LookupError,
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, LookupError,
+    OverflowError, RuntimeError,
 )  # fmt: skip
 """What `zipfile` raises for damaged containers; NotImplementedError is a RuntimeError."""
 _BOMB_HINT = "No document that a writing program saves is like this. Leave it out, or save the document again."
