@@ -47,9 +47,9 @@ def even_line_ends(
         account.problem("mixed_newlines", sorted(first.values())[1], rare, detail)
 
 
-def cut_lines(texts: Iterator[str], *, keep_ends: bool = False) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line), without \\n unless `keep_ends`. A last line without \\n counts too."""
-    number = 1
+def cut_lines(texts: Iterator[str], first: int = 1, *, keep_ends: bool = False) -> Iterator[tuple[int, str]]:
+    """Yield (line number from `first`, line), without \\n unless `keep_ends`. A last line without \\n counts too."""
+    number = first
     pending: list[str] = []
     end = "\n" if keep_ends else ""
     for text in texts:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import chain
 
 from finetale.text.account import FileAccount
 from finetale.text.formats import Chapter
@@ -20,7 +21,9 @@ def separator_of(documents: str) -> str:
     return re.sub(r"\\([ntr\\])", lambda match: ESCAPES[match.group(1)], documents)
 
 
-def plain_documents(texts: Iterator[str], documents: str, account: FileAccount) -> Iterator[tuple[int, str]]:
+def plain_documents(
+    texts: Iterator[str], documents: str, account: FileAccount, first_line: int = 1
+) -> Iterator[tuple[int, str]]:
     """Yield (first line, raw text) of each document. A file with only white space has no documents.
 
     Args:
@@ -28,21 +31,22 @@ def plain_documents(texts: Iterator[str], documents: str, account: FileAccount) 
         documents: the setting of this name.
         account: receives the cleaning count "blank_pieces": the number of lines, or pieces between separators, that
             hold only white space and so are not documents.
+        first_line: the line of the file at which the text starts.
     """
     if documents in ("auto", "file", "chapter"):  # a format without chapters is one chapter
         text = "".join(texts)
         if text and not text.isspace():
-            yield 1, text
+            yield first_line, text
     elif documents == "line":
-        for number, line in cut_lines(texts):
+        for number, line in cut_lines(texts, first_line):
             if line and not line.isspace():
                 yield number, line
             else:
                 account.cleaning["blank_pieces"] += 1
     elif documents == "blank-line":
-        yield from _between_blank_lines(texts)
+        yield from _between_blank_lines(texts, first_line)
     else:
-        for number, piece in _between(texts, separator_of(documents)):
+        for number, piece in _between(texts, separator_of(documents), first_line):
             if piece and not piece.isspace():
                 yield number, piece
             else:
@@ -55,21 +59,23 @@ def chapter_documents(chapters: Iterator[Chapter], documents: str, account: File
     Args:
         chapters: the chapters of the file.
         documents: the setting of this name. With "chapter", each chapter is a document at its own place. Otherwise the
-            joined text of the chapters is split like a text file.
+            joined text of the chapters is split like a text file that starts at the place of the first chapter.
         account: as for `plain_documents`.
     """
     if documents != "chapter":
-        yield from plain_documents((chapter.text for chapter in chapters), documents, account)
+        if (first := next(chapters, None)) is not None:
+            texts = chain([first.text], (chapter.text for chapter in chapters))
+            yield from plain_documents(texts, documents, account, first.place)
         return
     for chapter in chapters:
         if chapter.text and not chapter.text.isspace():
             yield chapter.place, chapter.text
 
 
-def _between_blank_lines(texts: Iterator[str]) -> Iterator[tuple[int, str]]:
-    start = 1
+def _between_blank_lines(texts: Iterator[str], first_line: int) -> Iterator[tuple[int, str]]:
+    start = first_line
     lines: list[str] = []
-    for number, line in cut_lines(texts):
+    for number, line in cut_lines(texts, first_line):
         if line and not line.isspace():
             if not lines:
                 start = number
@@ -81,8 +87,8 @@ def _between_blank_lines(texts: Iterator[str]) -> Iterator[tuple[int, str]]:
         yield start, "\n".join(lines)
 
 
-def _between(texts: Iterator[str], separator: str) -> Iterator[tuple[int, str]]:
-    number = 1
+def _between(texts: Iterator[str], separator: str, first_line: int) -> Iterator[tuple[int, str]]:
+    number = first_line
     pending: list[str] = []  # blocks without a separator, joined only once, so that the time is linear
     overlap = len(separator) - 1
     for text in texts:

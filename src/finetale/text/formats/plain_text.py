@@ -1,7 +1,9 @@
-"""Plain text."""
+"""Plain text, and markup that is read as it is written."""
 
 from __future__ import annotations
 
 from finetale.text.formats.base import Format, SourceFile
 
-FORMATS = (Format("text", (".txt", ".text", ".md", ".markdown"), "text", SourceFile.texts, has_lines=True),)
+_SUFFIXES = (".txt", ".text", ".rst", ".rest", ".adoc", ".asciidoc", ".org", ".wiki", ".mediawiki")
+
+FORMATS = (Format("text", _SUFFIXES, "text", SourceFile.texts, has_lines=True),)
