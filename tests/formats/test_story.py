@@ -1,0 +1,72 @@
+"""Each file that a real program wrote from one story reads as this story, and its account counts what is left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from story import STORY, normalised, paragraphs, plain, titles, without_chinese
+
+from finetale.config import TextSettings
+from finetale.text.account import TextReport
+from finetale.text.formats import format_of, suffix_of
+from finetale.text.formats.refused import REFUSED
+from finetale.text.reading import read_parts
+
+FILES = sorted((Path(__file__).parent / "files").iterdir())
+REFUSED_HERE = {".doc", ".mobi", ".azw3", ".xls"}
+TABLES = {".xlsx", ".ods"}
+WITHOUT_LINE_BREAKS: set[str] = {"calibre.pdf", "soffice.pdf", "pdflatex.pdf", "pdflatex.two-columns.pdf"}
+"""Files that do not say where a line ends within a paragraph."""
+LEFT_OUT: dict[str, dict[str, int]] = {}
+"""File → what its account leaves out, where this is not just the footnote."""
+
+
+def readable() -> list[Path]:
+    """Return the files that hold the story and are not refused."""
+    return [path for path in FILES if suffix_of(path) not in REFUSED_HERE | TABLES]
+
+
+def skip_without_reader(path: Path) -> None:
+    """Skip a file that has no reader yet."""
+    form = format_of(path)
+    if form is None or form.name == "text" or suffix_of(path) in REFUSED:
+        pytest.skip(f"{path.name} has no reader yet")
+
+
+def read(path: Path, documents: str = "auto") -> tuple[list[str], TextReport]:
+    """Return the documents of one file and its report."""
+    settings = TextSettings(documents=documents, validation_fraction=0, test_fraction=0)
+    parts, report = read_parts([str(path)], settings)
+    return [part.text for part in parts], report
+
+
+@pytest.mark.parametrize("path", readable(), ids=lambda path: path.name)
+def test_the_file_reads_as_the_story(path: Path) -> None:
+    skip_without_reader(path)
+    story = without_chinese(STORY) if path.name.startswith("pdflatex") else STORY
+    (text,), report = read(path)
+    assert normalised(text) == paragraphs(story)
+    (account,) = report.to_dict()["files"]
+    assert account.get("left_out", {}) == LEFT_OUT.get(path.name, {"footnote": 1})
+    verse = next(plain(block.text) for block in STORY if "<br>" in getattr(block, "text", ""))
+    assert (verse in text) == (path.name not in WITHOUT_LINE_BREAKS)
+
+
+@pytest.mark.parametrize("path", readable(), ids=lambda path: path.name)
+def test_chapters_become_documents(path: Path) -> None:
+    skip_without_reader(path)
+    story = without_chinese(STORY) if path.name.startswith("pdflatex") else STORY
+    texts, _ = read(path, documents="chapter")
+    assert [normalised(text)[0] for text in texts] == titles(story)
+    assert [line for text in texts for line in normalised(text)] == paragraphs(story)
+
+
+def test_the_story_is_equal_to_itself_alone() -> None:
+    expected = paragraphs(STORY)
+    assert len(expected) == 38
+    assert len(titles(STORY)) == 3
+    assert normalised("\n\n".join(expected)) == expected
+    assert normalised("\n\n".join(expected[:-1])) != expected
+    assert normalised("\n".join(expected)) != expected
+    assert len(FILES) == 34
