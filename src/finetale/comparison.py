@@ -254,7 +254,7 @@ def verdict(
         is_random: whether `before` has random weights.
     """
     if before is None or after is None or moved is None:
-        return "There was no held-out text, so nothing can be said about whether the model got better."
+        return "There was no held-out text, so it is unknown whether the model got better."
     if moved.per == "byte":
         measure, form, old, new = "bits per byte", _bits, before.bits_per_byte, after.bits_per_byte
     else:
@@ -272,7 +272,7 @@ def verdict(
         return f"The model did not get better: on {text}, {measure} rose from {numbers}.{note}"
     if moved.excludes_zero is False:
         return (
-            f"It can't be said that the model got better: on {text}, {measure} went from {numbers}, "
+            f"It is not clear that the model got better: on {text}, {measure} went from {numbers}, "
             "and the interval includes no change."
         )
     if is_random:
@@ -293,7 +293,7 @@ def _described_text(judged: str | None, shared: float, *, is_held_out: bool) -> 
 
 
 def _no_interval(before: int, after: int) -> str:
-    """The sentence about figures without an interval, with a space before it."""
+    """Return the sentence about figures without an interval, with a space before it."""
     if before != after:
         return f" There is no interval: one model read {before:,} documents of the text and the other {after:,}."
     if after == 1:

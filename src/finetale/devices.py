@@ -22,7 +22,7 @@ _FOREIGN = ("ACCELERATE_", "FSDP_", "FP8_", "MEGATRON_LM_", "PARALLELISM_CONFIG_
 """Prefixes of the variables by which Accelerate is configured."""
 _HARMLESS = ("ACCELERATE_DEBUG_MODE", "ACCELERATE_DISABLE_RICH", "ACCELERATE_ENABLE_RICH", "ACCELERATE_LOG_LEVEL")
 _ASKS_FOR_NOTHING = frozenset({"", "0", "default", "f", "false", "n", "no", "none", "off"})
-"""Values with which `accelerate launch` says that nobody asked for a thing."""
+"""Values with which `accelerate launch` marks a feature as not requested."""
 _PROCESS_COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 

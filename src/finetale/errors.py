@@ -6,8 +6,8 @@
     ├── TokenizerError            a tokenizer that is empty, lossy or does not fit its model
     ├── ModelError                a model that can't be used here
     │   └── HubError              the hub can't be reached, or does not hold what was asked for
-    ├── RunError                  a run directory that is missing, corrupted or in the way
-    ├── TrainingError             training can't start or can't go on
+    ├── RunError                  a run directory that is missing, corrupted or in use
+    ├── TrainingError             training can't start or can't continue
     │   ├── DivergedError         the loss or the gradients stopped being finite
     │   └── MemoryLimitError      not even one sequence at a time fits into memory
     ├── GenerationError           a prompt or a sampling setting that can't be used
@@ -59,7 +59,7 @@ class HubError(ModelError):
 
 
 class RunError(FinetaleError):
-    """A run directory is missing, corrupted or in the way."""
+    """A run directory is missing, corrupted, in use, or exists already."""
 
 
 class TrainingError(FinetaleError):

@@ -28,7 +28,7 @@ LEAST_TOKENS_OF_SHORT, LEAST_BITS_OF_SHORT = 4, 20.0
 GUESSED_BITS = 4.0
 """Bits per token if there is no base with the same tokens: about what GPT-2 needs for stories."""
 
-_MOST_NATS = 100.0
+_MAX_NATS = 100.0
 
 Progress = Callable[[int, int], None]
 Integers = NDArray[np.int64]
@@ -115,7 +115,7 @@ def audit(
             between,
         )
         # The base may give a token the probability 0; its surprise stays finite.
-        nats = np.nan_to_num(nats, nan=0.0, posinf=_MOST_NATS).clip(max=_MOST_NATS)
+        nats = np.nan_to_num(nats, nan=0.0, posinf=_MAX_NATS).clip(max=_MAX_NATS)
         sums = np.concatenate([[0.0], np.cumsum(nats)])
         starts = np.searchsorted(places, runs[:, 0])
         bits = (sums[starts + runs[:, 1]] - sums[starts]) / np.log(2)

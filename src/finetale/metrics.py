@@ -7,7 +7,7 @@ Every figure is a sum divided by a count, never a mean of means:
 - perplexity per word = exp(nats / words), where white space separates words
 - bits per byte = nats / ln 2 / bytes of the text in UTF-8
 
-The 95% intervals say how far a figure could lie from that of all documents like the measured ones. The document is the
+The 95% intervals show how far a figure could be from that of all documents like the measured ones. The document is the
 unit, because the tokens of one document are alike. An interval is a jackknife over documents with a t quantile, see
 `ratio_interval`. Fewer than MIN_DOCUMENTS documents have none. `docs/measures.md` has the simulated coverage.
 """
@@ -109,7 +109,7 @@ def measure(
 ) -> Measurement:
     """Sum the losses of all targets in blocks, by document.
 
-    Blocks of one split hold one part of a document at most, so a part stands for its document.
+    The blocks of one split contain at most one part of a document, so each part counts as a document.
 
     Args:
         batch_size: blocks per forward pass.

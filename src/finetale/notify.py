@@ -1,4 +1,4 @@
-"""Events on their way to a listener: the callback, and short forms for the commonest events."""
+"""Send events to a listener: the callback type, and short functions for the most common events."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Notify = Callable[[Event], None]
 def stage(
     notify: Notify, message: str, *, done: int | None = None, total: int | None = None, unit: str | None = None
 ) -> None:
-    """Report what is being done now, and how much of it is done."""
+    """Report the current stage of the work, and its progress."""
     notify(StageEvent(message=message, done=done, total=total, unit=unit))
 
 
 def warn(notify: Notify, message: str) -> None:
-    """Report something that a person should know."""
+    """Send a warning."""
     notify(WarningEvent(message=message))
 
 
@@ -33,5 +33,5 @@ def counted(items: Iterable[T], progress: Callable[[int], None]) -> Iterator[T]:
 
 
 def note(notify: Notify, message: str) -> None:
-    """Tell a listener something that a person may want to know."""
+    """Send a piece of information."""
     notify(NoteEvent(message=message))

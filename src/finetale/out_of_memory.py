@@ -56,7 +56,7 @@ def memory_limit_error(error: BaseException, when: str = "") -> MemoryLimitError
 
 
 def _failure(error: BaseException) -> BaseException | None:
-    """Return the exception that says that memory ran out: this one, or the one it was raised for."""
+    """Return the exception for exhausted memory: this one, or one in its chain of causes."""
     if isinstance(error, MemoryError | MemoryLimitError):  # also numpy's and pyarrow's
         return error
     if isinstance(error, InterruptedRun):

@@ -15,7 +15,7 @@ class Name(NamedTuple):
     """What a name of another tool is here.
 
     Attributes:
-        setting: our setting; empty where there is nothing to set, and the note says why.
+        setting: our setting; empty if there is none, and the note gives the reason.
         note: what differs.
         value: the value to write; "{}" keeps the one that was given, "" leaves it out because its meaning differs.
         instead: another of our settings, for commands that do not have the first.
@@ -27,7 +27,7 @@ class Name(NamedTuple):
     instead: str = ""
 
     def written(self, value: object, ours: str) -> str:
-        """Return the value to write for `ours`, where `value` was given; empty where it has to be worked out anew."""
+        """Return the value of `ours` that corresponds to `value`; empty if it can't be derived."""
         if self.value == "{}":
             return str(value)
         off = str(value).lower() in ("false", "no", "off", "0", "none")

@@ -198,7 +198,12 @@ CASES = [
     bad_model("encoder", "encoder", "an encoder (model_type bert)", "gpt2"),
     bad_model("no tokenizer", "mute", "tokenizer … is empty", "missing"),
     bad_model("tokenizer too large", "chatty", "does not fit … 401 … 400 embeddings", "--tokenizer"),
-    bad_model("truncated weights", "truncated", "weights of … can't be read", "fetch them again"),
+    bad_model(
+        "truncated weights",
+        "truncated",
+        "weights of … can't be read",
+        "The files may be corrupted or incomplete. Download them again.",
+    ),
     bad_model("missing folder", "goood", "neither an existing folder nor a Hub id", "/good?"),
     bad_call(
         "unknown shape",
@@ -536,7 +541,7 @@ def test_blank_standard_input(
 @pytest.mark.parametrize(
     ("base", "more", "said", "hint", "saved"),
     [
-        ("nan", (), ("Step 0: the base model's", "holds numbers that are not finite"), "fetch it again", set()),
+        ("nan", (), ("Step 0: the base model's", "holds numbers that are not finite"), "Download it again", set()),
         ("huge", ("--validation-fraction", "0"), ("Step 1: the", "loss is nan"), "--learning-rate", {"model"}),
     ],
 )

@@ -17,6 +17,7 @@ from commands import EXECUTABLE, environment
 from finetale.cli import run
 from finetale.config import Config
 from finetale.errors import ConfigError, GenerationError
+from finetale.surrogates import quoted
 from tiny import save_model
 
 SHORT = ("--max-new-tokens", "6", "--seed", "3")
@@ -84,6 +85,23 @@ def test_words_without_quotes_are_an_error_that_shows_the_quotes(capsys: pytest.
     assert prompts_of(call(capsys, "从前有一个人", "山上有座庙", "--json")[0]) == ["从前有一个人", "山上有座庙"]
     _, err = call(capsys, "$(touch", "x)", code=1)
     assert "'$(touch x)'" in err  # a hint that can be pasted
+
+
+@pytest.mark.usefixtures("here")
+def test_the_path_of_a_file_is_not_taken_for_a_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "my prompts.jsonl"
+    file.write_text('{"prompt": "The lamp"}\n', encoding="utf-8")
+    _, err = call(capsys, str(file), code=1)
+    error, hint = err.splitlines()
+    assert error == f"error: The prompt {quoted(str(file))} is the path of a file."
+    assert hint == (
+        f"hint: Read a prompt per line from it with --prompts-file '{file}', or use the path itself as a prompt with "
+        f"--prompt '{file}'."
+    )
+    assert prompts_of(call(capsys, "--prompt", str(file), "--truncate", "--json")[0]) == [str(file)]
+    assert prompts_of(call(capsys, "--prompts-file", str(file), "--json")[0]) == ["The lamp"]
+    for text in (str(tmp_path), str(tmp_path / "none.txt"), "a b " * 200):  # a folder, no file, longer than any name
+        assert prompts_of(call(capsys, text, "--truncate", "--json")[0]) == [text]
 
 
 @pytest.mark.usefixtures("here")

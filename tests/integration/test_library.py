@@ -47,6 +47,11 @@ def test_a_run_from_texts_is_that_from_a_table_of_them(folder: Path) -> None:
     assert first.data.text is not None
     assert first.data.text.documents == 24
     assert first.comparison.after.loss == second.comparison.after.loss
+    for run, name in ((first, "the list of texts"), (second, "the table")):
+        assert run.data.text.sources == [name]
+        page = (folder / run.path / "report.html").read_text(encoding="utf-8")
+        assert name in page
+        assert "in-memory" not in page
 
 
 def test_held_out_text_can_be_in_memory_too(folder: Path) -> None:

@@ -84,7 +84,7 @@ def test_whoever_waits_is_told_when_it_is_ended_at_once(tmp_path: Path) -> None:
             asked = asyncio.ensure_future(whole.ask("POST", "/v1/completions", endless()))
             await asyncio.sleep(0.3)
             serving.process.send_signal(signal.SIGINT)
-            while "press Ctrl-C again to stop at once" not in serving.log():
+            while "press Ctrl-C again to stop immediately" not in serving.log():
                 await asyncio.sleep(0.02)
             assert not asked.done()
             serving.process.send_signal(signal.SIGINT)

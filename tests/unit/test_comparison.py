@@ -115,7 +115,7 @@ def test_verdict_unclear() -> None:
     low, high = result["change"]["test"]["interval"]
     assert low < 0 < high
     assert result["verdict"] == (
-        "It can't be said that the model got better: on text it never saw, perplexity went from 20.1 to 19.9 "
+        "It is not clear that the model got better: on text it never saw, perplexity went from 20.1 to 19.9 "
         f"(−1.0%, 95% interval −{-low:.1f}% to +{high:.1f}%), and the interval includes no change."
     )
     assert result["improved"] is False
@@ -123,7 +123,7 @@ def test_verdict_unclear() -> None:
 
 def test_verdict_with_nothing_held_out() -> None:
     result = compared(side("base"), side("run"))
-    assert result["verdict"] == "There was no held-out text, so nothing can be said about whether the model got better."
+    assert result["verdict"] == "There was no held-out text, so it is unknown whether the model got better."
     assert (result["improved"], result["judged_on"], result["interval_unit"]) == (None, None, None)
     assert result["change"] == {"validation": None, "test": None}
 

@@ -119,7 +119,7 @@ def test_all_problems_are_reported_together() -> None:
         ({"documents": ""}, "separator of documents is empty"),
         ({"precision": "fp16"}, "precision = 'fp16'"),
         ({"name": "../x"}, "name = '../x'"),
-        ({"name": "x", "out": "runs/y"}, "give one of them"),
+        ({"name": "x", "out": "runs/y"}, "out runs/y and name x both set the run directory; give only one of them."),
     ],
 )
 def test_contradictions_and_bad_values(values: dict[str, object], words: str) -> None:

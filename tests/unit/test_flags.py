@@ -61,6 +61,20 @@ def test_all_unknown_flags_are_named_together(capsys: pytest.CaptureFixture[str]
         assert words in hint
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("check x --bogus", "No flag has a similar name to --bogus."),
+        ("train x --foo", "No flag has a similar name to --foo."),
+        ("train x --ouput y", "Did you mean --out y?"),
+        ("train x --sead 2", "Did you mean --seed 2?"),
+        ("check x --hlep", "Did you mean --help?"),
+    ],
+)
+def test_only_near_names_are_suggested(line: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, line)[1] == f"{expected} See `finetale {line.split()[0]} --help`."
+
+
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_command_explains(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     message, hint = refused(capsys, f"{command} x --lr 3e-4")

@@ -18,6 +18,7 @@ from finetale.formatting import shell_command
 from finetale.report import model_card, render_report
 from finetale.rundir import RunDirectory, write_record
 from finetale.schema import ComparisonFile, RunManifest, parse
+from tiny import save_model
 
 OLD = Path(__file__).parents[1] / "old_runs/version-1"
 CHINESE = "从前有一座山，山上有一座庙，庙里有一个老和尚在讲故事。" * 4
@@ -126,3 +127,11 @@ def test_runs_are_listed_below_each_other_in_a_narrow_terminal(
         for text in ("finished", "[bold]gpt2", "12,345", "763.60", "680.01", "1 min 15 s"):
             assert text in shown
         assert str(run.root) in "".join(shown.split()) or width == 100
+
+
+def test_check_shows_a_length_of_one_value_as_one_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": ""}\n{"text": "a"}\n{"text": "abc"}\n', encoding="utf-8")
+    command_line(["check", str(tmp_path / "a.jsonl"), "--tokenizer", str(save_model(tmp_path / "model")), "--quiet"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    rows = lines[lines.index(["characters", "documents"]) + 1 :][:3]
+    assert [row[:-2] for row in rows] == [["0"], ["1"], ["2", "–", "3"]]

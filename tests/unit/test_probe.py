@@ -58,7 +58,7 @@ def run(
     monkeypatch.setattr(probing, "measure_choice", machine.measure)
     monkeypatch.setattr(probing, "time", machine)
     monkeypatch.setattr(probing, "num_physical_cores", lambda: physical)
-    found = probe(speed.apply(model(0)), blocks, START, free, targets, most_sequences=8)
+    found = probe(speed.apply(model(0)), blocks, START, free, targets, max_sequences=8)
     return found, machine
 
 
@@ -151,7 +151,7 @@ def test_a_choice_that_fails_is_said_and_not_taken(blocks: Blocks, monkeypatch: 
     trial = measure_choice(tiny, blocks, START)
     assert (trial.tokens_per_second, trial.error) == (0.0, "no kernel for this")
     assert trial.to_dict()["error"] == "no kernel for this"
-    found = probe(tiny, blocks, START, ALL, LONG, most_sequences=8)
+    found = probe(tiny, blocks, START, ALL, LONG, max_sequences=8)
     assert (found.best, found.skipped) == (START, "no kernel for this")
 
 
@@ -159,7 +159,7 @@ def test_measuring_leaves_no_trace(blocks: Blocks) -> None:
     tiny = speed.apply(model(0, dropout=0.1))
     before = {name: value.clone() for name, value in tiny.state_dict().items()}
     generator, threads = torch.get_rng_state(), torch.get_num_threads()
-    found = probe(tiny, blocks, START, ALL, LONG, most_sequences=8)
+    found = probe(tiny, blocks, START, ALL, LONG, max_sequences=8)
     assert all(trial.tokens_per_second > 0 for trial in found.trials)
     assert len(found.trials) >= 4
     assert torch.equal(generator, torch.get_rng_state())

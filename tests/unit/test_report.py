@@ -465,6 +465,25 @@ def test_copying_is_warned_of_from_twelve_words_on(words: int, warned: bool) -> 
     assert ("more than chance" in model_card(example_manifest(), comparison, None)) is warned
 
 
+def test_a_copied_passage_of_chinese_is_counted_in_characters() -> None:
+    text = "从前有一座山山上有一座庙庙"
+    comparison = changed(example(), "before.sample_metrics.longest_match", words=0, text="")
+    comparison = changed(comparison, "after.sample_metrics.longest_match", words=13, text=text)
+    row = table_rows(comparison)[12]
+    assert (row.what, row.before, row.after) == ("longest copied passage, characters", "0", "13")
+    assert row.measure.meaning == "The longest run of characters in the samples that also occurs in the training text."
+    html = full_page(comparison=comparison)
+    assert "<strong>13 characters in a row</strong> of a sample also occur in the training text." in html
+    assert "A passage of 12 characters or more is hardly chance" in html
+    assert "longest copied passage, words" not in html
+    card = model_card(example_manifest(), comparison, None)
+    assert "The longest passage of its samples that also occurs in the training text has 13 characters, which" in card
+    one = changed(comparison, "after.sample_metrics.longest_match", words=5, text=text[:5])
+    assert "occurs in the training text has <strong>5 characters</strong>. Below 12 characters" in full_page(
+        comparison=one
+    )
+
+
 def audited(memorised: int, personal: int = 0) -> ComparisonFile:
     shown = MemorisedPassage(place="a.txt:3", tokens=9, bits=80.0, text="| a *passage* <b>")
     training = MemorisationAudit(

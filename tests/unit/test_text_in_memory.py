@@ -13,7 +13,9 @@ import pytest
 from finetale.config import TextSettings
 from finetale.errors import SourceError
 from finetale.text import read_parts
+from finetale.text.findings import text_notes
 from finetale.text.in_memory import as_source_names, write_texts
+from finetale.text.source_names import kind_of_saved_text, source_name
 
 TEXTS = ["The first text.\nIt has two lines.", "第二篇。", 'A third, with a quote " and a tab\t.']
 
@@ -50,6 +52,38 @@ def test_a_dataset_of_the_library(tmp_path: Path) -> None:
     assert read(name) == TEXTS
     with pytest.raises(SourceError, match=r"several splits was given: 'train', 'test'"):
         as_source_names(datasets.DatasetDict(train=dataset, test=dataset), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "kind"),
+    [
+        (TEXTS, "the list of texts", "texts"),
+        ([{"text": text} for text in TEXTS], "the list of records", "records"),
+        (pd.DataFrame({"text": TEXTS}), "the table", "table"),
+    ],
+    ids=["texts", "records", "table"],
+)
+def test_data_in_memory_is_named_by_its_kind(data: Any, name: str, kind: str, tmp_path: Path) -> None:
+    (source,) = as_source_names(data, tmp_path / "in-memory")
+    assert (source_name(source), kind_of_saved_text(source)) == (name, kind)
+    parts, report = read_parts([source], TextSettings(validation_fraction=0, test_fraction=0))
+    assert len(list(parts)) == 3
+    written = json.dumps(report.to_dict())
+    assert "in-memory" not in written
+    assert Path(source).name not in written
+    assert report.to_dict()["sources"] == [name]
+    assert [file["file"] for file in report.to_dict()["files"]] == [name]
+    notes = [note.sentence() for note in text_notes(report.to_dict())]
+    column = f"The text of {name} is the column 'text'; no other column holds text."
+    assert notes == ([] if kind == "texts" else [column])
+
+
+def test_other_sources_are_named_by_their_path() -> None:
+    saved = f"cache/stdin/{'0a' * 32}.txt"
+    assert (source_name(saved), kind_of_saved_text(saved)) == ("standard input", "stdin")
+    for source in ("stories/", "in-memory/notes.txt", f"texts-{'0a' * 16}.jsonl", "hf:a/b", "bundled:tales", "."):
+        assert (source_name(source), kind_of_saved_text(source)) == (source, None)
+    assert source_name("a\nb.txt") == "a\\x0ab.txt"
 
 
 def test_the_same_data_is_written_once(tmp_path: Path) -> None:

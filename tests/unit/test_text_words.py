@@ -8,7 +8,7 @@ import pytest
 
 from finetale.config import Config
 from finetale.pipeline.evaluating import MeasuredText, evaluate_model
-from finetale.text.words import spaces_separate_words
+from finetale.text.words import spaces_separate_words, unit_of
 from tiny import loaded, part, store, story
 
 GERMAN = "Die Rindfleischetikettierungsüberwachung ist eine Aufgabe, und niemand weiß, wozu sie gut sein soll."
@@ -53,3 +53,19 @@ def test_the_rule_is_applied_to_the_text_that_is_measured(tmp_path: Path) -> Non
     figures = measured["test"].summary().to_dict()
     assert (figures["word_perplexity"], figures["words"], figures["documents"]) == (None, None, 6)
     assert figures["bits_per_byte"] > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "unit"),
+    [
+        ("the lamp stood on the sill", "word"),
+        ("从前有一座山", "character"),
+        ("昔々あるところに", "character"),
+        ("He said 你好 to them", "word"),
+        ("从前有一座山 OK", "character"),
+        ("안녕하세요 저는", "word"),
+        ("", "word"),
+    ],
+)
+def test_words_of_chinese_and_japanese_are_called_characters(text: str, unit: str) -> None:
+    assert unit_of(text) == unit

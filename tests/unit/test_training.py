@@ -433,8 +433,8 @@ def test_micro_batches_are_halved_when_memory_runs_out(tmp_path: Path, blocks: B
     assert state.micro_batch_size == 2
     warnings = recorder.of("warning")
     assert [warning.message for warning in warnings] == [
-        "Memory ran out; going on with micro-batches of 4.",
-        "Memory ran out; going on with micro-batches of 2.",
+        "Memory ran out. Training continues with a micro-batch size of 4.",
+        "Memory ran out. Training continues with a micro-batch size of 2.",
     ]
     assert [warning.step for warning in warnings] == [0, 0]
     small = training(tmp_path / "b", blocks, calm, max_steps=2, batch_size=8, micro_batch_size=2)
@@ -599,7 +599,7 @@ def test_the_memory_plan_is_the_largest_power_of_two_that_fits(blocks: Blocks, m
     vocabulary = len(tokenizer())
     assert first.sequence_bytes > 4 * SIZE * (3 * vocabulary + 2 * 12 * 32)
     assert first.expected_bytes(3) == first.fixed_bytes + first.pass_bytes + 3 * first.sequence_bytes
-    assert first.most_sequences == 1000
+    assert first.max_sequences == 1000
 
     def room(sequences: float) -> float:
         return (first.fixed_bytes + first.pass_bytes + sequences * first.sequence_bytes) / 0.7 - 4 * parameters + 10
@@ -609,7 +609,7 @@ def test_the_memory_plan_is_the_largest_power_of_two_that_fits(blocks: Blocks, m
     assert planned(blocks, monkeypatch, 0).micro_batch_size == 1
     assert planned(blocks, monkeypatch, 1e12, most=6).micro_batch_size == 6
     assert planned(blocks, monkeypatch, room(5), most=6).micro_batch_size == 4
-    assert planned(blocks, monkeypatch, room(300)).most_sequences == 256
+    assert planned(blocks, monkeypatch, room(300)).max_sequences == 256
 
 
 def test_the_probe_takes_the_block_of_the_longest_documents(tmp_path: Path) -> None:

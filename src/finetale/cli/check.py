@@ -110,7 +110,8 @@ def _show_lengths(console: Console, histogram: Sequence[LengthBin]) -> None:
     table = _table("characters", "documents", "")
     for row in histogram:
         bar = "█" * max(1, round(30 * row.documents / most)) if row.documents else ""
-        table.add_row(f"{row.low:,} – {row.high:,}", f"{row.documents:,}", bar)
+        span = f"{row.low:,} – {row.high:,}" if row.low < row.high else f"{row.low:,}"
+        table.add_row(span, f"{row.documents:,}", bar)
     table.columns[2].justify = "left"
     console.print(table)
 

@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from finetale.cli.output import stdout
-from finetale.formatting import shell_command
-from finetale.report.table import Row, table_rows
+from finetale.formatting import plural, shell_command
+from finetale.report.table import Row, copied_unit, table_rows
 from finetale.report.views import COPY_WARNING_WORDS, memory_view
 from finetale.rundir import RunDirectory
 from finetale.schema import ComparisonFile
@@ -52,7 +52,8 @@ def print_comparison(comparison: ComparisonFile, console: Console | None = None)
     _print_samples(comparison, console)
     copy = comparison.after.sample_metrics.longest_match
     if copy is not None and copy.words >= COPY_WARNING_WORDS:
-        repeated = f"A sample repeats {copy.words:,} words of the training text: “{copy.text}”"
+        length = plural(copy.words, copied_unit(comparison.after))
+        repeated = f"A sample repeats {length} of the training text: “{copy.text}”"
         console.print(Text(repeated, style="yellow", overflow="fold"))
     memory = memory_view(comparison)
     if memory is not None:

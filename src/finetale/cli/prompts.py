@@ -26,9 +26,11 @@ def read_prompts(model: str, words: Sequence[str], options: Sequence[str], file:
         file: the value of --prompts-file; `-` is standard input, a prompt per line.
 
     Raises:
-        GenerationError: a prompt is not text, or the words look like one prompt without its quotes.
+        GenerationError: a prompt is not text, the words look like one prompt without its quotes, or a word is the
+            path of a file.
     """
     _check_quotes(model, words)
+    _check_not_files(words)
     prompts = []
     for text in (*words, *options):
         if text == "-":
@@ -58,6 +60,18 @@ def _check_quotes(model: str, words: Sequence[str]) -> None:
                 f"The prompt has no quotes: its {len(words)} words would each be a prompt of their own.",
                 f"Write {shlex.join(['finetale', 'generate', model, ' '.join(words)])}, or {single} …"
                 " if single words are meant.",
+            )
+
+
+def _check_not_files(words: Sequence[str]) -> None:
+    """Refuse an argument that is the path of a file: the user most likely wants the prompts in the file."""
+    for word in words:
+        if word != "-" and os.path.isfile(word):  # unlike Path.is_file, False for a long text instead of an error
+            name = shlex.quote(word)
+            raise GenerationError(
+                f"The prompt {quoted(word)} is the path of a file.",
+                f"Read a prompt per line from it with --prompts-file {name}, or use the path itself as a prompt with "
+                f"--prompt {name}.",
             )
 
 

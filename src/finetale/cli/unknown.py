@@ -63,8 +63,10 @@ def _hint(command: str, flags: set[str], flag: str, value: str) -> str:
         return f"{flag} is {_write(ours)} of `finetale train`{note}."
     if ours in Config.model_fields:
         return f"{_write(ours)} is a flag of `finetale train`."
-    near = difflib.get_close_matches(flag, sorted(name for name in flags if name.startswith("--")), n=1, cutoff=0.6)
-    return f"Did you mean {_write(near[0][2:], value)}?" if near else f"{flag} has no counterpart."
+    # Without the dashes, which all flags share: with them, short names would resemble everything.
+    names = sorted(name[2:] for name in flags if name.startswith("--"))
+    near = difflib.get_close_matches(flag.lstrip("-"), names, n=1, cutoff=0.6)
+    return f"Did you mean {_write(near[0], value)}?" if near else f"No flag has a similar name to {flag}."
 
 
 def _write(setting: str, value: str = "") -> str:

@@ -51,7 +51,7 @@ class TextSettings(Settings):
         "(counted).",
     )
     skip_unreadable: bool = Field(
-        False, description="Leave out files and folders that can't be opened or read (counted and named), and go on."
+        False, description="Leave out files and folders that can't be opened or read. They are counted and named."
     )
     clean_newlines: bool = Field(True, description="Convert \\r\\n and \\r to \\n (counted).")
     clean_control: bool = Field(
@@ -238,7 +238,7 @@ class TrainSettings(Settings):
         ge=0,
         description="Updates that a run may skip, with a warning, because the loss jumps by more than 2 nats and 6 "
         "standard deviations of the last 20 steps. One more jump stops the run. A loss or gradient that "
-        "is not finite stops it at once.",
+        "is not finite stops it immediately.",
     )
     seed: int = Field(
         0,
@@ -423,7 +423,7 @@ class OutputSettings(Settings):
     @model_validator(mode="after")
     def _one_place(self) -> Self:
         if self.out is not None and self.name is not None:
-            raise ValueError(f"out {self.out} and name {self.name} both say where the run goes; give one of them")
+            raise ValueError(f"out {self.out} and name {self.name} both set the run directory; give only one of them")
         return self
 
 

@@ -17,7 +17,7 @@ S = TypeVar("S", bound="Settings")
 RENAMED = {"final_learning_rate": "final_learning_rate_ratio"}
 """Old names of settings, which settings files and older runs may have, and their new names."""
 _BUDGET = frozenset({"epochs", "max_steps"})
-"""Settings that say how long to train. A layer of settings that gives one of them replaces both of the layers below."""
+"""Settings for the length of training. If a layer of settings has one of them, it replaces both of the layers below."""
 _MAX_SETTINGS_BYTES = 2**20
 _RETIRED = frozenset({"bootstrap_samples"})
 """Settings that older versions wrote and that no longer have an effect."""

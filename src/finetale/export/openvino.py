@@ -195,7 +195,7 @@ def _hold_state(converted: Any, pairs: dict[str, str], sizes: dict[str, tuple[in
 def _freeing_traces() -> Iterator[None]:
     """Free the memory that torch keeps for each traced module: 10 MB for the smallest model, until the process ends.
 
-    There is no public function for it. A version of torch without these private ones keeps the memory.
+    PyTorch has no public function for this. In a version without these private attributes, the memory is kept.
     """
     store = getattr(torch.jit._recursive, "concrete_type_store", None)
     compiled: set[Any] = getattr(store, "methods_compiled", set())

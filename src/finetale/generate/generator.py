@@ -128,7 +128,7 @@ class Generator:
         the model is in its own mode, and the iterator can be dropped at any time.
 
         Raises:
-            GenerationError: the prompt is too long (at once), or the model's output is not a number.
+            GenerationError: the prompt is too long (raised before the first token), or the model's output is NaN.
         """
         if settings.num_beams > 1:
             _check_beams(1, settings)
@@ -311,7 +311,7 @@ class _Batch:
             self._keep(stay)
 
     def _read_prompts(self) -> Tensor:
-        """Logits after the prompts; a prompt that stands in several rows is read once."""
+        """Return the logits after the prompts. The model reads a prompt that occurs in several rows once."""
         self.cache = DynamicCache(config=self.model.config)
         first: dict[tuple[int, ...], int] = {}
         for place, row in enumerate(self.rows):

@@ -25,7 +25,7 @@ from transformers import (
 
 from finetale.config import SamplingSettings
 
-# In the place of a token id: every token is forbidden; the scores are not numbers.
+# Returned instead of a token id: every token is excluded; the scores are NaN.
 EXHAUSTED = -1
 NOT_A_NUMBER = -2
 Stream = tuple[int, ...]
@@ -104,7 +104,7 @@ class Sampler:
         if (self.presence or self.frequency) and new is not None:
             scores = self._penalised(scores, new)
         for processor in self.history:
-            if any(starts):  # padding is no history: each row alone
+            if any(starts):  # rows have padding, which is not part of their history
                 rows = zip(ids, scores, starts, strict=True)
                 scores = torch.cat([processor(row[None, start:], score[None]) for row, score, start in rows])
             else:

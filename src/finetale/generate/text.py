@@ -51,7 +51,7 @@ class TextStream:
             self._base = self._seen = len(self._decode())
 
     def add_all(self, tokens: Sequence[int]) -> None:
-        """Add all tokens at once, to be decoded by `finish`. Only for samples without stop strings."""
+        """Add all tokens in one call; `finish` decodes them. Only for samples without stop strings."""
         self._window.extend(tokens)
 
     def finish(self) -> None:

@@ -79,11 +79,11 @@ def resume(
     cancel: threading.Event | None = None,
     **changes: Any,
 ) -> Run:
-    """Go on with a run where it stopped: see `finetale resume`. The arguments are those of `train`.
+    """Continue a run where it stopped; see `finetale resume`. `quiet`, `on_event` and `cancel` are those of `train`.
 
     Args:
-        accept_changes: go on although the text or config.yaml is not what the run began with.
-        changes: `epochs` or `max_steps`, counted from the beginning of the run: train on until then.
+        accept_changes: resume although the text or config.yaml has changed since the run began.
+        changes: `epochs` or `max_steps` to train to, counted from the beginning of the run.
     """
     with watching(quiet=quiet, on_event=on_event, cancel=cancel) as notify:
         return Run(pipeline.resume_run(Path(run), notify, accept_changes=accept_changes, budget=changes).root)

@@ -18,12 +18,12 @@ OnEvent = Callable[[Event], None]
 def watching(
     *, quiet: bool, on_event: OnEvent | None = None, cancel: threading.Event | None = None
 ) -> Iterator[Notify]:
-    """Yield the listener for a piece of work: it shows events, passes them on, and stops the work when it is cancelled.
+    """Yield a listener that displays events, passes them to the caller, and stops the work when it is cancelled.
 
     Args:
         quiet: show warnings only.
-        on_event: called with each event, in the thread that works. What it raises ends the work.
-        cancel: stops the work as Ctrl-C does once it is set; a run that trains saves a checkpoint first.
+        on_event: called with each event, in the thread of the work. An exception that it raises ends the work.
+        cancel: setting it stops the work as Ctrl-C does. A run in training saves a checkpoint first.
     """
     with ExitStack() as stack:
         shown: NotebookDisplay | Display = NotebookDisplay(quiet=quiet) if in_notebook() else Display(quiet=quiet)
@@ -37,7 +37,7 @@ def watching(
             if on_event is not None:
                 on_event(event)
             trains = trains or event.event == "begin"
-            # From the first step on the loop looks by itself, where no step is half-done.
+            # Once training has begun, the training loop checks for a stop between steps.
             if isinstance(event, StageEvent) and not trains and is_cancelled():
                 raise Stopped(CALLER)
 

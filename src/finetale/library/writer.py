@@ -59,7 +59,7 @@ class Writer:
             n texts for one prompt; for several, a list of n texts per prompt.
 
         Raises:
-            GenerationError: a prompt is too long, or is no text.
+            GenerationError: a prompt is too long, or is not text.
             ConfigError: a setting is unknown or out of range.
         """
         sampling = SamplingSettings.resolve(settings)

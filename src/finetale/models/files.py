@@ -39,7 +39,7 @@ def check_config(name: str, config: Any) -> None:
     """Refuse anything but a causal language model that transformers knows.
 
     Raises:
-        ModelError: says what it is.
+        ModelError: it is not. The message names its kind.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -79,14 +79,14 @@ def check_config(name: str, config: Any) -> None:
 
 
 def check_files(name: str, files: Sequence[str], *, adapter_base: str | None = None) -> None:
-    """Refuse a folder whose files are no whole model in safetensors.
+    """Check that a folder contains a complete model in safetensors.
 
     Args:
         files: the names of the files in the folder.
         adapter_base: the base that its adapter_config.json names, if that is known.
 
     Raises:
-        ModelError: says what the folder holds instead.
+        ModelError: it does not. The message names what it contains instead.
     """
     if "adapter_config.json" in files:
         _refuse_adapter(name, files, adapter_base)
@@ -112,25 +112,25 @@ def check_files(name: str, files: Sequence[str], *, adapter_base: str | None = N
             )
     if not has_config:
         raise ModelError(
-            f"{name} has no config.json, so it is no model folder.",
-            "Give the folder that holds config.json and model.safetensors.",
+            f"{name} has no config.json, so it is not a model folder.",
+            "Give the folder that contains config.json and model.safetensors.",
         )
     others = sorted(file for file in files if file.endswith(".safetensors"))
     if others:
         raise ModelError(
             f"{name} has no {WEIGHTS}; it has {others[0]}, which transformers does not read.",
-            f"Rename it to {WEIGHTS} if it holds the weights of the model, or fetch the model again.",
+            f"Rename it to {WEIGHTS} if it holds the weights of the model, or download the model again.",
         )
     raise ModelError(
-        f"{name} has no weights (no .safetensors file).", "The download may be incomplete; fetch it again."
+        f"{name} has no weights (no .safetensors file).", "The download may be incomplete. Download it again."
     )
 
 
 def check_is_folder(name: str, path: Path) -> None:
-    """Refuse a file that is given in place of a model folder.
+    """Check that a name is not that of a file.
 
     Raises:
-        ModelError: says what to give.
+        ModelError: it is. The hint names the folder to give instead.
     """
     if not path.exists() or path.is_dir():
         return
@@ -144,9 +144,10 @@ def check_is_folder(name: str, path: Path) -> None:
 
 
 def _refuse_adapter(name: str, files: Sequence[str], base: str | None) -> None:
-    """Refuse adapters (LoRA and others): alone they are no model, and beside one they would not be used.
+    """Refuse adapters (LoRA and others).
 
-    transformers would use one that lies beside a model where PEFT is installed, and ignore it elsewhere.
+    An adapter alone is not a model. If an adapter is in the folder of a model, transformers uses it only if PEFT is
+    installed, so results would depend on the machine.
     """
     if "config.json" in files:
         raise ModelError(
@@ -164,7 +165,7 @@ def _refuse_adapter(name: str, files: Sequence[str], base: str | None) -> None:
 
 def _check_shards(name: str, files: Sequence[str], shards: Sequence[re.Match[str]]) -> None:
     """Refuse weights in several files of which one is missing."""
-    hint = "The download may be incomplete; fetch it again."
+    hint = "The download may be incomplete. Download it again."
     if shards:
         total = int(shards[0][2])
         there = {int(match[1]) for match in shards}

@@ -36,7 +36,7 @@ def suppressed_ids(model: PreTrainedModel) -> list[int]:
 
 
 def drop_foreign_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Forget listed end ids that are no special tokens of a tokenizer which is not the model's own."""
+    """Remove end ids that are not special tokens of the tokenizer, if the tokenizer is not the model's own."""
     config = model.generation_config
     if config is not None:
         special = _special_ids(tokenizer)

@@ -108,7 +108,7 @@ def _of_run(name: str, run: RunDirectory) -> Located:
         return replace(_checked(name, "run", folder, None), warning=warning)
     if not run.model.exists():
         raise ModelError(
-            f"The run {name} has no model yet.", f"Go on with `{shell_command('finetale', 'resume', name)}`."
+            f"The run {name} has no model yet.", f"Continue with `{shell_command('finetale', 'resume', name)}`."
         )
     raise ModelError(
         f"The model of the run {name} is corrupted ({problems[0]}), and so is every checkpoint.",
@@ -313,7 +313,7 @@ def _checked(name: str, kind: str, folder: Path, revision: str | None) -> Locate
     config: Any = {}
     if "config.json" in files:
         config = read_config(folder / "config.json")
-        check_config(name, config)  # first: that it is an encoder says more than the format of its weights
+        check_config(name, config)  # first, because the kind of model is the more helpful message
     check_files(name, files, adapter_base=_adapter_base(folder))
     layers = next((config[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if key in config), None)
     check_tensors(name, folder, layers)
@@ -349,13 +349,13 @@ def _read_weights(located: Located, dropout: float | None) -> PreTrainedModel:
     except Exception as error:  # safetensors and transformers raise many kinds for a damaged file
         raise ModelError(
             f"The weights of {located.name} can't be read: {first_line(error)}",
-            "The files may be damaged or incomplete; fetch them again.",
+            "The files may be corrupted or incomplete. Download them again.",
         ) from error
     missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))
     if missing:
         raise ModelError(
             f"The weights of {located.name} lack {len(missing)} tensors of its architecture, such as {missing[0]}.",
-            "The files do not belong to this config.json; fetch the model again.",
+            "The files do not belong to this config.json. Download the model again.",
         )
     loaded: PreTrainedModel = model.eval()
     return loaded

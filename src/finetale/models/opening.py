@@ -63,6 +63,6 @@ def warn_if_unfinished(loaded: LoadedModel, notify: Notify) -> None:
         done = f"{step:,} of {'?' if manifest.total_steps is None else f'{manifest.total_steps:,}'} steps"
         message = (
             f"The run {name} is not finished ({done}); this is its best model so far. "
-            f"`{shell_command('finetale', 'resume', name)}` goes on."
+            f"Continue it with `{shell_command('finetale', 'resume', name)}`."
         )
         warn(notify, message)

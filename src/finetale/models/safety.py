@@ -102,12 +102,12 @@ def check_tensors(name: str, folder: Path, layers: Any = None) -> None:
     tensors = 0
     for file in sorted(folder.glob("*.safetensors")):
         if not file.is_file():
-            raise ModelError(f"{file.name} of {name} is no regular file.", "Download the model again.")
+            raise ModelError(f"{file.name} of {name} is not a regular file.", "Download the model again.")
         tensors += _tensors_in(name, file)
     if isinstance(layers, int) and layers > tensors:
         raise ModelError(
-            f"The config.json of {name} speaks of {layers:,} layers, and its files hold {tensors:,} tensors.",
-            "The files do not belong together; fetch the model again.",
+            f"The config.json of {name} has {layers:,} layers, but its files contain only {tensors:,} tensors.",
+            "The files do not belong together. Download the model again.",
         )
     for index in sorted(folder.glob("*.safetensors.index.json")):
         try:
@@ -117,14 +117,14 @@ def check_tensors(name: str, folder: Path, layers: Any = None) -> None:
         for file in files:
             if not isinstance(file, str) or not _WEIGHT_FILE.fullmatch(file):
                 raise ModelError(
-                    f"{index.name} of {name} names {str(file)[:80]!r}, which is no weight file in its folder.",
-                    "The model may be meant to do harm; choose another.",
+                    f"{index.name} of {name} names {str(file)[:80]!r}, which is not a weight file in its folder.",
+                    "The model may be malicious. Choose another one.",
                 )
         missing = sorted(file for file in files if not (folder / file).is_file())
         if missing:
             raise ModelError(
                 f"{name} lacks {len(missing)} of its {len(files)} weight files, such as {missing[0]}.",
-                "The download may be incomplete; fetch it again.",
+                "The download may be incomplete. Download it again.",
             )
 
 
@@ -141,9 +141,9 @@ def _tensors_in(name: str, file: Path) -> int:
             )
         if not 2 <= header <= min(size - 8, _HEADER_BYTES):
             raise ModelError(
-                f"The weights of {name} can't be read: {file.name} is no whole safetensors file "
-                f"(a header of {header:,} bytes in {size:,}).",
-                "The files may be damaged or incomplete; fetch them again.",
+                f"The weights of {name} can't be read: {file.name} is not a complete safetensors file "
+                f"(a header of {header:,} bytes in a file of {size:,}).",
+                "The files may be corrupted or incomplete. Download them again.",
             )
         data = opened.read(header)
     try:
@@ -154,15 +154,15 @@ def _tensors_in(name: str, file: Path) -> int:
         return len(tensors)
     except (ValueError, AttributeError) as error:
         raise ModelError(
-            f"The weights of {name} can't be read: the header of {file.name} is damaged ({error}).",
-            "The files may be damaged or incomplete; fetch them again.",
+            f"The weights of {name} can't be read: the header of {file.name} is corrupted ({error}).",
+            "The files may be corrupted or incomplete. Download them again.",
         ) from None
 
 
 def _refuse_quantised(name: str, file: str, tensors: dict[str, Any]) -> None:
-    """Refuse tensors of 8 or 4 bits, or their scales, whatever config.json says of them.
+    """Refuse quantised tensors (8 or 4 bits) and their scales, even if config.json does not mention quantisation.
 
-    Read as ordinary weights they would be wrong: transformers takes the scales for tensors it does not know.
+    transformers would ignore the scales as unknown tensors and read wrong weights.
     """
     for key, value in tensors.items():
         kind = str(value.get("dtype")) if isinstance(value, dict) else ""
@@ -178,7 +178,7 @@ def check_tokenizer_files(name: str, folder: Path) -> None:
     """Refuse tokenizer files that are too large or too deep, or have a pattern that can take exponential time.
 
     Raises:
-        TokenizerError: says what is wrong.
+        TokenizerError: names the file and the problem.
     """
     for file in (folder / "tokenizer_config.json", folder / "special_tokens_map.json", folder / "added_tokens.json"):
         if file.is_file():
@@ -229,7 +229,7 @@ def nests_repetition(pattern: str) -> bool:
             repeats[-1] = True
             at += repetition.end()
         else:
-            # `?` and small counts after a group are no repetition; what follows is something new
+            # `?` or a small count after a group does not repeat it many times
             at, closed = at + 1, False
     return False
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
-_MOST_HASHES = 10_000
-"""Largest number of files that data.json lists with their SHA-256."""
+_MAX_HASHES = 10_000
+"""Maximum number of files that data.json lists with their SHA-256."""
 _held_inputs: dict[Path, cache.Hold | None] = {}
 """Texts from standard input and from memory that this process uses, locked until it ends."""
 
@@ -202,8 +202,8 @@ def check_text(config: Config, notify: Notify) -> CheckResult:
                 finder.add([(part.split, part.text) for part in batch if part.dropped is None])
             shared = describe(finder.compare())
         why = (
-            "name a model with --model (bundled is here); gpt2, the default, is not on this machine, "
-            "and nothing is downloaded unasked"
+            "gpt2, the default model, is not on this machine, and `check` downloads nothing without being asked. Name "
+            "a model with --model, such as bundled"
         )
         return CheckResult.model_validate(
             result | {"no_tokens": why, "text": report.to_dict() | {"shared_passages": shared}}
@@ -213,17 +213,18 @@ def check_text(config: Config, notify: Notify) -> CheckResult:
             store = tokens.build_store(
                 parts, tokenizer, Path(folder) / "store", report=report.to_dict, progress=progress
             )
-        except SourceError:  # there is no text; a fatal problem says why
+        except SourceError:  # there is no text, because of a fatal problem
             if not any(problem["fatal"] for problem in report.to_dict()["problems"]):
                 raise
             return CheckResult.model_validate(result | {"text": report.to_dict()})
         counts = {"tokens": store.account["tokens"], "dropped": store.account["dropped"], "warnings": store.warnings}
-        told = store.report
+        reported = store.report
         try:
             choose_block_size(store, None, config.block_size)
         except SourceError as error:
             result["refused"] = f"{error.message} {error.hint}"
-    return CheckResult.model_validate(result | counts | {"tokenizer": config.tokenizer or config.model, "text": told})
+    named_tokenizer = config.tokenizer or config.model
+    return CheckResult.model_validate(result | counts | {"tokenizer": named_tokenizer, "text": reported})
 
 
 def tokenizer_for(config: Config, notify: Notify, *, offline: bool) -> PreTrainedTokenizerBase:
@@ -254,10 +255,10 @@ def keep_standard_input(config: Config) -> Config:
 
 
 def _check_kept_inputs(config: Config) -> None:
-    """Refuse text from standard input, or from memory, that has changed since it was saved in the cache.
+    """Check that text from standard input or from memory is unchanged since it was saved in the cache.
 
     Raises:
-        SourceError: its SHA-256 is not the one in its name.
+        SourceError: its SHA-256 differs from the one in the name of its file.
     """
     for path in map(Path, (*config.sources, *config.validation, *config.test)):
         if not cache.is_input(path):
@@ -266,7 +267,7 @@ def _check_kept_inputs(config: Config) -> None:
             _held_inputs[path] = cache.hold(path)
         if cache.is_damaged_input(path):
             raise SourceError(
-                f"The text saved in {path} is corrupted (its SHA-256 is not the one in its name).",
+                f"The text saved in {path} is corrupted (its SHA-256 differs from the one in its name).",
                 "Delete the file and give the text again.",
             )
 
@@ -275,7 +276,7 @@ def data_json(config: Config, store: TokenStore, blocks: dict[str, Any]) -> Data
     """Return the content of data.json: token account, shape of the blocks, hashes of the files, report on the text."""
     hashes = text.file_hashes(config.sources, config)
     files = None
-    if hashes is not None and len(hashes) <= _MOST_HASHES:
+    if hashes is not None and len(hashes) <= _MAX_HASHES:
         files = {name if role == "train" else f"{name} ({role})": content for (role, name), content in hashes}
     described = {"blocks": blocks, "warnings": store.warnings, "file_sha256": files, "text": store.report}
     return DataFile.model_validate(store.account | described)
@@ -286,13 +287,13 @@ def _fingerprint(config: Config, notify: Notify) -> str | None:
     _check_kept_inputs(config)
 
     def progress(done: int, total: int) -> None:
-        stage(notify, "Comparing the text with what is known", done=done >> 20, total=total >> 20, unit="MiB")
+        stage(notify, "Comparing the text with the cache", done=done >> 20, total=total >> 20, unit="MiB")
 
     return text.fingerprint(config.sources, config, progress)
 
 
 def _hash_of(config: Config, *what: Any) -> str:
-    """Hash of what is given, the settings that shape the text, and how stores are written."""
+    """Return a hash of the arguments, the settings that determine the text, and the format of token stores."""
     settings = config.narrow(TextSettings).model_dump(mode="json")
     values = [__version__, tokens.STORE_VERSION, settings, *what]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]

@@ -276,7 +276,7 @@ def _with_tokenizer(
 
 
 def shared_shares(store: TokenStore) -> dict[str, float]:
-    """Return, for each held-out split, the share of its words that stand in passages of the training text too."""
+    """Return, for each held-out split, the share of its words in passages that also occur in the training text."""
     found = store.report.get("shared_passages") or {}
     return {
         split: found[split]["shared"] / max(1, found[split]["words"])
@@ -367,7 +367,7 @@ def compare_on(
     models.check_name(after)
     config = keep_standard_input(config)
     second = open_as_configured(after, config, notify)
-    own = before == config.model  # the run's own base: its commit is no other model's
+    own = before == config.model  # the run's own base; config.revision belongs to it alone
     first = open_as_configured(
         before,
         config if own else config.model_copy(update={"revision": None}),

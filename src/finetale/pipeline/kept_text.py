@@ -1,8 +1,8 @@
 """The copy of its tokens that a run keeps, so that later stages need neither the text nor the cache.
 
 The folder `tokens/` of a run is sealed. Its files are hard links to those of the cache if both are on one file system.
-It stays as long as the run: a finished run can go on, and can be compared and audited again. Runs of older versions
-have no such folder; for them the text is read again.
+The folder is kept as long as the run, because a finished run can be trained further, compared and audited again. Runs
+of older versions have no such folder. For them the text is read again.
 """
 
 from __future__ import annotations

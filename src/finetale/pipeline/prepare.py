@@ -26,6 +26,7 @@ from finetale.pipeline.tuning import Tuned, tune
 from finetale.pipeline.validation_sample import choose_eval_tokens, sample_blocks
 from finetale.rundir import RunDirectory
 from finetale.text.findings import text_findings, text_notes
+from finetale.text.source_names import kind_of_saved_text
 from finetale.tokens import TokenStore
 from finetale.training import StepBudget, default_learning_rate
 
@@ -280,9 +281,10 @@ def _check_not_inside(root: Path, config: Config) -> None:
 
 def _free_name(config: Config) -> str:
     """Return a name under `runs` that no run has yet, made of the model, the first source and a number."""
+    source = config.sources[0]
     words = [
         Path(config.model.removeprefix("new:")).name,
-        Path(re.sub(r"^(hf|bundled):", "", config.sources[0])).stem or "text",
+        kind_of_saved_text(source) or Path(re.sub(r"^(hf|bundled):", "", source)).stem or "text",
     ]
     base = "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", word).strip("-.") or "text" for word in words)
     number = 1

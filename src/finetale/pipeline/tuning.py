@@ -44,7 +44,7 @@ def tune(config: Config, model: Any, blocks: Blocks, budget: StepBudget, notify:
     sequences, largest = config.micro_batch_size, config.micro_batch_size
     if sequences is None:
         memory = estimate_memory(config.model_copy(update={"precision": precision}), model, blocks)
-        sequences, largest = memory.micro_batch_size, memory.most_sequences
+        sequences, largest = memory.micro_batch_size, memory.max_sequences
     assert largest is not None
     start = Choice(
         precision=precision,
@@ -62,7 +62,7 @@ def tune(config: Config, model: Any, blocks: Blocks, budget: StepBudget, notify:
     if free:
         stage(notify, "Measuring what is fastest on this machine")
     targets = targets_of(budget, blocks)
-    found = probe(model, blocks, start, frozenset(free), targets, most_sequences=largest)
+    found = probe(model, blocks, start, frozenset(free), targets, max_sequences=largest)
     speed.use_documents(model, found.best.attention == "documents")
     if found.best.threads is not None:
         torch.set_num_threads(min(found.best.threads, num_cores()))

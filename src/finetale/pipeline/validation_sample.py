@@ -2,7 +2,7 @@
 
 An evaluation costs about a third of the time of training on as many tokens. So that all evaluations of a run take at
 most a tenth of its time, each measures at most a quarter of the tokens that are trained on between two of them. The
-sample is the same for the whole run, and for the run that goes on: it depends on the text alone.
+sample depends only on the text, so it is the same for the whole run, also after a resume.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from finetale.blocks import Blocks
 from finetale.training import StepBudget
 
 FEWEST_TOKENS = 16_384
-"""Fewest validation tokens to measure, whatever a run takes: about the least whose loss says something."""
+"""Minimum number of validation tokens to measure. With fewer, the loss is too noisy to be useful."""
 _SHARE = 0.25
 
 

@@ -18,7 +18,7 @@ from finetale.schema import EvaluationEvent, Event, TrainEvent
 
 WIDE = 900
 NARROW = 350
-_MOST_POINTS = 600
+_MAX_POINTS = 600
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 10, 44
 _RATE_HEIGHT, _GAP = 60, 16
 
@@ -45,7 +45,7 @@ class Curves:
 
 
 def read_curves(events: Iterable[Event]) -> Curves:
-    """Return the curves in a run's events; of a step that was repeated the last event counts."""
+    """Return the curves in a run's events. If a step was repeated after a resume, its last event counts."""
     training: dict[int, float] = {}
     rate: dict[int, float] = {}
     evaluations: dict[int, float] = {}
@@ -193,10 +193,10 @@ def _dot(point: Point, across: _Scale, up: _Scale, radius: float, *, ring: bool 
 
 
 def _thin(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
-    """Return at most `_MOST_POINTS` points: a long run's neighbours are averaged, or the file grows by megabytes."""
-    if len(points) <= _MOST_POINTS:
+    """Return at most `_MAX_POINTS` points. Average neighbours of a long run, so that the file stays small."""
+    if len(points) <= _MAX_POINTS:
         return points
-    edges = [index * len(points) // _MOST_POINTS for index in range(_MOST_POINTS + 1)]
+    edges = [index * len(points) // _MAX_POINTS for index in range(_MAX_POINTS + 1)]
     groups = [points[start:end] for start, end in pairwise(edges)]
     return [(group[len(group) // 2][0], math.fsum(value for _, value in group) / len(group)) for group in groups]
 

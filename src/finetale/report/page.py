@@ -14,7 +14,7 @@ from finetale.config import read_settings_file, setting_groups
 from finetale.errors import ConfigError, RunError
 from finetale.formatting import UNKNOWN, count, plain, share, shell_command
 from finetale.report import charts
-from finetale.report.table import COPIED, MEASURES, SAMPLE_MEASURES, Measure, Row
+from finetale.report.table import COPIED_KEY, Measure, Row
 from finetale.report.views import bars_of, shared_view, template_environment
 from finetale.rundir import RunDirectory, write_bytes
 from finetale.schema import (
@@ -29,6 +29,7 @@ from finetale.schema import (
     WarningEvent,
 )
 from finetale.surrogates import escape_surrogates
+from finetale.text.source_names import source_name
 
 E = TypeVar("E", bound=Record)
 Drawing = list[tuple[str, Markup]]
@@ -46,7 +47,7 @@ def write_report(run: RunDirectory) -> Path:
     if not run.comparison.is_file():
         raise RunError(
             f"{run.comparison} is missing, and it is what a report is about.",
-            f"`{shell_command('finetale', 'compare', run.root)}` writes it; an interrupted run goes on with "
+            f"`{shell_command('finetale', 'compare', run.root)}` writes it. Continue an interrupted run with "
             f"`{shell_command('finetale', 'resume', run.root)}`.",
         )
     manifest = run.read_manifest() if run.manifest.is_file() else None
@@ -122,15 +123,15 @@ def _headline(groups: list[tuple[str, list[Row]]]) -> list[tuple[Measure, list[R
     found: dict[Measure, list[Row]] = {}
     for _, rows in groups:
         for row in rows:
-            if row.decides or row.measure.key in ("distinct_1", COPIED.key):
+            if row.decides or row.measure.key in ("distinct_1", COPIED_KEY):
                 found.setdefault(row.measure, []).append(row)
     return list(found.items())
 
 
 def _meanings(groups: list[tuple[str, list[Row]]]) -> list[tuple[str, str]]:
-    """Return (name, meaning) of each measure that is shown."""
-    shown = {row.measure.key for _, rows in groups for row in rows}
-    return [(each.name, each.meaning) for each in (*MEASURES, *SAMPLE_MEASURES, COPIED) if each.key in shown]
+    """Return (name, meaning) of each measure that is shown, in the order of the table."""
+    shown = {row.measure.key: row.measure for _, rows in groups for row in rows}
+    return [(measure.name, measure.meaning) for measure in shown.values()]
 
 
 def _samples_by_prompt(comparison: ComparisonFile) -> list[tuple[str, list[dict[str, Sample]]]]:
@@ -178,4 +179,11 @@ def _settings(settings: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, st
     groups = [(title, [name for name in names if name in settings]) for title, names in setting_groups()]
     known = {name for _, names in groups for name in names}
     groups.append(("Other", [name for name in settings if name not in known]))
-    return [(title, [(name, plain(settings[name])) for name in names]) for title, names in groups if names]
+    named = {key: _named_sources(settings[key]) for key in ("sources", "validation", "test") if key in settings}
+    shown = {**settings, **named}
+    return [(title, [(name, plain(shown[name])) for name in names]) for title, names in groups if names]
+
+
+def _named_sources(value: Any) -> Any:
+    """Return a setting with names for text from memory and standard input, whose files have meaningless names."""
+    return list(map(source_name, map(str, value))) if isinstance(value, list) else value

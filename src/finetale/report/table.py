@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 from finetale.formatting import UNKNOWN, count, interval, measure, percent, share, signed
-from finetale.schema import Change, ComparisonFile, Figures, SampleMetrics
+from finetale.schema import Change, ComparisonFile, Figures, Side
+from finetale.text.words import unit_of
 
 SPLITS = ("validation", "test")
 
@@ -57,25 +58,21 @@ SAMPLE_MEASURES = (
         "The share of four words in a row that already occurred in the same sample.",
     ),
 )
-COPIED = Measure(
-    "longest_match",
-    "longest copied passage, words",
-    "The longest run of words in the samples that also stands in the training text.",
-)
+COPIED_KEY = "longest_match"
 _BY_TOKEN = ("perplexity", "loss")
 _COMPARED = {"token": "perplexity", "word": "word_perplexity", "byte": "bits_per_byte"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; an empty string stands for an absent value.
+    """One row of the table. An absent value is an empty string.
 
     Attributes:
         group: "validation", "test" or "samples".
         measure: what the line shows.
         before, after, change: formatted values.
         intervals: 95% intervals of the three.
-        effect: "better", "worse" or "no clear change", where an interval of the change says so.
+        effect: "better", "worse" or "no clear change", if there is an interval of the change.
         decides: whether the verdict is about this measure.
     """
 
@@ -90,7 +87,7 @@ class Row:
 
     @property
     def what(self) -> str:
-        """Name of the measure."""
+        """Return the name of the measure."""
         return self.measure.name
 
 
@@ -110,7 +107,7 @@ def table_rows(comparison: ComparisonFile) -> list[Row]:
             intervals = (_interval(before, item.key), _interval(after, item.key), change_interval)
             values = (_value(old, item.key), _value(new, item.key), change)
             rows.append(Row(split, item, *values, intervals, effect, item.key == decides))
-    return rows + _sample_rows(comparison.before.sample_metrics, comparison.after.sample_metrics)
+    return rows + _sample_rows(comparison.before, comparison.after)
 
 
 def compared_by(comparison: ComparisonFile, split: str) -> str:
@@ -122,7 +119,7 @@ def compared_by(comparison: ComparisonFile, split: str) -> str:
 
 
 def other_tokens(comparison: ComparisonFile, split: str) -> bool:
-    """Whether the two models cut the same text into different tokens, so that no value per token is comparable."""
+    """Return whether the models cut the same text into different tokens. Values per token are then not comparable."""
     if comparison.same_tokenizer is not None:
         return not comparison.same_tokenizer
     before, after = comparison.before.on(split), comparison.after.on(split)
@@ -156,7 +153,7 @@ def _change(
 
 
 def _effect(given: Change) -> str:
-    """Return what the interval of a change says."""
+    """Return "better", "worse" or "no clear change" by the interval of a change; empty without an interval."""
     if given.excludes_zero is None:
         return ""
     if not given.excludes_zero:
@@ -168,18 +165,36 @@ def _log_ratio(change_percent: float) -> float | None:
     return math.log1p(change_percent / 100) if change_percent > -100 else None
 
 
-def _sample_rows(before: SampleMetrics, after: SampleMetrics) -> list[Row]:
+def _sample_rows(before: Side, after: Side) -> list[Row]:
     rows = []
     for item in SAMPLE_MEASURES:
-        old, new = getattr(before, item.key), getattr(after, item.key)
+        old, new = getattr(before.sample_metrics, item.key), getattr(after.sample_metrics, item.key)
         if old is not None or new is not None:
             change = UNKNOWN if old is None or new is None else f"{signed(100 * (new - old), 1)} points"
             rows.append(Row("samples", item, share(old), share(new), change))
-    copies = [None if side.longest_match is None else side.longest_match.words for side in (before, after)]
+    matches = [side.sample_metrics.longest_match for side in (before, after)]
+    copies = [None if match is None else match.words for match in matches]
     if copies != [None, None]:
         change = UNKNOWN if copies[0] is None or copies[1] is None else signed(copies[1] - copies[0], 0)
-        rows.append(Row("samples", COPIED, count(copies[0]), count(copies[1]), change))
+        rows.append(Row("samples", _copied(before, after), count(copies[0]), count(copies[1]), change))
     return rows
+
+
+def _copied(before: Side, after: Side) -> Measure:
+    """Return the measure of copied passages, with the unit in which they are counted."""
+    unit = copied_unit(before, after)
+    return Measure(
+        COPIED_KEY,
+        f"longest copied passage, {unit}s",
+        f"The longest run of {unit}s in the samples that also occurs in the training text.",
+    )
+
+
+def copied_unit(*sides: Side) -> str:
+    """Return "word" or "character": the unit of the longest copied passages, or of the samples if nothing is copied."""
+    matches = [side.sample_metrics.longest_match for side in sides]
+    copied = " ".join(match.text for match in matches if match is not None)
+    return unit_of(copied or " ".join(sample.text for side in sides for sample in side.samples))
 
 
 def _value(value: float | None, key: str) -> str:

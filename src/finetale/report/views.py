@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from finetale import formatting
 from finetale.formatting import UNKNOWN, count, duration, moment, plain, plural, share, shell_command, size
-from finetale.report.table import MEASURES, SPLITS, compared_by, other_tokens, table_rows
+from finetale.report.table import MEASURES, SPLITS, compared_by, copied_unit, other_tokens, table_rows
 from finetale.schema import ComparisonFile, DataFile, MemorisationAudit, RunManifest, TokenAccount
 from finetale.text.findings import not_looked_for, text_findings, text_notes
 from finetale.text.openings import opening
@@ -162,12 +162,13 @@ def _interval_source(comparison: ComparisonFile) -> str:
 
 
 def _copying(comparison: ComparisonFile | None) -> dict[str, Any] | None:
-    """Return the longest passage that the tuned model's samples copy; None if that was not looked for."""
+    """Return the longest passage that the tuned model's samples copy. None if copies were not searched for."""
     match = comparison.after.sample_metrics.longest_match if comparison else None
-    if match is None:
+    if comparison is None or match is None:
         return None
     return {
-        "words": match.words,
+        "length": match.words,
+        "unit": copied_unit(comparison.after),
         "text": match.text,
         "limit": COPY_WARNING_WORDS,
         "warn": match.words >= COPY_WARNING_WORDS,

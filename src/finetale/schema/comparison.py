@@ -65,9 +65,11 @@ class Sample(Record):
 
 
 class LongestMatch(Record):
-    """The longest run of words of the samples that also stands in the training text."""
+    """The longest run of words of the samples that also occurs in the training text."""
 
-    words: int = Field(description="Number of words; 0 for fewer than 4.")
+    words: int = Field(
+        description="Number of words; 0 for fewer than 4. Each Chinese or Japanese character counts as a word."
+    )
     text: str = Field(default="", description="The words, with personal data masked.")
 
 
@@ -154,7 +156,7 @@ class ComparisonFile(Record):
 
     schema_version: int = Field(default=SCHEMA_VERSION, description="Version of the file format.")
     verdict: str = Field(description="One sentence that says whether the model got better.")
-    improved: bool | None = Field(default=None, description="Whether it did; null when that cannot be said.")
+    improved: bool | None = Field(default=None, description="Whether the model got better; null if that is unknown.")
     improved_reason: str | None = Field(
         default=None,
         description="Why `improved` is null: `no held-out text`, `too few documents` or `random base`.",

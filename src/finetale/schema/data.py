@@ -89,8 +89,8 @@ class ColumnReport(Record):
 class LengthBin(Record):
     """How many documents have a length within a range."""
 
-    low: int = Field(alias="from", description="Fewest characters.")
-    high: int = Field(alias="to", description="Most characters.")
+    low: int = Field(alias="from", description="Minimum number of characters.")
+    high: int = Field(alias="to", description="Maximum number of characters.")
     documents: int = Field(description="Number of documents.")
 
 
@@ -180,7 +180,7 @@ class DroppedText(Record):
 
 
 class SharedText(Record):
-    """How much of a held-out split also stands in the training text."""
+    """How much of a held-out split also occurs in the training text."""
 
     words: int | None = Field(default=None, description="Words of the split.")
     tokens: int | None = Field(default=None, description="Tokens of the split, in files of older versions.")
@@ -196,7 +196,7 @@ class SharedPassages(Record):
     """
 
     unit: str = Field(default="tokens", description="`words`; files of older versions count `tokens`.")
-    window: int | None = Field(default=None, description="Least length of a passage that counts, in the unit.")
+    window: int | None = Field(default=None, description="Minimum length of a passage that counts, in the unit.")
     validation: SharedText | None = Field(default=None, description="Validation text.")
     test: SharedText | None = Field(default=None, description="Test text.")
 
@@ -222,7 +222,7 @@ class TextReport(Record):
     near_duplicates: Repeats | None = Field(
         default=None, description="Near repeats within a split; null: not looked for."
     )
-    overlap: Repeats = Field(default=Repeats(), description="Training documents that also stand in held-out text.")
+    overlap: Repeats = Field(default=Repeats(), description="Training documents that also occur in held-out text.")
     near_overlap: Repeats | None = Field(default=None, description="Near repeats across splits; null: not looked for.")
     personal_data: PersonalData | None = Field(default=None, description="Personal data; null: not looked for.")
     splits: Splits = Field(default=Splits(), description="Sizes of the splits.")

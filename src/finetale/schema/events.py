@@ -1,6 +1,6 @@
 """What a run reports while it works: one class per event, and the lines of `metrics.jsonl`.
 
-The training loop's own events carry the step and are recorded in `metrics.jsonl`; the others are for whoever watches.
+The training loop's own events carry the step and are recorded in `metrics.jsonl`; the other events are only displayed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from finetale.schema.run import ProbeResult
 
 
 class StageEvent(SparseRecord):
-    """Something began, or went on."""
+    """A stage of the work began, or advanced."""
 
     event: Literal["stage"] = "stage"
     message: str = Field(description="What is being done, without a full stop.")
@@ -26,7 +26,7 @@ class StageEvent(SparseRecord):
 
 
 class WarningEvent(SparseRecord):
-    """Something a person should know. Recorded when the training loop says it."""
+    """A warning. Recorded in `metrics.jsonl` if it comes from the training loop."""
 
     event: Literal["warning"] = "warning"
     message: str = Field(description="One or more sentences.")
@@ -35,14 +35,14 @@ class WarningEvent(SparseRecord):
 
 
 class NoteEvent(SparseRecord):
-    """Something a person may want to know, such as which files were left out."""
+    """A piece of information, such as which files were left out."""
 
     event: Literal["note"] = "note"
     message: str = Field(description="One or more sentences.")
 
 
 class BeginEvent(Record):
-    """Training begins, or goes on."""
+    """Training begins, or continues after a resume."""
 
     event: Literal["begin"] = "begin"
     step: int = Field(description="Optimizer steps done.")
@@ -78,7 +78,7 @@ class TrainEvent(RecordedEvent):
 
 
 class EvaluatingEvent(SparseRecord):
-    """An evaluation within a run goes on. Not recorded in `metrics.jsonl`."""
+    """Progress of an evaluation within a run. Not recorded in `metrics.jsonl`."""
 
     event: Literal["evaluating"] = "evaluating"
     step: int = Field(description="Optimizer steps done.")

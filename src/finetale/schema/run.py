@@ -13,7 +13,7 @@ Status = Literal["running", "finished", "interrupted", "failed"]
 
 
 class Process(Record):
-    """The process that works on a run, so that a killed run is not taken for a running one."""
+    """The process of a run. It tells a killed run from a running one."""
 
     pid: int = Field(description="Process ID.")
     host: str = Field(description="Host name of the machine.")
@@ -89,7 +89,7 @@ class AcceptedChange(Record):
     """Changes of settings or text that were accepted when a run was resumed."""
 
     step: int = Field(description="Optimizer steps done when the run was resumed.")
-    what: list[str] = Field(description="Each change in words.")
+    what: list[str] = Field(description="A description of each change.")
 
 
 class RunManifest(Record):
@@ -98,7 +98,7 @@ class RunManifest(Record):
     schema_version: int = Field(default=SCHEMA_VERSION, description="Version of the file format.")
     status: Status | None = Field(default=None, description="State of the run.")
     error: str | None = Field(default=None, description="What ended a failed run.")
-    process: Process | None = Field(default=None, description="The process that works, or last worked, on the run.")
+    process: Process | None = Field(default=None, description="The process that executes the run, or executed it last.")
     name: str | None = Field(default=None, description="Name of the run: that of its directory.")
     created: str | None = Field(default=None, description="Start of the run, ISO 8601 in UTC.")
     finished: str | None = Field(default=None, description="End of the run, ISO 8601 in UTC.")

@@ -47,8 +47,8 @@ def run(
 ) -> None:
     """Serve until SIGINT or SIGTERM; then reject new requests and finish the running ones.
 
-    The service listens at once and reports that it is loading until all models are ready. SIGHUP reloads the models: a
-    model that has changed replaces the old one, which finishes its requests.
+    The service listens immediately, and reports that it is loading until all models are ready. SIGHUP reloads the
+    models: a model that has changed replaces the old one, which finishes its requests.
 
     Args:
         specs: the models.
@@ -90,7 +90,7 @@ def run(
     thread.start()
     try:
         with logged_as_json():
-            # Ctrl-C ends loading at once, and all processes that it has started.
+            # Ctrl-C ends loading and all processes that it has started.
             with StopRequest(at_once=True, resumable=False), hangups(reloads):
                 for spec in specs:
                     opened = spec.open(notify)
@@ -113,7 +113,7 @@ def run(
                     bell.wait()
                     if service.draining and not announced:
                         announced = True
-                        _log.info("shutting down: finishing running requests (press Ctrl-C again to stop at once)")
+                        _log.info("shutting down: finishing running requests (press Ctrl-C again to stop immediately)")
     finally:
         server.should_exit = True
         thread.join(drain_seconds + 2)
@@ -189,7 +189,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 @contextmanager
 def _draining(service: Service, server: uvicorn.Server, seconds: float) -> Iterator[None]:
-    """Shut down on SIGTERM, SIGINT or a closed terminal; on a second SIGINT at once."""
+    """Shut down on SIGTERM, SIGINT or a closed terminal; on a second SIGINT immediately."""
     expiry = threading.Timer(seconds, service.expire)
     expiry.daemon = True
 

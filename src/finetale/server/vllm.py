@@ -100,7 +100,7 @@ class Upstream:
         """End the process and its children.
 
         Args:
-            seconds: how long to wait for the process to end by itself; None first waits for all requests to finish.
+            seconds: how long to wait for the process to end before it is killed. None: first wait for all requests.
         """
         while seconds is None and self.asked and self.works:
             time.sleep(0.05)

@@ -173,7 +173,7 @@ class Worker:
                 self._finish(ticket, builder)
 
     def _admit(self) -> None:
-        """Read waiting prompts while slots are free, in turns by client; few at a time, so that running jobs go on."""
+        """Start waiting prompts while slots are free, in turns by client. Start few at a time: running jobs wait."""
         admitted = self._admitted = []
         tokens, free = 0, self.engine.slots - self.engine.active
         with self._change:

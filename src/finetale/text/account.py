@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from finetale.text.documents import SPLITS, Document, FileError, Part, Split, one_line
+from finetale.text.documents import SPLITS, Document, FileError, Part, Split
 from finetale.text.languages import LanguageSample
 from finetale.text.personal import KINDS, Finding
+from finetale.text.source_names import source_name
 
 if TYPE_CHECKING:
     from finetale.text.columns import ColumnAccount
@@ -150,7 +151,7 @@ class TextReport:
     """The data report. It fills while the parts are iterated, and is complete at the end of the iteration."""
 
     def __init__(self, sources: list[str]) -> None:
-        self.sources = [one_line(source) for source in sources]
+        self.sources = [source_name(source) for source in sources]
         self.split_rule = ""
         self.dataset_splits: list[str] = []
         self.columns: list[ColumnAccount] = []

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from finetale.text.documents import FileError, one_line
+from finetale.text.source_names import source_name
 
 if TYPE_CHECKING:
     from finetale.text.account import FileAccount
@@ -146,7 +147,7 @@ class SourceColumns:
     """The choice of the text column for all files of one source.
 
     Args:
-        source: the source, as messages show it.
+        source: the source.
         wanted: the setting `text_column`: a name, a dotted path into nested records, or None to guess.
         before: columns chosen for other sources. All sources share this list, and this class extends it.
         accounts: receives the account of each choice, for the report.
@@ -155,7 +156,7 @@ class SourceColumns:
     def __init__(
         self, source: str, wanted: str | None, before: list[tuple[str, ...]], accounts: list[ColumnAccount]
     ) -> None:
-        self.source = source
+        self.source = source_name(source)
         self.wanted = wanted
         self.accounts: list[ColumnAccount] = []
         self._before = before

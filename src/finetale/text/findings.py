@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from finetale.formatting import count, plural, share
 from finetale.schema import ColumnReport, PersonalExample, RepeatExample, Repeats, TextReport
+from finetale.text.source_names import LIST_OF_TEXTS
 
 Report = TextReport | Mapping[str, Any] | None
 """A data report: the model of the schema, or the dictionary that the token store keeps."""
@@ -162,9 +163,10 @@ def text_notes(text: Report, *, forms: bool = True) -> list[TextFinding]:
     report = _as_record(text)
     if report is None:
         return []
-    notes = [_column_note(column) for column in report.columns[:_MAX_COLUMNS]]
-    if more := len(report.columns) - _MAX_COLUMNS:
-        notes += [_note(f"Columns of {plural(more, 'more source')} are in data.json")] if more > 0 else []
+    columns = [column for column in report.columns if column.source != LIST_OF_TEXTS]  # which has no columns
+    notes = [_column_note(column) for column in columns[:_MAX_COLUMNS]]
+    if (more := len(columns) - _MAX_COLUMNS) > 0:
+        notes.append(_note(f"Columns of {plural(more, 'more source')} are in data.json"))
     return [*notes, *_files_left_out(report), *_content_left_out(report), *(_problem_notes(report) if forms else [])]
 
 

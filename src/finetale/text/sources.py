@@ -17,6 +17,7 @@ from finetale.text.documents import FileError, one_line
 from finetale.text.encodings import binary_kind
 from finetale.text.formats import HEAD_BYTES, Format, format_named, format_of, formats, known_suffixes, suffix_of
 from finetale.text.formats.refused import REFUSED
+from finetale.text.source_names import source_name
 
 BUNDLED_SOURCE = "bundled:tales"
 """The source that is part of the package: the tales of Tarrowside."""
@@ -134,7 +135,7 @@ def _inputs_of(path: Path, form: Format, source: str, search: Search) -> list[In
         hint = f"{install_hint(EXTRA_OF[missing[0]])} Or leave such files out with --skip-unreadable."
         search.unreadable.append(FileError(str(path), None, "unreadable", reason, hint))
         return []
-    return [Input(one_line(str(path)), form, path, source=source)]
+    return [Input(source_name(str(path)), form, path, source=source)]
 
 
 def _by_first_bytes(path: Path) -> Format | None:

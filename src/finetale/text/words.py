@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 SYLLABLES = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # Japanese and Chinese write no spaces: a character is a word
 _CHARACTERS_AT_ONCE = 1 << 20
 WORD = re.compile(rf"[{SYLLABLES}]|[^\W{SYLLABLES}]+(?:['’][^\W{SYLLABLES}]+)*")
-
+_SYLLABLE = re.compile(rf"[{SYLLABLES}]")
 _LETTER = re.compile(r"[^\W\d_]")
 _UNSPACED = re.compile(
     "["
@@ -32,6 +32,13 @@ def count_words(text: str) -> int:
         goes_on = start > 0 and not piece[0].isspace() and not text[start - 1].isspace()
         number += len(piece.split()) - goes_on
     return number
+
+
+def unit_of(text: str) -> str:
+    """Return the unit of `words_of` for a text: "character" if most of its words are single characters, else "word"."""
+    words = WORD.findall(text)
+    characters = sum(_SYLLABLE.match(word) is not None for word in words)
+    return "character" if 2 * characters > len(words) else "word"
 
 
 def words_of(text: str) -> list[str]:

@@ -96,7 +96,7 @@ def check_finite(tensors: dict[str, torch.Tensor], step: int) -> None:
             if step == 0:
                 raise DivergedError(
                     f"Step 0: the base model's {name} holds numbers that are not finite.",
-                    "The base model itself is corrupted; fetch it again, or choose another.",
+                    "The base model itself is corrupted. Download it again, or choose another model.",
                 )
             raise DivergedError(
                 f"After step {step}, {name} holds numbers that are not finite. This step was not saved.",

@@ -250,7 +250,7 @@ class Training:
 
         def notify_halved(size: int) -> None:
             self.state.micro_batch_size = size
-            message = f"Memory ran out; going on with micro-batches of {size}."
+            message = f"Memory ran out. Training continues with a micro-batch size of {size}."
             self._emit(WarningEvent(**self._position, message=message))
 
         return fit_batches(

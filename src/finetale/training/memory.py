@@ -33,7 +33,7 @@ class MemoryPlan:
         sequence_bytes: additional memory per sequence in a pass.
         available_bytes: memory that the run can use.
         micro_batch_size: the chosen number of sequences per pass.
-        most_sequences: the largest number of sequences per pass that fits.
+        max_sequences: the largest number of sequences per pass that fits.
     """
 
     fixed_bytes: int
@@ -41,7 +41,7 @@ class MemoryPlan:
     sequence_bytes: int
     available_bytes: int
     micro_batch_size: int
-    most_sequences: int
+    max_sequences: int
 
     def expected_bytes(self, micro_batch_size: int) -> int:
         """Return the memory of a run with this micro-batch size, in bytes."""

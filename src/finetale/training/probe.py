@@ -26,7 +26,7 @@ from finetale.out_of_memory import is_out_of_memory
 
 SHORTEST_RUN = 120.0
 """Expected seconds of training below which nothing is tried."""
-_SHARE, _MOST_SECONDS, _MOST_SECONDS_COMPILING = 0.08, 60.0, 240.0
+_SHARE, _MAX_SECONDS, _MAX_SECONDS_COMPILING = 0.08, 60.0, 240.0
 """Limits of a probe: share of the run's expected time, and seconds without and with torch.compile."""
 _GAIN = 1.1
 """Factor by which a candidate has to be faster."""
@@ -99,7 +99,7 @@ def probe(
     free: frozenset[str],
     targets: int,
     *,
-    most_sequences: int,
+    max_sequences: int,
     between: Callable[[], None] | None = None,
 ) -> Probe:
     """Measure candidates and choose the fastest.
@@ -108,11 +108,11 @@ def probe(
         start: the choice by rule.
         free: names of the fields of `Choice` that the probe may change.
         targets: tokens that the run will train on; they determine its expected time.
-        most_sequences: the largest micro-batch size that is useful and fits.
+        max_sequences: the largest micro-batch size that is useful and fits.
         between: called before each candidate; may raise an exception to stop.
     """
     result = Probe(start)
-    free = frozenset(name for name in free if _values(name, start, model, most_sequences))
+    free = frozenset(name for name in free if _values(name, start, model, max_sequences))
     if not free:
         result.skipped = "there is nothing to choose from"
         return result
@@ -128,7 +128,7 @@ def probe(
         if first.error is not None or expected < SHORTEST_RUN:
             result.skipped = first.error or "the run is very short"
         else:
-            _search(result, first, model, blocks, free, most_sequences, expected, began, between)
+            _search(result, first, model, blocks, free, max_sequences, expected, began, between)
     result.seconds = time.perf_counter() - began
     return result
 
@@ -152,8 +152,8 @@ def _search(
             if between is not None:
                 between()
             candidate = replace(best.choice, **{name: value})
-            most_seconds = _MOST_SECONDS_COMPILING if candidate.compile == "on" else _MOST_SECONDS
-            allowed = min(_SHARE * expected, most_seconds) - (time.perf_counter() - began)
+            max_seconds = _MAX_SECONDS_COMPILING if candidate.compile == "on" else _MAX_SECONDS
+            allowed = min(_SHARE * expected, max_seconds) - (time.perf_counter() - began)
             if _cost(candidate, best, blocks) > allowed:
                 result.left_out += 1
                 continue
