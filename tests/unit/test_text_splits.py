@@ -163,8 +163,8 @@ def test_a_fraction_given_beside_validation_text_still_counts(tmp_path: Path) ->
 @pytest.mark.parametrize(("validation", "test"), [(0.05, 0.05), (0.4, 0.5), (0.1, 0), (0, 0.001)])
 def test_a_cut_loses_nothing_and_leaves_nothing_empty(text: str, validation: float, test: float) -> None:
     parts = cut(text, validation, test)
-    assert "".join(part for _, part in parts) == text
-    assert all(part.strip() for _, part in parts) or len(parts) == 1
+    assert "".join(text[start:stop] for _, start, stop in parts) == text
+    assert all(text[start:stop].strip() for _, start, stop in parts) or len(parts) == 1
     assert parts[0][0] == "train"
     assert len(parts) in (1, 1 + (validation > 0) + (test > 0))
 

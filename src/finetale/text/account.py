@@ -18,6 +18,7 @@ from finetale.text.source_names import source_name
 if TYPE_CHECKING:
     from finetale.text.columns import ColumnAccount
     from finetale.text.repeats import Earlier
+    from finetale.text.splits import Candidate
 
 MAX_FILES = 1000
 MAX_PROBLEMS = 200
@@ -263,6 +264,15 @@ class TextReport:
         split.characters += len(part.text)
         split.words += words
         split.bytes += size
+
+    def count_whole(self, documents: Sequence[Candidate]) -> None:
+        """Count documents that are used and not cut."""
+        for name, split in self._splits.items():
+            here = [each for each in documents if each.split == name]
+            split.documents += len(here)
+            split.characters += sum([len(each.text) for each in here])
+            split.words += sum([each.num_words for each in here])
+            split.bytes += sum([each.num_bytes for each in here])
 
     def kept(self, split: Split) -> int:
         """Return the number of documents that have text in a split."""

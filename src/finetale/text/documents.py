@@ -12,6 +12,7 @@ from finetale.surrogates import escape
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+_CHARACTERS_AT_ONCE = 1 << 20
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -89,3 +90,22 @@ def one_line(name: str) -> str:
 def digest_of(data: bytes) -> bytes:
     """Return the BLAKE2b hash (16 bytes) of a document's UTF-8 text. It identifies the document everywhere."""
     return blake2b(data, digest_size=16).digest()
+
+
+def digest_and_size(text: str) -> tuple[bytes, int]:
+    """Return `digest_of` a text in UTF-8, and its number of bytes. A long text is encoded piece by piece."""
+    if len(text) <= _CHARACTERS_AT_ONCE:
+        data = text.encode()
+        return blake2b(data, digest_size=16).digest(), len(data)
+    digest, size = blake2b(digest_size=16), 0
+    for start in range(0, len(text), _CHARACTERS_AT_ONCE):
+        data = text[start : start + _CHARACTERS_AT_ONCE].encode()
+        digest.update(data)
+        size += len(data)
+    return digest.digest(), size
+
+
+def size_in_utf8(text: str) -> int:
+    """Return the number of bytes of a text in UTF-8. A long text is encoded piece by piece."""
+    pieces = (text[start : start + _CHARACTERS_AT_ONCE] for start in range(0, len(text), _CHARACTERS_AT_ONCE))
+    return sum(len(piece.encode("utf-8", "surrogatepass")) for piece in pieces)

@@ -111,12 +111,14 @@ class NearIndex:
             self._later.setdefault(entry, array("i")).append(document)
         self._table.add(start + np.flatnonzero(first < 0))
 
-    def add_lonely(self, sketch: Sketches, number: int) -> None:
-        """Add a document for which `prepare` returned False."""
-        if not self.is_full:
-            self._keys.extend(sketch)
-            self._lonely.append(len(self._numbers))
-            self._numbers.append(number)
+    def add_lonely(self, sketches: Sketches, numbers: NDArray[np.int64]) -> None:
+        """Add documents for which `prepare` returned False, shapes (documents, 16) and (documents,)."""
+        room = MAX_DOCUMENTS - len(self._numbers)
+        sketches, numbers = sketches[:room], numbers[:room]
+        first = len(self._numbers)
+        self._keys.extend(sketches.reshape(-1))
+        self._numbers.extend(numbers.tolist())
+        self._lonely.extend(range(first, len(self._numbers)))
 
     def _add_to_table(self) -> None:
         if self._lonely:

@@ -13,6 +13,7 @@ from finetale.text.account import FileAccount
 from finetale.text.formats import Chapter
 from finetale.text.lines import cut_lines
 
+_HELD_CHARACTERS = 1 << 23
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
@@ -34,13 +35,13 @@ def plain_documents(
         first_line: the line of the file at which the text starts.
     """
     if documents in ("auto", "file", "chapter"):  # a format without chapters is one chapter
-        text = "".join(texts)
-        if text and not text.isspace():
-            yield first_line, text
+        whole = [_joined(texts)]
+        if whole[0] and not whole[0].isspace():
+            yield first_line, whole.pop()  # so that memory does not hold it while the next file is read
     elif documents == "line":
-        for number, line in cut_lines(texts, first_line):
-            if line and not line.isspace():
-                yield number, line
+        for numbered in cut_lines(texts, first_line):
+            if numbered[1] and not numbered[1].isspace():
+                yield numbered
             else:
                 account.cleaning["blank_pieces"] += 1
     elif documents == "blank-line":
@@ -70,6 +71,21 @@ def chapter_documents(chapters: Iterator[Chapter], documents: str, account: File
     for chapter in chapters:
         if chapter.text and not chapter.text.isspace():
             yield chapter.place, chapter.text
+
+
+def _joined(texts: Iterator[str]) -> str:
+    """Join blocks. At the end of a long text, memory does not hold all blocks and the text at once."""
+    text = ""
+    held: list[str] = []
+    size = 0
+    for block in texts:
+        held.append(block)
+        size += len(block)
+        if size > _HELD_CHARACTERS and 8 * size > len(text):
+            text += "".join(held)  # CPython enlarges the text where it is. Elsewhere it is copied a few times.
+            held, size = [], 0
+    text += "".join(held)
+    return text
 
 
 def _between_blank_lines(texts: Iterator[str], first_line: int) -> Iterator[tuple[int, str]]:

@@ -14,14 +14,14 @@ from finetale.text.byte_streams import STANDARD_INPUT
 from finetale.text.cleaning import Cleaner
 from finetale.text.columns import SourceColumns, record_documents
 from finetale.text.decoding import check_encoding
-from finetale.text.documents import SPLITS, Document, FileError, Part, Split, digest_of, one_line
+from finetale.text.documents import SPLITS, FileError, Part, Split, digest_and_size, one_line, size_in_utf8
 from finetale.text.formats import SourceFile
 from finetale.text.hub import PREFIX, find_splits
-from finetale.text.personal import find_personal_data, mask
+from finetale.text.personal import find_personal_data, mask, may_have_personal_data
 from finetale.text.plain import chapter_documents, plain_documents
 from finetale.text.repeats import DUPLICATE, NEAR_DUPLICATE, NEAR_OVERLAP, OVERLAP, Found, Repeats
 from finetale.text.sources import Input, Search, find_inputs
-from finetale.text.splits import Candidate, Placed, Splitter
+from finetale.text.splits import Candidate, Splitter
 from finetale.text.words import count_words
 
 HELD_OUT: tuple[Split, ...] = ("test", "validation")  # read before the training text, to detect overlap
@@ -163,7 +163,7 @@ class _Reader:
         validation, test = self._fractions(plan)
         given = [split for split in HELD_OUT if plan[split]]
         for split in given:
-            yield from self._emit_all(_placed_in(split, self._candidates(plan[split])))
+            yield from self._emit_all(_put_in(split, self._candidates(plan[split])))
             self._check_not_empty(split, plan[split])
         fates = []
         if validation or test:
@@ -171,7 +171,7 @@ class _Reader:
             yield from self._emit_all(splitter.place(self._candidates(plan["train"])))
             fates.append(splitter.rule)
         else:
-            yield from self._emit_all(_placed_in("train", self._candidates(plan["train"])))
+            yield from self._emit_all(self._candidates(plan["train"]))
             fates.append("Every document of the training sources is trained on.")
         if given:
             names = " and ".join(reversed(given))
@@ -180,7 +180,7 @@ class _Reader:
         self._report.near_limit, self._report.crowded = self._repeats.limit, self._repeats.crowded
         self._check_not_empty("train", plan["train"])
 
-    def _candidates(self, inputs: Sequence[Input]) -> Iterator[Candidate]:
+    def _candidates(self, inputs: Sequence[Input]) -> Iterator[list[Candidate]]:
         for entry, following in zip_longest(inputs, inputs[1:]):
             account = self._report.open_file(entry.name, entry.format.name)
             try:
@@ -215,7 +215,7 @@ class _Reader:
             self._columns[source] = SourceColumns(one_line(source), wanted, self._taken, self._report.columns)
         return self._columns[source]
 
-    def _documents(self, entry: Input, account: FileAccount) -> Iterator[Candidate]:
+    def _documents(self, entry: Input, account: FileAccount) -> Iterator[list[Candidate]]:
         records = not entry.format.has_lines
         cleaner = Cleaner(account, self._settings, records=records)
         strip = self._settings.strip and not records
@@ -223,45 +223,57 @@ class _Reader:
             raws = [raw for _, raw in chunk]
             texts = cleaner.clean_all(raws)
             if texts is None:  # document by document, so that those before an error are yielded
-                for line, raw in chunk:
+                raws.clear()
+                chunk.reverse()
+                while chunk:
+                    line, raw = chunk.pop()
                     where = _first_line(line, raw) if strip else line
-                    yield from self._read_candidates(entry, account, [cleaner.clean(raw, line)], [where])
+                    raws.append(raw)
+                    del raw  # so that memory holds a long document only once
+                    yield self._read_candidates(entry, account, [cleaner.clean(raws.pop(), line)], [where])
             else:
                 lines = [_first_line(line, raw) if strip and raw[:1].isspace() else line for line, raw in chunk]
                 chunk.clear()
-                del raws  # so that memory holds a long document only once
-                yield from self._read_candidates(entry, account, texts, lines)
+                del raws
+                yield self._read_candidates(entry, account, texts, lines)
 
     def _read_candidates(
         self, entry: Input, account: FileAccount, texts: list[str], lines: list[int]
     ) -> list[Candidate]:
-        """Return the candidates of clean texts, and count them."""
+        """Return the candidates of clean texts, and count them. Empty the list of texts."""
         records, shortest, name = not entry.format.has_lines, self._settings.min_characters, entry.name
         found: list[Candidate] = []
-        for number, (text, line) in enumerate(zip(texts, lines, strict=True)):
-            data = text.encode("utf-8")
-            digest = digest_of(data)  # before masking, because masking must not change a document's split
-            document = Document(text, name, line)
-            places: tuple[tuple[int, int], ...] = ()
-            if self._finds_personal_data and (findings := find_personal_data(text)):
-                self._report.count_personal_data(document, findings, records=records)
-                if self._settings.mask_personal_data:
-                    account.cleaning["masked_personal_data"] += len(findings)
-                    texts[number] = text = document.text = mask(text, findings)
-                    data = text.encode("utf-8")
-                else:
-                    places = tuple((finding.start, finding.stop) for finding in findings)
-            dropped = None
-            if len(text) < shortest:
-                dropped = f"shorter than {shortest} characters" if text else "empty"
-                account.problem("left_out", line, detail=f"left out: {dropped}")
-            found.append(Candidate(document, digest, count_words(text), len(data), records, dropped, places))
+        for text, line in zip(texts, lines, strict=True):
+            digest, size = digest_and_size(text)  # before masking, because masking must not change a document's split
+            found.append(Candidate(text, name, line, digest, count_words(text), size, records))
+        if self._finds_personal_data:
+            for number in may_have_personal_data(texts):
+                self._look_for_personal_data(found[number], account)
+                texts[number] = found[number].text
+        lengths = list(map(len, texts))
+        if min(lengths) < shortest:
+            for each in found:
+                if len(each.text) < shortest:
+                    each.dropped = f"shorter than {shortest} characters" if each.text else "empty"
+                    account.problem("left_out", each.line, detail=f"left out: {each.dropped}")
         account.documents += len(texts)
-        account.characters += sum(map(len, texts))
-        digests, words = [each.digest for each in found], sum(each.num_words for each in found)
+        account.characters += sum(lengths)
+        digests, words = [each.digest for each in found], sum([each.num_words for each in found])
         self._report.count_documents(texts, digests, words)
         texts.clear()
         return found
+
+    def _look_for_personal_data(self, document: Candidate, account: FileAccount) -> None:
+        """Count the personal data of a document. Mask it, or record its places."""
+        if not (findings := find_personal_data(document.text)):
+            return
+        self._report.count_personal_data(document, findings, records=document.is_record)
+        if self._settings.mask_personal_data:
+            account.cleaning["masked_personal_data"] += len(findings)
+            document.text = mask(document.text, findings)
+            document.num_words, document.num_bytes = count_words(document.text), size_in_utf8(document.text)
+        else:
+            document.personal = tuple((finding.start, finding.stop) for finding in findings)
 
     def _raw_documents(self, entry: Input, account: FileAccount) -> Iterator[tuple[int, str]]:
         form, documents = entry.format, self._settings.documents
@@ -284,89 +296,86 @@ class _Reader:
 
     # -- placing documents
 
-    def _emit_all(self, placed: Iterator[Placed]) -> Iterator[Part]:
-        remember, count = self._repeats.remember_new, self._report.count_part
-        for batch in in_chunks(placed, _size_of_placed):
+    def _emit_all(self, placed: Iterator[list[Candidate]]) -> Iterator[Part]:
+        for batch in evened(placed):
             may_repeat = self._repeats.prepare(batch)
-            batch.reverse()
-            for at, flag in enumerate(may_repeat):
-                each = batch.pop()
-                candidate, parts = each.candidate, each.parts
-                if flag or candidate.dropped is not None or len(parts) > 1:
-                    yield from self._emit(each, at, may_repeat=flag)
-                    continue
-                remember(each, at)
-                ((split, text),) = parts
-                document = candidate.document
-                part = Part(
-                    text, document.source, document.line, split, candidate.digest.hex(), None, True, candidate.personal
-                )
-                count(part, candidate.num_words, candidate.num_bytes)
-                yield part
+            alone = [at for at, each in enumerate(batch) if may_repeat[at] or each.cuts or each.dropped is not None]
+            start = 0
+            for at in (*alone, len(batch)):
+                if whole := batch[start:at]:
+                    self._repeats.remember_new(whole, start)
+                    self._report.count_whole(whole)
+                    yield from [
+                        Part(
+                            each.text, each.source, each.line, each.split, each.digest.hex(), None, True, each.personal
+                        )
+                        for each in whole
+                    ]
+                if at < len(batch):
+                    yield from self._emit(batch[at], at, may_repeat=may_repeat[at])
+                start = at + 1
+            batch.clear()  # so that memory does not hold a long document while the next one is read
+            whole.clear()
 
-    def _emit(self, placed: Placed, at: int, *, may_repeat: bool) -> list[Part]:
-        """Return the parts of the document at a position in the batch."""
-        candidate, parts = placed.candidate, placed.parts
-        document = candidate.document
+    def _emit(self, document: Candidate, at: int, *, may_repeat: bool) -> Iterator[Part]:
+        """Yield the parts of the document at a position in the batch."""
+        parts = document.parts
         dropped: dict[Split, str] = {}
         is_repeat = False
-        if candidate.dropped is not None:
-            dropped = dict.fromkeys(SPLITS, candidate.dropped)
+        if document.dropped is not None:
+            dropped = dict.fromkeys(SPLITS, document.dropped)
         elif may_repeat:
-            found = self._repeats.find(placed, at)
+            found = self._repeats.find(document, at)
             is_repeat = bool(found.exact or found.near)
-            dropped = self._judge(placed, found)
+            dropped = self._judge(document, found)
             if len(dropped) < len(parts):
-                self._repeats.remember(placed, found)
+                self._repeats.remember(document, found)
         else:
-            self._repeats.remember_new(placed, at)
-        line, digest = document.line, candidate.digest.hex()
-        if len({dropped.get(split) for split, _ in parts}) == 1 and dropped:
-            parts = ((parts[0][0], document.text),)
-        found_parts = []
-        start = 0
-        for number, (split, text) in enumerate(parts, 1):
+            self._repeats.remember_new([document], at)
+        line, digest = document.line, document.digest.hex()
+        if len({dropped.get(split) for split, _, _ in parts}) == 1 and dropped:
+            parts = ((parts[0][0], 0, len(document.text)),)
+        for number, (split, start, stop) in enumerate(parts, 1):
             part = Part(
-                text,
+                document.text[start:stop],
                 document.source,
                 line,
                 split,
                 digest,
                 dropped.get(split),
                 ends=number == len(parts),
-                personal=_within(candidate.personal, start, start + len(text)),
+                personal=_within(document.personal, start, stop),
                 is_repeat=is_repeat,
             )
-            start += len(text)
             if len(parts) == 1:
-                self._report.count_part(part, candidate.num_words, candidate.num_bytes)
+                self._report.count_part(part, document.num_words, document.num_bytes)
             else:
-                self._report.count_part(part, count_words(text), len(text.encode("utf-8")))
-            line += 0 if candidate.is_record else text.count("\n")
-            found_parts.append(part)
-        return found_parts
+                self._report.count_part(part, count_words(part.text), size_in_utf8(part.text))
+            line += 0 if document.is_record else document.text.count("\n", start, stop)
+            yield part
+            del part  # before the text of the next one is made
 
-    def _judge(self, placed: Placed, found: Found) -> dict[Split, str]:
+    def _judge(self, document: Candidate, found: Found) -> dict[Split, str]:
         """Count what a document repeats. Return the reason for each of its splits from which it is dropped."""
-        document, exact, near = placed.candidate.document, found.exact, found.near
+        exact, near = found.exact, found.near
         report, settings = self._report, self._settings
-        splits = [split for split, _ in placed.parts]
-        if exact and exact.shares_split(placed):
+        splits = [split for split, _, _ in document.parts]
+        if exact and exact.shares_split(document):
             drop = settings.deduplicate != "off"
             report.duplicates.count(document, exact, dropped=drop)
             if drop:  # the first document's other findings are reported already
                 return dict.fromkeys(splits, DUPLICATE)
-        elif near and near.shares_split(placed):
+        elif near and near.shares_split(document):
             drop = settings.deduplicate == "near"
             report.near_duplicates.count(document, near, dropped=drop)
             if drop:
                 return dict.fromkeys(splits, NEAR_DUPLICATE)
         reasons: dict[Split, str] = {}
-        if exact and (leaks := exact.leaks(placed)):
+        if exact and (leaks := exact.leaks(document)):
             drop = settings.drop_overlap != "off"
             report.overlap.count(document, exact, dropped=drop)
             reasons |= dict.fromkeys(leaks, OVERLAP) if drop else {}
-        elif near and (leaks := near.leaks(placed)):
+        elif near and (leaks := near.leaks(document)):
             drop = settings.drop_overlap == "near"
             report.near_overlap.count(document, near, dropped=drop)
             reasons |= dict.fromkeys(leaks, NEAR_OVERLAP) if drop else {}
@@ -401,6 +410,7 @@ def in_chunks(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]
         for item in items:
             chunk.append(item)
             total += size(item)
+            del item  # so that memory does not hold a long item while the next one is made
             if total >= _CHUNK_CHARACTERS or len(chunk) >= _CHUNK_ITEMS:
                 yield chunk
                 chunk, total = [], 0
@@ -416,13 +426,37 @@ def _size_of_raw(raw: tuple[int, str]) -> int:
     return len(raw[1])
 
 
-def _size_of_placed(placed: Placed) -> int:
-    return len(placed.candidate.document.text)
+def evened(chunks: Iterable[list[Candidate]]) -> Iterator[list[Candidate]]:
+    """Join small lists of documents and divide long ones, as `in_chunks` would group their documents. Empty the lists.
+
+    Documents before an error are yielded before the error is raised.
+    """
+    held: list[Candidate] = []
+    total = 0
+    late: FileError | None = None
+    try:
+        for chunk in chunks:
+            chunk.reverse()
+            while chunk:
+                held.append(chunk.pop())
+                total += len(held[-1].text)
+                if total >= _CHUNK_CHARACTERS or len(held) >= _CHUNK_ITEMS:
+                    yield held
+                    held, total = [], 0
+    except FileError as error:
+        late = error
+    if held:
+        yield held
+    if late is not None:
+        raise late
 
 
-def _placed_in(split: Split, candidates: Iterable[Candidate]) -> Iterator[Placed]:
-    for candidate in candidates:
-        yield Placed(candidate, ((split, candidate.document.text),))
+def _put_in(split: Split, chunks: Iterable[list[Candidate]]) -> Iterator[list[Candidate]]:
+    for chunk in chunks:
+        for candidate in chunk:
+            candidate.split = split
+            del candidate
+        yield chunk
 
 
 def _first_line(line: int, raw: str) -> int:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetale.text.documents import SPLITS, Split
 from finetale.text.key_table import KeyStore, KeyTable, occurs_twice
 from finetale.text.near import MAX_DOCUMENTS, NearIndex, Sketches, sketches_of
-from finetale.text.splits import Placed
+from finetale.text.splits import Candidate
 
 DUPLICATE = "duplicate"
 NEAR_DUPLICATE = "nearly a duplicate"
@@ -39,16 +40,16 @@ class Earlier:
     marks: int
     similarity: float = 1.0
 
-    def shares_split(self, placed: Placed) -> bool:
+    def shares_split(self, document: Candidate) -> bool:
         """Return whether one of them is in the same split."""
-        return bool(self.marks & _mark_of(placed))
+        return bool(self.marks & _mark_of(document))
 
-    def leaks(self, placed: Placed) -> frozenset[Split]:
+    def leaks(self, document: Candidate) -> frozenset[Split]:
         """Return the splits from which a document must be dropped, so that no held-out text is trained on."""
         # The same text is cut at the same places, and held-out text from its own source is read first.
         cut, train = (CUT, TRAIN) if self.similarity < 1 else (0, 0)
         against = {split: (HELD_OUT if split == "train" else train) | cut for split in SPLITS}
-        return frozenset(split for split, _ in placed.parts if self.marks & against[split])
+        return frozenset(split for split, _, _ in document.parts if self.marks & against[split])
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +85,13 @@ class Repeats:
         self._has_others = bytearray()  # by number of the first document: whether its group has other texts
         self._names: list[str] = []
         self._sources: dict[str, int] = {}
-        self._source = 0  # of the last document, as an index of the names
+        self._source = ""  # of the last document
+        self._source_bits = 0
         self._near = NearIndex() if near else None
         self._new: list[bytes] = []  # digests of the batch, not in the table yet
         self._known: list[int] = []  # by place in the batch: number of the same text in earlier batches, or -1
         self._sketches: Sketches | None = None
-        self._rows: list[int] = []  # by place in the batch: row of the sketch, or -1
+        self._rows: NDArray[np.int64] = np.zeros(0, np.int64)  # by place in the batch: row of the sketch, or -1
 
     @property
     def crowded(self) -> int:
@@ -101,29 +103,29 @@ class Repeats:
         """Number of documents that later ones were compared with for near repeats. None if with all."""
         return MAX_DOCUMENTS if self._near is not None and self._near.is_full else None
 
-    def prepare(self, batch: Sequence[Placed]) -> list[bool]:
+    def prepare(self, batch: Sequence[Candidate]) -> list[bool]:
         """Look up a batch. Return for each document whether it may repeat an earlier one, in the batch or before it."""
         self._add_to_table()
-        digests = np.frombuffer(b"".join([placed.candidate.digest for placed in batch]), "<u8").reshape(-1, 2)
+        digests = np.frombuffer(b"".join([document.digest for document in batch]), "<u8").reshape(-1, 2)
         first, other = np.ascontiguousarray(digests[:, 0]), digests[:, 1]
         known = self._table.find(first)
         there = np.flatnonzero(known >= 0)
         known[there[self._other_halves.array[known[there]] != other[there]]] = -1
         may_repeat = (known >= 0) | occurs_twice(first)
         if self._near is not None:
-            self._sketches, rows = sketches_of([placed.candidate.document.text for placed in batch])
+            self._sketches, rows = sketches_of([document.text for document in batch])
             shared = self._near.prepare(self._sketches)
             may_repeat |= (rows >= 0) & np.append(shared, False)[rows]
-            self._rows = rows.tolist()
+            self._rows = rows
         self._known = known.tolist()
         flags: list[bool] = may_repeat.tolist()
         return flags
 
-    def find(self, placed: Placed, at: int) -> Found:
+    def find(self, document: Candidate, at: int) -> Found:
         """Return the earlier documents that a document repeats. `at` is its position in the batch."""
         number: int | None = self._known[at]
         if number == -1:
-            number = self._recent.get(placed.candidate.digest)
+            number = self._recent.get(document.digest)
         if number is not None:
             exact, group = Earlier(self._place(number), self._marks[number]), self._groups[number]
             has_others = self._near is not None and bool(self._has_others[group])
@@ -138,41 +140,54 @@ class Repeats:
         near = Earlier(self._place(group), self._group_marks[group], min(similarity, 0.999))
         return Found(None, near, None, group, sketch)
 
-    def remember(self, placed: Placed, found: Found) -> None:
+    def remember(self, document: Candidate, found: Found) -> None:
         """Add a document that is used. Call `find` before."""
         number = found.number
         if number is None:
-            number = self._take_in(placed, found.group)
-            self._recent[placed.candidate.digest] = number
+            number = self._take_in([document])
+            if found.group is not None:
+                self._groups[number] = found.group
+            self._recent[document.digest] = number
             if found.group is not None:
                 self._has_others[found.group] = 1
             elif found.sketch is not None and self._near is not None:
                 self._near.add(found.sketch, number)
-        mark = _mark_of(placed)
+        mark = _mark_of(document)
         self._marks[number] |= mark
         self._group_marks[self._groups[number]] |= mark
 
-    def remember_new(self, placed: Placed, at: int) -> None:
-        """Add a document that is used and for which `prepare` returned False."""
-        number = self._take_in(placed, None)
-        self._marks[number] = self._group_marks[number] = _mark_of(placed)
-        if self._near is not None and self._sketches is not None and self._rows[at] >= 0:
-            self._near.add_lonely(self._sketches[self._rows[at]], number)
+    def remember_new(self, documents: Sequence[Candidate], at: int) -> None:
+        """Add consecutive documents that are used and for which `prepare` returned False.
 
-    def _take_in(self, placed: Placed, group: int | None) -> int:
-        number = len(self._marks)
-        document = placed.candidate.document
-        if not self._names or document.source != self._names[self._source]:
-            self._source = self._sources.setdefault(document.source, len(self._names))
-            if self._source == len(self._names):
-                self._names.append(document.source)
-        self._new.append(placed.candidate.digest)
-        self._places.append(self._source << LINE_BITS | document.line)
-        self._groups.append(number if group is None else group)
-        self._marks.append(0)
-        self._group_marks.append(0)
-        self._has_others.append(0)
-        return number
+        Args:
+            documents: some documents of the batch.
+            at: the position of the first one in the batch.
+        """
+        first = self._take_in(documents)
+        marks = bytes(map(_mark_of, documents))
+        self._marks[first:] = marks
+        self._group_marks[first:] = marks
+        if self._near is not None and self._sketches is not None:
+            rows = self._rows[at : at + len(documents)]
+            long_enough = np.flatnonzero(rows >= 0)
+            self._near.add_lonely(self._sketches[rows[long_enough]], first + long_enough)
+
+    def _take_in(self, documents: Sequence[Candidate]) -> int:
+        """Add documents without marks, each as a group of its own. Return the number of the first."""
+        first, number = len(self._marks), len(documents)
+        for document in documents:
+            if document.source is not self._source:
+                self._source = document.source
+                index = self._sources.setdefault(document.source, len(self._names))
+                if index == len(self._names):
+                    self._names.append(document.source)
+                self._source_bits = index << LINE_BITS
+            self._places.append(self._source_bits | document.line)
+        self._new += [document.digest for document in documents]
+        self._groups.extend(range(first, first + number))
+        for each in (self._marks, self._group_marks, self._has_others):
+            each.extend(bytes(number))
+        return first
 
     def _add_to_table(self) -> None:
         """Add the digests of the last batch to the table."""
@@ -189,5 +204,5 @@ class Repeats:
         return f"{self._names[place >> LINE_BITS]}:{place & ((1 << LINE_BITS) - 1)}"
 
 
-def _mark_of(placed: Placed) -> int:
-    return CUT if len(placed.parts) > 1 else _MARKS[placed.parts[0][0]]
+def _mark_of(document: Candidate) -> int:
+    return CUT if document.cuts else _MARKS[document.split]

@@ -8,8 +8,11 @@ one. If the text ends before that, exceptions are made. `Splitter.rule` describe
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
+from typing import Literal
 
 from finetale.text.documents import SPLITS, Document, Split
 
@@ -17,28 +20,39 @@ BUFFER_BYTES = 64 << 20
 HELD_BYTES = 500  # approximate size of the objects around a text
 FEW_DOCUMENTS = 20
 BORDERS = ("\n\n", "\n", " ")
-CUT = "cut"
+CUT: Literal["cut"] = "cut"
+Cut = tuple[Split, int, int]
+_NOT_SPACE = re.compile(r"\S")
 
 
-@dataclass(slots=True)  # not frozen, because that doubles the time to create one
-class Candidate:
-    """A document and the measurements of its text."""
+@dataclass(slots=True)
+class Candidate(Document):
+    """A document, the measurements of its text, and its place.
 
-    document: Document
+    Attributes:
+        digest: `digest_of` its text.
+        num_words: number of its words.
+        num_bytes: number of its bytes in UTF-8.
+        is_record: whether it is a record, so that its line ends are not those of the file.
+        dropped: the reason why it is not used. None if it is used.
+        personal: (start, stop) of personal data that was found and not masked.
+        split: the split of a document that is not cut.
+        cuts: (split, start, stop) of each part of a document that is cut.
+    """
+
     digest: bytes
     num_words: int
     num_bytes: int
     is_record: bool
-    dropped: str | None
+    dropped: str | None = None
     personal: tuple[tuple[int, int], ...] = ()
+    split: Split = "train"
+    cuts: tuple[Cut, ...] = ()
 
-
-@dataclass(slots=True)
-class Placed:
-    """A document and its parts as (split, text). A document that is not cut has one part."""
-
-    candidate: Candidate
-    parts: tuple[tuple[Split, str], ...]
+    @property
+    def parts(self) -> tuple[Cut, ...]:
+        """(split, start, stop) of each part. A document that is not cut has one part."""
+        return self.cuts or ((self.split, 0, len(self.text)),)
 
 
 def first_digest(fraction: float) -> bytes:
@@ -46,8 +60,8 @@ def first_digest(fraction: float) -> bytes:
     return math.ceil(fraction * (1 << 48)).to_bytes(6, "big") if fraction <= 1 - 2**-48 else b"\xff" * 17
 
 
-def cut(text: str, validation: float, test: float) -> tuple[tuple[Split, str], ...]:
-    """Cut a text into contiguous parts for training, validation and test, in this order.
+def cut(text: str, validation: float, test: float) -> tuple[Cut, ...]:
+    """Return (split, start, stop) of contiguous parts of a text for training, validation and test, in this order.
 
     Each cut is at the border of a paragraph, else a line, else a word, that is nearest to the exact share. No text is
     lost. If a part would be empty or blank, the whole text goes to training.
@@ -56,17 +70,16 @@ def cut(text: str, validation: float, test: float) -> tuple[tuple[Split, str], .
     shares: dict[Split, float] = {"train": 1 - validation - test, "validation": validation, "test": test}
     wanted = [(split, share) for split, share in shares.items() if share > 0]
     reach = int(size * min(share for _, share in wanted) / 2)
-    parts: list[tuple[Split, str]] = []
+    parts: list[Cut] = []
     start, total = 0, 0.0
     for split, share in wanted[:-1]:
         total += share
         end = _border(text, round(size * total), reach)
-        parts.append((split, text[start:end]))
+        parts.append((split, start, end))
         start = end
-    parts.append((wanted[-1][0], text[start:]))
-    if any(not part or part.isspace() for _, part in parts):
-        return (("train", text),)
-    return tuple(parts)
+    parts.append((wanted[-1][0], start, size))
+    has_text = all(_NOT_SPACE.search(text, start, stop) for _, start, stop in parts)
+    return tuple(parts) if has_text else (("train", 0, size),)
 
 
 def _border(text: str, target: int, reach: int) -> int:
@@ -94,7 +107,7 @@ class Splitter:
         self._test = test
         self._long = long_document
         self._first_of_validation, self._first_of_training = first_digest(test), first_digest(test + validation)
-        self._exceptions: dict[bytes, str] = {}  # digest -> split, or CUT, against the rule of the hash
+        self._exceptions: dict[bytes, Split | Literal["cut"]] = {}  # by digest, against the rule of the hash
         self._shares = {"validation": validation, "test": test}
         held_out = [f"{share:.3g} for {name}" for name, share in self._shares.items() if share > 0]
         self.rule = f"Each document goes to a split by a hash of its text ({', '.join(held_out)})"
@@ -102,41 +115,43 @@ class Splitter:
             f"; documents of more than {long_document:,} characters are cut into contiguous parts, one per split."
         )
 
-    def place(self, candidates: Iterable[Candidate]) -> Iterator[Placed]:
-        """Yield every document with its parts, in the given order."""
-        candidates = iter(candidates)
+    def place(self, chunks: Iterable[list[Candidate]]) -> Iterator[list[Candidate]]:
+        """Set the split or the cuts of every document. Yield the documents in the given order."""
+        chunks = iter(chunks)
         held: list[Candidate] = []
+        rest: list[Candidate] = []
         texts: set[bytes] = set()
         size = 0
         empty: set[Split] = {"train", *(split for split in SPLITS if self._shares.get(split, 0) > 0)}
-        for candidate in candidates:
-            held.append(candidate)
-            size += candidate.num_bytes + HELD_BYTES
-            if candidate.dropped is None:
-                empty -= {split for split, _ in self._parts(candidate)}
-                texts.add(candidate.digest)
-            if (not empty and len(texts) >= FEW_DOCUMENTS) or size > BUFFER_BYTES:
-                break
+        is_enough = False
+        while not is_enough and (rest := next(chunks, [])):
+            rest.reverse()
+            while rest and not is_enough:
+                held.append(rest.pop())
+                size += held[-1].num_bytes + HELD_BYTES
+                if held[-1].dropped is None:
+                    self._place(held[-1])
+                    empty -= {split for split, _, _ in held[-1].parts}
+                    texts.add(held[-1].digest)
+                is_enough = (not empty and len(texts) >= FEW_DOCUMENTS) or size > BUFFER_BYTES
+        rest.reverse()
         if empty or len(texts) < FEW_DOCUMENTS:
             self._fill(empty, [candidate for candidate in held if candidate.dropped is None])
-        held.reverse()
-        while held:  # popped, so that a text that was yielded is not kept in memory
-            candidate = held.pop()
-            yield Placed(candidate, self._parts(candidate))
-        for candidate in candidates:
-            yield Placed(candidate, self._parts(candidate))
+        for chunk in chain([held, rest], chunks):
+            for candidate in chunk:
+                self._place(candidate)
+                del candidate  # so that memory does not hold a long document while the next one is read
+            yield chunk
 
-    def _parts(self, candidate: Candidate) -> tuple[tuple[Split, str], ...]:
-        text = candidate.document.text
+    def _place(self, candidate: Candidate) -> None:
         if candidate.dropped is not None:
-            return (("train", text),)
+            return
         exception = self._exceptions.get(candidate.digest) if self._exceptions else None
-        if len(text) > self._long or exception == CUT:
-            return cut(text, self._validation, self._test)
-        for split in SPLITS if exception else ():
-            if exception == split:
-                return ((split, text),)
-        return ((self._by_hash(candidate.digest), text),)
+        if len(candidate.text) > self._long or exception == CUT:
+            parts = cut(candidate.text, self._validation, self._test)
+            candidate.split, candidate.cuts = "train", parts if len(parts) > 1 else ()
+        else:
+            candidate.split = exception or self._by_hash(candidate.digest)
 
     def _by_hash(self, digest: bytes) -> Split:
         if digest < self._first_of_validation:
@@ -157,7 +172,7 @@ class Splitter:
                     f"There are only {len(digests)} documents, so each is cut into contiguous parts, one per split."
                 )
             return
-        whole = {candidate.digest for candidate in held if len(candidate.document.text) <= self._long}
+        whole = {candidate.digest for candidate in held if len(candidate.text) <= self._long}
         moved = []
         for split in sorted(empty):
             share = self._shares.get(split, 0.0)
