@@ -13,20 +13,19 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from finetale.schema import SharedPassages, SharedText
 from finetale.text.words import SYLLABLES
 
 WINDOW = 20
 """Number of words of the shortest passage that counts. It is longer than a coincidence or a common phrase."""
-UNIT = "words"
 _SPLITS = ("train", "validation", "test")
 _CHARACTERS = 1 << 18
 """Number of characters that are hashed at once. They fit into the processor's cache."""
@@ -48,14 +47,6 @@ _MULTIPLIERS = np.array(
 
 Hashes = NDArray[np.uint64]
 Words = NDArray[np.uint32]
-
-
-@dataclass(frozen=True)
-class SharedPassages:
-    """The words of one held-out split, and how many of them lie in passages that the training text contains too."""
-
-    words: int
-    shared: int
 
 
 class PassageFinder:
@@ -91,14 +82,17 @@ class PassageFinder:
                 self._words[split] += int(np.count_nonzero(hashes))
                 self._files[split].write(hashes.tobytes())
 
-    def compare(self) -> dict[str, SharedPassages]:
+    def compare(self) -> SharedPassages:
         """Count the words of the validation and the test text that are in passages of the training text too."""
         for file in self._files.values():
             file.flush()
         held_out = _SPLITS[1:]
         number = sum(self._words[split] for split in held_out)
         common = self._common(number) if number and self._words["train"] else np.zeros(0, np.uint64)
-        return {split: SharedPassages(self._words[split], self._covered(split, common)) for split in held_out}
+        validation, test = (
+            SharedText(words=self._words[split], shared=self._covered(split, common)) for split in held_out
+        )
+        return SharedPassages(unit="words", window=WINDOW, validation=validation, test=test)
 
     def _common(self, number: int) -> Hashes:
         """Return the hashes of those windows of the training text that may also be in held-out text, ascending.
@@ -148,13 +142,6 @@ class PassageFinder:
             file.seek(4 * first)
             words = np.frombuffer(file.read(4 * (start + _CHUNK + WINDOW - 1 - first)), np.uint32)
             yield words, _window_hashes(words)
-
-
-def describe(found: dict[str, SharedPassages]) -> dict[str, Any]:
-    """Return the `shared_passages` of a data report."""
-    return {"unit": UNIT, "window": WINDOW} | {
-        split: {"words": each.words, "shared": each.shared} for split, each in found.items()
-    }
 
 
 def word_hashes(text: str) -> Words:

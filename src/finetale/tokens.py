@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from finetale.cache import Hold, problems
 from finetale.errors import RunError, SourceError, TokenizerError
 from finetale.formatting import plural
-from finetale.passages import PassageFinder, describe
+from finetale.passages import PassageFinder
 from finetale.rundir import read_json, write_json, write_sealed_folder
 from finetale.signals import leave_open
 from finetale.text.words import count_words
@@ -353,7 +353,7 @@ def build_store(
                 for reason, count in sorted(dropped.items())
             ],
             "warnings": _warnings(seen, tokenizer),
-            "report": report() | {"shared_passages": describe(shared)},
+            "report": report() | {"shared_passages": shared.to_dict()},
         }
         _check_known(seen, tokenizer)
         write_json(target / "store.json", info)

@@ -11,25 +11,29 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from finetale import passages, tokens
-from finetale.passages import WINDOW, PassageFinder, SharedPassages, word_hashes
+from finetale.passages import WINDOW, PassageFinder, word_hashes
 from finetale.pipeline.evaluating import shared_shares
+from finetale.schema import SharedText
 from finetale.text.words import words_of
 from tiny import part, store, story, tokenizer
 
 SPLITS = ("train", "validation", "test")
 
 
-def counted(parts: list[tuple[str, str]], at_once: int = 7) -> dict[str, SharedPassages]:
+def counted(parts: list[tuple[str, str]], at_once: int = 7) -> dict[str, SharedText]:
     with tempfile.TemporaryDirectory() as folder:
         with PassageFinder(Path(folder)) as finder:
             for start in range(0, len(parts), at_once):
                 finder.add(parts[start : start + at_once])
             found = finder.compare()
         assert not list(Path(folder).iterdir())
-    return found
+    assert (found.unit, found.window) == ("words", WINDOW)
+    assert found.validation is not None
+    assert found.test is not None
+    return {"validation": found.validation, "test": found.test}
 
 
-def by_hand(parts: list[tuple[str, list[str]]]) -> dict[str, SharedPassages]:
+def by_hand(parts: list[tuple[str, list[str]]]) -> dict[str, SharedText]:
     train = {
         tuple(words[at : at + WINDOW])
         for split, words in parts
@@ -45,7 +49,7 @@ def by_hand(parts: list[tuple[str, list[str]]]) -> dict[str, SharedPassages]:
                 if tuple(words[at : at + WINDOW]) in train:
                     covered |= set(range(at, at + WINDOW))
             total, shared = total + len(words), shared + len(covered)
-        found[wanted] = SharedPassages(total, shared)
+        found[wanted] = SharedText(words=total, shared=shared)
     return found
 
 
@@ -110,10 +114,10 @@ def test_without_training_or_held_out_text_nothing_is_shared() -> None:
     text = " ".join(map(str, range(80)))
     for splits in (("train", "train"), ("validation", "test")):
         assert all(each.shared == 0 for each in counted([(split, text) for split in splits]).values())
-    assert counted([("validation", "a b c"), ("train", text)])["validation"] == SharedPassages(3, 0)
+    assert counted([("validation", "a b c"), ("train", text)])["validation"] == SharedText(words=3, shared=0)
     # A passage does not reach from one document into the next.
     halves = [("train", text), ("test", " ".join(text.split()[:15])), ("test", " ".join(text.split()[15:30]))]
-    assert counted(halves)["test"] == SharedPassages(30, 0)
+    assert counted(halves)["test"] == SharedText(words=30, shared=0)
 
 
 def test_a_quotation_is_reported_by_the_store(tmp_path: Path) -> None:

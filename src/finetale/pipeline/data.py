@@ -17,7 +17,7 @@ from finetale.blocks import choose_block_size
 from finetale.config import Config, TextSettings
 from finetale.errors import FinetaleError, RunError, SourceError
 from finetale.notify import Notify, counted, stage, warn
-from finetale.passages import PassageFinder, describe
+from finetale.passages import PassageFinder
 from finetale.rundir import temporary_name, write_bytes, write_sealed_folder
 from finetale.schema import CheckResult, DataFile
 from finetale.text.documents import SPLITS, Part, digest_of
@@ -200,7 +200,7 @@ def check_text(config: Config, notify: Notify) -> CheckResult:
         with tempfile.TemporaryDirectory() as place, PassageFinder(Path(place)) as finder:
             for batch in tokens.batches(counted(parts, progress)):
                 finder.add([(part.split, part.text) for part in batch if part.dropped is None])
-            shared = describe(finder.compare())
+            shared = finder.compare().to_dict()
         why = (
             "gpt2, the default model, is not on this machine, and `check` downloads nothing without being asked. Name "
             "a model with --model, such as bundled"

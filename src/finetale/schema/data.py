@@ -179,7 +179,7 @@ class DroppedText(Record):
     characters: int = Field(description="Their characters.")
 
 
-class SharedText(Record):
+class SharedText(SparseRecord):
     """How much of a held-out split also occurs in the training text."""
 
     words: int | None = Field(default=None, description="Words of the split.")
@@ -189,7 +189,7 @@ class SharedText(Record):
     )
 
 
-class SharedPassages(Record):
+class SharedPassages(SparseRecord):
     """Passages that the held-out text shares with the training text.
 
     A character of Chinese or Japanese counts as a word.
