@@ -23,7 +23,7 @@ def separator_of(documents: str) -> str:
 
 
 def plain_documents(
-    texts: Iterator[str], documents: str, account: FileAccount, first_line: int = 1
+    texts: Iterator[str], documents: str, account: FileAccount, first_line: int = 1, *, strip: bool = False
 ) -> Iterator[tuple[int, str]]:
     """Yield (first line, raw text) of each document. A file with only white space has no documents.
 
@@ -33,10 +33,16 @@ def plain_documents(
         account: receives the cleaning count "blank_pieces": the number of lines, or pieces between separators, that
             hold only white space and so are not documents.
         first_line: the line of the file at which the text starts.
+        strip: leave out spaces and line ends at the end of a file that is one document, and count them in the account,
+            because `Cleaner` would copy the text for this.
     """
     if documents in ("auto", "file", "chapter"):  # a format without chapters is one chapter
-        whole = [_joined(texts)]
+        text, end = _joined(texts)
+        whole = [text if strip or not end else text + end]
+        del text
         if whole[0] and not whole[0].isspace():
+            if strip and end:
+                account.cleaning["stripped_characters"] += len(end)
             yield first_line, whole.pop()  # so that memory does not hold it while the next file is read
     elif documents == "line":
         for numbered in cut_lines(texts, first_line):
@@ -73,19 +79,24 @@ def chapter_documents(chapters: Iterator[Chapter], documents: str, account: File
             yield chapter.place, chapter.text
 
 
-def _joined(texts: Iterator[str]) -> str:
-    """Join blocks. At the end of a long text, memory does not hold all blocks and the text at once."""
-    text = ""
+def _joined(texts: Iterator[str]) -> tuple[str, str]:
+    """Join blocks. Return the text, and apart from it the spaces and line ends at the end of the last block.
+
+    Memory never holds all blocks and the text at once.
+    """
+    text = last = ""
     held: list[str] = []
     size = 0
     for block in texts:
-        held.append(block)
-        size += len(block)
+        held.append(last)
+        size += len(last)
+        last = block
         if size > _HELD_CHARACTERS and 8 * size > len(text):
             text += "".join(held)  # CPython enlarges the text where it is. Elsewhere it is copied a few times.
             held, size = [], 0
-    text += "".join(held)
-    return text
+    kept = last.rstrip(" \n\t")
+    text += "".join([*held, kept])
+    return text, last[len(kept) :]
 
 
 def _between_blank_lines(texts: Iterator[str], first_line: int) -> Iterator[tuple[int, str]]:

@@ -292,7 +292,7 @@ class _Reader:
             return form.read(file)
         if form.yields == "chapters":
             return chapter_documents(form.read(file), documents, account)
-        return plain_documents(form.read(file), documents, account)
+        return plain_documents(form.read(file), documents, account, strip=self._settings.strip)
 
     # -- placing documents
 
