@@ -28,7 +28,7 @@ PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x10\x00\x00\x00\x10\x08\
 LINES = "".join(f"{number}. {WORDS}\n" for number in range(40)).encode()
 QUICK = (
     *("--max-new-tokens", "4", "--num-samples", "1", "--num-prompts", "1"),
-    *("--batch-size", "2", "--precision", "fp32", "--no-tensorboard"),
+    *("--batch-size", "2", "--precision", "fp32", "--no-tensorboard", "--audit-tokens", "100"),
 )
 TINY = ("--max-steps", "2", *QUICK)
 GOOD = ("--model", "{shared}/good", "--out", "out", *TINY)
@@ -433,7 +433,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory; the cache is beside it."""
+    """Change to an empty working directory, with the cache beside it."""
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -444,7 +444,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Runs a command in this process."""
+    """Return a function that runs a command in this process."""
 
     def run(*arguments: str | Path) -> Result:
         capsys.readouterr()
@@ -455,7 +455,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
 
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:
-    """Every file with its content, and every folder."""
+    """Return every file with its content, and every folder with None."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
@@ -569,7 +569,7 @@ def test_a_loss_that_is_not_finite(
 
 
 class FullDisk:
-    """Stands in for os.fsync: from the `last`-th call on there is no space left."""
+    """A fake os.fsync. From the `last`-th call on it reports that no space is left."""
 
     def __init__(self, last: int | None) -> None:
         self.last = last
@@ -582,8 +582,10 @@ class FullDisk:
 
 
 def test_a_full_disk(shared: Path, work: Path, command: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever the disk fills up there is a sentence that says so, no half of a file or folder, and a way to go on."""
-    words = ("train", shared / "stories", "--model", shared / "good", *TINY)
+    """Wherever the disk fills up, the error says so, no half-written file or folder stays, and the run can go on."""
+    for file in sorted((shared / "stories").iterdir())[:12]:
+        shutil.copy(file, work)
+    words = ("train", *sorted(path.name for path in work.iterdir()), "--model", shared / "good", *TINY)
     disk = FullDisk(None)
     monkeypatch.setattr(rundir.atomic.os, "fsync", disk)
     assert command(*words, "--out", "whole", "--cache-dir", "cache").code == 0
@@ -646,14 +648,32 @@ def test_a_run_killed_before_its_first_checkpoint(
     assert (killed.model / "model.safetensors").read_bytes() == weights
 
 
+STEPS = 100
+
+
+def long_run(shared: Path, out: Path) -> tuple[str, ...]:
+    """Return the command of a run that is long enough to be interrupted."""
+    words = ("train", str(shared / "stories"), "--model", str(shared / "good"), "--out", str(out))
+    words += ("--max-steps", str(STEPS), "--epochs", "100", "--eval-every", "50", "--learning-rate", "1e-3")
+    return words + QUICK
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(shared: Path) -> Path:
+    """The long run, finished without an interruption."""
+    out = shared / "uninterrupted"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FINETALE_CACHE", str(shared / "cache"))
+        assert cli.run([*long_run(shared, out), "--quiet"]) == 0
+    return out
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])  # Ctrl-C, and a closed terminal
-def test_an_interrupted_run_goes_on_to_the_same_weights(shared: Path, work: Path, name: str) -> None:
+def test_an_interrupted_run_resumes_to_the_same_weights(
+    shared: Path, uninterrupted: Path, work: Path, command: Callable[..., Result], name: str
+) -> None:
     env = environment(work.parent / "home", HF_HUB_OFFLINE="1")
-    steps = 100
-    words = ("train", shared / "stories", "--model", shared / "good", "--max-steps", str(steps), "--epochs", "100")
-    words += ("--eval-every", "50", "--learning-rate", "1e-3", *QUICK)
-    whole = start(*words, "--out", "whole", cwd=work, env=env)
-    stopped = start(*words, "--out", "stopped", cwd=work, env=env)
+    stopped = start(*long_run(shared, Path("stopped")), cwd=work, env=env)
     metrics = work / "stopped" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.is_file() and '"train", "step": 7' in metrics.read_text()):
@@ -667,22 +687,21 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(shared: Path, work: Path
     assert "Traceback" not in result.stderr
     assert len(result.errors) == len(result.hints) == 1
     assert name in result.errors[0]
-    assert f"of {steps} steps are done and saved" in result.errors[0]
+    assert f"of {STEPS} steps are done and saved" in result.errors[0]
     assert "finetale resume stopped" in result.hints[0]
     manifest = rundir.read_json(work / "stopped" / "run.json")
     assert manifest["status"] == "interrupted"
-    assert 7 <= manifest["steps"] < steps
+    assert 7 <= manifest["steps"] < STEPS
     assert not (work / "stopped" / "comparison.json").exists()
     assert half_written(work / "stopped") == []
 
-    resumed = finetale("resume", "stopped", cwd=work, env=env)
+    resumed = command("resume", "stopped")
     assert resumed.code == 0, resumed.stderr
-    assert finish(whole).code == 0
-    ends = [rundir.read_json(work / run / "run.json") for run in ("whole", "stopped")]
+    ends = [rundir.read_json(run / "run.json") for run in (uninterrupted, work / "stopped")]
     assert [end["status"] for end in ends] == ["finished", "finished"]
-    assert ends[0]["steps"] == ends[1]["steps"] == steps
+    assert ends[0]["steps"] == ends[1]["steps"] == STEPS
     assert ends[0]["best_step"] == ends[1]["best_step"] > 0
-    models_written = [(work / run / "model" / "model.safetensors").read_bytes() for run in ("whole", "stopped")]
+    models_written = [(run / "model" / "model.safetensors").read_bytes() for run in (uninterrupted, work / "stopped")]
     assert models_written[0] == models_written[1]
     assert models_written[0] != (shared / "good" / "model.safetensors").read_bytes()
 

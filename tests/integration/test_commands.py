@@ -460,8 +460,8 @@ def test_demo_leaves_other_runs_alone(here: Path, capsys: pytest.CaptureFixture[
 def test_bundled_is_taken_wherever_a_model_is(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(capsys, "generate", "bundled", "The old", "--max-new-tokens", "5", "--seed", "1").strip()
     assert call_json(capsys, "evaluate", "bundled", "stories/000.txt")["documents"] == 1
-    words = ("--text", "stories/000.txt", "--max-new-tokens", "5", "--num-samples", "1")
-    compared = call_json(capsys, "compare", "new:64x1", "bundled", *words)
+    few = ("--max-new-tokens", "5", "--num-samples", "1", "--num-prompts", "1")
+    compared = call_json(capsys, "compare", "new:64x1", "bundled", "--text", "stories/000.txt", *few)
     assert (compared["improved"], compared["improved_reason"]) == (None, "random base")
     assert compared["verdict"].startswith(
         "Compared with random weights, which any training beats: on the given text, perplexity fell from "
@@ -469,27 +469,15 @@ def test_bundled_is_taken_wherever_a_model_is(here: Path, capsys: pytest.Capture
     assert compared["verdict"].endswith("This is one document, so the figures hold for this text only.")
     assert call_json(capsys, "plan", "stories", "--model", "bundled")["model"]["name"] == "bundled"
     assert call_json(capsys, "check", "stories", "--model", "bundled")["tokens"]["read"] > 0
-    call(
-        capsys,
-        "train",
-        "stories",
-        "--model",
-        "new:64x1",
-        "--tokenizer",
-        "bundled",
-        "--max-steps",
-        "2",
-        "--out",
-        "tok",
-        "-q",
-    )
+    short = ("--max-steps", "2", "--batch-size", "1", "--block-size", "64", "--audit-tokens", "500", *few, "-q")
+    call(capsys, "train", "stories", "--model", "new:64x1", "--tokenizer", "bundled", *short, "--out", "tok")
     assert (
         read(here / "tok/model/config.json")["vocab_size"]
         == read(Path(ft.__file__).parent / "bundled/model/config.json")["vocab_size"]
     )
     assert ft.load("bundled").generate("The old", max_new_tokens=5)[0].strip()
-    call(capsys, "train", "stories", "--model", "bundled", "--max-steps", "2", "--out", "from-bundled", "-q")
-    call(capsys, "compare", "from-bundled", "--max-new-tokens", "5")
+    call(capsys, "train", "stories", "--model", "bundled", *short, "--out", "from-bundled")
+    call(capsys, "compare", "from-bundled", "--audit-tokens", "500", *few)
     assert "the Finetale package" in (here / "from-bundled/report.html").read_text(encoding="utf-8")
 
 

@@ -127,9 +127,10 @@ def test_plain_transformers_loads_it_and_agrees() -> None:
         torch.testing.assert_close(ours, plain(ids).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_it_is_pretrained(tmp_path: Path) -> None:
-    """It has far better than even odds on text it never saw, and knows how stories begin."""
-    figures = ft.evaluate("bundled", "bundled:tales", precision="fp32", cache_dir=tmp_path)
+def test_it_is_pretrained(tmp_path: Path, tales: dict[str, str]) -> None:
+    """The base predicts unseen text well, and knows how stories begin. Every fourth tale is enough for the bound."""
+    texts = list(tales.values())[::4]
+    figures = ft.evaluate("bundled", texts=texts, precision="fp32", cache_dir=tmp_path)
     assert figures.bits_per_byte < 2.0
     loaded = models.load("bundled")
     ids = loaded.tokenizer("Once upon a time there was a little", return_tensors="pt").input_ids
