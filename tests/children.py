@@ -1,4 +1,4 @@
-"""The real command in processes that can be signalled and killed, forked from a server that has loaded the libraries.
+"""Run the real command in processes forked from a server that has loaded the libraries.
 
 Importing torch and transformers takes three seconds of processor time, and a forked process does not repeat it.
 """
@@ -71,7 +71,7 @@ def printed(folder: Path) -> str:
 
 
 class Forked:
-    """`finetale WORDS` in a forked process with pipes of its own, with the interface of `subprocess.Popen`.
+    """`finetale WORDS` in a forked process with its own pipes and the interface of `subprocess.Popen`.
 
     Args:
         folder: the process's working directory.
@@ -163,4 +163,4 @@ def _command(words: tuple[str, ...], output: int, errors: int, hook: Hook | None
     code = importlib.import_module("finetale.cli").run(list(words))
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # as quickly as a process of its own would
+    os._exit(code)  # like the installed command, without cleanup by multiprocessing

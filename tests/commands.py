@@ -1,4 +1,4 @@
-"""Runs the `finetale` command for tests: in a process of its own, or many commands in one process that stays."""
+"""Run the `finetale` command for tests: in a new process, or many commands in one worker process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXECUTABLE = shutil.which("finetale", path=str(Path(sys.executable).parent)) or 
 TIMEOUT = 240
 _KEPT = ("PATH", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH")
 
-# Reads one JSON list of arguments a line, and answers each with one line of JSON.
+# Reads one JSON list of arguments per line, and answers each with one line of JSON.
 _WORKER = """
 import contextlib, io, json, sys, time
 from finetale.cli import run
@@ -37,7 +37,7 @@ for line in questions:
 
 @dataclass(frozen=True)
 class Result:
-    """What a command left behind: its exit code, stdout and stderr."""
+    """Exit code, stdout and stderr of a command."""
 
     code: int
     stdout: str
@@ -45,17 +45,17 @@ class Result:
 
     @property
     def errors(self) -> list[str]:
-        """The `error:` lines."""
+        """Return the `error:` lines."""
         return [line for line in self.stderr.splitlines() if line.startswith("error:")]
 
     @property
     def hints(self) -> list[str]:
-        """The `hint:` lines."""
+        """Return the `hint:` lines."""
         return [line for line in self.stderr.splitlines() if line.startswith("hint:")]
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """Variables of a command that sees nothing of this machine's homes, caches and hubs; `more` is added."""
+    """Return environment variables that hide the machine's home, caches and hubs from a command, with `more` added."""
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
     return kept | {
         "HOME": str(home),
@@ -73,14 +73,14 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 
 def finetale(*arguments: str | Path, cwd: Path, env: Mapping[str, str], stdin: bytes = b"") -> Result:
-    """Run the installed command to its end."""
+    """Run the installed command and wait for it."""
     words = [EXECUTABLE, *map(str, arguments)]
     done = subprocess.run(words, cwd=cwd, env=dict(env), input=stdin, capture_output=True, timeout=TIMEOUT, check=False)
     return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def start(*arguments: str | Path, cwd: Path, env: Mapping[str, str]) -> subprocess.Popen[str]:
-    """Start the installed command; the caller waits for it."""
+    """Start the installed command. The caller must wait for it (`finish`)."""
     return subprocess.Popen(
         [EXECUTABLE, *map(str, arguments)],
         cwd=cwd,
@@ -94,18 +94,18 @@ def start(*arguments: str | Path, cwd: Path, env: Mapping[str, str]) -> subproce
 
 
 def finish(process: subprocess.Popen[str]) -> Result:
-    """Wait for a command that was started."""
+    """Wait for a command that `start` started."""
     out, err = process.communicate(timeout=TIMEOUT)
     return Result(process.returncode, out, err)
 
 
 class Worker:
-    """A process that runs one command after another, so that the libraries are imported once.
+    """A process that runs one command after another and imports the libraries once.
 
-    For what the libraries read from the environment at import, such as HF_ENDPOINT.
+    It is for variables that the libraries read at import, such as HF_ENDPOINT.
 
     Args:
-        impatient: the hub's clients try again at once, instead of waiting for longer and longer, 23 s in all.
+        impatient: let the Hub's clients retry at once. Their increasing delays add up to 23 s otherwise.
     """
 
     def __init__(self, cwd: Path, env: Mapping[str, str], *, impatient: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Settings that hold for every test: one torch thread per process, default signals, and a cache of the tests' own.
+"""Set up every test: one torch thread per process, default signal handlers, and a separate cache.
 
 `make test` runs one pytest worker per core (pytest-xdist). Use `pytest -n 0` to debug in one process.
 """
@@ -13,20 +13,20 @@ import pytest
 
 from finetale.environment import available_memory, calm_threads, num_cores
 
-# Set before torch is loaded, here and in the processes that tests start: the cores are taken by the workers.
+# Set before torch is loaded, here and in the processes that tests start, because the workers use all cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 calm_threads()
-# A shell that runs the tests in the background makes them, and their child processes, ignore signals.
+# A shell that runs the tests in the background lets them and their child processes ignore signals.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 BYTES_PER_WORKER = 3 * 2**30
-"""Memory for one worker and the processes that its tests start."""
+"""Memory of one worker and the processes that its tests start."""
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Return how many workers `-n auto` starts: one per core that this process may use, as far as memory allows."""
+    """Return the number of workers for `-n auto`: one per available core, fewer if memory is short."""
     return max(1, min(num_cores(), available_memory() // BYTES_PER_WORKER))
 
 

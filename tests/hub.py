@@ -1,8 +1,8 @@
-"""A small hub on loopback, for the real clients: models and datasets out of folders.
+"""Serve models and datasets from folders to the real clients, like the Hub, on loopback.
 
-Serves what huggingface_hub and datasets ask for: repository info, file trees, and files with the headers that carry
-commit and ETag. Errors are those of the real hub for somebody who is not logged in: 401 RepoNotFound for a repository
-that is not there, and 401 GatedRepo for the files, not the info, of one whose terms have to be accepted.
+The server answers the requests of huggingface_hub and datasets: repository info, file trees, and files with the headers
+for commit and ETag. Errors are those of the real Hub for a user who is not logged in. A missing repository is 401
+RepoNotFound. The files of a gated repository are 401 GatedRepo, but its info is public.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MESSAGES = {
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Folders below `root`: models/OWNER/NAME and datasets/OWNER/NAME."""
+    """Answers requests from the folders models/OWNER/NAME and datasets/OWNER/NAME below `root`."""
 
     root: Path
     requests: list[str]
@@ -133,11 +133,11 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """Serve the folders below `root` on a free port; gives the address and the growing list of requests."""
+    """Serve the folders below `root` on a free port; yield the address and the growing list of requests."""
     requests: list[str] = []
     handler = type("Handler", (_Handler,), {"root": root, "requests": requests})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True  # a client may keep its connection open for longer than the test lasts
+    server.daemon_threads = True  # a client may keep its connection open after the test
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:

@@ -1,4 +1,4 @@
-"""What the tests of promises share: a short run, and the folder it is made in."""
+"""A short run and its folder, shared by the tests of promises."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ TRAIN = (
     *("--eval-every", "2", "--save-every", "1", "--num-prompts", "1", "--num-samples", "1", "--max-new-tokens", "3"),
     "--no-tensorboard",
 )
-"""A run of six steps that saves after each of them."""
+"""Command of a run of six steps that saves a checkpoint after each step."""
 
 
 def train_with(**settings: object) -> tuple[str, ...]:
-    """The short run with other settings."""
+    """Return the command of the short run with other settings."""
     words = list(TRAIN)
     for name, value in settings.items():
         flag = f"--{name.replace('_', '-')}"
@@ -29,13 +29,13 @@ def train_with(**settings: object) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Place:
-    """A folder with stories/, base/, and an undisturbed run in whole/."""
+    """A folder with stories/, base/, and an uninterrupted run in whole/, whose weights have the hash `digest`."""
 
     folder: Path
     digest: str
 
     def weights_of(self, name: str) -> str:
-        """SHA-256 of a run's model."""
+        """Return the SHA-256 of a run's weights."""
         return digest_of(self.folder / name)
 
 

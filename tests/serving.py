@@ -1,4 +1,4 @@
-"""`finetale serve` in a process of its own, and a client that costs little."""
+"""Run `finetale serve` in a new process, and send requests with a cheap client."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from children import Forked
 
 
 class Serving:
-    """`finetale serve WORDS` in a process of its own, forked from one that has loaded the libraries.
+    """`finetale serve WORDS` in a process forked from a server that has loaded the libraries.
 
     Args:
         folder: the process's working directory; its standard error goes to folder/log.
@@ -30,7 +30,7 @@ class Serving:
         if python is None:
             self.process = Forked(folder, ("serve", *words, "--port", "0"), self._log)
         else:
-            with self._log.open("wb") as log:  # a pipe that nobody reads fills up
+            with self._log.open("wb") as log:  # an unread pipe would fill up and block the process
                 self.process = subprocess.Popen(
                     [sys.executable, *python], cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True
                 )
@@ -60,7 +60,7 @@ class Serving:
 
 
 class Client:
-    """One connection that speaks HTTP in bytes, because a client library would cost more time than the service."""
+    """One connection that sends raw HTTP, because a client library would use more time than the service."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader

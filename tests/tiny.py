@@ -1,4 +1,4 @@
-"""Tiny models, tokenizers and stores that tests build for themselves."""
+"""Build tiny models, tokenizers, texts and token stores for tests."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ WORDS = (
 
 
 def story(number: int, words: int = 120) -> str:
-    """A text of so many words that differs for each number."""
+    """Return a text of about `words` words that differs for each number."""
     base = WORDS.split()
     picked = [base[(i * (number + 3) + number * number) % len(base)] for i in range(words)]
     return f"Story {number}. " + " ".join(picked) + f" The end of story {number}."
 
 
 def write_stories(folder: Path, count: int = 30, words: int = 120) -> Path:
-    """A folder of text files."""
+    """Write `count` stories as text files; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         (folder / f"{number:03}.txt").write_text(story(number, words), encoding="utf-8")
@@ -47,12 +47,12 @@ def write_stories(folder: Path, count: int = 30, words: int = 120) -> Path:
 
 @lru_cache(maxsize=1)
 def tokenizer() -> PreTrainedTokenizerBase:
-    """A byte-level BPE tokenizer of 400 entries."""
+    """Return a byte-level BPE tokenizer of 400 entries."""
     return tokens.train_tokenizer([story(n) for n in range(20)], 400)
 
 
 def model(seed: int = 0, *, positions: int = 64, dropout: float = 0.0, scale: float = 0.2) -> GPT2LMHeadModel:
-    """A GPT-2 of 2 layers, 32 wide."""
+    """Return a GPT-2 with 2 layers and width 32."""
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=len(tokenizer()),
@@ -71,24 +71,24 @@ def model(seed: int = 0, *, positions: int = 64, dropout: float = 0.0, scale: fl
 
 
 def loaded(seed: int = 0, **settings: Any) -> LoadedModel:
-    """The tiny model as `models.load` would give it."""
+    """Return the tiny model as `models.load` would."""
     tiny = model(seed, **settings)
     return LoadedModel(tiny, tokenizer(), Provenance("tiny", "local", None, "0" * 64, tiny.num_parameters()))
 
 
 def save_model(folder: Path, seed: int = 0, **settings: Any) -> Path:
-    """The tiny model in a folder."""
+    """Save the tiny model; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     models.save(model(seed, **settings), tokenizer(), folder)
     return folder
 
 
 def part(text: str, split: Split = "train", *, ends: bool = True, dropped: str | None = None) -> Part:
-    """A part of a document as `text.read_parts` would give it."""
+    """Return a part of a document as `text.read_parts` would."""
     return Part(text=text, source="made-up", line=1, split=split, digest=text[:16], dropped=dropped, ends=ends)
 
 
 def store(folder: Path, texts: Sequence[str | Part]) -> TokenStore:
-    """A token store of the tiny tokenizer."""
+    """Return a token store of the tiny tokenizer."""
     parts = [item if isinstance(item, Part) else part(item) for item in texts]
     return tokens.build_store(iter(parts), tokenizer(), folder / "store", report=dict)

@@ -1,4 +1,4 @@
-"""A folder with text and a base, and what an undisturbed run of them ends with."""
+"""A fixture with text, a base model and an uninterrupted run."""
 
 from __future__ import annotations
 
