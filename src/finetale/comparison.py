@@ -47,7 +47,7 @@ def held_out_prompts(
     Openings with personal data are skipped.
 
     Args:
-        number: most prompts to return.
+        number: maximum number of prompts.
         splits: splits in order of preference.
         words: length of a prompt.
     """
@@ -132,7 +132,7 @@ def build(
             of the text, bits per byte are compared in place of perplexity.
         training_texts: returns the texts that `after` was trained on, to look for verbatim copies; None if unknown.
         shared: by split, the share of its words that also occur in passages of the training text.
-        is_held_out: whether the text was held out from training `after`; False for text that somebody named.
+        is_held_out: whether the text was held out from training `after`; False for text that the user named.
     """
     changes = schema.Changes(
         validation=_change(before, after, "validation", same_tokenizer),
@@ -250,7 +250,7 @@ def verdict(
 
     Args:
         before, after, moved: figures and change on the text that decides; None without such text.
-        text: what the text is that the figures come from.
+        text: description of the text that was measured.
         is_random: whether `before` has random weights.
     """
     if before is None or after is None or moved is None:

@@ -47,7 +47,7 @@ def accelerator() -> Accelerator:
 
 
 def device() -> torch.device:
-    """Return the device to compute on: the accelerator if there is one, else the processor."""
+    """Return the device to compute on: the accelerator if there is one, else the CPU."""
     chosen: torch.device = accelerator().device
     return chosen
 
@@ -80,14 +80,14 @@ def check_one_process() -> None:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has done what it was given, so that a clock can be read."""
+    """Wait until a device has finished its queued work, so that elapsed time can be measured."""
     module = _module(device)
     if module is not None:
         module.synchronize()
 
 
 def empty_cache(device: torch.device) -> None:
-    """Give freed memory of an accelerator back to it."""
+    """Release the memory that PyTorch caches on an accelerator."""
     module = _module(device)
     if module is not None:
         module.empty_cache()

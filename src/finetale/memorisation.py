@@ -23,12 +23,15 @@ from finetale.blocks import IGNORE, SEGMENT_DTYPE, Blocks, share_blocks, window_
 from finetale.forward import PackedForward
 from finetale.tokens import TokenStore
 
-LEAST_TOKENS, LEAST_BITS = 8, 64.0
-LEAST_TOKENS_OF_SHORT, LEAST_BITS_OF_SHORT = 4, 20.0
+MIN_TOKENS, MIN_BITS = 8, 64.0
+"""Minimum length of a memorised passage, and minimum bits that the base needs for it."""
+MIN_TOKENS_OF_SHORT, MIN_BITS_OF_SHORT = 4, 20.0
+"""The same for passages that count only if they are personal data."""
 GUESSED_BITS = 4.0
 """Bits per token if there is no base with the same tokens: about what GPT-2 needs for stories."""
 
 _MAX_NATS = 100.0
+"""Limit on the loss of one token, so that sums stay finite."""
 
 Progress = Callable[[int, int], None]
 Integers = NDArray[np.int64]
@@ -114,7 +117,7 @@ def audit(
             None,
             between,
         )
-        # The base may give a token the probability 0; its surprise stays finite.
+        # The base may give a token the probability 0.
         nats = np.nan_to_num(nats, nan=0.0, posinf=_MAX_NATS).clip(max=_MAX_NATS)
         sums = np.concatenate([[0.0], np.cumsum(nats)])
         starts = np.searchsorted(places, runs[:, 0])
@@ -124,10 +127,10 @@ def audit(
     found = [
         Passage(int(np.searchsorted(part_starts, start, "right")) - 1, start, length, round(float(each), 1))
         for (start, length), each in zip(runs[order].tolist(), bits[order].tolist(), strict=True)
-        if each >= LEAST_BITS_OF_SHORT
+        if each >= MIN_BITS_OF_SHORT
     ]
-    passages = [passage for passage in found if passage.bits >= LEAST_BITS and passage.tokens >= LEAST_TOKENS]
-    short = [passage for passage in found if passage.bits < LEAST_BITS or passage.tokens < LEAST_TOKENS]
+    passages = [passage for passage in found if passage.bits >= MIN_BITS and passage.tokens >= MIN_TOKENS]
+    short = [passage for passage in found if passage.bits < MIN_BITS or passage.tokens < MIN_TOKENS]
     read = int((chosen["targets"] - chosen["skip"]).sum())
     return Audit(read, int((segments["targets"] - segments["skip"]).sum()), passages, short)
 
@@ -183,7 +186,7 @@ def _read(
 
 
 def _runs(places: Integers, hits: NDArray[np.bool_]) -> Integers:
-    """Return (start, length) of each run of LEAST_TOKENS_OF_SHORT or more hits in a row, shape (runs, 2)."""
+    """Return (start, length) of each run of MIN_TOKENS_OF_SHORT or more hits in a row, shape (runs, 2)."""
     found = places[hits]
     if not len(found):
         return np.zeros((0, 2), np.int64)
@@ -191,4 +194,4 @@ def _runs(places: Integers, hits: NDArray[np.bool_]) -> Integers:
     starts = np.concatenate([[0], breaks])
     lengths = np.diff(np.concatenate([starts, [len(found)]]))
     runs = np.stack([found[starts], lengths], axis=1)
-    return runs[lengths >= LEAST_TOKENS_OF_SHORT]
+    return runs[lengths >= MIN_TOKENS_OF_SHORT]

@@ -29,7 +29,7 @@ from finetale.forward import PackedForward
 from finetale.schema import Change, FigureIntervals, Figures, Interval
 
 MIN_DOCUMENTS = 5
-"""Fewest documents that get an interval."""
+"""Minimum number of documents for an interval."""
 
 INTERVAL_METHOD = "jackknife-t"
 """Name of the method in comparison.json."""
@@ -276,14 +276,14 @@ def _shares(sizes: Floats) -> Floats:
 
 
 def _without_each(numerators: Floats, denominators: Floats) -> Floats:
-    """The ratio of the sums without each of the documents; NaN where nothing is left."""
+    """Return the ratio of the sums without each of the documents. NaN if the rest is empty."""
     rest = denominators.sum() - denominators
     found: Floats = np.divide(numerators.sum() - numerators, rest, out=np.full(len(rest), np.nan), where=rest > 0)
     return found
 
 
 def _log(value: Any) -> Any:
-    """Natural logarithm, bounded below so that a model that is certain of everything has one."""
+    """Return the natural logarithm, bounded below. So it exists for a loss of zero too."""
     return np.log(np.maximum(value, _SMALLEST))
 
 

@@ -83,7 +83,7 @@ class PassageFinder:
                 self._files[split].write(hashes.tobytes())
 
     def compare(self) -> SharedPassages:
-        """Count the words of the validation and the test text that are in passages of the training text too."""
+        """Count the words of validation and test text in passages that also occur in the training text."""
         for file in self._files.values():
             file.flush()
         held_out = _SPLITS[1:]

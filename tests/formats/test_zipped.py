@@ -16,7 +16,7 @@ from finetale.text.formats.zipped import DOCUMENT_LIMITS, OLE_MAGIC, Container
 
 MEBI = 1 << 20
 BOMB_HINT = "No document that a writing program saves is like this. Leave it out, or save the document again."
-DAMAGED_HINT = "Get the file again, or unpack it as far as it goes and use what comes out."
+DAMAGED_HINT = "Get the file again, or unpack the intact part of it and use that."
 
 
 def packed(members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:

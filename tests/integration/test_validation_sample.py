@@ -42,7 +42,7 @@ def test_all_evaluations_measure_at_most_a_quarter_of_what_is_trained_on(
     epochs: float, max_steps: int | None, eval_every: int | None, evaluations: int | None,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(validation_sample, "FEWEST_TOKENS", 64)
+    monkeypatch.setattr(validation_sample, "MIN_TOKENS", 64)
     train, validation = blocks(tmp_path, "train", 40), blocks(tmp_path, "validation", 300)
     budget = StepBudget(len(train), 4, epochs, max_steps, eval_every, None)
     tokens = choose_eval_tokens(validation, train, budget)
@@ -75,7 +75,7 @@ def test_a_run_samples_says_so_and_compares_on_all(tmp_path: Path) -> None:
     total = plan.data.tokens.validation
     assert notes == [
         f"Each evaluation within the run measures the same sample of {sampled:,} of the {total:,} validation tokens. "
-        "The final comparison measures all of them. --eval-tokens sets another number."
+        "The final comparison measures all of them. Change the sample size with --eval-tokens."
     ]
     assert plan.evaluation_seconds == pytest.approx(3 * sampled / plan.evaluation_tokens_per_second, rel=0.01)
     compared = json.loads(run.comparison.read_text(encoding="utf-8"))

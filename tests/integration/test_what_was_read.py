@@ -79,7 +79,7 @@ def test_a_column_that_is_the_smaller_part_stops_training(place: Path, call: Cal
     (place / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     code, _, err = call("train", "pairs.jsonl", *QUICK, "--out", "run")
     assert code == 1
-    assert "the column 'completion' would be taken as the text, but holds only" in err
+    assert "the column 'completion' would be read as the text, but contains only" in err
     assert "hint: Choose one with --text-column prompt or completion." in err
     assert not (place / "run").exists()
     assert call("check", "pairs.jsonl", "--model", "base")[0] == 1

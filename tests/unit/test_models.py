@@ -120,8 +120,8 @@ def test_an_encoder(tmp_path: Path) -> None:
     [
         ({"model_type": "t5", "is_encoder_decoder": True}, "an encoder-decoder model"),
         ({"model_type": "mystery", "auto_map": {"AutoModelForCausalLM": "code.Model"}}, "never runs"),
-        ({"model_type": "vit"}, "no causal language model"),
-        ({"model_type": None}, "names no model_type"),
+        ({"model_type": "vit"}, "not a causal language model"),
+        ({"model_type": None}, "has no model_type."),
     ],
 )
 def test_configs_that_are_refused(folder: Path, change: dict[str, Any], words: str) -> None:

@@ -137,7 +137,7 @@ def test_a_guess_that_leaves_out_most_of_the_text_is_refused(tmp_path: Path, kin
     rows, taken, choices = REFUSED[case]
     path = table(tmp_path, kind, rows * times)
     with pytest.raises(
-        SourceError, match=rf"the column '{taken}' would be taken as the text, but holds only \d+%"
+        SourceError, match=rf"the column '{taken}' would be read as the text, but contains only \d+%"
     ) as caught:
         read(path)
     for choice in choices:
@@ -159,7 +159,8 @@ def test_half_of_the_text_is_enough(tmp_path: Path) -> None:
 def test_a_chat_export_with_nothing_but_a_short_title(tmp_path: Path) -> None:
     chat = [{"title": "c", "mapping": {"a": {"message": {"author": {"role": "user"}, "content": {"parts": [LONG]}}}}}]
     with pytest.raises(
-        SourceError, match=r"'title' would be taken .* only 2% .*'mapping\.a\.message\.content\.parts\[\]'"
+        SourceError,
+        match=r"'title' would be read as the text, but contains only 2% .*'mapping\.a\.message\.content\.parts\[\]'",
     ) as caught:
         read(write(tmp_path, "a.json", json.dumps(chat)))
     assert "not read yet" in caught.value.hint
@@ -280,7 +281,9 @@ def read_dataset(rows: list[dict[str, Any]], column: str | None = None) -> tuple
 
 def test_datasets_are_measured_refused_and_read_by_path_too() -> None:
     rows = [{"id": n, "text": "word " * 8, "title": "word " * 2, "meta": {"lead": "a lead " * 20}} for n in range(600)]
-    with pytest.raises(SourceError, match=r"'text' would be taken .* only 21% .* 'meta\.lead' \(74%\)"):
+    with pytest.raises(
+        SourceError, match=r"'text' would be read as the text, but contains only 21% .* 'meta\.lead' \(74%\)"
+    ):
         read_dataset(rows)
     texts, (column,) = read_dataset(rows, "meta.lead")
     assert texts == ["a lead " * 20] * 600
@@ -344,7 +347,9 @@ def test_a_list_of_strings_beside_a_text_is_taken_when_it_is_named(tmp_path: Pat
 
 
 def test_an_object_of_which_most_is_a_list_of_strings_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"'language' would be taken .* only 3% .* 'stories\[\]' \(97%\)"):
+    with pytest.raises(
+        SourceError, match=r"'language' would be read as the text, but contains only 3% .* 'stories\[\]' \(97%\)"
+    ):
         read(write(tmp_path, "a.json", json.dumps({"language": "en", "stories": [LONG]})))
 
 

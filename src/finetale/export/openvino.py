@@ -1,4 +1,4 @@
-"""Conversion of a transformers model to OpenVINO's format, with the key/value cache as state and weights in int8.
+"""Convert a transformers model to OpenVINO's format, with the key/value cache as state and weights in int8.
 
 The conversion traces the model's own code. The caller must compare the result with PyTorch before using it. OpenVINO's
 usual exporter, optimum-intel, requires old versions of transformers, so it is not used.

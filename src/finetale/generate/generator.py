@@ -170,9 +170,9 @@ class Generator:
         return rows
 
     def _fit(self, ids: list[int], max_new_tokens: int, truncate: bool) -> list[int]:
-        """The prompt's ids, cut at the left if they are too long and that is allowed.
+        """Return the ids of a prompt, cut at the left if they are too long and `truncate` is set.
 
-        A prompt is cut further than it must be, so that max_new_tokens have room, but not below half the context.
+        A prompt is cut further than necessary to leave room for max_new_tokens, but not below half of the context.
         """
         if len(ids) < self.context:
             return ids
@@ -185,10 +185,10 @@ class Generator:
         return ids[-max(self.context - max_new_tokens, self.context // 2) :]
 
     def _batches(self, rows: list[_Row], settings: SamplingSettings, batch_size: int) -> Iterator[_Batch]:
-        """Batches of prompts of similar length, made one after the other.
+        """Yield batches of prompts of similar length.
 
-        A shorter prompt joins only where the padding before it and its own text stay within the context: models with
-        a causal mask of fixed size (GPT-Neo) have no more columns than that.
+        A shorter prompt joins a batch only if its padding, its prompt and its new text together fit into the context.
+        Models with a causal mask of fixed size (GPT-Neo) have no more columns.
         """
         groups: list[list[_Row]] = []
         for row in sorted(rows, key=lambda row: -len(row.ids)):
@@ -204,7 +204,7 @@ class Generator:
             yield _Batch(self.model, group, Sampler(settings, self.vocab_size, holes, streams))
 
     def _search_beams(self, rows: list[_Row], settings: SamplingSettings) -> None:
-        """Fill the rows of one prompt with the best beams of transformers' beam search."""
+        """Set the tokens of a prompt's rows to the best beams of transformers' beam search."""
         ids = torch.tensor([rows[0].ids], device=self.model.device)
         config = GenerationConfig(
             max_new_tokens=rows[0].room,
@@ -228,7 +228,7 @@ class Generator:
 
 @dataclass(slots=True)
 class _Row:
-    """One sample of one prompt: `ids` are the prompt's, `room` is how many tokens may follow."""
+    """One sample of one prompt. `ids` are the prompt's tokens, `room` is the maximum number of new tokens."""
 
     prompt: int
     sample: int
@@ -245,7 +245,7 @@ class _Row:
 
     @property
     def stream(self) -> Stream:
-        """The key of the random stream: the same for a prompt and sample number in every batch."""
+        """Return the key of the random stream. It depends on prompt and sample number, not on the batch."""
         return (self.sample, *self.ids)
 
     def accept(self, token: int) -> None:
@@ -275,7 +275,7 @@ class _Row:
 
 
 class _Batch:
-    """Rows that are decoded together, with their key/value cache; finished rows leave."""
+    """Rows that are decoded together, with their key/value cache. Finished rows are removed."""
 
     def __init__(self, model: PreTrainedModel, rows: list[_Row], sampler: Sampler) -> None:
         self.model = model
@@ -373,6 +373,6 @@ def _check_beams(n: int, settings: SamplingSettings) -> None:
         )
     if n > settings.num_beams:
         raise GenerationError(
-            f"n = {n} samples were asked for, but {settings.num_beams} beams hold only {settings.num_beams} texts.",
+            f"n = {n} samples were requested, but {settings.num_beams} beams hold only {settings.num_beams} texts.",
             f"Ask for at most {settings.num_beams} samples, or set num_beams to {n} or more.",
         )

@@ -30,9 +30,9 @@ EXHAUSTED = -1
 NOT_A_NUMBER = -2
 Stream = tuple[int, ...]
 _MARGIN = 1e-3
-"""Larger than any change of a score by rounding."""
+"""A bound on the change of a score by rounding."""
 _SORTED = 1024
-"""Number of scores that are sorted for top_p at first."""
+"""Number of the largest scores that top_p sorts first. It sorts all scores only if these are not enough."""
 
 
 class Sampler:
@@ -92,8 +92,8 @@ class Sampler:
             logits: scores of the next token, (rows, padded vocabulary).
             ids: prompts and what was generated so far, padded at the left, (rows, time).
             starts: where each row of ids begins.
-            streams: which random stream each row has.
-            new: the tokens of each row that were generated; may be None when no penalty counts them.
+            streams: index of each row's random stream.
+            new: the generated tokens of each row; may be None if no penalty counts them.
         """
         scores = logits[:, : self.vocab_size].float()  # (rows, vocabulary)
         if len(self.holes):
@@ -149,7 +149,7 @@ class Sampler:
         return found
 
     def _noise(self, streams: list[Stream]) -> Tensor:
-        """Gumbel noise, (rows, vocabulary); rows of the same stream have the same."""
+        """Return Gumbel noise, (rows, vocabulary). Rows of one stream get the same noise."""
         # float64: a uniform number of float32 has 24 bits, too coarse for the many rare tokens of a vocabulary.
         drawn = {
             stream: torch.rand(self.vocab_size, generator=self.streams[stream], dtype=torch.float64)
@@ -171,7 +171,7 @@ def _largest(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gumbel(numbers: Tensor) -> Tensor:
-    """Uniform numbers between 0 and 1, float64 → Gumbel noise, fp32."""
+    """Convert uniform numbers between 0 and 1 (float64) to Gumbel noise (fp32)."""
     return numbers.log().neg_().log_().neg_().float()
 
 

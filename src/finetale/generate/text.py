@@ -61,7 +61,7 @@ class TextStream:
 
     @property
     def taken(self) -> int:
-        """Number of characters that `take` has returned."""
+        """Return the number of characters that `take` has returned."""
         return self._taken
 
     def take(self, *, final: bool) -> str:

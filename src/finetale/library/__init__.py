@@ -54,15 +54,16 @@ def train(
         sources: files, folders, "bundled:tales" or "hf:DATASET"; or data in memory: records (dictionaries), or a table
             of pandas, polars, pyarrow or datasets. `validation=` and `test=` take the same.
         texts: texts to train on, one document each, in place of or besides `sources`.
-        config: a settings file; `settings` win over it.
+        config: a settings file. `settings` override it.
         quiet: show warnings only.
-        on_event: called with each event (see docs/schema.md), in the thread that trains. What it raises ends the run.
-        cancel: stops the run as Ctrl-C does once it is set, also from another thread: a checkpoint is saved, and
-            InterruptedRun is raised.
+        on_event: called with each event (see docs/schema.md), in the thread that trains. An exception that it raises
+            ends the run.
+        cancel: setting it, from any thread, stops the run as Ctrl-C does: the run saves a checkpoint and raises
+            InterruptedRun.
         settings: any setting of `finetale.config.Config`.
 
     Raises:
-        FinetaleError: says what was wrong and what to do.
+        FinetaleError: the run can't begin or continue. The message names the reason, the hint the next step.
         InterruptedRun: the run was stopped, and can be resumed.
     """
     resolved = resolve(sources, config, settings, texts)

@@ -1,4 +1,4 @@
-"""What the Python interface returns: `Run`, `Comparison` and its `Figures`."""
+"""The results of the Python interface: `Run`, `Comparison` and its `Figures`."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Figures:
 
 
 class Comparison:
-    """Before and after, as `comparison.json` holds it (`content`)."""
+    """The figures before and after training. `content` is the content of `comparison.json`."""
 
     def __init__(self, content: ComparisonFile) -> None:
         self.content = content
@@ -95,7 +95,7 @@ _LEGEND = "<small>Grey: training loss, per step and smoothed. Blue: validation l
 
 
 class Run:
-    """A run directory. Every property reads the file that holds it."""
+    """A run directory. Each property reads its file when it is used."""
 
     def __init__(self, path: str | Path) -> None:
         self._directory = RunDirectory.open(path)
@@ -128,22 +128,22 @@ class Run:
 
     @property
     def path(self) -> Path:
-        """The run directory."""
+        """Return the path of the run directory."""
         return self._directory.root
 
     @property
     def manifest(self) -> RunManifest:
-        """Content of `run.json`."""
+        """Return the content of `run.json`."""
         return self._directory.read_manifest()
 
     @property
     def data(self) -> DataFile:
-        """Content of `data.json`: the token account and the data report."""
+        """Return the content of `data.json`: the token account and the data report."""
         return self._directory.read_data()
 
     @property
     def comparison(self) -> Comparison:
-        """Before and after.
+        """Return the comparison of the run with its base.
 
         Raises:
             RunError: the run was not finished.
@@ -152,10 +152,10 @@ class Run:
 
     @property
     def metrics(self) -> pa.Table:
-        """Training steps and evaluations as a table; `run.metrics.to_pandas()` makes a data frame.
+        """Return training steps and evaluations as a table. `run.metrics.to_pandas()` makes a data frame.
 
         Columns: event (`train` or `evaluation`), step, tokens, epoch, loss (nats per token), perplexity, learning_rate,
-        grad_norm, tokens_per_second, memory_bytes, best. What an event lacks is null.
+        grad_norm, tokens_per_second, memory_bytes, best. Values that an event does not have are null.
         """
         import pyarrow as pa
 
@@ -164,14 +164,14 @@ class Run:
 
     @cached_property
     def model(self) -> Writer:
-        """The run's best model, loaded once: `run.model.generate("Once upon a time")`."""
+        """Return the run's best model, loaded once: `run.model.generate("Once upon a time")`."""
         from finetale.library.writer import load
 
         return load(self)
 
     @property
     def report(self) -> Path:
-        """The HTML report."""
+        """Return the path of the HTML report."""
         return self._directory.report
 
 

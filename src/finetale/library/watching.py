@@ -1,4 +1,4 @@
-"""How a caller follows and cancels the work of the library."""
+"""Let a caller follow and cancel the work of the library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that writes: `load` and `Writer`."""
+"""Generate text from Python: `load` and `Writer`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Writer:
-    """A model that writes: made by `finetale.load`."""
+    """A loaded model that generates text. `finetale.load` returns it."""
 
     def __init__(self, generator: Generator, provenance: Provenance) -> None:
         self._generator = generator
@@ -47,10 +47,10 @@ class Writer:
     def generate(
         self, prompt: str | Sequence[str] = "", *, n: int = 1, truncate: bool = False, **settings: Any
     ) -> list[str] | list[list[str]]:
-        """Continue a prompt n times, or each of several prompts. The texts are without the prompt.
+        """Continue a prompt, or each of several prompts, n times. The returned texts do not include the prompt.
 
         Args:
-            prompt: a text, or several; several are computed together, which is faster than one after the other.
+            prompt: a text, or several. Several are computed together, which is faster than one call per prompt.
             n: number of texts per prompt.
             truncate: cut a prompt that is too long for the model on its left instead of refusing it.
             settings: any of `SamplingSettings`: temperature, top_p, max_new_tokens, seed …
@@ -69,7 +69,7 @@ class Writer:
         return texts[0] if isinstance(prompt, str) else texts
 
     def stream(self, prompt: str = "", *, truncate: bool = False, **settings: Any) -> Iterator[str]:
-        """Continue a prompt and yield pieces of text as they come."""
+        """Continue a prompt, and yield pieces of text as they are generated."""
         return self._generator.stream(prompt, SamplingSettings.resolve(settings), truncate=truncate)
 
 

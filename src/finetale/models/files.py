@@ -45,7 +45,7 @@ def check_config(name: str, config: Any) -> None:
 
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelError(
-            f"The config.json of {name} names no model_type.", "It may be corrupted, or it is not a transformers model."
+            f"The config.json of {name} has no model_type.", "It may be corrupted, or it is not a transformers model."
         )
     kind = config["model_type"]
     if config.get("quantization_config"):
@@ -70,7 +70,7 @@ def check_config(name: str, config: Any) -> None:
             if config.get("is_encoder_decoder")
             else "an encoder"
             if encoder
-            else "no causal language model"
+            else "not a causal language model"
         )
         raise ModelError(
             f"{name} is {what} (model_type {kind}); only causal language models can continue text.",
@@ -107,7 +107,7 @@ def check_files(name: str, files: Sequence[str], *, adapter_base: str | None = N
             raise ModelError(
                 f"{name} has its weights only as {file}, a format that can carry code; "
                 "Finetale reads safetensors only.",
-                "Choose another model or revision, or convert it on a machine you can risk: "
+                "Choose another model or revision, or convert it on an isolated machine: "
                 "model.save_pretrained(folder) in transformers.",
             )
     if not has_config:

@@ -186,16 +186,14 @@ def load_tokenizer(
             raise TokenizerError(f"The tokenizer {source} is neither a folder nor a Hub id.", "Check the path.")
         folder, _ = download(str(source), revision, offline, weights=False)
     check_tokenizer_files(name, folder)
-    from transformers import AutoTokenizer  # takes seconds, which a tokenizer that is missing should not cost
+    from transformers import AutoTokenizer  # imported late, because it takes seconds: the checks above come first
 
     try:
         with _no_progress_bars():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False
             )
-    except (
-        Exception
-    ) as error:  # transformers raises OSError, ValueError, KeyError, ImportError … for one and the same thing
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError … for the same problem
         _refuse_sentencepiece(name, folder)
         raise TokenizerError(
             f"The tokenizer of {name} can't be loaded: {first_line(error)}",
@@ -211,7 +209,7 @@ def load_tokenizer(
 
 
 def _refuse_sentencepiece(name: str, folder: Path) -> None:
-    """Explain a tokenizer that could not be read because it is there only as a SentencePiece or tiktoken model."""
+    """Explain that a tokenizer can't be read because the folder has it only as a SentencePiece or tiktoken model."""
     files = {file.name for file in folder.iterdir()}
     models = sorted(file for file in files if file.endswith((".model", ".tiktoken")))
     if models and not files & {"tokenizer.json", "vocab.json", "vocab.txt"}:
@@ -237,7 +235,7 @@ def save(
 
 
 def save_settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write what a model folder holds besides the weights: its configs and its tokenizer."""
+    """Write the files of a model folder other than the weights: its configs and its tokenizer."""
     _set_ids(model, tokenizer, 120)
     model.config.save_pretrained(str(folder))
     model.generation_config.save_pretrained(str(folder))

@@ -1,4 +1,4 @@
-"""Loading of a model for use: on the accelerator, with the speed-ups that fit it. Knows nothing of training."""
+"""Load a model for use: on the accelerator, with the speed-ups that fit it. Knows nothing of training."""
 
 from __future__ import annotations
 

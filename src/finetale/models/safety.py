@@ -56,7 +56,7 @@ def read_bounded_json(file: Path, most_bytes: int = _CONFIG_BYTES) -> Any:
 
 
 def clean_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what of a config.json may reach transformers: numbers, and keys for which the architecture has a default.
+    """Return the part of a config.json that transformers may read: numbers, and keys that the architecture defines.
 
     Older files have numbers under names that newer classes convert. Keys that choose code are removed.
     """
@@ -191,7 +191,7 @@ def check_tokenizer_files(name: str, folder: Path) -> None:
             raise TokenizerError(
                 f"The tokenizer of {name} has a pattern that can take exponential time: {pattern[:80]!r} "
                 "repeats a group that repeats.",
-                "The tokenizer may be meant to do harm; give another with --tokenizer.",
+                "The tokenizer may be malicious. Give another one with --tokenizer.",
             )
 
 
@@ -271,7 +271,7 @@ def _tokenizer_json(name: str, file: Path) -> Any:
     except (OSError, ValueError, RecursionError) as error:
         raise TokenizerError(
             f"{file.name} of the tokenizer of {name} can't be read: {error}.",
-            "Give a whole tokenizer with --tokenizer.",
+            "Give a complete tokenizer with --tokenizer.",
         ) from None
 
 

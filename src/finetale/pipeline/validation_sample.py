@@ -12,7 +12,7 @@ import numpy as np
 from finetale.blocks import Blocks
 from finetale.training import StepBudget
 
-FEWEST_TOKENS = 16_384
+MIN_TOKENS = 16_384
 """Minimum number of validation tokens to measure. With fewer, the loss is too noisy to be useful."""
 _SHARE = 0.25
 
@@ -22,7 +22,7 @@ def choose_eval_tokens(validation: Blocks, train: Blocks, budget: StepBudget) ->
     steps = budget.total_steps
     evaluations = sum(budget.evaluates(step) for step in range(steps + 1))
     share = min(budget.total_blocks, steps * budget.batch_size) / max(1, len(train))
-    most = max(FEWEST_TOKENS, round(_SHARE * train.num_targets * share / evaluations))
+    most = max(MIN_TOKENS, round(_SHARE * train.num_targets * share / evaluations))
     return most if validation.num_targets > most else None
 
 

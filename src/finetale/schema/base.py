@@ -1,4 +1,4 @@
-"""What all records of the schema share. Knows no files.
+"""The base classes of all records of the schema. Knows no files.
 
 A record is the content of one JSON object that Finetale writes. Keys that a newer version added are kept, so that an
 older version can rewrite the file without losing them. Values are strict: a number in quotes is an error, and so are

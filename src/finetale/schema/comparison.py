@@ -133,9 +133,9 @@ class MemorisedPassage(Record):
 
 
 class MemorisationAudit(SparseRecord):
-    """How much of one text a model knows by heart."""
+    """How much of one text a model has memorised."""
 
-    tokens: int = Field(description="Tokens that were looked through.")
+    tokens: int = Field(description="Tokens that were examined.")
     of_tokens: int | None = Field(default=None, description="Tokens of the text.")
     memorised_tokens: int = Field(description="Tokens in memorised passages.")
     passages: int = Field(default=0, description="Number of memorised passages.")
@@ -144,7 +144,7 @@ class MemorisationAudit(SparseRecord):
 
 
 class Memorisation(SparseRecord):
-    """What the tuned model knows by heart."""
+    """What the tuned model has memorised."""
 
     has_base: bool = Field(default=False, description="Whether passages that the base would also write were left out.")
     training: MemorisationAudit | None = Field(default=None, description="On the training text.")
@@ -155,7 +155,7 @@ class ComparisonFile(Record):
     """The content of `comparison.json`."""
 
     schema_version: int = Field(default=SCHEMA_VERSION, description="Version of the file format.")
-    verdict: str = Field(description="One sentence that says whether the model got better.")
+    verdict: str = Field(description="One sentence: whether the model got better.")
     improved: bool | None = Field(default=None, description="Whether the model got better; null if that is unknown.")
     improved_reason: str | None = Field(
         default=None,
@@ -178,4 +178,4 @@ class ComparisonFile(Record):
     before: Side = Field(description="The first model: the base.")
     after: Side = Field(description="The second model: the tuned one.")
     change: Changes = Field(default=Changes(), description="How the second differs from the first.")
-    memorisation: Memorisation | None = Field(default=None, description="Null when it was not looked for.")
+    memorisation: Memorisation | None = Field(default=None, description="Null if not searched for.")

@@ -44,14 +44,14 @@ class FileReport(SparseRecord):
     documents: int = Field(default=0, description="Documents in it.")
     characters: int = Field(default=0, description="Characters in its documents.")
     problems: dict[str, int] = Field(default={}, description="How often each kind of problem was found.")
-    text_column: str | None = Field(default=None, description="Column that holds the text of a record.")
+    text_column: str | None = Field(default=None, description="Column that contains the text of a record.")
     left_out: dict[str, int] = Field(
         default={}, description="Content that is not text or does not belong to it, such as `picture`, by kind."
     )
 
 
 class SkippedFiles(Record):
-    """What was found beside the text and not read."""
+    """Files, folders and splits that were not read."""
 
     hidden: int = Field(default=0, description="Hidden files and folders.")
     linked_folders: int = Field(default=0, description="Links to folders.")
@@ -60,12 +60,12 @@ class SkippedFiles(Record):
     special: int = Field(default=0, description="Named pipes, sockets and devices, which are never opened.")
     unreadable: int = Field(default=0, description="Files and folders that can't be read, with `skip_unreadable`.")
     empty: int = Field(default=0, description="Files without text; they were read, and are not documents.")
-    dataset_splits: list[str] = Field(default=[], description="Splits of a dataset that were not asked for.")
+    dataset_splits: list[str] = Field(default=[], description="Splits of a dataset that were not requested.")
     other: dict[str, int] = Field(default={}, description="Files of other kinds, by suffix.")
 
 
 class LeftOutColumn(Record):
-    """A column that holds text and was not taken."""
+    """A column with text that was not chosen."""
 
     name: str = Field(description="Name; `a.b` is nested, `a[]` the items of a list.")
     characters: int = Field(description="Characters in it, estimated where not every record was measured.")
@@ -73,7 +73,7 @@ class LeftOutColumn(Record):
 
 
 class ColumnReport(Record):
-    """The column that was taken as the text of a source of records."""
+    """The column that was chosen as the text of a source of records."""
 
     source: str = Field(description="The source.")
     taken: str = Field(description="Name of the column; a number counts the columns of a table without a header line.")
@@ -166,7 +166,7 @@ class Problem(Record):
     line: int | None = Field(default=None, description="First line where it was found.")
     kind: str = Field(description="Kind of problem.")
     count: int | None = Field(default=1, description="How often it was found.")
-    detail: str = Field(default="", description="The problem in words.")
+    detail: str = Field(default="", description="Description of the problem.")
     fatal: bool = Field(default=False, description="Whether the file, or the rest of it, could not be read.")
     hint: str = Field(default="", description="What to do about it.")
 
@@ -211,20 +211,22 @@ class TextReport(Record):
     skipped: SkippedFiles = Field(default=SkippedFiles(), description="What was not read.")
     skipped_names: dict[str, list[str]] = Field(default={}, description="The first names of each kind in `skipped`.")
     columns: list[ColumnReport] = Field(
-        default=[], description="The column that was taken from each source of records."
+        default=[], description="The column that was chosen from each source of records."
     )
     documents: int = Field(default=0, description="Documents read.")
     characters: int = Field(default=0, description="Characters in the documents.")
     words: int = Field(default=0, description="Words in the documents.")
     length_histogram: list[LengthBin] = Field(default=[], description="Lengths of the documents.")
-    languages: list[LanguageCount] = Field(default=[], description="Languages of a sample, the commonest first.")
+    languages: list[LanguageCount] = Field(default=[], description="Languages of a sample, the most frequent first.")
     duplicates: Repeats = Field(default=Repeats(), description="Exact repeats within a split.")
     near_duplicates: Repeats | None = Field(
-        default=None, description="Near repeats within a split; null: not looked for."
+        default=None, description="Near repeats within a split; null if not searched for."
     )
     overlap: Repeats = Field(default=Repeats(), description="Training documents that also occur in held-out text.")
-    near_overlap: Repeats | None = Field(default=None, description="Near repeats across splits; null: not looked for.")
-    personal_data: PersonalData | None = Field(default=None, description="Personal data; null: not looked for.")
+    near_overlap: Repeats | None = Field(
+        default=None, description="Near repeats across splits; null if not searched for."
+    )
+    personal_data: PersonalData | None = Field(default=None, description="Personal data; null if not searched for.")
     splits: Splits = Field(default=Splits(), description="Sizes of the splits.")
     cleaning: dict[str, int] = Field(default={}, description="How often each kind of cleaning was applied.")
     content_left_out: dict[str, int] = Field(

@@ -74,7 +74,7 @@ class TrainEvent(RecordedEvent):
     learning_rate: float = Field(description="Learning rate of the step.")
     grad_norm: float | None = Field(default=None, description="Norm of the gradient before clipping.")
     tokens_per_second: float | None = Field(default=None, description="Target tokens per second since the last line.")
-    memory_bytes: int | None = Field(default=None, description="Most memory used so far, bytes.")
+    memory_bytes: int | None = Field(default=None, description="Peak memory so far, bytes.")
 
 
 class EvaluatingEvent(SparseRecord):
@@ -99,7 +99,7 @@ class EvaluationEvent(RecordedEvent):
 
 
 class SampleEvent(RecordedEvent):
-    """What the model writes at this point."""
+    """A text that the model generates at this step."""
 
     event: Literal["sample"] = "sample"
     prompt: str = Field(description="The prompt.")

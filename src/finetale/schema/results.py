@@ -1,4 +1,4 @@
-"""What `check` and `plan` give back: in Python as objects, on the command line with `--json`."""
+"""The results of `check` and `plan`: objects in Python, and the output of `--json` on the command line."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class MemoryForecast(Record):
 class DiskForecast(Record):
     """The disk space of a run."""
 
-    peak_bytes: int = Field(description="Most that the run takes at any moment, bytes.")
+    peak_bytes: int = Field(description="Peak disk space of the run, bytes.")
     checkpoint_bytes: int = Field(description="Size of one checkpoint, bytes.")
-    free_bytes: int = Field(description="Free space where the run goes, bytes.")
+    free_bytes: int = Field(description="Free space on the disk of the run directory, bytes.")
 
 
 class PlanResult(Record):

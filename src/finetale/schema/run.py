@@ -1,4 +1,4 @@
-"""The content of `run.json`: what a run is, how far it came, and on what machine."""
+"""The content of `run.json`: a run's base, status, progress and machine."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Hardware(Record):
     cpu: str | None = Field(default=None, description="Processor.")
     cores: int | None = Field(default=None, description="Cores that the process may use.")
     memory_bytes: int | None = Field(default=None, description="Main memory, bytes.")
-    cpu_bf16: bool | None = Field(default=None, description="Whether the processor computes in bf16.")
+    cpu_bf16: bool | None = Field(default=None, description="Whether the CPU supports bf16.")
     gpu: Gpu | None = Field(default=None, description="Accelerators; null when there are none.")
 
 
@@ -114,7 +114,7 @@ class RunManifest(Record):
     seconds: float | None = Field(default=None, description="Seconds of training, evaluations and saving included.")
     train_seconds: float | None = Field(default=None, description="Seconds of training steps alone.")
     tokens_per_second: float | None = Field(default=None, description="Target tokens per second of training steps.")
-    peak_memory_bytes: int | None = Field(default=None, description="Most memory that the process used, bytes.")
+    peak_memory_bytes: int | None = Field(default=None, description="Peak memory of the process, bytes.")
     base: BaseModelSource | None = Field(
         default=None, description="Model that training started from; null before it began."
     )

@@ -20,7 +20,7 @@ COMPRESSED = (".gz", ".zst")
 STANDARD_INPUT = "-"
 
 UNREADABLE_HINT = "Check the file and its permissions, or leave such files out with --skip-unreadable."
-DAMAGED_HINT = "Get the file again, or unpack it as far as it goes and use what comes out."
+DAMAGED_HINT = "Get the file again, or unpack the intact part of it and use that."
 
 
 def blocks(name: str, path: Path | None, open_member: Callable[[], IO[bytes]] | None = None) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Clean one document: count the faults of its text by line, and repair them as the settings say.
+"""Clean one document: count the problems of its text by line, and repair them according to the settings.
 
 Knows nothing of files and encodings. The order is: newlines, lone surrogates, control characters, mojibake, strip.
 """
@@ -58,7 +58,7 @@ class Cleaner:
         self._strip = settings.strip
 
     def clean_all(self, texts: list[str]) -> list[str] | None:
-        """Return the cleaned texts of documents without faults. Return None if `clean` must look at each."""
+        """Return the cleaned texts of documents without problems. Return None if `clean` must process each document."""
         if not is_clean("\n".join(texts) if len(texts) > 1 else texts[0]):
             return None
         if not self._strip:

@@ -17,7 +17,7 @@ from finetale.text.source_names import source_name
 if TYPE_CHECKING:
     from finetale.text.account import FileAccount
 
-# The first of these that a file has is taken. Case does not matter.
+# The first of these names that a file has is the text column. Case does not matter.
 TEXT_COLUMNS = (
     "text", "content", "contents", "body", "story", "stories", "tale", "document", "article", "passage", "paragraph",
     "chapter", "poem", "lyrics", "prose", "raw_text", "full_text", "maintext", "sentence", "output", "completion",
@@ -117,7 +117,7 @@ class ColumnAccount:
             file,
             None,
             "ambiguous_column",
-            f"the column {self.taken!r} would be taken as the text, but holds only {_percent(share)} of the "
+            f"the column {self.taken!r} would be read as the text, but contains only {_percent(share)} of the "
             f"characters; the columns with text are {_listed(columns)}",
             f"Choose one with --text-column{_choices(columns)}. {LIST_HINT if '[]' in columns[0][0] else JOIN_HINT}",
         )

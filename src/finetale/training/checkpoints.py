@@ -31,7 +31,7 @@ SETTINGS_NAME = "config.yaml"
 
 @dataclass
 class TrainState:
-    """What a run needs to resume besides weights and optimizer moments."""
+    """The state of a run, without weights and optimizer moments."""
 
     step: int = 0
     tokens: int = 0  # targets so far

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 HISTORY = 20
 """Number of earlier steps that a loss is compared with. With fewer earlier steps, no loss counts as a jump."""
-_LEAST_JUMP, _DEVIATIONS = 2.0, 6.0
+_MIN_JUMP, _DEVIATIONS = 2.0, 6.0
 """Size of a jump: at least this many nats per token, and at least this many standard deviations."""
 
 
@@ -35,6 +35,6 @@ def jump(loss: float, recent: Sequence[float]) -> str | None:
     if len(recent) < HISTORY:
         return None
     mean, deviation = statistics.fmean(recent[-HISTORY:]), statistics.pstdev(recent[-HISTORY:])
-    if loss > mean + max(_LEAST_JUMP, _DEVIATIONS * deviation):
+    if loss > mean + max(_MIN_JUMP, _DEVIATIONS * deviation):
         return f"the loss jumped to {loss:.2f} from {mean:.2f}, its mean over {HISTORY} steps"
     return None

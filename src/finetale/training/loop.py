@@ -55,7 +55,7 @@ _ASYNCHRONOUS = ("cuda",)
 _LOG_EVERY_ASYNCHRONOUS = 10
 """Default number of steps between two log lines on an asynchronous device."""
 _REPORT_SECONDS = 1.0
-"""Least time between two progress events of an evaluation."""
+"""Minimum seconds between two progress events of an evaluation."""
 T = TypeVar("T")
 
 

@@ -20,7 +20,7 @@ from finetale.out_of_memory import is_out_of_memory, memory_limit_error
 _SHARE = 0.7
 """Share of the available memory that a run may use."""
 _CPU_TOKENS, _CPU_VALUES = 2048, 2**19
-"""Most tokens and hidden values (tokens x width) per pass on a CPU. More do not fit its cache (docs/performance.md)."""
+"""Maximum tokens and hidden values (tokens x width) per pass on a CPU. More exceed its cache (docs/performance.md)."""
 
 
 @dataclass(frozen=True)
