@@ -37,10 +37,6 @@ class Record(BaseModel):
         """Return the record as JSON-able data under the names that the file uses."""
         return self.model_dump(mode="json", by_alias=True)
 
-    def unknown_keys(self) -> list[str]:
-        """Return the keys, as dotted paths, that this version does not know."""
-        return sorted(_unknown(self, ""))
-
 
 class SparseRecord(Record):
     """A record whose absent values are left out of the file instead of written as null."""
@@ -72,16 +68,3 @@ def describe(error: ValidationError) -> str:
     if first["type"] == "json_invalid":
         return f"it is not JSON ({first['msg'].removeprefix('Invalid JSON: ')})"
     return f"{place or 'the content'} is {str(first['input'])[:40]!r}; expected {message}"
-
-
-def _unknown(value: Any, place: str) -> list[str]:
-    if isinstance(value, Record):
-        found = [f"{place}{key}" for key in value.model_extra or {}]
-        for name in type(value).model_fields:
-            found += _unknown(getattr(value, name), f"{place}{name}.")
-        return found
-    if isinstance(value, dict):
-        return [key for name, item in value.items() for key in _unknown(item, f"{place}{name}.")]
-    if isinstance(value, list | tuple):
-        return [key for item in value for key in _unknown(item, place)]
-    return []
