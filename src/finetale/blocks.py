@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,9 @@ _MAX_PADDING = 0.02
 class Batch:
     """Arrays of shape (batch, time), int64.
 
-    `labels` are the next tokens, IGNORE where there is nothing to learn. `positions` restart with each document.
-    `documents` number the documents of a row from 0; padding counts as one more document. `parts` are indices into the
-    store, -1 for padding.
+    `labels` are the next tokens, IGNORE where there is nothing to learn: padding, context of an example, repeated
+    tokens. `positions` restart with each document. `documents` number the documents of a row
+    from 0; padding counts as one more document. `parts` are indices into the store, -1 for padding.
     """
 
     inputs: NDArray[np.int64]
@@ -52,8 +53,8 @@ class Blocks:
 
     @property
     def num_targets(self) -> int:
-        """Number of targets in all blocks."""
-        return int(self.segments["targets"].sum() - self.segments["skip"].sum())
+        """Number of targets in all blocks that are learned."""
+        return int(learned_targets(self.store, self.segments).sum())
 
     @property
     def padding_share(self) -> float:
@@ -61,8 +62,15 @@ class Blocks:
         return 1.0 - float(self.segments["targets"].sum()) / max(1, len(self) * self.block_size)
 
     def targets_in(self, blocks: NDArray[np.int64]) -> int:
-        """Return the number of targets in some of the blocks."""
-        return int(sum((self._segments_of(i)["targets"] - self._segments_of(i)["skip"]).sum() for i in blocks))
+        """Return the number of targets in some of the blocks that are learned."""
+        return int(self.learned[blocks].sum())
+
+    @cached_property
+    def learned(self) -> NDArray[np.int64]:
+        """Number of targets of each block that are learned, shape (blocks,)."""
+        totals = np.concatenate([[0], np.cumsum(learned_targets(self.store, self.segments))])
+        found: NDArray[np.int64] = np.diff(totals[self.offsets])
+        return found
 
     def subset(self, blocks: NDArray[np.int64]) -> Blocks:
         """Return some of the blocks, in the order given."""
@@ -77,7 +85,7 @@ class Blocks:
         inputs, positions, documents = (np.zeros(shape, np.int64) for _ in range(3))
         labels = np.full(shape, IGNORE, np.int64)
         parts = np.full(shape, -1, np.int64)
-        tokens = self.store.tokens
+        tokens, context = self.store.tokens, self.store.context
         for row, block in enumerate(blocks):
             at = 0
             segments = self._segments_of(int(block))
@@ -85,6 +93,11 @@ class Blocks:
                 ids = tokens[start : start + count + 1]
                 inputs[row, at : at + count] = ids[:-1]
                 labels[row, at + skip : at + count] = ids[1 + skip :]
+                if len(context):
+                    first = np.searchsorted(context[:, 1], start + 1, "right")
+                    last = np.searchsorted(context[:, 0], start + count + 1, "left")
+                    for begin, end in (context[first:last] - (start + 1)).tolist():
+                        labels[row, at + max(begin, 0) : at + min(end, count)] = IGNORE
                 positions[row, at : at + count] = np.arange(count)
                 documents[row, at : at + count] = number
                 parts[row, at : at + count] = part
@@ -115,14 +128,26 @@ class Blocks:
         return segments
 
 
+def learned_targets(store: TokenStore, segments: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the number of targets of each segment that are learned: neither skipped nor context."""
+    starts, stops = segments["start"] + 1 + segments["skip"], segments["start"] + 1 + segments["targets"]
+    found: NDArray[np.int64] = stops - starts - (store.context_before(stops) - store.context_before(starts))
+    return found
+
+
 def pack(store: TokenStore, split: str, block_size: int, *, fill: bool = False) -> Blocks:
     """Pack a split into blocks.
+
+    An example with context that is longer than a block is cut into windows, so that each of its answers has as much of
+    the text before it as fits. Other long documents are cut into segments that overlap by one token.
 
     Args:
         block_size: positions (inputs) per block.
         fill: cut documents to fill blocks if more than 2% of all positions would be padding (for training).
     """
     parts = store.parts_of(split)
+    is_long_example = store.is_example[parts] & (store.parts["targets"][parts] > block_size)
+    long_examples, parts = parts[is_long_example], parts[~is_long_example]
     starts, targets = store.parts["start"][parts], store.parts["targets"][parts]
     counts = -(-targets // block_size)  # segments of each part
     of = np.repeat(np.arange(len(parts)), counts)
@@ -131,7 +156,99 @@ def pack(store: TokenStore, split: str, block_size: int, *, fill: bool = False) 
     segments["start"] = starts[of] + number * block_size
     segments["targets"] = np.minimum(block_size, targets[of] - number * block_size)
     segments["part"] = parts[of]
+    if len(long_examples):
+        segments = np.concatenate([segments, _windows_of_examples(store, long_examples, block_size)])
     return share_blocks(store, block_size, segments, fill=fill)
+
+
+@dataclass(frozen=True)
+class CutExamples:
+    """What does not fit when the examples of a split are cut to blocks.
+
+    Attributes:
+        examples: number of examples that are longer than a block.
+        lost_context: number of their context tokens that are in no block.
+        cut_answers: number of answers that are longer than a block, and so are cut. All their tokens are learned.
+    """
+
+    examples: int = 0
+    lost_context: int = 0
+    cut_answers: int = 0
+
+
+def cut_examples(store: TokenStore, split: str, block_size: int) -> CutExamples:
+    """Return what does not fit when `pack` cuts the examples of a split."""
+    parts = store.parts_of(split)
+    long_parts = parts[store.is_example[parts] & (store.parts["targets"][parts] > block_size)]
+    lost = cut = 0
+    for part in long_parts.tolist():
+        start, targets = int(store.parts[part]["start"]), int(store.parts[part]["targets"])
+        covered = np.zeros(targets, bool)
+        for begin, end, _ in _windows_of_example(store, part, block_size):
+            covered[begin:end] = True
+        answers = _answers_of(store, part)
+        is_learned = np.zeros(targets, bool)
+        for first, stop in answers:
+            is_learned[first:stop] = True
+        lost += int((~covered & ~is_learned).sum())
+        cut += sum(stop - first > block_size for first, stop in answers)
+        assert covered[is_learned].all(), f"an answer of part {part} is in no window (tokens from {start})"
+    return CutExamples(len(long_parts), lost, cut)
+
+
+def _windows_of_examples(store: TokenStore, parts: NDArray[np.int64], size: int) -> NDArray[Any]:
+    """Return segments of up to `size` targets that hold each learned target of some examples once."""
+    starts = store.parts["start"]
+    rows = [
+        (int(starts[part]) + begin, end - begin, part, done - begin)
+        for part in parts.tolist()
+        for begin, end, done in _windows_of_example(store, part, size)
+    ]
+    return np.array(rows, SEGMENT_DTYPE)
+
+
+def _windows_of_example(store: TokenStore, part: int, size: int) -> list[tuple[int, int, int]]:
+    """Return windows of up to `size` targets that hold each learned target of an example once.
+
+    A window ends with an answer and begins as early as its size allows. It takes further answers if its first one still
+    has half a window of context, or all that there is. An answer longer than a window is cut into windows that each
+    have a quarter of context.
+
+    Returns:
+        (begin, end, done) of each window: its range of targets, and the first target that no window before it has.
+    """
+    windows: list[tuple[int, int, int]] = []
+    done = 0
+    answers = _answers_of(store, part)
+    while answers:
+        first, stop = max(answers[0][0], done), answers[0][1]
+        if stop - first > size:
+            begin = max(0, first - size // 4)
+            end = begin + size
+        else:
+            end = stop
+            for _, later in answers[1:]:
+                if later > size and later - first > size // 2:
+                    break
+                end = later
+            begin = max(0, end - size)
+        windows.append((begin, end, max(first, begin)))
+        done = end
+        answers = [answer for answer in answers if answer[1] > done]
+    return windows
+
+
+def _answers_of(store: TokenStore, part: int) -> list[tuple[int, int]]:
+    """Return the ranges of targets of an example that are learned, counted from its first target."""
+    row, context = store.parts[part], store.context
+    start, stop = int(row["start"]) + 1, int(row["start"]) + 1 + int(row["targets"])
+    first, last = np.searchsorted(context[:, 1], start, "right"), np.searchsorted(context[:, 0], stop, "left")
+    found, at = [], start
+    for begin, end in context[first:last].tolist():
+        if begin > at:
+            found.append((at - start, begin - start))
+        at = end
+    return [*found, (at - start, stop - start)] if at < stop else found
 
 
 def windows(store: TokenStore, split: str, window: int, stride: int) -> Blocks:
@@ -169,21 +286,25 @@ def window_segments(store: TokenStore, parts: NDArray[np.int64], window: int, st
 def choose_block_size(store: TokenStore, positions: int | None, wanted: int | None) -> int:
     """Return the block size: `wanted`, else the model's positions up to 1024, halved while there are few blocks.
 
+    It is not halved below the length of the longest example.
+
     Raises:
         ConfigError: `wanted` exceeds the model's positions.
         SourceError: the training text is shorter than one block, or than any block.
     """
     targets = store.num_targets("train")
     check_positions(wanted, positions)
+    lengths = store.parts["targets"][store.parts_of("train")]
+    longest_example = int(max(lengths[store.is_example[store.parts_of("train")]], default=0))
     if wanted is not None:
-        if targets < wanted:
+        if int(lengths.sum()) < wanted:
             raise SourceError(
-                f"There is too little text for one block: {targets} training tokens, and block_size is {wanted}.",
+                f"There is too little text for one block: {lengths.sum()} training tokens, and block_size is {wanted}.",
                 "Add text, or choose a smaller --block-size.",
             )
         return wanted
     size = min(positions or 1024, 1024)
-    while size > 64 and targets < 8 * size:
+    while size > 64 and lengths.sum() < 8 * size and longest_example <= size // 2:
         size //= 2
     if targets < 32:
         raise SourceError(
@@ -233,7 +354,7 @@ def share_blocks(store: TokenStore, size: int, segments: NDArray[Any], *, fill: 
     full = segments["targets"] == size
     short = segments[~full]
     bins = _best_fit(short["targets"], size)
-    if fill:
+    if fill and not store.is_example[short["part"]].any():  # a cut would part an answer from its prompt
         short, bins = _fill_gaps(short, bins, size)
     alone = segments[full]
     order = np.concatenate([np.array(members, np.int64) for members in bins]) if bins else np.zeros(0, np.int64)

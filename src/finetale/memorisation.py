@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from finetale import speed
-from finetale.blocks import IGNORE, SEGMENT_DTYPE, Blocks, share_blocks, window_segments
+from finetale.blocks import IGNORE, SEGMENT_DTYPE, Blocks, learned_targets, share_blocks, window_segments
 from finetale.forward import PackedForward
 from finetale.tokens import TokenStore
 
@@ -131,8 +131,8 @@ def audit(
     ]
     passages = [passage for passage in found if passage.bits >= MIN_BITS and passage.tokens >= MIN_TOKENS]
     short = [passage for passage in found if passage.bits < MIN_BITS or passage.tokens < MIN_TOKENS]
-    read = int((chosen["targets"] - chosen["skip"]).sum())
-    return Audit(read, int((segments["targets"] - segments["skip"]).sum()), passages, short)
+    read = int(learned_targets(store, chosen).sum())
+    return Audit(read, int(learned_targets(store, segments).sum()), passages, short)
 
 
 def _choose(segments: NDArray[Any], store: TokenStore, budget: int, seed: int, *, risk_first: bool) -> NDArray[Any]:
@@ -147,7 +147,7 @@ def _choose(segments: NDArray[Any], store: TokenStore, budget: int, seed: int, *
         is_repeat = store.parts["is_repeat"][segments["part"]].astype(bool)
         rank = np.where(is_personal, 0, np.where(is_repeat, 1, 2))
         order = order[np.argsort(rank[order], kind="stable")]
-    before = np.cumsum((segments["targets"] - segments["skip"])[order])
+    before = np.cumsum(learned_targets(store, segments)[order])
     number = int(np.searchsorted(before, budget)) + 1
     return np.sort(segments[order[:number]], order=["start", "skip"]).astype(SEGMENT_DTYPE)
 

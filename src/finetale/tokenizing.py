@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,6 +59,8 @@ class Encoder:
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """Return the ids of each text."""
+        if not texts:
+            return []
         if self._backend is not None and self._compared < _COMPARED_CHARACTERS:
             sample = [text[:_COMPARED_CHARACTERS] for text in texts[:100]]
             self._compared += sum(map(len, sample))
@@ -67,6 +69,29 @@ class Encoder:
         if self._backend is None:
             return encode_batch(self._tokenizer, list(texts))
         return self._encode(texts)
+
+    def encode_example(self, text: str, context: Sequence[tuple[int, int]]) -> tuple[Ids, list[tuple[int, int]]] | None:
+        """Return the ids of a text, and the ranges of ids that hold its context.
+
+        No token holds both context and answer. Context and answers are encoded one by one, as they are when a model
+        gets a prompt and writes an answer, if the tokenizer treats a piece of a text like a whole one. Otherwise the
+        text is encoded whole, and white space that a token shares with an answer counts as part of the answer.
+
+        Args:
+            context: (start, stop) of characters, ascending and apart.
+
+        Returns:
+            None if a token holds characters of both other than white space.
+        """
+        if self._backend is not None:
+            borders = sorted({0, len(text), *(place for span in context for place in span)})
+            pieces = [text[start:stop] for start, stop in pairwise(borders)]
+            encoded = self.encode(pieces)
+            ends = np.cumsum([0, *map(len, encoded)]).tolist()
+            at = dict(zip(borders, ends, strict=True))
+            ranges = [(at[start], at[stop]) for start, stop in context]
+            return np.concatenate([np.zeros(0, np.int64), *encoded]), [each for each in ranges if each[0] < each[1]]
+        return _encode_whole(self._tokenizer, text, context)
 
     def ranges(self, text: str, places: Sequence[tuple[int, int]], ids: Ids) -> list[tuple[int, int]]:
         """Return the ranges of tokens at places of a text. For a long text, only pieces around them are encoded."""
@@ -158,6 +183,26 @@ def encode_batch(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[I
     """Return the ids of each text as one piece, without special tokens. Fast tokenizers use all cores."""
     encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     return [np.asarray(ids, dtype=np.int64) for ids in encoded]
+
+
+def _encode_whole(
+    tokenizer: PreTrainedTokenizerBase, text: str, context: Sequence[tuple[int, int]]
+) -> tuple[Ids, list[tuple[int, int]]] | None:
+    if not tokenizer.is_fast:
+        return None
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids = np.asarray(encoded["input_ids"], np.int64)
+    is_context = np.zeros(len(ids), bool)
+    for number, (start, stop) in enumerate(encoded["offset_mapping"]):
+        inside = [(max(a, start), min(b, stop)) for a, b in context if a < stop and b > start]
+        shared = sum(b - a for a, b in inside)
+        if start == stop or shared == stop - start:
+            # A token without characters, such as a prefix space, goes with the character that follows it.
+            is_context[number] = shared > 0 or any(a <= start < b for a, b in context)
+        elif any(not text[a:b].isspace() for a, b in inside):
+            return None
+    edges = np.flatnonzero(np.diff(is_context.astype(np.int8), prepend=0, append=0)).tolist()
+    return ids, list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def token_ranges(

@@ -1,9 +1,9 @@
 """Turn documents into a token store on disk, with an account of every token. Knows nothing of models.
 
 A document with the ids t1 … tn is stored as `begin t1 … tn end`. All ids but the first are targets. So each token is a
-target exactly once, and so is one end-of-text per document. Where a document is cut into parts of several splits, only
-its last part has an end-of-text. The store is memory-mapped, sealed, and cached under a hash of text, tokenizer and
-settings.
+target exactly once, and so is one end-of-text per document. The context of an example is read and not learned. Where a
+document is cut into parts of several splits, only its last part has an end-of-text. The store is memory-mapped,
+sealed, and cached under a hash of text, tokenizer and settings.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from finetale.text import Part
 
 SPLITS = ("train", "validation", "test", "dropped")
-STORE_VERSION = 5
+STORE_VERSION = 6
 END_OF_TEXT = "<|endoftext|>"
 _BATCH_CHARACTERS = 2_000_000
 _PROBE = "The quick brown fox, 12 jumps; 你好 — naïve?"
@@ -135,9 +135,9 @@ class TokenStore:
     """The tokens of all parts in one memory-mapped array, and a table of the parts.
 
     The table has one row per part. Its columns: `start` (index of the part's beginning-of-text in `tokens`), `targets`
-    (number of ids after the first), `split` (index into SPLITS), `words`, `bytes` (of the text in UTF-8), `ends` (1 if
-    the document ends with this part), `source` (index into the names of files or datasets), `line` (first line in the
-    file, or number of the record), `is_repeat` (1 if the document repeats an earlier one).
+    (number of ids after the first), `split` (index into SPLITS), `words`, `bytes` (of the learned text in UTF-8),
+    `ends` (1 if the document ends with this part), `source` (index into the names of files or datasets), `line` (first
+    line in the file, or number of the record), `is_repeat` (1 if the document repeats an earlier one).
 
     Attributes:
         folder: the folder of the store.
@@ -169,6 +169,30 @@ class TokenStore:
         return ranges
 
     @cached_property
+    def context(self) -> NDArray[np.int64]:
+        """Ranges of `tokens` that are read and not learned, (start, stop), ascending and apart, shape (ranges, 2)."""
+        path = self.folder / "context.npy"  # older versions had no examples
+        ranges: NDArray[np.int64] = np.load(path, allow_pickle=False) if path.exists() else np.zeros((0, 2), np.int64)
+        return ranges
+
+    def context_before(self, places: Any) -> NDArray[np.int64]:
+        """Return the number of tokens of context before places in `tokens`. `places` is an array of indices."""
+        starts, stops = self.context[:, 0], self.context[:, 1]
+        lengths = np.concatenate([[0], np.cumsum(stops - starts)])
+        number = np.searchsorted(starts, places, "left")  # ranges that begin before the place
+        last = np.maximum(number - 1, 0)
+        beyond = np.where(number > 0, np.maximum((stops[last] if len(stops) else 0) - places, 0), 0)
+        found: NDArray[np.int64] = lengths[number] - beyond
+        return found
+
+    @cached_property
+    def is_example(self) -> NDArray[np.bool_]:
+        """Whether each part is an example with context, shape (parts,)."""
+        starts = np.asarray(self.parts["start"])
+        found: NDArray[np.bool_] = self.context_before(starts + self.parts["targets"] + 1) > self.context_before(starts)
+        return found
+
+    @cached_property
     def largest_id(self) -> int:
         """The largest id; -1 without tokens."""
         return int(self.tokens.max()) if len(self.tokens) else -1
@@ -190,8 +214,11 @@ class TokenStore:
         return np.flatnonzero(self.parts["split"] == SPLITS.index(split))
 
     def num_targets(self, split: str) -> int:
-        """Return the number of targets in a split."""
-        return int(self.parts["targets"][self.parts_of(split)].sum())
+        """Return the number of targets in a split that are learned."""
+        rows = self.parts[self.parts_of(split)]
+        starts, stops = rows["start"] + 1, rows["start"] + rows["targets"] + 1
+        context = self.context_before(stops) - self.context_before(starts)
+        return int(rows["targets"].sum() - context.sum())
 
     def ids(self, part: int) -> NDArray[np.int64]:
         """Return the ids of one part, without beginning-of-text and end-of-text."""
@@ -276,6 +303,7 @@ def build_store(
     dropped: Counter[str] = Counter()
     dropped_tokens: Counter[str] = Counter()
     personal: list[tuple[int, int]] = []
+    context: list[tuple[int, int]] = []
     seen = {"unknown": 0, "markers": 0, "ids": 0}
     unknown = tokenizer.unk_token_id if tokenizer.unk_token_id not in (begin, end) else None
 
@@ -287,13 +315,14 @@ def build_store(
             for batch in batches(parts):
                 kept: list[tuple[str, str]] = []
                 pieces: list[NDArray[np.int64]] = []
-                encoded = encoder.encode([part.text for part in batch])
+                encoded, contexts = _encode(encoder, batch)
                 together = np.concatenate(encoded)
                 if unknown is not None:
                     seen["unknown"] += int((together == unknown).sum())
-                seen["markers"] += int(((together == begin) | (together == end)).sum())
+                if not any(part.context for part in batch):  # chat templates write markers
+                    seen["markers"] += int(((together == begin) | (together == end)).sum())
                 seen["ids"] += len(together)
-                for part, ids in zip(batch, encoded, strict=True):
+                for part, ids, unlearned in zip(batch, encoded, contexts, strict=True):
                     targets = len(ids) + part.ends if len(ids) else 0
                     if part.dropped is not None or not targets:
                         reason = part.dropped or "empty"
@@ -302,16 +331,18 @@ def build_store(
                         continue
                     pieces += (first, ids, last) if part.ends else (first, ids)
                     kept.append((part.split, part.text))
-                    size = len(part.text.encode("utf-8", "surrogatepass"))
+                    learned = _learned_text(part)
+                    size = len(learned.encode("utf-8", "surrogatepass"))
                     split = SPLITS.index(part.split)
                     source = sources.setdefault(part.source, len(sources))
-                    words = count_words(part.text)
+                    words = count_words(learned)
                     rows.append(
                         (position, targets, split, int(part.ends), source, words, size, part.line, int(part.is_repeat))
                     )
                     if part.personal:
                         ranges = encoder.ranges(part.text, part.personal, ids)
                         personal.extend((position + 1 + a, position + 1 + b) for a, b in ranges)
+                    context.extend((position + 1 + a, position + 1 + b) for a, b in unlearned)
                     position += targets + 1
                 if pieces:
                     data = np.concatenate(pieces).astype(dtype).tobytes()
@@ -327,19 +358,29 @@ def build_store(
         table = np.concatenate([np.zeros(0, PART_DTYPE), *tables])
         np.save(target / "parts.npy", table, allow_pickle=False)
         np.save(target / "personal.npy", np.array(personal, np.int64).reshape(-1, 2), allow_pickle=False)
+        ranges_of_context = np.array(context, np.int64).reshape(-1, 2)
+        np.save(target / "context.npy", ranges_of_context, allow_pickle=False)
         write_json(target / "sources.json", {"names": list(sources)})
         # The hash covers the tokens and not the names of files: a text that was moved is the same text.
         described = np.empty(len(table), _CONTENT_DTYPE)
         for name in _CONTENT_DTYPE.names or ():
             described[name] = table[name]
         content.update(described.tobytes())
-        totals = {name: int(table["targets"][table["split"] == i].sum()) for i, name in enumerate(SPLITS[:3])}
+        if context:
+            content.update(ranges_of_context.tobytes())
+        lengths = np.diff(ranges_of_context)[:, 0]
+        split_of = table["split"][np.searchsorted(table["start"], ranges_of_context[:, 0], "right") - 1]
+        totals = {
+            name: int(table["targets"][table["split"] == i].sum() - lengths[split_of == i].sum())
+            for i, name in enumerate(SPLITS[:3])
+        }
         gone = sum(dropped_tokens.values())
         account = {
-            "read": sum(totals.values()) + gone,
+            "read": sum(totals.values()) + int(lengths.sum()) + gone,
             "trained": totals["train"],
             "validation": totals["validation"],
             "test": totals["test"],
+            "context": int(lengths.sum()),
             "dropped": gone,
         }
         info = {
@@ -360,6 +401,28 @@ def build_store(
 
     write_sealed_folder(folder, fill, keep=keep)
     return open_store(folder)
+
+
+def _encode(encoder: Encoder, batch: list[Part]) -> tuple[list[NDArray[np.int64]], list[list[tuple[int, int]]]]:
+    """Return the ids of each part, and the ranges of its ids that are context. Drop parts that can't be masked."""
+    running = iter(encoder.encode([part.text for part in batch if not part.context]))
+    encoded, contexts = [], []
+    for part in batch:
+        example = encoder.encode_example(part.text, part.context) if part.context else (next(running), [])
+        if example is None:
+            part.dropped = part.dropped or "prompt and answer share a token"
+            example = (encoder.encode([part.text])[0], [])
+        encoded.append(example[0])
+        contexts.append(example[1])
+    return encoded, contexts
+
+
+def _learned_text(part: Part) -> str:
+    """Return the characters of a part that are learned."""
+    if not part.context:
+        return part.text
+    borders = [0, *(place for span in part.context for place in span), len(part.text)]
+    return "".join(part.text[start:stop] for start, stop in zip(borders[::2], borders[1::2], strict=True))
 
 
 def open_store(folder: Path, hold: Hold | None = None) -> TokenStore:
@@ -389,11 +452,13 @@ def _is_consistent(store: TokenStore) -> bool:
     if not all(isinstance(info.get(key), kind) for key, kind in kinds.items()) or info["dtype"] not in ("<u2", "<u4"):
         return False
     try:
-        parts, ranges, names = store.parts, store.personal, store._sources
+        parts, ranges, names, context = store.parts, store.personal, store._sources, store.context
         tokens = store.tokens
     except (OSError, ValueError, KeyError, RunError):
         return False
     if parts.dtype != PART_DTYPE or parts.ndim != 1 or ranges.dtype != np.int64 or ranges.shape[1:] != (2,):
+        return False
+    if context.dtype != np.int64 or context.shape[1:] != (2,):
         return False
     starts, targets = parts["start"], parts["targets"]
     ends = np.cumsum(targets + 1)
@@ -405,6 +470,9 @@ def _is_consistent(store: TokenStore) -> bool:
         and (parts["source"] < len(names)).all()
         and (ranges >= 0).all()
         and (ranges <= len(tokens)).all()
+        and (np.diff(context.ravel()) >= 0).all()
+        and (context >= 0).all()
+        and (context <= len(tokens)).all()
     )
 
 

@@ -17,6 +17,7 @@ from finetale.surrogates import describe_surrogates
 
 LearningRateSchedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["auto", "fp32", "bf16"]
+ExampleLoss = Literal["answers", "last", "all"]
 Attention = Literal["auto", "documents", "model"]
 Compile = Literal["auto", "on", "off"]
 OptimizerState = Literal["fp32", "bf16"]
@@ -41,6 +42,19 @@ class TextSettings(Settings):
         None,
         description="Column or key that holds the text of a record; a.b.c for nested ones, a number from 0 for a csv "
         "without a header line. auto: chosen and reported, and refused where the other columns hold more text.",
+    )
+    prompt_column: str | None = Field(
+        None,
+        description="Column that holds the prompts of examples. auto: prompt, instruction, question and the like are "
+        "recognised and reported, and so are messages and conversations.",
+    )
+    completion_column: str | None = Field(
+        None, description="Column that holds the answers of examples. auto: completion, output, response, answer."
+    )
+    loss: ExampleLoss = Field(
+        "answers",
+        description="What a model learns from an example: answers (the prompts are read and not learned), last (only "
+        "the last answer of a conversation), or all. Running text is always learned whole.",
     )
     encoding: str | None = Field(
         None, description="Encoding of the text files. auto: detected for each file and reported."
@@ -124,6 +138,12 @@ class TextSettings(Settings):
         if not value:
             raise ValueError("the separator of documents is empty")
         return value
+
+    @model_validator(mode="after")
+    def _one_way_to_read_records(self) -> Self:
+        if self.text_column is not None and (self.prompt_column or self.completion_column):
+            raise ValueError("text_column reads running text; give it, or prompt_column and completion_column")
+        return self
 
     @model_validator(mode="after")
     def _something_left_to_train_on(self) -> Self:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from finetale import __version__, cache, text, tokens
-from finetale.blocks import choose_block_size
+from finetale.blocks import choose_block_size, cut_examples
+from finetale.chat import chat_renderer, chat_template_of
 from finetale.config import Config, TextSettings
 from finetale.errors import FinetaleError, RunError, SourceError
 from finetale.notify import Notify, counted, stage, warn
@@ -45,7 +46,8 @@ def tokenise(config: Config, tokenizer: PreTrainedTokenizerBase, notify: Notify)
     """
     root, limit = cache.cache_root(config.cache_dir), cache.size_limit()
     fingerprint = _fingerprint(config, notify)
-    key = _hash_of(config, fingerprint, tokens.tokenizer_hash(tokenizer)) if fingerprint is not None else None
+    makers = (tokens.tokenizer_hash(tokenizer), chat_template_of(tokenizer))
+    key = _hash_of(config, fingerprint, *makers) if fingerprint is not None else None
     folder = root / "tokens" / key if key is not None else None
     if folder is not None and (cached := _open_cached(folder, tokens.open_store, notify)) is not None:
         return cached
@@ -55,7 +57,8 @@ def tokenise(config: Config, tokenizer: PreTrainedTokenizerBase, notify: Notify)
     # The key of a stream is known only after reading.
     temporary = temporary_name(root / "tokens" / "stream")
     try:
-        parts, report = text.read_parts(config.sources, config, offline=config.offline)
+        renderer = chat_renderer(tokenizer, config.loss, config.tokenizer or config.model)
+        parts, report = text.read_parts(config.sources, config, offline=config.offline, renderer=renderer)
         store = tokens.build_store(
             parts,
             tokenizer,
@@ -170,7 +173,8 @@ def trained_tokenizer(config: Config, notify: Notify) -> PreTrainedTokenizerBase
             return cached
     message = "Training a tokenizer on the text"
     stage(notify, message)
-    parts, _ = text.read_parts(config.sources, config, offline=config.offline)
+    renderer = chat_renderer(None, config.loss)
+    parts, _ = text.read_parts(config.sources, config, offline=config.offline, renderer=renderer)
     texts = counted(tokens.training_texts(parts), partial(_report_documents, notify, message))
     tokenizer = tokens.train_tokenizer(texts, config.vocab_size)
     if folder is not None:
@@ -188,15 +192,20 @@ def check_text(config: Config, notify: Notify) -> CheckResult:
     config = keep_standard_input(config)
     progress = partial(_report_documents, notify, "Reading the text")
     stage(notify, "Reading the text")
-    parts, report = text.read_parts(config.sources, config, on_problem="collect", offline=config.offline)
     result: dict[str, Any] = {"tokens": None, "dropped": [], "warnings": [], "tokenizer": None, "no_tokens": None}
     result["refused"] = None
     named = bool({"model", "tokenizer"} & config.model_fields_set)
     try:
-        tokenizer = tokenizer_for(config, notify, offline=config.offline or not named)
+        tokenizer: PreTrainedTokenizerBase | None = tokenizer_for(config, notify, offline=config.offline or not named)
     except FinetaleError:
         if named:
             raise
+        tokenizer = None
+    renderer = chat_renderer(tokenizer, config.loss, config.tokenizer or config.model)
+    parts, report = text.read_parts(
+        config.sources, config, on_problem="collect", offline=config.offline, renderer=renderer
+    )
+    if tokenizer is None:
         with tempfile.TemporaryDirectory() as place, PassageFinder(Path(place)) as finder:
             for batch in tokens.batches(counted(parts, progress)):
                 finder.add([(part.split, part.text) for part in batch if part.dropped is None])
@@ -278,8 +287,26 @@ def data_json(config: Config, store: TokenStore, blocks: dict[str, Any]) -> Data
     files = None
     if hashes is not None and len(hashes) <= _MAX_HASHES:
         files = {name if role == "train" else f"{name} ({role})": content for (role, name), content in hashes}
+    account = store.account
+    if config.block_size is not None:
+        account = _without_lost_context(account, store, config.block_size)
     described = {"blocks": blocks, "warnings": store.warnings, "file_sha256": files, "text": store.report}
-    return DataFile.model_validate(store.account | described)
+    return DataFile.model_validate(account | described)
+
+
+def _without_lost_context(account: dict[str, Any], store: TokenStore, block_size: int) -> dict[str, Any]:
+    """Return an account in which context that fits into no block counts as dropped."""
+    cut = [cut_examples(store, split, block_size) for split in SPLITS]
+    lost = sum(each.lost_context for each in cut)
+    if not lost:
+        return account
+    reason = f"context that does not fit into a block of {block_size:,} tokens"
+    row = {"reason": reason, "documents": sum(each.examples for each in cut), "tokens": lost}
+    counts = account["tokens"] | {
+        "context": account["tokens"]["context"] - lost,
+        "dropped": account["tokens"]["dropped"] + lost,
+    }
+    return {"tokens": counts, "dropped": [*account["dropped"], row]}
 
 
 def _fingerprint(config: Config, notify: Notify) -> str | None:

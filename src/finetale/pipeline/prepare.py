@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetale import devices, models, speed, text
 from finetale.blocks import Blocks, check_positions, check_stride, choose_block_size, pack, windows
+from finetale.chat import PLAIN_TEMPLATE
 from finetale.config import DEFAULT_EPOCHS, Config
 from finetale.environment import resolve_precision
 from finetale.errors import RunError, SourceError
@@ -123,6 +124,8 @@ def prepare(
         else:
             loaded = models.load_located(located, tokenizer=tokenizer, dropout=config.dropout)
         loaded = replace(loaded, provenance=replace(loaded.provenance, name=given))
+    if store.report.get("examples") and loaded.tokenizer.chat_template is None:
+        loaded.tokenizer.chat_template = PLAIN_TEMPLATE  # saved with the model, for `serve` and `generate --chat`
     check_fits(store, loaded)
     size = choose_block_size(store, models.positions_of(loaded.model.config.to_dict()), config.block_size)
     if config.stride is not None:

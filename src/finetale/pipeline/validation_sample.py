@@ -32,7 +32,5 @@ def sample_blocks(blocks: Blocks, tokens: int | None) -> Blocks:
         return blocks
     seed = int(blocks.store.info["sha256"][:16], 16)
     order = np.random.default_rng(seed).permutation(len(blocks))
-    net = blocks.segments["targets"] - blocks.segments["skip"]
-    sizes = np.add.reduceat(net, blocks.offsets[:-1])[order]
-    number = int(np.searchsorted(np.cumsum(sizes), tokens)) + 1
+    number = int(np.searchsorted(np.cumsum(blocks.learned[order]), tokens)) + 1
     return blocks.subset(np.sort(order[:number]))

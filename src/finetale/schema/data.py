@@ -201,6 +201,16 @@ class SharedPassages(SparseRecord):
     test: SharedText | None = Field(default=None, description="Test text.")
 
 
+class Examples(Record):
+    """Examples: documents with answers that are learned, and context that is read and not learned."""
+
+    documents: int = Field(description="Number of examples.")
+    answers: int = Field(description="Answers that are learned.")
+    context_characters: int = Field(description="Characters that are read and not learned.")
+    learned_characters: int = Field(description="Characters that are learned.")
+    loss: str = Field(description="The setting `loss`: `answers`, `last` or `all`.")
+
+
 class TextReport(Record):
     """What was found in the text."""
 
@@ -237,6 +247,7 @@ class TextReport(Record):
     dropped: list[DroppedText] = Field(default=[], description="What was dropped, by reason.")
     split_rule: str = Field(default="", description="How documents were assigned to splits, in words.")
     shared_passages: SharedPassages | None = Field(default=None, description="Passages shared between splits.")
+    examples: Examples | None = Field(default=None, description="Examples; null: the text is running text.")
 
 
 class DataFile(Record):

@@ -11,6 +11,7 @@ from typing import Literal
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from finetale.chat import PLAIN_TEMPLATE
 from finetale.errors import RequestError
 from finetale.generate.sampler import EXHAUSTED
 from finetale.generate.text import CONTEXT_TOKENS, TextStream
@@ -65,7 +66,9 @@ class Vocabulary:
             )
         except (TemplateError, ValueError, TypeError, KeyError) as error:
             raise RequestError(f"messages: the model's chat template rejects them: {error}.", "messages") from None
-        return [int(token) for token in ids]
+        # The plain template has no beginning-of-text, which the training text had.
+        begin = [begin_and_end(self.tokenizer)[0]] if self.tokenizer.chat_template == PLAIN_TEMPLATE else []
+        return begin + [int(token) for token in ids]
 
     def name_of(self, token: int) -> str:
         """Return a token's text; for a part of a character its bytes, as bytes:\\xe4."""

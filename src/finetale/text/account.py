@@ -17,6 +17,7 @@ from finetale.text.source_names import source_name
 
 if TYPE_CHECKING:
     from finetale.text.columns import ColumnAccount
+    from finetale.text.conversations import Rendered
     from finetale.text.repeats import Earlier
     from finetale.text.splits import Candidate
 
@@ -185,6 +186,8 @@ class TextReport:
         self._splits: dict[Split, SplitAccount] = {split: SplitAccount() for split in SPLITS}
         self._dropped: dict[str, list[int]] = {}
         self._languages = LanguageSample()
+        self.loss: str | None = None
+        self._examples = Counter[str]()
 
     @property
     def has_fatal_problems(self) -> bool:
@@ -238,6 +241,16 @@ class TextReport:
         self.words += words
         self._histogram.update(map(int.bit_length, lengths))
         self._languages.offer_all(digests, texts)
+
+    def count_example(self, rendered: Rendered) -> None:
+        """Count an example, whether used or not."""
+        context = sum(stop - start for start, stop in rendered.context)
+        self._examples.update(
+            documents=1,
+            answers=rendered.answers,
+            context_characters=context,
+            learned_characters=len(rendered.text) - context,
+        )
 
     def looked_for(self, *, near: bool, personal_data: bool) -> None:
         """Record which searches were made. For the others, the report has null, not zero."""
@@ -333,4 +346,5 @@ class TextReport:
                 for reason, (documents, characters) in sorted(self._dropped.items())
             ],
             "split_rule": self.split_rule,
+            "examples": dict(self._examples) | {"loss": self.loss} if self._examples else None,
         }

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from finetale.text.conversations import Conversation, Shape, as_conversation, find_shape
 from finetale.text.documents import FileError, one_line
 from finetale.text.source_names import source_name
 
@@ -40,7 +41,11 @@ COLUMN_HINT = "Name the column that holds the text with --text-column."
 JOIN_HINT = "To train on several, join them into one column first."
 LIST_HINT = "Lists, such as those of conversations, are not read yet: write the text of each record as one string."
 
+PAIR_HINT = "Name the columns of prompt and answer with --prompt-column and --completion-column."
+
 Record = Mapping[str, Any] | str
+Raw = str | Conversation
+"""A record as a reader yields it: running text, or an example."""
 
 # Two words, or four characters of a script without spaces. Numbers, dates, addresses and identifiers do not match.
 _READS_LIKE_TEXT = re.compile(
@@ -55,15 +60,17 @@ class ColumnAccount:
     Attributes:
         source: the source, as messages show it.
         path: keys that lead to the text in a record.
-        taken: name of the column.
-        guessed: whether no `--text-column` was given.
+        shape: where the prompts and answers are, for a source of examples. None for running text.
+        taken: name of the column, or names of the columns of an example.
+        guessed: whether the columns were not named in the settings.
         files: number of files read with this choice.
     """
 
-    def __init__(self, source: str, path: tuple[str, ...], *, guessed: bool) -> None:
+    def __init__(self, source: str, path: tuple[str, ...], *, guessed: bool, shape: Shape | None = None) -> None:
         self.source = source
         self.path = path
-        self.taken = ".".join(path)
+        self.shape = shape
+        self.taken = shape.title if shape else ".".join(path)
         self.guessed = guessed
         self.files = 0
         self._records = 0
@@ -74,7 +81,10 @@ class ColumnAccount:
     def measure(self, record: Mapping[str, Any], weight: float = 1) -> None:
         """Count the characters of each column of a record, `weight` times."""
         self._records += 1
+        columns = self.shape.columns if self.shape else ()
         for name, value in _leaves(record):
+            if columns and re.split(r"\.|\[\]", name, maxsplit=1)[0] in columns:
+                name = self.taken
             if name not in self._characters and len(self._characters) >= MAX_COLUMNS and name != self.taken:
                 name = f"{name.partition('.')[0].removesuffix('[]')}.…"
             self._characters[name] += len(value) * weight
@@ -119,7 +129,9 @@ class ColumnAccount:
             "ambiguous_column",
             f"the column {self.taken!r} would be read as the text, but contains only {_percent(share)} of the "
             f"characters; the columns with text are {_listed(columns)}",
-            f"Choose one with --text-column{_choices(columns)}. {LIST_HINT if '[]' in columns[0][0] else JOIN_HINT}",
+            f"Choose one with --text-column{_choices(columns)}. {LIST_HINT if '[]' in columns[0][0] else JOIN_HINT}"
+            if self.shape is None
+            else f"{PAIR_HINT} To train on one column as running text: --text-column{_choices(columns)}.",
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -149,15 +161,22 @@ class SourceColumns:
     Args:
         source: the source.
         wanted: the setting `text_column`: a name, a dotted path into nested records, or None to guess.
+        pair: the settings `prompt_column` and `completion_column`, None to guess.
         before: columns chosen for other sources. All sources share this list, and this class extends it.
         accounts: receives the account of each choice, for the report.
     """
 
     def __init__(
-        self, source: str, wanted: str | None, before: list[tuple[str, ...]], accounts: list[ColumnAccount]
+        self,
+        source: str,
+        wanted: str | None,
+        before: list[tuple[str, ...]],
+        accounts: list[ColumnAccount],
+        pair: tuple[str | None, str | None] = (None, None),
     ) -> None:
         self.source = source_name(source)
         self.wanted = wanted
+        self.pair = pair
         self.accounts: list[ColumnAccount] = []
         self._before = before
         self._reported = accounts
@@ -176,21 +195,43 @@ class SourceColumns:
             FileError: the wanted column is missing, or no column holds strings.
         """
         names = names or list(dict.fromkeys(name for record in records for name in record))
-        if self.wanted is None:
-            path: tuple[str, ...] = (self._guess(records, names, file, line),)
+        shape = self._shape(records, names, file, line)
+        if shape is not None:
+            path: tuple[str, ...] = ()
+        elif self.wanted is None:
+            path = (self._guess(records, names, file, line),)
         else:
             found = next(filter(None, (path_to(record, self.wanted) for record in records)), None)
             if found is None:
                 raise _missing(f"has no column {self.wanted!r}; its columns are {_quoted(names)}", records, file, line)
             path = found
-        account = next((account for account in self.accounts if account.path == path), None)
+        matching = (account for account in self.accounts if (account.path, account.shape) == (path, shape))
+        account = next(matching, None)
         if account is None:
-            account = ColumnAccount(self.source, path, guessed=self.wanted is None)
+            guessed = self.wanted is None and self.pair == (None, None)
+            account = ColumnAccount(self.source, path, guessed=guessed, shape=shape)
             self.accounts.append(account)
             self._reported.append(account)
-            self._before.append(path)
+            if shape is None:
+                self._before.append(path)
         account.files += 1
         return account
+
+    def _shape(self, records: Sequence[Mapping[str, Any]], names: Sequence[str], file: str, line: int) -> Shape | None:
+        """Return the shape of examples. None if the records are running text: `text_column` is set, or `text` exists.
+
+        Raises:
+            FileError: a column that the settings name is missing.
+        """
+        named = self.pair != (None, None)
+        if self.wanted is not None or (not named and any(name.strip().lower() == "text" for name in names)):
+            return None
+        shape = find_shape(records, names, *self.pair)
+        if shape is None and named:
+            missing = [name for name in self.pair if name is not None and name not in names]
+            what = f"has no column {missing[0]!r}" if missing else "has no second column to go with it"
+            raise _missing(f"{what}; its columns are {_quoted(names)}", records, file, line, PAIR_HINT)
+        return shape
 
     def judge(self) -> None:
         """Judge all choices at the end of the source. Raises the errors of `ColumnAccount.judge`."""
@@ -220,8 +261,8 @@ class SourceColumns:
 
 def record_documents(
     records: Iterable[tuple[int, Record]], columns: SourceColumns, account: FileAccount
-) -> Iterator[tuple[int, str]]:
-    """Yield (line, raw text) of each record.
+) -> Iterator[tuple[int, Raw]]:
+    """Yield (line, raw text or example) of each record.
 
     Args:
         records: (line or record number, record). A record that is a string is the text.
@@ -255,6 +296,9 @@ def record_documents(
                 number += 1
                 if number < MEASURED_RECORDS or number % MEASURED_EVERY == 0:
                     choice.measure(record, 1 if number < MEASURED_RECORDS else MEASURED_EVERY)
+            if choice.shape is not None:
+                yield line, as_conversation(record, choice.shape, account.file, line)
+                continue
             value = record.get(key) if key is not None else None
             yield line, value if isinstance(value, str) else text_at(record, path, account.file, line)
     if choice is not None:
@@ -363,8 +407,12 @@ def _leaves_of_list(items: Sequence[Any], name: str, depth: int) -> Iterator[tup
             yield from _leaves_of_list(item, f"{name}[]", depth + 1)
 
 
-def _missing(detail: str, records: Sequence[Mapping[str, Any]], file: str, line: int) -> FileError:
+def _missing(
+    detail: str, records: Sequence[Mapping[str, Any]], file: str, line: int, hint: str | None = None
+) -> FileError:
     """Return the error for a missing column. It names the nested values that hold text."""
+    if hint is not None:
+        return FileError(file, line, "missing_column", detail, hint)
     probe = ColumnAccount(file, ("",), guessed=True)
     for record in records[:ENOUGH_RECORDS]:
         probe.measure(record)

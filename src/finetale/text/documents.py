@@ -45,6 +45,7 @@ class Part:
         ends: whether the document ends with this part. Only the last part of a document that was cut ends it.
         personal: (start, stop) of personal data that was found and not masked, in characters of the part.
         is_repeat: whether the document repeats an earlier one, exactly or nearly.
+        context: (start, stop) of the characters that are read and not learned, ascending. Only whole documents have it.
     """
 
     text: str
@@ -56,6 +57,7 @@ class Part:
     ends: bool = True
     personal: tuple[tuple[int, int], ...] = ()
     is_repeat: bool = False
+    context: tuple[tuple[int, int], ...] = ()
 
 
 class FileError(SourceError):

@@ -167,7 +167,23 @@ def text_notes(text: Report, *, forms: bool = True) -> list[TextFinding]:
     notes = [_column_note(column) for column in columns[:_MAX_COLUMNS]]
     if (more := len(columns) - _MAX_COLUMNS) > 0:
         notes.append(_note(f"Columns of {plural(more, 'more source')} are in data.json"))
-    return [*notes, *_files_left_out(report), *_content_left_out(report), *(_problem_notes(report) if forms else [])]
+    notes += [*_example_notes(report), *_files_left_out(report), *_content_left_out(report)]
+    return [*notes, *(_problem_notes(report) if forms else [])]
+
+
+def _example_notes(report: TextReport) -> list[TextFinding]:
+    """Return one note on examples and what is learned of them, or an empty list."""
+    examples = report.examples
+    if examples is None:
+        return []
+    what = f"{plural(examples.documents, 'example')} with {plural(examples.answers, 'answer')}"
+    if examples.loss == "all":
+        what += ": prompts and answers are learned"
+        return [TextFinding(what, "--loss answers", "learns the answers only", False, ())]
+    share_learned = examples.learned_characters / max(1, examples.learned_characters + examples.context_characters)
+    which = "the last answer of each is learned" if examples.loss == "last" else "the answers are learned"
+    what += f": {which} ({_percent(share_learned)} of the characters), the rest is read as context"
+    return [TextFinding(what, "--loss all", "learns the prompts too", False, ())]
 
 
 def _column_note(column: ColumnReport) -> TextFinding:

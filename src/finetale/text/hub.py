@@ -14,7 +14,8 @@ from typing import Any
 from finetale.errors import FinetaleError, HubError, SourceError
 from finetale.extras import require
 from finetale.text.account import FileAccount
-from finetale.text.columns import LOOK_AHEAD, SourceColumns, record_documents, text_at
+from finetale.text.columns import LOOK_AHEAD, Raw, SourceColumns, record_documents, text_at
+from finetale.text.conversations import as_conversation
 from finetale.text.documents import FileError, Split
 from finetale.text.formats import Format, SourceFile
 from finetale.text.sources import Input
@@ -90,8 +91,8 @@ def find_splits(source: str, role: Split, *, streaming: bool, offline: bool) -> 
     return found, [f"{source}:{name}" for name in names if f"{source}:{name}" not in used]
 
 
-def dataset_documents(rows: Any, columns: SourceColumns, account: FileAccount) -> Iterator[tuple[int, str]]:
-    """Yield (record number from 1, raw text) of each row of a Dataset or IterableDataset.
+def dataset_documents(rows: Any, columns: SourceColumns, account: FileAccount) -> Iterator[tuple[int, Raw]]:
+    """Yield (record number from 1, raw text or example) of each row of a Dataset or IterableDataset.
 
     If the dataset names its columns, only the column with the text is read. The other columns are measured in the
     first rows.
@@ -115,9 +116,13 @@ def dataset_documents(rows: Any, columns: SourceColumns, account: FileAccount) -
         for record in ahead:
             choice.measure(record, num_rows / len(ahead))
         choice.judge(account.file, at_end=False)
-        selected = rows.select_columns([choice.path[0]])
+        shape = choice.shape
+        selected = rows.select_columns([choice.path[0]] if shape is None else list(shape.columns))
         batches = (_rows_of(batch) for batch in selected.iter(batch_size=BATCH_ROWS))
         for number, record in enumerate(chain.from_iterable(batches), 1):
+            if shape is not None:
+                yield number, as_conversation(record, shape, account.file, number)
+                continue
             yield number, text_at(record, choice.path, account.file, number)
     except FinetaleError:
         raise
@@ -210,7 +215,7 @@ def _first_line(error: BaseException) -> str:
     return (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
 
 
-def _read(file: SourceFile) -> Iterator[tuple[int, str]]:
+def _read(file: SourceFile) -> Iterator[tuple[int, Raw]]:
     return dataset_documents(file.rows, file.columns, file.account)
 
 

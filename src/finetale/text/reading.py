@@ -12,7 +12,8 @@ from finetale.errors import SourceError
 from finetale.text.account import FileAccount, TextReport
 from finetale.text.byte_streams import STANDARD_INPUT
 from finetale.text.cleaning import Cleaner
-from finetale.text.columns import SourceColumns, record_documents
+from finetale.text.columns import Raw, SourceColumns, record_documents
+from finetale.text.conversations import Conversation, Rendered, Renderer, UnusableExample, characters_of
 from finetale.text.decoding import check_encoding
 from finetale.text.documents import SPLITS, FileError, Part, Split, digest_and_size, one_line, size_in_utf8
 from finetale.text.formats import SourceFile
@@ -39,6 +40,7 @@ def read_parts(
     *,
     on_problem: Literal["raise", "collect"] = "raise",
     offline: bool = False,
+    renderer: Renderer | None = None,
 ) -> tuple[Iterator[Part], TextReport]:
     """Read sources as parts of documents, each in its split.
 
@@ -53,6 +55,7 @@ def read_parts(
         on_problem: "raise" stops at the first file that can't be read. "collect" records the problem as fatal in the
             report, leaves out the file, or the rest of it, and continues.
         offline: use no network for hf: sources.
+        renderer: turns the messages of an example into text. It is required where a source holds examples.
 
     Returns:
         (parts, report). The report is complete when the parts have been iterated to the end.
@@ -66,7 +69,7 @@ def read_parts(
         raise SourceError("No source of text was given.", "Name a file, a folder, -, bundled:tales or hf:DATASET.")
     names = [str(source) for source in sources]
     report = TextReport(names)
-    reader = _Reader(settings, report, collect=on_problem == "collect")
+    reader = _Reader(settings, report, collect=on_problem == "collect", renderer=renderer)
     plan = reader.plan(names, offline=offline)
     return reader.parts(plan), report
 
@@ -86,8 +89,11 @@ def check_sources(sources: Sequence[str], settings: TextSettings) -> None:
 
 
 class _Reader:
-    def __init__(self, settings: TextSettings, report: TextReport, *, collect: bool) -> None:
+    def __init__(
+        self, settings: TextSettings, report: TextReport, *, collect: bool, renderer: Renderer | None = None
+    ) -> None:
         self._settings = settings
+        self._renderer = renderer
         self._report = report
         self._collect = collect
         wanted = "near" in (settings.deduplicate, settings.drop_overlap)
@@ -95,6 +101,7 @@ class _Reader:
         self._finds_personal_data = settings.screen or settings.mask_personal_data
         self._columns: dict[str, SourceColumns] = {}
         self._taken: list[tuple[str, ...]] = []  # columns, in the order in which they were chosen
+        report.loss = settings.loss
         report.looked_for(near=settings.screen or wanted, personal_data=self._finds_personal_data)
 
     # -- finding the files
@@ -211,15 +218,25 @@ class _Reader:
     def _columns_of(self, entry: Input) -> SourceColumns:
         source = entry.source
         if source not in self._columns:
-            wanted = self._settings.text_column
-            self._columns[source] = SourceColumns(one_line(source), wanted, self._taken, self._report.columns)
+            wanted, pair = self._settings.text_column, (self._settings.prompt_column, self._settings.completion_column)
+            self._columns[source] = SourceColumns(one_line(source), wanted, self._taken, self._report.columns, pair)
         return self._columns[source]
 
     def _documents(self, entry: Input, account: FileAccount) -> Iterator[list[Candidate]]:
         records = not entry.format.has_lines
         cleaner = Cleaner(account, self._settings, records=records)
         strip = self._settings.strip and not records
-        for chunk in in_chunks(self._raw_documents(entry, account), _size_of_raw):
+        for mixed in in_chunks(self._raw_documents(entry, account), _size_of_raw):
+            chunk = [(line, raw) for line, raw in mixed if isinstance(raw, str)]
+            if len(chunk) < len(mixed):
+                yield [
+                    self._read_example(entry, account, cleaner, raw, line)
+                    if isinstance(raw, Conversation)
+                    else self._read_candidates(entry, account, [cleaner.clean(raw, line)], [line])[0]
+                    for line, raw in mixed
+                ]
+                continue
+            mixed.clear()
             raws = [raw for _, raw in chunk]
             texts = cleaner.clean_all(raws)
             if texts is None:  # document by document, so that those before an error are yielded
@@ -275,7 +292,49 @@ class _Reader:
         else:
             document.personal = tuple((finding.start, finding.stop) for finding in findings)
 
-    def _raw_documents(self, entry: Input, account: FileAccount) -> Iterator[tuple[int, str]]:
+    def _read_example(
+        self, entry: Input, account: FileAccount, cleaner: Cleaner, example: Conversation, line: int
+    ) -> Candidate:
+        """Return the candidate of an example, and count it. Its messages are cleaned before they are rendered."""
+        assert self._renderer is not None
+        for message in example.messages:
+            message.content = cleaner.clean(message.content, line)
+        # The template must not change an example's split.
+        digest = digest_of("\x1e".join(f"{each.role}\x1f{each.content}" for each in example.messages).encode())
+        if self._settings.mask_personal_data:
+            for message in example.messages:
+                content = Candidate(message.content, entry.name, line, digest, 0, 0, True)
+                self._look_for_personal_data(content, account)
+                message.content = content.text
+        dropped = None
+        try:
+            rendered = self._renderer(example.messages)
+        except UnusableExample as error:
+            rendered, dropped = Rendered("\n\n".join(each.content for each in example.messages), (), 0), str(error)
+            account.problem("left_out", line, detail=f"left out: {dropped}")
+        text = rendered.text
+        found = Candidate(
+            text,
+            entry.name,
+            line,
+            digest,
+            count_words(text),
+            size_in_utf8(text),
+            True,
+            dropped,
+            context=rendered.context,
+            is_example=True,
+        )
+        if self._finds_personal_data and not self._settings.mask_personal_data:
+            self._look_for_personal_data(found, account)
+        account.documents += 1
+        account.characters += len(text)
+        account.leave_out("message after the last answer", rendered.unanswered)
+        self._report.count_documents([text], [digest], found.num_words)
+        self._report.count_example(rendered)
+        return found
+
+    def _raw_documents(self, entry: Input, account: FileAccount) -> Iterator[tuple[int, Raw]]:
         form, documents = entry.format, self._settings.documents
         file = SourceFile(
             entry.name,
@@ -307,7 +366,15 @@ class _Reader:
                     self._report.count_whole(whole)
                     yield from [
                         Part(
-                            each.text, each.source, each.line, each.split, each.digest.hex(), None, True, each.personal
+                            each.text,
+                            each.source,
+                            each.line,
+                            each.split,
+                            each.digest.hex(),
+                            None,
+                            True,
+                            each.personal,
+                            context=each.context,
                         )
                         for each in whole
                     ]
@@ -346,6 +413,7 @@ class _Reader:
                 ends=number == len(parts),
                 personal=_within(document.personal, start, stop),
                 is_repeat=is_repeat,
+                context=document.context if len(parts) == 1 else (),
             )
             if len(parts) == 1:
                 self._report.count_part(part, document.num_words, document.num_bytes)
@@ -422,8 +490,8 @@ def in_chunks(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]
         raise late
 
 
-def _size_of_raw(raw: tuple[int, str]) -> int:
-    return len(raw[1])
+def _size_of_raw(raw: tuple[int, Raw]) -> int:
+    return len(raw[1]) if isinstance(raw[1], str) else characters_of(raw[1])
 
 
 def evened(chunks: Iterable[list[Candidate]]) -> Iterator[list[Candidate]]:

@@ -38,6 +38,8 @@ class Candidate(Document):
         personal: (start, stop) of personal data that was found and not masked.
         split: the split of a document that is not cut.
         cuts: (split, start, stop) of each part of a document that is cut.
+        context: (start, stop) of the characters of an example that are read and not learned, ascending.
+        is_example: whether it is an example, which is never cut.
     """
 
     digest: bytes
@@ -48,6 +50,8 @@ class Candidate(Document):
     personal: tuple[tuple[int, int], ...] = ()
     split: Split = "train"
     cuts: tuple[Cut, ...] = ()
+    context: tuple[tuple[int, int], ...] = ()
+    is_example: bool = False
 
     @property
     def parts(self) -> tuple[Cut, ...]:
@@ -147,7 +151,7 @@ class Splitter:
         if candidate.dropped is not None:
             return
         exception = self._exceptions.get(candidate.digest) if self._exceptions else None
-        if len(candidate.text) > self._long or exception == CUT:
+        if (len(candidate.text) > self._long and not candidate.is_example) or exception == CUT:
             parts = cut(candidate.text, self._validation, self._test)
             candidate.split, candidate.cuts = "train", parts if len(parts) > 1 else ()
         else:
@@ -162,6 +166,9 @@ class Splitter:
         """Make exceptions to the hash rule, so that no wanted split stays empty."""
         digests = {candidate.digest for candidate in held}
         if not digests:
+            return
+        if any(candidate.is_example for candidate in held):
+            self._hold_out_examples(sorted(digests), empty)
             return
         if len(digests) < FEW_DOCUMENTS:
             self._exceptions = dict.fromkeys(digests, CUT)
@@ -185,3 +192,19 @@ class Splitter:
             extreme = "smallest" if share else "largest"
             moved.append(f"{split}, which would have stayed empty, got the {len(chosen)} with the {extreme} hash")
         self.rule = f"{self.rule.rstrip('.')}; {'; '.join(moved)}."
+
+    def _hold_out_examples(self, digests: list[bytes], empty: set[Split]) -> None:
+        """Give each empty split the examples with the smallest hashes, because an example is never cut."""
+        taken: list[str] = []
+        free = [digest for digest in digests if self._by_hash(digest) == "train"]
+        if not free:
+            self._exceptions[digests[-1]] = "train"
+        for split in SPLITS[1:]:
+            count = max(1, round(self._shares[split] * len(digests)))
+            if split not in empty or len(free) <= count:  # training keeps at least one
+                continue
+            self._exceptions |= dict.fromkeys(free[:count], split)
+            free = free[count:]
+            taken.append(f"{split}, which would have stayed empty, got the {count} with the smallest hash")
+        if taken:
+            self.rule = f"{self.rule.rstrip('.')}; {'; '.join(taken)}."

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from finetale.text.columns import LOOK_AHEAD, text_at
+from finetale.text.columns import LOOK_AHEAD, Raw, text_at
+from finetale.text.conversations import as_conversation
 from finetale.text.documents import FileError
 from finetale.text.formats.base import Format, SourceFile
 
 
-def parquet_documents(source: SourceFile) -> Iterator[tuple[int, str]]:
-    """Yield (record number from 1, raw text) of each row of a Parquet file.
+def parquet_documents(source: SourceFile) -> Iterator[tuple[int, Raw]]:
+    """Yield (record number from 1, raw text or example) of each row of a Parquet file.
 
     Only the column with the text is read. The other columns are measured in the first rows of the first, the middle and
     the last row group.
@@ -43,6 +44,12 @@ def parquet_documents(source: SourceFile) -> Iterator[tuple[int, str]]:
                 choice.measure(record, rows / len(sample))
             choice.judge(account.file, at_end=False)
             number = 1
+            if choice.shape is not None:
+                for batch in table.iter_batches(batch_size=256, columns=list(choice.shape.columns)):
+                    for record in batch.to_pylist():
+                        yield number, as_conversation(record, choice.shape, account.file, number)
+                        number += 1
+                return
             for batch in table.iter_batches(batch_size=256, columns=[choice.taken]):
                 for value in batch.column(0).to_pylist():
                     yield number, text_at({choice.path[0]: value}, choice.path, account.file, number)

@@ -1,0 +1,249 @@
+"""Examples: pairs of prompt and answer, and conversations. Recognise them in records, and turn a record into messages.
+
+Knows no files, tokenizers or chat templates.
+
+    {"messages": [{"role": "user", "content": "…"}, …]}       OpenAI's form
+    {"conversations": [{"from": "human", "value": "…"}, …]}   ShareGPT's form
+    {"prompt": "…", "completion": "…"}                         a pair; also two lists of messages, as TRL writes them
+    {"instruction": "…", "input": "…", "output": "…"}          Alpaca's form
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from finetale.text.documents import FileError, one_line
+
+Span = tuple[int, int]
+
+ROLES = {
+    "human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "assistant": "assistant",
+    "chatgpt": "assistant", "bot": "assistant", "model": "assistant", "bing": "assistant", "bard": "assistant",
+    "system": "system", "developer": "system", "tool": "tool", "function": "tool", "observation": "tool",
+}  # fmt: skip
+"""Names of speakers in data sets → roles of chat templates."""
+
+MESSAGE_LISTS = ("messages", "conversations", "conversation", "dialog", "dialogue")
+PAIRS = (
+    ("prompt", "completion"),
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("prompt", "response"),
+    ("question", "answer"),
+    ("query", "response"),
+    ("instruction", "completion"),
+    ("prompt", "answer"),
+    ("input", "output"),
+)
+"""Names of the two columns of a pair. The first that a source has are taken. Case does not matter."""
+SYSTEM_COLUMNS = ("system", "system_prompt")
+MORE_OF_THE_PROMPT = ("input", "context")
+"""Columns that follow an `instruction` or `question` in the prompt."""
+_FORM_HINT = 'Write {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}.'
+
+
+@dataclass(slots=True)
+class Message:
+    """One message of a conversation.
+
+    Attributes:
+        role: "system", "user", "assistant" or "tool".
+        content: its text.
+        is_answer: whether the model may learn it.
+    """
+
+    role: str
+    content: str
+    is_answer: bool
+
+
+@dataclass(slots=True)
+class Conversation:
+    """An example. Its answers are learned; the other messages are context."""
+
+    messages: list[Message]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as one text.
+
+    Attributes:
+        text: its characters.
+        context: (start, stop) of the characters that are read and not learned, ascending and apart.
+        answers: number of answers that are learned.
+        unanswered: number of messages after the last answer, which are left out.
+    """
+
+    text: str
+    context: tuple[Span, ...]
+    answers: int
+    unanswered: int = 0
+
+
+class UnusableExample(Exception):
+    """An example that can't be rendered. Its message ends the sentence "dropped: …"."""
+
+
+Renderer = Callable[[Sequence[Message]], Rendered]
+"""Turns messages into text. Raises UnusableExample."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Where a source of records has its prompts and answers.
+
+    Attributes:
+        messages: the column with a list of messages, None for pairs.
+        prompt: columns whose texts make up the prompt, in order.
+        completion: the column with the answer.
+        system: the column with the system message, if there is one.
+    """
+
+    messages: str | None = None
+    prompt: tuple[str, ...] = ()
+    completion: str | None = None
+    system: str | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        names = (self.system, self.messages, *self.prompt, self.completion)
+        return tuple(name for name in names if name is not None)
+
+    @property
+    def title(self) -> str:
+        """The columns as the report shows them: `messages`, or `instruction + input → output`."""
+        if self.messages is not None:
+            return " + ".join(name for name in (self.system, self.messages) if name)
+        return f"{' + '.join(name for name in (self.system, *self.prompt) if name)} → {self.completion}"
+
+
+def find_shape(
+    records: Sequence[Mapping[str, Any]], names: Sequence[str], prompt: str | None, completion: str | None
+) -> Shape | None:
+    """Return the shape of examples in records. None if they are not examples.
+
+    Args:
+        records: the first records.
+        names: names of all columns.
+        prompt, completion: the settings `prompt_column` and `completion_column`.
+    """
+    by_name = {name.strip().lower(): name for name in reversed(list(names))}
+    system = next((by_name[name] for name in SYSTEM_COLUMNS if name in by_name), None)
+    if completion is not None or prompt is not None:
+        pair = next((pair for pair in PAIRS if {prompt or pair[0], completion or pair[1]} <= set(names)), None)
+        first, last = prompt or (pair and pair[0]), completion or (pair and pair[1])
+        if first in names and last in names:
+            return Shape(prompt=(str(first),), completion=str(last), system=system)
+        return None
+    for name in MESSAGE_LISTS:
+        if name in by_name and any(_is_message_list(record.get(by_name[name])) for record in records):
+            return Shape(messages=by_name[name], system=system)
+    for first, last in PAIRS:
+        if first in by_name and last in by_name:
+            asked, answer = by_name[first], by_name[last]
+            if not any(_is_text(record.get(asked)) and _is_text(record.get(answer)) for record in records):
+                continue
+            more: tuple[str, ...] = ()
+            if first in ("instruction", "question"):
+                more = tuple(by_name[name] for name in MORE_OF_THE_PROMPT if name in by_name and name != last)
+            return Shape(prompt=(asked, *more), completion=answer, system=system)
+    return None
+
+
+def as_conversation(record: Mapping[str, Any], shape: Shape, file: str, line: int) -> Conversation:
+    """Return the conversation in a record.
+
+    Raises:
+        FileError: a column is missing, or does not hold what the first records hold there.
+    """
+    messages: list[Message] = []
+    if shape.system is not None and record.get(shape.system):
+        messages.append(Message("system", _text(record, shape.system, file, line), False))
+    if shape.messages is not None:
+        if shape.messages not in record:
+            raise _missing(record, shape.messages, file, line)
+        messages += _messages(record[shape.messages] or [], shape.messages, file, line)
+        return Conversation(messages)
+    assert shape.completion is not None
+    prompts: list[str] = []
+    for name in shape.prompt:
+        if name not in record:
+            if name in MORE_OF_THE_PROMPT:
+                continue
+            raise _missing(record, name, file, line)
+        value = record[name]
+        if isinstance(value, list):
+            messages += [Message(each.role, each.content, False) for each in _messages(value, name, file, line)]
+        elif text := _text(record, name, file, line):
+            prompts.append(text)
+    if prompts:
+        messages.append(Message("user", "\n\n".join(prompts), False))
+    if shape.completion not in record:
+        raise _missing(record, shape.completion, file, line)
+    value = record[shape.completion]
+    if isinstance(value, list):
+        messages += _messages(value, shape.completion, file, line)
+    else:
+        messages.append(Message("assistant", _text(record, shape.completion, file, line), True))
+    return Conversation(messages)
+
+
+def _messages(values: Any, name: str, file: str, line: int) -> list[Message]:
+    if not isinstance(values, list):
+        raise FileError(file, line, "bad_message", f"column {name!r} is not a list of messages", _FORM_HINT)
+    found = []
+    for number, value in enumerate(values):
+        place = f"{name}[{number}]"
+        if not isinstance(value, Mapping):
+            raise FileError(file, line, "bad_message", f"{place} is not a message", _FORM_HINT)
+        speaker = value.get("role", value.get("from"))
+        content = value.get("content", value.get("value"))
+        role = ROLES.get(speaker.strip().lower()) if isinstance(speaker, str) else None
+        if role is None:
+            known = ", ".join(sorted(ROLES))
+            what = f"{place} has the role {speaker!r}" if speaker is not None else f"{place} has no role"
+            raise FileError(file, line, "bad_message", what, f"The roles are {known}.")
+        if isinstance(content, list):  # OpenAI's parts
+            parts = [part.get("text") for part in content if isinstance(part, Mapping)]
+            content = "".join(part for part in parts if isinstance(part, str))
+        if content is None:
+            content = ""
+        if not isinstance(content, str):
+            raise FileError(file, line, "bad_message", f"the content of {place} is not text", _FORM_HINT)
+        found.append(Message(role, content, role == "assistant"))
+    return found
+
+
+def _is_message_list(value: Any) -> bool:
+    if not isinstance(value, list) or not value or not isinstance(value[0], Mapping):
+        return False
+    return {"role", "content"} <= set(value[0]) or {"from", "value"} <= set(value[0])
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) or _is_message_list(value)
+
+
+def _text(record: Mapping[str, Any], name: str, file: str, line: int) -> str:
+    value = record[name]
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise FileError(file, line, "not_text", f"column {name!r} does not hold text", _FORM_HINT)
+    return value
+
+
+def _missing(record: Mapping[str, Any], name: str, file: str, line: int) -> FileError:
+    names = ", ".join(map(repr, map(one_line, list(record)[:20]))) or "none"
+    detail = f"has no column {name!r}, as the first record has; its columns are {names}"
+    hint = "Name the columns with --prompt-column and --completion-column."
+    return FileError(file, line, "missing_column", detail, hint)
+
+
+def characters_of(conversation: Conversation) -> int:
+    """Return the number of characters of all messages."""
+    return sum(len(message.content) for message in conversation.messages)
