@@ -7,6 +7,7 @@ each text begins with the one before; a template for which it does not is refuse
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from finetale.text.conversations import Message, Rendered, Span, UnusableExample
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PLAIN_TEMPLATE = (
+_MARKED_TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- if message['role'] == 'assistant' -%}"
     "{{ 'Assistant:\n' }}{% generation %}{{ message['content'] + (eos_token or '') }}{% endgeneration %}"
@@ -29,7 +30,10 @@ PLAIN_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ 'Assistant:\n' }}{%- endif -%}"
 )
-"""The template for a tokenizer without one: `User:`, a line with the text, a blank line, `Assistant:`, the answer."""
+PLAIN_TEMPLATE = _MARKED_TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+"""The template for a tokenizer without one: `User:`, a line with the text, a blank line, `Assistant:`, the answer.
+
+A model is saved with it. It has no marks of answers, which only transformers knows."""
 
 _HINT = "Set --loss last, or --loss all to learn the whole text; or use a model with another chat template."
 
@@ -45,11 +49,11 @@ class ChatRenderer:
     """
 
     def __init__(self, template: str, special_tokens: Mapping[str, str], loss: str, name: str) -> None:
-        self.template = template
+        self._template = _MARKED_TEMPLATE if template == PLAIN_TEMPLATE else template
         self._special = dict(special_tokens)
         self._loss = loss
         self._name = name
-        self._marks_answers = "{% generation" in template or "{%- generation" in template
+        self._marks_answers = re.search(r"\{%-?\s*generation\s*-?%\}", self._template) is not None
 
     def __call__(self, messages: Sequence[Message]) -> Rendered:
         """Return the text of a conversation. Messages after the last answer are left out.
@@ -101,7 +105,7 @@ class ChatRenderer:
         try:
             texts, marked = render_jinja_template(
                 conversations=[messages],
-                chat_template=self.template,
+                chat_template=self._template,
                 return_assistant_tokens_mask=self._marks_answers,
                 add_generation_prompt=ask,
                 **self._special,
@@ -121,9 +125,7 @@ class ChatRenderer:
         return text[start:stop], moved
 
     def _inexact(self, why: str) -> TokenizerError:
-        return TokenizerError(
-            f"Answers can't be told apart exactly in the chat template of {self._name}: {why}.", _HINT
-        )
+        return TokenizerError(f"The chat template of {self._name} can't be masked exactly: {why}.", _HINT)
 
 
 def chat_renderer(tokenizer: PreTrainedTokenizerBase | None, loss: str, name: str = "the tokenizer") -> ChatRenderer:

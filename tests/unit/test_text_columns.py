@@ -119,19 +119,19 @@ def test_a_parquet_file_is_measured_at_its_start_middle_and_end(tmp_path: Path) 
 # -- where the guess is refused
 
 REFUSED = {
-    "instructions": (
-        [{"instruction": LONG, "input": LONG, "output": SHORT}],
-        "output",
-        ["instruction", "input", "output"],
+    "three columns": (
+        [{"background": LONG, "outline": LONG, "content": SHORT}],
+        "content",
+        ["background", "outline", "content"],
     ),
-    "prompt and completion": ([{"prompt": LONG, "completion": "yes"}], "completion", ["prompt", "completion"]),
+    "a plan and a story": ([{"plan": LONG, "story": "yes"}], "story", ["plan", "story"]),
     "text and body": ([{"text": SHORT, "body": LONG}], "text", ["body", "text"]),
     "no known name": ([{"b": "a b", "c": LONG}, {"b": LONG * 3, "c": LONG}], "c", ["b", "c"]),
 }
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv", "parquet"])
-@pytest.mark.parametrize("case", ["instructions", "prompt and completion", "text and body"])
+@pytest.mark.parametrize("case", ["three columns", "a plan and a story", "text and body"])
 @pytest.mark.parametrize("times", [1, 25, 400])
 def test_a_guess_that_leaves_out_most_of_the_text_is_refused(tmp_path: Path, kind: str, case: str, times: int) -> None:
     rows, taken, choices = REFUSED[case]
@@ -151,7 +151,7 @@ def test_a_guess_that_leaves_out_most_of_the_text_is_refused(tmp_path: Path, kin
 
 
 def test_half_of_the_text_is_enough(tmp_path: Path) -> None:
-    texts, report = read(table(tmp_path, "jsonl", [{"prompt": "a b c d", "completion": "d c b a"}] * 30))
+    texts, report = read(table(tmp_path, "jsonl", [{"plan": "a b c d", "story": "d c b a"}] * 30))
     assert texts == ["d c b a"] * 30
     assert report["columns"][0]["share"] == 0.5
 
@@ -163,17 +163,17 @@ def test_a_chat_export_with_nothing_but_a_short_title(tmp_path: Path) -> None:
         match=r"'title' would be read as the text, but contains only 2% .*'mapping\.a\.message\.content\.parts\[\]'",
     ) as caught:
         read(write(tmp_path, "a.json", json.dumps(chat)))
-    assert "not read yet" in caught.value.hint
+    assert "Lists are read where each item is a message" in caught.value.hint
 
 
-@pytest.mark.parametrize("key", ["messages", "conversations"])
-def test_conversations_are_named_where_no_column_is_text(tmp_path: Path, key: str) -> None:
-    chat = {key: [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}
+@pytest.mark.parametrize("key", ["messages", "turns"])
+def test_lists_are_named_where_no_column_is_text(tmp_path: Path, key: str) -> None:
+    chat = {key: [{"who": "user", "content": "hi"}, {"who": "assistant", "content": "ho"}]}
     with pytest.raises(
-        SourceError, match=rf"has no column of text; its columns are '{key}'; there is text in '{key}\[\]\.role'"
+        SourceError, match=rf"has no column of text; its columns are '{key}'; there is text in '{key}\[\]\.who'"
     ) as caught:
         read(write(tmp_path, "a.jsonl", json.dumps(chat)))
-    assert "not read yet" in caught.value.hint
+    assert "Lists are read where each item is a message" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -236,6 +236,7 @@ def test_the_account_balances_to_the_token(tmp_path: Path) -> None:
             "trained": targets[0] + targets[1],
             "validation": targets[2],
             "test": targets[3],
+            "context": 0,
             "dropped": sum(targets[4:8]),
         },
         "dropped": [
@@ -387,6 +388,7 @@ def test_tokens_and_parts_are_memory_mapped(tmp_path: Path) -> None:
     assert isinstance(made.parts, np.memmap)
     assert not made.tokens.flags.writeable
     assert sorted(file.name for file in made.folder.iterdir()) == [
+        "context.npy",
         "manifest.json",
         "parts.npy",
         "personal.npy",

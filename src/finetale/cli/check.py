@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from finetale.cli.output import Json, Quiet, Source, print_json, progress, stdout
+from finetale.cli.output import Json, Quiet, Source, print_json, progress, stdout, sum_of_tokens
 from finetale.cli.settings import with_settings
 from finetale.config import TextSettings
 from finetale.formatting import plural, size
@@ -62,8 +62,8 @@ def _show(result: CheckResult) -> None:
     if result.tokens:
         tokens = result.tokens
         console.print(
-            f"{plural(tokens.read, 'token')} read = {tokens.trained:,} trained + {tokens.validation:,} validation "
-            f"+ {tokens.test:,} test + {tokens.dropped:,} dropped   (tokenizer of {escape(result.tokenizer or '')})",
+            f"{plural(tokens.read, 'token')} read = {sum_of_tokens(tokens)}   "
+            f"(tokenizer of {escape(result.tokenizer or '')})",
             soft_wrap=True,
         )
         for row in result.dropped:

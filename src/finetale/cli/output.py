@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from finetale.cli.streams import is_unicode
+from finetale.schema import TokenAccount
 
 if TYPE_CHECKING:
     from finetale.display import Display
@@ -73,6 +74,15 @@ def hide_progress_bars() -> None:
     for module, function in (("huggingface_hub.utils", "disable_progress_bars"), ("datasets", "disable_progress_bars")):
         if module in sys.modules:
             getattr(sys.modules[module], function)()
+
+
+def sum_of_tokens(tokens: TokenAccount) -> str:
+    """Return the parts of a token account as a sum. Context is named where there is some."""
+    context = f"+ {tokens.context:,} context " if tokens.context else ""
+    return (
+        f"{tokens.trained:,} trained + {tokens.validation:,} validation + {tokens.test:,} test {context}"
+        f"+ {tokens.dropped:,} dropped"
+    )
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from finetale.cli.output import Json, Quiet, Source, print_json, progress, stdout
+from finetale.cli.output import Json, Quiet, Source, print_json, progress, stdout, sum_of_tokens
 from finetale.cli.settings import with_settings
 from finetale.formatting import duration, size
 
@@ -62,8 +62,7 @@ def _show(plan: PlanResult) -> None:
     console.print(f"Model     {model.name}, {(model.parameters or 0) / 1e6:,.1f} M parameters")
     console.print(f"Machine   {where}")
     console.print(
-        f"Tokens    {tokens.read:,} read = {tokens.trained:,} trained + {tokens.validation:,} validation "
-        f"+ {tokens.test:,} test + {tokens.dropped:,} dropped",
+        f"Tokens    {tokens.read:,} read = {sum_of_tokens(tokens)}",
         soft_wrap=True,
     )
     console.print(f"Steps     {plan.steps:,} ({plan.steps_per_epoch:,} per epoch), {plan.targets:,} tokens in all")

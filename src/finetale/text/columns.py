@@ -39,7 +39,10 @@ MAX_DEPTH = 6
 
 COLUMN_HINT = "Name the column that holds the text with --text-column."
 JOIN_HINT = "To train on several, join them into one column first."
-LIST_HINT = "Lists, such as those of conversations, are not read yet: write the text of each record as one string."
+LIST_HINT = (
+    'Lists are read where each item is a message, {"role": "user", "content": "…"}. Otherwise write the text of each '
+    "record as one string."
+)
 
 PAIR_HINT = "Name the columns of prompt and answer with --prompt-column and --completion-column."
 

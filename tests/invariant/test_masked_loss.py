@@ -1,0 +1,121 @@
+"""The loss of examples: packed equals one example at a time, and equals transformers' loss with labels of -100."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from finetale import speed
+from finetale.blocks import IGNORE, pack
+from finetale.chat import chat_renderer
+from finetale.config import TextSettings
+from finetale.forward import PackedForward
+from finetale.metrics import measure
+from finetale.text import read_parts
+from finetale.tokens import TokenStore, build_store
+from tiny import model, tokenizer
+
+CONVERSATIONS = [
+    [("user", "Who sat by the river?"), ("assistant", "The old man sat by the river.")],
+    [("system", "Speak briefly."), ("user", "What waited?"), ("assistant", "A heron."), ("user", "How?"),
+     ("assistant", "Grey and patient, as a fence post.")],
+    [("user", "x"), ("assistant", "y")],
+]  # fmt: skip
+
+
+def llama() -> PreTrainedModel:
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer()),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def gpt2() -> PreTrainedModel:
+    return model(positions=256)
+
+
+def made_store(folder: Path, loss: str = "answers", copies: int = 4) -> TokenStore:
+    """A store of conversations, each `copies` times with other words, all for training."""
+    rows = [
+        {"messages": [{"role": role, "content": f"{content} {number}"} for role, content in conversation]}
+        for number in range(copies)
+        for conversation in CONVERSATIONS
+    ]
+    path = folder / "chats.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    settings = TextSettings.resolve({"validation_fraction": 0, "test_fraction": 0, "loss": loss})
+    parts, report = read_parts([str(path)], settings, renderer=chat_renderer(tokenizer(), loss))
+    return build_store(parts, tokenizer(), folder / f"store-{loss}", report=report.to_dict)
+
+
+def reference(tuned: PreTrainedModel, store: TokenStore) -> tuple[float, int]:
+    """The sum of transformers' own losses, one example at a time, and the number of its labels."""
+    total, count = 0.0, 0
+    for row in store.parts:
+        ids = np.asarray(store.tokens[row["start"] : row["start"] + row["targets"] + 1], np.int64)
+        labels = ids.copy()
+        labels[0] = IGNORE
+        for begin, end in store.context - int(row["start"]):
+            if end > 0 and begin < len(ids):
+                labels[max(begin, 0) : end] = IGNORE
+        number = int((labels != IGNORE).sum())
+        with torch.no_grad():
+            loss = tuned(input_ids=torch.tensor(ids[None]), labels=torch.tensor(labels[None])).loss
+        total += loss.item() * number
+        count += number
+    return total, count
+
+
+@pytest.mark.parametrize("make", [gpt2, llama])
+@pytest.mark.parametrize("loss", ["answers", "last", "all"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_packed_masked_loss_is_that_of_transformers(make, loss: str, fast: bool, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    store = made_store(tmp_path, loss)
+    total, count = reference(make(), store)
+    assert count == store.num_targets("train")
+    assert (count < int(store.parts["targets"].sum())) == (loss != "all")
+    tuned = make()
+    speed.set_up(tuned, enabled=fast, attention="auto", precision="fp32", training=True)
+    forward = PackedForward(tuned)
+    for block_size in (128, 256):
+        blocks = pack(store, "train", block_size, fill=True)
+        assert blocks.num_targets == count
+        summed = sum(forward.loss(blocks.batch(np.array([i]))).item() for i in range(len(blocks)))
+        assert summed / count == pytest.approx(total / count, abs=1e-5)
+        measured = measure(forward, blocks)
+        assert measured.loss == pytest.approx(total / count, abs=1e-5)
+        assert measured.tokens.sum() == count
+
+
+def test_gradients_of_context_are_zero_beyond_answers(tmp_path: Path) -> None:
+    """The gradient of the packed loss is the sum of the gradients of each example's masked loss."""
+    store = made_store(tmp_path)
+    ours, theirs = gpt2(), gpt2()
+    blocks = pack(store, "train", 256, fill=True)
+    forward = PackedForward(ours)
+    for i in range(len(blocks)):
+        forward.loss(blocks.batch(np.array([i]))).backward()
+    for row in store.parts:
+        ids = torch.tensor(np.asarray(store.tokens[row["start"] : row["start"] + row["targets"] + 1], np.int64))[None]
+        labels = ids.clone()
+        for begin, end in store.context - int(row["start"]):
+            if end > 0 and begin < ids.shape[1]:
+                labels[0, max(begin, 0) : end] = IGNORE
+        (theirs(input_ids=ids, labels=labels).loss * int((labels[:, 1:] != IGNORE).sum())).backward()
+    for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-4, msg=name)

@@ -1,0 +1,309 @@
+"""Examples are recognised, rendered with a chat template, masked to the character, and cut without losing an answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from finetale.blocks import IGNORE, cut_examples, pack
+from finetale.chat import PLAIN_TEMPLATE, ChatRenderer, chat_renderer
+from finetale.config import TextSettings
+from finetale.errors import SourceError, TokenizerError
+from finetale.text import Part, read_parts
+from finetale.text.conversations import Message, UnusableExample
+from finetale.text.findings import text_notes
+from finetale.tokens import TokenStore, build_store
+from tiny import tokenizer
+
+ASK, ANSWER = "Who sat by the river?", "The old man."
+PLAIN = f"[User:\n{ASK}\n\nAssistant:\n]{ANSWER}"
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def write(folder: Path, rows: list[Any], kind: str = "jsonl") -> Path:
+    path = folder / f"pairs.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif kind == "json":
+        path.write_text(json.dumps(rows))
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def read(path: Path, **settings: Any) -> tuple[list[Part], dict[str, Any]]:
+    resolved = TextSettings.resolve({"validation_fraction": 0, "test_fraction": 0, **settings})
+    parts, report = read_parts([str(path)], resolved, renderer=chat_renderer(None, resolved.loss))
+    return list(parts), report.to_dict()
+
+
+def marked(part: Part) -> str:
+    """The text of a part, with its context in brackets."""
+    text = part.text
+    for start, stop in reversed(part.context):
+        text = text[:start] + "[" + text[start:stop] + "]" + text[stop:]
+    return text
+
+
+def messages(*contents: str) -> list[Message]:
+    """Messages of user and assistant in turn."""
+    roles = ("user", "assistant")
+    return [Message(roles[i % 2], content, i % 2 == 1) for i, content in enumerate(contents)]
+
+
+# -- the forms of examples
+
+FORMS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "prompt, completion": ({"prompt": ASK, "completion": ANSWER}, PLAIN, "prompt → completion"),
+    "question, answer": ({"question": ASK, "answer": ANSWER}, PLAIN, "question → answer"),
+    "Alpaca": (
+        {"instruction": ASK, "input": "The river.", "output": ANSWER},
+        f"[User:\n{ASK}\n\nThe river.\n\nAssistant:\n]{ANSWER}",
+        "instruction + input → output",
+    ),
+    "OpenAI": (
+        {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": ASK},
+                      {"role": "assistant", "content": ANSWER}]},
+        f"[Be brief.\n\nUser:\n{ASK}\n\nAssistant:\n]{ANSWER}",
+        "messages",
+    ),
+    "content in parts": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": ASK}]},
+                      {"role": "assistant", "content": ANSWER}]},
+        PLAIN,
+        "messages",
+    ),
+    "ShareGPT": (
+        {"conversations": [{"from": "human", "value": ASK}, {"from": "gpt", "value": ANSWER}]},
+        PLAIN,
+        "conversations",
+    ),
+    "TRL": (
+        {"prompt": [{"role": "user", "content": ASK}], "completion": [{"role": "assistant", "content": ANSWER}]},
+        PLAIN,
+        "prompt → completion",
+    ),
+    "system column": (
+        {"system": "Be brief.", "prompt": ASK, "response": ANSWER},
+        f"[Be brief.\n\nUser:\n{ASK}\n\nAssistant:\n]{ANSWER}",
+        "system + prompt → response",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_is_recognised_and_named(form: str, kind: str, tmp_path: Path) -> None:
+    if (form, kind) == ("content in parts", "parquet"):
+        pytest.skip("a column of Parquet holds texts or lists, not both")
+    row, expected, columns = FORMS[form]
+    parts, report = read(write(tmp_path, [row] * 3, kind))
+    assert [marked(part) for part in parts] == [expected] * 3
+    assert report["columns"][0]["taken"] == columns
+    assert (report["examples"]["documents"], report["examples"]["answers"]) == (3, 3)
+    assert any("3 examples with 3 answers: the answers are learned" in note.what for note in text_notes(report))
+
+
+def test_columns_can_be_named_and_others_are_reported(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("frage,antwort,notiz\nWer?,Der alte Mann.,nur eine kleine Notiz\n")
+    parts, report = read(path, prompt_column="frage", completion_column="antwort")
+    assert [marked(part) for part in parts] == ["[User:\nWer?\n\nAssistant:\n]Der alte Mann."]
+    assert report["columns"][0]["left_out"][0]["name"] == "notiz"
+    with pytest.raises(SourceError, match="has no column 'nope'; its columns are 'frage', 'antwort', 'notiz'"):
+        read(path, prompt_column="nope", completion_column="antwort")
+
+
+def test_a_text_column_comes_first_and_can_be_asked_for(tmp_path: Path) -> None:
+    parts, report = read(write(tmp_path, [{"text": "A long story of a heron.", "prompt": "p", "completion": "c"}]))
+    assert [marked(part) for part in parts] == ["A long story of a heron."]
+    assert report["examples"] is None
+    parts, _ = read(write(tmp_path, [{"prompt": ASK, "completion": ANSWER}]), text_column="completion")
+    assert [marked(part) for part in parts] == [ANSWER]
+
+
+def test_conversations_of_several_turns(tmp_path: Path) -> None:
+    talk = [{"role": "assistant" if i % 2 else "user", "content": f"m{i}"} for i in range(5)]
+    path = write(tmp_path, [{"messages": talk}])
+    assert marked(read(path)[0][0]) == "[User:\nm0\n\nAssistant:\n]m1[\n\nUser:\nm2\n\nAssistant:\n]m3"
+    assert marked(read(path, loss="last")[0][0]) == "[User:\nm0\n\nAssistant:\nm1\n\nUser:\nm2\n\nAssistant:\n]m3"
+    assert marked(read(path, loss="all")[0][0]) == "User:\nm0\n\nAssistant:\nm1\n\nUser:\nm2\n\nAssistant:\nm3"
+    assert read(path)[1]["content_left_out"] == {"message after the last answer": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"messages": [{"role": "narrator", "content": "x"}]}, r"messages\[0\] has the role 'narrator'"),
+        ({"messages": [{"content": "x"}]}, r"messages\[0\] has no role"),
+        ({"messages": ["x"]}, r"messages\[0\] is not a message"),
+        ({"messages": [{"role": "user", "content": 5}]}, r"the content of messages\[0\] is not text"),
+        ({"messages": "x"}, "column 'messages' is not a list of messages"),
+        ({"other": "x"}, "has no column 'messages'"),
+    ],
+)
+def test_a_bad_message_is_named_by_line(row: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    good = {"messages": [{"role": "user", "content": ASK}, {"role": "assistant", "content": ANSWER}]}
+    with pytest.raises(SourceError, match=rf"pairs\.jsonl:2: {reason}"):
+        read(write(tmp_path, [good, row]))
+
+
+def test_examples_without_an_answer_are_dropped_and_counted(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": ASK, "completion": ANSWER},
+        {"prompt": ASK, "completion": " "},
+        {"prompt": ASK, "completion": None},
+    ]
+    parts, report = read(write(tmp_path, rows))
+    assert [part.dropped for part in parts] == [None, "no answer", "no answer"]
+    assert (
+        report["dropped"] == [{"reason": "no answer", "documents": 2, "characters": 2 * len(ASK)}] or report["dropped"]
+    )
+
+
+def test_few_examples_are_held_out_whole(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{ASK} {i}", "completion": ANSWER} for i in range(8)]
+    parts, _ = read(write(tmp_path, rows), validation_fraction=0.1, test_fraction=0.1)
+    splits = [part.split for part in parts]
+    assert (splits.count("validation"), splits.count("test"), splits.count("train")) == (1, 1, 6)
+    assert all(part.context and part.ends for part in parts)
+    again, _ = read(write(tmp_path, rows[::-1]), validation_fraction=0.1, test_fraction=0.1)
+    assert [part.split for part in again] == splits[::-1]
+
+
+def test_the_split_of_an_example_does_not_depend_on_the_template(tmp_path: Path) -> None:
+    path = write(tmp_path, [{"prompt": f"{ASK} {i}", "completion": ANSWER} for i in range(60)])
+    settings = TextSettings.resolve({"validation_fraction": 0.2, "test_fraction": 0.2})
+    splits = []
+    for template in (PLAIN_TEMPLATE, CHATML):
+        parts, _ = read_parts([str(path)], settings, renderer=ChatRenderer(template, {}, "answers", "x"))
+        splits.append([part.split for part in parts])
+    assert splits[0] == splits[1]
+    assert len(set(splits[0])) == 3
+
+
+# -- chat templates
+
+
+def test_answers_are_found_by_the_difference_of_prefixes() -> None:
+    renderer = ChatRenderer(CHATML, {"eos_token": "<|im_end|>"}, "answers", "x")
+    rendered = renderer(messages("a", "b", "c", "d"))
+    learned = [rendered.text[stop : next_start] for (_, stop), (next_start, _) in zip(
+        rendered.context, [*rendered.context[1:], (len(rendered.text), 0)], strict=True)]  # fmt: skip
+    assert learned == ["b<|im_end|>", "d"]  # the token store ends the last answer
+    assert rendered.answers == 2
+
+
+def test_a_marked_template_says_itself_what_is_an_answer() -> None:
+    template = (
+        "{% for m in messages %}{{ m['role'] + ': ' }}{% if m['role'] == 'assistant' %}"
+        "{% generation %}{{ m['content'] }}!{% endgeneration %}{% else %}{{ m['content'] }}{% endif %} {% endfor %}"
+    )
+    rendered = ChatRenderer(template, {}, "last", "x")(messages("a", "b", "c", "d"))
+    assert [rendered.text[a:b] for a, b in rendered.context] == ["user: a assistant: b! user: c assistant: "]
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        (
+            "{% for m in messages %}{{ loop.length }}{{ m['content'] }} {% endfor %}",
+            "does not begin with the text of its prompt",
+        ),
+        (
+            "{% for m in messages %}{{ m['content'] if loop.last or m['role'] == 'user' else '…' }} {% endfor %}",
+            "changes earlier messages",
+        ),
+    ],
+)
+def test_a_template_that_cannot_be_masked_exactly_is_refused(template: str, why: str) -> None:
+    with pytest.raises(TokenizerError, match=f"can't be masked exactly: .*{why}") as caught:
+        ChatRenderer(template, {}, "answers", "x")(messages("a", "b", "c", "d"))
+    assert "--loss" in caught.value.hint
+    assert ChatRenderer(template, {}, "all", "x")(messages("a", "b")).context == ()
+
+
+def test_a_conversation_that_the_template_refuses_is_dropped() -> None:
+    template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}x"
+    with pytest.raises(UnusableExample, match=r"the chat template refuses it \(no system role\)"):
+        ChatRenderer(template, {}, "answers", "x")([Message("system", "s", False), *messages("a", "b")])
+
+
+# -- tokens and blocks
+
+
+def chat_store(folder: Path, rows: list[list[str]], loss: str = "answers") -> TokenStore:
+    talks = [
+        {"messages": [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(row)]}
+        for row in rows
+    ]
+    settings = TextSettings.resolve({"validation_fraction": 0, "test_fraction": 0, "loss": loss})
+    path = write(folder, talks)
+    parts, report = read_parts([str(path)], settings, renderer=chat_renderer(tokenizer(), loss))
+    return build_store(parts, tokenizer(), folder / "store", report=report.to_dict)
+
+
+def learned_of(store: TokenStore) -> list[int]:
+    """Places of the store's tokens that are learned, by brute force."""
+    places = []
+    for row in store.parts:
+        inside = range(int(row["start"]) + 1, int(row["start"]) + int(row["targets"]) + 1)
+        places += [place for place in inside if not any(a <= place < b for a, b in store.context.tolist())]
+    return places
+
+
+def test_the_account_has_context_and_balances(tmp_path: Path) -> None:
+    store = chat_store(tmp_path, [[ASK, ANSWER], [ASK, ANSWER, ASK, ANSWER]])
+    tokens = store.account["tokens"]
+    assert tokens["trained"] == len(learned_of(store)) == store.num_targets("train")
+    assert tokens["context"] == int(np.diff(store.context).sum()) > 0
+    assert tokens["read"] == tokens["trained"] + tokens["context"] == int(store.parts["targets"].sum())
+    answer = len(tokenizer()(ANSWER, add_special_tokens=False)["input_ids"])
+    assert tokens["trained"] == 3 * (answer + 1)  # each answer with an end-of-text
+    assert int(store.parts["bytes"][0]) == len(ANSWER.encode())
+
+
+@pytest.mark.parametrize("size", [16, 24, 48, 64, 200, 1000])
+def test_every_answer_is_a_label_exactly_once(size: int, tmp_path: Path) -> None:
+    long_answer = "A heron waited in the shallows, grey and patient as a fence post. " * 6
+    rows = [
+        [ASK, ANSWER],
+        [ASK * 9, ANSWER],
+        [ASK, long_answer],
+        [ASK * 9, long_answer, ASK, ANSWER],
+        [text for i in range(20) for text in (f"{ASK} {i}", f"{ANSWER} {i}")],
+    ]
+    store = chat_store(tmp_path, rows)
+    blocks = pack(store, "train", size, fill=True)
+    everything = np.arange(len(blocks))
+    batch, places = blocks.batch(everything), blocks.places(everything)
+    found = places[batch.labels != IGNORE]
+    assert sorted(found.tolist()) == learned_of(store)
+    assert (store.tokens[found] == batch.labels[batch.labels != IGNORE]).all()
+    assert blocks.num_targets == len(found) == sum(blocks.targets_in(np.array([i])) for i in range(len(blocks)))
+    cut = cut_examples(store, "train", size)
+    assert cut.examples == int((store.parts["targets"] > size).sum())
+    if size <= 64:
+        assert cut.lost_context > 0  # of the question of 9 copies
+    if size == 1000:
+        assert (cut.examples, cut.lost_context, cut.cut_answers) == (0, 0, 0)
+        assert len(blocks.segments) == len(rows)  # a packed example is never cut
+
+
+def test_an_answer_that_fits_is_never_split(tmp_path: Path) -> None:
+    store = chat_store(tmp_path, [[ASK * 20, ANSWER], [text for i in range(30) for text in (f"{ASK} {i}", ANSWER)]])
+    blocks = pack(store, "train", 32)
+    for index in range(len(blocks)):
+        batch = blocks.batch(np.array([index]))
+        ends = np.flatnonzero(batch.labels[0] == 0)  # end-of-text ends every answer
+        assert len(ends) >= 1
+    assert cut_examples(store, "train", 32).cut_answers == 0
