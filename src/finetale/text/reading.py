@@ -15,7 +15,7 @@ from finetale.text.cleaning import Cleaner
 from finetale.text.columns import Raw, SourceColumns, record_documents
 from finetale.text.conversations import Conversation, Rendered, Renderer, UnusableExample, characters_of
 from finetale.text.decoding import check_encoding
-from finetale.text.documents import SPLITS, FileError, Part, Split, digest_and_size, one_line, size_in_utf8
+from finetale.text.documents import SPLITS, FileError, Part, Split, digest_and_size, digest_of, one_line, size_in_utf8
 from finetale.text.formats import SourceFile
 from finetale.text.hub import PREFIX, find_splits
 from finetale.text.personal import find_personal_data, mask, may_have_personal_data
