@@ -8,7 +8,7 @@ _NO_TEXT = "Leave it out, or convert what it holds to plain text (.txt)."
 _KINDS = (
     ("an HTML page", ".html .htm .xhtml .mhtml", _OTHER_TEXT),
     ("an XML file", ".xml .svg .fb2 .tei", _OTHER_TEXT),
-    ("a Word document", ".doc .docx .docm .dot .dotx", _OTHER_TEXT),
+    ("a Word document of an old version", ".doc .dot", _OTHER_TEXT),
     ("an OpenDocument file", ".odt .ods .odp", _OTHER_TEXT),
     ("a PDF document", ".pdf", _OTHER_TEXT),
     ("an RTF document", ".rtf", _OTHER_TEXT),
