@@ -18,8 +18,19 @@ REFUSED_HERE = {".doc", ".mobi", ".azw3", ".xls"}
 TABLES = {".xlsx", ".ods"}
 WITHOUT_LINE_BREAKS: set[str] = {"calibre.pdf", "soffice.pdf", "pdflatex.pdf", "pdflatex.two-columns.pdf"}
 """Files that do not say where a line ends within a paragraph."""
-LEFT_OUT: dict[str, dict[str, int]] = {}
+LEFT_OUT: dict[str, dict[str, int]] = {
+    "calibre.docx": {"table of contents": 1},
+    "soffice.docx": {"footnote": 1, "page footer": 1},
+}
 """File → what its account leaves out, where this is not just the footnote."""
+REWRITTEN: dict[str, tuple[tuple[str, str], ...]] = {
+    "calibre.docx": (
+        ("Table of Contents\n\n", ""),
+        ("behind the dial.1", "behind the dial."),
+        ("\n\nThe tower has 213 steps today; one was added for the inspector.", ""),
+    ),
+}
+"""File → (text of the file, text of the story). Calibre makes links and paragraphs of footnotes."""
 
 
 def readable() -> list[Path]:
@@ -41,11 +52,21 @@ def read(path: Path, documents: str = "auto") -> tuple[list[str], TextReport]:
     return [part.text for part in parts], report
 
 
+def as_the_story(path: Path, texts: list[str]) -> list[str]:
+    """Return documents without what the program itself rewrote, which must occur once."""
+    whole = "\0".join(texts)
+    for written, story in REWRITTEN.get(path.name, ()):
+        assert whole.count(written) == 1
+        whole = whole.replace(written, story)
+    return whole.split("\0")
+
+
 @pytest.mark.parametrize("path", readable(), ids=lambda path: path.name)
 def test_the_file_reads_as_the_story(path: Path) -> None:
     skip_without_reader(path)
     story = without_chinese(STORY) if path.name.startswith("pdflatex") else STORY
-    (text,), report = read(path)
+    texts, report = read(path)
+    (text,) = as_the_story(path, texts)
     assert normalised(text) == paragraphs(story)
     (account,) = report.to_dict()["files"]
     assert account.get("left_out", {}) == LEFT_OUT.get(path.name, {"footnote": 1})
@@ -57,7 +78,7 @@ def test_the_file_reads_as_the_story(path: Path) -> None:
 def test_chapters_become_documents(path: Path) -> None:
     skip_without_reader(path)
     story = without_chinese(STORY) if path.name.startswith("pdflatex") else STORY
-    texts, _ = read(path, documents="chapter")
+    texts = as_the_story(path, read(path, documents="chapter")[0])
     assert [normalised(text)[0] for text in texts] == titles(story)
     assert [line for text in texts for line in normalised(text)] == paragraphs(story)
 

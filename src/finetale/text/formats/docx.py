@@ -70,7 +70,10 @@ def _related(container: Container, part: str, *kinds: str) -> dict[str, str]:
 
 
 def _read(file: SourceFile) -> Iterator[Chapter]:
-    with open_container(file) as container:
+    container = open_container(file)
+    if container is None:
+        return
+    with container:
         blocks = docx_blocks(container, file.account)
     yield from chapters_of(blocks)
 

@@ -240,13 +240,14 @@ class Body:
         kind = attributes.get(f"{space}fldCharType")
         if kind == "begin":
             self._fields.append(_Field())
-        elif self._fields and kind == "separate":
-            self._fields[-1].in_result = True
-            self._count_field(self._fields[-1].kind)
-        elif self._fields and kind == "end":
-            if not self._fields[-1].in_result and self._fields[-1].kind in _PAGE_FIELDS:
-                self._count_field(self._fields[-1].kind)
-            self._fields.pop()
+        elif self._fields and kind in ("separate", "end"):
+            current = self._fields.pop()
+            self._listen()
+            if not current.in_result:
+                self._count_field(current.kind)
+            if kind == "separate":
+                current.in_result = True
+                self._fields.append(current)
         self._listen()
 
     def _start_instrText(self, attributes: dict[str, str], space: str) -> None:
@@ -268,11 +269,10 @@ class Body:
         self._listen()
 
     def _count_field(self, kind: str) -> None:
-        if not self._silent or kind == "TOC":
-            if kind in _PAGE_FIELDS:
-                self._account.leave_out("page number")
-            elif kind == "TOC":
-                self._account.leave_out("table of contents")
+        if kind in _PAGE_FIELDS:
+            self._leave_out("page number")
+        elif kind == "TOC":
+            self._leave_out("table of contents")
 
     def _listen(self) -> None:
         """Note whether the text that follows belongs to the result of a field that is left out, or to no result."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 _OTHER_TEXT = "Convert it to plain text (.txt). A copy that is called .txt is read as it is, markup included."
+_OLD_WORD = "Save it as .docx, or convert it with `soffice --headless --convert-to docx FILE`."
 _NO_TEXT = "Leave it out, or convert what it holds to plain text (.txt)."
 
 _KINDS = (
     ("an HTML page", ".html .htm .xhtml .mhtml", _OTHER_TEXT),
     ("an XML file", ".xml .svg .fb2 .tei", _OTHER_TEXT),
-    ("a Word document of an old version", ".doc .dot", _OTHER_TEXT),
+    ("a Word document of an old version", ".doc .dot", _OLD_WORD),
     ("an OpenDocument file", ".odt .ods .odp", _OTHER_TEXT),
     ("a PDF document", ".pdf", _OTHER_TEXT),
     ("an RTF document", ".rtf", _OTHER_TEXT),

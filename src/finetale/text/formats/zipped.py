@@ -194,13 +194,20 @@ class Container:
         return FileError(self.name, None, "old_office", detail, hint)
 
 
-def open_container(source: SourceFile, limits: Limits = DOCUMENT_LIMITS) -> Container:
+def open_container(source: SourceFile, limits: Limits = DOCUMENT_LIMITS) -> Container | None:
     """Open the file that a reader received as a zip container. Its account counts the container's bytes.
+
+    Returns:
+        The container; None if the file is empty.
 
     Raises:
         FileError: as for `Container`, and where the file can't be opened.
     """
-    return Container(source.name, source.seekable(), limits)
+    file = source.seekable()
+    if not source.account.bytes:
+        file.close()
+        return None
+    return Container(source.name, file, limits)
 
 
 def holds_encrypted_package(file: IO[bytes]) -> bool:
