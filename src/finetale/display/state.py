@@ -1,4 +1,4 @@
-"""What is known of a run after its events so far. Knows nothing of how it is shown."""
+"""The state of a run after its events so far. Knows nothing of how it is displayed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RunState:
         self._began = time.monotonic()
 
     def take(self, event: Event) -> None:
-        """Take in an event."""
+        """Update the state with an event."""
         if isinstance(event, BeginEvent):
             self.first_step, self.total = event.step, event.total
             self._began = time.monotonic()
@@ -49,7 +49,7 @@ class RunState:
 
     @property
     def speed(self) -> float:
-        """Tokens per second, mean of the last training events."""
+        """Return the mean tokens per second of the last training events."""
         return sum(self._speeds) / max(1, len(self._speeds))
 
     def time_left(self, step: int) -> str:

@@ -139,7 +139,7 @@ def _metadata(
 
 
 def _languages(data: DataFile | None) -> list[str]:
-    """Return ISO 639-1 codes of the languages of a tenth or more of the sampled documents, the commonest first."""
+    """Return ISO 639-1 codes of the languages of a tenth or more of the sampled documents, the most frequent first."""
     found = data.text.languages if data and data.text else []
     whole = sum(each.sampled_documents for each in found)
     return [

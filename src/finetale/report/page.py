@@ -1,4 +1,4 @@
-"""report.html: one page that opens offline and loads nothing. Knows what is shown; `report.html.j2` knows how."""
+"""Write report.html: one page that opens offline and loads nothing. `report.html.j2` has the layout."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def _draw(curves: charts.Curves) -> Drawing:
 
 
 def _text_facts(data: DataFile) -> list[tuple[str, str]]:
-    """Return what else is known of the text, as (label, value)."""
+    """Return further facts about the text, as (label, value)."""
     facts = []
     if data.text is not None:
         text = data.text
@@ -175,7 +175,7 @@ def _text_facts(data: DataFile) -> list[tuple[str, str]]:
 
 
 def _settings(settings: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return a run's settings under the titles of the settings file; names this version does not know come last."""
+    """Return a run's settings under the titles of the settings file. Unknown names come last."""
     groups = [(title, [name for name in names if name in settings]) for title, names in setting_groups()]
     known = {name for _, names in groups for name in names}
     groups.append(("Other", [name for name in settings if name not in known]))

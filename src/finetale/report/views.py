@@ -1,4 +1,4 @@
-"""What the page and the card both show, drawn from the records of a run. Knows no markup and no layout."""
+"""The content that the page and the card share, from the records of a run. Knows no markup and no layout."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from finetale.text.findings import not_looked_for, text_findings, text_notes
 from finetale.text.openings import opening
 
 COPY_WARNING_WORDS = 12
-"""Length of a copied passage, in words, from which on the report warns."""
+"""Minimum length, in words, of a copied passage that the report warns of."""
 MEMORY_WARNING_SHARE = 0.001
-"""Share of memorised tokens from which on the report warns."""
+"""Minimum share of memorised tokens that the report warns of."""
 _ORIGINS = {
     "hub": "the Hub",
     "local": "a local folder",
@@ -176,9 +176,9 @@ def _copying(comparison: ComparisonFile | None) -> dict[str, Any] | None:
 
 
 def memory_view(comparison: ComparisonFile | None) -> dict[str, Any] | None:
-    """Return what the tuned model knows by heart, as sentences and examples; None if that was not looked for.
+    """Return what the tuned model has memorised, as sentences and examples. None if that was not searched for.
 
-    It is a warning from a thousandth of the text on, or if there is personal data in it.
+    It is a warning if a thousandth of the text or more is memorised, or if there is personal data in it.
     """
     memory = comparison.memorisation if comparison else None
     if memory is None or memory.training is None or not memory.training.tokens:
@@ -223,7 +223,7 @@ def _account(tokens: TokenAccount) -> dict[str, Any]:
 
 
 def _facts(manifest: RunManifest) -> list[tuple[str, str]]:
-    """Return how the model was made, as (label, value); what is not known is left out."""
+    """Return how the model was made, as (label, value). Unknown values are left out."""
     base, hardware = manifest.base, manifest.hardware
     steps = f"{count(manifest.steps)}"
     if manifest.best_step is not None:

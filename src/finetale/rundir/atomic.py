@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders.
+"""Write files and folders atomically.
 
 Data goes to a temporary name in the same folder, is flushed to disk and renamed. A reader sees the old content or the
 new content, never a part. Replacing a folder takes two renames; `recover` repairs what a crash between them leaves.

@@ -1,4 +1,4 @@
-"""Reading of JSON files, with a limit on their size, and atomic writing of them."""
+"""Read JSON files, with a limit on their size, and write them atomically."""
 
 from __future__ import annotations
 

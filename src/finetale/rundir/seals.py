@@ -1,4 +1,4 @@
-"""Sealed folders: manifest.json holds the SHA-256 and size of each file. Writing and verification of them."""
+"""Write and verify sealed folders, whose manifest.json contains the SHA-256 and size of each file."""
 
 from __future__ import annotations
 
