@@ -1,0 +1,466 @@
+"""Receive the elements of an HTML page from lxml, and collect its blocks of text and the regions that they are in.
+
+Decides nothing about what is left out, except scripts, form controls and other elements that never hold text of a page.
+No tree is built, so memory depends on the text only, and the depth of the nesting costs nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+from finetale.text.documents import FileError
+
+SCENE_BREAK = "* * *"
+MAX_BLOCKS = 1_000_000
+MAX_DEPTH = 200_000
+
+
+def _set(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
+_DROPPED = _set("script style template iframe embed applet noframes audio map datalist head rt rp rtc progress meter")
+"""Elements whose content is no text of the page. <noscript> and <form> are regions, because they may hold all of it."""
+_PICTURES = frozenset(("img", "svg", "image", "canvas", "video", "object"))
+_CONTROLS = frozenset(("input", "select", "textarea", "button"))
+_SKIPPED = _DROPPED | _PICTURES | _CONTROLS | {"math", "title"}
+_HEADINGS = {f"h{level}": level for level in range(1, 7)}
+_PARAGRAPHS = _set(
+    "p ul ol dl table pre blockquote figure figcaption section article main header footer nav aside form fieldset "
+    "center address hr listing xmp plaintext details summary hgroup body html dt caption noscript"
+) | frozenset(_HEADINGS)
+"""Elements that are separated from what surrounds them by a blank line."""
+_LINES = _set("div dd li tr td th tbody thead tfoot legend optgroup option menu dir")
+_PRE = frozenset(("pre", "listing", "xmp", "plaintext"))
+_LISTS = frozenset(("ul", "ol", "menu", "dir"))
+
+_REGION_OF_TAG = {
+    "main": "main",
+    "article": "article",
+    "nav": "menu",
+    "footer": "footer",
+    "header": "header",
+    "aside": "sidebar",
+    "form": "form",
+    "search": "form",
+    "dialog": "dialog",
+    "noscript": "hidden passage",
+}
+_REGION_OF_ROLE = {
+    "navigation": "menu",
+    "menu": "menu",
+    "menubar": "menu",
+    "toolbar": "menu",
+    "search": "form",
+    "banner": "header",
+    "contentinfo": "footer",
+    "complementary": "sidebar",
+    "dialog": "dialog",
+    "alertdialog": "dialog",
+    "doc-toc": "menu",
+}
+_REGION_OF_CLASS = {
+    **dict.fromkeys(
+        _set(
+            "nav navbar navigation menu main-menu site-nav main-nav top-nav breadcrumb breadcrumbs pagination pager "
+            "skip-link skip-links post-navigation nav-links tag-links taglist toc"
+        ),
+        "menu",
+    ),
+    **dict.fromkeys(_set("sidebar side-bar widget-area widget related related-posts related-articles"), "sidebar"),
+    **dict.fromkeys(_set("site-footer page-footer footer colophon copyright"), "footer"),
+    **dict.fromkeys(_set("site-header masthead page-header-bar"), "header"),
+    **dict.fromkeys(
+        _set("comments comment-list commentlist comments-area comment-respond respond disqus_thread"),
+        "comment section",
+    ),
+    **dict.fromkeys(
+        _set(
+            "share sharing share-buttons social social-share social-links sharedaddy newsletter newsletter-signup "
+            "subscribe cookie cookies cookie-banner cookie-notice cookie-consent consent gdpr advert advertisement "
+            "ad-slot sponsored promo paywall-prompt"
+        ),
+        "advertisement",
+    ),
+    **dict.fromkeys(_set("screen-reader-text visually-hidden sr-only noprint"), "hidden passage"),
+}
+_CLASSED = _set("div section ul ol table td p span a aside")
+NOTES = frozenset(("footnote", "footnotes"))
+_INLINE = _set("span a i b em strong small sup sub font abbr cite code s u mark label time bdi bdo")
+_UNREAD = frozenset(("hidden passage", "page number", "footnote"))
+_NOTE_TYPES = _set("footnote endnote rearnote doc-footnote doc-endnote")
+_NOTES_TYPES = _set("footnotes endnotes rearnotes doc-endnotes")
+_NOTES_TAGS = _set("section aside div ol")
+_PLAIN = _set("p div span br a i b em strong td tr table h2 h3 blockquote")
+"""Frequent elements that start no region unless they have attributes."""
+_NOTES_CLASSES = _set("footnotes endnotes references reflist")
+_OFFICE_NOTE = re.compile(r"sd(?:foot|end)note\d+")
+_MARK_TYPES = _set("noteref doc-noteref footnote-ref sdfootnoteanc sdendnoteanc")
+_NOTE_MARK = re.compile(r"[\[(]?(?:\d{1,4}|[*†‡§¶]{1,4}|[a-zA-Z]|[ivxlc]{1,7})[\])]?")
+_HIDING = re.compile(r"(?:^|[;\s])(?:display\s*:\s*none|visibility\s*:\s*hidden)", re.IGNORECASE)
+_SPACES = re.compile(r"[ \t\n\f]+")
+_BREAKS = re.compile(" ?\r ?")
+_MANY_BREAKS = re.compile(r"\n{3,}")
+_INVISIBLE = {0xAD: None, 0x200B: None, 0xFEFF: None, 0x2060: None}
+"""Soft hyphen, zero-width space, word joiner: places where a line may or may not break."""
+
+# Boundaries between blocks, from weak to strong; ROW is between the rows of a table.
+ROW, NONE, LINE, PARAGRAPH = -1, 0, 1, 2
+
+
+@dataclass(slots=True)
+class Block:
+    """A paragraph, heading, list item or table cell.
+
+    Attributes:
+        text: its text. Lines are separated by \\n.
+        gap: boundary between it and the block before.
+        level: 1 to 6 for headings, else 0.
+        region: number of the region that holds it.
+        item: number of the outermost list that holds it, or 0.
+        starts_item: whether it is the first block of a list item.
+        cell: (table, row, cell) of the innermost table, or None.
+        num_links: number of links in it.
+        link_characters: number of characters of the links.
+        is_rule: whether it is a horizontal rule.
+    """
+
+    text: str
+    gap: int
+    level: int = 0
+    region: int = 0
+    item: int = 0
+    starts_item: bool = False
+    cell: tuple[int, int, int] | None = None
+    num_links: int = 0
+    link_characters: int = 0
+    is_rule: bool = False
+
+
+@dataclass(slots=True)
+class Region:
+    """A part of the page that may be left out or be the article."""
+
+    parent: int
+    kind: str
+    in_article: bool
+    characters: int = 0
+    num_links: int = 0
+    link_characters: int = 0
+    is_active: bool = False  # has pictures or form controls
+
+
+class Collector:
+    """Receives the elements of a page from lxml and collects its blocks and regions."""
+
+    def __init__(self, file: str, name: str, ids: frozenset[str]) -> None:
+        self._file, self._name, self._ids = file, name, ids
+        self.blocks: list[Block] = []
+        self.regions = [Region(-1, "", False)]
+        self.anchors: dict[str, int] = {}
+        self.title = ""
+        self.pictures: Counter[int] = Counter()
+        self.formulas = 0
+        self.skipped: Counter[str] = Counter()
+        self.skipped_characters = 0
+        self._skipped_kind = ""  # of the element that is skipped, while it is not counted
+        self._in_hidden = False
+        self.num_divs = self.num_blank_divs = 0
+        self._stack: list[tuple[str, int, int, bool]] = []  # (tag, region before, undo, …) of each open element
+        self._skipping = 0  # height of the stack at which the skipped element is
+        self._in_title = False
+        self._pieces: list[str] = []
+        self._gap = PARAGRAPH
+        self._region = 0
+        self._pre = 0
+        self._lists: list[list[int | str]] = []  # marker of each open list: [next number] or ["-"]
+        self._num_lists = 0
+        self._item = 0
+        self._marker = ""
+        self._tables: list[list[int]] = []  # (table, row, cell) of each open table
+        self._num_tables = 0
+        self._links: list[list[int]] = []  # of each open link: block, piece, whether it may be a mark, has an anchor
+        self._sups = 0
+        self._num_links = self._link_characters = 0
+        self._level = 0
+
+    # -- events
+
+    def start(self, tag: str, attributes: dict[str, str]) -> None:
+        stack = self._stack
+        if len(stack) >= MAX_DEPTH:
+            raise self._too_large(f"more than {MAX_DEPTH:,} elements nested in each other")
+        if self._skipping:
+            stack.append((tag, -1, 0, False))
+            self._in_title = tag == "title" and stack[self._skipping - 1][0] == "head" and not self.title
+            return
+        if ":" in tag:
+            tag = tag.rpartition(":")[2]
+        if self._ids:
+            for key in ("id", "name", "xml:id"):
+                if (anchor := attributes.get(key)) is not None and anchor in self._ids:
+                    self.anchors.setdefault(anchor, len(self.blocks))
+        before = self._region
+        if tag in _SKIPPED:
+            self._in_title = tag == "title" and not self.title
+            self._count_skipped(tag)
+            self._skip(tag)
+            return
+        kind = self._kind_of(tag, attributes) if attributes or tag not in _PLAIN else ""
+        if tag in _INLINE and kind:
+            if kind in _UNREAD:
+                self._skipped_kind, self._in_hidden = kind, kind == "hidden passage"
+                self._skip(tag)
+                return
+            kind = ""
+        if block := PARAGRAPH if tag in _PARAGRAPHS else LINE if tag in _LINES or kind else NONE:
+            self._boundary(block)
+        if kind:
+            self._open_region(kind)
+        undo = 0
+        if tag == "br":
+            self._pieces.append("\n" if self._pre else "\r")
+        elif tag == "hr":
+            self._add(Block(SCENE_BREAK, PARAGRAPH, 0, self._region, is_rule=True))
+        elif tag == "a":
+            href = attributes.get("href", "")
+            is_mark = bool(_names(attributes) & _MARK_TYPES)
+            self._links.append(
+                [len(self.blocks), len(self._pieces), is_mark or (self._sups > 0 and "#" in href), "#" in href]
+            )
+        elif tag == "sup":
+            self._sups += 1
+            if self._links:
+                self._links[-1][2] = self._links[-1][2] or self._links[-1][3]
+        elif tag in _HEADINGS:
+            self._level = _HEADINGS[tag]
+        elif tag in _PRE:
+            self._pre += 1
+        elif tag in _LISTS:
+            self._num_lists += not self._lists
+            self._lists.append([_number(attributes.get("start"), 1)] if tag == "ol" else ["-"])
+        elif tag == "li":
+            self._start_item(attributes)
+        elif tag == "dd":
+            self._gap = NONE  # a line below its term
+        elif tag == "table":
+            self._num_tables += 1
+            self._tables.append([self._num_tables, 0, 0])
+        elif tag == "tr" and self._tables:
+            self._tables[-1][1] += 1
+            self._tables[-1][2] = 0
+        elif tag in ("td", "th") and self._tables:
+            self._tables[-1][2] += 1
+        elif tag == "q":
+            self._pieces.append("“")
+        elif tag == "div":
+            undo = len(self.blocks)
+        stack.append((tag, before, undo, bool(kind)))
+
+    def _skip(self, tag: str) -> None:
+        self._stack.append((tag, self._region, 0, False))
+        self._skipping = len(self._stack)
+
+    def _count_skipped(self, tag: str) -> None:
+        if tag in _PICTURES:
+            self.pictures[self._region] += 1
+            self.regions[self._region].is_active = True
+        elif tag in _CONTROLS:
+            self.regions[self._region].is_active = True
+        elif tag == "math":
+            self.formulas += 1
+
+    def end(self, tag: str) -> None:
+        tag, before, undo, is_region = self._stack.pop()
+        if self._skipping:
+            self._in_title = self._in_title and tag != "title"
+            if len(self._stack) < self._skipping:
+                self._skipping = 0
+                self._skipped_kind, self._in_hidden = "", False
+            return
+        if tag == "a":
+            self._end_link(*self._links.pop())
+        elif tag == "div":
+            blank = undo == len(self.blocks) and "\r" in self._pieces
+            self.num_divs += 1
+            self.num_blank_divs += blank or (undo == len(self.blocks) and "\xa0" in self._pieces)
+            if blank:
+                self._pieces.clear()
+                self._gap = PARAGRAPH
+        elif tag == "q":
+            self._pieces.append("”")
+        elif tag == "sup":
+            self._sups -= 1
+        block = PARAGRAPH if tag in _PARAGRAPHS else LINE if tag in _LINES else NONE
+        if block or is_region:
+            self._boundary(block or LINE)
+        self._region = before
+        if tag in _HEADINGS:
+            self._level = 0
+        elif tag in _PRE:
+            self._pre -= 1
+        elif tag in _LISTS:
+            self._lists.pop()
+            self._marker = ""
+        elif tag == "li":
+            self._marker = ""
+        elif tag == "table" and self._tables:
+            self._tables.pop()
+
+    def data(self, text: str) -> None:
+        if self._in_title:
+            self.title += text
+        elif self._skipping:
+            if self._skipped_kind and not text.isspace():
+                self.skipped[self._skipped_kind] += 1
+                self._skipped_kind = ""
+            if self._in_hidden:
+                self.skipped_characters += len(text)
+        else:
+            self._pieces.append(text.replace("\r", " ") if not self._pre else text.replace("\r\n", "\n"))
+
+    def comment(self, text: str) -> None:
+        """Ignore a comment."""
+
+    def close(self) -> None:
+        """Receive the end of the page."""
+
+    def flush(self) -> None:
+        """End the current block."""
+        self._boundary(PARAGRAPH)
+
+    # -- blocks
+
+    def _boundary(self, strength: int) -> None:
+        """End the current block, and separate it from the next one by at least this."""
+        if self._pieces:
+            text = "".join(self._pieces)
+            if self._pre:
+                text = text.strip("\n").rstrip()
+            else:
+                text = _SPACES.sub(" ", text)
+                if "\r" in text:
+                    text = _MANY_BREAKS.sub("\n\n", _BREAKS.sub("\n", text))
+                text = text.strip()
+            if not text.isascii():
+                text = text.translate(_INVISIBLE)
+            if text.strip():
+                self._add(self._block(text))
+            self._pieces.clear()
+            self._num_links = self._link_characters = 0
+        self._gap = max(self._gap, strength)
+
+    def _block(self, text: str) -> Block:
+        item = self._num_lists if self._lists else 0
+        starts_item = False
+        if item:
+            indent = "  " * (len(self._lists) - 1)
+            marker = self._marker or " " * 2
+            starts_item = bool(self._marker)
+            self._marker = ""
+            if not self._pre:
+                text = indent + marker + text.replace("\n", f"\n{indent}{' ' * len(marker)}")
+        cell = tuple(self._tables[-1]) if self._tables else None
+        return Block(
+            text,
+            self._gap,
+            self._level,
+            self._region,
+            item,
+            starts_item,
+            (cell[0], cell[1], cell[2]) if cell else None,
+            self._num_links,
+            min(self._link_characters, len(text)),
+        )
+
+    def _add(self, block: Block) -> None:
+        if len(self.blocks) >= MAX_BLOCKS:
+            raise self._too_large(f"more than {MAX_BLOCKS:,} paragraphs")
+        self.blocks.append(block)
+        if not block.is_rule:
+            region = self.regions[block.region]
+            region.characters += len(block.text)
+            region.num_links += block.num_links
+            region.link_characters += block.link_characters
+        self._gap = NONE
+
+    def _too_large(self, what: str) -> FileError:
+        hint = "Check that it is a page with text; if so, split it into several files."
+        return FileError(self._file, None, "page_limit", f"{self._name or 'its page '}has {what}", hint)
+
+    def _start_item(self, attributes: dict[str, str]) -> None:
+        if not self._lists:
+            return
+        mark = self._lists[-1]
+        if isinstance(mark[0], int):
+            number = _number(attributes.get("value"), mark[0])
+            mark[0] = number + 1
+            self._marker = f"{number}. "
+        else:
+            self._marker = "- "
+
+    def _end_link(self, block: int, piece: int, may_be_mark: int, _: int) -> None:
+        text = "" if block != len(self.blocks) else "".join(self._pieces[piece:]).strip()
+        if may_be_mark and (not text or _NOTE_MARK.fullmatch(text)):
+            del self._pieces[piece:]
+        elif text:
+            self._num_links += 1
+            self._link_characters += len(text)
+
+    # -- regions
+
+    def _open_region(self, kind: str) -> None:
+        above = self.regions[self._region]
+        self.regions.append(Region(self._region, kind, above.in_article or kind in ("main", "article")))
+        if len(self.regions) > MAX_BLOCKS:
+            raise self._too_large(f"more than {MAX_BLOCKS:,} parts")
+        self._region = len(self.regions) - 1
+
+    def _kind_of(self, tag: str, attributes: dict[str, str]) -> str:
+        """Return the kind of the region that an element starts, "" if it starts none."""
+        above = self.regions[self._region]
+        by_tag = "" if above.in_article and tag in ("header", "aside") else _REGION_OF_TAG.get(tag, "")
+        if above.kind == "footnotes":
+            by_tag = "footnote" if tag == "li" else ""
+        elif tag in ("ul", "ol") and not self._lists:
+            by_tag = "list"
+        if not attributes:
+            return by_tag
+        role = attributes.get("role", "").lower()
+        types = {role, *attributes.get("epub:type", "").lower().split()}
+        classes = set(attributes.get("class", "").lower().split())
+        identity = attributes.get("id", "").lower()
+        if types & _NOTE_TYPES or (tag == "div" and _OFFICE_NOTE.fullmatch(identity)):
+            return "footnote"
+        if types & _NOTES_TYPES or (tag in _NOTES_TAGS and classes & _NOTES_CLASSES):
+            return "footnotes"
+        if "pagebreak" in types or "doc-pagebreak" in types:
+            return "page number"
+        style = attributes.get("style", "")
+        if "hidden" in attributes or attributes.get("aria-hidden", "").lower() == "true" or _HIDING.search(style):
+            return "hidden passage"
+        if role == "main" or attributes.get("itemprop", "").lower() == "articlebody":
+            return "main"
+        if role == "article":
+            return role
+        if found := _REGION_OF_ROLE.get(role) or (by_tag if by_tag != "list" else ""):
+            return found
+        if tag in _CLASSED and not above.in_article:
+            named = (_REGION_OF_CLASS.get(name) for name in (*sorted(classes), identity))
+            return next(filter(None, named), by_tag)
+        return by_tag
+
+
+def _names(attributes: dict[str, str]) -> set[str]:
+    return {
+        name for key in ("epub:type", "role", "class") if key in attributes for name in attributes[key].lower().split()
+    }
+
+
+def _number(value: str | None, default: int) -> int:
+    try:
+        return int(value) if value is not None and len(value) < 10 else default
+    except ValueError:
+        return default
