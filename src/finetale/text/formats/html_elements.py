@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
+from typing import Literal
 
 from finetale.text.documents import FileError
 
@@ -17,12 +18,18 @@ MAX_BLOCKS = 1_000_000
 MAX_DEPTH = 200_000
 
 
+PageKind = Literal["web", "book", "mail"]
+
+
 def _set(names: str) -> frozenset[str]:
     return frozenset(names.split())
 
 
-_DROPPED = _set("script style template iframe embed applet noframes audio map datalist head rt rp rtc progress meter")
-"""Elements whose content is no text of the page. <noscript> and <form> are regions, because they may hold all of it."""
+_DROPPED = _set("script style template iframe embed applet noframes audio map datalist rt rp rtc progress meter")
+"""Elements whose content is no text of the page. <noscript> and <form> are regions, because they may hold all of it.
+
+<head> is entered: where its end tag is missing, lxml takes <article> for a part of it.
+"""
 _PICTURES = frozenset(("img", "svg", "image", "canvas", "video", "object"))
 _CONTROLS = frozenset(("input", "select", "textarea", "button"))
 _SKIPPED = _DROPPED | _PICTURES | _CONTROLS | {"math", "title"}
@@ -89,7 +96,15 @@ _REGION_OF_CLASS = {
 _CLASSED = _set("div section ul ol table td p span a aside")
 NOTES = frozenset(("footnote", "footnotes"))
 _INLINE = _set("span a i b em strong small sup sub font abbr cite code s u mark label time bdi bdo")
-_UNREAD = frozenset(("hidden passage", "page number", "footnote"))
+_UNREAD = frozenset(("hidden passage", "page number", "footnote", "generated"))
+_GENERATED = _set("bullet_20_symbols numbering_20_symbols")
+"""Classes of the marks of list items in LibreOffice's XHTML."""
+_QUOTATIONS = _set(
+    "gmail_quote gmail_attr moz-cite-prefix yahoo_quoted yahoo-quoted protonmail_quote zmail_extra divrplyfwdmsg "
+    "appendonsend mail-editor-reference-message-container"
+)
+_SIGNATURES = _set("gmail_signature moz-signature signature ms-outlook-mobile-signature protonmail_signature_block")
+_ID_KEYS = frozenset(("id", "name", "xml:id"))
 _NOTE_TYPES = _set("footnote endnote rearnote doc-footnote doc-endnote")
 _NOTES_TYPES = _set("footnotes endnotes rearnotes doc-endnotes")
 _NOTES_TAGS = _set("section aside div ol")
@@ -98,7 +113,9 @@ _PLAIN = _set("p div span br a i b em strong td tr table h2 h3 blockquote")
 _NOTES_CLASSES = _set("footnotes endnotes references reflist")
 _OFFICE_NOTE = re.compile(r"sd(?:foot|end)note\d+")
 _MARK_TYPES = _set("noteref doc-noteref footnote-ref sdfootnoteanc sdendnoteanc")
-_NOTE_MARK = re.compile(r"[\[(]?(?:\d{1,4}|[*†‡§¶]{1,4}|[a-zA-Z]|[ivxlc]{1,7})[\])]?")
+_NOTE_MARK = re.compile(r"[\[(]?(?:\d{1,4}|[*†‡§¶]{1,4}|[a-zA-Z]|[ivxlc]{1,7}|[↩↵↑^⏎]\ufe0e?)[\])]?")
+MARK_START, MARK_END = "\ufdd0", "\ufdd1"
+"""Surround the text of a link that may be the mark of a footnote. These are no characters in any text."""
 _HIDING = re.compile(r"(?:^|[;\s])(?:display\s*:\s*none|visibility\s*:\s*hidden)", re.IGNORECASE)
 _SPACES = re.compile(r"[ \t\n\f]+")
 _BREAKS = re.compile(" ?\r ?")
@@ -125,6 +142,7 @@ class Block:
         num_links: number of links in it.
         link_characters: number of characters of the links.
         is_rule: whether it is a horizontal rule.
+        marks: numbers of the links between `MARK_START` and `MARK_END` in its text.
     """
 
     text: str
@@ -137,6 +155,22 @@ class Block:
     num_links: int = 0
     link_characters: int = 0
     is_rule: bool = False
+    marks: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class Mark:
+    """A link that may be the mark of a footnote, or lead back to it.
+
+    Attributes:
+        block: number of its block.
+        target: id of the element that it leads to, on the same page.
+        is_certain: whether it is a mark in any case.
+    """
+
+    block: int
+    target: str
+    is_certain: bool
 
 
 @dataclass(slots=True)
@@ -152,14 +186,27 @@ class Region:
     is_active: bool = False  # has pictures or form controls
 
 
+@dataclass(slots=True)
+class _Link:
+    """An open link: its place, the id on the page that it leads to, and whether it is the mark of a footnote."""
+
+    block: int
+    piece: int
+    target: str
+    is_mark: bool
+
+
 class Collector:
     """Receives the elements of a page from lxml and collects its blocks and regions."""
 
-    def __init__(self, file: str, name: str, ids: frozenset[str]) -> None:
-        self._file, self._name, self._ids = file, name, ids
+    def __init__(self, file: str, name: str, kind: PageKind) -> None:
+        self._file, self._name, self._kind = file, name, kind
         self.blocks: list[Block] = []
         self.regions = [Region(-1, "", False)]
         self.anchors: dict[str, int] = {}
+        self.marks: list[Mark] = []
+        self._block_marks: list[int] = []
+        self.types: frozenset[str] = frozenset()  # epub:type of <body> and of the elements before the first text
         self.title = ""
         self.pictures: Counter[int] = Counter()
         self.formulas = 0
@@ -181,7 +228,7 @@ class Collector:
         self._marker = ""
         self._tables: list[list[int]] = []  # (table, row, cell) of each open table
         self._num_tables = 0
-        self._links: list[list[int]] = []  # of each open link: block, piece, whether it may be a mark, has an anchor
+        self._links: list[_Link] = []
         self._sups = 0
         self._num_links = self._link_characters = 0
         self._level = 0
@@ -194,14 +241,12 @@ class Collector:
             raise self._too_large(f"more than {MAX_DEPTH:,} elements nested in each other")
         if self._skipping:
             stack.append((tag, -1, 0, False))
-            self._in_title = tag == "title" and stack[self._skipping - 1][0] == "head" and not self.title
             return
         if ":" in tag:
             tag = tag.rpartition(":")[2]
-        if self._ids:
-            for key in ("id", "name", "xml:id"):
-                if (anchor := attributes.get(key)) is not None and anchor in self._ids:
-                    self.anchors.setdefault(anchor, len(self.blocks))
+        for key in _ID_KEYS & attributes.keys():
+            if len(self.anchors) < MAX_BLOCKS:
+                self.anchors.setdefault(attributes[key], len(self.blocks))
         before = self._region
         if tag in _SKIPPED:
             self._in_title = tag == "title" and not self.title
@@ -225,15 +270,13 @@ class Collector:
         elif tag == "hr":
             self._add(Block(SCENE_BREAK, PARAGRAPH, 0, self._region, is_rule=True))
         elif tag == "a":
-            href = attributes.get("href", "")
-            is_mark = bool(_names(attributes) & _MARK_TYPES)
-            self._links.append(
-                [len(self.blocks), len(self._pieces), is_mark or (self._sups > 0 and "#" in href), "#" in href]
-            )
+            target = attributes.get("href", "").rpartition("#")
+            is_mark = bool(_names(attributes) & _MARK_TYPES) or bool(self._sups and target[1])
+            self._links.append(_Link(len(self.blocks), len(self._pieces), target[2] if target[1] else "", is_mark))
         elif tag == "sup":
             self._sups += 1
-            if self._links:
-                self._links[-1][2] = self._links[-1][2] or self._links[-1][3]
+            if self._links and self._links[-1].target:
+                self._links[-1].is_mark = True
         elif tag in _HEADINGS:
             self._level = _HEADINGS[tag]
         elif tag in _PRE:
@@ -281,14 +324,15 @@ class Collector:
                 self._skipped_kind, self._in_hidden = "", False
             return
         if tag == "a":
-            self._end_link(*self._links.pop())
+            self._end_link(self._links.pop())
         elif tag == "div":
-            blank = undo == len(self.blocks) and "\r" in self._pieces
             self.num_divs += 1
-            self.num_blank_divs += blank or (undo == len(self.blocks) and "\xa0" in self._pieces)
-            if blank:
-                self._pieces.clear()
-                self._gap = PARAGRAPH
+            if undo == len(self.blocks) and self._pieces and "".join(self._pieces).isspace():
+                blank = "\r" in self._pieces
+                self.num_blank_divs += blank or "\xa0" in self._pieces
+                if blank:
+                    self._pieces.clear()
+                    self._gap = PARAGRAPH
         elif tag == "q":
             self._pieces.append("”")
         elif tag == "sup":
@@ -349,6 +393,7 @@ class Collector:
             if text.strip():
                 self._add(self._block(text))
             self._pieces.clear()
+            self._block_marks.clear()
             self._num_links = self._link_characters = 0
         self._gap = max(self._gap, strength)
 
@@ -373,6 +418,7 @@ class Collector:
             (cell[0], cell[1], cell[2]) if cell else None,
             self._num_links,
             min(self._link_characters, len(text)),
+            marks=tuple(self._block_marks),
         )
 
     def _add(self, block: Block) -> None:
@@ -401,13 +447,16 @@ class Collector:
         else:
             self._marker = "- "
 
-    def _end_link(self, block: int, piece: int, may_be_mark: int, _: int) -> None:
-        text = "" if block != len(self.blocks) else "".join(self._pieces[piece:]).strip()
-        if may_be_mark and (not text or _NOTE_MARK.fullmatch(text)):
-            del self._pieces[piece:]
-        elif text:
-            self._num_links += 1
-            self._link_characters += len(text)
+    def _end_link(self, link: _Link) -> None:
+        text = "" if link.block != len(self.blocks) else "".join(self._pieces[link.piece :]).strip()
+        if not text:
+            return
+        if (link.target or link.is_mark) and _NOTE_MARK.fullmatch(text):
+            self._block_marks.append(len(self.marks))
+            self.marks.append(Mark(link.block, link.target, link.is_mark))
+            self._pieces[link.piece :] = [MARK_START, *self._pieces[link.piece :], MARK_END]
+        self._num_links += 1
+        self._link_characters += len(text)
 
     # -- regions
 
@@ -432,6 +481,14 @@ class Collector:
         types = {role, *attributes.get("epub:type", "").lower().split()}
         classes = set(attributes.get("class", "").lower().split())
         identity = attributes.get("id", "").lower()
+        if tag == "body" or (tag in ("section", "div") and not self.blocks):
+            self.types |= types
+        if not classes.isdisjoint(_GENERATED):
+            return "generated"
+        if self._kind == "mail" and (found := _of_mail(tag, classes, identity, attributes)):
+            return found
+        if tag == "div" and attributes.get("title") in ("header", "footer"):  # of LibreOffice
+            return f"page {attributes['title']}"
         if types & _NOTE_TYPES or (tag == "div" and _OFFICE_NOTE.fullmatch(identity)):
             return "footnote"
         if types & _NOTES_TYPES or (tag in _NOTES_TAGS and classes & _NOTES_CLASSES):
@@ -447,10 +504,18 @@ class Collector:
             return role
         if found := _REGION_OF_ROLE.get(role) or (by_tag if by_tag != "list" else ""):
             return found
-        if tag in _CLASSED and not above.in_article:
+        if self._kind == "web" and tag in _CLASSED and not above.in_article:
             named = (_REGION_OF_CLASS.get(name) for name in (*sorted(classes), identity))
             return next(filter(None, named), by_tag)
         return by_tag
+
+
+def _of_mail(tag: str, classes: set[str], identity: str, attributes: dict[str, str]) -> str:
+    """Return whether an element of a mail is a quotation or a signature, "" if it is neither."""
+    if tag == "blockquote" and attributes.get("type", "").lower() == "cite":
+        return "quotation"
+    names = {*classes, identity}
+    return "quotation" if names & _QUOTATIONS else "signature" if names & _SIGNATURES else ""
 
 
 def _names(attributes: dict[str, str]) -> set[str]:

@@ -10,10 +10,23 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
 from finetale.text.account import FileAccount
 from finetale.text.documents import FileError
-from finetale.text.formats.html_elements import LINE, NONE, NOTES, ROW, SCENE_BREAK, Block, Collector
+from finetale.text.formats.html_elements import (
+    LINE,
+    MARK_END,
+    MARK_START,
+    NONE,
+    NOTES,
+    ROW,
+    SCENE_BREAK,
+    Block,
+    Collector,
+    Mark,
+    PageKind,
+)
 
 CELL_SEPARATOR = " | "
 MOST_SHARE = 0.5
@@ -25,9 +38,23 @@ _LINK_SHARE, _MIN_LINKS = 0.8, 3
 _CELL_CHARACTERS = 500
 _BLANK_DIVS = 0.2
 _FEED_CHARACTERS = 1 << 16
+_NO_CHARACTERS = dict.fromkeys((0, ord(MARK_START), ord(MARK_END)))
+_MARKED = re.compile(f"{MARK_START}(.*?){MARK_END}", re.DOTALL)
 
 _CERTAIN = frozenset(("menu", "footer"))
 _WEAK = frozenset(("header", "sidebar", "form", "dialog", "comment section", "advertisement", "hidden passage"))
+_MAX_BACK_LINKS = 50
+_NEVER = {
+    "footnote": "footnote",
+    "footnotes": "footnote",
+    "page number": "page number",
+    "page header": "page header",
+    "page footer": "page footer",
+    "generated": "generated",
+    "quotation": "quotation",
+    "signature": "signature",
+}
+"""Kinds of regions that no page keeps → the noun under which they are left out."""
 _AROUND = "passage around the article"
 
 
@@ -38,14 +65,16 @@ class Page:
     Attributes:
         title: content of <title>.
         blocks: its blocks in reading order.
-        anchors: id → number of the block it points to, for the ids that were asked for.
+        anchors: id → number of the block it points to.
         line_gaps: whether <div>s are lines instead of paragraphs.
+        types: the epub:type of the whole page.
     """
 
     title: str = ""
     blocks: list[Block] = field(default_factory=list)
     anchors: dict[str, int] = field(default_factory=dict)
     line_gaps: bool = False
+    types: frozenset[str] = frozenset()
 
     def text(self, start: int = 0, stop: int | None = None) -> str:
         """Return the text of some blocks."""
@@ -62,41 +91,38 @@ class Page:
                 yield heading.text.replace("\n", " ") if heading.level == 1 else "", self.text(start, stop)
 
 
-def read_page(
-    html: str,
-    account: FileAccount,
-    *,
-    is_web_page: bool = True,
-    ids: Collection[str] = (),
-    part: str = "",
-) -> Page:
+def read_page(html: str, account: FileAccount, kind: PageKind = "web", part: str = "") -> Page:
     """Return the text of an HTML or XHTML page.
 
     Args:
         html: the page.
         account: receives what was left out.
-        is_web_page: whether there is an article to find among menus and sidebars. False for e-books and mails.
-        ids: ids of elements whose places are wanted.
+        kind: "web" for pages with an article to find among menus and sidebars, "book" for pages of an e-book, "mail"
+            for mails.
         part: name of the part of the file that holds the page, for messages.
 
     Raises:
         FileError: the page declares entities, or exceeds a limit.
     """
+    name = f"its part {part} " if part else ""
+    collector = Collector(account.file, name, kind)
+    feed(html, collector, account, name)
+    collector.flush()
+    return _Selection(collector, account, kind).page()
+
+
+def feed(html: str, target: Any, account: FileAccount, name: str = "") -> None:
+    """Send the elements of a page to a target of lxml. Raises FileError if the page declares entities."""
     from lxml import etree
 
-    name = f"its part {part} " if part else ""
     if "\x00" in html:
         account.problem("nul", None, html.count("\x00"), "removed from the page")
-        html = html.replace("\x00", "")
-    html = _without_xml(html, account, name)
-    collector = Collector(account.file, name, frozenset(ids))
-    parser = etree.HTMLParser(target=collector, encoding="utf-8", huge_tree=True)
+    html = _without_xml(html.translate(_NO_CHARACTERS), account, name)
+    parser = etree.HTMLParser(target=target, encoding="utf-8", huge_tree=True)
     for start in range(0, len(html), _FEED_CHARACTERS):
         parser.feed(html[start : start + _FEED_CHARACTERS].encode("utf-8", "replace"))
     if html.strip():
         parser.close()
-    collector.flush()
-    return _Selection(collector, account).page(is_web_page=is_web_page)
 
 
 # -- what XHTML has and an HTML parser does not know
@@ -148,8 +174,8 @@ Fates = list[str]
 class _Selection:
     """Chooses the regions that are left out, and counts them."""
 
-    def __init__(self, found: Collector, account: FileAccount) -> None:
-        self._found, self._account = found, account
+    def __init__(self, found: Collector, account: FileAccount, kind: PageKind) -> None:
+        self._found, self._account, self._kind = found, account, kind
         self._regions = regions = found.regions
         self._sizes = [region.characters for region in regions]
         self._links = [region.num_links for region in regions]
@@ -162,39 +188,72 @@ class _Selection:
             self._link_sizes[parent] += self._link_sizes[number]
             self._active[parent] = self._active[parent] or self._active[number]
 
-    def page(self, *, is_web_page: bool) -> Page:
+    def page(self) -> Page:
         """Return the page without what is left out."""
         found, account = self._found, self._account
-        notes = self._spread(dict.fromkeys(self._of_kinds(NOTES), "footnote"))
+        dropped = dict.fromkeys(self._linked_notes(), "footnote")
+        notes = self._spread({n: _NEVER[self._regions[n].kind] for n in self._of_kinds(_NEVER)})
         total = self._size(notes)
-        menus: set[int] = set()
-        if is_web_page:
+        if self._kind == "web":
             fates, menus = self._without_furniture(notes, total)
+            dropped |= dict.fromkeys(menus, "menu")
+            rescued = self._title_heading(fates)
         else:
-            fates = self._spread(self._small({"hidden passage"}, MOST_SHARE * total, notes), notes)
-        rescued = self._title_heading(fates) if is_web_page else None
+            fates = self._spread(self._small({"hidden passage", "menu"}, MOST_SHARE * total, notes), notes)
+            rescued = None
         kept: list[Block] = []
         new_number: list[int] = []
         gap, lost = NONE, found.skipped_characters
         for number, block in enumerate(found.blocks):
             new_number.append(len(kept))
             gap = max(gap, block.gap)
-            if (not fates[block.region] and number not in menus) or number == rescued:
+            if (not fates[block.region] and number not in dropped) or number == rescued:
+                if block.marks and not self._without_marks(block):
+                    continue
                 block.gap, gap = gap, NONE
                 kept.append(block)
-            elif not block.is_rule and not notes[block.region]:
+            elif not block.is_rule and not notes[block.region] and dropped.get(number) != "footnote":
                 lost += len(block.text)
         new_number.append(len(kept))
-        self._count(fates, len(menus))
-        if is_web_page and lost > MOST_SHARE * (total + found.skipped_characters):
+        self._count(fates, dropped)
+        if self._kind == "web" and lost > MOST_SHARE * (total + found.skipped_characters):
             share = lost / (total + found.skipped_characters)
-            detail = (
-                f"{share:.0%} of the page's text is left out, as menus, sidebars and what else is around the article"
-            )
+            detail = f"{share:.0%} of the page's text is left out, as menus, sidebars and what else is there"
             account.problem("page_furniture", None, detail=detail)
         anchors = {name: new_number[number] for name, number in found.anchors.items()}
         line_gaps = found.num_blank_divs > _BLANK_DIVS * found.num_divs
-        return Page(" ".join(found.title.split()), kept, anchors, line_gaps)
+        return Page(" ".join(found.title.split()), kept, anchors, line_gaps, found.types)
+
+    def _linked_notes(self) -> set[int]:
+        """Return the blocks that are footnotes because a mark leads to them and a link in them leads back to it.
+
+        Both links become certain marks.
+        """
+        found = self._found
+        in_block: dict[int, list[Mark]] = {}
+        for mark in found.marks:
+            in_block.setdefault(mark.block, []).append(mark)
+        notes = set()
+        for mark in found.marks:
+            note = found.anchors.get(mark.target, len(found.blocks))
+            if note <= mark.block or note >= len(found.blocks) or found.blocks[note].level:
+                continue
+            for back in in_block.get(note, ())[:_MAX_BACK_LINKS]:
+                if found.anchors.get(back.target) == mark.block and _MARKED.sub("", found.blocks[note].text).strip():
+                    mark.is_certain = back.is_certain = True
+                    notes.add(note)
+        return notes
+
+    def _without_marks(self, block: Block) -> bool:
+        """Remove the marks of footnotes from a block. Return whether text remains."""
+        marks = iter(block.marks)
+
+        def shown(match: re.Match[str]) -> str:
+            number = next(marks, None)
+            return "" if number is not None and self._found.marks[number].is_certain else match.group(1)
+
+        block.text = _MARKED.sub(shown, block.text).strip(" \n")
+        return bool(block.text)
 
     def _without_furniture(self, fates: Fates, total: int) -> tuple[Fates, set[int]]:
         """Return the regions, and the blocks in other regions, that a web page has around its article.
@@ -258,9 +317,11 @@ class _Selection:
         """Return the number of characters that are kept."""
         return sum(region.characters for region, fate in zip(self._regions, fates, strict=True) if not fate)
 
-    def _count(self, fates: Fates, num_menus: int) -> None:
-        """Count what is left out: each outermost region once."""
-        counts = self._found.skipped + Counter({"menu": num_menus})
+    def _count(self, fates: Fates, dropped: dict[int, str]) -> None:
+        """Count what is left out: each outermost region once, and blocks in regions that are kept."""
+        counts = Counter(self._found.skipped)
+        for block, what in dropped.items():
+            counts[what] += not fates[self._found.blocks[block].region]
         notes_within: Counter[int] = Counter()
         for region in self._regions:
             if region.kind == "footnote" and self._regions[region.parent].kind in NOTES:
@@ -273,6 +334,7 @@ class _Selection:
                 counts[fate] += max(1, notes_within[number])
         counts["picture"] = sum(count for region, count in self._found.pictures.items() if not fates[region])
         counts["formula"] = self._found.formulas
+        del counts["generated"]
         for what, count in counts.items():
             self._account.leave_out(what, count)
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 _OTHER_TEXT = "Convert it to plain text (.txt). A copy that is called .txt is read as it is, markup included."
 _OLD_WORD = "Save it as .docx, or convert it with `soffice --headless --convert-to docx FILE`."
+_KINDLE = (
+    "Convert it with Calibre: `ebook-convert book.azw3 book.epub`. A book that is protected by DRM can't be converted."
+)
+_DJVU = "Take its text out: `djvutxt book.djvu book.txt`. A book of scanned pages may have none."
 _NO_TEXT = "Leave it out, or convert what it holds to plain text (.txt)."
 
 _KINDS = (
-    ("an HTML page", ".html .htm .xhtml .mhtml", _OTHER_TEXT),
     ("an XML file", ".xml .svg .fb2 .tei", _OTHER_TEXT),
     ("a Word document of an old version", ".doc .dot", _OLD_WORD),
     ("an OpenDocument file", ".odt .ods .odp", _OTHER_TEXT),
     ("a PDF document", ".pdf", _OTHER_TEXT),
     ("an RTF document", ".rtf", _OTHER_TEXT),
-    ("an e-book", ".epub .mobi .azw .azw3 .djvu", _OTHER_TEXT),
+    ("a Kindle e-book", ".mobi .azw .azw3 .kfx", _KINDLE),
+    ("a DjVu document", ".djvu", _DJVU),
     ("a Pages document", ".pages", _OTHER_TEXT),
     ("a spreadsheet", ".xls .xlsx .xlsm .numbers", _OTHER_TEXT),
     ("a presentation", ".ppt .pptx .key", _OTHER_TEXT),
