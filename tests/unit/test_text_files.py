@@ -184,3 +184,141 @@ def test_pipes_sockets_and_devices_are_never_opened(tmp_path: Path, monkeypatch:
         ("FEED.XML", "an XML file"),
         ("feed.xml.gz", "an XML file"),
         ("a.doc", "a Word document of an old version"),
+        ("a.odt", "an OpenDocument file"),
+        ("a.pdf", "a PDF document"),
+        ("a.rtf", "an RTF document"),
+        ("a.epub", "an e-book"),
+        ("a.xlsx", "a spreadsheet"),
+        ("a.ipynb", "a Jupyter notebook"),
+        ("a.png", "a picture"),
+        ("a.mp3", "a recording"),
+    ],
+)
+def test_formats_that_are_not_plain_text_are_refused_by_name(tmp_path: Path, name: str, what: str) -> None:
+    (tmp_path / name).write_text("<html><style>p {}</style><p>Once upon a time</p></html>")
+    (tmp_path / "a.txt").write_text("text")
+    for settings in ({}, {"validation": str(tmp_path / name)}):
+        with pytest.raises(SourceError, match=rf"{name}: is {what}, and Finetale does not read these") as caught:
+            read(tmp_path / ("a.txt" if settings else name), **settings)
+        assert (".docx" if name == "a.doc" else ".txt") in caught.value.hint
+    assert read(tmp_path)[0] == ["text"]
+
+
+@pytest.mark.parametrize("name", ["notes", "story.tex", "story.log", "story.rst", "main.py", "subtitles.sbv"])
+def test_other_names_are_read_as_plain_text(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("Once.")
+    assert read(tmp_path / name)[0] == ["Once."]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.docx"])
+@pytest.mark.parametrize("content", ["", " \n\t\n"])
+def test_a_file_without_text_is_no_document(tmp_path: Path, name: str, content: str) -> None:
+    if name in ("a.parquet", "a.docx") and content:
+        pytest.skip("white space is no such file")
+    (tmp_path / name).write_text(content)
+    (tmp_path / "good.txt").write_text("text")
+    texts, report = read(tmp_path, strip=False)
+    assert texts == ["text"]
+    assert report["documents"] == 1
+    assert report["skipped"]["empty"] == 1
+    assert report["skipped_names"]["empty"] == [str(tmp_path / name)]
+    with pytest.raises(SourceError, match=r"no training text in .* \(1 empty file\)"):
+        read(tmp_path / name)
+
+
+# -- names
+
+
+@needs_posix
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (b"caf\xe9.txt", "caf\\xe9.txt"),
+        (b"\xff\xfe.jsonl", "\\xff\\xfe.jsonl"),
+        (b"two\nlines.txt", "two\\x0alines.txt"),
+        (b"\x1b[31mred.txt", "\\x1b[31mred.txt"),
+        ("café.txt".encode(), "café.txt"),
+    ],
+)
+def test_names_that_cannot_be_shown_are_escaped(tmp_path: Path, name: bytes, shown: str) -> None:
+    path = os.path.join(os.fsencode(tmp_path), name)
+    content = b'{"text": "hello"}' if name.endswith(b"l") else b"hello"
+    try:
+        with open(path, "wb") as file:
+            file.write(content)
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    with open(os.path.join(os.fsencode(tmp_path), name[:-4] + b".mp3"), "wb"):
+        pass
+    for source in (str(tmp_path), os.fsdecode(path)):
+        texts, report = read(source)
+        assert texts == ["hello"]
+        assert report["files"][0]["file"] == str(tmp_path / shown)
+        json.dumps(report, ensure_ascii=False).encode("utf-8")
+    assert fingerprint([os.fsdecode(path)], TextSettings())
+    with open(path, "wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(SourceError) as caught:
+        read(tmp_path)
+    assert shown in caught.value.message
+    caught.value.message.encode("utf-8")
+    with pytest.raises(SourceError, match="no such file") as caught:
+        read(os.fsdecode(path) + "x")
+    caught.value.message.encode("utf-8")
+    caught.value.hint.encode("utf-8")
+
+
+def test_check_shows_a_table_whose_encoding_is_not_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from finetale.cli import run
+
+    pq.write_table(pa.table({"text": ["One document."]}), tmp_path / "a.parquet")
+    assert run(["check", str(tmp_path / "a.parquet"), "--offline"]) == 0
+    assert capsys.readouterr().out.startswith("1 document, 13 characters, 2 words\n")
+
+
+# -- folders and files that only look like text
+
+
+@pytest.mark.parametrize("files", [("state.json", "dataset_info.json", "data.arrow"), ("dataset_dict.json",)])
+def test_a_saved_dataset_is_refused_with_the_way_to_read_it(tmp_path: Path, files: tuple[str, ...]) -> None:
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    for name in files:
+        (folder / name).write_text('{"splits": ["train", "test"], "citation": "A text of some words"}')
+    (tmp_path / "a.txt").write_text("text")
+    for source in (folder, tmp_path):
+        with pytest.raises(SourceError, match=r"saved: can't be read \(a data set that save_to_disk wrote") as caught:
+            read(source)
+        assert "load_from_disk" in caught.value.hint
+    texts, report = read(tmp_path, skip_unreadable=True)
+    assert (texts, report["skipped"]["unreadable"]) == (["text"], 1)
+
+
+def test_binary_files_are_left_out_with_skip_unreadable(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.txt").write_bytes(b"abc\0def\0" * 20)
+    with pytest.raises(SourceError, match="is binary data") as caught:
+        read(tmp_path)
+    assert "--skip-unreadable" in caught.value.hint
+    texts, report = read(tmp_path, skip_unreadable=True)
+    assert (texts, report["skipped"]["unreadable"]) == (["text"], 1)
+    assert text_notes(report)[0].what == "Read 1 of 2 files; left out: 1 that can't be read"
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    monkeypatch.chdir(tmp_path)
+    assert read(".")[0] == ["text"]
+    with pytest.raises(SourceError, match="the name of a source is empty"):
+        read(name)
+
+
+def test_nothing_of_a_similar_name_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError) as caught:
+        read("stories")
+    assert caught.value.hint == "Check the path: the current folder holds nothing of a similar name."

@@ -16,6 +16,7 @@ _KINDS = (
     ("an OpenDocument file", ".odt .ods .odp", _OTHER_TEXT),
     ("a PDF document", ".pdf", _OTHER_TEXT),
     ("an RTF document", ".rtf", _OTHER_TEXT),
+    ("an e-book", ".epub", _OTHER_TEXT),
     ("a Kindle e-book", ".mobi .azw .azw3 .kfx", _KINDLE),
     ("a DjVu document", ".djvu", _DJVU),
     ("a Pages document", ".pages", _OTHER_TEXT),
