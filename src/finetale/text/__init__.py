@@ -4,6 +4,7 @@ The interface is `read_parts`, and `fingerprint` to detect changed text. The mod
 
     sources, byte_streams, hub   the files or datasets that a source names, and their bytes or rows
     source_names                 names of sources for messages and reports
+    archives                     the members of a zip or tar archive
     encodings, decoding          bytes to text
     formats                      one module per file format; bytes to text, chapters or records
     lines, plain                 text to raw documents

@@ -15,7 +15,8 @@ import zstandard
 from finetale.text.documents import FileError
 
 BLOCK_BYTES = 1 << 20
-ZSTD_INPUT_BYTES = 1 << 16
+ZSTD_INPUT_BYTES = 1 << 13
+"""Bytes that are decompressed at once: 4 of them can become 128 KiB, so 8 KiB at most 256 MiB."""
 COMPRESSED = (".gz", ".zst")
 STANDARD_INPUT = "-"
 
@@ -37,16 +38,7 @@ def blocks(name: str, path: Path | None, open_member: Callable[[], IO[bytes]] | 
             yield from _stdin_blocks(name)
             return
         with path.open("rb") if open_member is None else open_member() as file:
-            if open_member is not None:
-                while block := file.read(BLOCK_BYTES):
-                    yield block
-            elif path.suffix.lower() == ".gz":
-                yield from _gzip_blocks(name, file)
-            elif path.suffix.lower() == ".zst":
-                yield from _zstd_blocks(name, file)
-            else:
-                while block := file.read(BLOCK_BYTES):
-                    yield block
+            yield from uncompressed_blocks(name, file, path.suffix.lower() if open_member is None else "")
     except OSError as error:
         raise FileError(
             name,
@@ -55,6 +47,21 @@ def blocks(name: str, path: Path | None, open_member: Callable[[], IO[bytes]] | 
             f"can't be read ({error.strerror or error})",
             UNREADABLE_HINT,
         ) from None
+
+
+def uncompressed_blocks(name: str, file: IO[bytes], suffix: str) -> Iterator[bytes]:
+    """Yield the uncompressed bytes of an open file. Suffixes other than .gz and .zst mean that it is not compressed.
+
+    Raises:
+        FileError: its compressed data is corrupted or cut off.
+    """
+    if suffix == ".gz":
+        yield from _gzip_blocks(name, file)
+    elif suffix == ".zst":
+        yield from _zstd_blocks(name, file)
+    else:
+        while block := file.read(BLOCK_BYTES):
+            yield block
 
 
 def seekable(name: str, path: Path) -> IO[bytes]:

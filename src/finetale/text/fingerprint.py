@@ -12,6 +12,7 @@ from finetale.text.account import TextReport
 from finetale.text.byte_streams import STANDARD_INPUT, blocks
 from finetale.text.documents import FileError
 from finetale.text.hub import PREFIX
+from finetale.text.source_names import source_name
 from finetale.text.sources import Search, find_inputs
 
 _CHUNK = 1 << 20
@@ -56,9 +57,14 @@ def file_hashes(
                 return None
             try:
                 search = Search(TextReport([]))
+                archives = set()
                 for entry in find_inputs(source, search):
                     assert entry.path is not None
-                    inputs.append((role, entry.name, entry.path))
+                    if entry.open_member is None:
+                        inputs.append((role, entry.name, entry.path))
+                    elif entry.path not in archives:  # an archive once, not once per member
+                        archives.add(entry.path)
+                        inputs.append((role, source_name(str(entry.path)), entry.path))
                 if search.unreadable and not settings.skip_unreadable:
                     return None
             except (FileError, OSError):

@@ -75,7 +75,7 @@ def read_parts(
 
 
 def check_sources(sources: Sequence[str], settings: TextSettings) -> None:
-    """Find all files and folders of the sources, without opening any and without using the network.
+    """Find all files and folders of the sources, without using the network. Only archives are opened.
 
     Raises:
         SourceError: a source is missing, unreadable, or holds nothing that can be read. The message names all of them.

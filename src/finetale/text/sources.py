@@ -1,4 +1,7 @@
-"""Find the files that a source names: a file, a folder, standard input. Opens nothing and knows nothing of content."""
+"""Find the files that a source names: a file, a folder, an archive, standard input. Knows nothing of content.
+
+Opens files without a suffix, to identify them, and archives, to list them.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from finetale.extras import EXTRA_OF, install_hint, is_installed
 from finetale.text.account import TextReport
+from finetale.text.archives import Member, archive_suffix, document_suffix, list_archive
 from finetale.text.byte_streams import STANDARD_INPUT, UNREADABLE_HINT
 from finetale.text.documents import FileError, one_line
 from finetale.text.encodings import binary_kind
@@ -23,6 +27,8 @@ BUNDLED_SOURCE = "bundled:tales"
 """The source that is part of the package: the tales of Tarrowside."""
 _SAVED_DATASETS = ({"state.json", "dataset_info.json"}, {"dataset_dict.json"})
 """Files of a folder that `save_to_disk` of the package `datasets` wrote. Its text is in .arrow files."""
+_MAC_FOLDER = "__MACOSX"
+"""Folder of hidden copies in the zip archives that macOS makes."""
 _FILES_OF_A_RUN = {"run.json", "config.yaml"}
 _BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled" / "tales"
 
@@ -118,24 +124,100 @@ def find_inputs(source: str, search: Search) -> list[Input]:
         what = _special_kind(facts.st_mode)
         hint = f"Read it through standard input: `finetale … - < {one_line(source)}`, or save the text as a file."
         raise FileError(source, None, "special", f"is {what}, not a regular file, and is not opened", hint)
-    if (refused := REFUSED.get(suffix_of(path))) is not None:
+    if not archive_suffix(path) and (refused := REFUSED.get(suffix_of(path))) is not None:
         what, hint = refused
         raise FileError(source, None, "not_text_yet", f"is {what}, and Finetale does not read these", hint)
     if not os.access(path, os.R_OK):
         search.unreadable.append(_denied(source))
         return []
+    if suffix := archive_suffix(path):
+        counts = _Counts(len(search.unreadable))
+        inputs = _inputs_of_archive(path, suffix, source, search, counts)
+        if not inputs and len(search.unreadable) == counts.num_unreadable:
+            raise _nothing_in(source, counts)
+        return inputs
     return _inputs_of(path, format_of(path) or _by_first_bytes(path) or format_named("text"), source, search)
 
 
-def _inputs_of(path: Path, form: Format, source: str, search: Search) -> list[Input]:
-    """Return the inputs of one readable file. If its format needs a package that is missing, it is unreadable."""
+@dataclass
+class _Counts:
+    """What a folder or archive holds that is not read."""
+
+    num_unreadable: int
+    num_others: int = 0
+    num_held_out: int = 0
+
+
+def _inputs_of(path: Path, form: Format, source: str, search: Search, member: Member | None = None) -> list[Input]:
+    """Return the inputs of one readable file, or of a member of the archive `path`.
+
+    If its format needs a package that is missing, it is unreadable.
+    """
+    name = str(path) if member is None else f"{path}/{member.path}"
     missing = [package for package in form.needs if not is_installed(package)]
     if missing:
         reason = f"can't be read (the package {missing[0]} is not installed)"
         hint = f"{install_hint(EXTRA_OF[missing[0]])} Or leave such files out with --skip-unreadable."
-        search.unreadable.append(FileError(str(path), None, "unreadable", reason, hint))
+        search.unreadable.append(FileError(name, None, "unreadable", reason, hint))
         return []
-    return [Input(source_name(str(path)), form, path, source=source)]
+    return [Input(source_name(name), form, path, member.open if member is not None else None, source=source)]
+
+
+def _inputs_of_archive(path: Path, suffix: str, source: str, search: Search, counts: _Counts) -> list[Input]:
+    """Return the inputs of the members that a folder would read, and count the others as a folder's."""
+    try:
+        listing = list_archive(path, suffix)
+    except FileError as error:
+        search.unreadable.append(error)
+        return []
+    if (suffix := document_suffix(listing)) and (form := format_of(Path(suffix))) is not None:  # a renamed document
+        return _inputs_of(path, form, source, search)
+    report = search.report
+    inputs: list[Input] = []
+    locked: list[Member] = []
+    for special in listing.special:
+        report.leave_out("special", one_line(f"{path}/{special}"))
+    for member in _without_hidden(path, listing.members, search):
+        inside = Path(member.path)
+        found = format_of(inside) or (None if suffix_of(inside) else _by_head(member.head))
+        if found is None or archive_suffix(inside):
+            counts.num_others += 1
+            _leave_out_other(report, f"{path}/{inside}", inside)
+        elif member.locked:
+            locked.append(member)
+        else:
+            inputs += _inputs_of(path, found, source, search, member)
+    if locked:
+        what = f"{locked[0].path} in it is {locked[0].locked}"
+        if more := len(locked) - 1:
+            what += f", and {more:,} more"
+        hint = "Unpack it with the program that made it, and name the folder."
+        search.unreadable.append(FileError(str(path), None, "unreadable", f"can't be read ({what})", hint))
+    return inputs
+
+
+def _without_hidden(path: Path, members: list[Member], search: Search) -> Iterator[Member]:
+    """Yield the members that a folder would not leave out as hidden or as part of a run directory. Count the others."""
+    names: dict[PurePosixPath, set[str]] = {}
+    for member in members:
+        names.setdefault(member.path.parent, set()).add(member.path.name)
+    runs = {folder for folder, files in names.items() if folder.name and files >= _FILES_OF_A_RUN}
+    counted: set[PurePosixPath] = set()
+    for member in members:
+        for top in (*reversed(member.path.parents[:-1]), member.path):
+            is_hidden = top.name.startswith(".") or top.name == _MAC_FOLDER
+            if is_hidden or top in runs:
+                if top not in counted:
+                    counted.add(top)
+                    search.report.leave_out("hidden" if is_hidden else "run_directories", one_line(f"{path}/{top}"))
+                break
+        else:
+            yield member
+
+
+def _leave_out_other(report: TextReport, name: str, path: Path) -> None:
+    suffix = one_line("".join(path.suffixes[-1:]).lower())
+    report.leave_out("other", one_line(name), suffix or "(no suffix)")
 
 
 def _by_first_bytes(path: Path) -> Format | None:
@@ -145,6 +227,16 @@ def _by_first_bytes(path: Path) -> Format | None:
             head = file.read(HEAD_BYTES)
     except OSError:
         return None
+    if head.startswith(b"PK\x03\x04"):
+        try:
+            suffix = document_suffix(list_archive(path, ".zip"))
+        except FileError:
+            return None
+        return format_of(Path(suffix)) if suffix else None
+    return _by_head(head)
+
+
+def _by_head(head: bytes) -> Format | None:
     for form in formats():
         if any(head.startswith(magic) for magic in form.magic):
             return form
@@ -154,37 +246,44 @@ def _by_first_bytes(path: Path) -> Format | None:
 
 def _find_in_folder(source: str, folder: Path, search: Search) -> list[Input]:
     report = search.report
-    found: list[tuple[Path, Format]] = []
-    num_others = num_held_out = 0
-    num_unreadable = len(search.unreadable)
+    found: list[tuple[Path, Format | None]] = []  # None for archives
+    counts = _Counts(len(search.unreadable))
     for path in _walk(folder, search):
-        form = format_of(path)
-        if form is None and not suffix_of(path) and os.access(path, os.R_OK):  # such as README
+        is_archive = bool(archive_suffix(path))
+        form = None if is_archive else format_of(path)
+        if form is None and not is_archive and not suffix_of(path) and os.access(path, os.R_OK):  # such as README
             form = _by_first_bytes(path)
-        if form is None:
-            num_others += 1
-            suffix = one_line("".join(path.suffixes[-1:]).lower())
-            report.leave_out("other", one_line(str(path)), suffix or "(no suffix)")
+        if form is None and not is_archive:
+            counts.num_others += 1
+            _leave_out_other(report, str(path), path)
         elif search.held_out and path.resolve() in search.held_out:
-            num_held_out += 1
+            counts.num_held_out += 1
             report.leave_out("held_out_files", one_line(str(path)))
         elif not os.access(path, os.R_OK):
             search.unreadable.append(_dangling(str(path), path) if not os.path.exists(path) else _denied(str(path)))
         else:
             found.append((path, form))
     found.sort(key=lambda entry: entry[0].relative_to(folder).parts)
-    inputs = [each for path, form in found for each in _inputs_of(path, form, source, search)]
-    if not inputs and len(search.unreadable) == num_unreadable:
-        what = f"holds no file that can be read ({num_others} of other kinds)"
-        if num_held_out:
-            what = "holds only files that are validation or test text"
-        elif not num_others:
-            what = "holds no file that can be read"
-        known = ", ".join(suffix.removeprefix(".") for suffix in known_suffixes())
-        raise FileError(
-            source, None, "empty_folder", what, f"Put files of these kinds there: {known}, or these as .gz or .zst."
-        )
+    inputs = []
+    for path, form in found:
+        if form is not None:
+            inputs += _inputs_of(path, form, source, search)
+        else:
+            inputs += _inputs_of_archive(path, archive_suffix(path), source, search, counts)
+    if not inputs and len(search.unreadable) == counts.num_unreadable:
+        raise _nothing_in(source, counts)
     return inputs
+
+
+def _nothing_in(source: str, counts: _Counts) -> FileError:
+    what = f"holds no file that can be read ({counts.num_others} of other kinds)"
+    if counts.num_held_out:
+        what = "holds only files that are validation or test text"
+    elif not counts.num_others:
+        what = "holds no file that can be read"
+    known = ", ".join(suffix.removeprefix(".") for suffix in known_suffixes())
+    hint = f"Put files of these kinds there: {known}, or these as .gz or .zst, or in a .zip or .tar archive."
+    return FileError(source, None, "empty_folder", what, hint)
 
 
 def _walk(folder: Path, search: Search, *, is_source: bool = True) -> Iterator[Path]:

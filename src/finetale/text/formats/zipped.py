@@ -66,6 +66,9 @@ class Container:
         file: the container. It is closed with the container, also if this constructor raises.
         limits: limits against zip bombs.
 
+    Attributes:
+        infos: the entries of its directory, with folders.
+
     Raises:
         FileError: it is no zip file, is encrypted, corrupted or cut off, or exceeds a limit.
     """
@@ -97,6 +100,7 @@ class Container:
             if len(infos) > limits.members:
                 detail = f"its zip data has {len(infos):,} members, and at most {limits.members:,} are read"
                 raise FileError(name, None, "zip_bomb", detail, _BOMB_HINT)
+            self.infos = infos
             self._infos = {info.filename: info for info in infos if info.filename and not info.is_dir()}
             self._folded = {_folded(member): member for member in reversed(self._infos)}
         except BaseException:
