@@ -21,7 +21,7 @@ from story import STORY, TITLE, Block, Bullets, Heading, Paragraph, SceneBreak, 
 FILES = Path(__file__).parent / "files"
 PANDOC = {
     "docx": "docx", "odt": "odt", "rtf": "rtf", "html": "html5", "epub": "epub3", "tex": "latex", "rst": "rst",
-    "md": "markdown", "fb2": "fb2", "textile": "textile", "org": "org", "ipynb": "ipynb",
+    "md": "markdown", "fb2": "fb2", "org": "org", "ipynb": "ipynb",
 }  # fmt: skip
 """Suffix → pandoc's name of the format."""
 SOFFICE = ("docx", "odt", "fodt", "rtf", "html", "xhtml", "pdf", "doc")

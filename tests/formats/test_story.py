@@ -16,6 +16,8 @@ from finetale.text.reading import read_parts
 FILES = sorted((Path(__file__).parent / "files").iterdir())
 REFUSED_HERE = {".doc", ".mobi", ".azw3", ".xls"}
 TABLES = {".xlsx", ".ods"}
+AS_WRITTEN = {".md", ".rst", ".org"}
+"""Suffixes of files that are read with their markup."""
 WITHOUT_LINE_BREAKS: set[str] = {"calibre.pdf", "soffice.pdf", "pdflatex.pdf", "pdflatex.two-columns.pdf"}
 """Files that do not say where a line ends within a paragraph."""
 LEFT_OUT: dict[str, dict[str, int]] = {
@@ -36,7 +38,7 @@ REWRITTEN: dict[str, tuple[tuple[str, str], ...]] = {
 
 def readable() -> list[Path]:
     """Return the files that hold the story and are not refused."""
-    return [path for path in FILES if suffix_of(path) not in REFUSED_HERE | TABLES]
+    return [path for path in FILES if suffix_of(path) not in REFUSED_HERE | TABLES | AS_WRITTEN]
 
 
 def skip_without_reader(path: Path) -> None:
@@ -84,6 +86,17 @@ def test_chapters_become_documents(path: Path) -> None:
     assert [line for text in texts for line in normalised(text)] == paragraphs(story)
 
 
+def test_markup_is_read_as_it_is_written() -> None:
+    for suffix in AS_WRITTEN:
+        path = Path(__file__).parent / "files" / f"pandoc{suffix}"
+        (text,), _ = read(path)
+        written = path.read_text(encoding="utf-8").strip()
+        assert text == (written.split("---\n\n", 1)[1] if suffix == ".md" else written)  # without front matter
+    texts, _ = read(FILES[0].with_name("pandoc.md"), documents="chapter")
+    assert [text.split("\n")[0] for text in texts] == [f"# {title}" for title in titles(STORY)]
+    assert len(AS_WRITTEN) == 3
+
+
 def test_the_story_is_equal_to_itself_alone() -> None:
     expected = paragraphs(STORY)
     assert len(expected) == 38
@@ -91,4 +104,4 @@ def test_the_story_is_equal_to_itself_alone() -> None:
     assert normalised("\n\n".join(expected)) == expected
     assert normalised("\n\n".join(expected[:-1])) != expected
     assert normalised("\n".join(expected)) != expected
-    assert len(FILES) == 34
+    assert len(FILES) == 33
