@@ -222,7 +222,7 @@ def test_a_model_is_converted_once(loaded: LoadedModel, tmp_path: Path, monkeypa
         chosen(loaded)
 
 
-def test_a_run_keeps_what_was_made_of_it(loaded: LoadedModel, tmp_path: Path) -> None:
+def test_a_run_keeps_its_conversion(loaded: LoadedModel, tmp_path: Path) -> None:
     run = tmp_path / "run"
     rundir.write_json(run / "run.json", {"schema": 1})
     provenance = models.Provenance(str(run), "run", None, "one", 1)
@@ -236,7 +236,7 @@ def test_a_run_keeps_what_was_made_of_it(loaded: LoadedModel, tmp_path: Path) ->
     assert record_of(run)["perplexity"]["text"] == "text that it generated"
 
 
-def test_a_run_that_can_not_be_written_has_it_in_the_cache(loaded: LoadedModel, tmp_path: Path) -> None:
+def test_the_conversion_of_a_read_only_run_is_in_the_cache(loaded: LoadedModel, tmp_path: Path) -> None:
     run = tmp_path / "run"
     rundir.write_json(run / "run.json", {"schema": 1})
     (run / "engines").write_text("a file in the place of the folder", encoding="utf-8")
@@ -346,7 +346,7 @@ def test_memory_that_runs_out_once_breaks_nothing(converted: Any, monkeypatch: p
     assert first.tokens == other.tokens[:1]
 
 
-def test_rows_leave_no_numbers_behind(model: PreTrainedModel) -> None:
+def test_finished_rows_leave_no_values_behind(model: PreTrainedModel) -> None:
     """What is masked is multiplied by nothing, and nothing times NaN is NaN."""
     rows = TorchRows(model, context=256, slots=4)
     with torch.inference_mode():
@@ -366,7 +366,7 @@ def test_rows_leave_no_numbers_behind(model: PreTrainedModel) -> None:
         assert not rows.read(0, [[1], [1], [1]]).isnan().any()
 
 
-def test_scores_of_a_prompt_that_are_no_numbers_are_said() -> None:
+def test_nan_scores_of_a_prompt_are_reported() -> None:
     broken = made(GPT2Config(**SHAPE))
     with torch.no_grad():
         broken.get_input_embeddings().weight[7] = float("inf")
@@ -394,7 +394,7 @@ def test_held_out_texts_are_measured_in_pieces() -> None:
 
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("sources", [["-"], ["stories", "hf:some/dataset"]])
-def test_what_came_from_elsewhere_is_not_asked_for_again(sources: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_of_stdin_or_the_hub_is_not_read_again(sources: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A run keeps its tokens; one of an older version has none, and its text would have to be read again."""
     loaded = models.load("run")
     monkeypatch.setattr(evaluating, "kept_text", lambda *words: None)
@@ -427,7 +427,7 @@ def test_threads_that_set_their_number_of_threads_change_no_place(loaded: Loaded
         pool.submit(torch.set_num_threads, threads).result()  # a new thread begins with the number that was set last
 
 
-def test_a_disk_that_is_full_for_openvino_is_known_as_such(
+def test_a_full_disk_in_openvino_is_recognised(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import openvino
@@ -450,7 +450,7 @@ def test_a_disk_that_is_full_for_openvino_is_known_as_such(
     assert "it goes to the cache" in warning
 
 
-def test_what_can_not_be_opened_again_is_served_by_pytorch(
+def test_a_conversion_that_cannot_be_reopened_is_served_by_pytorch(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen(loaded)
@@ -533,7 +533,7 @@ def test_a_wrong_conversion_is_found(loaded: LoadedModel, monkeypatch: pytest.Mo
         chosen(loaded)
 
 
-def test_what_can_not_be_converted_is_served_by_pytorch(loaded: LoadedModel) -> None:
+def test_a_model_that_cannot_be_converted_is_served_by_pytorch(loaded: LoadedModel) -> None:
     neo = made(GPTNeoConfig(**NEO | {"vocab_size": 400}, attention_types=[[["global", "local"], 1]]))
     engine, events = chosen(LoadedModel(neo, loaded.tokenizer, loaded.provenance), "auto")
     assert engine.name.startswith("torch")
@@ -554,7 +554,7 @@ def test_without_openvino_pytorch_serves(loaded: LoadedModel, monkeypatch: pytes
         chosen(loaded, "openvino")
 
 
-def test_a_disk_that_can_not_be_written_is_said(loaded: LoadedModel, tmp_path: Path) -> None:
+def test_a_read_only_disk_is_reported(loaded: LoadedModel, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file in the place of the folder", encoding="utf-8")
     engine, events = chosen(loaded, "auto")
     assert engine.name == "torch"
@@ -574,7 +574,7 @@ def test_a_conversion_leaves_nothing_behind(model: PreTrainedModel) -> None:
     assert len(set(classes)) == 1  # one for each part of a model that is traced
 
 
-def test_nothing_is_told_to_anybody(tmp_path: Path) -> None:
+def test_no_telemetry_is_sent(tmp_path: Path) -> None:
     script = """
 import sys
 def watch(event, given):

@@ -305,7 +305,7 @@ def test_characters_are_never_broken(running: Running) -> None:
         ({"extra": 1}, "extra"),
     ],
 )
-def test_what_can_not_be_done_is_refused(running: Running, values: dict[str, Any], parameter: str) -> None:
+def test_unsupported_requests_are_refused(running: Running, values: dict[str, Any], parameter: str) -> None:
     status, _, data = running.raw({"model": "tiny", "prompt": "The lamp", "max_tokens": 2} | values)
     error = json.loads(data)["error"]
     assert status == 400, error
@@ -331,13 +331,13 @@ def test_what_can_not_be_done_is_refused(running: Running, values: dict[str, Any
         '{"model": "tiny", "prompt": "a"}'.encode("utf-32"),
     ],
 )
-def test_a_body_that_is_none(running: Running, body: bytes) -> None:
+def test_an_invalid_body_is_refused(running: Running, body: bytes) -> None:
     status, _, data = running.raw(body)
     assert status == 400
     assert json.loads(data)["error"]["type"] == "invalid_request_error"
 
 
-def test_without_the_key_nothing_but_health_is_told(running: Running) -> None:
+def test_without_the_key_only_health_answers(running: Running) -> None:
     for path, method in (("/v1/models", "GET"), ("/v1/completions", "POST"), ("/nothing", "GET")):
         for given in ("", "Bearer wrong", f"Basic {KEY}"):
             assert running.raw({}, path, method, Authorization=given)[0] == 401
@@ -363,7 +363,7 @@ def test_without_the_key_nothing_but_health_is_told(running: Running) -> None:
         ({"Origin": "ftp://localhost", "Host": "localhost"}, 403),
     ],
 )
-def test_other_hosts_and_pages_are_kept_out(running: Running, headers: dict[str, str], status: int) -> None:
+def test_other_hosts_and_origins_are_refused(running: Running, headers: dict[str, str], status: int) -> None:
     assert running.raw({}, "/v1/models", "GET", **headers)[0] == status
 
 
@@ -391,14 +391,14 @@ def test_large_bodies_are_refused_unread(running: Running) -> None:
     connection.close()
 
 
-def test_unknown_places_and_methods(running: Running) -> None:
+def test_unknown_paths_and_methods(running: Running) -> None:
     for path, method, status in (("/v1/nothing", "GET", 404), ("/v1/completions", "GET", 405)):
         found, _, data = running.raw({}, path, method)
         assert found == status
         assert set(json.loads(data)["error"]) == {"message", "type", "param", "code"}
 
 
-def test_who_leaves_frees_the_slots(running: Running) -> None:
+def test_a_client_that_disconnects_frees_its_slots(running: Running) -> None:
     streams = [running.complete(prompt="The", max_tokens=50, temperature=1, n=4, stream=True) for _ in range(3)]
     for stream in streams:
         next(iter(stream))
@@ -410,7 +410,7 @@ def test_who_leaves_frees_the_slots(running: Running) -> None:
     assert running.complete().choices[0].text == expected(running, "The lamp")
 
 
-def test_many_clients_at_once_get_what_they_would_alone(running: Running) -> None:
+def test_concurrent_clients_get_the_same_answers_as_one_alone(running: Running) -> None:
     prompts = [f"{word} number {i}" for i, word in enumerate(["The lamp", "A heron", "Nobody", "She"] * 5)]
     found: dict[str, str] = {}
 
@@ -425,7 +425,7 @@ def test_many_clients_at_once_get_what_they_would_alone(running: Running) -> Non
     assert found == {prompt: expected(running, prompt) for prompt in prompts}
 
 
-def test_what_is_counted(running: Running) -> None:
+def test_metrics(running: Running) -> None:
     def value(name: str) -> float:
         text = running.raw({}, "/metrics", "GET")[2].decode()
         return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
@@ -440,7 +440,7 @@ def test_what_is_counted(running: Running) -> None:
     assert "The lamp" not in running.raw({}, "/metrics", "GET")[2].decode()
 
 
-def test_a_full_queue_is_said_at_once(running: Running) -> None:
+def test_a_full_queue_refuses_at_once(running: Running) -> None:
     body = {"model": "tiny", "prompt": "The", "max_tokens": 55, "temperature": 1, "n": 4, "best_of": 4}
     answers: list[tuple[int, float, dict[str, str]]] = []
 
@@ -470,7 +470,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_sigterm_lets_what_was_begun_end(folder: Path) -> None:
+def test_sigterm_lets_started_requests_finish(folder: Path) -> None:
     with Serving(folder, "tiny", "--drain", "20") as serving:
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{serving.port}/v1", api_key="none", max_retries=0)
         stream = client.completions.create(model="tiny", prompt="The", max_tokens=55, n=8, stream=True, temperature=0)
@@ -489,7 +489,7 @@ def test_sigterm_lets_what_was_begun_end(folder: Path) -> None:
     assert all("The" not in json.dumps(line) for line in lines), "a prompt is nobody's business"
 
 
-def test_a_key_is_asked_for_where_others_can_reach_it(folder: Path) -> None:
+def test_a_public_address_requires_a_key(folder: Path) -> None:
     command = [sys.executable, "-m", "finetale", "serve", "tiny", "--host", "0.0.0.0", "--port", "0"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
@@ -510,7 +510,7 @@ def test_a_key_is_asked_for_where_others_can_reach_it(folder: Path) -> None:
             assert serving.end()[0] == 0
 
 
-def test_what_is_missing_is_said_before_a_model_is_loaded(
+def test_missing_extras_are_reported_before_a_model_is_loaded(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in [name for name in sys.modules if name.startswith("finetale.server")]:
@@ -577,7 +577,7 @@ def test_offsets_count_characters_whatever_the_tokens(running: Running) -> None:
         assert all(at < size for choice in choices for at in choice.logprobs.text_offset)
 
 
-def test_parameters_at_their_ends_hurt_nobody(running: Running) -> None:
+def test_extreme_parameters_do_not_affect_other_clients(running: Running) -> None:
     stream = running.complete(max_tokens=50, stream=True)
     for values in ({"temperature": 1e-300}, {"temperature": 1e-300, "repetition_penalty": 0.01}, {"top_p": 1e-300}):
         assert running.complete(**({"temperature": 1} | values), seed=1).choices[0].text
@@ -595,7 +595,7 @@ def loaded_as(config: Any, *, eager: bool = False) -> LoadedModel:
     return LoadedModel(model, None, models.Provenance("tiny", "new", None, "", 0))  # type: ignore[arg-type]
 
 
-def test_rows_are_together_only_if_they_keep_apart() -> None:
+def test_rows_share_a_batch_only_if_the_model_isolates_them() -> None:
     small = {"vocab_size": 100, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, "initializer_range": 0.5}
     facts = selection.Facts(100, (), 64, 0)
     for eager in (False, True):
@@ -617,7 +617,7 @@ def test_offsets_of_an_echo_count_special_tokens_too(running: Running) -> None:
     assert offsets[place + 1] == offsets[place] + len(end)
 
 
-def test_tokens_that_a_stop_string_cuts_off_are_not_told(running: Running) -> None:
+def test_tokens_after_a_stop_string_are_not_returned(running: Running) -> None:
     whole = running.complete(max_tokens=12).choices[0].text
     stop = next(whole[at : at + 4] for at in range(1, len(whole) - 4) if whole.find(whole[at : at + 4]) == at)
     for stream in (False, True):
@@ -631,7 +631,7 @@ def test_tokens_that_a_stop_string_cuts_off_are_not_told(running: Running) -> No
 
 
 @pytest.mark.parametrize("key", ["schlüssel", "two\nlines", "a\tb"])
-def test_a_key_that_no_request_can_carry_is_refused(
+def test_a_key_that_is_not_a_valid_header_is_refused(
     tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "key").write_text(key, encoding="utf-8")

@@ -97,7 +97,7 @@ def test_log_probabilities_of_a_message(client: openai.OpenAI) -> None:
         ({"messages": [{"role": "user", "content": "lamp " * 500}], "max_tokens": None}, "prompt", "context"),
     ],
 )
-def test_what_a_conversation_can_not_have(
+def test_unsupported_parameters_of_a_conversation(
     client: openai.OpenAI, values: dict[str, Any], parameter: str, words: str
 ) -> None:
     with pytest.raises(openai.BadRequestError) as caught:

@@ -60,7 +60,7 @@ metric_list: [{{metric: acc}}]
 """
 
 
-def test_its_command_scores_a_service_as_it_scores_a_model(tmp_path: Path) -> None:
+def test_the_command_of_the_harness_scores_service_and_model_alike(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval", reason="needs lm-eval[api]")
     folder = save_model(tmp_path / "tiny")
     documents = [

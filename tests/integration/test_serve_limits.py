@@ -103,7 +103,7 @@ def error_in(answer: bytes) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n"])
-def test_headers_that_do_not_come_end_the_connection(place: Place, sent: bytes) -> None:
+def test_missing_headers_close_the_connection(place: Place, sent: bytes) -> None:
     with place.socket() as client:
         started = time.monotonic()
         if sent:
@@ -115,7 +115,7 @@ def test_headers_that_do_not_come_end_the_connection(place: Place, sent: bytes) 
         assert 0.4 < time.monotonic() - started < 5
 
 
-def test_the_second_request_of_a_connection_has_its_time_too(place: Place) -> None:
+def test_the_second_request_of_a_connection_has_a_timeout_too(place: Place) -> None:
     with place.socket() as client:
         client.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
@@ -126,7 +126,7 @@ def test_the_second_request_of_a_connection_has_its_time_too(place: Place) -> No
         assert 0.4 < time.monotonic() - started < 5
 
 
-def test_the_rest_of_a_body_that_was_answered_unread_has_its_time(place: Place) -> None:
+def test_the_rest_of_an_unread_body_has_a_timeout(place: Place) -> None:
     with place.socket() as client:
         client.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n")
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
@@ -151,7 +151,7 @@ def test_the_rest_of_a_body_that_was_answered_unread_has_its_time(place: Place) 
         {str(number): 1 for number in range(6_000)},
     ],
 )
-def test_a_body_full_of_errors_costs_as_little_as_one_with_one(place: Place, body: dict[str, Any]) -> None:
+def test_many_errors_in_a_body_cost_no_more_than_one(place: Place, body: dict[str, Any]) -> None:
     started = time.process_time()
     status, _, data = place.ask("POST", "/v1/completions", {"model": "tiny"} | body, Authorization=f"Bearer {KEY}")
     assert status == 400
@@ -159,7 +159,7 @@ def test_a_body_full_of_errors_costs_as_little_as_one_with_one(place: Place, bod
     assert time.process_time() - started < 0.25  # it took a hundred times as long
 
 
-def test_a_body_that_does_not_come_is_told(place: Place) -> None:
+def test_a_missing_body_gets_an_error(place: Place) -> None:
     with place.socket() as client:
         head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {KEY}\r\n"
         client.sendall(f"{head}Content-Length: 50\r\n\r\n{{".encode())
@@ -178,7 +178,7 @@ def test_a_body_that_does_not_come_is_told(place: Place) -> None:
         (b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -1\r\n\r\n", 400),
     ],
 )
-def test_what_is_no_request_is_answered_in_our_shape(place: Place, sent: bytes, status: int) -> None:
+def test_an_invalid_request_gets_a_json_error(place: Place, sent: bytes, status: int) -> None:
     with place.socket() as client:
         client.sendall(sent)
         answer = read_all(client)
@@ -186,7 +186,7 @@ def test_what_is_no_request_is_answered_in_our_shape(place: Place, sent: bytes, 
     assert error_in(answer)["type"] == "invalid_request_error"
 
 
-def test_so_many_connections_and_no_more(place: Place) -> None:
+def test_the_limit_on_connections(place: Place) -> None:
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(place.socket()) for _ in range(20)]
         time.sleep(0.1)
@@ -201,7 +201,7 @@ def test_so_many_connections_and_no_more(place: Place) -> None:
         assert time.monotonic() < deadline
 
 
-def test_who_takes_nothing_of_the_answer_is_let_go(place: Place) -> None:
+def test_a_client_that_does_not_read_is_disconnected(place: Place) -> None:
     head = f"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {KEY}\r\n\r\n"
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -223,7 +223,7 @@ def pump(client: socket.socket, request: bytes) -> None:
             client.sendall(request)
 
 
-def test_a_large_body_that_is_sent_to_its_end_is_answered(place: Place) -> None:
+def test_a_large_body_gets_an_answer_after_its_end(place: Place) -> None:
     """A client that is cut off while it sends does not read what it is told."""
     started = time.process_time()  # of the service too, which runs in this process
     status, headers, data = place.ask("POST", "/v1/completions", "x" * 50_000_000, Authorization=f"Bearer {KEY}")
@@ -232,7 +232,7 @@ def test_a_large_body_that_is_sent_to_its_end_is_answered(place: Place) -> None:
     assert time.process_time() - started < 2  # of which a fifth is the making of the body
 
 
-def test_pages_of_listed_sites_may_ask_and_others_not(place: Place) -> None:
+def test_only_listed_origins_may_send_requests(place: Place) -> None:
     asks = {"Origin": SITE, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
     status, headers, _ = place.ask("OPTIONS", "/v1/completions", **asks)
     assert status == 200
@@ -261,7 +261,7 @@ def test_a_browser_is_asked_for_the_key(place: Place) -> None:
         assert place.ask("GET", "/", Authorization=broken)[0] == 401
 
 
-def test_an_answer_must_be_done_in_time(tmp_path: Path) -> None:
+def test_the_time_limit_of_a_response(tmp_path: Path) -> None:
     found = Place(tmp_path, request_seconds=0.3)
     try:
         may = threading.Event()

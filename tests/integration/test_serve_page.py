@@ -97,7 +97,7 @@ def test_typing_streaming_comparing(page: sync_api.Page, tmp_path: Path) -> None
     assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
 
 
-def test_a_text_is_seen_as_it_is_written_and_can_be_stopped(page: sync_api.Page) -> None:
+def test_a_text_appears_as_it_is_generated_and_can_be_stopped(page: sync_api.Page) -> None:
     page.get_by_label("Tokens").fill("2000")
     page.get_by_label("Temperature").fill("1.5")
     after = page.locator("article[data-model=after]")

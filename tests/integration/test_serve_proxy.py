@@ -89,7 +89,7 @@ def test_it_is_reached_by_its_name(port: int) -> None:
             answer.read()
 
 
-def test_tokens_come_one_by_one(port: int) -> None:
+def test_tokens_arrive_one_by_one(port: int) -> None:
     body = {"model": "tiny", "prompt": "The", "max_tokens": 1500, "stream": True, "logit_bias": {"0": -100}}
     started = time.monotonic()
     with ask(port, "POST", "/v1/completions", body) as answer:

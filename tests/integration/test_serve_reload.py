@@ -47,7 +47,7 @@ def asked(port: int, path: str, body: Any = None) -> tuple[int, dict[str, Any], 
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into /proc")
-def test_a_hangup_before_anything_is_loaded_ends_nothing(tmp_path: Path) -> None:
+def test_sighup_before_the_model_is_loaded_does_not_end_the_service(tmp_path: Path) -> None:
     save_model(tmp_path / "tiny")
     command = [sys.executable, "-m", "finetale", "serve", "tiny", "--port", "0", "--engine", "torch", "--quiet"]
     log = tmp_path / "log"
@@ -77,7 +77,7 @@ def caught(pid: int) -> int:
     return next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt"))
 
 
-def test_it_says_that_it_is_loading(tmp_path: Path) -> None:
+def test_it_reports_that_it_is_loading(tmp_path: Path) -> None:
     save_model(tmp_path / "tiny")
     port = free_port()
     # torch and transformers take a second or two to import, and the conversion as much again.
@@ -169,7 +169,7 @@ def test_a_newer_model_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
         client.close()
 
 
-def test_one_that_fails_keeps_no_other_from_being_opened(caplog: pytest.LogCaptureFixture) -> None:
+def test_one_failing_model_does_not_block_the_others(caplog: pytest.LogCaptureFixture) -> None:
     closed = threading.Event()
 
     def model(name: str) -> Any:
@@ -198,7 +198,7 @@ def test_one_that_fails_keeps_no_other_from_being_opened(caplog: pytest.LogCaptu
     assert closed.wait(10)
 
 
-def test_a_place_that_is_taken_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_address_that_cannot_be_used_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         assert run(["serve", "bundled", "--port", str(port)]) == 1
@@ -231,6 +231,6 @@ def test_numbers_out_of_range_are_refused(flag: str, value: str, rule: str, caps
     assert f"for --{flag}. Must be {rule}" in told
 
 
-def test_what_can_not_be_loaded_ends_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_cannot_be_loaded_ends_the_service(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["serve", str(tmp_path / "nowhere"), "--port", "0"]) == 1
     assert "nowhere" in capsys.readouterr().err

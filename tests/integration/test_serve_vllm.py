@@ -129,7 +129,7 @@ def test_answers_come_through(client: openai.OpenAI, place: Path) -> None:
     assert "".join(piece.choices[0].text for piece in pieces) == found.choices[0].text
 
 
-def test_requests_are_checked_before_they_get_there(client: openai.OpenAI) -> None:
+def test_requests_are_checked_before_they_reach_vllm(client: openai.OpenAI) -> None:
     for values, parameter in [({"max_tokens": -1}, "max_tokens"), ({"n": 128, "prompt": ["a", "b"]}, "n")]:
         with pytest.raises(openai.BadRequestError) as caught:
             client.completions.create(**{"model": "tiny", "prompt": "The"} | values)
@@ -139,7 +139,7 @@ def test_requests_are_checked_before_they_get_there(client: openai.OpenAI) -> No
     assert caught.value.code == "context_length_exceeded"
 
 
-def test_there_is_room_for_so_many_and_who_leaves_makes_some(serving: Serving) -> None:
+def test_slots_are_limited_and_a_disconnect_frees_one(serving: Serving) -> None:
     (upstream,) = psutil.Process(serving.process.pid).children()
     asked = {"model": "tiny", "prompt": "The", "max_tokens": 5}
 
@@ -182,7 +182,7 @@ def test_it_ends_with_us(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         children[0].wait(10)
 
 
-def test_what_is_missing_or_fails_is_said(
+def test_a_missing_or_failing_vllm_is_reported(
     place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     model = str(place / "tiny")
@@ -197,7 +197,7 @@ def test_what_is_missing_or_fails_is_said(
     assert "vLLM exited with status 1" in capfd.readouterr().err
 
 
-def test_what_goes_wrong_there_is_told_here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_vllm_are_reported(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "vllm"
     script.write_text(BROKEN.format(python=sys.executable), encoding="utf-8")
     script.chmod(0o755)
@@ -259,9 +259,7 @@ def status_of(port: int, path: str) -> int:
         return error.code
 
 
-def test_a_newer_model_takes_over_when_the_old_one_has_nothing_left(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_newer_model_replaces_an_idle_old_one(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINETALE_VLLM", str(place / "vllm"))
     save_model(tmp_path / "tiny")
     with (

@@ -81,7 +81,7 @@ def saved_tensors(folder: Path) -> list[torch.Tensor]:
     return [tensor for file in folder.rglob("*.safetensors") for tensor in load_file(str(file)).values()]
 
 
-def test_jumps_are_skipped_and_said_then_the_run_stops(tmp_path: Path, blocks: Blocks) -> None:
+def test_jumps_are_skipped_and_reported_then_the_run_stops(tmp_path: Path, blocks: Blocks) -> None:
     what = "the loss jumped to"
     loop, events, seen = train(tmp_path, blocks, (25, 28, 31), 60.0, skip_updates=2)
     with pytest.raises(DivergedError, match=f"Step 31: {what}") as caught:
@@ -104,7 +104,7 @@ def test_jumps_are_skipped_and_said_then_the_run_stops(tmp_path: Path, blocks: B
 
 
 @pytest.mark.parametrize(("factor", "what"), [(math.nan, "the loss is nan"), (60.0, "the loss jumped to")])
-def test_without_leave_the_first_bad_step_stops_the_run(
+def test_without_skipped_updates_the_first_bad_step_stops_the_run(
     tmp_path: Path, blocks: Blocks, factor: float, what: str
 ) -> None:
     """What is not finite is never skipped."""
@@ -122,7 +122,7 @@ def test_a_run_without_bad_steps_skips_none(tmp_path: Path, blocks: Blocks) -> N
     assert [event for event in events if event.event == "warning"] == []
 
 
-def test_the_rule_of_a_jump() -> None:
+def test_when_a_loss_counts_as_a_jump() -> None:
     calm = [3.0, 3.2] * 10
     assert jump(5.0, calm) is None
     assert jump(5.2, calm) is not None  # 2 nats above 3.1
@@ -135,7 +135,7 @@ def test_the_rule_of_a_jump() -> None:
     assert not_finite(3.0, 1.0) is None
 
 
-def test_nothing_that_is_not_finite_is_saved(tmp_path: Path) -> None:
+def test_no_nan_is_saved(tmp_path: Path) -> None:
     tiny = model(0)
     run = RunDirectory(tmp_path)
     optimizer = build_optimizer(tiny, TrainSettings.resolve({"learning_rate": 1e-3}))

@@ -48,7 +48,7 @@ def step_2_is_best() -> None:
 
 
 @pytest.mark.parametrize("keep", [1, 3])
-def test_the_forecast_is_what_a_run_takes(place: Place, keep: int) -> None:
+def test_the_forecast_of_disk_space_is_right(place: Place, keep: int) -> None:
     """The best step stays behind, so that it is kept besides the newest ones."""
     words = train_with(keep_checkpoints=keep, max_steps=8, patience=0)
     code, output = call(place.folder, "plan", *words[1:], "--json")
@@ -66,7 +66,7 @@ def test_the_forecast_is_what_a_run_takes(place: Place, keep: int) -> None:
     assert 0.95 * forecast <= taken <= forecast
 
 
-def test_a_run_that_can_not_fit_is_refused_before_it_begins(place: Place) -> None:
+def test_a_run_that_does_not_fit_on_the_disk_is_refused_at_the_start(place: Place) -> None:
     code, output = call(place.folder, *TRAIN, "--out", "nowhere", hook=pretend_a_full_disk)
     assert code == 1, output
     assert "The run needs " in output

@@ -63,7 +63,7 @@ def texts_in(store: TokenStore, blocks: Blocks) -> dict[int, str]:
 
 
 @pytest.mark.parametrize("effort", EXAMPLES)
-def test_the_targets_give_back_the_text(effort: Any) -> None:
+def test_the_text_can_be_rebuilt_from_the_targets(effort: Any) -> None:
     marker = tokens.END_OF_TEXT
 
     @effort

@@ -176,7 +176,7 @@ def test_planted_personal_data_is_found_and_masked_when_asked(tmp_path: Path, se
     assert unchanged >= 0.99 * (len(parts) - len(planted.values))
 
 
-def test_nothing_is_looked_for_that_was_not_asked_for(tmp_path: Path) -> None:
+def test_checks_that_are_off_do_not_run(tmp_path: Path) -> None:
     planted = Planted(tmp_path, 0)
     parts, report = planted.read(screen=False)
     assert not any(part.personal for part in parts)

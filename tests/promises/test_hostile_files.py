@@ -363,5 +363,5 @@ def test_hostile_run_directories(scene: Path, place: Place, attack: Callable[[Pa
         (r"\(a+\)+", False),
     ],
 )
-def test_patterns_that_take_forever_are_known(pattern: str, nested: bool) -> None:
+def test_patterns_with_exponential_time_are_recognised(pattern: str, nested: bool) -> None:
     assert nests_repetition(pattern) is nested

@@ -88,7 +88,7 @@ def seconds_of_a_run(place: Place) -> float:
 
 
 @pytest.mark.parametrize("kills", [6, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
-def test_a_killed_run_goes_on(place: Place, kills: int, record_property: pytest.FixtureRequest) -> None:
+def test_a_killed_run_resumes(place: Place, kills: int, record_property: pytest.FixtureRequest) -> None:
     rng, length = random.Random(7), seconds_of_a_run(place)
     # A few in the first moments, when the directory is being filled.
     delays = [rng.uniform(0, 0.02 if number % 10 == 0 else length) for number in range(kills)]

@@ -54,7 +54,7 @@ def test_a_second_command_on_a_run_is_refused(place: Place) -> None:
     assert place.weights_of("busy") == place.digest
 
 
-def test_of_two_new_runs_in_one_place_one_is_refused(place: Place) -> None:
+def test_one_of_two_new_runs_in_the_same_folder_is_refused(place: Place) -> None:
     runs = [start(place.folder, (*TRAIN, "--out", "same")) for _ in range(2)]
     assert sorted(finish(run) for run in runs) == [0, 1]
     assert place.weights_of("same") == place.digest
@@ -71,7 +71,7 @@ def test_many_runs_of_one_new_text_share_the_cache(place: Place) -> None:
     assert not list((place.folder / "cache/tokens").glob(".*"))
 
 
-def test_a_lock_is_let_go(place: Place) -> None:
+def test_a_lock_is_released(place: Place) -> None:
     run = RunDirectory(place.folder / "locked")
     with run.locked(), pytest.raises(RunError, match="in use"), RunDirectory(run.root).locked():
         pass

@@ -41,7 +41,7 @@ def allow(megabytes: int) -> None:
     "megabytes", [20, 300, *[pytest.param(n, marks=pytest.mark.slow) for n in (2, 350, 262, 280, 320, 335, 400, 500)]]
 )
 @pytest.mark.parametrize("command", list(COMMANDS))
-def test_memory_that_runs_out_is_a_sentence(tmp_path: Path, command: str, megabytes: int) -> None:
+def test_out_of_memory_is_one_error_sentence(tmp_path: Path, command: str, megabytes: int) -> None:
     write_stories(tmp_path / "stories", 30, 300)
     code = finish(start(tmp_path, COMMANDS[command], functools.partial(allow, megabytes)), 120)
     said = printed(tmp_path)

@@ -112,7 +112,7 @@ def test_a_model_of_another_tokenizer_is_compared_without_the_text(bare: Path) -
 
 
 @pytest.mark.parametrize("steps", [3, 6])
-def test_a_stopped_run_goes_on_without_its_text(bare: Path, steps: int) -> None:
+def test_a_stopped_run_resumes_without_its_text(bare: Path, steps: int) -> None:
     run = copy_of(bare, "whole", f"stopped-{steps}", steps=steps)
     code, output = call(bare, "resume", run.root.name)
     assert code == 0, output
@@ -121,7 +121,7 @@ def test_a_stopped_run_goes_on_without_its_text(bare: Path, steps: int) -> None:
     assert measured(run.root) == measured(bare / "whole")
 
 
-def test_a_new_model_without_a_checkpoint_begins_again_without_its_text(bare: Path) -> None:
+def test_a_new_model_without_a_checkpoint_restarts_without_its_text(bare: Path) -> None:
     run = copy_of(bare, "new", "begun", steps=0)
     assert list(run.saved_checkpoints()) == []
     code, output = call(bare, "resume", "begun")
@@ -182,7 +182,7 @@ def test_a_run_that_has_not_begun_keeps_text_from_standard_input(
     ("field", "value"),
     [("start", 5), ("start", -1), ("targets", 10**9), ("targets", 0), ("split", 3), ("split", 9), ("source", 999)],
 )
-def test_tokens_that_contradict_themselves_are_refused(bare: Path, tmp_path: Path, field: str, value: int) -> None:
+def test_inconsistent_tokens_are_refused(bare: Path, tmp_path: Path, field: str, value: int) -> None:
     """A run directory may come from a stranger, who can seal anything."""
     whole = RunDirectory(bare / "whole").tokens
     parts = np.load(whole / "parts.npy")
@@ -200,7 +200,7 @@ def test_tokens_that_contradict_themselves_are_refused(bare: Path, tmp_path: Pat
         open_store(tmp_path / "tokens")
 
 
-def test_ids_that_the_model_does_not_know_are_refused(bare: Path) -> None:
+def test_ids_outside_the_vocabulary_are_refused(bare: Path) -> None:
     store = kept_text(RunDirectory(bare / "whole"), lambda event: None)
     assert store is not None
     model = loaded()

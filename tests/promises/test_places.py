@@ -39,7 +39,7 @@ def read_only(place: Place, tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_disk_that_takes_nothing_is_named(place: Place, read_only: Path) -> None:
+def test_the_error_names_a_read_only_disk(place: Place, read_only: Path) -> None:
     cases = {
         ("train", *train_with(out=read_only / "new")[1:]): f"{read_only / 'new'} can't be written: Read-only",
         ("resume", str(read_only / "half")): "can't be written: Read-only",
@@ -64,7 +64,7 @@ def test_a_disk_that_takes_nothing_is_named(place: Place, read_only: Path) -> No
     assert code == 0, "reading is free"
 
 
-def test_a_text_that_is_gone_is_named_and_the_run_waits_for_it(place: Place, tmp_path: Path) -> None:
+def test_the_error_names_a_missing_text_and_the_run_resumes_later(place: Place, tmp_path: Path) -> None:
     """A run of an older version, which keeps no tokens of its own."""
     half = as_if_stopped(shutil.copytree(place.folder / "whole", place.folder / "half"))
     shutil.rmtree(half / "tokens")

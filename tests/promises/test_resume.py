@@ -167,7 +167,7 @@ def test_changed_settings_are_named_and_refused_unless_accepted(place: Place, st
     assert stopped.read_manifest().changes[0].what == ["max_steps is 8, was 6"]
 
 
-def test_an_accepted_setting_that_is_left_to_auto_is_not_a_change_again(place: Place, stopped: RunDirectory) -> None:
+def test_an_accepted_setting_of_auto_is_not_a_change_again(place: Place, stopped: RunDirectory) -> None:
     text = stopped.config.read_text(encoding="utf-8")
     assert "learning_rate: 0.003" in text
     stopped.config.write_text(text.replace("learning_rate: 0.003", "# learning_rate: null"), encoding="utf-8")
@@ -219,7 +219,7 @@ def test_changed_settings_without_a_checkpoint_are_refused_too(place: Place, sto
     assert "has changed since the run began: its SHA-256 differs from the one in run.json." in output
 
 
-def test_untouched_text_and_settings_go_on_without_a_word(place: Place, stopped: RunDirectory) -> None:
+def test_unchanged_text_and_settings_resume_without_a_warning(place: Place, stopped: RunDirectory) -> None:
     code, output = call(place.folder, "resume", "stopped")
     assert code == 0, output
     assert "changed" not in output
@@ -227,7 +227,7 @@ def test_untouched_text_and_settings_go_on_without_a_word(place: Place, stopped:
     assert stopped.read_manifest().changes == []
 
 
-def test_a_run_from_before_a_setting_was_renamed_goes_on_without_a_word(place: Place, stopped: RunDirectory) -> None:
+def test_a_run_with_the_old_name_of_a_setting_resumes_without_a_warning(place: Place, stopped: RunDirectory) -> None:
     written_by_version_1(stopped)
     for file in (stopped.config, stopped.manifest):
         text = file.read_text(encoding="utf-8")
@@ -239,7 +239,7 @@ def test_a_run_from_before_a_setting_was_renamed_goes_on_without_a_word(place: P
     assert place.weights_of("stopped") == place.digest
 
 
-def test_a_run_that_is_not_finished_is_said_to_be_so(place: Place, stopped: RunDirectory) -> None:
+def test_an_unfinished_run_is_reported_as_unfinished(place: Place, stopped: RunDirectory) -> None:
     for words in (("generate", "stopped", "A heron", "--max-new-tokens", "2"), ("evaluate", "stopped", "own")):
         code, output = call(place.folder, *words)
         assert code == 0, output
@@ -247,7 +247,7 @@ def test_a_run_that_is_not_finished_is_said_to_be_so(place: Place, stopped: RunD
     assert "not finished" not in call(place.folder, "generate", "whole", "A heron", "--max-new-tokens", "2")[1]
 
 
-def test_settings_as_an_older_version_wrote_them_are_no_change(place: Place, stopped: RunDirectory) -> None:
+def test_settings_written_by_an_older_version_are_not_a_change(place: Place, stopped: RunDirectory) -> None:
     written_by_version_1(stopped, deduplicate=False, drop_overlap=False)
     text = stopped.config.read_text(encoding="utf-8")
     assert "# deduplicate" in text or "deduplicate: 'off'" in text or "deduplicate: off" in text
@@ -258,7 +258,7 @@ def test_settings_as_an_older_version_wrote_them_are_no_change(place: Place, sto
 # A finished run
 
 
-def test_a_finished_run_is_left_as_it_is(place: Place) -> None:
+def test_resuming_a_finished_run_changes_nothing(place: Place) -> None:
     # A job that is queued again until it ends well must end well.
     before = {path: path.read_bytes() for path in (place.folder / "whole").rglob("*") if path.is_file()}
     code, output = call(place.folder, "resume", "whole")
@@ -272,7 +272,7 @@ def test_a_finished_run_is_left_as_it_is(place: Place) -> None:
     assert after == before
 
 
-def test_a_finished_run_goes_on_to_what_a_longer_run_is(place: Place) -> None:
+def test_extending_a_finished_run_equals_a_longer_run(place: Place) -> None:
     constant = {"schedule": "constant", "max_steps": 4, "epochs": 9}
     for name, settings in (("short", constant), ("long", constant | {"max_steps": 7})):
         code, output = call(place.folder, *train_with(**settings, out=name))
@@ -293,7 +293,7 @@ def test_a_finished_run_goes_on_to_what_a_longer_run_is(place: Place) -> None:
     assert "short has done 7 steps already, and the new budget ends after 1." in output
 
 
-def test_going_on_after_early_stopping_counts_anew(place: Place) -> None:
+def test_extending_a_run_resets_the_patience(place: Place) -> None:
     # A rate this high makes every evaluation worse than the base.
     bad = train_with(learning_rate=0.9, max_grad_norm=0, patience=1, skip_updates=9, out="bad", schedule="constant")
     code, output = call(place.folder, *bad)
@@ -305,7 +305,7 @@ def test_going_on_after_early_stopping_counts_anew(place: Place) -> None:
     assert run.read_manifest().steps == 4, "one more evaluation, which is worse again"
 
 
-def test_the_library_goes_on_too(place: Place) -> None:
+def test_the_library_extends_a_run_too(place: Place) -> None:
     code, output = call(place.folder, *train_with(max_steps=2, epochs=9, out="library"))
     assert code == 0, output
     run = finetale.resume(place.folder / "library", max_steps=4, quiet=True)

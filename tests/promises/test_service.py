@@ -59,7 +59,7 @@ def test_small_answers_are_not_held_back(serving: Serving) -> None:
 
 
 @pytest.mark.parametrize("engine", ["stuck", "torch", "openvino"])
-def test_work_that_does_not_end_is_left_at_the_deadline(tmp_path: Path, engine: str) -> None:
+def test_unfinished_work_is_abandoned_at_the_deadline(tmp_path: Path, engine: str) -> None:
     """A step that never comes back, and texts that would take minutes."""
     overload.save_long_model(tmp_path)
     words = ["-c", overload.STUCK] if engine == "stuck" else None
@@ -72,7 +72,7 @@ def test_work_that_does_not_end_is_left_at_the_deadline(tmp_path: Path, engine: 
         assert found.data.rstrip().endswith(b"0"), "and its stream is ended as streams end"
 
 
-def test_whoever_waits_is_told_when_it_is_ended_at_once(tmp_path: Path) -> None:
+def test_waiting_clients_get_an_answer_at_an_immediate_shutdown(tmp_path: Path) -> None:
     """A second Ctrl-C, long before the deadline."""
     overload.save_long_model(tmp_path)
     with Serving(tmp_path, "tiny", "--engine", "torch", "--drain", "60") as serving:
@@ -100,7 +100,7 @@ def test_whoever_waits_is_told_when_it_is_ended_at_once(tmp_path: Path) -> None:
         assert "Traceback" not in serving.log()
 
 
-def test_a_log_that_nobody_reads_keeps_nobody_waiting(tmp_path: Path) -> None:
+def test_an_unread_log_blocks_no_request(tmp_path: Path) -> None:
     save_model(tmp_path / "tiny")
     command = [sys.executable, "-m", "finetale", "serve", "tiny", "--engine", "torch", "--port", "0"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -28,7 +28,7 @@ RUNS = [
     ("openvino", 15),
     *(pytest.param(name, LONG, marks=pytest.mark.slow) for name in ("torch", "openvino")),
 ]
-"""Engine and seconds. OpenVINO starts threads for about ten seconds, which a shorter run would count as a leak."""
+"""Engine and seconds. OpenVINO converts a model at each reload, so its run is longer."""
 CLIENTS = 12
 PROMPTS = [f"{word} number {number}" for number in range(5) for word in ("The lamp", "A heron", "Nobody")]
 
