@@ -24,6 +24,9 @@ LEFT_OUT: dict[str, dict[str, int]] = {
     "calibre.docx": {"table of contents": 1},
     "soffice.docx": {"footnote": 1, "page footer": 1},
     "soffice.html": {"footnote": 1, "page footer": 1},
+    "pandoc.odt": {"footnote": 1, "page footer": 1},
+    "soffice.odt": {"footnote": 1, "page footer": 1},
+    "soffice.fodt": {"footnote": 1, "page footer": 1},
 }
 """File → what its account leaves out, where this is not just the footnote."""
 REWRITTEN: dict[str, tuple[tuple[str, str], ...]] = {

@@ -184,7 +184,7 @@ def test_pipes_sockets_and_devices_are_never_opened(tmp_path: Path, monkeypatch:
         ("FEED.XML", "an XML file"),
         ("feed.xml.gz", "an XML file"),
         ("a.doc", "a Word document of an old version"),
-        ("a.odt", "an OpenDocument file"),
+        ("a.odp", "an OpenDocument file that is not a text"),
         ("a.pdf", "a PDF document"),
         ("a.rtf", "an RTF document"),
         ("a.epub", "an e-book"),
@@ -210,10 +210,12 @@ def test_other_names_are_read_as_plain_text(tmp_path: Path, name: str) -> None:
     assert read(tmp_path / name)[0] == ["Once."]
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.docx"])
+@pytest.mark.parametrize(
+    "name", ["a.txt", "a.md", "a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.docx", "a.odt", "a.fodt"]
+)
 @pytest.mark.parametrize("content", ["", " \n\t\n"])
 def test_a_file_without_text_is_no_document(tmp_path: Path, name: str, content: str) -> None:
-    if name in ("a.parquet", "a.docx") and content:
+    if name in ("a.parquet", "a.docx", "a.odt", "a.fodt") and content:
         pytest.skip("white space is no such file")
     (tmp_path / name).write_text(content)
     (tmp_path / "good.txt").write_text("text")

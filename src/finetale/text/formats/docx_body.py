@@ -23,6 +23,7 @@ _DIAGRAM = ("http://schemas.openxmlformats.org/drawingml/2006/diagram", "http://
 _VML = ("urn:schemas-microsoft-com:vml",)
 _COMPATIBILITY = ("http://schemas.openxmlformats.org/markup-compatibility/2006",)
 _PRESERVE = "{http://www.w3.org/XML/1998/namespace}space"
+_INDEX_FIELDS = {"TOC": "table of contents", "INDEX": "index"}
 _PAGE_FIELDS = ("PAGE", "NUMPAGES", "SECTIONPAGES")
 
 
@@ -271,8 +272,8 @@ class Body:
     def _count_field(self, kind: str) -> None:
         if kind in _PAGE_FIELDS:
             self._leave_out("page number")
-        elif kind == "TOC":
-            self._leave_out("table of contents")
+        elif kind in _INDEX_FIELDS:
+            self._leave_out(_INDEX_FIELDS[kind])
 
     def _listen(self) -> None:
         """Note whether the text that follows belongs to the result of a field that is left out, or to no result."""
@@ -452,4 +453,4 @@ _TRIMMED = frozenset(f"{{{space}}}" for space in _WORD)
 
 
 def _is_left_out(kind: str) -> bool:
-    return kind == "TOC" or kind in _PAGE_FIELDS
+    return kind in _INDEX_FIELDS or kind in _PAGE_FIELDS

@@ -13,7 +13,7 @@ _NO_TEXT = "Leave it out, or convert what it holds to plain text (.txt)."
 _KINDS = (
     ("an XML file", ".xml .svg .fb2 .tei", _OTHER_TEXT),
     ("a Word document of an old version", ".doc .dot", _OLD_WORD),
-    ("an OpenDocument file", ".odt .ods .odp", _OTHER_TEXT),
+    ("an OpenDocument file that is not a text", ".ods .odp .odg", _OTHER_TEXT),
     ("a PDF document", ".pdf", _OTHER_TEXT),
     ("an RTF document", ".rtf", _OTHER_TEXT),
     ("an e-book", ".epub", _OTHER_TEXT),
