@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from finetale.errors import TokenizerError
+from finetale.errors import GenerationError, TokenizerError
 from finetale.text.conversations import Message, Rendered, Span, UnusableExample
 
 if TYPE_CHECKING:
@@ -85,6 +85,15 @@ class ChatRenderer:
         text, context = self._without_ends(text, context)
         return Rendered(text, tuple(context), len(answers), len(messages) - last - 1)
 
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """Return the text of a conversation up to the beginning of the next answer, without beginning-of-text.
+
+        Raises:
+            UnusableExample: the template refuses the conversation.
+        """
+        text, _ = self._render([{"role": each.role, "content": each.content} for each in messages], ask=True)
+        return text.removeprefix(self._special.get("bos_token") or "")
+
     def _by_difference(self, messages: list[dict[str, str]], answers: Sequence[int]) -> tuple[str, list[Span]]:
         text, _ = self._render(messages)
         learned = []
@@ -145,6 +154,26 @@ def chat_renderer(tokenizer: PreTrainedTokenizerBase | None, loss: str, name: st
     }
     special["bos_token"], special["eos_token"] = tokenizer.convert_ids_to_tokens([begin, end])
     return ChatRenderer(chat_template_of(tokenizer), special, loss, name)
+
+
+def conversation_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], name: str) -> str:
+    """Return the text that a model continues with its answer to a conversation, without beginning-of-text.
+
+    Args:
+        name: name of the model, for messages.
+
+    Raises:
+        GenerationError: the model has no chat template, or the template refuses the conversation.
+    """
+    if not tokenizer.chat_template:
+        raise GenerationError(
+            f"{name} has no chat template: it was not trained on conversations.",
+            "Leave out --chat, or train it on pairs of prompt and answer.",
+        )
+    try:
+        return chat_renderer(tokenizer, "answers", name).prompt(messages)
+    except UnusableExample as error:
+        raise GenerationError(f"{name} can't continue the conversation: {error}.", "Change the messages.") from None
 
 
 def chat_template_of(tokenizer: PreTrainedTokenizerBase) -> str:

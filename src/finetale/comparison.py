@@ -37,6 +37,7 @@ class Side:
     loaded: LoadedModel
     measurements: dict[str, Measurement] = field(default_factory=dict)
     samples: list[schema.Sample] = field(default_factory=list)
+    answers: schema.AnswerFigures | None = None
 
 
 def held_out_prompts(
@@ -85,10 +86,12 @@ def draw_samples(
     settings: CompareSettings,
     between: Callable[[], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    references: Mapping[str, str] | None = None,
 ) -> None:
     """Fill `side.samples` with `num_samples` continuations of each prompt. Every model gets the same seeds.
 
     Args:
+        references: by prompt, the answer in the text.
         between: called between tokens; may raise to stop.
         progress: receives (prompts done, prompts) before each prompt.
     """
@@ -110,6 +113,7 @@ def draw_samples(
                     seed=sample.seed,
                     num_tokens=sample.num_tokens,
                     finish_reason=sample.finish_reason,
+                    reference=(references or {}).get(prompt),
                 )
             )
 
@@ -360,13 +364,16 @@ def longest_copies(
 def _described(side: Side, copy: schema.LongestMatch | None) -> schema.Side:
     figures = {split: measurement.summary() for split, measurement in side.measurements.items()}
     shares = sample_metrics([sample.text for sample in side.samples])
+    ends = [sample.finish_reason == "end" for sample in side.samples]
+    ended = sum(ends) / len(ends) if ends else None
     return schema.Side(
         name=side.name,
         parameters=side.loaded.provenance.parameters,
         validation=figures.get("validation"),
         test=figures.get("test"),
         samples=side.samples,
-        sample_metrics=schema.SampleMetrics(**shares, longest_match=copy),
+        sample_metrics=schema.SampleMetrics(**shares, longest_match=copy, ended=ended),
+        answers=side.answers,
     )
 
 

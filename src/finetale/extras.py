@@ -10,6 +10,7 @@ EXTRA_OF: dict[str, str] = {
     "datasets": "datasets",
     "lxml": "formats",
     "nncf": "serve",
+    "sacrebleu": "answers",
     "openvino": "serve",
     "tensorboard": "tensorboard",
 }

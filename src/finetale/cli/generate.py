@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -36,6 +37,9 @@ def command(
         Parameter(help="File with a prompt per line, or .jsonl with the key prompt; - is standard input."),
     ] = None,
     n: Annotated[int, Parameter(name=["-n", "--num-samples"], help="Texts per prompt.")] = 1,
+    chat: Annotated[
+        bool, Parameter(negative=(), help="Take each prompt as a message, and print the answer, by the chat template.")
+    ] = False,
     stream: Annotated[bool, Parameter(negative=(), help="Print text as it comes (one prompt, one text).")] = False,
     truncate: Annotated[bool, Parameter(negative=(), help="Cut prompts that are too long on their left.")] = False,
     revision: Annotated[str | None, Parameter(help="Branch, tag or commit on the Hub.")] = None,
@@ -47,7 +51,7 @@ def command(
     quiet: Quiet = False,
     **settings: Any,
 ) -> int:
-    """Continue each PROMPT with MODEL.
+    """Continue each PROMPT with MODEL, or answer it with --chat.
 
     Without a prompt, a terminal begins a conversation: it reads prompts and continues each. Each line of piped input is
     a prompt. Without a prompt, terminal or input, the model begins a text of its own.
@@ -65,49 +69,73 @@ def command(
     talks = not (given or as_json or as_json_lines or stream or n > 1) and _is_terminal()
     given = given or [""]
     from finetale import models
+    from finetale.chat import conversation_prompt
     from finetale.generate import Generator
     from finetale.schema import StageEvent
+    from finetale.text.conversations import Message
 
     with progress(quiet=quiet, as_json=as_json or as_json_lines) as display:
         loaded = models.open_model(model, display, revision=revision, offline=offline)
         models.warn_if_unfinished(loaded, display)
         generator = Generator(loaded.model, loaded.tokenizer)
+        asked = given
+        if chat:
+            given = [conversation_prompt(loaded.tokenizer, [Message("user", text, False)], model) for text in given]
         if not (stream or talks or as_json_lines):
             display(StageEvent(message="Writing"))
             groups = generator.generate(given, sampling, n=n, truncate=truncate)
+    if talks and chat:
+        history: list[Message] = []
+
+        def answer(text: str, chosen: SamplingSettings) -> Iterator[str]:
+            history.append(Message("user", text, False))
+            prompt = conversation_prompt(loaded.tokenizer, history, model)
+            pieces = []
+            for piece in generator.stream(prompt, chosen, truncate=True):
+                pieces.append(piece)
+                yield piece
+            history.append(Message("assistant", "".join(pieces), True))
+
+        converse(model, sampling, answer, echo=False)
+        return 0
     if talks:
         converse(model, sampling, lambda text, chosen: generator.stream(text, chosen, truncate=truncate))
         return 0
     if stream:
-        sys.stdout.write(given[0])
+        sys.stdout.write("" if chat else given[0])
         for piece in generator.stream(given[0], sampling, truncate=truncate):
             sys.stdout.write(piece)
             sys.stdout.flush()
         sys.stdout.write("\n")
         return 0
+    said = dict(zip(given, asked, strict=True))
     if as_json_lines:
         at_once = max(1, _TOGETHER // n)
         for start in range(0, len(given), at_once):
             some = given[start : start + at_once]
             for group in generator.generate(some, sampling, n=n, truncate=truncate, batch_size=_TOGETHER):
                 for sample in group:
-                    line = json.dumps(_values(sample), ensure_ascii=not is_unicode(sys.stdout), allow_nan=False)
+                    line = json.dumps(
+                        _values(sample, said[sample.prompt]), ensure_ascii=not is_unicode(sys.stdout), allow_nan=False
+                    )
                     sys.stdout.write(line + "\n")
             sys.stdout.flush()
         return 0
     samples = [sample for group in groups for sample in group]
     if as_json:
-        print_json({"model": model, "settings": sampling.model_dump(), "samples": [_values(s) for s in samples]})
+        rows = [_values(sample, said[sample.prompt]) for sample in samples]
+        print_json({"model": model, "settings": sampling.model_dump(), "samples": rows})
         return 0
     for number, sample in enumerate(samples):
         if number:
             sys.stdout.write("\n" + "-" * 40 + "\n")
-        sys.stdout.write(sample.prompt + sample.text + "\n")
+        sys.stdout.write(("" if chat else sample.prompt) + sample.text + "\n")
     return 0
 
 
-def _values(sample: Sample) -> dict[str, Any]:
-    return {key: getattr(sample, key) for key in ("prompt", "text", "seed", "num_tokens", "finish_reason")}
+def _values(sample: Sample, prompt: str) -> dict[str, Any]:
+    values = {key: getattr(sample, key) for key in ("text", "seed", "num_tokens", "finish_reason")}
+    return {"prompt": prompt} | values
 
 
 def _is_terminal() -> bool:

@@ -20,23 +20,26 @@ Ctrl-C stops the text that is being written. Ctrl-D or /quit leaves.
 """
 
 
-def converse(model: str, settings: SamplingSettings, proceed: Continue) -> None:
+def converse(model: str, settings: SamplingSettings, proceed: Continue, *, echo: bool = True) -> None:
     """Read prompts from the terminal and print their continuations until the user leaves.
 
     The seed grows by one per text, so that the same prompt gives another text.
+
+    Args:
+        echo: print the prompt before its continuation. Off, the continuation is an answer.
     """
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (input() edits lines and keeps a history with it)
-    sys.stdout.write(f"{model} continues what you type. /help shows more.\n")
+    sys.stdout.write(f"{model} {'continues' if echo else 'answers'} what you type. /help shows more.\n")
     turn: SamplingSettings | None = settings
     while turn is not None:
         try:
-            turn = _take_turn(turn, proceed)
+            turn = _take_turn(turn, proceed, echo)
         except KeyboardInterrupt:
             sys.stdout.write("\n")
 
 
-def _take_turn(settings: SamplingSettings, proceed: Continue) -> SamplingSettings | None:
+def _take_turn(settings: SamplingSettings, proceed: Continue, echo: bool) -> SamplingSettings | None:
     """Read one line and carry it out. Return the settings of the next turn, or None at the end.
 
     Raises:
@@ -54,7 +57,7 @@ def _take_turn(settings: SamplingSettings, proceed: Continue) -> SamplingSetting
     if problem := describe_surrogates(line, from_bytes=True):
         sys.stdout.write(f"error: The prompt {problem}.\n")
         return settings
-    sys.stdout.write(line)
+    sys.stdout.write(line if echo else "")
     try:
         for piece in proceed(line, settings):
             sys.stdout.write(piece)

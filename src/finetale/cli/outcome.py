@@ -12,7 +12,7 @@ from finetale.formatting import plural, shell_command
 from finetale.report.table import Row, copied_unit, table_rows
 from finetale.report.views import COPY_WARNING_WORDS, memory_view
 from finetale.rundir import RunDirectory
-from finetale.schema import ComparisonFile
+from finetale.schema import ComparisonFile, Sample
 
 _WIDE = 72
 """Minimum width of the terminal, in columns, to give intervals a column of their own."""
@@ -32,10 +32,13 @@ def print_outcome(run: RunDirectory, *then: str) -> None:
     print_comparison(comparison, console)
     console.print()
     prompt = next(iter(comparison.prompts), "")
+    words: tuple[object, ...] = ("finetale", "generate", run.root, prompt)
+    if comparison.after.answers is not None:
+        words = ("finetale", "generate", run.root, "--chat")
     lines = [
         f"Model    {run.model}",
         f"Report   {run.report}",
-        f"Next     {shell_command('finetale', 'generate', run.root, prompt)}",
+        f"Next     {shell_command(*words)}",
         *(f"         {command}" for command in then),
     ]
     for line in lines:
@@ -93,9 +96,17 @@ def _print_samples(comparison: ComparisonFile, console: Console) -> None:
         for title, text in zip(titles, texts, strict=True):
             console.print(Text(title, style="bold", overflow="fold"))  # a panel would cut its title
             console.print(Panel(text))
+        _print_reference(after.samples[0], console)
         return
     table = Table(expand=True, show_lines=True)
     for title in titles:
         table.add_column(Text(title), ratio=1, overflow="fold")
     table.add_row(*texts)
     console.print(table)
+    _print_reference(after.samples[0], console)
+
+
+def _print_reference(sample: Sample, console: Console) -> None:
+    """Print the answer that the held-out text has for the prompt of a sample."""
+    if sample.reference is not None:
+        console.print(Text(f"The answer in the text: {sample.reference.strip()}", overflow="fold"))

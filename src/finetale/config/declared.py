@@ -406,6 +406,12 @@ class CompareSettings(SamplingSettings):
     )
     num_prompts: int = Field(3, ge=1, le=100, description="Number of prompts to take from held-out documents.")
     num_samples: int = Field(2, ge=1, le=100, description="Texts per prompt.")
+    num_answers: int = Field(
+        50,
+        ge=0,
+        le=100_000,
+        description="Number of held-out examples that both models answer, for exact match and chrF. 0: none.",
+    )
     audit_tokens: int | None = Field(
         None,
         ge=0,

@@ -85,9 +85,10 @@ class Comparison:
 
         rows = []
         for row in table_rows(self.content):
-            if row.group in ("validation", "test"):
+            if row.group in ("validation", "test", "answers"):
                 change = f"{row.change} ({row.intervals[2]})" if row.intervals[2] else row.change
-                rows.append((f"{row.what}, {row.group} text", row.before, row.after, change))
+                what = row.what if row.group == "answers" else f"{row.what}, {row.group} text"
+                rows.append((what, row.before, row.after, change))
         return table(("", self.before.name, self.after.name, "change (95% interval)"), rows) if rows else ""
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from finetale import models
+from finetale.chat import conversation_prompt
 from finetale.config import SamplingSettings
 from finetale.formatting import count
 from finetale.library.html import block, table
+from finetale.text.conversations import Message
 
 if TYPE_CHECKING:
     from finetale.generate import Generator
@@ -71,6 +73,23 @@ class Writer:
     def stream(self, prompt: str = "", *, truncate: bool = False, **settings: Any) -> Iterator[str]:
         """Continue a prompt, and yield pieces of text as they are generated."""
         return self._generator.stream(prompt, SamplingSettings.resolve(settings), truncate=truncate)
+
+    def chat(self, messages: str | Sequence[Mapping[str, str]], *, n: int = 1, **settings: Any) -> list[str]:
+        """Return n answers of a model that was trained on conversations.
+
+        Args:
+            messages: a question, or a conversation as a list of {"role": …, "content": …}.
+            n: number of answers.
+            settings: any of `SamplingSettings`.
+
+        Raises:
+            GenerationError: the model has no chat template, or the template refuses the conversation.
+        """
+        said = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        talk = [Message(each["role"], each["content"], False) for each in said]
+        prompt = conversation_prompt(self._generator.tokenizer, talk, self.provenance.name)
+        samples = self._generator.generate([prompt], SamplingSettings.resolve(settings), n=n, truncate=True)[0]
+        return [sample.text for sample in samples]
 
 
 def load(model: str | Path | Run, *, revision: str | None = None, offline: bool = False) -> Writer:

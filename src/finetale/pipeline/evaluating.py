@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from finetale import comparison, memorisation, models, tokens
+from finetale.answers import Exercise, answer, exercises
 from finetale.blocks import choose_evaluation_size
 from finetale.config import DEFAULT_EPOCHS, Config, read_settings_file
 from finetale.environment import resolve_precision
@@ -222,6 +223,12 @@ def compare_models(
         for side, own_tokens in zip(sides, (other, store), strict=True):
             side.measurements = evaluate_model(side.loaded, own_tokens, measured_text, config, notify, between)
     prompts = list(config.prompts)
+    asked: list[Exercise] = []
+    if store is not None:
+        asked = exercises(store, after.tokenizer, config.num_answers, tuple(measured_text.splits.values())[::-1])
+    references = {each.prompt: each.reference for each in asked[: config.num_prompts]} if not prompts else {}
+    if references:
+        prompts = list(references)
     if not prompts:
         prompts = (
             [""]  # the language is unknown, so the models begin
@@ -232,7 +239,11 @@ def compare_models(
         )
     for side in sides:
         stage(notify, f"Sampling from {side.name}")
-        comparison.draw_samples(side, prompts, config, between, partial(_tell, notify, f"Sampling from {side.name}"))
+        progress = partial(_tell, notify, f"Sampling from {side.name}")
+        comparison.draw_samples(side, prompts, config, between, progress, references)
+        if asked:
+            progress = partial(_tell, notify, f"Answering held-out examples with {side.name}")
+            side.answers = answer(side.loaded, asked, config.max_new_tokens, between, progress)
     stage(notify, "Comparing")
     texts = (
         partial(training_texts, store, after.tokenizer, notify, between)

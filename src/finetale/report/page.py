@@ -123,14 +123,14 @@ def _headline(groups: list[tuple[str, list[Row]]]) -> list[tuple[Measure, list[R
     found: dict[Measure, list[Row]] = {}
     for _, rows in groups:
         for row in rows:
-            if row.decides or row.measure.key in ("distinct_1", COPIED_KEY):
+            if row.decides or row.group == "answers" or row.measure.key in ("distinct_1", COPIED_KEY):
                 found.setdefault(row.measure, []).append(row)
     return list(found.items())
 
 
 def _meanings(groups: list[tuple[str, list[Row]]]) -> list[tuple[str, str]]:
     """Return (name, meaning) of each measure that is shown, in the order of the table."""
-    shown = {row.measure.key: row.measure for _, rows in groups for row in rows}
+    shown = {row.measure.name: row.measure for _, rows in groups for row in rows}
     return [(measure.name, measure.meaning) for measure in shown.values()]
 
 

@@ -58,6 +58,28 @@ SAMPLE_MEASURES = (
         "The share of four words in a row that already occurred in the same sample.",
     ),
 )
+ENDED = Measure(
+    "ended",
+    "samples that end",
+    "The share of samples that the model ended itself, before the limit of tokens.",
+)
+ANSWER_MEASURES = (
+    Measure(
+        "exact_match",
+        "exact answers",
+        "The share of answers to held-out examples that equal the answer in the text, white space aside.",
+    ),
+    Measure(
+        "chrf",
+        "chrF",
+        "How much of the characters, in runs of up to six, the answers share with those in the text: 0 to 100.",
+    ),
+    Measure(
+        "ended",
+        "answers that end",
+        "The share of answers that the model ended itself, before the limit of tokens.",
+    ),
+)
 COPIED_KEY = "longest_match"
 _BY_TOKEN = ("perplexity", "loss")
 _COMPARED = {"token": "perplexity", "word": "word_perplexity", "byte": "bits_per_byte"}
@@ -68,7 +90,7 @@ class Row:
     """One row of the table. An absent value is an empty string.
 
     Attributes:
-        group: "validation", "test" or "samples".
+        group: "validation", "test", "answers" or "samples".
         measure: what the line shows.
         before, after, change: formatted values.
         intervals: 95% intervals of the three.
@@ -107,7 +129,7 @@ def table_rows(comparison: ComparisonFile) -> list[Row]:
             intervals = (_interval(before, item.key), _interval(after, item.key), change_interval)
             values = (_value(old, item.key), _value(new, item.key), change)
             rows.append(Row(split, item, *values, intervals, effect, item.key == decides))
-    return rows + _sample_rows(comparison.before, comparison.after)
+    return rows + _answer_rows(comparison.before, comparison.after) + _sample_rows(comparison.before, comparison.after)
 
 
 def compared_by(comparison: ComparisonFile, split: str) -> str:
@@ -165,9 +187,27 @@ def _log_ratio(change_percent: float) -> float | None:
     return math.log1p(change_percent / 100) if change_percent > -100 else None
 
 
+def _answer_rows(before: Side, after: Side) -> list[Row]:
+    old, new = before.answers, after.answers
+    if old is None or new is None:
+        return []
+    rows = []
+    for item in ANSWER_MEASURES:
+        first, second = getattr(old, item.key), getattr(new, item.key)
+        if first is None or second is None:
+            continue
+        if item.key == "chrf":
+            intervals = (interval(old.chrf_interval, measure), interval(new.chrf_interval, measure), "")
+            rows.append(Row("answers", item, measure(first), measure(second), signed(second - first, 1), intervals))
+        else:
+            change = f"{signed(100 * (second - first), 1)} points"
+            rows.append(Row("answers", item, share(first), share(second), change))
+    return rows
+
+
 def _sample_rows(before: Side, after: Side) -> list[Row]:
     rows = []
-    for item in SAMPLE_MEASURES:
+    for item in (*SAMPLE_MEASURES, ENDED):
         old, new = getattr(before.sample_metrics, item.key), getattr(after.sample_metrics, item.key)
         if old is not None or new is not None:
             change = UNKNOWN if old is None or new is None else f"{signed(100 * (new - old), 1)} points"

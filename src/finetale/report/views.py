@@ -46,7 +46,7 @@ def shared_view(
         data: None when nothing is known of the text.
     """
     rows = [] if comparison is None else table_rows(comparison)
-    groups = [(group, [row for row in rows if row.group == group]) for group in (*SPLITS, "samples")]
+    groups = [(group, [row for row in rows if row.group == group]) for group in (*SPLITS, "answers", "samples")]
     before = short_name(comparison.before.name) if comparison else "before"
     after = short_name(comparison.after.name) if comparison else "after"
     base = manifest.base if manifest else None

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from finetale.schema.base import SCHEMA_VERSION, Interval, Record, describe, parse
 from finetale.schema.comparison import (
+    AnswerFigures,
     Change,
     Changes,
     ComparisonFile,
@@ -91,6 +92,7 @@ __all__ = [
     "RECORDED",
     "SCHEMA_VERSION",
     "AcceptedChange",
+    "AnswerFigures",
     "BaseModelSource",
     "BeginEvent",
     "BlockReport",

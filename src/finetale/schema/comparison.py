@@ -62,6 +62,20 @@ class Sample(Record):
     finish_reason: str | None = Field(
         default=None, description="`length`, `end` (end of text) or `stop` (stop string)."
     )
+    reference: str | None = Field(default=None, description="The answer in the text, for a held-out example.")
+
+
+class AnswerFigures(Record):
+    """A model's answers to held-out examples, written with the most likely tokens, against the references."""
+
+    examples: int = Field(description="Number of examples.")
+    exact_match: float = Field(description="Share of the answers that equal the reference, white space aside, 0 to 1.")
+    chrf: float | None = Field(
+        default=None,
+        description="Mean chrF, 0 to 100: overlap of character n-grams. Null without sacrebleu.",
+    )
+    chrf_interval: Interval | None = Field(default=None, description="95% interval of the mean chrF.")
+    ended: float = Field(description="Share of the answers that the model ended itself, before the limit, 0 to 1.")
 
 
 class LongestMatch(Record):
@@ -80,6 +94,9 @@ class SampleMetrics(Record):
     distinct_2: float | None = Field(default=None, description="Different word pairs over all pairs, 0 to 1.")
     distinct_3: float | None = Field(default=None, description="Different word triples over all triples, 0 to 1.")
     repetition: float | None = Field(default=None, description="Share of 4-grams seen earlier in their sample, 0 to 1.")
+    ended: float | None = Field(
+        default=None, description="Share of samples that the model ended itself, before the limit of tokens, 0 to 1."
+    )
     longest_match: LongestMatch | None = Field(default=None, description="Null when the training text is unknown.")
 
 
@@ -92,6 +109,9 @@ class Side(Record):
     test: Figures | None = Field(default=None, description="Figures on the test text.")
     samples: list[Sample] = Field(default=[], description="Continuations of the prompts.")
     sample_metrics: SampleMetrics = Field(default=SampleMetrics(), description="Figures of the samples.")
+    answers: AnswerFigures | None = Field(
+        default=None, description="Answers to held-out examples; null for running text."
+    )
 
     def on(self, split: str) -> Figures | None:
         """Return the figures on `validation` or `test` text."""
