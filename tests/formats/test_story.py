@@ -23,6 +23,8 @@ WITHOUT_LINE_BREAKS: set[str] = {"calibre.pdf", "soffice.pdf", "pdflatex.pdf", "
 LEFT_OUT: dict[str, dict[str, int]] = {
     "calibre.docx": {"table of contents": 1},
     "soffice.docx": {"footnote": 1, "page footer": 1},
+    "pandoc.epub": {"footnote": 1, "title page": 1},
+    "pandoc.epub2.epub": {"footnote": 1, "title page": 1},
     "soffice.html": {"footnote": 1, "page footer": 1},
     "pandoc.odt": {"footnote": 1, "page footer": 1},
     "soffice.odt": {"footnote": 1, "page footer": 1},

@@ -187,7 +187,7 @@ def test_pipes_sockets_and_devices_are_never_opened(tmp_path: Path, monkeypatch:
         ("a.odp", "an OpenDocument file that is not a text"),
         ("a.pdf", "a PDF document"),
         ("a.rtf", "an RTF document"),
-        ("a.epub", "an e-book"),
+        ("a.djvu", "a DjVu document"),
         ("a.xlsx", "a spreadsheet"),
         ("a.ipynb", "a Jupyter notebook"),
         ("a.png", "a picture"),

@@ -204,9 +204,11 @@ class Collector:
         self.blocks: list[Block] = []
         self.regions = [Region(-1, "", False)]
         self.anchors: dict[str, int] = {}
+        self.inner_anchors: set[str] = set()  # those with text of their block before them
         self.marks: list[Mark] = []
         self._block_marks: list[int] = []
-        self.types: frozenset[str] = frozenset()  # epub:type of <body> and of the elements before the first text
+        self.types: set[str] = set()  # epub:type of <body>
+        self.first_types: set[str] = set()  # of the sections before the first text
         self.title = ""
         self.pictures: Counter[int] = Counter()
         self.formulas = 0
@@ -246,6 +248,8 @@ class Collector:
             tag = tag.rpartition(":")[2]
         for key in _ID_KEYS & attributes.keys():
             if len(self.anchors) < MAX_BLOCKS:
+                if attributes[key] not in self.anchors and any(map(str.strip, self._pieces[:20])):
+                    self.inner_anchors.add(attributes[key])
                 self.anchors.setdefault(attributes[key], len(self.blocks))
         before = self._region
         if tag in _SKIPPED:
@@ -481,8 +485,10 @@ class Collector:
         types = {role, *attributes.get("epub:type", "").lower().split()}
         classes = set(attributes.get("class", "").lower().split())
         identity = attributes.get("id", "").lower()
-        if tag == "body" or (tag in ("section", "div") and not self.blocks):
+        if tag == "body":
             self.types |= types
+        elif not self.blocks and tag in ("section", "div"):
+            self.first_types |= types
         if not classes.isdisjoint(_GENERATED):
             return "generated"
         if self._kind == "mail" and (found := _of_mail(tag, classes, identity, attributes)):

@@ -68,13 +68,15 @@ class Page:
         anchors: id → number of the block it points to.
         line_gaps: whether <div>s are lines instead of paragraphs.
         types: the epub:type of the whole page.
+        first_types: the epub:type of the section that it starts with.
     """
 
     title: str = ""
     blocks: list[Block] = field(default_factory=list)
     anchors: dict[str, int] = field(default_factory=dict)
     line_gaps: bool = False
-    types: frozenset[str] = frozenset()
+    types: Collection[str] = ()
+    first_types: Collection[str] = ()
 
     def text(self, start: int = 0, stop: int | None = None) -> str:
         """Return the text of some blocks."""
@@ -222,12 +224,13 @@ class _Selection:
             account.problem("page_furniture", None, detail=detail)
         anchors = {name: new_number[number] for name, number in found.anchors.items()}
         line_gaps = found.num_blank_divs > _BLANK_DIVS * found.num_divs
-        return Page(" ".join(found.title.split()), kept, anchors, line_gaps, found.types)
+        return Page(" ".join(found.title.split()), kept, anchors, line_gaps, found.types, found.first_types)
 
     def _linked_notes(self) -> set[int]:
-        """Return the blocks that are footnotes because a mark leads to them and a link in them leads back to it.
+        """Return the blocks that are footnotes because a mark leads to them.
 
-        Both links become certain marks.
+        A link is a mark if it is marked as one, or if a link in the block that it leads to leads back to its own block.
+        Then both links become certain marks.
         """
         found = self._found
         in_block: dict[int, list[Mark]] = {}
@@ -238,8 +241,15 @@ class _Selection:
             note = found.anchors.get(mark.target, len(found.blocks))
             if note <= mark.block or note >= len(found.blocks) or found.blocks[note].level:
                 continue
+            if mark.is_certain and mark.target not in found.inner_anchors:
+                notes.add(note)
+                continue
             for back in in_block.get(note, ())[:_MAX_BACK_LINKS]:
-                if found.anchors.get(back.target) == mark.block and _MARKED.sub("", found.blocks[note].text).strip():
+                if (
+                    back is not mark
+                    and found.anchors.get(back.target) == mark.block
+                    and _MARKED.sub("", found.blocks[note].text).strip()
+                ):
                     mark.is_certain = back.is_certain = True
                     notes.add(note)
         return notes

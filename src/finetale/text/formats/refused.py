@@ -16,7 +16,6 @@ _KINDS = (
     ("an OpenDocument file that is not a text", ".ods .odp .odg", _OTHER_TEXT),
     ("a PDF document", ".pdf", _OTHER_TEXT),
     ("an RTF document", ".rtf", _OTHER_TEXT),
-    ("an e-book", ".epub", _OTHER_TEXT),
     ("a Kindle e-book", ".mobi .azw .azw3 .kfx", _KINDLE),
     ("a DjVu document", ".djvu", _DJVU),
     ("a Pages document", ".pages", _OTHER_TEXT),
