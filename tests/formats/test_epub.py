@@ -251,5 +251,6 @@ def test_kindle_books_are_refused_with_the_way_out(tmp_path: Path, suffix: str) 
     with pytest.raises(SourceError, match=rf"book{suffix}: is a Kindle e-book, and Finetale does not read") as caught:
         read_parts([str(path)], TextSettings())
     assert caught.value.hint == (
-        "Convert it with Calibre: `ebook-convert book.azw3 book.epub`. A book that is protected by DRM can't be converted."
+        "Convert it with Calibre: `ebook-convert book.azw3 book.epub`. "
+        "A book that is protected by DRM can't be converted."
     )
