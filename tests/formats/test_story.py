@@ -26,6 +26,8 @@ LEFT_OUT: dict[str, dict[str, int]] = {
     "pandoc.epub": {"footnote": 1, "title page": 1},
     "pandoc.epub2.epub": {"footnote": 1, "title page": 1},
     "soffice.html": {"footnote": 1, "page footer": 1},
+    "calibre.rtf": {},
+    "soffice.rtf": {"footnote": 1, "page footer": 1},
     "pandoc.odt": {"footnote": 1, "page footer": 1},
     "soffice.odt": {"footnote": 1, "page footer": 1},
     "soffice.fodt": {"footnote": 1, "page footer": 1},
@@ -37,8 +39,16 @@ REWRITTEN: dict[str, tuple[tuple[str, str], ...]] = {
         ("behind the dial.1", "behind the dial."),
         ("\n\nThe tower has 213 steps today; one was added for the inspector.", ""),
     ),
+    "calibre.rtf": (
+        ("behind the dial.1", "behind the dial."),
+        ("\n\nThe tower has 213 steps today; one was added for the inspector.", ""),
+        (
+            "YearPinchesRemark18612content18843hums at night19027asks for names",
+            "Year | Pinches | Remark\n1861 | 2 | content\n1884 | 3 | hums at night\n1902 | 7 | asks for names\n\n",
+        ),
+    ),
 }
-"""File → (text of the file, text of the story). Calibre makes links and paragraphs of footnotes."""
+"""File → (text of the file, text of the story). Calibre makes text of footnotes, and its RTF has no tables."""
 
 
 def readable() -> list[Path]:

@@ -186,7 +186,6 @@ def test_pipes_sockets_and_devices_are_never_opened(tmp_path: Path, monkeypatch:
         ("a.doc", "a Word document of an old version"),
         ("a.odp", "an OpenDocument file that is not a text"),
         ("a.pdf", "a PDF document"),
-        ("a.rtf", "an RTF document"),
         ("a.djvu", "a DjVu document"),
         ("a.xlsx", "a spreadsheet"),
         ("a.ipynb", "a Jupyter notebook"),
@@ -215,7 +214,7 @@ def test_other_names_are_read_as_plain_text(tmp_path: Path, name: str) -> None:
 )
 @pytest.mark.parametrize("content", ["", " \n\t\n"])
 def test_a_file_without_text_is_no_document(tmp_path: Path, name: str, content: str) -> None:
-    if name in ("a.parquet", "a.docx", "a.odt", "a.fodt") and content:
+    if name in ("a.parquet", "a.docx", "a.odt", "a.fodt", "a.rtf") and content:
         pytest.skip("white space is no such file")
     (tmp_path / name).write_text(content)
     (tmp_path / "good.txt").write_text("text")
