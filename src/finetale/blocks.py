@@ -292,26 +292,39 @@ def choose_block_size(store: TokenStore, positions: int | None, wanted: int | No
         ConfigError: `wanted` exceeds the model's positions.
         SourceError: the training text is shorter than one block, or than any block.
     """
-    targets = store.num_targets("train")
     check_positions(wanted, positions)
     lengths = store.parts["targets"][store.parts_of("train")]
     longest_example = int(max(lengths[store.is_example[store.parts_of("train")]], default=0))
+    check_enough(store.num_targets("train"), int(lengths.sum()), wanted)
     if wanted is not None:
-        if int(lengths.sum()) < wanted:
-            raise SourceError(
-                f"There is too little text for one block: {lengths.sum()} training tokens, and block_size is {wanted}.",
-                "Add text, or choose a smaller --block-size.",
-            )
         return wanted
     size = min(positions or 1024, 1024)
     while size > 64 and lengths.sum() < 8 * size and longest_example <= size // 2:
         size //= 2
-    if targets < 32:
+    return size
+
+
+def check_enough(learned: int, targets: int, wanted: int | None) -> None:
+    """Refuse a training text that is shorter than one block, or than any block.
+
+    Args:
+        learned: number of training tokens that are learned.
+        targets: number of training tokens, with those that are read as context.
+        wanted: the block size if it was given.
+
+    Raises:
+        SourceError: there is too little text.
+    """
+    if wanted is not None and targets < wanted:
         raise SourceError(
-            f"There is too little text to train on: {targets} training tokens.",
+            f"There is too little text for one block: {targets} training tokens, and block_size is {wanted}.",
+            "Add text, or choose a smaller --block-size.",
+        )
+    if wanted is None and learned < 32:
+        raise SourceError(
+            f"There is too little text to train on: {learned} training tokens.",
             "Add text; a few thousand words are a start.",
         )
-    return size
 
 
 def choose_evaluation_size(positions: int | None, wanted: int | None) -> int:

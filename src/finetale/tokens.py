@@ -315,7 +315,7 @@ def build_store(
             for batch in batches(parts):
                 kept: list[tuple[str, str]] = []
                 pieces: list[NDArray[np.int64]] = []
-                encoded, contexts = _encode(encoder, batch)
+                encoded, contexts = encode_parts(encoder, batch)
                 together = np.concatenate(encoded)
                 if unknown is not None:
                     seen["unknown"] += int((together == unknown).sum())
@@ -393,17 +393,17 @@ def build_store(
                 {"reason": reason, "documents": count, "tokens": dropped_tokens[reason]}
                 for reason, count in sorted(dropped.items())
             ],
-            "warnings": _warnings(seen, tokenizer),
+            "warnings": tokenizer_warnings(seen, tokenizer),
             "report": report() | {"shared_passages": shared.to_dict()},
         }
-        _check_known(seen, tokenizer)
+        check_known(seen, tokenizer)
         write_json(target / "store.json", info)
 
     write_sealed_folder(folder, fill, keep=keep)
     return open_store(folder)
 
 
-def _encode(encoder: Encoder, batch: list[Part]) -> tuple[list[NDArray[np.int64]], list[list[tuple[int, int]]]]:
+def encode_parts(encoder: Encoder, batch: list[Part]) -> tuple[list[NDArray[np.int64]], list[list[tuple[int, int]]]]:
     """Return the ids of each part, and the ranges of its ids that are context. Drop parts that can't be masked."""
     running = iter(encoder.encode([part.text for part in batch if not part.context]))
     encoded, contexts = [], []
@@ -494,7 +494,8 @@ def batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
         yield batch
 
 
-def _warnings(seen: dict[str, int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def tokenizer_warnings(seen: dict[str, int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return warnings as sentences. `seen` has the numbers of ids, of unknown ones, and of markers of a text's end."""
     warnings = []
     marker = tokenizer.convert_ids_to_tokens(begin_and_end(tokenizer)[1])
     if seen["markers"]:
@@ -511,7 +512,13 @@ def _warnings(seen: dict[str, int], tokenizer: PreTrainedTokenizerBase) -> list[
     return warnings
 
 
-def _check_known(seen: dict[str, int], tokenizer: PreTrainedTokenizerBase) -> None:
+def check_known(seen: dict[str, int], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a text without tokens, or of which the tokenizer does not know a fifth. `seen` as in `tokenizer_warnings`.
+
+    Raises:
+        SourceError: there are no tokens.
+        TokenizerError: more than a fifth of them are unknown.
+    """
     if not seen["ids"]:
         raise SourceError("The sources hold no text.", "Check the path, or the text column with --text-column.")
     if seen["unknown"] > 0.2 * seen["ids"]:

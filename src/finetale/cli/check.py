@@ -31,6 +31,9 @@ def command(
         ),
     ] = None,
     tokenizer: Annotated[str | None, Parameter(help="Count tokens with this tokenizer.")] = None,
+    exact_tokens: Annotated[
+        bool, Parameter(negative=(), help="Count all tokens of a text above 20 MB, not a sample.")
+    ] = False,
     offline: Annotated[bool | None, Parameter(negative=(), help="Use only what is on this machine already.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -44,7 +47,8 @@ def command(
 
     given = settings | {"model": model, "tokenizer": tokenizer, "offline": offline}
     with progress(quiet=quiet, as_json=as_json) as display:
-        result = pipeline.check_text(library.resolve(source, None, given), display)
+        resolved = library.resolve(source, None, given)
+        result = pipeline.check_text(resolved, display, exact_tokens=exact_tokens)
     if as_json:
         print_json(result.to_dict())
     else:
@@ -62,10 +66,15 @@ def _show(result: CheckResult) -> None:
     if result.tokens:
         tokens = result.tokens
         console.print(
-            f"{plural(tokens.read, 'token')} read = {sum_of_tokens(tokens)}   "
+            f"{'about ' * result.estimated}{plural(tokens.read, 'token')} read = {sum_of_tokens(tokens)}   "
             f"(tokenizer of {escape(result.tokenizer or '')})",
             soft_wrap=True,
         )
+        if result.estimated:
+            console.print(
+                f"  estimated from a sample: ±{(result.tokens_error or 0) / max(1, tokens.read):.2%} "
+                "(95% interval); --exact-tokens counts all"
+            )
         for row in result.dropped:
             tokens_of = f"{plural(row.tokens, 'token')} in {plural(row.documents, 'document')}"
             console.print(f"  dropped: {tokens_of}: {escape(row.reason)}", soft_wrap=True)

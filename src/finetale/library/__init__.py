@@ -91,11 +91,20 @@ def resume(
 
 
 def check(
-    sources: Sources = (), *, texts: Iterable[str] | None = None, quiet: bool = True, **settings: Any
+    sources: Sources = (),
+    *,
+    texts: Iterable[str] | None = None,
+    exact_tokens: bool = False,
+    quiet: bool = True,
+    **settings: Any,
 ) -> CheckResult:
-    """Return what would be trained on, with every problem: see `finetale check`. Trains nothing."""
+    """Return what would be trained on, with every problem: see `finetale check`. Trains nothing.
+
+    Args:
+        exact_tokens: count all tokens of a text above 20 MB, not a sample.
+    """
     with watching(quiet=quiet) as notify:
-        return pipeline.check_text(resolve(sources, None, settings, texts), notify)
+        return pipeline.check_text(resolve(sources, None, settings, texts), notify, exact_tokens=exact_tokens)
 
 
 def plan(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from finetale import __version__, cache, text, tokens
-from finetale.blocks import choose_block_size, cut_examples
+from finetale.blocks import check_enough, choose_block_size, cut_examples
 from finetale.chat import chat_renderer, chat_template_of
 from finetale.config import Config, TextSettings
 from finetale.errors import FinetaleError, RunError, SourceError
@@ -22,6 +22,7 @@ from finetale.passages import PassageFinder
 from finetale.rundir import temporary_name, write_bytes, write_sealed_folder
 from finetale.schema import CheckResult, DataFile
 from finetale.text.documents import SPLITS, Part, digest_of
+from finetale.token_count import TokenCounter, look_ahead
 from finetale.tokens import TokenStore
 
 if TYPE_CHECKING:
@@ -183,11 +184,11 @@ def trained_tokenizer(config: Config, notify: Notify) -> PreTrainedTokenizerBase
     return tokenizer
 
 
-def check_text(config: Config, notify: Notify) -> CheckResult:
+def check_text(config: Config, notify: Notify, *, exact_tokens: bool = False) -> CheckResult:
     """Return what `finetale check` shows: the data report with all problems, and the token account.
 
-    Tokens are counted with the model's tokenizer. If no model was named and the default one is not on this machine,
-    there is no account, and `no_tokens` gives the reason.
+    Tokens are counted with the model's tokenizer; of a long text, a sample of them unless `exact_tokens`. If no model
+    was named and the default one is not on this machine, there is no account, and `no_tokens` gives the reason.
     """
     config = keep_standard_input(config)
     progress = partial(_report_documents, notify, "Reading the text")
@@ -205,18 +206,27 @@ def check_text(config: Config, notify: Notify) -> CheckResult:
     parts, report = text.read_parts(
         config.sources, config, on_problem="collect", offline=config.offline, renderer=renderer
     )
+    named_tokenizer = config.tokenizer or config.model
     if tokenizer is None:
-        with tempfile.TemporaryDirectory() as place, PassageFinder(Path(place)) as finder:
-            for batch in tokens.batches(counted(parts, progress)):
-                finder.add([(part.split, part.text) for part in batch if part.dropped is None])
-            shared = finder.compare().to_dict()
-        why = (
+        shared = _shared_passages(counted(parts, progress), None)
+        result["no_tokens"] = (
             "gpt2, the default model, is not on this machine, and `check` downloads nothing without being asked. Name "
             "a model with --model, such as bundled"
         )
-        return CheckResult.model_validate(
-            result | {"no_tokens": why, "text": report.to_dict() | {"shared_passages": shared}}
-        )
+        return CheckResult.model_validate(result | {"text": report.to_dict() | {"shared_passages": shared}})
+    if not exact_tokens:
+        parts, is_long = look_ahead(parts)
+        if is_long:
+            counter = TokenCounter(tokenizer)
+            shared = _shared_passages(counted(parts, progress), counter)
+            count = counter.result()
+            result |= {"tokens": count.account, "dropped": count.dropped, "warnings": count.warnings}
+            result |= {"estimated": count.error is not None, "tokens_error": count.error, "tokenizer": named_tokenizer}
+            try:
+                check_enough(count.account["trained"], count.account["trained"], config.block_size)
+            except SourceError as error:
+                result["refused"] = f"{error.message} {error.hint}"
+            return CheckResult.model_validate(result | {"text": report.to_dict() | {"shared_passages": shared}})
     with tempfile.TemporaryDirectory() as folder:
         try:
             store = tokens.build_store(
@@ -232,8 +242,18 @@ def check_text(config: Config, notify: Notify) -> CheckResult:
             choose_block_size(store, None, config.block_size)
         except SourceError as error:
             result["refused"] = f"{error.message} {error.hint}"
-    named_tokenizer = config.tokenizer or config.model
     return CheckResult.model_validate(result | counts | {"tokenizer": named_tokenizer, "text": reported})
+
+
+def _shared_passages(parts: Iterator[Part], counter: TokenCounter | None) -> dict[str, Any]:
+    """Return the passages that splits share, and give the parts to a counter of tokens."""
+    with tempfile.TemporaryDirectory() as place, PassageFinder(Path(place)) as finder:
+        for batch in tokens.batches(parts):
+            if counter is not None:
+                counter.add(batch)
+            finder.add([(part.split, part.text) for part in batch if part.dropped is None])
+            batch.clear()  # so that memory does not hold a long document while the next one is read
+        return finder.compare().to_dict()
 
 
 def tokenizer_for(config: Config, notify: Notify, *, offline: bool) -> PreTrainedTokenizerBase:

@@ -16,6 +16,13 @@ class CheckResult(Record):
 
     text: TextReport = Field(description="What was found in the text.")
     tokens: TokenAccount | None = Field(default=None, description="Where the tokens go; null when not counted.")
+    estimated: bool = Field(
+        default=False, description="Whether `tokens` and `dropped` are estimated from a sample of a long text."
+    )
+    tokens_error: int | None = Field(
+        default=None,
+        description="Half of the width of the 95% interval of `tokens.read`; null when all tokens are counted.",
+    )
     tokenizer: str | None = Field(default=None, description="Model or tokenizer that the tokens were counted with.")
     no_tokens: str | None = Field(default=None, description="Why the tokens were not counted.")
     dropped: list[DroppedTokens] = Field(default=[], description="Dropped tokens by reason.")
