@@ -12,6 +12,7 @@ EXTRA_OF: dict[str, str] = {
     "nncf": "serve",
     "sacrebleu": "answers",
     "openvino": "serve",
+    "pypdfium2": "formats",
     "tensorboard": "tensorboard",
 }
 """Import name of an optional package → the extra of Finetale that installs it."""

@@ -37,7 +37,8 @@ _REPEATS = (
 )
 
 
-_FORMS = ("duplicate_key", "records_in_list", "no_header")
+_FORMS = ("duplicate_key", "records_in_list", "no_header", "pages_without_text", "damaged_pages")
+_LOSSES = ("duplicate_key", "pages_without_text", "damaged_pages")
 _MAX_COLUMNS = 5
 _MAX_KINDS = 5
 _MAX_PLACES = 10
@@ -262,8 +263,11 @@ def _problem_notes(report: TextReport) -> list[TextFinding]:
             first = found[0]
             more = f" (and so in {plural(len(found) - 1, 'more file')})" if len(found) > 1 else ""
             what = f"In {_last_part(first.file)}, {first.detail}{more}"
-            places = tuple(f"{problem.file}:{problem.line}" for problem in found[:_MAX_PLACES])
-            notes.append(TextFinding(what, "", "", kind == "duplicate_key", places))
+            places = tuple(
+                problem.file if problem.line is None else f"{problem.file}:{problem.line}"
+                for problem in found[:_MAX_PLACES]
+            )
+            notes.append(TextFinding(what, "", "", kind in _LOSSES, places))
     return notes
 
 

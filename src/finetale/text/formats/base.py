@@ -84,13 +84,18 @@ class SourceFile:
         assert self._columns is not None
         return self._columns()
 
+    @property
+    def is_whole_file(self) -> bool:
+        """Whether it is a file of its own, not a member of an archive or standard input."""
+        return self.path is not None and self._open_member is None
+
     def blocks(self) -> Iterator[bytes]:
         """Yield the file's uncompressed bytes in blocks that are not empty. Raises the errors of `byte_streams`."""
         return blocks(self.name, self.path, self._open_member)
 
     def seekable(self) -> IO[bytes]:
         """Open the uncompressed file for random access, and count its bytes. The caller closes it."""
-        if self.path is not None and self._open_member is None:
+        if self.path is not None and self.is_whole_file:
             file = seekable(self.name, self.path)
         else:
             file = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115

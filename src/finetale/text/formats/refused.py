@@ -14,7 +14,6 @@ _KINDS = (
     ("an XML file", ".xml .svg .fb2 .tei", _OTHER_TEXT),
     ("a Word document of an old version", ".doc .dot", _OLD_WORD),
     ("an OpenDocument file that is not a text", ".ods .odp .odg", _OTHER_TEXT),
-    ("a PDF document", ".pdf", _OTHER_TEXT),
     ("a Kindle e-book", ".mobi .azw .azw3 .kfx", _KINDLE),
     ("a DjVu document", ".djvu", _DJVU),
     ("a Pages document", ".pages", _OTHER_TEXT),
