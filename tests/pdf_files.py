@@ -73,8 +73,9 @@ def pdf(
             data += b"\nq 400 0 0 400 100 200 cm /P Do Q"
         kids.append(first_page + 2 * index)
         objects.append(
-            b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents %d 0 R /Resources << /Font << /F1 %d 0 R >> "
-            b"/XObject << /P %d 0 R >> >> >>" % (first_page + 2 * index + 1, font, picture)
+            b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents %d 0 R "
+            b"/Resources << /Font << /F1 %d 0 R >> /XObject << /P %d 0 R >> >> >>"
+            % (first_page + 2 * index + 1, font, picture)
         )
         objects.append(stream(data))
     objects[1] = b"<< /Type /Pages /Count %d /Kids [%s] >>" % (len(kids), b" ".join(b"%d 0 R" % kid for kid in kids))

@@ -18,10 +18,14 @@ REFUSED_HERE = {".doc", ".mobi", ".azw3", ".xls"}
 TABLES = {".xlsx", ".ods"}
 AS_WRITTEN = {".md", ".rst", ".org"}
 """Suffixes of files that are read with their markup."""
-WITHOUT_LINE_BREAKS: set[str] = {"calibre.pdf", "soffice.pdf", "pdflatex.pdf", "pdflatex.two-columns.pdf"}
-"""Files that do not say where a line ends within a paragraph."""
+WITHOUT_OUTLINE = {"pdflatex.pdf", "pdflatex.two-columns.pdf"}
+"""Files that do not say where a chapter starts."""
 LEFT_OUT: dict[str, dict[str, int]] = {
     "calibre.docx": {"table of contents": 1},
+    "calibre.pdf": {},
+    "pdflatex.pdf": {"footnote": 1, "page number": 2},
+    "pdflatex.two-columns.pdf": {"footnote": 1, "page number": 1},
+    "soffice.pdf": {"footnote": 1, "page number": 2},
     "soffice.docx": {"footnote": 1, "page footer": 1},
     "pandoc.epub": {"footnote": 1, "title page": 1},
     "pandoc.epub2.epub": {"footnote": 1, "title page": 1},
@@ -46,6 +50,10 @@ REWRITTEN: dict[str, tuple[tuple[str, str], ...]] = {
             "YearPinchesRemark18612content18843hums at night19027asks for names",
             "Year | Pinches | Remark\n1861 | 2 | content\n1884 | 3 | hums at night\n1902 | 7 | asks for names\n\n",
         ),
+    ),
+    "calibre.pdf": (
+        ("behind the dial.1", "behind the dial."),
+        ("The tower has 213 steps today; one was added for the inspector.", ""),
     ),
 }
 """File → (text of the file, text of the story). Calibre makes text of footnotes, and its RTF has no tables."""
@@ -76,7 +84,7 @@ def as_the_story(path: Path, texts: list[str]) -> list[str]:
     for written, story in REWRITTEN.get(path.name, ()):
         assert whole.count(written) == 1
         whole = whole.replace(written, story)
-    return whole.split("\0")
+    return [text for text in whole.split("\0") if text]
 
 
 @pytest.mark.parametrize("path", readable(), ids=lambda path: path.name)
@@ -89,7 +97,7 @@ def test_the_file_reads_as_the_story(path: Path) -> None:
     (account,) = report.to_dict()["files"]
     assert account.get("left_out", {}) == LEFT_OUT.get(path.name, {"footnote": 1})
     verse = next(plain(block.text) for block in STORY if "<br>" in getattr(block, "text", ""))
-    assert (verse in text) == (path.name not in WITHOUT_LINE_BREAKS)
+    assert verse in text
 
 
 @pytest.mark.parametrize("path", readable(), ids=lambda path: path.name)
@@ -97,7 +105,7 @@ def test_chapters_become_documents(path: Path) -> None:
     skip_without_reader(path)
     story = without_chinese(STORY) if path.name.startswith("pdflatex") else STORY
     texts = as_the_story(path, read(path, documents="chapter")[0])
-    assert [normalised(text)[0] for text in texts] == titles(story)
+    assert [normalised(text)[0] for text in texts] == titles(story)[: 1 if path.name in WITHOUT_OUTLINE else None]
     assert [line for text in texts for line in normalised(text)] == paragraphs(story)
 
 

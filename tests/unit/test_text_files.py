@@ -185,7 +185,6 @@ def test_pipes_sockets_and_devices_are_never_opened(tmp_path: Path, monkeypatch:
         ("feed.xml.gz", "an XML file"),
         ("a.doc", "a Word document of an old version"),
         ("a.odp", "an OpenDocument file that is not a text"),
-        ("a.pdf", "a PDF document"),
         ("a.djvu", "a DjVu document"),
         ("a.xlsx", "a spreadsheet"),
         ("a.ipynb", "a Jupyter notebook"),

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import re
 import statistics
+import unicodedata
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Literal
 
-from finetale.text.formats.pdf_pages import LOWERED, RAISED
+from finetale.text.formats.pdf_pages import COLUMN_GAP, LOWERED, RAISED
 
+_Begins = Literal["paragraph", "line", "nothing"]
 SAME_PLACE = 2.0
 """Points by which two baselines or edges may differ and count as the same."""
 
 _BINS = 200
+_FEW = 25
+"""Number of lines below which a document is too short to see what is usual in it."""
 _RAGGED = 0.12
 """Programs that don't justify lines leave up to this share of the width free even where the next word would fit."""
 _MIN_IN_COLUMN = 3
@@ -31,6 +36,8 @@ _LAST_HALF = re.compile(r"(?P<word>[^\W\d_]+(?:-[^\W\d_]+)*)[-\xad‐]$")
 _FIRST_HALF = re.compile(r"[^\W\d_]+(?:[-’'][^\W\d_]+)*")
 _HYPHENS = ("-", "\xad", "‐")
 _NO_SPACE = re.compile(r"[\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef]")
+_ALSO_WIDE = "“”‘’…—·"
+"""Marks that are Chinese beside Chinese characters."""
 _HANGUL = re.compile(r"[\uac00-\ud7a3]")
 _TENS = {"twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"}
 _ONES = {
@@ -45,19 +52,23 @@ _TEX = {
     "\x1b": "ff", "\x1c": "fi", "\x1d": "fl", "\x1e": "ffi", "\x1f": "ffl",
 }  # fmt: skip
 """Control characters that stand for these in TeX's T1 encoding. Its bitmap fonts don't say what they hold."""
+_ACCENTS = dict(zip("`´ˆ˜¨˙˚ˇ˘¯˝", "\u0300\u0301\u0302\u0303\u0308\u0307\u030a\u030c\u0306\u0304\u030b", strict=True))
+_ACCENT = re.compile(f"([{''.join(_ACCENTS)}]) ?([A-Za-zıȷ])|([cCsStT]) ?¸")
+"""An accent that TeX draws as a character of its own, before its letter, or a cedilla after it."""
 _AS_TEXT = str.maketrans(_LIGATURES | {"\u00a0": " "})
 _AS_TEX_TEXT = _AS_TEXT | str.maketrans(_TEX)
 
 
 @dataclass(slots=True)
 class Piece:
-    """A piece of a line: its text, and left edge, right edge, baseline and height in points."""
+    """A piece of a line, or a line: its text, left edge, right edge, baseline and height in points, number of cells."""
 
     text: str
     left: float
     right: float
     base: float
     height: float
+    cells: int = 1
 
 
 @dataclass(slots=True)
@@ -115,7 +126,9 @@ def read_layout(pages: list[Page], leave_out: Callable[[str, int], None], *, tex
     heights: Counter[float] = Counter()
     for page in pages:
         for piece in page.pieces:
-            piece.text = piece.text.translate(_AS_TEX_TEXT if tex else _AS_TEXT)
+            piece.text = piece.text.translate(_AS_TEXT)
+            if tex:
+                piece.text = _ACCENT.sub(_accented, piece.text.translate(_AS_TEX_TEXT))
             heights[round(piece.height, 1)] += len(piece.text)
     if not heights:
         return []
@@ -141,6 +154,13 @@ def _words(lines: Iterable[str]) -> Counter[str]:
         words.update(word.lower() for word in here[cut : -1 if ends_cut else None])
         cut = ends_cut
     return words
+
+
+def _accented(match: re.Match[str]) -> str:
+    accent, letter, before = match.groups()
+    dotted = {"ı": "i", "ȷ": "j"}.get(letter, letter)
+    composed = unicodedata.normalize("NFC", before + "\u0327" if before else dotted + _ACCENTS[accent])
+    return composed if len(composed) == 1 else match[0]
 
 
 # -- running heads and page numbers
@@ -185,18 +205,11 @@ def _remove_heads(pages: Sequence[Page], height: float, leave_out: Callable[[str
                 gap = abs(row[0].base - following)
                 edges.append(_Edge(page, row, (zone, round(row[0].base / 3)), text, gap, index == 0))
     apart = 1.3 * max(1, gaps.most_common(1)[0][0] if gaps else height)  # heads are set off from the text
-    offsets: Counter[int] = Counter()
-    for edge in edges:
-        if edge.row[0].height < 1.15 * height:
-            offsets.update({int(number) - edge.page.number for number in _NUMBER.findall(edge.text)})
-    usual = offsets.most_common(1)[0] if offsets else (0, 0)
-    enough = max(2, len(pages) // 5)
-    numbered = {usual[0]} if usual[1] >= enough else {0} if offsets[0] and len(pages) < 3 else set()
-    numbered |= {offset for offset, times in offsets.items() if times >= max(3, len(pages) // 3)}
+    numbered = {zone: _page_numbers(edges, zone, height, len(pages)) for zone in ("top", "bottom")}
     texts: Counter[tuple[str, str]] = Counter()
     for edge in edges:
         for found in _NUMBER.finditer(edge.text):
-            if int(found[0]) - edge.page.number in numbered:
+            if int(found[0]) - edge.page.number in numbered[edge.place[0]]:
                 edge.text = edge.text[: found.start()] + "#" + edge.text[found.end() :]
                 break
         bare = re.sub(r"[\W_]+", " ", edge.text.replace("#", "\x00")).strip().casefold()
@@ -226,6 +239,21 @@ def _remove_heads(pages: Sequence[Page], height: float, leave_out: Callable[[str
             edge.page.pieces = [piece for piece in edge.page.pieces if id(piece) not in gone]
     for kind, number in removed.items():
         leave_out(kind, number)
+
+
+def _page_numbers(edges: Iterable[_Edge], zone: str, height: float, num_pages: int) -> set[int]:
+    """Return the differences between the page numbers that are printed and those of the file."""
+    found = {
+        (int(number) - edge.page.number, edge.page.number)
+        for edge in edges
+        if edge.place[0] == zone and edge.row[0].height < 1.15 * height
+        for number in _NUMBER.findall(edge.text)
+    }
+    offsets = Counter(offset for offset, _ in found)
+    enough = max(2, num_pages // 5)
+    common = {offset for offset, times in offsets.most_common(1) if times >= enough}
+    common |= {offset for offset, times in offsets.items() if times >= max(3, num_pages // 3)}
+    return common or ({0} & offsets.keys() if num_pages < 3 else set())
 
 
 # -- columns and lines
@@ -304,19 +332,26 @@ def _lines(pieces: list[Piece]) -> list[Piece]:
     """Return the lines of one column, from top to bottom."""
     lines: list[Piece] = []
     for piece in sorted(pieces, key=lambda piece: (-piece.base, piece.left)):
-        if lines and lines[-1].base - piece.base <= 0.3 * min(piece.height, lines[-1].height):
-            before = lines[-1]
-            first, second = (before, piece) if before.left <= piece.left else (piece, before)
-            space = "" if second.left - first.right < 0.15 * first.height else " "
-            lines[-1] = Piece(
-                first.text + space + second.text,
-                first.left,
-                max(first.right, second.right),
-                before.base if before.height >= piece.height else piece.base,
-                max(before.height, piece.height),
-            )
-        elif piece.text:
+        if not piece.text:
+            continue
+        before = lines[-1] if lines else piece
+        larger, smaller = (before, piece) if before.height >= piece.height else (piece, before)
+        is_raised = smaller.height < 0.85 * larger.height and smaller.base > larger.base
+        if not lines or before.base - piece.base > (0.5 * larger.height if is_raised else 0.3 * smaller.height):
             lines.append(piece)
+            continue
+        if is_raised and RAISED not in smaller.text:
+            smaller.text = f"{RAISED}{smaller.text}{LOWERED}"
+        first, second = (before, piece) if before.left <= piece.left else (piece, before)
+        gap = second.left - first.right
+        lines[-1] = Piece(
+            first.text + ("" if gap < 0.15 * larger.height else " ") + second.text,
+            first.left,
+            max(first.right, second.right),
+            larger.base,
+            larger.height,
+            first.cells + second.cells - (gap <= COLUMN_GAP * larger.height),
+        )
     return lines
 
 
@@ -392,9 +427,8 @@ def _style(pages: Sequence[Page], height: float) -> _Style:
     common: dict[int, list[float]] = {}
     for parity, counted in lefts.items():
         total = counted.total()
-        common[parity] = sorted(
-            left for left in counted if sum(counted[left + near] for near in (-1, 0, 1)) >= max(2, 0.08 * total)
-        )
+        least = max(1 if total < _FEW else 2, 0.08 * total)
+        common[parity] = sorted(left for left in counted if sum(counted[left + near] for near in (-1, 0, 1)) >= least)
     style = _Style(height, spacings.most_common(1)[0][0] if spacings else 1.2 * height, common, {}, set())
     reached: dict[tuple[int, float], Counter[int]] = {}
     indents: Counter[float] = Counter()
@@ -407,7 +441,7 @@ def _style(pages: Sequence[Page], height: float) -> _Style:
         often = [right for right in rights if sum(rights[right + near] for near in (-1, 0, 1)) >= 2]
         style.rights[key] = max(often, default=max(rights))
     at_edge = sum(line.right > style.rights[parity, _margin(style, parity, line.left)] - 3 for parity, line in lines)
-    style.ragged = 0.0 if at_edge >= 0.4 * len(lines) else _RAGGED
+    style.ragged = 0.0 if at_edge >= 0.4 * len(lines) and len(lines) >= _FEW else _RAGGED
     style.indents = {indent for indent, times in indents.items() if times >= max(2, 0.02 * len(lines))}
     return style
 
@@ -428,37 +462,45 @@ def _paragraphs(pages: Sequence[Page], style: _Style, words: Counter[str]) -> It
     for page in pages:
         for column in page.columns:
             for index, line in enumerate(column):
-                if above is None or _starts(above, parity, line, page.number % 2, style, same_column=index > 0):
+                begins: _Begins = "paragraph"
+                if above is not None:
+                    begins = _begins(above, parity, line, page.number % 2, style, same_column=index > 0)
+                if begins == "paragraph":
                     if current:
                         yield Paragraph(_joined(current, words, hyphenates=hyphenates), *start)
                     current, start = [], (page.number, line.base)
-                current.append(line.text)
+                current.append(("\n" if begins == "line" else "") + line.text)
                 above, parity = line, page.number % 2
     if current:
         yield Paragraph(_joined(current, words, hyphenates=hyphenates), *start)
 
 
-def _starts(above: Piece, parity: int, line: Piece, line_parity: int, style: _Style, *, same_column: bool) -> bool:
-    """Whether a line starts a paragraph."""
+def _begins(above: Piece, parity: int, line: Piece, line_parity: int, style: _Style, *, same_column: bool) -> _Begins:
+    """Return what a line begins: a paragraph, a line of verse, or nothing, where it continues the line above."""
     larger = max(above.height, line.height)
     if larger > 1.14 * min(above.height, line.height):
-        return True
+        return "paragraph"
     if same_column:
         space = above.base - line.base
         if space < 0 or space > 1.3 * style.spacing * max(1.0, larger / style.height) + 0.5:
-            return True
-    if same_column and line.height > 1.14 * style.height:  # lines of a heading may be centred
-        return False
+            return "paragraph"
+        if line.height > 1.14 * style.height:  # lines of a heading may be centred
+            return "nothing"
+        if above.cells > 1 and line.cells > 1:  # rows of a table
+            return "paragraph"
     margin_above, margin = _margin(style, parity, above.left), _margin(style, line_parity, line.left)
     indent_above, indent = above.left - margin_above, line.left - margin
     if indent > indent_above + 0.8 * style.height or _is_near(indent, style.indents):
-        return True
+        return "paragraph"
     right = style.rights.get((parity, margin_above), above.right)
     first = _first_word(line.text)
-    room = right - above.right - 0.3 * style.height - style.ragged * (right - margin_above)
-    return room > (line.right - line.left) * len(first) / max(1, len(line.text)) and not above.text.endswith(
-        ("-", "\xad")
-    )
+    room = right - above.right - 0.3 * style.height - (line.right - line.left) * len(first) / len(line.text)
+    width = right - margin_above
+    if above.text.endswith(_HYPHENS) or room <= style.ragged * width:
+        return "nothing"
+    if same_column and line.text[0].islower() and above.text[-1] not in ".!?:":
+        return "line" if room > _RAGGED * width else "nothing"
+    return "paragraph"
 
 
 def _is_near(value: float, usual: set[float]) -> bool:
@@ -466,7 +508,7 @@ def _is_near(value: float, usual: set[float]) -> bool:
 
 
 def _first_word(text: str) -> str:
-    if _NO_SPACE.match(text):
+    if _NO_SPACE.search(text[:3]):
         return text[:4]  # marks may not start or end a line, so up to four characters move together
     return text.split(" ", 1)[0]
 
@@ -476,13 +518,19 @@ def _joined(lines: Sequence[str], words: Counter[str], *, hyphenates: bool) -> s
     text = [lines[0]]
     for before, line in pairwise(lines):
         last, first = before[-1:], line[:1]
-        if last in _HYPHENS and (half := _LAST_HALF.search(before)) and (other := _FIRST_HALF.match(line)):
+        if first == "\n":
+            text.append(line)
+        elif last in _HYPHENS and (half := _LAST_HALF.search(before)) and (other := _FIRST_HALF.match(line)):
             text[-1] = text[-1][:-1]
             kept = _keeps_hyphen(half["word"], other[0], words)
             text.append(("-" if kept or (kept is None and not hyphenates) else "") + line)
         else:
             at_dash = (last == "—" and not before.endswith(" —")) or (first == "—" and not line.startswith("— "))
-            is_wide = _NO_SPACE.match(last) and _NO_SPACE.match(first) and not _HANGUL.match(first)
+            wide = [bool(_NO_SPACE.match(each)) for each in (last, first)]
+            is_wide = any(wide) and all(
+                yes or each in _ALSO_WIDE for yes, each in zip(wide, (last, first), strict=True)
+            )
+            is_wide = is_wide and not _HANGUL.match(first)
             text.append(line if at_dash or is_wide or last == "-" else " " + line)
     return re.sub("\xad(?=.)", "", "".join(text)).replace("\xad", "-")
 

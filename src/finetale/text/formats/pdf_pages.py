@@ -229,14 +229,18 @@ def _cut(run: list[Char], made: set[int]) -> Iterator[tuple[str, float, float, f
     height = max(char[3] for char in run)
     base = Counter(round(char[2], 1) for char in run if char[3] >= 0.9 * height).most_common(1)[0][0]
     text: list[str] = []
-    start, last, raised = run[0][0], run[0][0], False
+    start, last, raised, added = run[0][0], run[0][0], False, False
     for left, right, here, size, character in run:
         if character == " ":
-            if text and text[-1] != " ":
-                text.append(" ")
             if size:
                 last = max(last, left)
+            if text and text[-1] != " ":
+                text.append(" ")
+                added = not size
             continue
+        if added and left - last < 0.15 * height and text[-1] == " " and _is_wide(character, text[-2]):
+            text.pop()  # PDFium adds spaces between Chinese marks too
+        added = False
         if text and left - last > COLUMN_GAP * height:
             yield "".join([*text, LOWERED if raised else ""]).strip(" "), start, last, base, height
             text, start, raised = [], left, False
