@@ -98,9 +98,8 @@ class KeyTable:
 
 def occurs_twice(keys: Keys) -> NDArray[np.bool_]:
     """Return, for each key, whether it occurs more than once in the array."""
-    order = np.argsort(keys, kind="stable")
-    same = keys[order[1:]] == keys[order[:-1]]
-    twice = np.zeros(len(keys), bool)
-    twice[order[1:][same]] = True
-    twice[order[:-1][same]] = True
-    return twice
+    ascending = np.sort(keys)  # much faster than argsort
+    repeated = ascending[1:][ascending[1:] == ascending[:-1]]
+    if not len(repeated):
+        return np.zeros(len(keys), bool)
+    return np.isin(keys, repeated)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rensa import RMinHash
 
 from finetale.text.key_table import KeyStore, KeyTable, occurs_twice
-from finetale.text.words import SYLLABLES, grams
+from finetale.text.words import SYLLABLES
 
 SIMILAR = 0.6
 """Minimum similarity of near repeats. It allows about 7 changed words in 100."""
@@ -36,6 +36,7 @@ _PASSAGE = 3
 _CHARACTERS_AT_ONCE = 100_000
 _MAX_CANDIDATES = 1_000
 _APOSTROPHES = re.compile("['’]")
+_LIKE_ASCII = (("’", "'"), ("“", " "), ("”", " "), ("—", " "), ("–", " "), ("…", " "), ("\u00a0", " "))
 _WORD = re.compile(rf"[{SYLLABLES}]|[^\W_{SYLLABLES}]+")
 _BETWEEN_WORDS = re.compile(rf"\s|[{SYLLABLES}]")
 _ASCII_WORDS = bytes(code if chr(code).isalnum() else 32 for code in range(128)).lower() + bytes(128)
@@ -141,7 +142,7 @@ def sketches_of(texts: Sequence[str]) -> tuple[Sketches, NDArray[np.int64]]:
             words = _words(text)
             if len(words) >= MIN_WORDS:
                 index[number] = len(passages)
-                passages.append(list(map(" ".join, grams(words, _PASSAGE))))
+                passages.append(_passages(words))
     rows = RMinHash.digests_from_token_sets(passages, _MINIMA, _SEED) if passages else []
     for number, text in enumerate(texts):
         if len(text) > _CHARACTERS_AT_ONCE and (minima := _minima_of_long(text)) is not None:
@@ -166,7 +167,7 @@ def _minima_of_long(text: str) -> list[int] | None:
         words = _words(piece)
         number += len(words)
         before += words
-        sketch.update(list(map(" ".join, grams(before, _PASSAGE))))
+        sketch.update(_passages(before))
         del before[: 1 - _PASSAGE]
     return list(sketch.digest()) if number >= MIN_WORDS else None
 
@@ -181,8 +182,16 @@ def _pieces(text: str) -> Iterator[str]:
         start = stop
 
 
+def _passages(words: list[str]) -> list[str]:
+    """Return each run of _PASSAGE words, joined by spaces."""
+    return [f"{first} {second} {third}" for first, second, third in zip(words, words[1:], words[2:], strict=False)]
+
+
 def _words(text: str) -> list[str]:
     """Return the words in lower case, without apostrophes. The fast path for ASCII gives the same as the pattern."""
+    if not text.isascii():
+        for mark, same in _LIKE_ASCII:
+            text = text.replace(mark, same)
     if text.isascii():
         return text.encode().translate(_ASCII_WORDS, b"'").decode().split()
     return _WORD.findall(_APOSTROPHES.sub("", text).lower())
