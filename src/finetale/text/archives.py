@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from finetale.text.byte_streams import BLOCK_BYTES, COMPRESSED, DAMAGED_HINT, UNREADABLE_HINT, uncompressed_blocks
 from finetale.text.documents import FileError
-from finetale.text.formats import HEAD_BYTES
+from finetale.text.formats import HEAD_BYTES, Format, format_of
 from finetale.text.formats.zipped import Container, Limits
 
 MAX_MEMBERS = 100_000
@@ -103,13 +103,14 @@ def archive_suffix(path: Path) -> str:
     return joined if joined in ARCHIVES else suffixes[-1] if suffixes and suffixes[-1] in ARCHIVES else ""
 
 
-def document_suffix(listing: Listing) -> str:
-    """Return the suffix of a document whose container was renamed, such as ".docx". Empty for an archive."""
+def document_format(listing: Listing) -> Format | None:
+    """Return the format of a document whose container has another suffix or none. None for an archive."""
     names = {str(member.path) for member in listing.members}
+    suffix = _MIMETYPES.get(listing.mimetype, "")
     if "[Content_Types].xml" in names:
         folders = {name.partition("/")[0] for name in names}
-        return next((suffix for folder, suffix in _OFFICE if folder in folders), "")
-    return _MIMETYPES.get(listing.mimetype, "")
+        suffix = next((suffix for folder, suffix in _OFFICE if folder in folders), "")
+    return format_of(Path(f"document{suffix}"))
 
 
 _listed: dict[tuple[str, int, int], Listing] = {}

@@ -310,6 +310,11 @@ def record_documents(
         raise late
 
 
+def reads_like_text(value: str) -> bool:
+    """Return whether a value holds two words, or four characters of a script without spaces."""
+    return _READS_LIKE_TEXT.search(value, 0, 1000) is not None
+
+
 def text_at(record: Mapping[str, Any], path: tuple[str, ...], file: str, line: int) -> str:
     """Return the text at a path. Null is empty text.
 

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from finetale.extras import EXTRA_OF, install_hint, is_installed
 from finetale.text.account import TextReport
-from finetale.text.archives import Member, archive_suffix, document_suffix, list_archive
+from finetale.text.archives import Member, archive_suffix, document_format, list_archive
 from finetale.text.byte_streams import STANDARD_INPUT, UNREADABLE_HINT
 from finetale.text.documents import FileError, one_line
 from finetale.text.encodings import binary_kind
@@ -170,7 +170,7 @@ def _inputs_of_archive(path: Path, suffix: str, source: str, search: Search, cou
     except FileError as error:
         search.unreadable.append(error)
         return []
-    if (suffix := document_suffix(listing)) and (form := format_of(Path(suffix))) is not None:  # a renamed document
+    if (form := document_format(listing)) is not None:
         return _inputs_of(path, form, source, search)
     report = search.report
     inputs: list[Input] = []
@@ -229,10 +229,9 @@ def _by_first_bytes(path: Path) -> Format | None:
         return None
     if head.startswith(b"PK\x03\x04"):
         try:
-            suffix = document_suffix(list_archive(path, ".zip"))
+            return document_format(list_archive(path, ".zip"))
         except FileError:
             return None
-        return format_of(Path(suffix)) if suffix else None
     return _by_head(head)
 
 

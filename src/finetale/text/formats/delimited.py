@@ -4,32 +4,22 @@ from __future__ import annotations
 
 import csv
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
 
 from finetale.text.account import FileAccount
-from finetale.text.columns import TEXT_COLUMNS
 from finetale.text.documents import FileError
 from finetale.text.formats.base import Format, SourceFile
+from finetale.text.formats.header import header_names
 
 FIELD_CHARACTERS = 1 << 28
 SAMPLE_LINES = 50
 SAMPLE_CHARACTERS = 1 << 16
 SEPARATORS = (",", ";", "\t")
-NAME_CHARACTERS, NAME_WORDS = 60, 6
 
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n?', re.IGNORECASE)
 """The first line of a file from Excel that names the separator."""
-_NUMBER = re.compile(r"[-+]?[\d.,:/ -]*\d[\d.,:/ %-]*")
-"""Numbers, dates and times."""
-_SENTENCE_END = (".", "!", "?", "…", "。", "！", "？", '."', '!"', '?"', ".”", "!”", "?”")
-_COMMON_NAMES = {
-    *TEXT_COLUMNS, "id", "index", "title", "name", "author", "date", "year", "url", "link", "label", "category",
-    "language", "source", "summary", "prompt", "instruction", "input", "question", "answer", "response", "comment",
-    "review", "tweet",
-}  # fmt: skip
 
 
 def csv_records(
@@ -72,7 +62,7 @@ def csv_records(
     try:
         for row in reader:
             if header is None and any(cell.strip() for cell in row):
-                header = _header(row, account, wanted, number)
+                header = header_names(row, account, wanted, number)
                 if row is not header:
                     yield number, dict(zip(header, row, strict=True))
             elif header is not None and row:
@@ -118,39 +108,6 @@ def _rows(sample: Sequence[str], separator: str, *, cut: bool) -> list[list[str]
     except csv.Error:
         return []
     return rows[:-1] if cut and len(rows) > 1 else rows
-
-
-def _header(row: list[str], account: FileAccount, wanted: str | None, line: int) -> list[str]:
-    """Return the names of the columns: the first row, or numbers if it looks like data."""
-    counted = wanted is not None and wanted.isdecimal() and wanted not in row
-    common = any(cell.strip().lower() in _COMMON_NAMES for cell in row)
-    if not (wanted is not None and wanted in row) and not common and (counted or _looks_like_data(row)):
-        detail = "there is no header line, so the columns are counted from 0"
-        account.problem("no_header", line, detail=detail)
-        return [str(number) for number in range(len(row))]
-    doubled = [name for name, count in Counter(row).items() if count > 1]
-    if doubled:
-        detail = f"the first line names the column {min(doubled)!r} twice"
-        raise FileError(account.file, line, "bad_table", detail, "Give each column a name of its own.")
-    return row
-
-
-def _looks_like_data(row: Sequence[str]) -> bool:
-    """Return whether a first row holds values, not names: numbers, sentences, long or broken lines."""
-    if [cell.strip() for cell in row if cell.strip()] == [
-        str(number) for number in range(len(row) - (not row[0].strip()))
-    ]:
-        return False  # columns whose names are numbers, as pandas writes them
-    if any(
-        len(cell) > NAME_CHARACTERS
-        or len(cell.split()) > NAME_WORDS
-        or "\n" in cell.strip()
-        or _NUMBER.fullmatch(cell.strip())
-        or (len(cell.split()) > 1 and cell.rstrip().endswith(_SENTENCE_END))
-        for cell in row
-    ):
-        return True
-    return all(len(cell.split()) >= 3 for cell in row)
 
 
 def _read(file: SourceFile, *, tabs: bool) -> Iterator[tuple[int, Mapping[str, str]]]:

@@ -13,11 +13,11 @@ _NO_TEXT = "Leave it out, or convert what it holds to plain text (.txt)."
 _KINDS = (
     ("an XML file", ".xml .svg .fb2 .tei", _OTHER_TEXT),
     ("a Word document of an old version", ".doc .dot", _OLD_WORD),
-    ("an OpenDocument file that is not a text", ".ods .odp .odg", _OTHER_TEXT),
+    ("an OpenDocument file that is not a text", ".odp .odg", _OTHER_TEXT),
     ("a Kindle e-book", ".mobi .azw .azw3 .kfx", _KINDLE),
     ("a DjVu document", ".djvu", _DJVU),
     ("a Pages document", ".pages", _OTHER_TEXT),
-    ("a spreadsheet", ".xls .xlsx .xlsm .numbers", _OTHER_TEXT),
+    ("a spreadsheet", ".xls .numbers", _OTHER_TEXT),
     ("a presentation", ".ppt .pptx .key", _OTHER_TEXT),
     ("a Jupyter notebook", ".ipynb", _OTHER_TEXT),
     ("an archive", ".zip .tar .tgz .7z .rar .bz2 .xz", _OTHER_TEXT),

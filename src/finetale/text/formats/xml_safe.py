@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -62,8 +63,18 @@ def read_xml(file: str, blocks: Iterable[bytes], target: XmlTarget, part: str = 
     Raises:
         FileError: the XML is not well-formed, has declarations, has an unknown encoding, or is nested too deeply.
     """
-    receiver = _Receiver(file, part, target)
-    _feed(file, blocks, part, _parser(receiver))
+    for _ in xml_steps(file, blocks, target, part):
+        pass
+
+
+def xml_steps(file: str, blocks: Iterable[bytes], target: XmlTarget, part: str = "") -> Iterator[None]:
+    """Do what `read_xml` does, and yield after each block, so that the caller can take what the target collected."""
+    parser = _parser(_Receiver(file, part, target))
+    with _one_sentence(file, part, parser):
+        for block in _checked(file, blocks, part):
+            parser.feed(block)
+            yield
+        parser.close()
 
 
 def xml_tree(file: str, blocks: Iterable[bytes], part: str = "") -> etree._Element:
@@ -72,7 +83,11 @@ def xml_tree(file: str, blocks: Iterable[bytes], part: str = "") -> etree._Eleme
     Raises:
         FileError: as for `read_xml`.
     """
-    return _feed(file, blocks, part, _parser(None))
+    parser = _parser(None)
+    with _one_sentence(file, part, parser):
+        for block in _checked(file, blocks, part):
+            parser.feed(block)
+        return parser.close()
 
 
 def _parser(target: Any) -> etree.XMLParser:
@@ -94,13 +109,13 @@ def _parser(target: Any) -> etree.XMLParser:
     )
 
 
-def _feed(file: str, blocks: Iterable[bytes], part: str, parser: etree.XMLParser) -> Any:
+@contextmanager
+def _one_sentence(file: str, part: str, parser: etree.XMLParser) -> Iterator[None]:
+    """Turn the errors of the parser into a FileError."""
     from lxml import etree
 
     try:
-        for block in _checked(file, blocks, part):
-            parser.feed(block)
-        return parser.close()
+        yield
     except etree.XMLSyntaxError as error:
         line, column = error.position
         message = re.sub(r", line \d+, column \d+.*", "", str(error.msg), flags=re.DOTALL) or "it is empty"
