@@ -186,7 +186,7 @@ def test_pipes_sockets_and_devices_are_never_opened(tmp_path: Path, monkeypatch:
         ("a.doc", "a Word document of an old version"),
         ("a.odp", "an OpenDocument file that is not a text"),
         ("a.djvu", "a DjVu document"),
-        ("a.xlsx", "a spreadsheet"),
+        ("a.numbers", "a spreadsheet"),
         ("a.ipynb", "a Jupyter notebook"),
         ("a.png", "a picture"),
         ("a.mp3", "a recording"),
