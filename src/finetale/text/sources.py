@@ -237,7 +237,7 @@ def _by_first_bytes(path: Path) -> Format | None:
 
 def _by_head(head: bytes) -> Format | None:
     for form in formats():
-        if any(head.startswith(magic) for magic in form.magic):
+        if form.begins(head):
             return form
     is_script = head.startswith(b"#!")
     return None if is_script or not head.strip() or binary_kind(head) else format_named("text")

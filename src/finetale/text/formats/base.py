@@ -11,6 +11,7 @@ A format is one module of this package with a tuple `FORMATS`. Its reader receiv
 from __future__ import annotations
 
 import io
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -139,8 +140,8 @@ class Format:
         read: the reader. It imports its libraries when it is called.
         has_lines: whether a document's lines are lines of the file, for messages.
         needs: import names of the optional packages that `read` needs; each has an entry in `extras.EXTRA_OF`.
-        magic: the first bytes of its files, one of them, where they identify the format. They identify a file without a
-            suffix.
+        magic: the first bytes of its files, one of them, where they identify the format, or a pattern for them. They
+            identify a file without a suffix.
     """
 
     name: str
@@ -149,4 +150,8 @@ class Format:
     read: Reader
     has_lines: bool = False
     needs: tuple[str, ...] = ()
-    magic: tuple[bytes, ...] = ()
+    magic: tuple[bytes | re.Pattern[bytes], ...] = ()
+
+    def begins(self, head: bytes) -> bool:
+        """Return whether the first bytes of a file identify the format."""
+        return any(each.match(head) if isinstance(each, re.Pattern) else head.startswith(each) for each in self.magic)

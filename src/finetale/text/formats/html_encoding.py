@@ -37,12 +37,14 @@ _MEANT = {
     "x-user-defined": "cp1252",
 }
 """Declared encoding → the larger encoding that browsers read it in, because pages use its further characters."""
+_TWO_BYTES = frozenset(("gb18030", "big5hkscs", "cp932", "cp949", "euc_jp", "johab"))
+_THREE_BYTES = re.compile(rb"[\xe0-\xf4]")
 
 
 def decode_page(data: bytes, account: FileAccount, settings: TextSettings, declared: str | None = None) -> str:
     """Return the text of a page. The account receives its encoding.
 
-    UTF-8 comes before a declaration: text with characters outside ASCII that is valid UTF-8 is not in another encoding.
+    UTF-8 comes before a declaration, because text in another encoding is hardly ever valid UTF-8.
 
     Args:
         data: the page.
@@ -56,7 +58,7 @@ def decode_page(data: bytes, account: FileAccount, settings: TextSettings, decla
     encoding = None
     if settings.encoding is None and byte_order_mark(data) is None:
         encoding = known_encoding(declared) or _declared_in(data)
-        if encoding == "utf-8" or (not data.isascii() and _is_utf8(data)):
+        if encoding == "utf-8" or is_utf8(data, encoding):
             encoding = None  # the detection begins with UTF-8, and finds out where a declaration of it is wrong
     size = account.bytes
     if encoding is not None:
@@ -92,7 +94,13 @@ def _declared_in(data: bytes) -> str | None:
     return None
 
 
-def _is_utf8(data: bytes) -> bool:
+def is_utf8(data: bytes, declared: str | None) -> bool:
+    """Return whether bytes are UTF-8 with characters outside ASCII, whatever encoding they are declared to be in.
+
+    A few characters of East Asian encodings, two bytes each, may be valid UTF-8 by chance. UTF-8 has three for theirs.
+    """
+    if data.isascii() or (declared in _TWO_BYTES and not _THREE_BYTES.search(data)):
+        return False
     try:
         data.decode("utf-8")
     except UnicodeDecodeError:

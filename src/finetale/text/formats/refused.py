@@ -7,6 +7,7 @@ _OLD_WORD = "Save it as .docx, or convert it with `soffice --headless --convert-
 _KINDLE = (
     "Convert it with Calibre: `ebook-convert book.azw3 book.epub`. A book that is protected by DRM can't be converted."
 )
+_OUTLOOK = "Save its mails as .eml, or export them as .mbox with a mail program such as Thunderbird."
 _DJVU = "Take its text out: `djvutxt book.djvu book.txt`. A book of scanned pages may have none."
 _NO_TEXT = "Leave it out, or convert what it holds to plain text (.txt)."
 
@@ -15,6 +16,7 @@ _KINDS = (
     ("a Word document of an old version", ".doc .dot", _OLD_WORD),
     ("an OpenDocument file that is not a text", ".odp .odg", _OTHER_TEXT),
     ("a Kindle e-book", ".mobi .azw .azw3 .kfx", _KINDLE),
+    ("an Outlook file", ".msg .pst .ost", _OUTLOOK),
     ("a DjVu document", ".djvu", _DJVU),
     ("a Pages document", ".pages", _OTHER_TEXT),
     ("a spreadsheet", ".xls .numbers", _OTHER_TEXT),

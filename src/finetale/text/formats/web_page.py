@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from finetale.text.documents import FileError
@@ -71,7 +72,7 @@ FORMATS = (
         "chapters",
         html_chapters,
         needs=("lxml",),
-        magic=(b"<!DOCTYPE html", b"<!doctype html", b"<html"),
+        magic=(re.compile(rb"\s*<(!doctype )?html", re.IGNORECASE),),
     ),
     Format("mhtml", (".mhtml", ".mht"), "chapters", mhtml_chapters, needs=("lxml",)),
 )
