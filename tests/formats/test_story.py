@@ -23,6 +23,7 @@ WITHOUT_OUTLINE = {"pdflatex.pdf", "pdflatex.two-columns.pdf"}
 LEFT_OUT: dict[str, dict[str, int]] = {
     "calibre.docx": {"table of contents": 1},
     "calibre.pdf": {},
+    "pandoc.tex": {"footnote": 1, "preamble": 1},
     "pdflatex.pdf": {"footnote": 1, "page number": 2},
     "pdflatex.two-columns.pdf": {"footnote": 1, "page number": 1},
     "soffice.pdf": {"footnote": 1, "page number": 2},
