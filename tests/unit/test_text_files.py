@@ -202,7 +202,7 @@ def test_formats_that_are_not_plain_text_are_refused_by_name(tmp_path: Path, nam
     assert read(tmp_path)[0] == ["text"]
 
 
-@pytest.mark.parametrize("name", ["notes", "story.tex", "story.log", "story.rst", "main.py", "subtitles.sbv"])
+@pytest.mark.parametrize("name", ["notes", "story.bbl", "story.log", "story.rst", "main.py", "subtitles.sbv"])
 def test_other_names_are_read_as_plain_text(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("Once.")
     assert read(tmp_path / name)[0] == ["Once."]

@@ -39,7 +39,7 @@ class Chapter:
         text: its text with its heading. Paragraphs are separated by a blank line. White space at its end separates it
             from the next chapter; the texts of all chapters, joined, are the text of the file.
         title: its heading, "" if it has none.
-        place: its first line in a file with lines, else its number from 1.
+        place: its first line in the file, if the format has lines or says where chapters start; else its number from 1.
     """
 
     text: str
