@@ -37,7 +37,7 @@ _REPEATS = (
 )
 
 
-_FORMS = ("duplicate_key", "records_in_list", "no_header", "pages_without_text", "damaged_pages")
+_FORMS = ("duplicate_key", "records_in_list", "no_header", "pages_without_text", "damaged_pages", "wrong_suffix")
 _LOSSES = ("duplicate_key", "pages_without_text", "damaged_pages")
 _MAX_COLUMNS = 5
 _MAX_KINDS = 5

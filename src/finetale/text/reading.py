@@ -190,10 +190,13 @@ class _Reader:
     def _candidates(self, inputs: Sequence[Input]) -> Iterator[list[Candidate]]:
         for entry, following in zip_longest(inputs, inputs[1:]):
             account = self._report.open_file(entry.name, entry.format.name)
+            if entry.notice:
+                account.problem("wrong_suffix", None, detail=entry.notice)
             try:
                 yield from self._documents(entry, account)
             except FileError as error:
-                unread = error.kind == "unreadable" or (error.kind == "binary" and not account.documents)
+                is_whole = entry.format.yields == "chapters" and error.line is None
+                unread = error.kind == "unreadable" or ((error.kind == "binary" or is_whole) and not account.documents)
                 if unread and self._settings.skip_unreadable:
                     account.skipped = True
                     self._report.leave_out("unreadable", error.file)

@@ -1,6 +1,6 @@
 """Find the files that a source names: a file, a folder, an archive, standard input. Knows nothing of content.
 
-Opens files without a suffix, to identify them, and archives, to list them.
+Opens files to identify them by their first bytes, and archives, to list them.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import IO, Any
 from finetale.extras import EXTRA_OF, install_hint, is_installed
 from finetale.text.account import TextReport
 from finetale.text.archives import Member, archive_suffix, document_format, list_archive
-from finetale.text.byte_streams import STANDARD_INPUT, UNREADABLE_HINT
+from finetale.text.byte_streams import COMPRESSED, STANDARD_INPUT, UNREADABLE_HINT
 from finetale.text.documents import FileError, one_line
 from finetale.text.encodings import binary_kind
 from finetale.text.formats import HEAD_BYTES, Format, format_named, format_of, formats, known_suffixes, suffix_of
-from finetale.text.formats.refused import REFUSED
+from finetale.text.formats.refused import OFTEN_WRONG, REFUSED
 from finetale.text.source_names import source_name
 
 BUNDLED_SOURCE = "bundled:tales"
@@ -32,6 +32,7 @@ _MAC_FOLDER = "__MACOSX"
 _FILES_OF_A_RUN = {"run.json", "config.yaml"}
 _BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled" / "tales"
 
+_ZIP_MAGIC = b"PK\x03\x04"
 _SPECIAL = (
     (stat.S_ISFIFO, "a named pipe"),
     (stat.S_ISSOCK, "a socket"),
@@ -51,6 +52,7 @@ class Input:
         open_member: opens the bytes of a member of the archive `path`, else None.
         rows: the rows of a dataset's split (a Dataset or IterableDataset), else None.
         source: the source that it belongs to.
+        notice: what to report about the file, as the end of a sentence. Empty if there is nothing.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Input:
     open_member: Callable[[], IO[bytes]] | None = None
     rows: Any = None
     source: str = ""
+    notice: str = ""
 
 
 @dataclass
@@ -124,7 +127,7 @@ def find_inputs(source: str, search: Search) -> list[Input]:
         what = _special_kind(facts.st_mode)
         hint = f"Read it through standard input: `finetale … - < {one_line(source)}`, or save the text as a file."
         raise FileError(source, None, "special", f"is {what}, not a regular file, and is not opened", hint)
-    if not archive_suffix(path) and (refused := REFUSED.get(suffix_of(path))) is not None:
+    if not archive_suffix(path) and (refused := REFUSED.get(suffix_of(path))) is not None and not _is_other(path):
         what, hint = refused
         raise FileError(source, None, "not_text_yet", f"is {what}, and Finetale does not read these", hint)
     if not os.access(path, os.R_OK):
@@ -154,13 +157,20 @@ def _inputs_of(path: Path, form: Format, source: str, search: Search, member: Me
     If its format needs a package that is missing, it is unreadable.
     """
     name = str(path) if member is None else f"{path}/{member.path}"
+    notice = ""
+    if member is None:
+        other = _other_format(path, form)
+        form = other or form
+        if other is not None or suffix_of(path) in OFTEN_WRONG:
+            notice = f"the first bytes are those of {form.name}, so it is read as {form.name} despite its name"
     missing = [package for package in form.needs if not is_installed(package)]
     if missing:
         reason = f"can't be read (the package {missing[0]} is not installed)"
         hint = f"{install_hint(EXTRA_OF[missing[0]])} Or leave such files out with --skip-unreadable."
         search.unreadable.append(FileError(name, None, "unreadable", reason, hint))
         return []
-    return [Input(source_name(name), form, path, member.open if member is not None else None, source=source)]
+    open_member = member.open if member is not None else None
+    return [Input(source_name(name), form, path, open_member, source=source, notice=notice)]
 
 
 def _inputs_of_archive(path: Path, suffix: str, source: str, search: Search, counts: _Counts) -> list[Input]:
@@ -222,25 +232,55 @@ def _leave_out_other(report: TextReport, name: str, path: Path) -> None:
 
 def _by_first_bytes(path: Path) -> Format | None:
     """Return the format of a file without a known suffix. None if its first bytes identify none and are not text."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
-    except OSError:
-        return None
-    if head.startswith(b"PK\x03\x04"):
-        try:
-            return document_format(list_archive(path, ".zip"))
-        except FileError:
-            return None
+    head = _head_of(path)
+    if head.startswith(_ZIP_MAGIC):
+        return _zipped_document(path)
     return _by_head(head)
 
 
 def _by_head(head: bytes) -> Format | None:
-    for form in formats():
-        if form.begins(head):
-            return form
+    if (form := _by_magic(head)) is not None:
+        return form
     is_script = head.startswith(b"#!")
     return None if is_script or not head.strip() or binary_kind(head) else format_named("text")
+
+
+def _other_format(path: Path, form: Format) -> Format | None:
+    """Return the format that the first bytes of a file identify, if it is not the one of its suffix.
+
+    Text may start with the markup of another format, such as HTML in a .txt file, and is then read as its suffix says.
+    """
+    if path.suffix.lower() in COMPRESSED:
+        return None
+    head = _head_of(path)
+    if not (form.is_binary or binary_kind(head)) or form.begins(head):
+        return None
+    found = _zipped_document(path) if head.startswith(_ZIP_MAGIC) else _by_magic(head)
+    return None if found is None or found.name == form.name else found
+
+
+def _is_other(path: Path) -> bool:
+    """Return whether a file is of a format that is read, although its suffix is of one that is not: RTF as .doc."""
+    return suffix_of(path) in OFTEN_WRONG and os.access(path, os.R_OK) and _by_first_bytes(path) is not None
+
+
+def _head_of(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(HEAD_BYTES)
+    except OSError:
+        return b""
+
+
+def _by_magic(head: bytes) -> Format | None:
+    return next((form for form in formats() if form.begins(head)), None)
+
+
+def _zipped_document(path: Path) -> Format | None:
+    try:
+        return document_format(list_archive(path, ".zip"))
+    except FileError:
+        return None
 
 
 def _find_in_folder(source: str, folder: Path, search: Search) -> list[Input]:
@@ -250,7 +290,8 @@ def _find_in_folder(source: str, folder: Path, search: Search) -> list[Input]:
     for path in _walk(folder, search):
         is_archive = bool(archive_suffix(path))
         form = None if is_archive else format_of(path)
-        if form is None and not is_archive and not suffix_of(path) and os.access(path, os.R_OK):  # such as README
+        may_be_any = not suffix_of(path) or suffix_of(path) in OFTEN_WRONG  # such as README
+        if form is None and not is_archive and may_be_any and os.access(path, os.R_OK):
             form = _by_first_bytes(path)
         if form is None and not is_archive:
             counts.num_others += 1

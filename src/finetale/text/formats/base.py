@@ -142,6 +142,8 @@ class Format:
         needs: import names of the optional packages that `read` needs; each has an entry in `extras.EXTRA_OF`.
         magic: the first bytes of its files, one of them, where they identify the format, or a pattern for them. They
             identify a file without a suffix.
+        is_binary: whether its files can't be taken for text. If the first bytes of such a file are those of another
+            format, it is read as that.
     """
 
     name: str
@@ -151,6 +153,7 @@ class Format:
     has_lines: bool = False
     needs: tuple[str, ...] = ()
     magic: tuple[bytes | re.Pattern[bytes], ...] = ()
+    is_binary: bool = False
 
     def begins(self, head: bytes) -> bool:
         """Return whether the first bytes of a file identify the format."""

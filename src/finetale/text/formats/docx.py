@@ -78,4 +78,4 @@ def _read(file: SourceFile) -> Iterator[Chapter]:
     yield from chapters_of(blocks)
 
 
-FORMATS = (Format("docx", (".docx", ".docm", ".dotx", ".dotm"), "chapters", _read, needs=("lxml",)),)
+FORMATS = (Format("docx", (".docx", ".docm", ".dotx", ".dotm"), "chapters", _read, needs=("lxml",), is_binary=True),)

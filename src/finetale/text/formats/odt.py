@@ -68,6 +68,6 @@ def _counted(file: SourceFile) -> Iterator[bytes]:
 
 
 FORMATS = (
-    Format("odt", (".odt", ".ott"), "chapters", _read, needs=("lxml",)),
+    Format("odt", (".odt", ".ott"), "chapters", _read, needs=("lxml",), is_binary=True),
     Format("fodt", (".fodt",), "chapters", _read_flat, needs=("lxml",)),
 )

@@ -34,3 +34,6 @@ REFUSED: dict[str, tuple[str, str]] = {
     suffix: (what, hint) for what, suffixes, hint in _KINDS for suffix in suffixes.split()
 }
 """Suffix → (what the file is, how to convert it)."""
+
+OFTEN_WRONG = (".doc", ".dot")
+"""Suffixes that RTF, .docx, HTML and plain text often have too. The first bytes decide."""

@@ -568,4 +568,4 @@ def _read(file: SourceFile) -> Iterator[Chapter]:
         yield from chapters_of(rtf_blocks(file.name, data, file.account))
 
 
-FORMATS = (Format("rtf", (".rtf",), "chapters", _read, magic=(b"{\\rtf",)),)
+FORMATS = (Format("rtf", (".rtf",), "chapters", _read, magic=(b"{\\rtf",), is_binary=True),)
