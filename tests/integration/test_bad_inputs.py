@@ -96,7 +96,7 @@ CASES = [
         ("train", "mixed", *GOOD),
         ("mixed: holds no file that can be read (2 of other kinds)",),
         ("txt", "parquet"),
-        {"mixed/a.pdf": b"%PDF-1.7", "mixed/b.doc": b"\xd0\xcf\x11\xe0"},
+        {"mixed/a.ppt": b"\xd0\xcf\x11\xe0", "mixed/b.doc": b"\xd0\xcf\x11\xe0"},
     ),
     bad_text("empty file", "empty.txt", b"", "no training text", "finetale check"),
     bad_text("white space", "blank.txt", b" \n\t\n \n", "no training text", "finetale check"),

@@ -257,4 +257,4 @@ def _letters(text: str) -> str:
     return "".join(filter(str.isalnum, text.casefold()))
 
 
-FORMATS = (Format("pdf", (".pdf",), "chapters", pdf_chapters, needs=("pypdfium2",), magic=(b"%PDF-",)),)
+FORMATS = (Format("pdf", (".pdf",), "chapters", pdf_chapters, needs=("pypdfium2",), magic=(b"%PDF-",), is_binary=True),)
