@@ -22,6 +22,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from commands import Result, environment, finetale, finish, start
 from finetale import cli, models, rundir
+from finetale.text.formats.zipped import OLE_MAGIC
 from tiny import WORDS, model, save_model, tokenizer, write_stories
 
 PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x10\x00\x00\x00\x10\x08\x06\x00\x00\x00" + bytes(range(256))
@@ -96,7 +97,7 @@ CASES = [
         ("train", "mixed", *GOOD),
         ("mixed: holds no file that can be read (2 of other kinds)",),
         ("txt", "parquet"),
-        {"mixed/a.ppt": b"\xd0\xcf\x11\xe0", "mixed/b.doc": b"\xd0\xcf\x11\xe0"},
+        {"mixed/a.ppt": OLE_MAGIC, "mixed/b.doc": OLE_MAGIC},
     ),
     bad_text("empty file", "empty.txt", b"", "no training text", "finetale check"),
     bad_text("white space", "blank.txt", b" \n\t\n \n", "no training text", "finetale check"),
