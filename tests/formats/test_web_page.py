@@ -170,7 +170,6 @@ def test_headings_1_start_chapters(read: Read) -> None:
         ("<p>A <a href='#c1' id=t1>1</a></p><h2 id=c1><a href='#t1'>1</a></h2><p>x</p>", "A 1\n\n1\n\nx"),
         ("<p>m<sup>2</sup> and <a href='/x#y'>x</a></p>", "m2 and x"),
         ("<p>a\x00b</p>", "ab"),
-        ("<p>x</p><xmp>y <b></xmp>", "x\n\ny <b>"),
     ],
 )  # fmt: skip
 def test_elements_become_text(read: Read, body: str, text: str) -> None:

@@ -117,11 +117,16 @@ _NOTE_MARK = re.compile(r"[\[(]?(?:\d{1,4}|[*†‡§¶]{1,4}|[a-zA-Z]|[ivxlc]{1
 MARK_START, MARK_END = "\ufdd0", "\ufdd1"
 """Surround the text of a link that may be the mark of a footnote. These are no characters in any text."""
 _HIDING = re.compile(r"(?:^|[;\s])(?:display\s*:\s*none|visibility\s*:\s*hidden)", re.IGNORECASE)
-_SPACES = re.compile(r"[ \t\n\f]+")
+_SPACES = re.compile(r"[\t\n\f][ \t\n\f]*| [ \t\n\f]+")  # not a single space, which stays as it is
 _BREAKS = re.compile(" ?\r ?")
 _MANY_BREAKS = re.compile(r"\n{3,}")
-_INVISIBLE = {0xAD: None, 0x200B: None, 0xFEFF: None, 0x2060: None}
-"""Soft hyphen, zero-width space, word joiner: places where a line may or may not break."""
+_INVISIBLE: dict[int, str | None] = {
+    **{code: bytes((code,)).decode("cp1252", "ignore") for code in range(0x80, 0xA0)},
+    **dict.fromkeys((0xAD, 0x200B, 0x2060, 0xFEFF)),
+}
+"""Soft hyphen, zero-width space, word joiner: places where a line may or may not break. References to C1 control
+characters, such as &#150;, mean characters of Windows-1252."""
+_HAS_INVISIBLE = re.compile("[\x80-\x9f\xad\u200b\u2060\ufeff]")
 
 # Boundaries between blocks, from weak to strong; ROW is between the rows of a table.
 ROW, NONE, LINE, PARAGRAPH = -1, 0, 1, 2
@@ -392,7 +397,7 @@ class Collector:
                 if "\r" in text:
                     text = _MANY_BREAKS.sub("\n\n", _BREAKS.sub("\n", text))
                 text = text.strip()
-            if not text.isascii():
+            if not text.isascii() and _HAS_INVISIBLE.search(text):
                 text = text.translate(_INVISIBLE)
             if text.strip():
                 self._add(self._block(text))

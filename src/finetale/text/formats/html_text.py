@@ -38,7 +38,7 @@ _LINK_SHARE, _MIN_LINKS = 0.8, 3
 _CELL_CHARACTERS = 500
 _BLANK_DIVS = 0.2
 _FEED_CHARACTERS = 1 << 16
-_NO_CHARACTERS = dict.fromkeys((0, ord(MARK_START), ord(MARK_END)))
+_NO_CHARACTERS = ("\x00", MARK_START, MARK_END)
 _MARKED = re.compile(f"{MARK_START}(.*?){MARK_END}", re.DOTALL)
 
 _CERTAIN = frozenset(("menu", "footer"))
@@ -119,7 +119,9 @@ def feed(html: str, target: Any, account: FileAccount, name: str = "") -> None:
 
     if "\x00" in html:
         account.problem("nul", None, html.count("\x00"), "removed from the page")
-    html = _without_xml(html.translate(_NO_CHARACTERS), account, name)
+    for character in _NO_CHARACTERS:
+        html = html.replace(character, "")
+    html = _without_xml(html, account, name)
     parser = etree.HTMLParser(target=target, encoding="utf-8", huge_tree=True)
     for start in range(0, len(html), _FEED_CHARACTERS):
         parser.feed(html[start : start + _FEED_CHARACTERS].encode("utf-8", "replace"))
