@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from finetale.formatting import count, plural, share
 from finetale.schema import ColumnReport, PersonalExample, RepeatExample, Repeats, TextReport
+from finetale.text.formats.refused import REFUSED
 from finetale.text.source_names import LIST_OF_TEXTS
 
 Report = TextReport | Mapping[str, Any] | None
@@ -207,10 +208,14 @@ def _files_left_out(report: TextReport) -> list[TextFinding]:
     parts = []
     if others:
         kinds = sorted(skipped.other.items(), key=lambda item: (-item[1], item[0]))
-        named = [f"{number:,} {suffix or '(no suffix)'}" for suffix, number in kinds[:_MAX_KINDS]]
+        ways = {suffix: REFUSED[suffix].way_out for suffix, _ in kinds[:_MAX_KINDS] if suffix in REFUSED}
+        named = [
+            f"{number:,} {suffix or '(no suffix)'}{f': {ways[suffix]}' if ways.get(suffix) else ''}"
+            for suffix, number in kinds[:_MAX_KINDS]
+        ]
         if more := sum(number for _, number in kinds[_MAX_KINDS:]):
             named.append(f"{more:,} more")
-        parts.append(f"{others:,} of kinds that are not read ({', '.join(named)})")
+        parts.append(f"{others:,} of kinds that are not read ({('; ' if any(ways.values()) else ', ').join(named)})")
     if skipped.unreadable:
         parts.append(f"{skipped.unreadable:,} that can't be read")
     if skipped.empty:

@@ -128,8 +128,8 @@ def find_inputs(source: str, search: Search) -> list[Input]:
         hint = f"Read it through standard input: `finetale … - < {one_line(source)}`, or save the text as a file."
         raise FileError(source, None, "special", f"is {what}, not a regular file, and is not opened", hint)
     if not archive_suffix(path) and (refused := REFUSED.get(suffix_of(path))) is not None and not _is_other(path):
-        what, hint = refused
-        raise FileError(source, None, "not_text_yet", f"is {what}, and Finetale does not read these", hint)
+        detail = f"is {refused.what}, and Finetale does not read these"
+        raise FileError(source, None, "not_text_yet", detail, refused.hint)
     if not os.access(path, os.R_OK):
         search.unreadable.append(_denied(source))
         return []
