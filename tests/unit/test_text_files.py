@@ -178,26 +178,26 @@ def test_pipes_sockets_and_devices_are_never_opened(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("name", "what"),
+    ("name", "what", "way"),
     [
-        ("feed.xml", "an XML file"),
-        ("FEED.XML", "an XML file"),
-        ("feed.xml.gz", "an XML file"),
-        ("a.odp", "an OpenDocument file that is not a text"),
-        ("a.djvu", "a DjVu document"),
-        ("a.numbers", "a spreadsheet"),
-        ("a.ipynb", "a Jupyter notebook"),
-        ("a.png", "a picture"),
-        ("a.mp3", "a recording"),
+        ("feed.xml", "an XML file", ".txt"),
+        ("FEED.XML", "an XML file", ".txt"),
+        ("feed.xml.gz", "an XML file", ".txt"),
+        ("a.odp", "a presentation", ".pdf"),
+        ("a.djvu", "a DjVu document", "djvutxt"),
+        ("a.numbers", "a Numbers spreadsheet", ".xlsx"),
+        ("a.ipynb", "a Jupyter notebook", "nbconvert"),
+        ("a.png", "a picture", ".txt"),
+        ("a.mp3", "a recording", ".txt"),
     ],
 )
-def test_formats_that_are_not_plain_text_are_refused_by_name(tmp_path: Path, name: str, what: str) -> None:
+def test_formats_that_are_not_plain_text_are_refused_by_name(tmp_path: Path, name: str, what: str, way: str) -> None:
     (tmp_path / name).write_text("<html><style>p {}</style><p>Once upon a time</p></html>")
     (tmp_path / "a.txt").write_text("text")
     for settings in ({}, {"validation": str(tmp_path / name)}):
         with pytest.raises(SourceError, match=rf"{name}: is {what}, and Finetale does not read these") as caught:
             read(tmp_path / ("a.txt" if settings else name), **settings)
-        assert ".txt" in caught.value.hint
+        assert way in caught.value.hint
     assert read(tmp_path)[0] == ["text"]
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from finetale.text.account import FileAccount
 from finetale.text.documents import FileError
+from finetale.text.encodings import binary_kind
 from finetale.text.formats.base import Chapter, Format, SourceFile
 from finetale.text.formats.manuscript import TITLE_LEVEL, Block, chapters_of, list_item, table_row
 from finetale.text.formats.rtf_codes import (
@@ -29,6 +30,7 @@ from finetale.text.formats.symbols import symbol
 
 MAX_BYTES = 512 << 20
 MAX_DEPTH = 1000
+_HEAD_BYTES = 4096
 _HINT = "Open it in Word or LibreOffice and save it again, best as .docx."
 _TOKEN = re.compile(
     rb"([^\\{}\r\n]+)|\\([A-Za-z]{1,40})(-?[0-9]{1,10})? ?|\\'([0-9A-Fa-f]{2})|([{}])|[\r\n]+|\\([^A-Za-z])|\\",
@@ -117,7 +119,9 @@ class _Reader:
         data, match = self._data, _TOKEN.match
         at = len(data) - len(data.lstrip(b"\xef\xbb\xbf \t\r\n"))
         if not data.startswith(b"{\\rtf", at):
-            raise FileError(self._name, None, "not_rtf", "it does not start as RTF does", _HINT)
+            other = binary_kind(data[:_HEAD_BYTES])
+            detail = f"it is {other}, not RTF" if other else "it does not start as RTF does"
+            raise FileError(self._name, None, "not_rtf", detail, _HINT)
         end = len(data)
         while at < end:
             token = match(data, at)
