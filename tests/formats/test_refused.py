@@ -41,6 +41,8 @@ def test_refused_suffixes_have_no_reader_and_a_way_out() -> None:
         ("soffice.xls", "an Excel workbook of an old or binary version", "--convert-to xlsx"),
         ("calibre.mobi", "a Kindle e-book", "ebook-convert"),
         ("calibre.azw3", "a Kindle e-book", "ebook-convert"),
+        ("calibre.fb2", "an e-book of another kind", "ebook-convert"),
+        ("pandoc.ipynb", "a Jupyter notebook", "nbconvert"),
     ],
 )
 def test_real_files_of_refused_formats(name: str, what: str, way: str) -> None:
@@ -71,7 +73,7 @@ def test_an_old_office_file_under_the_suffix_of_text(suffix: str, tmp_path: Path
 def test_a_folder_names_the_ways_out_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("A tale.")
     for name in ("b.doc", "c.doc", "d.pages", "e.png", "f.7z"):
-        (tmp_path / name).write_bytes(b"\0")
+        (tmp_path / name).write_bytes((FILES / "soffice.doc").read_bytes())
     parts, report = read_parts([str(tmp_path)], TextSettings(validation_fraction=0, test_fraction=0))
     assert len(list(parts)) == 1
     (note,) = text_notes(report.to_dict())
