@@ -131,6 +131,13 @@ def test_running_heads_and_page_numbers_are_left_out(file: Path) -> None:
     assert report["content_left_out"] == {"running head": 6, "page number": 6}
 
 
+def test_a_heading_that_the_heads_repeat_stays(file: Path) -> None:
+    pages = [[(72, 750, 22 if index == 0 else 9, "The Ferry"), *flow(f"{FIRST} {index}.")] for index in range(5)]
+    (text,), report = read(file, pdf(pages, outline=[("The Ferry", 0, 700)]))
+    assert text.split("\n\n") == ["The Ferry", *(f"{FIRST} {index}." for index in range(5))]
+    assert report["content_left_out"] == {"running head": 4}
+
+
 def test_numbers_that_do_not_follow_the_pages_stay(file: Path) -> None:
     pages = [[(300, 740, 11, str(year)), *flow(f"{FIRST} {year}.")] for year in (1914, 1935, 1917, 1984, 1960)]
     (text,), report = read(file, pdf(pages))

@@ -33,6 +33,7 @@ MAX_PAGES = 200_000
 MAX_CHARACTERS = 200_000_000
 UNKNOWN_SHARE = 0.2
 """From this share of unknown characters a file is refused."""
+_MAX_PREFIX, _MAX_LABEL = 12, 40
 
 _PASSWORD, _SECURITY = 4, 5
 _PROGRAM = Path(__file__).with_name("pdf_pages.py")
@@ -242,15 +243,23 @@ def _chapters(paragraphs: Sequence[Paragraph], outline: Sequence[Sequence[Any]])
 
 
 def _paragraph_at(paragraphs: Sequence[Paragraph], title: str, page: int, height: float | None) -> int | None:
-    """Return the first paragraph at or below a place on a page, else the one that holds the title, else the first."""
+    """Return the paragraph at which an entry of the outline leads, None if there is none.
+
+    It is the one that begins with the title, after a number or the like at most. A short paragraph before it belongs to
+    it, such as "Chapter 2", if the entry leads there. Without such a paragraph it is the first one below the place that
+    the entry names, or the first one on the page.
+    """
     here = [index for index, paragraph in enumerate(paragraphs) if paragraph.page == page]
     if not here:
         return None
+    below = here[0]
     if height is not None:
-        return next((index for index in here if paragraphs[index].base <= height + 2), None)
+        below = next((index for index in here if paragraphs[index].base <= height + 2), here[-1])
     wanted = _letters(title)
-    found = (index for index in here if wanted and _letters(paragraphs[index].text)[: len(wanted)] == wanted)
-    return next(found, here[0])
+    for index in here:
+        if wanted and 0 <= _letters(paragraphs[index].text[:500]).find(wanted) <= _MAX_PREFIX:
+            return below if below == index - 1 and len(paragraphs[below].text) < _MAX_LABEL else index
+    return below
 
 
 def _letters(text: str) -> str:

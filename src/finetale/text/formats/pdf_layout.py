@@ -204,7 +204,9 @@ def _remove_heads(pages: Sequence[Page], height: float, leave_out: Callable[[str
                 text = " ".join(piece.text for piece in sorted(row, key=lambda piece: piece.left))
                 gap = abs(row[0].base - following)
                 edges.append(_Edge(page, row, (zone, round(row[0].base / 3)), text, gap, index == 0))
-    apart = 1.3 * max(1, gaps.most_common(1)[0][0] if gaps else height)  # heads are set off from the text
+    often = max(gaps.values(), default=0) / 2
+    usual = min((gap for gap, times in gaps.items() if times >= often and gap > 0), default=height)
+    apart = 1.3 * usual  # heads are set off from the text
     numbered = {zone: _page_numbers(edges, zone, height, len(pages)) for zone in ("top", "bottom")}
     texts: Counter[tuple[str, str]] = Counter()
     for edge in edges:
@@ -219,15 +221,16 @@ def _remove_heads(pages: Sequence[Page], height: float, leave_out: Callable[[str
         edge.text = bare
         texts[edge.place[0], bare] += 1
     for edge in edges:
+        is_small = edge.row[0].height < 1.3 * height  # a heading is larger
         repeated = texts[edge.place[0], edge.text] >= 3 and (edge.gap > apart or "\x00" in edge.text)
-        if not edge.kind and repeated and re.search(r"\w\w", edge.text) and edge.row[0].height < 1.6 * height:
+        if not edge.kind and repeated and re.search(r"\w\w", edge.text) and is_small:
             edge.kind = "running head"
     places = Counter(edge.place for edge in edges if edge.kind)
     enough = max(3, len(pages) * 3 // 10)
     for edge in edges:  # a head that occurs once, such as that of a short chapter
         zone, at = edge.place
         number = sum(places[zone, near] for near in (at - 1, at, at + 1))
-        if not edge.kind and edge.first and number >= enough and edge.gap > apart:
+        if not edge.kind and edge.first and number >= enough and edge.gap > apart and edge.row[0].height < 1.3 * height:
             edge.kind = "running head"
     removed: Counter[str] = Counter()
     outer: set[tuple[int, str]] = set()  # a second row is a head only if the row outside of it is
@@ -488,19 +491,27 @@ def _begins(above: Piece, parity: int, line: Piece, line_parity: int, style: _St
             return "nothing"
         if above.cells > 1 and line.cells > 1:  # rows of a table
             return "paragraph"
+    if above.text.endswith(_HYPHENS) and line.text[0].islower():
+        return "nothing"
     margin_above, margin = _margin(style, parity, above.left), _margin(style, line_parity, line.left)
     indent_above, indent = above.left - margin_above, line.left - margin
+    room = _room(above, parity, line, style)
+    width = style.rights.get((parity, margin_above), above.right) - margin_above
+    ends_early = room > style.ragged * width
     if indent > indent_above + 0.8 * style.height or _is_near(indent, style.indents):
         return "paragraph"
-    right = style.rights.get((parity, margin_above), above.right)
-    first = _first_word(line.text)
-    room = right - above.right - 0.3 * style.height - (line.right - line.left) * len(first) / len(line.text)
-    width = right - margin_above
-    if above.text.endswith(_HYPHENS) or room <= style.ragged * width:
+    if not ends_early:
         return "nothing"
     if same_column and line.text[0].islower() and above.text[-1] not in ".!?:":
         return "line" if room > _RAGGED * width else "nothing"
     return "paragraph"
+
+
+def _room(above: Piece, parity: int, line: Piece, style: _Style) -> float:
+    """Return the width that would be left in the line above after the first word of the next line."""
+    right = style.rights.get((parity, _margin(style, parity, above.left)), above.right)
+    first = _first_word(line.text)
+    return right - above.right - 0.3 * style.height - (line.right - line.left) * len(first) / len(line.text)
 
 
 def _is_near(value: float, usual: set[float]) -> bool:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -47,7 +48,7 @@ def main(path: str, memory_limit: int) -> None:
     import pypdfium2  # noqa: F401 - initialises the library
     import pypdfium2.raw as pdfium
 
-    document = pdfium.FPDF_LoadDocument(path.encode() + b"\0", None)
+    document = pdfium.FPDF_LoadDocument(os.fsencode(path) + b"\0", None)
     if not document:
         _print({"error": pdfium.FPDF_GetLastError()})
         return
