@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Integers = NDArray[np.int64]
+_DENSE = 0.9
+"""Share of learned targets above which logits are computed for all, because to select rows costs a copy."""
 _TOLERANCE = 1e-3  # largest difference of two logits that count as equal, relative to the largest logit
 _BY_BORDERS = "document borders passed to attention"
 _BY_POSITION = "restarting positions"
@@ -91,10 +93,13 @@ class PackedForward:
         labels = _on(self.device, batch.labels)
         with self.autocast(), torch.no_grad():
             if self.route.head:
-                states, head = self._outputs(batch), _head(self.model)
-                losses = speed.linear_cross_entropy(
-                    states.flatten(0, 1), head.weight, head.bias, labels.flatten(), IGNORE
-                )
+                states, head = self._outputs(batch).flatten(0, 1), _head(self.model)
+                rows, flat = self._learned_rows(batch), labels.flatten()
+                if rows is None:
+                    losses = speed.linear_cross_entropy(states, head.weight, head.bias, flat, IGNORE)
+                else:
+                    losses = torch.zeros(len(flat), dtype=torch.float32, device=self.device)
+                    losses[rows] = speed.linear_cross_entropy(states[rows], head.weight, head.bias, flat[rows], IGNORE)
             else:
                 logits = self._outputs(batch)  # (batch, time, vocabulary)
                 losses = speed.cross_entropy(logits.flatten(0, 1), labels.flatten(), IGNORE)
@@ -123,9 +128,16 @@ class PackedForward:
             head = _head(self.model)
             tied = speed.TiedWeights(head.weight) if self.route.tied and head.weight.requires_grad else None
             states = self._outputs(batch, tied).flatten(0, 1)
+            if self._compiled is None and (rows := self._learned_rows(batch)) is not None:
+                states, labels = states[rows], labels[rows]
             return speed.summed_cross_entropy(
                 states, head.weight, head.bias, labels, IGNORE, scale, tied, self._compiled is not None
             )
+
+    def _learned_rows(self, batch: Batch) -> torch.Tensor | None:
+        """Return the indices of the targets to compute logits for. None if nearly all targets are learned."""
+        learned = np.flatnonzero(batch.labels.ravel() != IGNORE)  # on the host, so that no device is waited for
+        return None if len(learned) > _DENSE * batch.labels.size else _on(self.device, learned)
 
     def _outputs(self, batch: Batch, tied: speed.TiedWeights | None = None) -> torch.Tensor:
         return _outputs(self.model, batch, self.route, tied, self._compiled)
