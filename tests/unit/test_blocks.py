@@ -33,6 +33,17 @@ class FakeStore:
     def num_targets(self, split: str) -> int:
         return int(self.parts["targets"].sum())
 
+    @property
+    def context(self) -> Any:
+        return np.zeros((0, 2), np.int64)
+
+    def context_before(self, places: Any) -> Any:
+        return np.zeros_like(places)
+
+    @property
+    def is_example(self) -> Any:
+        return np.zeros(len(self.parts), bool)
+
 
 RANDOM = np.random.default_rng(0)
 LENGTHS = {
