@@ -13,6 +13,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from finetale.config.layers import Settings
+from finetale.config.templates import Template, parse_template
 from finetale.surrogates import describe_surrogates
 
 LearningRateSchedule = Literal["cosine", "linear", "constant"]
@@ -55,6 +56,17 @@ class TextSettings(Settings):
         "answers",
         description="What a model learns from an example: answers (the prompts are read and not learned), last (only "
         "the last answer of a conversation), or all. Running text is always learned whole.",
+    )
+    template: str | None = Field(
+        None,
+        description="Text of a document with its columns in braces, such as 'Title: {title}\\n\\n{body}'. \\n and \\t "
+        "are escapes, {{ and }} literal braces. A missing value is empty. Chapters have {title} and {body}. Of an "
+        "example, the completion column is learned and the rest is context.",
+    )
+    speaker: str | None = Field(
+        None,
+        description="Name of a person in chats of WhatsApp or Telegram, whose messages are the answers that are "
+        "learned. auto: the chats are running text, all learned.",
     )
     encoding: str | None = Field(
         None, description="Encoding of the text files. auto: detected for each file and reported."
@@ -139,11 +151,34 @@ class TextSettings(Settings):
             raise ValueError("the separator of documents is empty")
         return value
 
+    @field_validator("template")
+    @classmethod
+    def _well_formed(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_template(value)
+        return value
+
+    @field_validator("speaker")
+    @classmethod
+    def _named(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("the name of the speaker is empty")
+        return value
+
     @model_validator(mode="after")
     def _one_way_to_read_records(self) -> Self:
         if self.text_column is not None and (self.prompt_column or self.completion_column):
             raise ValueError("text_column reads running text; give it, or prompt_column and completion_column")
+        if self.template is not None and self.text_column is not None:
+            raise ValueError("the text comes from one column (text_column) or several (template); give one of the two")
+        if self.template is not None and self.speaker is not None:
+            raise ValueError("a template reads records, and speaker reads chats; give one of the two")
         return self
+
+    @property
+    def parsed_template(self) -> Template | None:
+        """The setting `template`, parsed."""
+        return None if self.template is None else parse_template(self.template)
 
     @model_validator(mode="after")
     def _something_left_to_train_on(self) -> Self:

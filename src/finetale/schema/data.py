@@ -78,6 +78,7 @@ class ColumnReport(Record):
     source: str = Field(description="The source.")
     taken: str = Field(description="Name of the column; a number counts the columns of a table without a header line.")
     guessed: bool = Field(default=True, description="Whether it was chosen without `text_column`.")
+    template: bool = Field(default=False, description="Whether the columns of the setting `template` were taken.")
     characters: int = Field(default=0, description="Characters in it, estimated where not every record was measured.")
     share: float = Field(default=1.0, description="Share of the characters of all columns with text, 0 to 1.")
     files: int = Field(default=1, description="Files of the source that were read with it.")
@@ -211,6 +212,24 @@ class Examples(Record):
     loss: str = Field(description="The setting `loss`: `answers`, `last` or `all`.")
 
 
+class Speaker(Record):
+    """A person who writes in the chats."""
+
+    name: str = Field(description="Name.")
+    messages: int = Field(description="Number of messages.")
+    share: float = Field(description="Share of all messages of people, 0 to 1.")
+
+
+class Chats(Record):
+    """Chats that were recognised."""
+
+    forms: dict[str, int] = Field(description="Chats by kind, such as `WhatsApp`; of `ChatGPT` the conversations.")
+    conversations: int = Field(default=0, description="Conversations that chats between people were cut into.")
+    people: int = Field(default=0, description="People who write in the chats.")
+    speakers: list[Speaker] = Field(default=[], description="The people with the most messages.")
+    speaker: str | None = Field(default=None, description="The setting `speaker`.")
+
+
 class TextReport(Record):
     """What was found in the text."""
 
@@ -247,6 +266,7 @@ class TextReport(Record):
     dropped: list[DroppedText] = Field(default=[], description="What was dropped, by reason.")
     split_rule: str = Field(default="", description="How documents were assigned to splits, in words.")
     shared_passages: SharedPassages | None = Field(default=None, description="Passages shared between splits.")
+    chats: Chats | None = Field(default=None, description="Chats; null if none was recognised.")
     examples: Examples | None = Field(default=None, description="Examples; null: the text is running text.")
 
 

@@ -8,7 +8,10 @@ The interface is `read_parts`, and `fingerprint` to detect changed text. The mod
     encodings, decoding          bytes to text
     formats                      one module per file format; bytes to text, chapters or records
     lines, plain                 text to raw documents
-    columns                      choice of the column that holds the text
+    columns, record_values       choice of the column that holds the text
+    templates                    several columns to one text
+    conversations                records to examples: prompts and answers
+    assistant_exports, chats     exports of ChatGPT and Claude; chats between people
     cleaning                     a raw document to a clean one
     personal                     personal data in a document
     splits                       the split of a document

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from finetale.text.documents import SPLITS, Document, FileError, Part, Split
+from finetale.text.documents import SPLITS, Document, FileError, Part, Split, one_line
 from finetale.text.languages import LanguageSample
 from finetale.text.personal import KINDS, Finding
 from finetale.text.source_names import source_name
@@ -56,13 +56,45 @@ class Problem:
         }
 
 
+@dataclass(slots=True)
+class ChatAccount:
+    """Counts of chats, shared by all files.
+
+    Attributes:
+        forms: number of chats of each kind, such as "WhatsApp"; of "ChatGPT" and "Claude" the conversations.
+        conversations: number of conversations that the chats between people were cut into.
+        speakers: number of messages of each person in chats between people.
+    """
+
+    forms: Counter[str] = field(default_factory=Counter)
+    conversations: int = 0
+    speakers: Counter[str] = field(default_factory=Counter)
+
+    def to_dict(self, speaker: str | None) -> dict[str, Any] | None:
+        """Return the counts as JSON-able data. None if there are no chats. `speaker` is the setting."""
+        if not self.forms:
+            return None
+        total = max(1, self.speakers.total())
+        return {
+            "forms": dict(self.forms.most_common()),
+            "conversations": self.conversations,
+            "people": len(self.speakers),
+            "speakers": [
+                {"name": one_line(name), "messages": messages, "share": round(messages / total, 6)}
+                for name, messages in self.speakers.most_common(MAX_EXAMPLES)
+            ],
+            "speaker": speaker,
+        }
+
+
 class FileAccount:
     """Counts of one file, or one split of a dataset, filled while it is read."""
 
-    def __init__(self, file: str, kind: str, cleaning: Counter[str]) -> None:
+    def __init__(self, file: str, kind: str, cleaning: Counter[str], chats: ChatAccount | None = None) -> None:
         self.file = file
         self.kind = kind
         self.cleaning = cleaning  # shared by all files
+        self.chats = chats or ChatAccount()
         self.encoding: str | None = None
         self.text_column: str | None = None
         self.bytes = 0
@@ -187,6 +219,8 @@ class TextReport:
         self._dropped: dict[str, list[int]] = {}
         self._languages = LanguageSample()
         self.loss: str | None = None
+        self.speaker: str | None = None
+        self.chats = ChatAccount()
         self._examples = Counter[str]()
 
     @property
@@ -196,7 +230,7 @@ class TextReport:
 
     def open_file(self, file: str, kind: str) -> FileAccount:
         """Start the account of one file."""
-        account = FileAccount(file, kind, self.cleaning)
+        account = FileAccount(file, kind, self.cleaning, self.chats)
         self._num_files += 1
         if len(self._files) < MAX_FILES:
             self._files.append(account)
@@ -346,5 +380,6 @@ class TextReport:
                 for reason, (documents, characters) in sorted(self._dropped.items())
             ],
             "split_rule": self.split_rule,
+            "chats": self.chats.to_dict(self.speaker),
             "examples": dict(self._examples) | {"loss": self.loss} if self._examples else None,
         }

@@ -68,8 +68,13 @@ class Cleaner:
             self._account.cleaning["stripped_characters"] += removed
         return stripped
 
-    def clean(self, text: str, line: int) -> str:
+    def clean(self, text: str, line: int, *, strip: bool = True) -> str:
         """Return the cleaned text of a document that starts at `line`.
+
+        Args:
+            text: the document, or a piece of it.
+            line: its first line.
+            strip: False keeps the white space at the ends of a piece, whatever the setting.
 
         Raises:
             FileError: the text has a lone surrogate, and `undecodable` is not "replace".
@@ -79,7 +84,7 @@ class Cleaner:
                 text = self._repair(text, line)
             if MAYBE_MOJIBAKE.search(text):
                 text = self._look_for_mojibake(text, line)
-        if self._strip:
+        if self._strip and strip:
             stripped = text.strip()
             if len(stripped) != len(text):
                 self._account.cleaning["stripped_characters"] += len(text) - len(stripped)

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from finetale.text.conversations import Conversation, Shape, as_conversation, find_shape
 from finetale.text.documents import FileError, one_line
+from finetale.text.record_values import kind_of_value, path_to
 from finetale.text.source_names import source_name
+from finetale.text.templates import Filler, filler_for, missing_columns, top_level_names, unknown_columns
 
 if TYPE_CHECKING:
+    from finetale.config.templates import Template
     from finetale.text.account import FileAccount
 
 # The first of these names that a file has is the text column. Case does not matter.
@@ -46,9 +49,10 @@ LIST_HINT = (
 
 PAIR_HINT = "Name the columns of prompt and answer with --prompt-column and --completion-column."
 
-Record = Mapping[str, Any] | str
 Raw = str | Conversation
-"""A record as a reader yields it: running text, or an example."""
+"""A document before cleaning: running text, or an example."""
+Record = Mapping[str, Any] | Raw
+"""A record as a reader yields it."""
 
 # Two words, or four characters of a script without spaces. Numbers, dates, addresses and identifiers do not match.
 _READS_LIKE_TEXT = re.compile(
@@ -69,11 +73,20 @@ class ColumnAccount:
         files: number of files read with this choice.
     """
 
-    def __init__(self, source: str, path: tuple[str, ...], *, guessed: bool, shape: Shape | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        path: tuple[str, ...],
+        *,
+        guessed: bool,
+        shape: Shape | None = None,
+        filler: Filler | None = None,
+    ) -> None:
         self.source = source
         self.path = path
         self.shape = shape
-        self.taken = shape.title if shape else ".".join(path)
+        self.filler = filler
+        self.taken = filler.title if filler else shape.title if shape else ".".join(path)
         self.guessed = guessed
         self.files = 0
         self._records = 0
@@ -81,12 +94,30 @@ class ColumnAccount:
         self._text: defaultdict[str, float] = defaultdict(float)  # characters of those values that read like text
         self._refused = False
 
+    def names_read(self, names: Sequence[str]) -> list[str]:
+        """Return the columns that are read, of those with these names."""
+        if self.filler is not None:
+            return top_level_names(self.filler.template, names)
+        return list(self.shape.columns) if self.shape is not None else [self.path[0]]
+
+    def raw(self, record: Mapping[str, Any], account: FileAccount, line: int) -> Raw:
+        """Return the text of a record, or its example.
+
+        Raises:
+            FileError: a column is missing, or a value is not text.
+        """
+        if self.filler is not None:
+            return self.filler.fill(record, account.file, line)
+        if self.shape is not None:
+            return as_conversation(record, self.shape, account, line)
+        return text_at(record, self.path, account.file, line)
+
     def measure(self, record: Mapping[str, Any], weight: float = 1) -> None:
         """Count the characters of each column of a record, `weight` times."""
         self._records += 1
-        columns = self.shape.columns if self.shape else ()
+        columns = self.filler.template.columns if self.filler else self.shape.columns if self.shape else ()
         for name, value in _leaves(record):
-            if columns and re.split(r"\.|\[\]", name, maxsplit=1)[0] in columns:
+            if columns and any(name == each or name.startswith((f"{each}.", f"{each}[]")) for each in columns):
                 name = self.taken
             if name not in self._characters and len(self._characters) >= MAX_COLUMNS and name != self.taken:
                 name = f"{name.partition('.')[0].removesuffix('[]')}.…"
@@ -146,6 +177,7 @@ class ColumnAccount:
             "source": self.source,
             "taken": one_line(self.taken),
             "guessed": self.guessed,
+            "template": self.filler is not None,
             "characters": characters,
             "share": round(share, 6),
             "files": self.files,
@@ -165,6 +197,7 @@ class SourceColumns:
         source: the source.
         wanted: the setting `text_column`: a name, a dotted path into nested records, or None to guess.
         pair: the settings `prompt_column` and `completion_column`, None to guess.
+        template: the setting of this name, parsed.
         before: columns chosen for other sources. All sources share this list, and this class extends it.
         accounts: receives the account of each choice, for the report.
     """
@@ -176,10 +209,12 @@ class SourceColumns:
         before: list[tuple[str, ...]],
         accounts: list[ColumnAccount],
         pair: tuple[str | None, str | None] = (None, None),
+        template: Template | None = None,
     ) -> None:
         self.source = source_name(source)
         self.wanted = wanted
         self.pair = pair
+        self.template = template
         self.accounts: list[ColumnAccount] = []
         self._before = before
         self._reported = accounts
@@ -195,11 +230,16 @@ class SourceColumns:
             names: names of all columns, if the records hold only some of them.
 
         Raises:
-            FileError: the wanted column is missing, or no column holds strings.
+            FileError: the wanted column or one of the template is missing, or no column holds strings.
         """
         names = names or list(dict.fromkeys(name for record in records for name in record))
         shape = self._shape(records, names, file, line)
-        if shape is not None:
+        filler = None
+        if self.template is not None:
+            if unknown := unknown_columns(self.template, records, names):
+                raise missing_columns(unknown, names, file, line, _quoted)
+            filler, shape = filler_for(self.template, shape), None
+        if shape is not None or filler is not None:
             path: tuple[str, ...] = ()
         elif self.wanted is None:
             path = (self._guess(records, names, file, line),)
@@ -208,14 +248,15 @@ class SourceColumns:
             if found is None:
                 raise _missing(f"has no column {self.wanted!r}; its columns are {_quoted(names)}", records, file, line)
             path = found
-        matching = (account for account in self.accounts if (account.path, account.shape) == (path, shape))
+        choice = (path, shape, filler)
+        matching = (each for each in self.accounts if (each.path, each.shape, each.filler) == choice)
         account = next(matching, None)
         if account is None:
-            guessed = self.wanted is None and self.pair == (None, None)
-            account = ColumnAccount(self.source, path, guessed=guessed, shape=shape)
+            guessed = self.wanted is None and self.pair == (None, None) and filler is None
+            account = ColumnAccount(self.source, path, guessed=guessed, shape=shape, filler=filler)
             self.accounts.append(account)
             self._reported.append(account)
-            if shape is None:
+            if path:
                 self._before.append(path)
         account.files += 1
         return account
@@ -268,7 +309,8 @@ def record_documents(
     """Yield (line, raw text or example) of each record.
 
     Args:
-        records: (line or record number, record). A record that is a string is the text.
+        records: (line or record number, record). A record that is a string is the text; for a template, its column is
+            `text`. A `Conversation` is an example already.
         columns: the choice of the column, for all files of the source.
         account: names the file, and receives the name of the column.
 
@@ -276,15 +318,17 @@ def record_documents(
         FileError: there is no such column, a value is not text, or most of the text is in other columns.
     """
     records = iter(records)
+    if columns.template is not None:
+        records = ((line, {"text": record} if isinstance(record, str) else record) for line, record in records)
     ahead, late = _look_ahead(records)
-    tables = [row for _, row in ahead if not isinstance(row, str)]
+    tables = [row for _, row in ahead if isinstance(row, Mapping)]
     choice: ColumnAccount | None = None
     path: tuple[str, ...] = ()
     key: str | None = None
     number = 0
     for part in (ahead, records):
         for line, record in part:
-            if isinstance(record, str):
+            if not isinstance(record, Mapping):
                 yield line, record
                 continue
             if choice is None:
@@ -299,11 +343,8 @@ def record_documents(
                 number += 1
                 if number < MEASURED_RECORDS or number % MEASURED_EVERY == 0:
                     choice.measure(record, 1 if number < MEASURED_RECORDS else MEASURED_EVERY)
-            if choice.shape is not None:
-                yield line, as_conversation(record, choice.shape, account.file, line)
-                continue
             value = record.get(key) if key is not None else None
-            yield line, value if isinstance(value, str) else text_at(record, path, account.file, line)
+            yield line, value if isinstance(value, str) else choice.raw(record, account, line)
     if choice is not None:
         choice.judge(account.file, at_end=False)
     if late is not None:
@@ -339,31 +380,6 @@ def text_at(record: Mapping[str, Any], path: tuple[str, ...], file: str, line: i
     return value
 
 
-def path_to(record: Any, name: str) -> tuple[str, ...] | None:
-    """Return the keys that a column name means: one key, or a dotted path. None if the record has neither."""
-    if not isinstance(record, Mapping):
-        return None
-    if name in record:
-        return (name,)
-    for key in record:
-        if name.startswith(f"{key}.") and (rest := path_to(record[key], name[len(key) + 1 :])):
-            return (key, *rest)
-    return None
-
-
-def kind_of_value(value: Any) -> str:
-    """Return the name of a JSON value's kind, for messages."""
-    names = {
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        list: "a list",
-        dict: "an object",
-        bytes: "bytes",
-    }
-    return names.get(type(value), "null" if value is None else f"a value of type {type(value).__name__}")
-
-
 def characters_in(value: Any) -> int:
     """Return the number of characters of all strings within a JSON value."""
     return sum(len(text) for _, text in _leaves({"": value}))
@@ -382,7 +398,7 @@ def _look_ahead(records: Iterator[tuple[int, Record]]) -> tuple[list[tuple[int, 
     try:
         for line, record in records:
             ahead.append((line, record))
-            values = (record,) if isinstance(record, str) else record.values()
+            values = record.values() if isinstance(record, Mapping) else (record,)
             characters += sum(len(value) for value in values if isinstance(value, str))
             if len(ahead) >= LOOK_AHEAD or characters >= LOOK_AHEAD_CHARACTERS:
                 break

@@ -6,15 +6,20 @@ Knows no files, tokenizers or chat templates.
     {"conversations": [{"from": "human", "value": "…"}, …]}   ShareGPT's form
     {"prompt": "…", "completion": "…"}                         a pair; also two lists of messages, as TRL writes them
     {"instruction": "…", "input": "…", "output": "…"}          Alpaca's form
+    {"mapping": {…}}, {"chat_messages": […]}                   exports of ChatGPT and Claude
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from finetale.text.assistant_exports import export_turns, find_export
 from finetale.text.documents import FileError, one_line
+
+if TYPE_CHECKING:
+    from finetale.text.account import FileAccount
 
 Span = tuple[int, int]
 
@@ -61,9 +66,15 @@ class Message:
 
 @dataclass(slots=True)
 class Conversation:
-    """An example. Its answers are learned; the other messages are context."""
+    """An example. Its answers are learned; the other messages are context.
+
+    Attributes:
+        messages: its messages.
+        is_joined: whether the messages are the pieces of one text. Otherwise a chat template joins them.
+    """
 
     messages: list[Message]
+    is_joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,35 @@ Renderer = Callable[[Sequence[Message]], Rendered]
 """Turns messages into text. Raises UnusableExample."""
 
 
+def joined_text(messages: Sequence[Message], loss: str) -> Rendered:
+    """Return the text of a conversation whose messages are the pieces of one text, without white space at its ends.
+
+    Args:
+        messages: the pieces.
+        loss: the setting of this name.
+
+    Raises:
+        UnusableExample: no answer has text.
+    """
+    answers = [number for number, each in enumerate(messages) if each.is_answer and each.content.strip()]
+    if not answers:
+        raise UnusableExample("no answer")
+    learned = set(answers[-1:] if loss == "last" else answers)
+    text = "".join(each.content for each in messages)
+    start, stop = len(text) - len(text.lstrip()), len(text.rstrip())
+    context: list[Span] = []
+    at = 0
+    for number, each in enumerate(messages):
+        span = max(at, start) - start, min(at + len(each.content), stop) - start
+        at += len(each.content)
+        if loss == "all" or number in learned or span[0] >= span[1]:
+            continue
+        if context and context[-1][1] == span[0]:
+            span = context.pop()[0], span[1]
+        context.append(span)
+    return Rendered(text[start:stop], tuple(context), len(learned))
+
+
 @dataclass(frozen=True)
 class Shape:
     """Where a source of records has its prompts and answers.
@@ -100,12 +140,14 @@ class Shape:
         prompt: columns whose texts make up the prompt, in order.
         completion: the column with the answer.
         system: the column with the system message, if there is one.
+        export: name of the assistant whose export the records are, such as "ChatGPT".
     """
 
     messages: str | None = None
     prompt: tuple[str, ...] = ()
     completion: str | None = None
     system: str | None = None
+    export: str | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -139,6 +181,8 @@ def find_shape(
         if first in names and last in names:
             return Shape(prompt=(str(first),), completion=str(last), system=system)
         return None
+    if (found := find_export(records)) is not None:
+        return Shape(messages=found[1], export=found[0])
     for name in MESSAGE_LISTS:
         if name in by_name and any(_is_message_list(record.get(by_name[name])) for record in records):
             return Shape(messages=by_name[name], system=system)
@@ -154,13 +198,23 @@ def find_shape(
     return None
 
 
-def as_conversation(record: Mapping[str, Any], shape: Shape, file: str, line: int) -> Conversation:
+def as_conversation(record: Mapping[str, Any], shape: Shape, account: FileAccount, line: int) -> Conversation:
     """Return the conversation in a record.
+
+    Args:
+        record: the record.
+        shape: where its messages are.
+        account: names the file, and receives what is left out.
+        line: line or number of the record.
 
     Raises:
         FileError: a column is missing, or does not hold what the first records hold there.
     """
     messages: list[Message] = []
+    file = account.file
+    if shape.export is not None:
+        turns = export_turns(record, shape.export, account)
+        return Conversation([Message(role, content, role == "assistant") for role, content in turns])
     if shape.system is not None and record.get(shape.system):
         messages.append(Message("system", _text(record, shape.system, file, line), False))
     if shape.messages is not None:

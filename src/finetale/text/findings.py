@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -12,6 +13,9 @@ from pydantic import ValidationError
 
 from finetale.formatting import count, plural, share
 from finetale.schema import ColumnReport, PersonalExample, RepeatExample, Repeats, TextReport
+from finetale.text.assistant_exports import CHATGPT, CLAUDE
+from finetale.text.chats import SILENCE_HOURS
+from finetale.text.formats.whatsapp import FORM as WHATSAPP
 from finetale.text.formats.refused import REFUSED
 from finetale.text.source_names import LIST_OF_TEXTS
 
@@ -58,7 +62,7 @@ class TextFinding:
         remedy: the option that changes the fact. Empty if there is none, or it was given.
         effect: what the option does.
         matters: whether to warn: figures may be too good, or text may be missing or leak.
-        places: the first places, as file:line.
+        places: the first places, as file:line; or names of people.
     """
 
     what: str
@@ -169,8 +173,37 @@ def text_notes(text: Report, *, forms: bool = True) -> list[TextFinding]:
     notes = [_column_note(column) for column in columns[:_MAX_COLUMNS]]
     if (more := len(columns) - _MAX_COLUMNS) > 0:
         notes.append(_note(f"Columns of {plural(more, 'more source')} are in data.json"))
-    notes += [*_example_notes(report), *_files_left_out(report), *_content_left_out(report)]
+    notes += [*_chat_notes(report), *_example_notes(report), *_files_left_out(report), *_content_left_out(report)]
     return [*notes, *(_problem_notes(report) if forms else [])]
+
+
+def _chat_notes(report: TextReport) -> list[TextFinding]:
+    """Return notes on the chats that were recognised, and on the people who write in them.
+
+    Names of people are places, because a model card, which is published, shows no places.
+    """
+    chats = report.chats
+    if chats is None:
+        return []
+    notes = []
+    for form, number in chats.forms.items():
+        if form in (CHATGPT, CLAUDE):
+            notes.append(_note(f"Recognised {plural(number, 'conversation')} with {form}"))
+            continue
+        escape = ("--documents file", "reads it as plain text" if number == 1 else "reads them as plain text")
+        what = f"Recognised {plural(number, f'chat of {form}', f'chats of {form}')}"
+        notes.append(TextFinding(what, *(escape if form == WHATSAPP else ("", "")), False, ()))
+    if not chats.conversations:
+        return notes
+    people = plural(chats.people, "person writes", "people write")
+    what = f"{people} in {plural(chats.conversations, 'conversation')}, which end at silences of {SILENCE_HOURS} hours"
+    remedy = ("", "")
+    if chats.speaker is None:
+        remedy = ("--speaker NAME", "learns the messages of one person as answers")
+    else:
+        what += "; the messages of --speaker are the answers"
+    names = tuple(f"{person.name} ({_percent(person.share)} of the messages)" for person in chats.speakers)
+    return [*notes, TextFinding(what, *remedy, False, names)]
 
 
 def _example_notes(report: TextReport) -> list[TextFinding]:
@@ -189,7 +222,8 @@ def _example_notes(report: TextReport) -> list[TextFinding]:
 
 
 def _column_note(column: ColumnReport) -> TextFinding:
-    what = f"The text of {_last_part(column.source)} is the column {column.taken!r}"
+    kind = "template with" if column.template else "column"
+    what = f"The text of {_last_part(column.source)} is the {kind} {column.taken!r}"
     if not column.left_out:
         return _note(f"{what}; no other column holds text")
     others = [f"{other.name!r} ({_percent(other.share)})" for other in column.left_out[:_MAX_COLUMNS]]
@@ -249,7 +283,7 @@ def _content_left_out(report: TextReport) -> list[TextFinding]:
     """Return one note on content of the files that is not text, such as pictures, or an empty list."""
     if not report.content_left_out:
         return []
-    named = [plural(number, what) for what, number in report.content_left_out.items()]
+    named = [plural(number, what, _plural_of(what)) for what, number in report.content_left_out.items()]
     files = [file for file in report.files if file.left_out]
     place = "the files" if len(files) > 1 or report.more_files else _last_part(files[0].file)
     return [
@@ -257,6 +291,13 @@ def _content_left_out(report: TextReport) -> list[TextFinding]:
             f"Left out of {place}: {_and(named)}", "", "", False, tuple(file.file for file in files[:_MAX_PLACES])
         )
     ]
+
+
+def _plural_of(what: str) -> str:
+    """Return the plural of a noun that words such as "in another branch" may follow."""
+    match = re.search(" (?:in|after|of) ", what)
+    end = match.start() if match else len(what)
+    return f"{what[:end]}s{what[end:]}"
 
 
 def _problem_notes(report: TextReport) -> list[TextFinding]:

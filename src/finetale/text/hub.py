@@ -14,8 +14,7 @@ from typing import Any
 from finetale.errors import FinetaleError, HubError, SourceError
 from finetale.extras import require
 from finetale.text.account import FileAccount
-from finetale.text.columns import LOOK_AHEAD, Raw, SourceColumns, record_documents, text_at
-from finetale.text.conversations import as_conversation
+from finetale.text.columns import LOOK_AHEAD, Raw, SourceColumns, record_documents
 from finetale.text.documents import FileError, Split
 from finetale.text.formats import Format, SourceFile
 from finetale.text.sources import Input
@@ -116,14 +115,10 @@ def dataset_documents(rows: Any, columns: SourceColumns, account: FileAccount) -
         for record in ahead:
             choice.measure(record, num_rows / len(ahead))
         choice.judge(account.file, at_end=False)
-        shape = choice.shape
-        selected = rows.select_columns([choice.path[0]] if shape is None else list(shape.columns))
+        selected = rows.select_columns(choice.names_read(list(features)))
         batches = (_rows_of(batch) for batch in selected.iter(batch_size=BATCH_ROWS))
         for number, record in enumerate(chain.from_iterable(batches), 1):
-            if shape is not None:
-                yield number, as_conversation(record, shape, account.file, number)
-                continue
-            yield number, text_at(record, choice.path, account.file, number)
+            yield number, choice.raw(record, account, number)
     except FinetaleError:
         raise
     except Exception as error:

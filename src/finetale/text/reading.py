@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -11,18 +13,21 @@ from finetale.config import DEFAULT_FRACTION, TextSettings
 from finetale.errors import SourceError
 from finetale.text.account import FileAccount, TextReport
 from finetale.text.byte_streams import STANDARD_INPUT
+from finetale.text.chats import unknown_speaker
 from finetale.text.cleaning import Cleaner
 from finetale.text.columns import Raw, SourceColumns, record_documents
-from finetale.text.conversations import Conversation, Rendered, Renderer, UnusableExample, characters_of
+from finetale.text.conversations import Conversation, Rendered, Renderer, UnusableExample, characters_of, joined_text
 from finetale.text.decoding import check_encoding
 from finetale.text.documents import SPLITS, FileError, Part, Split, digest_and_size, digest_of, one_line, size_in_utf8
-from finetale.text.formats import SourceFile
+from finetale.text.formats import SourceFile, format_named
+from finetale.text.formats.whatsapp import FORM, is_whatsapp
 from finetale.text.hub import PREFIX, find_splits
 from finetale.text.personal import find_personal_data, mask, may_have_personal_data
 from finetale.text.plain import chapter_documents, plain_documents
 from finetale.text.repeats import DUPLICATE, NEAR_DUPLICATE, NEAR_OVERLAP, OVERLAP, Found, Repeats
 from finetale.text.sources import Input, Search, find_inputs
 from finetale.text.splits import Candidate, Splitter
+from finetale.text.templates import filled_texts
 from finetale.text.words import count_words
 
 HELD_OUT: tuple[Split, ...] = ("test", "validation")  # read before the training text, to detect overlap
@@ -93,6 +98,7 @@ class _Reader:
         self, settings: TextSettings, report: TextReport, *, collect: bool, renderer: Renderer | None = None
     ) -> None:
         self._settings = settings
+        self._template = settings.parsed_template
         self._renderer = renderer
         self._report = report
         self._collect = collect
@@ -102,6 +108,7 @@ class _Reader:
         self._columns: dict[str, SourceColumns] = {}
         self._taken: list[tuple[str, ...]] = []  # columns, in the order in which they were chosen
         report.loss = settings.loss
+        report.speaker = settings.speaker
         report.looked_for(near=settings.screen or wanted, personal_data=self._finds_personal_data)
 
     # -- finding the files
@@ -184,11 +191,13 @@ class _Reader:
             names = " and ".join(reversed(given))
             fates.append(f"The {names} text comes from {'a source' if len(given) == 1 else 'sources'} of its own.")
         self._report.split_rule = " ".join(fates)
+        self._check_speaker(self._report.sources)
         self._report.near_limit, self._report.crowded = self._repeats.limit, self._repeats.crowded
         self._check_not_empty("train", plan["train"])
 
     def _candidates(self, inputs: Sequence[Input]) -> Iterator[list[Candidate]]:
         for entry, following in zip_longest(inputs, inputs[1:]):
+            entry = self._with_chats(entry)
             account = self._report.open_file(entry.name, entry.format.name)
             if entry.notice:
                 account.problem("wrong_suffix", None, detail=entry.notice)
@@ -209,6 +218,33 @@ class _Reader:
             if following is None or following.source != entry.source:
                 self._judge_columns(entry)
 
+    def _with_chats(self, entry: Input) -> Input:
+        """Return the input in the format of WhatsApp if it is a text file that WhatsApp wrote, else as it is."""
+        settings = self._settings
+        if entry.format.name != "text" or settings.documents != "auto" or settings.template is not None:
+            return entry
+        if entry.path is None and entry.open_member is None:  # standard input can be read once only
+            return entry
+        file = SourceFile(
+            entry.name,
+            FileAccount(entry.name, entry.format.name, Counter()),
+            settings,
+            path=entry.path,
+            open_member=entry.open_member,
+        )
+        return replace(entry, format=format_named(FORM.lower())) if is_whatsapp(file) else entry
+
+    def _check_speaker(self, sources: Sequence[str]) -> None:
+        """Raise an error, or record it, if the setting `speaker` names nobody who writes in the chats."""
+        speaker = self._settings.speaker
+        if speaker is None or self._report.has_fatal_problems:
+            return
+        error = unknown_speaker(speaker, self._report.chats, ", ".join(sources))
+        if error is not None and not self._collect:
+            raise error
+        if error is not None:
+            self._report.fatal(error)
+
     def _judge_columns(self, last: Input) -> None:
         """Check, at the end of a source, that its chosen columns hold most of the text."""
         try:
@@ -222,7 +258,9 @@ class _Reader:
         source = entry.source
         if source not in self._columns:
             wanted, pair = self._settings.text_column, (self._settings.prompt_column, self._settings.completion_column)
-            self._columns[source] = SourceColumns(one_line(source), wanted, self._taken, self._report.columns, pair)
+            self._columns[source] = SourceColumns(
+                one_line(source), wanted, self._taken, self._report.columns, pair, self._template
+            )
         return self._columns[source]
 
     def _documents(self, entry: Input, account: FileAccount) -> Iterator[list[Candidate]]:
@@ -299,9 +337,8 @@ class _Reader:
         self, entry: Input, account: FileAccount, cleaner: Cleaner, example: Conversation, line: int
     ) -> Candidate:
         """Return the candidate of an example, and count it. Its messages are cleaned before they are rendered."""
-        assert self._renderer is not None
         for message in example.messages:
-            message.content = cleaner.clean(message.content, line)
+            message.content = cleaner.clean(message.content, line, strip=not example.is_joined)
         # The template must not change an example's split.
         digest = digest_of("\x1e".join(f"{each.role}\x1f{each.content}" for each in example.messages).encode())
         if self._settings.mask_personal_data:
@@ -311,7 +348,11 @@ class _Reader:
                 message.content = content.text
         dropped = None
         try:
-            rendered = self._renderer(example.messages)
+            if example.is_joined:
+                rendered = joined_text(example.messages, self._settings.loss)
+            else:
+                assert self._renderer is not None
+                rendered = self._renderer(example.messages)
         except UnusableExample as error:
             rendered, dropped = Rendered("\n\n".join(each.content for each in example.messages), (), 0), str(error)
             account.problem("left_out", line, detail=f"left out: {dropped}")
@@ -352,9 +393,13 @@ class _Reader:
             return record_documents(form.read(file), file.columns, account)
         if form.yields == "documents":
             return form.read(file)
+        if form.yields == "chapters" and self._template is not None and documents in ("auto", "chapter"):
+            return filled_texts(self._template, form.read(file), account.file)
         if form.yields == "chapters":
-            return chapter_documents(form.read(file), documents, account)
-        return plain_documents(form.read(file), documents, account, strip=self._settings.strip)
+            texts = chapter_documents(form.read(file), documents, account)
+        else:
+            texts = plain_documents(form.read(file), documents, account, strip=self._settings.strip)
+        return texts if self._template is None else filled_texts(self._template, texts, account.file)
 
     # -- placing documents
 
@@ -455,6 +500,8 @@ class _Reader:
     def _check_not_empty(self, split: Split, inputs: Sequence[Input]) -> None:
         if self._report.kept(split) or self._report.has_fatal_problems:
             return
+        if split != "train":
+            self._check_speaker([entry.name for entry in inputs])
         names = ", ".join(entry.name for entry in inputs[:5]) + (", …" if len(inputs) > 5 else "")
         names = names or ", ".join(self._report.sources)
         report = self._report.to_dict()

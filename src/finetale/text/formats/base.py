@@ -90,6 +90,12 @@ class SourceFile:
         """Whether it is a file of its own, not a member of an archive or standard input."""
         return self.path is not None and self._open_member is None
 
+    @property
+    def wanted_column(self) -> str | None:
+        """The setting `text_column`, or the first column of the setting `template`. It shows what a table's names are."""
+        template = self.settings.parsed_template
+        return self.settings.text_column if template is None else template.columns[0]
+
     def blocks(self) -> Iterator[bytes]:
         """Yield the file's uncompressed bytes in blocks that are not empty. Raises the errors of `byte_streams`."""
         return blocks(self.name, self.path, self._open_member)

@@ -35,7 +35,7 @@ def csv_records(
         lines: (line number, line with its end).
         account: names the file, and receives the problems.
         tabs: whether tabs separate the columns. Otherwise the first rows decide between comma, semicolon and tab.
-        wanted: the setting `text_column`.
+        wanted: `SourceFile.wanted_column`.
 
     Raises:
         FileError: a row has too many or too few fields, or is not well-formed.
@@ -113,7 +113,7 @@ def _rows(sample: Sequence[str], separator: str, *, cut: bool) -> list[list[str]
 def _read(file: SourceFile, *, tabs: bool) -> Iterator[tuple[int, Mapping[str, str]]]:
     # The line ends of a table's rows may differ from those within its fields.
     lines = file.lines(keep_ends=True, mixture_matters=False)
-    return csv_records(lines, file.account, tabs=tabs, wanted=file.settings.text_column)
+    return csv_records(lines, file.account, tabs=tabs, wanted=file.wanted_column)
 
 
 FORMATS = (

@@ -31,7 +31,7 @@ def header_names(row: list[str], account: FileAccount, wanted: str | None, line:
     Args:
         row: the first row that is not empty.
         account: names the file. Receives the problem "no_header" if the columns are numbered.
-        wanted: the setting `text_column`.
+        wanted: `SourceFile.wanted_column`.
         line: line of the row, for messages.
 
     Raises:

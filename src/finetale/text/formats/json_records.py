@@ -8,11 +8,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from finetale.config.templates import Template
 from finetale.formatting import plural
 from finetale.text.account import FileAccount
-from finetale.text.columns import TEXT_COLUMNS, Record, characters_in, kind_of_value, path_to
+from finetale.text.columns import TEXT_COLUMNS, Record, characters_in
+from finetale.text.conversations import find_shape
 from finetale.text.documents import FileError
 from finetale.text.formats.base import Format, SourceFile
+from finetale.text.formats.telegram import find_chats, telegram_documents
+from finetale.text.record_values import kind_of_value, path_to
 
 _MAX_NAMED_KEYS = 5
 
@@ -69,17 +73,26 @@ def jsonl_records(lines: Iterator[tuple[int, str]], account: FileAccount) -> Ite
             yield number, _record(value, file, number)
 
 
-def json_records(texts: Iterator[str], account: FileAccount, wanted: str | None = None) -> Iterator[tuple[int, Record]]:
+def json_records(
+    texts: Iterator[str],
+    account: FileAccount,
+    wanted: str | None = None,
+    *,
+    template: Template | None = None,
+    speaker: str | None = None,
+) -> Iterator[tuple[int, Record]]:
     """Yield (line, record) of a JSON file.
 
     The file holds an array of objects or strings, which is read one item at a time. Or it holds objects one after
     another, as JSON Lines does. Or it holds one object, which is a record or holds the records in a list (see
-    `_records_within`).
+    `_records_within`), or an export of Telegram, whose conversations are yielded instead of records.
 
     Args:
         texts: the file's text in blocks.
         account: names the file, and receives the problems "records_in_list" and "duplicate_key".
         wanted: the setting `text_column`.
+        template: the setting of this name, parsed.
+        speaker: the setting of this name, for the chats of Telegram.
 
     Raises:
         FileError: the file is not valid JSON, holds no records, or holds several lists of records.
@@ -107,17 +120,29 @@ def json_records(texts: Iterator[str], account: FileAccount, wanted: str | None 
                 keys.report(reader.line)
             yield reader.line, _record(value, file, reader.line)
         return
-    for record in _records_within(first, account, line, wanted):
+    if wanted is None and template is None and (chats := find_chats(first)) is not None:
+        yield from telegram_documents(chats, speaker, account)
+        return
+    for record in _records_within(first, account, line, wanted, template):
         yield line, _record(record, file, line)
 
 
-def _records_within(value: dict[str, Any], account: FileAccount, line: int, wanted: str | None) -> list[Any]:
+def _records_within(
+    value: dict[str, Any], account: FileAccount, line: int, wanted: str | None, template: Template | None
+) -> list[Any]:
     """Return the records of a file that holds one object.
 
     The object is the record if one of its strings has the name of a text column, or if its strings are longer than the
     strings in its list of objects. A list of strings holds the records only if the object has no string of its own. No
     list holds them if the rest of the object has more characters. If `wanted` leads to a string or a list, it decides.
+    The object is the record too if all columns of the template lead to its values, or if it is a conversation.
     """
+    if template is not None and all(path_to(value, column) for column in template.columns):
+        return [value]
+    if wanted is None and template is None:
+        shape = find_shape([value], list(value), None, None)
+        if shape is not None and shape.messages is not None:
+            return [value]
     lists = {name: items for name, items in value.items() if _is_records(items)}
     strings = {name: text for name, text in value.items() if isinstance(text, str) and any(map(str.isalpha, text))}
     if wanted is not None:
@@ -125,6 +150,8 @@ def _records_within(value: dict[str, Any], account: FileAccount, line: int, want
             return [value]
         if wanted in lists and isinstance(lists[wanted][0], str):
             return _from_list(value, wanted, strings, account, line)
+    if template is not None:
+        lists = {name: items for name, items in lists.items() if _has_some(items[0], template)} or lists
     of_objects = [name for name, items in lists.items() if isinstance(items[0], dict)]
     if len(of_objects) == 1:
         (name,) = of_objects
@@ -140,6 +167,11 @@ def _records_within(value: dict[str, Any], account: FileAccount, line: int, want
     names = ", ".join(map(repr, lists))
     reason = f"holds {len(lists)} arrays of records ({names}), and one was expected"
     raise FileError(account.file, line, "bad_json", reason, "Keep one of them, or write one record per line as .jsonl.")
+
+
+def _has_some(record: Any, template: Template) -> bool:
+    """Return whether a record has a column of a template."""
+    return any(path_to(record, column) for column in template.columns)
 
 
 def _is_most_of(value: Mapping[str, Any], name: str) -> bool:
@@ -273,7 +305,14 @@ def _read_lines(file: SourceFile) -> Iterator[tuple[int, Record]]:
 
 
 def _read(file: SourceFile) -> Iterator[tuple[int, Record]]:
-    return json_records(file.texts(), file.account, file.settings.text_column)
+    settings = file.settings
+    return json_records(
+        file.texts(),
+        file.account,
+        settings.text_column,
+        template=settings.parsed_template,
+        speaker=settings.speaker,
+    )
 
 
 FORMATS = (

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from finetale.text.columns import LOOK_AHEAD, Raw, text_at
-from finetale.text.conversations import as_conversation
 from finetale.text.documents import FileError
 from finetale.text.formats.base import Format, SourceFile
 
@@ -44,10 +43,10 @@ def parquet_documents(source: SourceFile) -> Iterator[tuple[int, Raw]]:
                 choice.measure(record, rows / len(sample))
             choice.judge(account.file, at_end=False)
             number = 1
-            if choice.shape is not None:
-                for batch in table.iter_batches(batch_size=256, columns=list(choice.shape.columns)):
+            if not choice.path:  # several columns
+                for batch in table.iter_batches(batch_size=256, columns=choice.names_read(schema.names)):
                     for record in batch.to_pylist():
-                        yield number, as_conversation(record, choice.shape, account.file, number)
+                        yield number, choice.raw(record, account, number)
                         number += 1
                 return
             for batch in table.iter_batches(batch_size=256, columns=[choice.taken]):

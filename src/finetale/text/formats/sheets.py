@@ -43,7 +43,7 @@ def sheet_documents(file: SourceFile, sheets: Iterator[Sheet], *, several: bool)
     """
     for sheet in sheets:
         try:
-            rows = _records(sheet.rows, file.account, file.settings.text_column)
+            rows = _records(sheet.rows, file.account, file.wanted_column)
             if several:
                 ahead = list(islice(rows, LOOK_AHEAD))
                 rows = chain(ahead, rows)
