@@ -177,7 +177,6 @@ class ColumnAccount:
             "source": self.source,
             "taken": one_line(self.taken),
             "guessed": self.guessed,
-            "template": self.filler is not None,
             "characters": characters,
             "share": round(share, 6),
             "files": self.files,
@@ -187,7 +186,7 @@ class ColumnAccount:
                 for name, count, share in others[:MAX_SHOWN]
             ],
             "more_left_out": len(others[MAX_SHOWN:]),
-        }
+        } | ({"template": True} if self.filler is not None else {})
 
 
 class SourceColumns:

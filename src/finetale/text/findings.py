@@ -15,8 +15,8 @@ from finetale.formatting import count, plural, share
 from finetale.schema import ColumnReport, PersonalExample, RepeatExample, Repeats, TextReport
 from finetale.text.assistant_exports import CHATGPT, CLAUDE
 from finetale.text.chats import SILENCE_HOURS
-from finetale.text.formats.whatsapp import FORM as WHATSAPP
 from finetale.text.formats.refused import REFUSED
+from finetale.text.formats.whatsapp import FORM as WHATSAPP
 from finetale.text.source_names import LIST_OF_TEXTS
 
 Report = TextReport | Mapping[str, Any] | None

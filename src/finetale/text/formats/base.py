@@ -92,7 +92,7 @@ class SourceFile:
 
     @property
     def wanted_column(self) -> str | None:
-        """The setting `text_column`, or the first column of the setting `template`. It shows what a table's names are."""
+        """The setting `text_column`, or the first column of `template`. Tables without a header are known by it."""
         template = self.settings.parsed_template
         return self.settings.text_column if template is None else template.columns[0]
 
