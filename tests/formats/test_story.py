@@ -18,10 +18,11 @@ REFUSED_HERE = {".doc", ".mobi", ".azw3", ".fb2", ".ipynb", ".xls"}
 TABLES = {".xlsx", ".ods"}
 AS_WRITTEN = {".md", ".rst", ".org"}
 """Suffixes of files that are read with their markup."""
-WITHOUT_OUTLINE = {"pdflatex.pdf", "pdflatex.two-columns.pdf"}
+WITHOUT_OUTLINE = {"calibre.fb2", "pdflatex.pdf", "pdflatex.two-columns.pdf"}
 """Files that do not say where a chapter starts."""
 LEFT_OUT: dict[str, dict[str, int]] = {
     "calibre.docx": {"table of contents": 1},
+    "calibre.fb2": {},
     "calibre.pdf": {},
     "pandoc.tex": {"footnote": 1, "preamble": 1},
     "pdflatex.pdf": {"footnote": 1, "page number": 2},
@@ -44,6 +45,16 @@ REWRITTEN: dict[str, tuple[tuple[str, str], ...]] = {
         ("behind the dial.1", "behind the dial."),
         ("\n\nThe tower has 213 steps today; one was added for the inspector.", ""),
     ),
+    "calibre.fb2": (
+        ("behind the dial.1", "behind the dial."),
+        ("\n\nThe tower has 213 steps today; one was added for the inspector.", ""),
+        (
+            "Year\n\nPinches\n\nRemark\n\n1861\n\n2\n\ncontent\n\n1884\n\n3\n\nhums at night\n\n1902\n\n7\n\n"
+            "asks for names",
+            "Year | Pinches | Remark\n1861 | 2 | content\n1884 | 3 | hums at night\n1902 | 7 | asks for names",
+        ),
+        ("leaves its shoes;\n\nthe tide", "leaves its shoes;\nthe tide"),
+    ),
     "calibre.rtf": (
         ("behind the dial.1", "behind the dial."),
         ("\n\nThe tower has 213 steps today; one was added for the inspector.", ""),
@@ -57,7 +68,7 @@ REWRITTEN: dict[str, tuple[tuple[str, str], ...]] = {
         ("The tower has 213 steps today; one was added for the inspector.", ""),
     ),
 }
-"""File → (text of the file, text of the story). Calibre makes text of footnotes, and its RTF has no tables."""
+"""File → (text of the file, text of the story). Calibre makes text of footnotes, and its RTF and FB2 have no tables."""
 
 
 def readable() -> list[Path]:

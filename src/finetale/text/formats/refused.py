@@ -51,7 +51,7 @@ _KINDS = (
     ("a Keynote presentation", ".key", _APPLE.format("Keynote as .pdf"), "export as .pdf"),
     ("an OpenDocument drawing", ".odg", _IMPRESS, "save as .pdf"),
     ("a Kindle e-book", ".mobi .azw .azw3 .kfx", _KINDLE, "convert to .epub"),
-    ("an e-book of another kind", ".fb2 .lit .lrf .pdb .prc .chm", _CALIBRE, "convert to .epub"),
+    ("an e-book of another kind", ".lit .lrf .pdb .prc .chm", _CALIBRE, "convert to .epub"),
     ("a DjVu document", ".djvu", _DJVU, "take out the text with djvutxt"),
     ("a PostScript document", ".ps .eps", _POSTSCRIPT, "convert to .pdf"),
     ("an XPS document", ".xps .oxps", _XPS, "print to .pdf"),
