@@ -39,8 +39,8 @@ def test_sections_with_titles_are_chapters(read: Read) -> None:
     texts, account = read(
         "<body><title><p>The pier</p><p>A tale</p></title><epigraph><p>A motto.</p><text-author>Ben</text-author>"
         "</epigraph><section><title><p>One</p></title><image l:href='#a.png'/><p>The <emphasis>ferry</emphasis>\n   "
-        "was late.<a l:href='#n1' type='note'>[1]</a></p><empty-line/><subtitle>* * *</subtitle><poem><stanza><v>The tide"
-        "</v><v>the moon</v></stanza><stanza><v>again</v></stanza></poem></section>"
+        "was late.<a l:href='#n1' type='note'>[1]</a></p><empty-line/><subtitle>* * *</subtitle><poem><stanza>"
+        "<v>The tide</v><v>the moon</v></stanza><stanza><v>again</v></stanza></poem></section>"
         "<section><title><p>Two</p></title><section><p>Late.</p></section></section></body>"
         "<body name='notes'><section id='n1'><title><p>1</p></title><p>A note.</p></section>"
         "<section><p>x</p></section></body>"

@@ -41,7 +41,6 @@ def test_refused_suffixes_have_no_reader_and_a_way_out() -> None:
         ("soffice.xls", "an Excel workbook of an old or binary version", "--convert-to xlsx"),
         ("calibre.mobi", "a Kindle e-book", "ebook-convert"),
         ("calibre.azw3", "a Kindle e-book", "ebook-convert"),
-        ("calibre.fb2", "an e-book of another kind", "ebook-convert"),
         ("pandoc.ipynb", "a Jupyter notebook", "nbconvert"),
     ],
 )

@@ -14,7 +14,7 @@ from finetale.text.formats.refused import REFUSED
 from finetale.text.reading import read_parts
 
 FILES = sorted((Path(__file__).parent / "files").iterdir())
-REFUSED_HERE = {".doc", ".mobi", ".azw3", ".fb2", ".ipynb", ".xls"}
+REFUSED_HERE = {".doc", ".mobi", ".azw3", ".ipynb", ".xls"}
 TABLES = {".xlsx", ".ods"}
 AS_WRITTEN = {".md", ".rst", ".org"}
 """Suffixes of files that are read with their markup."""

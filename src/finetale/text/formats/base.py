@@ -100,6 +100,12 @@ class SourceFile:
         """Yield the file's uncompressed bytes in blocks that are not empty. Raises the errors of `byte_streams`."""
         return blocks(self.name, self.path, self._open_member)
 
+    def counted(self) -> Iterator[bytes]:
+        """Yield the same blocks as `blocks`, and count their bytes in the account."""
+        for block in self.blocks():
+            self.account.bytes += len(block)
+            yield block
+
     def seekable(self) -> IO[bytes]:
         """Open the uncompressed file for random access, and count its bytes. The caller closes it."""
         if self.path is not None and self.is_whole_file:

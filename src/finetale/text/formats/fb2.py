@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import chain
 
 from finetale.text.account import FileAccount
 from finetale.text.formats.base import Chapter, Format, SourceFile
@@ -23,22 +24,11 @@ def fb2_chapters(source: SourceFile) -> Iterator[Chapter]:
         FileError: the XML is damaged, has declarations, or is nested too deeply.
     """
     book = _Book(source.account)
-    blocks = _counted(source)
+    blocks = source.counted()
     first = next(blocks, None)
     if first is not None:
-        read_xml(source.name, _chained(first, blocks), book)
+        read_xml(source.name, chain((first,), blocks), book)
         yield from chapters_of(book.blocks)
-
-
-def _counted(source: SourceFile) -> Iterator[bytes]:
-    for block in source.blocks():
-        source.account.bytes += len(block)
-        yield block
-
-
-def _chained(first: bytes, blocks: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from blocks
 
 
 class _Book:

@@ -37,9 +37,8 @@ def eml_documents(source: SourceFile) -> Iterator[tuple[int, str]]:
         FileError: the message is larger than `MAX_MESSAGE_BYTES`, or nested too deeply.
     """
     pieces: list[bytes] = []
-    for block in source.blocks():
+    for block in source.counted():
         pieces.append(block)
-        source.account.bytes += len(block)
         if source.account.bytes > MAX_MESSAGE_BYTES:
             raise _too_large(source.name, None)
     data = b"".join(pieces)
@@ -61,8 +60,7 @@ def _messages(source: SourceFile) -> Iterator[bytes]:
     """Yield the messages of a mailbox, each with its separator line. Lines ">From " lose a ">"."""
     lines: list[bytes] = []
     size, number, blank, rest = 0, 1, True, b""
-    for block in chain(source.blocks(), (b"",)):
-        source.account.bytes += len(block)
+    for block in chain(source.counted(), (b"",)):
         found = (rest + block).split(b"\n")
         rest = found.pop() if block else b""
         for line in found:

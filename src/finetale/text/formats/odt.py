@@ -55,16 +55,10 @@ def _read(file: SourceFile) -> Iterator[Chapter]:
 
 
 def _read_flat(file: SourceFile) -> Iterator[Chapter]:
-    content = _counted(file)
+    content = file.counted()
     first = next(content, None)
     if first is not None:
         yield from chapters_of(_blocks(file.name, chain((first,), content), file.account, Styles(), ""))
-
-
-def _counted(file: SourceFile) -> Iterator[bytes]:
-    for block in file.blocks():
-        file.account.bytes += len(block)
-        yield block
 
 
 FORMATS = (

@@ -561,9 +561,8 @@ def rtf_blocks(name: str, data: bytes, account: FileAccount) -> list[Block]:
 
 def _read(file: SourceFile) -> Iterator[Chapter]:
     pieces: list[bytes] = []
-    for block in file.blocks():
+    for block in file.counted():
         pieces.append(block)
-        file.account.bytes += len(block)
         if file.account.bytes > MAX_BYTES:
             detail = f"it is larger than {MAX_BYTES >> 20} MiB, the most that is read of RTF"
             raise FileError(file.name, None, "too_large", detail, "Leave out its pictures, or save it as .docx.")

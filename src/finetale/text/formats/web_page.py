@@ -55,9 +55,8 @@ def read_whole(source: SourceFile, limit: int) -> bytes:
         FileError: the file is larger than `limit` bytes.
     """
     pieces: list[bytes] = []
-    for block in source.blocks():
+    for block in source.counted():
         pieces.append(block)
-        source.account.bytes += len(block)
         if source.account.bytes > limit:
             detail = f"is a page of more than {limit >> 20:,} MiB, the most that is read"
             hint = "Split it into several files, or save its text as plain text (.txt)."
