@@ -184,17 +184,18 @@ def test_top_entries_of_the_outline_are_chapters(file: Path) -> None:
 
 
 def test_a_scan_is_refused_by_name(file: Path) -> None:
-    blank: list[Any] = [[] for _ in range(4)]
-    assert (
-        refusal(file, pdf(blank, pictures=range(4)))
-        == (
-            "has no text: pages 1–4 have only pictures of it. Hint: Run OCR first, for example with "
-            "`ocrmypdf IN.pdf OUT.pdf`."
-        ).partition(" Hint")[0]
-    )
+    scan = pdf([[] for _ in range(4)], pictures=range(4))
+    assert refusal(file, scan) == "has no text: pages 1–4 have only pictures of it."
     with pytest.raises(SourceError) as caught:
-        read(file, pdf(blank, pictures=range(4)))
-    assert caught.value.hint == "Run OCR first, for example with `ocrmypdf IN.pdf OUT.pdf`."
+        read(file, scan)
+    assert caught.value.hint == (
+        "Run OCR first, for example with `ocrmypdf IN.pdf OUT.pdf`; or leave such files out with --skip-unreadable."
+    )
+    file.with_name("b.txt").write_text("A text.")
+    settings = TextSettings.resolve({"validation_fraction": 0, "test_fraction": 0, "skip_unreadable": True})
+    parts, report = read_parts([str(file.parent)], settings)
+    assert [part.text for part in parts] == ["A text."]
+    assert report.to_dict()["skipped"]["unreadable"] == 1
 
 
 def test_pages_without_text_are_counted_and_named(file: Path) -> None:

@@ -45,8 +45,11 @@ _UNKNOWN = re.compile(
 )
 _UNKNOWN_IN_TEX = re.compile(f"(?![\x10-\x16\x1b-\x1f]){_UNKNOWN.pattern}")
 _TEX = re.compile("tex|dvips|dvipdf|ghostscript", re.IGNORECASE)
-_DAMAGED_HINT = "Get the file again, or open it in a PDF viewer and print it to a new PDF file."
-_OCR_HINT = "Run OCR first, for example with `ocrmypdf IN.pdf OUT.pdf`."
+_DAMAGED_HINT = (
+    "Get the file again, or open it in a PDF viewer and print it to a new PDF file; or leave such files out with "
+    "--skip-unreadable."
+)
+_OCR_HINT = "Run OCR first, for example with `ocrmypdf IN.pdf OUT.pdf`; or leave such files out with --skip-unreadable."
 
 
 def pdf_chapters(file: SourceFile) -> Iterator[Chapter]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from finetale.text.account import FileAccount
 from finetale.text.documents import FileError
-from finetale.text.formats.base import Format, SourceFile
+from finetale.text.formats.base import Chapter, Format, SourceFile
 
 GAP_SECONDS = 5.0
 _FRAMES_PER_SECOND = 25.0
@@ -43,8 +43,8 @@ class _Cue:
     lines: list[str]
 
 
-def _srt(file: SourceFile) -> Iterator[str]:
-    return _running_text(_untagged(_srt_cues(file), file.account), file.account)
+def _srt(file: SourceFile) -> Iterator[Chapter]:
+    return _one_chapter(_running_text(_untagged(_srt_cues(file), file.account), file.account))
 
 
 def _srt_cues(file: SourceFile) -> Iterator[_Cue]:
@@ -74,8 +74,8 @@ def _drop_number(cue: _Cue) -> None:
         cue.lines.pop()
 
 
-def _vtt(file: SourceFile) -> Iterator[str]:
-    return _running_text(_untagged(_vtt_cues(file), file.account, entities=True), file.account)
+def _vtt(file: SourceFile) -> Iterator[Chapter]:
+    return _one_chapter(_running_text(_untagged(_vtt_cues(file), file.account, entities=True), file.account))
 
 
 def _vtt_cues(file: SourceFile) -> Iterator[_Cue]:
@@ -136,8 +136,8 @@ def _untagged(cues: Iterable[_Cue], account: FileAccount, *, entities: bool = Fa
         yield cue
 
 
-def _ass(file: SourceFile) -> Iterator[str]:
-    return _running_text(_ass_cues(file), file.account)
+def _ass(file: SourceFile) -> Iterator[Chapter]:
+    return _one_chapter(_running_text(_ass_cues(file), file.account))
 
 
 def _ass_cues(file: SourceFile) -> Iterator[_Cue]:
@@ -171,8 +171,8 @@ def _ass_cues(file: SourceFile) -> Iterator[_Cue]:
     yield from sorted(cues, key=lambda cue: cue.start)
 
 
-def _sub(file: SourceFile) -> Iterator[str]:
-    return _running_text(_untagged(_sub_cues(file), file.account), file.account)
+def _sub(file: SourceFile) -> Iterator[Chapter]:
+    return _one_chapter(_running_text(_untagged(_sub_cues(file), file.account), file.account))
 
 
 def _sub_cues(file: SourceFile) -> Iterator[_Cue]:
@@ -189,6 +189,10 @@ def _sub_cues(file: SourceFile) -> Iterator[_Cue]:
             rate = float(text)
             continue
         yield _Cue(int(start[:9]) / rate, int((end or start)[:9]) / rate, text.split("|"))
+
+
+def _one_chapter(lines: Iterable[str]) -> Iterator[Chapter]:
+    yield Chapter("".join(lines), "", 1)
 
 
 def _running_text(cues: Iterable[_Cue], account: FileAccount) -> Iterator[str]:
@@ -216,8 +220,8 @@ def _not_cues(file: SourceFile, expected: str) -> FileError:
 
 
 FORMATS = (
-    Format("srt", (".srt",), "text", _srt),
-    Format("vtt", (".vtt",), "text", _vtt, magic=(b"WEBVTT",)),
-    Format("ass", (".ass", ".ssa"), "text", _ass),
-    Format("microdvd", (".sub",), "text", _sub),
+    Format("srt", (".srt",), "chapters", _srt),
+    Format("vtt", (".vtt",), "chapters", _vtt, magic=(b"WEBVTT",)),
+    Format("ass", (".ass", ".ssa"), "chapters", _ass),
+    Format("microdvd", (".sub",), "chapters", _sub),
 )
