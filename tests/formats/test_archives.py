@@ -107,6 +107,8 @@ def test_an_archive_reads_like_the_folder_that_was_packed(suffix: str, tmp_path:
     expected, folder_report = read(folder)
     found, report = read(archive)
     renamed = [(source.replace(str(archive), str(folder)), line, text) for source, line, text in found]
+    if suffix in (".zip", ".tar"):  # compressed tar archives are read in their own order
+        assert renamed == expected
     assert sorted(renamed) == sorted(expected)
     assert len(found) == 8
     assert folder_report["skipped"]["other"] == {".png": 1}

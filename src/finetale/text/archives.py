@@ -86,7 +86,8 @@ class Listing:
     """The members of an archive.
 
     Attributes:
-        members: its files, in the order in which they are read fastest.
+        members: its files, by path. Those of a compressed tar archive have the order of the archive, because going
+            back in it means to unpack it again.
         special: names of links, devices and the like.
         mimetype: content of the member `mimetype` at the top, which identifies some documents.
     """
@@ -127,7 +128,11 @@ def list_archive(path: Path, suffix: str) -> Listing:
         facts = path.stat()
         key = (str(path.absolute()), facts.st_size, facts.st_mtime_ns)
         if key not in _listed:
-            _listed[key] = _list_zip(path) if suffix == ".zip" else _list_tar(path, _TAR[suffix])
+            compression = _TAR.get(suffix, "")
+            listing = _list_zip(path) if suffix == ".zip" else _list_tar(path, compression)
+            if not compression:
+                listing.members.sort(key=lambda member: member.path.parts)
+            _listed[key] = listing
         return _listed[key]
     except OSError as error:
         raise FileError(
