@@ -75,15 +75,15 @@ def test_files_and_columns_that_were_left_out_are_named(place: Path, call: Call)
 
 
 def test_a_column_that_is_the_smaller_part_stops_training(place: Path, call: Call) -> None:
-    rows = [{"prompt": story(number, 60), "completion": "Yes, it is."} for number in range(30)]
+    rows = [{"scene": story(number, 60), "completion": "Yes, it is."} for number in range(30)]
     (place / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     code, _, err = call("train", "pairs.jsonl", *QUICK, "--out", "run")
     assert code == 1
     assert "the column 'completion' would be read as the text, but contains only" in err
-    assert "hint: Choose one with --text-column prompt or completion." in err
+    assert "hint: Choose one with --text-column scene or completion." in err
     assert not (place / "run").exists()
     assert call("check", "pairs.jsonl", "--model", "base")[0] == 1
-    assert call("train", "pairs.jsonl", "--text-column", "prompt", *QUICK, "--out", "run")[0] == 0
+    assert call("train", "pairs.jsonl", "--text-column", "scene", *QUICK, "--out", "run")[0] == 0
 
 
 def test_many_files_are_counted(place: Path, call: Call) -> None:
@@ -127,3 +127,26 @@ def test_names_that_are_not_utf8_go_the_whole_way(place: Path, call: Call) -> No
     assert "caf\\xe9" in (place / "run/report.html").read_text(encoding="utf-8")
     for command in (["compare", "run"], ["report", "run"], ["evaluate", "run", source], ["runs"]):
         assert call(*command)[0] == 0
+
+
+def test_people_of_a_chat_are_named_in_the_terminal_and_not_in_the_card(place: Path, call: Call) -> None:
+    lines = [
+        f"{1 + day % 28:02}/{1 + day // 28:02}/2023, 2{hour}:15 - {name}: {story(day, 12 + hour)}"
+        for day in range(80)
+        for hour, name in enumerate(("Marabella", "Tobiasson"))
+    ]
+    (place / "talk.txt").write_text("\n".join(lines))
+    code, _, err = call("train", "talk.txt", *QUICK, "--speaker", "Marabella", "--out", "run")
+    assert code == 0
+    assert (
+        "2 people write in 80 conversations, which end at silences of 6 hours; the messages of --speaker are the "
+        "answers: Marabella (50% of the messages), Tobiasson (50% of the messages)." in err
+    )
+    card = (place / "run/model/README.md").read_text(encoding="utf-8")
+    assert "2 people write in 80 conversations" in card
+    assert "Marabella" not in card
+    assert "Tobiasson" not in card
+    code, _, err = call("train", "talk.txt", *QUICK, "--speaker", "Nobody", "--out", "other")
+    assert code == 1
+    assert "has no messages of 'Nobody'; the people and their messages are 'Marabella' (80), 'Tobiasson' (80)." in err
+    assert not (place / "other").exists()

@@ -187,6 +187,37 @@ def test_a_short_export_is_known_by_its_name(tmp_path: Path) -> None:
     assert read(write(tmp_path, "notes.txt", line))[0][0].text == line.strip()
 
 
+def test_what_whatsapp_writes_in_a_message_is_counted(tmp_path: Path) -> None:
+    ios = {
+        f"{LRM}plan.pdf • {LRM}2 pages {LRM}document omitted": ("", "attachment"),
+        f"The plan {LRM}image omitted": ("The plan", "attachment"),
+        f"{LRM}<attached: 00000012-VIDEO-2023-12-31-22-18-02.mp4>\nThe fog": ("The fog", "attachment"),
+        f"{LRM}Missed voice call, {LRM}Tap to call back": ("", "system message"),
+        f"{LRM}This message was deleted.": ("", "deleted message"),
+        f"Good {LRM}<This message was edited>": ("Good", "edit mark"),
+        f"Call {LRM}+49 151 000": ("Call +49 151 000", None),
+    }
+    android = {
+        "<Medien ausgeschlossen>": ("", "attachment"),
+        "<媒体文件已省略>": ("", "attachment"),
+        f"{LRM}DOC-20231231-WA0002.pdf (αρχείο)": ("", "attachment"),
+        "My plan.pdf (fichier joint)\nThe fog": ("The fog", "attachment"),
+        "see plan.pdf (the old one)": ("see plan.pdf (the old one)", None),
+        "location: https://maps.google.com/?q=50.1,8.2": ("", "location"),
+        "Se eliminó este mensaje.": ("", "deleted message"),
+        "Gut <Diese Nachricht wurde bearbeitet.>": ("Gut", "edit mark"),
+        "null": ("", "empty message"),
+        "<3": ("<3", None),
+        f"{LRM}+49 151 000": ("+49 151 000", None),
+    }
+    for form, cases in (("[31.12.23, 22:15:03] ", ios), ("31.12.23, 22:15 - ", android)):
+        for written, (kept, kind) in cases.items():
+            talk = "".join(f"{form}{name}: {text}\n" for name, text in (("M", "Hi"), ("T", "Ho"), ("M", written)))
+            parts, report = read(write(tmp_path, "WhatsApp.txt", talk))
+            assert parts[0].text.split("T: Ho")[1] == (f"\nM: {kept}" if kept else ""), written
+            assert report["content_left_out"] == ({kind: 1} if kind else {}), written
+
+
 # -- one person's messages as answers
 
 

@@ -283,7 +283,7 @@ class TextReport:
             documents=1,
             answers=rendered.answers,
             context_characters=context,
-            learned_characters=len(rendered.text) - context,
+            learned_characters=len(rendered.text) - context if rendered.answers else 0,
         )
 
     def looked_for(self, *, near: bool, personal_data: bool) -> None:

@@ -56,8 +56,14 @@ _OMITTED = re.compile(
     r"|הושמט|استبعاد",
     re.IGNORECASE,
 )
-_IN_BRACKETS = re.compile(r"<[^<>\n]*(?:\s[^<>\n]*|[\u3040-\u9fff\uac00-\ud7af][^<>\n]*)>")
-_ATTACHED = re.compile(r"<[^<>:\n]+:\s[^<>\n]+\.\w{2,5}>|[^\n/]+\.\w{2,5} \([^()\n]{3,40}\)(?=\n|$)")
+_IN_BRACKETS = re.compile(r"<[^<>\n]{0,60}[\s\u3040-\u9fff\uac00-\ud7af][^<>\n]{0,60}>")
+_ATTACHED = re.compile(
+    r"<[^<>:\n]{1,40}:\s[^<>\n]{1,250}\.\w{2,5}>"
+    r"|(?:(?:IMG|VID|AUD|PTT|STK|DOC)-\d{8}-WA\d+\.\w{2,5} \([^()\n]{3,40}\)"
+    r"|[^\n/]{1,250}\.\w{2,5} \((?:file attached|Datei angehängt|fichier joint|archivo adjunto|arquivo anexado"
+    r"|file allegato|bestand bijgevoegd|файл добавлен|dosya ekli|plik załączony"
+    r"|文件附件|添付ファイル|파일 첨부됨)\))(?=\n|$)"
+)
 _LOCATION = re.compile(r"[^:\n]{3,30}: https://maps\.google\.com/\?q=\S+")
 _DELETED = re.compile(
     r"(?:This message was deleted|You deleted this message|Diese Nachricht wurde gelöscht|"
@@ -73,16 +79,38 @@ _EDITED = re.compile(
     r"Данное сообщение изменено)\.?>$",
     re.IGNORECASE,
 )
+_LONGEST_MARK = 60
+_NULL = re.compile("null")  # in place of what WhatsApp can't export
+_INSTEAD_OF_TEXT = (
+    (_DELETED, "deleted message"),
+    (_IN_BRACKETS, "attachment"),
+    (_LOCATION, "location"),
+    (_NULL, "empty message"),
+)
 
 
 @dataclass(slots=True)
 class _Entry:
-    """A message as it was written: date and time as numbers, what follows them, and the line."""
+    """A message as it was written.
+
+    Attributes:
+        date: the three numbers of its date.
+        seconds: its time of the day.
+        lines: what follows them.
+        place: its first line in the file.
+        is_ios: whether an iPhone wrote it.
+    """
 
     date: tuple[int, int, int]
     seconds: int
-    text: str
-    line: int
+    lines: list[str]
+    place: int
+    is_ios: bool
+
+    @property
+    def text(self) -> str:
+        """What follows date and time."""
+        return "\n".join(self.lines)
 
 
 def is_whatsapp(file: SourceFile) -> bool:
@@ -117,7 +145,7 @@ def _entries(lines: Iterable[tuple[int, str]]) -> Iterator[_Entry]:
     for number, line in lines:
         if (match := _HEAD.match(line)) is None:
             if entry is not None:
-                entry.text += f"\n{line}"
+                entry.lines.append(line)
             continue
         if entry is not None:
             yield entry
@@ -128,7 +156,7 @@ def _entries(lines: Iterable[tuple[int, str]]) -> Iterator[_Entry]:
             hour = hour % 12 + 12 * (_IS_EVENING.fullmatch(half) is not None)
         seconds = 3600 * hour + 60 * int(found["minute"]) + int(found.get("second", 0))
         date = int(found["a"]), int(found["b"]), int(found["c"])
-        entry = _Entry(date, seconds, found["rest"], number)
+        entry = _Entry(date, seconds, [found["rest"]], number, match["a"] is not None)
     if entry is not None:
         yield entry
 
@@ -140,39 +168,51 @@ def _messages(entries: Sequence[_Entry], account: FileAccount) -> list[ChatMessa
     for entry, match, time in zip(entries, named, _times(entries), strict=True):
         if match is None or _is_system_line(_name(match["name"]), names):
             account.leave_out("system message")
-        elif text := _text(match["text"] or "", account):
-            found.append(ChatMessage(entry.line, time, _name(match["name"]), text))
+        elif text := _text(match["text"] or "", account, is_ios=entry.is_ios):
+            found.append(ChatMessage(entry.place, time, _name(match["name"]), text))
     return found
 
 
-def _text(text: str, account: FileAccount) -> str:
+def _text(text: str, account: FileAccount, *, is_ios: bool) -> str:
     """Return what a person wrote of a message. Count what WhatsApp wrote."""
     written, mark, generated = text.partition("\u200e")
-    generated = _MARK.sub("", generated).strip()
-    if mark and generated.startswith("<") and not _ATTACHED.match(generated) and written.strip():
-        account.leave_out("edit mark")
-        text = written
-    elif mark and (_OMITTED.search(generated) or _ATTACHED.match(generated)):
-        account.leave_out("attachment")
-        caption = generated[match.end() :] if (match := _ATTACHED.match(generated)) else ""
-        text = f"{written}\n{caption}"
-    elif mark and not written.strip():
-        account.leave_out("deleted message" if _DELETED.fullmatch(generated) else "system message")
-        return ""
-    text = _MARK.sub("", text).strip()
-    text, edits = _EDITED.subn("", text)
+    if mark and is_ios:
+        generated = _bare(generated)
+        if (found := _kind_of_generated(generated, alone=not written.strip())) is not None:
+            account.leave_out(found)
+            text = written
+    text, edits = _EDITED.subn("", _bare(text))
     account.leave_out("edit mark", edits)
-    if (match := _ATTACHED.match(text)) and not mark:
+    if match := _ATTACHED.match(text):
         account.leave_out("attachment")
         return text[match.end() :].strip()
-    for pattern, what in ((_DELETED, "deleted message"), (_IN_BRACKETS, "attachment"), (_LOCATION, "location")):
+    for pattern, what in _INSTEAD_OF_TEXT:
         if pattern.fullmatch(text):
             account.leave_out(what)
             return ""
-    if text in ("", "null"):  # WhatsApp writes null for what it can't export
-        account.leave_out("empty message", not mark)
-        return ""
+    if not text and not mark:
+        account.leave_out("empty message")
     return text
+
+
+def _kind_of_generated(text: str, *, alone: bool) -> str | None:
+    """Return the kind of a text after U+200E that WhatsApp wrote on iOS.
+
+    None if a person wrote it, or it may have a caption.
+
+    Args:
+        text: the text, without marks.
+        alone: whether it is the whole message.
+    """
+    if _ATTACHED.match(text):
+        return None if alone else "attachment"
+    if not alone and text.startswith("<") and text.endswith(">"):
+        return "edit mark"
+    if _OMITTED.search(text) and (alone or len(text) <= _LONGEST_MARK):
+        return "attachment"
+    if not alone:
+        return None
+    return "deleted message" if _DELETED.fullmatch(text) else "system message"
 
 
 def _times(entries: Sequence[_Entry]) -> list[float]:
