@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetale.text.findings import not_looked_for, text_findings
+from finetale.text.findings import not_looked_for, text_findings, text_notes
 
 NONE: dict[str, Any] = {
     "duplicates": {"documents": 0, "examples": []},
@@ -79,3 +79,20 @@ def test_what_was_not_looked_for_is_not_called_none() -> None:
 def test_half_a_report_is_no_error(text: Any) -> None:
     text_findings(text)
     not_looked_for(text)
+
+
+@pytest.mark.parametrize(
+    ("what", "named"),
+    [
+        ("picture", "2 pictures"),
+        ("table of contents", "2 tables of contents"),
+        ("passage around the article", "2 passages around the article"),
+        ("page outside of the reading order", "2 pages outside of the reading order"),
+        ("mail without words of its writer", "2 mails without words of its writer"),
+        ("time within a cue", "2 times within a cue"),
+    ],
+)
+def test_the_plural_is_that_of_the_noun_not_of_the_words_behind_it(what: str, named: str) -> None:
+    file = {"file": "a.html", "kind": "html", "bytes": 1, "documents": 1, "characters": 1, "problems": {}}
+    report = NONE | {"content_left_out": {what: 2}, "files": [file | {"left_out": {what: 2}}]}
+    assert [note.what for note in text_notes(report)] == [f"Left out of a.html: {named}"]

@@ -295,7 +295,7 @@ def _content_left_out(report: TextReport) -> list[TextFinding]:
 
 def _plural_of(what: str) -> str:
     """Return the plural of a noun that words such as "in another branch" may follow."""
-    match = re.search(" (?:in|after|of) ", what)
+    match = re.search(" (?:in|after|around|before|of|outside|within|without) ", what)
     end = match.start() if match else len(what)
     return f"{what[:end]}s{what[end:]}"
 
