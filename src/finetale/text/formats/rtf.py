@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from finetale.text.account import FileAccount
 from finetale.text.documents import FileError
@@ -61,6 +61,13 @@ class _State:
     is_first: bool = True  # no control word was read in this group
     is_optional: bool = False  # the group starts with \*
     skips_child: bool = False
+
+    def of_child(self) -> _State:
+        """Return the properties with which a group within this one starts."""
+        return _State(
+            self.font, self.fallback, self.hidden, self.deleted, self.level, self.style, self.in_table, self.depth,
+            self.place,
+        )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -160,9 +167,10 @@ class _Reader:
             detail = f"the groups of its RTF are more than {MAX_DEPTH:,} deep"
             raise FileError(self._name, None, "bad_rtf", detail, _HINT)
         self._stack.append(self._state)
-        self._state = replace(self._state, is_first=True, is_optional=False, left_out=None, skips_child=False)
-        if self._outer().skips_child:
-            self._outer().skips_child = False
+        outer = self._state
+        self._state = outer.of_child()
+        if outer.skips_child:
+            outer.skips_child = False
             return self._skip(at)
         return at
 
