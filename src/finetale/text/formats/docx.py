@@ -1,4 +1,4 @@
-"""Word documents (.docx): WordprocessingML → chapters. docs/guides/formats.md states the rules.
+"""Word documents (.docx): WordprocessingML → chapters. docs/formats.md states the rules.
 
 The main part is read as a stream of elements. Styles and numbering are small and are read as trees before it.
 """

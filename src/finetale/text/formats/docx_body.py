@@ -1,4 +1,4 @@
-"""The main part of a Word document as a stream of elements → its blocks. docs/guides/formats.md states the rules."""
+"""The main part of a Word document as a stream of elements → its blocks. docs/formats.md states the rules."""
 
 from __future__ import annotations
 

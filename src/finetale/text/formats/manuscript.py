@@ -1,6 +1,6 @@
 """The blocks of a manuscript (paragraphs, headings, list items, rows of tables) → its chapters.
 
-The readers of word processors' formats share these rules; docs/guides/formats.md states them. Knows no file format.
+The readers of word processors' formats share these rules; docs/formats.md states them. Knows no file format.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class Container:
             try:
                 self._zip = zipfile.ZipFile(bounded)
             except _TooMuch:
-                raise self._bomb("a directory of members", limits.directory_bytes) from None
+                raise self._bomb("the directory of its zip data", limits.directory_bytes) from None
             except _DAMAGE as error:
                 if head.startswith(b"PK\x03\x04"):
                     detail = "its zip data is cut off or damaged"
@@ -148,9 +148,9 @@ class Container:
                     size += len(block)
                     self._total += len(block)
                     if size > limits.member_bytes:
-                        raise self._bomb(f"the member {info.filename}", limits.member_bytes)
+                        raise self._bomb(f"the member {info.filename} of its zip data", limits.member_bytes)
                     if self._total > limits.total_bytes:
-                        raise self._bomb("all members together", limits.total_bytes)
+                        raise self._bomb("its zip data", limits.total_bytes)
                     if size > limits.ratio_from_bytes and size > limits.ratio * packed:
                         detail = (
                             f"the member {info.filename} of its zip data grows to more than {limits.ratio:,} times its "
@@ -182,11 +182,11 @@ class Container:
             detail = f"the member {found} of its zip data is compressed with {method}, and only deflate is read"
             raise FileError(self.name, None, "compression", detail, "Save the document again, or pack it with deflate.")
         if info.file_size > self._limits.member_bytes:
-            raise self._bomb(f"the member {found}", self._limits.member_bytes)
+            raise self._bomb(f"the member {found} of its zip data", self._limits.member_bytes)
         return info
 
     def _bomb(self, what: str, limit: int) -> FileError:
-        detail = f"{what} of its zip data is larger than {limit >> 20:,} MiB uncompressed, the most that is read"
+        detail = f"{what} is larger than {limit >> 20:,} MiB uncompressed, the most that is read"
         return FileError(self.name, None, "zip_bomb", detail, _BOMB_HINT)
 
     def _compound_file(self) -> FileError:
