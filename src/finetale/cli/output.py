@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from finetale.cli.streams import is_unicode
-from finetale.schema import TokenAccount
 
 if TYPE_CHECKING:
     from finetale.display import Display
+    from finetale.schema import TokenAccount
 
 Source = Annotated[
     str, Parameter(help="A file, a folder, - for standard input, bundled:tales, or hf:DATASET[/CONFIG][:SPLIT].")
