@@ -131,6 +131,31 @@ def test_running_heads_and_page_numbers_are_left_out(file: Path) -> None:
     assert report["content_left_out"] == {"running head": 6, "page number": 6}
 
 
+def test_heads_of_blank_pages_and_numbers_below_first_pages_of_chapters_are_left_out(file: Path) -> None:
+    pages = []
+    for index in range(12):
+        at_foot = index in (0, 6)
+        number = (300, 40, 9, str(index + 3)) if at_foot else (72, 750, 9, f"{index + 3} The Goose Ferry")
+        pages.append([number, *([] if index == 5 else flow(f"{FIRST} {index}."))])
+    (text,), report = read(file, pdf(pages))
+    assert text.split("\n\n") == [f"{FIRST} {index}." for index in range(12) if index != 5]
+    assert report["content_left_out"] == {"running head": 10, "page number": 2}
+
+
+def test_speeches_of_two_speakers_are_two_paragraphs_at_the_end_of_a_page(file: Path) -> None:
+    full = "The wind sat in the north-east all morning and the river was brown,"
+    first = [(72, 700, 11, "“" + full), (72, 686, 11, full + "”")]
+    second = [(72, 700, 11, "“" + full), (72, 686, 11, full)]
+    assert read(file, pdf([first, second]))[0] == [f"“{full} {full}”\n\n“{full} {full}"]
+
+
+def test_a_dash_at_a_line_end_is_followed_by_a_space_only_if_one_precedes_it(file: Path) -> None:
+    full = "The wind sat in the north-east all morning and the river was brown"
+    for dash in "–—":
+        lines = [(72, 700, 11, full + dash), (72, 686, 11, full + f" {dash}"), (72, 672, 11, full)]
+        assert read(file, pdf([lines]))[0] == [f"{full}{dash}{full} {dash} {full}"]
+
+
 def test_a_heading_that_the_heads_repeat_stays(file: Path) -> None:
     pages = [[(72, 750, 22 if index == 0 else 9, "The Ferry"), *flow(f"{FIRST} {index}.")] for index in range(5)]
     (text,), report = read(file, pdf(pages, outline=[("The Ferry", 0, 700)]))
@@ -164,6 +189,19 @@ def test_footnotes_and_their_marks_are_left_out(file: Path) -> None:
     (text,), report = read(file, pdf([[*body, mark, *notes]]))
     assert text == f"{FIRST}\n\n{SECOND}"
     assert report["content_left_out"] == {"footnote": 2}
+
+
+def test_footnotes_as_large_as_the_text_are_left_out_where_a_raised_mark_leads_to_them(file: Path) -> None:
+    body = flow(f"{FIRST}\n\n{SECOND}")
+    last = body[-1]
+    mark = (last[0] + 250, last[1] + 4, 6, "1")
+    note = [(72, 95, 6, "1"), (76, 90, 11, "He did not count goslings."), (72, 76, 11, "Nobody did.")]
+    (text,), report = read(file, pdf([[*body, mark, *note]]))
+    assert text == f"{FIRST}\n\n{SECOND}"
+    assert report["content_left_out"] == {"footnote": 1}
+    (text,), report = read(file, pdf([[*body, *note]]))
+    assert text.endswith("\n\n1He did not count goslings.\n\nNobody did.")
+    assert report["content_left_out"] == {}
 
 
 def test_pictures_are_counted(file: Path) -> None:

@@ -39,6 +39,8 @@ _NO_SPACE = re.compile(r"[\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe4f\u
 _ALSO_WIDE = "“”‘’…—·"
 """Marks that are Chinese beside Chinese characters."""
 _HANGUL = re.compile(r"[\uac00-\ud7a3]")
+_SPEAKER_CHANGES = re.compile(r"”“$|»«$|[.!?…]\"\"$|」「$")
+"""One speech ends and another one begins. So the second one is a new paragraph."""
 _TENS = {"twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"}
 _ONES = {
     "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
@@ -195,11 +197,13 @@ def _remove_heads(pages: Sequence[Page], height: float, leave_out: Callable[[str
     """Remove running heads and page numbers from the first and last two rows of each page."""
     edges: list[_Edge] = []
     gaps: Counter[int] = Counter()
-    for page in pages:
-        rows = _rows(page)
+    rows_of = [_rows(page) for page in pages]
+    middle = statistics.median([row[0].base for rows in rows_of for row in (rows[:1] + rows[-1:] if rows else [])])
+    for page, rows in zip(pages, rows_of, strict=True):
         gaps.update(round(above[0].base - below[0].base) for above, below in pairwise(rows))
         for zone, ordered in (("top", rows), ("bottom", rows[::-1])):
-            for index, row in enumerate(ordered[:2] if len(rows) > 1 else ordered[: zone == "bottom"]):
+            is_here = len(rows) > 1 or bool(rows and (rows[0][0].base > middle) == (zone == "top"))
+            for index, row in enumerate(ordered[:2] if is_here else ()):
                 following = ordered[index + 1][0].base if index + 1 < len(ordered) else row[0].base + 100 * height
                 text = " ".join(piece.text for piece in sorted(row, key=lambda piece: piece.left))
                 gap = abs(row[0].base - following)
@@ -208,10 +212,12 @@ def _remove_heads(pages: Sequence[Page], height: float, leave_out: Callable[[str
     usual = min((gap for gap, times in gaps.items() if times >= often and gap > 0), default=height)
     apart = 1.3 * usual  # heads are set off from the text
     numbered = {zone: _page_numbers(edges, zone, height, len(pages)) for zone in ("top", "bottom")}
+    anywhere = numbered["top"] | numbered["bottom"]
     texts: Counter[tuple[str, str]] = Counter()
     for edge in edges:
         for found in _NUMBER.finditer(edge.text):
-            if int(found[0]) - edge.page.number in numbered[edge.place[0]]:
+            alone = edge.first and edge.gap > apart and found[0] == edge.text.strip(" -–—")
+            if int(found[0]) - edge.page.number in (anywhere if alone else numbered[edge.place[0]]):
                 edge.text = edge.text[: found.start()] + "#" + edge.text[found.end() :]
                 break
         bare = re.sub(r"[\W_]+", " ", edge.text.replace("#", "\x00")).strip().casefold()
@@ -380,15 +386,21 @@ def _join_drop_caps(page: Page, height: float) -> None:
 
 
 def _remove_footnotes(pages: Iterable[Page], height: float, leave_out: Callable[[str, int], None]) -> None:
-    """Remove the lines in smaller print at the foot of a column that start with a mark, and their marks in the text."""
+    """Remove the notes at the foot of columns, and their marks in the text.
+
+    Notes are lines in smaller print that start with a mark, or lines of which `_first_large_note` returns the first.
+    """
     number = 0
     open_note = False  # whether the last note of the page before may continue
     for page in pages:
         marks: set[str] = set()
+        led_to = {match["raised"] for column in page.columns for line in column for match in _marks_within(line.text)}
         for column in page.columns:
             start = len(column)
             while start and column[start - 1].height <= 0.93 * height:
                 start -= 1
+            if start == len(column) and led_to:
+                start = _first_large_note(column, led_to)
             if not 0 < start < len(column) and not (open_note and start == 0 and column):
                 continue
             found = [_NOTE_START.match(line.text) for line in column[start:]]
@@ -406,6 +418,29 @@ def _remove_footnotes(pages: Iterable[Page], height: float, leave_out: Callable[
         for column in page.columns:
             for line in column:
                 line.text = line.text.replace(RAISED, "").replace(LOWERED, "").strip()
+
+
+def _first_large_note(column: Sequence[Piece], led_to: set[str]) -> int:
+    """Return the first line of notes that are as large as the text. The number of lines if there are none.
+
+    They are set off from the text above, and each starts with a raised mark that is raised in the text, too.
+
+    Args:
+        led_to: the raised marks within the lines of the page.
+    """
+    usual = statistics.median([above.base - line.base for above, line in pairwise(column)] or [0.0])
+    first = len(column)
+    for index in range(len(column) - 1, 0, -1):
+        mark = _MARK.match(column[index].text)
+        if mark and mark["raised"] not in led_to:
+            break
+        if mark and column[index - 1].base - column[index].base > 1.3 * usual:
+            first = index
+    return first
+
+
+def _marks_within(text: str) -> Iterator[re.Match[str]]:
+    return (match for match in _MARK.finditer(text) if match.start() > 0)
 
 
 def _without_marks(text: str, marks: set[str]) -> str:
@@ -501,7 +536,7 @@ def _begins(above: Piece, parity: int, line: Piece, line_parity: int, style: _St
     if indent > indent_above + 0.8 * style.height or _is_near(indent, style.indents):
         return "paragraph"
     if not ends_early:
-        return "nothing"
+        return "paragraph" if not same_column and _SPEAKER_CHANGES.search(above.text + line.text[0]) else "nothing"
     if same_column and line.text[0].islower() and above.text[-1] not in ".!?:":
         return "line" if room > _RAGGED * width else "nothing"
     return "paragraph"
@@ -536,7 +571,9 @@ def _joined(lines: Sequence[str], words: Counter[str], *, hyphenates: bool) -> s
             kept = _keeps_hyphen(half["word"], other[0], words)
             text.append(("-" if kept or (kept is None and not hyphenates) else "") + line)
         else:
-            at_dash = (last == "—" and not before.endswith(" —")) or (first == "—" and not line.startswith("— "))
+            at_dash = (last in ("—", "–") and not before.endswith((" —", " –"))) or (
+                first in ("—", "–") and not line.startswith(("— ", "– "))
+            )
             wide = [bool(_NO_SPACE.match(each)) for each in (last, first)]
             is_wide = any(wide) and all(
                 yes or each in _ALSO_WIDE for yes, each in zip(wide, (last, first), strict=True)
