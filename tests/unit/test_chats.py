@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -400,6 +401,32 @@ def test_conversations_of_chatgpt(tmp_path: Path) -> None:
     assert "Recognised 2 conversations with ChatGPT." in said
     assert "2 messages in another branch" in said
     assert report["files"][0]["left_out"]["thought of the assistant"] == 1
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_the_rest_of_an_export_is_left_out(kind: str, tmp_path: Path) -> None:
+    files = {
+        "conversations.json": json.dumps([FERRY]),
+        "chat.html": "<html><body><p>When does the ferry run?</p></body></html>",
+        "user.json": json.dumps({"id": "user-1", "email": "mara@example.org", "phone_number": None}),
+        "message_feedback.json": json.dumps([{"id": "1", "rating": "thumbs_up", "content": "{}"}]),
+        "ferry.md": "# A note of my own\n",
+    }
+    source = tmp_path / "export"
+    if kind == "zip":
+        source = tmp_path / "export.zip"
+        with zipfile.ZipFile(source, "w") as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+    else:
+        source.mkdir()
+        for name, content in files.items():
+            write(source, name, content)
+    parts, report = read(source)
+    assert sorted(Path(part.source).name for part in parts) == ["conversations.json", "ferry.md"]
+    assert "Read 2 of 5 files; left out: 3 of kinds that are not read (3 beside the conversations)" in notes(report)
+    source = write(tmp_path, "user.json", files["user.json"])  # alone, it is a file like others
+    assert [part.text for part in read(source)[0]] == ["mara@example.org"]
 
 
 def test_without_a_current_node_the_last_branch_is_read(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,13 @@ _SAVED_DATASETS = ({"state.json", "dataset_info.json"}, {"dataset_dict.json"})
 _MAC_FOLDER = "__MACOSX"
 """Folder of hidden copies in the zip archives that macOS makes."""
 _FILES_OF_A_RUN = {"run.json", "config.yaml"}
+_CONVERSATIONS = re.compile(r"conversations(?:-\d+)?\.json")
+_SURE_OF_AN_EXPORT = {"chat.html", "user.json", "users.json"}
+_BESIDE_CONVERSATIONS = _SURE_OF_AN_EXPORT | {
+    "export_manifest.json", "group_chats.json", "memories.json", "message_feedback.json", "model_comparisons.json",
+    "projects.json", "shared_conversations.json", "shopping.json", "sora.json", "user_settings.json",
+}  # fmt: skip
+"""Files beside the conversations in an export of ChatGPT or Claude: the same once more, settings, the account."""
 _BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled" / "tales"
 
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -138,7 +146,7 @@ def find_inputs(source: str, search: Search) -> list[Input]:
         inputs = _inputs_of_archive(path, suffix, source, search, counts)
         if not inputs and len(search.unreadable) == counts.num_unreadable:
             raise _nothing_in(source, counts)
-        return inputs
+        return _without_account_files(inputs, search.report)
     return _inputs_of(path, format_of(path) or _by_first_bytes(path) or format_named("text"), source, search)
 
 
@@ -312,7 +320,28 @@ def _find_in_folder(source: str, folder: Path, search: Search) -> list[Input]:
             inputs += _inputs_of_archive(path, archive_suffix(path), source, search, counts)
     if not inputs and len(search.unreadable) == counts.num_unreadable:
         raise _nothing_in(source, counts)
-    return inputs
+    return _without_account_files(inputs, report)
+
+
+def _without_account_files(inputs: list[Input], report: TextReport) -> list[Input]:
+    """Return inputs without the files beside the conversations in an export of ChatGPT or Claude."""
+    names: dict[str, set[str]] = {}
+    for each in inputs:
+        folder, name = os.path.split(each.name)
+        names.setdefault(folder, set()).add(name)
+    exports = {
+        folder
+        for folder, inside in names.items()
+        if inside & _SURE_OF_AN_EXPORT and any(map(_CONVERSATIONS.fullmatch, inside))
+    }
+    kept = []
+    for each in inputs:
+        folder, name = os.path.split(each.name)
+        if folder in exports and name in _BESIDE_CONVERSATIONS:
+            report.leave_out("other", each.name, "beside the conversations")
+        else:
+            kept.append(each)
+    return kept
 
 
 def _nothing_in(source: str, counts: _Counts) -> FileError:
