@@ -150,3 +150,16 @@ def test_people_of_a_chat_are_named_in_the_terminal_and_not_in_the_card(place: P
     assert code == 1
     assert "has no messages of 'Nobody'; the people and their messages are 'Marabella' (80), 'Tobiasson' (80)." in err
     assert not (place / "other").exists()
+
+
+def test_a_model_of_templates_gets_no_chat_template(place: Path, call: Call) -> None:
+    rows = [{"question": f"Who rowed {number}?", "answer": story(number, 20)} for number in range(30)]
+    (place / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    template = r"Q: {question}\nA: {answer}"
+    code, _, err = call("train", "pairs.jsonl", *QUICK, "--template", template, "--out", "run")
+    assert code == 0
+    assert "is the template with 'question → answer'; no other column holds text." in err
+    assert "chat_template" not in (place / "run/model/tokenizer_config.json").read_text()
+    assert not (place / "run/model/chat_template.jinja").exists()
+    assert call("train", "pairs.jsonl", *QUICK, "--out", "chat")[0] == 0
+    assert (place / "chat/model/chat_template.jinja").exists()

@@ -124,7 +124,8 @@ def prepare(
         else:
             loaded = models.load_located(located, tokenizer=tokenizer, dropout=config.dropout)
         loaded = replace(loaded, provenance=replace(loaded.provenance, name=given))
-    if store.report.get("examples") and loaded.tokenizer.chat_template is None:
+    examples = store.report.get("examples") or {"documents": 0}
+    if examples["documents"] > examples.get("by_template", 0) and loaded.tokenizer.chat_template is None:
         loaded.tokenizer.chat_template = PLAIN_TEMPLATE  # saved with the model, for `serve` and `generate --chat`
     check_fits(store, loaded)
     size = choose_block_size(store, models.positions_of(loaded.model.config.to_dict()), config.block_size)

@@ -206,6 +206,7 @@ class Examples(Record):
     """Examples: documents with answers that are learned, and context that is read and not learned."""
 
     documents: int = Field(description="Number of examples.")
+    by_template: int = Field(default=0, description="Examples that the setting `template` made, not a chat template.")
     answers: int = Field(description="Answers that are learned.")
     context_characters: int = Field(description="Characters that are read and not learned.")
     learned_characters: int = Field(description="Characters that are learned.")

@@ -276,11 +276,12 @@ class TextReport:
         self._histogram.update(map(int.bit_length, lengths))
         self._languages.offer_all(digests, texts)
 
-    def count_example(self, rendered: Rendered) -> None:
-        """Count an example, whether used or not."""
+    def count_example(self, rendered: Rendered, *, by_template: bool = False) -> None:
+        """Count an example, whether used or not. `by_template`: the setting `template` made it, not a chat template."""
         context = sum(stop - start for start, stop in rendered.context)
         self._examples.update(
             documents=1,
+            by_template=int(by_template),
             answers=rendered.answers,
             context_characters=context,
             learned_characters=len(rendered.text) - context if rendered.answers else 0,

@@ -375,7 +375,7 @@ class _Reader:
         account.characters += len(text)
         account.leave_out("message after the last answer", rendered.unanswered)
         self._report.count_documents([text], [digest], found.num_words)
-        self._report.count_example(rendered)
+        self._report.count_example(rendered, by_template=example.is_joined)
         return found
 
     def _raw_documents(self, entry: Input, account: FileAccount) -> Iterator[tuple[int, Raw]]:
