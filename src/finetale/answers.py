@@ -47,11 +47,13 @@ def exercises(
         chosen = parts[np.linspace(0, len(parts) - 1, min(number, len(parts))).round().astype(int)]
         found = []
         for part in chosen.tolist():
-            ids, start = store.ids(part), int(store.parts["start"][part]) + 1
-            inside = store.context[(store.context[:, 0] < start + len(ids)) & (store.context[:, 1] > start)]
-            answer = int(inside[-1, 1]) - start  # the last answer follows the last context
-            prompt = tokenizer.decode(ids[:answer].tolist(), clean_up_tokenization_spaces=False)
-            reference = tokenizer.decode(ids[answer:].tolist(), skip_special_tokens=True)
+            ids, context = store.ids(part), store.context_of(part)
+            last = len(context) - 1
+            if context[last, 1] == len(ids) and last:  # a template can write text after the answer
+                last -= 1
+            start, stop = int(context[last, 1]), int([*context[:, 0], len(ids)][last + 1])
+            prompt = tokenizer.decode(ids[:start].tolist(), clean_up_tokenization_spaces=False)
+            reference = tokenizer.decode(ids[start:stop].tolist(), skip_special_tokens=True)
             found.append(Exercise(prompt, reference))
         return found
     return []

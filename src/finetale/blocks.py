@@ -240,15 +240,13 @@ def _windows_of_example(store: TokenStore, part: int, size: int) -> list[tuple[i
 
 def _answers_of(store: TokenStore, part: int) -> list[tuple[int, int]]:
     """Return the ranges of targets of an example that are learned, counted from its first target."""
-    row, context = store.parts[part], store.context
-    start, stop = int(row["start"]) + 1, int(row["start"]) + 1 + int(row["targets"])
-    first, last = np.searchsorted(context[:, 1], start, "right"), np.searchsorted(context[:, 0], stop, "left")
-    found, at = [], start
-    for begin, end in context[first:last].tolist():
+    targets = int(store.parts[part]["targets"])
+    found, at = [], 0
+    for begin, end in store.context_of(part).tolist():
         if begin > at:
-            found.append((at - start, begin - start))
+            found.append((at, begin))
         at = end
-    return [*found, (at - start, stop - start)] if at < stop else found
+    return [*found, (at, targets)] if at < targets else found
 
 
 def windows(store: TokenStore, split: str, window: int, stride: int) -> Blocks:

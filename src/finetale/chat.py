@@ -99,16 +99,18 @@ class ChatRenderer:
         learned = []
         for number in answers:
             before, _ = self._render(messages[:number], ask=True)
-            after, _ = self._render(messages[: number + 1])
+            after = self._render(messages[: number + 1])[0].rstrip()
             if not after.startswith(before):
                 raise self._inexact("the text with an answer does not begin with the text of its prompt")
-            if not text.startswith(after.rstrip()):
+            if not text.startswith(after):  # some templates write end-of-text at the end of a conversation only
+                after = after.removesuffix(self._special.get("eos_token") or "").rstrip()
+            if not text.startswith(after):
                 raise self._inexact("it changes earlier messages when others follow")
-            learned.append((len(before), len(after.rstrip())))
+            learned.append((len(before), len(after)))
         return text, learned
 
     def _render(self, messages: list[dict[str, str]], *, ask: bool = False) -> tuple[str, list[Span]]:
-        from jinja2 import TemplateError
+        from jinja2 import TemplateError, TemplateSyntaxError
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
@@ -119,8 +121,12 @@ class ChatRenderer:
                 add_generation_prompt=ask,
                 **self._special,
             )
-        except TemplateError as error:
-            raise UnusableExample(f"the chat template refuses it ({str(error).splitlines()[0]})") from None
+        except TemplateSyntaxError as error:
+            what = f"The chat template of {self._name} is invalid: {error} (line {error.lineno})."
+            raise TokenizerError(what, "Correct it, or use a model with another chat template.") from None
+        except (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UnusableExample(f"the chat template refuses it ({reason})") from None
         return texts[0], list(marked[0]) if self._marks_answers else []
 
     def _without_ends(self, text: str, context: list[Span]) -> tuple[str, list[Span]]:

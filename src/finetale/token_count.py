@@ -116,8 +116,8 @@ class TokenCounter:
             else:
                 units += self._choose_units(part, size)
         encoded, contexts = encode_parts(self._encoder, whole)
-        self._watch([ids for part, ids in zip(whole, encoded, strict=True) if not part.context])
-        self._watch([ids for part, ids in zip(whole, encoded, strict=True) if part.context], markers=False)
+        self._watch([ids for part, ids in zip(whole, encoded, strict=True) if not part.is_example])
+        self._watch([ids for part, ids in zip(whole, encoded, strict=True) if part.is_example], markers=False)
         for part, ids, unlearned in zip(whole, encoded, contexts, strict=True):
             tally = self._tally(part, bool(len(ids)))
             tally.tokens += len(ids) + part.ends if len(ids) else 0

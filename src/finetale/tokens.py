@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,7 @@ from finetale.formatting import plural
 from finetale.passages import PassageFinder
 from finetale.rundir import read_json, write_json, write_sealed_folder
 from finetale.signals import leave_open
+from finetale.text.documents import size_in_utf8
 from finetale.text.words import count_words
 from finetale.tokenizing import Encoder
 
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from finetale.text import Part
 
 SPLITS = ("train", "validation", "test", "dropped")
-STORE_VERSION = 6
+STORE_VERSION = 7
 END_OF_TEXT = "<|endoftext|>"
 _BATCH_CHARACTERS = 2_000_000
 _PROBE = "The quick brown fox, 12 jumps; 你好 — naïve?"
@@ -226,6 +228,15 @@ class TokenStore:
         stop = int(row["start"]) + 1 + int(row["targets"]) - int(row["ends"])
         return np.asarray(self.tokens[int(row["start"]) + 1 : stop], dtype=np.int64)
 
+    def context_of(self, part: int) -> NDArray[np.int64]:
+        """Return the ranges of `ids` of a part that are context, (start, stop), ascending."""
+        start = int(self.parts[part]["start"]) + 1
+        stop = start + int(self.parts[part]["targets"])
+        first = np.searchsorted(self.context[:, 1], start, "right")
+        last = np.searchsorted(self.context[:, 0], stop, "left")
+        found: NDArray[np.int64] = self.context[first:last] - start
+        return found
+
     def has_text_of(self, other: TokenStore) -> bool:
         """Whether two stores, of any tokenizers, were made from the same text with the same splits."""
         if self.info.get("fingerprint") and self.info.get("fingerprint") == other.info.get("fingerprint"):
@@ -306,6 +317,7 @@ def build_store(
     context: list[tuple[int, int]] = []
     seen = {"unknown": 0, "markers": 0, "ids": 0}
     unknown = tokenizer.unk_token_id if tokenizer.unk_token_id not in (begin, end) else None
+    special = special_tokens_of(tokenizer)
 
     def fill(target: Path) -> None:
         position = num_parts = 0
@@ -319,8 +331,9 @@ def build_store(
                 together = np.concatenate(encoded)
                 if unknown is not None:
                     seen["unknown"] += int((together == unknown).sum())
-                if not any(part.context for part in batch):  # chat templates write markers
-                    seen["markers"] += int(((together == begin) | (together == end)).sum())
+                for part, ids in zip(batch, encoded, strict=True):
+                    if not part.is_example:  # chat templates write markers
+                        seen["markers"] += int(np.count_nonzero((ids == begin) | (ids == end)))
                 seen["ids"] += len(together)
                 for part, ids, unlearned in zip(batch, encoded, contexts, strict=True):
                     targets = len(ids) + part.ends if len(ids) else 0
@@ -330,12 +343,12 @@ def build_store(
                         dropped_tokens[reason] += targets
                         continue
                     pieces += (first, ids, last) if part.ends else (first, ids)
-                    kept.append((part.split, part.text))
-                    learned = _learned_text(part)
-                    size = len(learned.encode("utf-8", "surrogatepass"))
+                    learned = learned_pieces(part.text, part.context, special)
+                    kept.append((part.split, "\n".join(learned)))
+                    size = sum(map(size_in_utf8, learned))
                     split = SPLITS.index(part.split)
                     source = sources.setdefault(part.source, len(sources))
-                    words = count_words(learned)
+                    words = sum(map(count_words, learned))
                     rows.append(
                         (position, targets, split, int(part.ends), source, words, size, part.line, int(part.is_repeat))
                     )
@@ -417,12 +430,21 @@ def encode_parts(encoder: Encoder, batch: list[Part]) -> tuple[list[NDArray[np.i
     return encoded, contexts
 
 
-def _learned_text(part: Part) -> str:
-    """Return the characters of a part that are learned."""
-    if not part.context:
-        return part.text
-    borders = [0, *(place for span in part.context for place in span), len(part.text)]
-    return "".join(part.text[start:stop] for start, stop in zip(borders[::2], borders[1::2], strict=True))
+def special_tokens_of(tokenizer: PreTrainedTokenizerBase | None) -> re.Pattern[str]:
+    """Return a pattern of the special tokens of a tokenizer, which a chat template writes between messages."""
+    if tokenizer is None:
+        return re.compile(r"(?!)")
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    names = sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, names)) or r"(?!)")
+
+
+def learned_pieces(text: str, context: Sequence[tuple[int, int]], special: re.Pattern[str]) -> list[str]:
+    """Return the pieces of a text that are learned. In an example, `special` is not text, and is cut out."""
+    if not context:
+        return [text]
+    borders = [0, *(place for span in context for place in span), len(text)]
+    return [special.sub("", text[start:stop]) for start, stop in zip(borders[::2], borders[1::2], strict=True)]
 
 
 def open_store(folder: Path, hold: Hold | None = None) -> TokenStore:

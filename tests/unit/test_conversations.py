@@ -92,6 +92,7 @@ FORMS: dict[str, tuple[dict[str, Any], str, str]] = {
         PLAIN,
         "prompt → completion",
     ),
+    "user, assistant": ({"user": ASK, "assistant": ANSWER}, PLAIN, "user → assistant"),
     "system column": (
         {"system": "Be brief.", "prompt": ASK, "response": ANSWER},
         f"[Be brief.\n\nUser:\n{ASK}\n\nAssistant:\n]{ANSWER}",
@@ -170,6 +171,38 @@ def test_examples_without_an_answer_are_dropped_and_counted(tmp_path: Path) -> N
     )
 
 
+def test_answers_that_are_numbers_are_read(tmp_path: Path) -> None:
+    rows = [{"question": ASK, "answer": 4}, {"question": ASK, "answer": 2.5}, {"question": ASK, "answer": float("nan")}]
+    parts, report = read(write(tmp_path, rows))
+    assert [marked(part) for part in parts[:2]] == [PLAIN.replace(ANSWER, "4"), PLAIN.replace(ANSWER, "2.5")]
+    assert [part.dropped for part in parts] == [None, None, "no answer"]
+    assert report["columns"][0]["taken"] == "question → answer"
+    with pytest.raises(SourceError, match="column 'answer' holds an object, not text") as caught:
+        read(write(tmp_path, [rows[0], {"question": ASK, "answer": {"a": "b"}}]))
+    assert "--completion-column" in caught.value.hint
+
+
+def test_what_a_message_holds_beside_text_is_counted(tmp_path: Path) -> None:
+    picture = {"type": "image_url", "image_url": {"url": "x"}}
+    talk = [
+        {"role": "user", "content": [{"type": "text", "text": ASK}, picture]},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look", "arguments": "{}"}}]},
+        {"role": "tool", "content": "A man."},
+        {"role": "assistant", "content": ANSWER, "reasoning_content": "Let me look."},
+    ]
+    parts, report = read(write(tmp_path, [{"messages": talk}] * 2))
+    assert marked(parts[0]) == f"[User:\n{ASK}\n\nTool:\nA man.\n\nAssistant:\n]{ANSWER}"
+    assert report["content_left_out"] == {"image": 2, "call of a tool": 2, "thought of the assistant": 2}
+
+
+def test_an_answer_of_weight_0_is_context(tmp_path: Path) -> None:
+    talk = [{"role": "assistant" if i % 2 else "user", "content": f"m{i}"} for i in range(4)]
+    talk[1]["weight"] = 0  # type: ignore[assignment]
+    parts, report = read(write(tmp_path, [{"messages": talk}]))
+    assert marked(parts[0]) == "[User:\nm0\n\nAssistant:\nm1\n\nUser:\nm2\n\nAssistant:\n]m3"
+    assert report["examples"]["answers"] == 1
+
+
 def test_few_examples_are_held_out_whole(tmp_path: Path) -> None:
     rows = [{"prompt": f"{ASK} {i}", "completion": ANSWER} for i in range(8)]
     parts, _ = read(write(tmp_path, rows), validation_fraction=0.1, test_fraction=0.1)
@@ -203,6 +236,16 @@ def test_answers_are_found_by_the_difference_of_prefixes() -> None:
     assert rendered.answers == 2
 
 
+def test_end_of_text_at_the_end_of_a_conversation_only() -> None:
+    template = (
+        "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}{% endfor %}"
+        "{{ '<|assistant|>\n' if add_generation_prompt else eos_token }}"
+    )
+    rendered = ChatRenderer(template, {"eos_token": "<|endoftext|>"}, "answers", "x")(messages("a", "b", "c", "d"))
+    (first, start), (stop, last) = rendered.context
+    assert (first, rendered.text[start:stop], rendered.text[last:]) == (0, "b<|end|>", "d<|end|>\n")
+
+
 def test_a_marked_template_says_itself_what_is_an_answer() -> None:
     template = (
         "{% for m in messages %}{{ m['role'] + ': ' }}{% if m['role'] == 'assistant' %}"
@@ -232,10 +275,23 @@ def test_a_template_that_cannot_be_masked_exactly_is_refused(template: str, why:
     assert ChatRenderer(template, {}, "all", "x")(messages("a", "b")).context == ()
 
 
-def test_a_conversation_that_the_template_refuses_is_dropped() -> None:
-    template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}x"
-    with pytest.raises(UnusableExample, match=r"the chat template refuses it \(no system role\)"):
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("{{ raise_exception('no system role') }}", "no system role"),
+        ("{{ raise_exception('') }}", "TemplateError"),
+        ("{{ messages[0]['content'] + 5 }}", "can only concatenate str"),
+    ],
+)
+def test_a_conversation_that_the_template_refuses_is_dropped(fault: str, reason: str) -> None:
+    template = "{% if messages[0]['role'] == 'system' %}" + fault + "{% endif %}x"
+    with pytest.raises(UnusableExample, match=rf"the chat template refuses it \({reason}"):
         ChatRenderer(template, {}, "answers", "x")([Message("system", "s", False), *messages("a", "b")])
+
+
+def test_a_template_that_is_not_jinja_is_named() -> None:
+    with pytest.raises(TokenizerError, match=r"The chat template of x is invalid: .*\(line 1\)"):
+        ChatRenderer("{% for m in messages %}", {}, "answers", "x")(messages("a", "b"))
 
 
 # -- tokens and blocks

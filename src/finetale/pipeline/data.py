@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
+Spans = tuple[tuple[int, int], ...]
 _MAX_HASHES = 10_000
 """Maximum number of files that data.json lists with their SHA-256."""
 _held_inputs: dict[Path, cache.Hold | None] = {}
@@ -105,7 +106,7 @@ def retokenise(
         return cached
     stage(notify, "Tokenising the held-out text")
     try:
-        tokens.build_store(_decoded(store, old), new, folder, report=dict, keep=True)
+        tokens.build_store(_decoded(store, old, new), new, folder, report=dict, keep=True)
         store = tokens.open_store(folder, cache.hold(folder))
         cache.evict(root, limit)
     except OSError as error:
@@ -113,24 +114,61 @@ def retokenise(
     return store
 
 
-def _decoded(store: TokenStore, tokenizer: PreTrainedTokenizerBase) -> Iterator[Part]:
-    """Yield the held-out parts of a store as text.
+def _decoded(store: TokenStore, tokenizer: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase) -> Iterator[Part]:
+    """Yield the held-out parts of a store as text. End-of-text within an example becomes that of `new`.
 
     Raises:
-        RunError: the text has not the length of the original.
+        RunError: the learned text has not the length of the original.
     """
+    special = tokens.special_tokens_of(tokenizer)
+    old_end, new_end = (str(each.convert_ids_to_tokens(tokens.begin_and_end(each)[1])) for each in (tokenizer, new))
     for split in SPLITS[1:]:
         for part in store.parts_of(split).tolist():
             row, name = store.parts[part], store.name_of(part)
-            decoded = tokenizer.decode(store.ids(part).tolist(), clean_up_tokenization_spaces=False)
-            data = decoded.encode("utf-8", "surrogatepass")
-            if (len(data), len(decoded.split())) != (int(row["bytes"]), int(row["words"])):
+            whole, context = _decoded_pieces(store, tokenizer, part)
+            learned = tokens.learned_pieces(whole, context, special)
+            size = sum(len(piece.encode("utf-8", "surrogatepass")) for piece in learned)
+            if (size, sum(len(piece.split()) for piece in learned)) != (int(row["bytes"]), int(row["words"])):
                 raise RunError(
                     f"The text is gone or has changed, and the run's tokenizer does not give {name} back exactly.",
                     "Restore the text, or name other text with --text.",
                 )
             source, line = name.rsplit(":", 1)
-            yield Part(decoded, source, int(line), split, digest_of(data).hex(), None, ends=bool(row["ends"]))
+            digest = digest_of(whole.encode("utf-8", "surrogatepass")).hex()
+            if context:
+                whole, context = _with_end(whole, context, old_end, new_end)
+            yield Part(
+                whole,
+                source,
+                int(line),
+                split,
+                digest,
+                None,
+                ends=bool(row["ends"]),
+                context=context,
+                is_example=bool(context),
+            )
+
+
+def _decoded_pieces(store: TokenStore, tokenizer: PreTrainedTokenizerBase, part: int) -> tuple[str, Spans]:
+    """Return the text of a part, and the (start, stop) of the characters that are its context."""
+    ids = store.ids(part).tolist()
+
+    def text_until(place: int) -> str:
+        decoded: str = tokenizer.decode(ids[:place], clean_up_tokenization_spaces=False)
+        return decoded
+
+    spans = tuple((len(text_until(start)), len(text_until(stop))) for start, stop in store.context_of(part).tolist())
+    return text_until(len(ids)), spans
+
+
+def _with_end(whole: str, context: Spans, old: str, new: str) -> tuple[str, Spans]:
+    """Replace one end-of-text by another in a text with context."""
+
+    def moved(place: int) -> int:
+        return place + whole.count(old, 0, place) * (len(new) - len(old))
+
+    return whole.replace(old, new), tuple((moved(start), moved(stop)) for start, stop in context)
 
 
 def _cache_error(root: Path, error: OSError) -> RunError:
@@ -208,7 +246,7 @@ def check_text(config: Config, notify: Notify, *, exact_tokens: bool = False) ->
     )
     named_tokenizer = config.tokenizer or config.model
     if tokenizer is None:
-        shared = _shared_passages(counted(parts, progress), None)
+        shared = _shared_passages(counted(parts, progress), None, None)
         result["no_tokens"] = (
             "gpt2, the default model, is not on this machine, and `check` downloads nothing without being asked. Name "
             "a model with --model, such as bundled"
@@ -218,7 +256,7 @@ def check_text(config: Config, notify: Notify, *, exact_tokens: bool = False) ->
         parts, is_long = look_ahead(parts)
         if is_long:
             counter = TokenCounter(tokenizer)
-            shared = _shared_passages(counted(parts, progress), counter)
+            shared = _shared_passages(counted(parts, progress), counter, tokenizer)
             count = counter.result()
             result |= {"tokens": count.account, "dropped": count.dropped, "warnings": count.warnings}
             result |= {"estimated": count.error is not None, "tokens_error": count.error, "tokenizer": named_tokenizer}
@@ -245,13 +283,22 @@ def check_text(config: Config, notify: Notify, *, exact_tokens: bool = False) ->
     return CheckResult.model_validate(result | counts | {"tokenizer": named_tokenizer, "text": reported})
 
 
-def _shared_passages(parts: Iterator[Part], counter: TokenCounter | None) -> dict[str, Any]:
+def _shared_passages(
+    parts: Iterator[Part], counter: TokenCounter | None, tokenizer: PreTrainedTokenizerBase | None
+) -> dict[str, Any]:
     """Return the passages that splits share, and give the parts to a counter of tokens."""
+    special = tokens.special_tokens_of(tokenizer)
     with tempfile.TemporaryDirectory() as place, PassageFinder(Path(place)) as finder:
         for batch in tokens.batches(parts):
             if counter is not None:
                 counter.add(batch)
-            finder.add([(part.split, part.text) for part in batch if part.dropped is None])
+            finder.add(
+                [
+                    (part.split, "\n".join(tokens.learned_pieces(part.text, part.context, special)))
+                    for part in batch
+                    if part.dropped is None
+                ]
+            )
             batch.clear()  # so that memory does not hold a long document while the next one is read
         return finder.compare().to_dict()
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from finetale.text.conversations import Conversation, Shape, as_conversation, find_shape
+from finetale.text.conversations import PAIR_HINT, Conversation, Shape, as_conversation, find_shape
 from finetale.text.documents import FileError, one_line
 from finetale.text.record_values import kind_of_value, path_to
 from finetale.text.source_names import source_name
@@ -46,8 +46,6 @@ LIST_HINT = (
     'Lists are read where each item is a message, {"role": "user", "content": "…"}. Otherwise write the text of each '
     "record as one string."
 )
-
-PAIR_HINT = "Name the columns of prompt and answer with --prompt-column and --completion-column."
 
 Raw = str | Conversation
 """A document before cleaning: running text, or an example."""

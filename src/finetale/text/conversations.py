@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetale.text.assistant_exports import export_turns, find_export
 from finetale.text.documents import FileError, one_line
+from finetale.text.record_values import kind_of_value, text_of_value
 
 if TYPE_CHECKING:
     from finetale.text.account import FileAccount
@@ -41,11 +42,24 @@ PAIRS = (
     ("instruction", "completion"),
     ("prompt", "answer"),
     ("input", "output"),
+    ("problem", "solution"),
+    ("user", "assistant"),
+    ("human", "assistant"),
 )
 """Names of the two columns of a pair. The first that a source has are taken. Case does not matter."""
 SYSTEM_COLUMNS = ("system", "system_prompt")
 MORE_OF_THE_PROMPT = ("input", "context")
 """Columns that follow an `instruction` or `question` in the prompt."""
+NOT_READ = {
+    "tool_calls": "call of a tool",
+    "function_call": "call of a tool",
+    "reasoning_content": "thought of the assistant",
+    "reasoning": "thought of the assistant",
+    "thinking": "thought of the assistant",
+    "refusal": "refusal of the assistant",
+}
+"""Fields of a message that are left out → what the report calls them."""
+PAIR_HINT = "Name the columns of prompt and answer with --prompt-column and --completion-column."
 _FORM_HINT = 'Write {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}.'
 
 
@@ -189,7 +203,7 @@ def find_shape(
     for first, last in PAIRS:
         if first in by_name and last in by_name:
             asked, answer = by_name[first], by_name[last]
-            if not any(_is_text(record.get(asked)) and _is_text(record.get(answer)) for record in records):
+            if not any(_is_prompt(record.get(asked)) and _is_answer(record.get(answer)) for record in records):
                 continue
             more: tuple[str, ...] = ()
             if first in ("instruction", "question"):
@@ -220,7 +234,7 @@ def as_conversation(record: Mapping[str, Any], shape: Shape, account: FileAccoun
     if shape.messages is not None:
         if shape.messages not in record:
             raise _missing(record, shape.messages, file, line)
-        messages += _messages(record[shape.messages] or [], shape.messages, file, line)
+        messages += _messages(record[shape.messages] or [], shape.messages, account, line)
         return Conversation(messages)
     assert shape.completion is not None
     prompts: list[str] = []
@@ -231,7 +245,7 @@ def as_conversation(record: Mapping[str, Any], shape: Shape, account: FileAccoun
             raise _missing(record, name, file, line)
         value = record[name]
         if isinstance(value, list):
-            messages += [Message(each.role, each.content, False) for each in _messages(value, name, file, line)]
+            messages += [Message(each.role, each.content, False) for each in _messages(value, name, account, line)]
         elif text := _text(record, name, file, line):
             prompts.append(text)
     if prompts:
@@ -240,13 +254,14 @@ def as_conversation(record: Mapping[str, Any], shape: Shape, account: FileAccoun
         raise _missing(record, shape.completion, file, line)
     value = record[shape.completion]
     if isinstance(value, list):
-        messages += _messages(value, shape.completion, file, line)
+        messages += _messages(value, shape.completion, account, line)
     else:
         messages.append(Message("assistant", _text(record, shape.completion, file, line), True))
     return Conversation(messages)
 
 
-def _messages(values: Any, name: str, file: str, line: int) -> list[Message]:
+def _messages(values: Any, name: str, account: FileAccount, line: int) -> list[Message]:
+    file = account.file
     if not isinstance(values, list):
         raise FileError(file, line, "bad_message", f"column {name!r} is not a list of messages", _FORM_HINT)
     found = []
@@ -261,15 +276,34 @@ def _messages(values: Any, name: str, file: str, line: int) -> list[Message]:
             known = ", ".join(sorted(ROLES))
             what = f"{place} has the role {speaker!r}" if speaker is not None else f"{place} has no role"
             raise FileError(file, line, "bad_message", what, f"The roles are {known}.")
-        if isinstance(content, list):  # OpenAI's parts
-            parts = [part.get("text") for part in content if isinstance(part, Mapping)]
-            content = "".join(part for part in parts if isinstance(part, str))
+        left_out = [what for key, what in NOT_READ.items() if value.get(key)]
+        if isinstance(content, list):
+            content, others = _text_of_parts(content)
+            left_out += others
         if content is None:
             content = ""
         if not isinstance(content, str):
             raise FileError(file, line, "bad_message", f"the content of {place} is not text", _FORM_HINT)
-        found.append(Message(role, content, role == "assistant"))
+        for what in left_out:
+            account.leave_out(what)
+        if left_out and not content.strip():
+            continue
+        # OpenAI excludes an answer from training by the weight 0.
+        found.append(Message(role, content, role == "assistant" and value.get("weight") != 0))
     return found
+
+
+def _text_of_parts(parts: list[Any]) -> tuple[str, list[str]]:
+    """Return the text of OpenAI's parts of a message, and what the parts without text are."""
+    texts, others = [], []
+    for part in parts:
+        text = part.get("text") if isinstance(part, Mapping) else part
+        if isinstance(text, str):
+            texts.append(text)
+        else:
+            kind = str(part.get("type")) if isinstance(part, Mapping) else ""
+            others.append(next((what for what in ("image", "audio", "video") if what in kind), "part without text"))
+    return "".join(texts), others
 
 
 def _is_message_list(value: Any) -> bool:
@@ -278,24 +312,26 @@ def _is_message_list(value: Any) -> bool:
     return {"role", "content"} <= set(value[0]) or {"from", "value"} <= set(value[0])
 
 
-def _is_text(value: Any) -> bool:
+def _is_prompt(value: Any) -> bool:
     return isinstance(value, str) or _is_message_list(value)
 
 
+def _is_answer(value: Any) -> bool:
+    return bool(text_of_value(value)) or _is_message_list(value)
+
+
 def _text(record: Mapping[str, Any], name: str, file: str, line: int) -> str:
-    value = record[name]
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise FileError(file, line, "not_text", f"column {name!r} does not hold text", _FORM_HINT)
-    return value
+    text = text_of_value(record[name])
+    if text is None:
+        detail = f"column {name!r} holds {kind_of_value(record[name])}, not text"
+        raise FileError(file, line, "not_text", detail, PAIR_HINT)
+    return text
 
 
 def _missing(record: Mapping[str, Any], name: str, file: str, line: int) -> FileError:
     names = ", ".join(map(repr, map(one_line, list(record)[:20]))) or "none"
     detail = f"has no column {name!r}, as the first record has; its columns are {names}"
-    hint = "Name the columns with --prompt-column and --completion-column."
-    return FileError(file, line, "missing_column", detail, hint)
+    return FileError(file, line, "missing_column", detail, PAIR_HINT)
 
 
 def characters_of(conversation: Conversation) -> int:

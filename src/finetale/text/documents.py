@@ -46,6 +46,7 @@ class Part:
         personal: (start, stop) of personal data that was found and not masked, in characters of the part.
         is_repeat: whether the document repeats an earlier one, exactly or nearly.
         context: (start, stop) of the characters that are read and not learned, ascending. Only whole documents have it.
+        is_example: whether it is an example. An example that is learned whole has no context.
     """
 
     text: str
@@ -58,6 +59,7 @@ class Part:
     personal: tuple[tuple[int, int], ...] = ()
     is_repeat: bool = False
     context: tuple[tuple[int, int], ...] = ()
+    is_example: bool = False
 
 
 class FileError(SourceError):

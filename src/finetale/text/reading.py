@@ -423,6 +423,7 @@ class _Reader:
                             True,
                             each.personal,
                             context=each.context,
+                            is_example=each.is_example,
                         )
                         for each in whole
                     ]
@@ -462,6 +463,7 @@ class _Reader:
                 personal=_within(document.personal, start, stop),
                 is_repeat=is_repeat,
                 context=document.context if len(parts) == 1 else (),
+                is_example=document.is_example,
             )
             if len(parts) == 1:
                 self._report.count_part(part, document.num_words, document.num_bytes)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date, datetime, time
+from decimal import Decimal
 from typing import Any
 
 
@@ -16,6 +18,17 @@ def path_to(record: Any, name: str) -> tuple[str, ...] | None:
         if name.startswith(f"{key}.") and (rest := path_to(record[key], name[len(key) + 1 :])):
             return (key, *rest)
     return None
+
+
+def text_of_value(value: Any) -> str | None:
+    """Return a text, number or time as text. Null and NaN are empty text. None for any other value."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, int | float | Decimal | datetime | date | time) else None
 
 
 def kind_of_value(value: Any) -> str:

@@ -8,15 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, time
-from decimal import Decimal
 from typing import Any
 
 from finetale.config.templates import Template
 from finetale.text.conversations import Conversation, Message, Shape
 from finetale.text.documents import FileError, one_line
 from finetale.text.formats.base import Chapter
-from finetale.text.record_values import kind_of_value, path_to
+from finetale.text.record_values import kind_of_value, path_to, text_of_value
 
 Raw = str | Conversation
 TITLE, BODY = "title", "body"
@@ -138,14 +136,9 @@ def _value(record: Mapping[str, Any], column: str, file: str, line: int) -> str:
     value: Any = record
     for key in path_to(record, column) or ():
         value = value[key]
-    if value is record or value is None or value != value:  # missing, null, or NaN
-        return ""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float | Decimal | datetime | date | time):
-        return str(value)
+    text = "" if value is record else text_of_value(value)
+    if text is not None:
+        return text
     detail = f"column {one_line(column)!r} holds {kind_of_value(value)}, not text"
     raise FileError(file, line, "not_text", detail, _HINT)
 
