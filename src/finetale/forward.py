@@ -135,9 +135,9 @@ class PackedForward:
             )
 
     def _learned_rows(self, batch: Batch) -> torch.Tensor | None:
-        """Return the indices of the targets to compute logits for. None if nearly all targets are learned."""
+        """Return the indices of the targets to compute logits for. None if nearly all targets are learned, or none."""
         learned = np.flatnonzero(batch.labels.ravel() != IGNORE)  # on the host, so that no device is waited for
-        return None if len(learned) > _DENSE * batch.labels.size else _on(self.device, learned)
+        return _on(self.device, learned) if 0 < len(learned) <= _DENSE * batch.labels.size else None
 
     def _outputs(self, batch: Batch, tied: speed.TiedWeights | None = None) -> torch.Tensor:
         return _outputs(self.model, batch, self.route, tied, self._compiled)

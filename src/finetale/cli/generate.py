@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from finetale.cli.interactive import converse
+from finetale.cli.interactive import Talk, converse
 from finetale.cli.output import Json, Model, Quiet, print_json, progress
 from finetale.cli.prompts import read_prompts
 from finetale.cli.settings import with_settings
@@ -85,18 +84,11 @@ def command(
             display(StageEvent(message="Writing"))
             groups = generator.generate(given, sampling, n=n, truncate=truncate)
     if talks and chat:
-        history: list[Message] = []
-
-        def answer(text: str, chosen: SamplingSettings) -> Iterator[str]:
-            history.append(Message("user", text, False))
-            prompt = conversation_prompt(loaded.tokenizer, history, model)
-            pieces = []
-            for piece in generator.stream(prompt, chosen, truncate=True):
-                pieces.append(piece)
-                yield piece
-            history.append(Message("assistant", "".join(pieces), True))
-
-        converse(model, sampling, answer, echo=False)
+        talk = Talk(
+            lambda messages: conversation_prompt(loaded.tokenizer, messages, model),
+            lambda text, chosen: generator.stream(text, chosen, truncate=True),
+        )
+        converse(model, sampling, talk, echo=False)
         return 0
     if talks:
         converse(model, sampling, lambda text, chosen: generator.stream(text, chosen, truncate=truncate))

@@ -9,15 +9,46 @@ from collections.abc import Callable, Iterator
 from finetale.config import SamplingSettings
 from finetale.errors import FinetaleError
 from finetale.surrogates import describe_surrogates
+from finetale.text.conversations import Message
 
 Continue = Callable[[str, SamplingSettings], Iterator[str]]
 """Continues a prompt: yields pieces of text."""
 
 _HELP = """\
-Type the beginning of a text and press Enter; an empty line begins a new text.
 Ctrl-C stops the text that is being written. Ctrl-D or /quit leaves.
 /settings shows the sampling settings; /NAME VALUE changes one, as in /temperature 0.9
 """
+_TEXT_HELP = "Type the beginning of a text and press Enter; an empty line begins a new text.\n"
+_CHAT_HELP = "Type a message and press Enter; an empty line begins a new conversation.\n"
+
+
+class Talk:
+    """Answers messages, and remembers the conversation. An empty message begins a new one.
+
+    Args:
+        prompt_of: returns the text that the model continues with its answer to a conversation.
+        proceed: continues that text.
+    """
+
+    def __init__(self, prompt_of: Callable[[list[Message]], str], proceed: Continue) -> None:
+        self._prompt_of = prompt_of
+        self._proceed = proceed
+        self.history: list[Message] = []
+
+    def __call__(self, text: str, settings: SamplingSettings) -> Iterator[str]:
+        """Yield the pieces of the answer. A message without an answer is forgotten."""
+        if not text.strip():
+            self.history.clear()
+            return
+        asked = Message("user", text, False)
+        pieces: list[str] = []
+        try:
+            for piece in self._proceed(self._prompt_of([*self.history, asked]), settings):
+                pieces.append(piece)
+                yield piece
+        finally:  # Ctrl-C ends an answer early
+            if answer := "".join(pieces).strip():
+                self.history += [asked, Message("assistant", answer, True)]
 
 
 def converse(model: str, settings: SamplingSettings, proceed: Continue, *, echo: bool = True) -> None:
@@ -53,7 +84,7 @@ def _take_turn(settings: SamplingSettings, proceed: Continue, echo: bool) -> Sam
     if line.strip() in ("/quit", "/exit"):
         return None
     if line.startswith("/"):
-        return _run_command(line, settings)
+        return _run_command(line, settings, _TEXT_HELP if echo else _CHAT_HELP)
     if problem := describe_surrogates(line, from_bytes=True):
         sys.stdout.write(f"error: The prompt {problem}.\n")
         return settings
@@ -70,11 +101,11 @@ def _take_turn(settings: SamplingSettings, proceed: Continue, echo: bool) -> Sam
     return settings.model_copy(update={"seed": (settings.seed + 1) % 2**32})
 
 
-def _run_command(line: str, settings: SamplingSettings) -> SamplingSettings:
-    """Return the settings after a line that begins with a slash."""
+def _run_command(line: str, settings: SamplingSettings, opening: str) -> SamplingSettings:
+    """Return the settings after a line that begins with a slash. `opening` is the first line of the help."""
     name, _, value = line[1:].strip().partition(" ")
     if name in ("help", "?", ""):
-        sys.stdout.write(_HELP)
+        sys.stdout.write(opening + _HELP)
     elif name == "settings" or (not value and name.replace("-", "_") in SamplingSettings.model_fields):
         for key, current in settings.model_dump().items():
             if name in ("settings", key, key.replace("_", "-")):
