@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from finetale import speed
-from finetale.blocks import IGNORE, pack
+from finetale.blocks import IGNORE, pack, windows
 from finetale.chat import chat_renderer
 from finetale.config import TextSettings
 from finetale.forward import PackedForward
@@ -119,3 +119,34 @@ def test_gradients_of_context_are_zero_beyond_answers(tmp_path: Path) -> None:
         (theirs(input_ids=ids, labels=labels).loss * int((labels[:, 1:] != IGNORE).sum())).backward()
     for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_blocks_without_a_learned_target_add_nothing(fast: bool, precision: str, tmp_path: Path) -> None:
+    """Sliding windows over a long prompt hold context only. Their loss and gradient are zero and finite."""
+    rows = [{"prompt": "Who sat by the river? " * 30, "completion": "The old man."}, {"prompt": "x", "completion": "y"}]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    settings = TextSettings.resolve({"validation_fraction": 0, "test_fraction": 0})
+    parts, report = read_parts([str(path)], settings, renderer=chat_renderer(tokenizer(), "answers"))
+    store = build_store(parts, tokenizer(), tmp_path / "store", report=report.to_dict)
+    tuned = gpt2()
+    speed.set_up(tuned, enabled=fast, attention="auto", precision=precision, training=True)
+    forward = PackedForward(tuned, precision=precision)
+    for stride in (4, 16, 32):
+        blocks = windows(store, "train", 32, stride)
+        for batch_size in (1, 3):
+            measured = measure(forward, blocks, batch_size=batch_size)
+            assert measured.tokens.sum() == store.num_targets("train")
+            assert np.isfinite(measured.loss)
+    empty = np.flatnonzero(blocks.learned == 0)
+    assert len(empty) > 3
+    assert not forward.token_losses(blocks.batch(empty)).any()
+    assert not forward.hits(blocks.batch(empty)).any()
+    with forward.autocast():
+        loss = forward.loss(blocks.batch(empty))
+        with forward.no_autocast():
+            loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is None or not p.grad.any() for p in tuned.parameters())

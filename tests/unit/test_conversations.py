@@ -213,6 +213,45 @@ def test_few_examples_are_held_out_whole(tmp_path: Path) -> None:
     assert [part.split for part in again] == splits[::-1]
 
 
+def test_a_shared_system_message_makes_no_near_repeats(tmp_path: Path) -> None:
+    system = "You tell tales by the river, kindly and in few words, to children who want to go to bed soon. " * 9
+    rows = [
+        {"system": system, "prompt": f"Tell me of the {animal} that was seen at noon.", "response": f"It was {kind}."}
+        for animal, kind in (("heron", "as grey as a post"), ("dog", "old and deaf by now"), ("hen", "in the reeds"))
+    ]
+    near = {"screen": True, "deduplicate": "near", "test_fraction": 0.34}
+    parts, report = read(write(tmp_path, rows), **near)
+    assert [part.dropped for part in parts] == [None] * 3
+    assert report["near_duplicates"]["documents"] == report["near_overlap"]["documents"] == 0
+    parts, report = read(write(tmp_path, [*rows, rows[0] | {"response": "It was as grey as a post !"}]), **near)
+    assert report["near_duplicates"]["documents"] + report["near_overlap"]["documents"] == 1
+
+
+def test_a_chat_template_writes_no_markers_into_the_text(tmp_path: Path) -> None:
+    for loss in ("answers", "all"):
+        (tmp_path / loss).mkdir()
+        store = chat_store(tmp_path / loss, [[ASK, ANSWER, ASK, ANSWER]], loss)
+        assert store.warnings == []
+        assert int(store.parts["bytes"][0]) >= 2 * len(ANSWER)
+
+
+def test_special_tokens_are_no_bytes_of_the_answers(tmp_path: Path) -> None:
+    store = chat_store(tmp_path, [[ASK, ANSWER, ASK, ANSWER]])
+    assert (store.tokens == 0).sum() == 3  # at both ends, and after the first answer
+    assert (int(store.parts["bytes"][0]), int(store.parts["words"][0])) == (2 * len(ANSWER), 6)
+
+
+def test_only_answers_count_as_shared_passages(tmp_path: Path) -> None:
+    prompt = " ".join(f"word{i}" for i in range(60))
+    rows = [{"prompt": prompt, "completion": f"{ANSWER} {n} " + " ".join(f"a{n}b{i}" for i in range(30))}
+            for n in range(8)]  # fmt: skip
+    settings = TextSettings.resolve({"validation_fraction": 0, "test_fraction": 0.3})
+    parts, report = read_parts([str(write(tmp_path, rows))], settings, renderer=chat_renderer(tokenizer(), "answers"))
+    store = build_store(parts, tokenizer(), tmp_path / "store", report=report.to_dict)
+    assert store.report["shared_passages"]["test"]["words"] > 0
+    assert store.report["shared_passages"]["test"]["shared"] == 0
+
+
 def test_the_split_of_an_example_does_not_depend_on_the_template(tmp_path: Path) -> None:
     path = write(tmp_path, [{"prompt": f"{ASK} {i}", "completion": ANSWER} for i in range(60)])
     settings = TextSettings.resolve({"validation_fraction": 0.2, "test_fraction": 0.2})

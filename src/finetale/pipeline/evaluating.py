@@ -27,6 +27,7 @@ from finetale.pipeline.prepare import evaluation_blocks
 from finetale.rundir import RunDirectory
 from finetale.schema import ComparisonFile, Evaluation, Memorisation
 from finetale.text.fingerprint import is_elsewhere
+from finetale.text.personal import find_personal_data
 from finetale.text.words import spaces_separate_words
 
 if TYPE_CHECKING:
@@ -226,8 +227,10 @@ def compare_models(
     asked: list[Exercise] = []
     if store is not None:
         asked = exercises(store, after.tokenizer, config.num_answers, tuple(measured_text.splits.values())[::-1])
-    references = {each.prompt: each.reference for each in asked[: config.num_prompts]} if not prompts else {}
-    if references:
+    references: dict[str, str] = {}
+    if not prompts:
+        shown = [each for each in asked if not find_personal_data(f"{each.prompt}\n{each.reference}")]
+        references = {each.prompt: each.reference for each in shown[: config.num_prompts]}
         prompts = list(references)
     if not prompts:
         prompts = (

@@ -369,6 +369,8 @@ class _Reader:
             context=rendered.context,
             is_example=True,
         )
+        if any(each.role == "system" for each in example.messages):
+            found.own_text = "\n\n".join(each.content for each in example.messages if each.role != "system")
         if self._finds_personal_data and not self._settings.mask_personal_data:
             self._look_for_personal_data(found, account)
         account.documents += 1

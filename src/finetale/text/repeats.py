@@ -113,7 +113,7 @@ class Repeats:
         known[there[self._other_halves.array[known[there]] != other[there]]] = -1
         may_repeat = (known >= 0) | occurs_twice(first)
         if self._near is not None:
-            self._sketches, rows = sketches_of([document.text for document in batch])
+            self._sketches, rows = sketches_of([document.own_text or document.text for document in batch])
             shared = self._near.prepare(self._sketches)
             may_repeat |= (rows >= 0) & np.append(shared, False)[rows]
             self._rows = rows

@@ -40,6 +40,7 @@ class Candidate(Document):
         cuts: (split, start, stop) of each part of a document that is cut.
         context: (start, stop) of the characters of an example that are read and not learned, ascending.
         is_example: whether it is an example, which is never cut.
+        own_text: the text of an example without its system message, which many can share. None if it has none.
     """
 
     digest: bytes
@@ -52,6 +53,7 @@ class Candidate(Document):
     cuts: tuple[Cut, ...] = ()
     context: tuple[tuple[int, int], ...] = ()
     is_example: bool = False
+    own_text: str | None = None
 
     @property
     def parts(self) -> tuple[Cut, ...]:
