@@ -85,7 +85,7 @@ def ask(run: Path, question: str) -> str:
     server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
-        for _ in range(240):
+        for _ in range(1200):
             try:
                 model = client.models.list().data[0].id
                 break
