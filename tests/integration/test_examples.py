@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,3 +130,17 @@ def test_figures_are_those_of_the_answers(finished: ft.Run) -> None:
     answers = [f"The {animal} is {colour}." for colour in COLOURS for animal in ANIMALS]
     assert figures.bytes <= max(map(len, answers)) * figures.documents
     assert math.isfinite(figures.loss)
+
+
+def test_a_model_of_short_texts_learns_to_stop(tmp_path: Path) -> None:
+    lines = [f"The {animal} by the gate is {colour}." for colour in COLOURS for animal in ANIMALS]
+    (tmp_path / "lines.txt").write_text("\n".join(lines))
+    settings: dict[str, Any] = {"max_steps": 40, "learning_rate": 2e-3, "block_size": 128, "batch_size": 4}
+    settings |= {"documents": "line", "max_new_tokens": 40, "audit_tokens": 0, "tensorboard": False, "probe": False}
+    run = ft.train(
+        tmp_path / "lines.txt", model=BUNDLED_NAME, out=tmp_path / "run", cache_dir=tmp_path / "c", **settings
+    )
+    before, after = run.comparison.content.before.sample_metrics, run.comparison.content.after.sample_metrics
+    assert before.ended is not None
+    assert after.ended == 1 > before.ended
+    assert "samples that end" in (run.path / "report.html").read_text()

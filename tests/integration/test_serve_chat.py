@@ -8,6 +8,7 @@ from typing import Any
 import openai
 import pytest
 
+from finetale.chat import PLAIN_TEMPLATE
 from finetale.models import load_tokenizer
 from serving import Serving
 from tiny import save_model, tokenizer
@@ -27,8 +28,13 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
     talking = load_tokenizer(folder)
     talking.chat_template = TEMPLATE
     talking.save_pretrained(folder)
+    folder = save_model(place / "pairs")
+    answering = load_tokenizer(folder)
+    answering.chat_template = PLAIN_TEMPLATE
+    answering.save_pretrained(folder)
+    also = ("--also", "plain=plain", "--also", "pairs=pairs")
     with (
-        Serving(place, "talks", "--also", "plain=plain", "--engine", "torch") as serving,
+        Serving(place, "talks", *also, "--engine", "torch") as serving,
         openai.OpenAI(base_url=f"http://127.0.0.1:{serving.port}/v1", api_key="none", max_retries=0) as client,
     ):
         yield client
@@ -37,6 +43,15 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
 def talk(client: openai.OpenAI, **values: Any) -> Any:
     given = {"model": "talks", "messages": HELLO, "max_tokens": 12, "temperature": 0} | values
     return client.chat.completions.create(**given)
+
+
+def test_the_plain_template_is_served_as_it_was_trained(client: openai.OpenAI) -> None:
+    found = talk(client, model="pairs", messages=[*HELLO])
+    # A string prompt gets the beginning-of-text that the training text had.
+    prompt = "User:\nThe lamp\n\nAssistant:\n"
+    completed = client.completions.create(model="pairs", prompt=prompt, max_tokens=12, temperature=0)
+    assert found.choices[0].message.content == completed.choices[0].text
+    assert found.usage.prompt_tokens == completed.usage.prompt_tokens + 1  # beginning-of-text counts in a chat
 
 
 def test_a_conversation_is_the_completion_of_its_template(client: openai.OpenAI) -> None:

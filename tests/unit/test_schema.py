@@ -55,9 +55,13 @@ def test_a_file_of_version_1_opens_and_loses_nothing(name: str, kind: type[Recor
     after = record.to_dict()
     assert len(before) >= 6
     changed = {key for key in before if after[key] != before[key]}
-    assert changed == {"run.json": {"command"}, "data.json": {"tokens", "text"}, "comparison.json": set()}[name]
-    if name == "data.json":  # later versions added fields to the report on the text; every old value is still there
-        assert holds_all_of(after["text"], before["text"])
+    assert (
+        changed
+        == {"run.json": {"command"}, "data.json": {"tokens", "text"}, "comparison.json": {"before", "after"}}[name]
+    )
+    # Later versions added fields to the report on the text and to the models; every old value is still there.
+    for key in changed & {"text", "before", "after"}:
+        assert holds_all_of(after[key], before[key])
     assert parse(kind, json.dumps(after)) == record
 
 

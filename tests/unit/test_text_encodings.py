@@ -174,7 +174,6 @@ def test_an_encoding_that_cannot_be_told_is_an_error(tmp_path: Path) -> None:
     ("content", "what"),
     [
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "PNG"),
-        (b"%PDF-1.7\nstream", "PDF"),
         (b"PK\x03\x04" + bytes(30), "docx"),
         (b"\x7fELF\x02\x01\x01" + bytes(60), "ELF"),
         (b"\x1f\x8b\x08" + bytes(30), "gzip"),
@@ -188,6 +187,14 @@ def test_binary_files_are_refused(tmp_path: Path, content: bytes, what: str) -> 
     with pytest.raises(SourceError, match=rf"story\.txt: is .*{what}") as caught:
         read(path)
     assert "plain text" in caught.value.hint
+
+
+def test_a_damaged_pdf_under_another_name_is_called_that(tmp_path: Path) -> None:
+    path = tmp_path / "story.txt"
+    path.write_bytes(b"%PDF-1.7\nstream")
+    with pytest.raises(SourceError, match=r"story\.txt: is not a PDF document that can be read") as caught:
+        read(path)
+    assert "print it to a new PDF file" in caught.value.hint
 
 
 @pytest.mark.parametrize(
