@@ -128,6 +128,7 @@ def build(
     training_texts: Callable[[], Iterable[str]] | None,
     shared: Mapping[str, float] | None = None,
     is_held_out: bool = True,
+    watched: Mapping[str, str] | None = None,
 ) -> schema.ComparisonFile:
     """Return the content of comparison.json, without `memorisation`.
 
@@ -137,6 +138,7 @@ def build(
         training_texts: returns the texts that `after` was trained on, to look for verbatim copies; None if unknown.
         shared: by split, the share of its words that also occur in passages of the training text.
         is_held_out: whether the text was held out from training `after`; False for text that the user named.
+        watched: by name of the split with a watched text, the name of its source.
     """
     changes = schema.Changes(
         validation=_change(before, after, "validation", same_tokenizer),
@@ -164,6 +166,16 @@ def build(
         before=base,
         after=tuned,
         change=changes,
+        watched=[
+            schema.WatchedFigures(
+                source=source,
+                before=before.measurements[split].summary(),
+                after=after.measurements[split].summary(),
+                change=_change(before, after, split, same_tokenizer),
+            )
+            for split, source in (watched or {}).items()
+            if split in before.measurements and split in after.measurements
+        ],
     )
 
 

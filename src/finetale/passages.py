@@ -26,7 +26,7 @@ from finetale.text.words import SYLLABLES
 
 WINDOW = 20
 """Number of words of the shortest passage that counts. It is longer than a coincidence or a common phrase."""
-_SPLITS = ("train", "validation", "test")
+_SPLITS = ("train", "validation", "test", "watched")
 _CHARACTERS = 1 << 18
 """Number of characters that are hashed at once. They fit into the processor's cache."""
 _CHUNK = 1 << 20
@@ -83,16 +83,17 @@ class PassageFinder:
                 self._files[split].write(hashes.tobytes())
 
     def compare(self) -> SharedPassages:
-        """Count the words of validation and test text in passages that also occur in the training text."""
+        """Count the words of validation, test and watched text in passages that also occur in the training text."""
         for file in self._files.values():
             file.flush()
         held_out = _SPLITS[1:]
         number = sum(self._words[split] for split in held_out)
         common = self._common(number) if number and self._words["train"] else np.zeros(0, np.uint64)
-        validation, test = (
+        validation, test, watched = (
             SharedText(words=self._words[split], shared=self._covered(split, common)) for split in held_out
         )
-        return SharedPassages(unit="words", window=WINDOW, validation=validation, test=test)
+        shared = SharedPassages(unit="words", window=WINDOW, validation=validation, test=test)
+        return shared.model_copy(update={"watched": watched}) if watched.words else shared
 
     def _common(self, number: int) -> Hashes:
         """Return the hashes of those windows of the training text that may also be in held-out text, ascending.

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from finetale.cache import Hold, problems
 from finetale.errors import RunError, SourceError, TokenizerError
 from finetale.formatting import plural
+from finetale.mixture import Mixture
 from finetale.passages import PassageFinder
 from finetale.rundir import read_json, write_json, write_sealed_folder
 from finetale.signals import leave_open
@@ -137,7 +138,7 @@ class TokenStore:
     """The tokens of all parts in one memory-mapped array, and a table of the parts.
 
     The table has one row per part. Its columns: `start` (index of the part's beginning-of-text in `tokens`), `targets`
-    (number of ids after the first), `split` (index into SPLITS), `words`, `bytes` (of the learned text in UTF-8),
+    (number of ids after the first), `split` (see `split_index`), `words`, `bytes` (of the learned text in UTF-8),
     `ends` (1 if the document ends with this part), `source` (index into the names of files or datasets), `line` (first
     line in the file, or number of the record), `is_repeat` (1 if the document repeats an earlier one).
 
@@ -213,7 +214,12 @@ class TokenStore:
         """Return the indices of the parts in a split, or of "all" parts, in reading order."""
         if split == "all":
             return np.arange(len(self.parts))
-        return np.flatnonzero(self.parts["split"] == SPLITS.index(split))
+        return np.flatnonzero(self.parts["split"] == split_index(split))
+
+    @property
+    def watched(self) -> list[str]:
+        """The names of the splits with watched text, one per source."""
+        return [watched_split(number) for number in range(self.info.get("num_watched", 0))]
 
     def num_targets(self, split: str) -> int:
         """Return the number of targets in a split that are learned."""
@@ -246,7 +252,7 @@ class TokenStore:
 
     @property
     def account(self) -> dict[str, Any]:
-        """The account of all targets: `tokens` (read, trained, validation, test, dropped), and `dropped` by reason."""
+        """The account of all targets: `tokens` (as `TokenAccount` in the schema), and `dropped` by reason."""
         return {"tokens": self.info["tokens"], "dropped": self.info["dropped"]}
 
     @property
@@ -260,6 +266,17 @@ class TokenStore:
         """Warnings about the text and the tokenizer, as sentences."""
         warnings: list[str] = self.info["warnings"]
         return warnings
+
+
+def watched_split(number: int) -> str:
+    """Return the name of the split with the watched text of a source, by its number from 0."""
+    return f"watched {number + 1}"
+
+
+def split_index(split: str) -> int:
+    """Return the number of a split in the table of parts: the index into SPLITS, and for watched text what follows."""
+    name, _, number = split.partition(" ")
+    return SPLITS.index(split) if name != "watched" else len(SPLITS) + int(number) - 1
 
 
 PART_DTYPE = np.dtype(
@@ -290,6 +307,7 @@ def build_store(
     progress: Callable[[int], None] | None = None,
     keep: bool = False,
     fingerprint: str | None = None,
+    shares: Sequence[float] = (),
 ) -> TokenStore:
     """Tokenise parts into a store at `folder`, written atomically and sealed.
 
@@ -299,6 +317,7 @@ def build_store(
         progress: called with the number of parts so far.
         keep: leave a store that another process has put at `folder` in the meantime.
         fingerprint: hash of the files that the parts come from; saved with the store.
+        shares: by number of the source, the share of mixed text in the training tokens.
 
     Raises:
         SourceError: the parts can't be read, or hold no text.
@@ -319,12 +338,36 @@ def build_store(
     unknown = tokenizer.unk_token_id if tokenizer.unk_token_id not in (begin, end) else None
     special = special_tokens_of(tokenizer)
 
+    trained: Counter[int | None] = Counter()  # learned tokens, by number of the mixed source; None: the user's own text
+    passages: Counter[int | None] = Counter()
+    unused: Counter[int | None] = Counter()  # tokens of mixed text that are not trained on
+
+    def chosen_batches(mixture: Mixture) -> Iterator[list[Part]]:
+        """Yield all parts but mixed text, which comes last; then the passages of it to train on."""
+        for batch in batches(parts):
+            mixed = [part for part in batch if part.is_mixed and part.dropped is None]
+            for part, ids, unlearned in zip(mixed, *encode_parts(encoder, mixed), strict=True):
+                targets = len(ids) + part.ends if len(ids) else 0
+                if part.dropped is None and targets:
+                    unused[part.beside] += targets
+                    mixture.hold(part, targets - _length(unlearned))
+                else:
+                    dropped[part.dropped or "empty"] += 1
+                    dropped_tokens[part.dropped or "empty"] += targets
+            if others := [part for part in batch if not part.is_mixed or part.dropped is not None] if mixed else batch:
+                yield others
+        yield from batches(mixture.chosen(trained[None]))
+
     def fill(target: Path) -> None:
         position = num_parts = 0
         content = hashlib.sha256()
         first, last = np.array([begin]), np.array([end])
-        with PassageFinder(target) as finder, (target / "tokens.bin").open("wb") as file:
-            for batch in batches(parts):
+        with (
+            PassageFinder(target) as finder,
+            Mixture(target / ".mixture.tmp", shares) as mixture,
+            (target / "tokens.bin").open("wb") as file,
+        ):
+            for batch in chosen_batches(mixture):
                 kept: list[tuple[str, str]] = []
                 pieces: list[NDArray[np.int64]] = []
                 encoded, contexts = encode_parts(encoder, batch)
@@ -346,7 +389,11 @@ def build_store(
                     learned = learned_pieces(part.text, part.context, special)
                     kept.append((part.split, "\n".join(learned)))
                     size = sum(map(size_in_utf8, learned))
-                    split = SPLITS.index(part.split)
+                    split = split_index(watched_split(part.beside or 0) if part.split == "watched" else part.split)
+                    if part.split == "train":
+                        trained[part.beside] += targets - _length(unlearned)
+                        passages[part.beside] += 1
+                        unused[part.beside] -= targets if part.is_mixed else 0
                     source = sources.setdefault(part.source, len(sources))
                     words = sum(map(count_words, learned))
                     rows.append(
@@ -387,27 +434,33 @@ def build_store(
             name: int(table["targets"][table["split"] == i].sum() - lengths[split_of == i].sum())
             for i, name in enumerate(SPLITS[:3])
         }
-        gone = sum(dropped_tokens.values())
+        watched = table["split"] >= len(SPLITS)
         account = {
-            "read": sum(totals.values()) + int(lengths.sum()) + gone,
             "trained": totals["train"],
             "validation": totals["validation"],
             "test": totals["test"],
+            "watched": int(table["targets"][watched].sum() - lengths[split_of >= len(SPLITS)].sum()),
             "context": int(lengths.sum()),
-            "dropped": gone,
+            "unused": unused.total(),
+            "dropped": dropped_tokens.total(),
         }
+        reported = report()
+        for number, entry in enumerate(reported.get("mixed", ())):
+            entry |= {"passages": passages[number], "tokens": trained[number], "of_tokens": trained.total()}
+            entry["is_short"] = not unused[number] and trained[number] < int(entry["share"] * trained.total())
         info = {
             "version": STORE_VERSION,
             "dtype": np.dtype(dtype).str,
             "sha256": content.hexdigest(),
             "fingerprint": fingerprint,
-            "tokens": account,
+            "num_watched": int(table["split"][watched].max()) - len(SPLITS) + 1 if watched.any() else 0,
+            "tokens": {"read": sum(account.values())} | account,
             "dropped": [
                 {"reason": reason, "documents": count, "tokens": dropped_tokens[reason]}
                 for reason, count in sorted(dropped.items())
             ],
             "warnings": tokenizer_warnings(seen, tokenizer),
-            "report": report() | {"shared_passages": shared.to_dict()},
+            "report": reported | {"shared_passages": shared.to_dict()},
         }
         check_known(seen, tokenizer)
         write_json(target / "store.json", info)
@@ -428,6 +481,10 @@ def encode_parts(encoder: Encoder, batch: list[Part]) -> tuple[list[NDArray[np.i
         encoded.append(example[0])
         contexts.append(example[1])
     return encoded, contexts
+
+
+def _length(ranges: Sequence[tuple[int, int]]) -> int:
+    return sum(stop - start for start, stop in ranges)
 
 
 def special_tokens_of(tokenizer: PreTrainedTokenizerBase | None) -> re.Pattern[str]:
@@ -488,7 +545,7 @@ def _is_consistent(store: TokenStore) -> bool:
         (targets > 0).all()
         and (starts == ends - targets - 1).all()
         and (ends[-1] if len(ends) else 0) == len(tokens)
-        and (parts["split"] < len(SPLITS) - 1).all()
+        and np.isin(parts["split"], [*range(len(SPLITS) - 1), *map(split_index, store.watched)]).all()
         and (parts["source"] < len(names)).all()
         and (ranges >= 0).all()
         and (ranges <= len(tokens)).all()
@@ -551,5 +608,5 @@ def check_known(seen: dict[str, int], tokenizer: PreTrainedTokenizerBase) -> Non
 
 
 def training_texts(parts: Iterable[Part]) -> Iterator[str]:
-    """Yield the texts of the training parts, to train a tokenizer on."""
-    return (part.text for part in parts if part.split == "train" and part.dropped is None)
+    """Yield the texts of the training parts, to train a tokenizer on. Mixed text is not for it."""
+    return (part.text for part in parts if part.split == "train" and part.dropped is None and not part.is_mixed)

@@ -236,7 +236,9 @@ def test_the_account_balances_to_the_token(tmp_path: Path) -> None:
             "trained": targets[0] + targets[1],
             "validation": targets[2],
             "test": targets[3],
+            "watched": 0,
             "context": 0,
+            "unused": 0,
             "dropped": sum(targets[4:8]),
         },
         "dropped": [

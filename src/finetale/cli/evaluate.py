@@ -21,6 +21,8 @@ _NAMES = {
 _UNUSED = (
     "validation",
     "test",
+    "mix",
+    "watch",
     "validation_fraction",
     "test_fraction",
     "drop_overlap",

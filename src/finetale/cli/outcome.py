@@ -10,7 +10,7 @@ from rich.text import Text
 from finetale.cli.output import stdout
 from finetale.formatting import plural, shell_command
 from finetale.report.table import Row, copied_unit, table_rows
-from finetale.report.views import COPY_WARNING_WORDS, memory_view
+from finetale.report.views import COPY_WARNING_WORDS, forgetting, memory_view
 from finetale.rundir import RunDirectory
 from finetale.schema import ComparisonFile, Sample
 
@@ -51,6 +51,9 @@ def print_comparison(comparison: ComparisonFile, console: Console | None = None)
     console.print()
     colour = {True: "green", False: "yellow", None: "white"}[comparison.improved]
     console.print(Panel(Text(comparison.verdict, style="bold", overflow="fold"), border_style=colour))
+    for watched in comparison.watched:
+        if sentence := forgetting(watched):
+            console.print(Text(sentence, style="yellow", overflow="fold"))
     console.print(_figures(table_rows(comparison), wide=console.width >= _WIDE))
     _print_samples(comparison, console)
     copy = comparison.after.sample_metrics.longest_match

@@ -77,12 +77,11 @@ def hide_progress_bars() -> None:
 
 
 def sum_of_tokens(tokens: TokenAccount) -> str:
-    """Return the parts of a token account as a sum. Context is named where there is some."""
-    context = f"+ {tokens.context:,} context " if tokens.context else ""
-    return (
-        f"{tokens.trained:,} trained + {tokens.validation:,} validation + {tokens.test:,} test {context}"
-        f"+ {tokens.dropped:,} dropped"
-    )
+    """Return the parts of a token account as a sum. Rare parts are named where there are some."""
+    from finetale.schema import ACCOUNT_PARTS, RARE_PARTS
+
+    parts = [(name, getattr(tokens, name)) for name in ACCOUNT_PARTS]
+    return " + ".join(f"{number:,} {name}" for name, number in parts if number or name not in RARE_PARTS)
 
 
 def number(value: float | None, digits: int = 2) -> str:

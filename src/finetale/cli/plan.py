@@ -56,6 +56,8 @@ def command(
 
 
 def _show(plan: PlanResult) -> None:
+    from finetale.text.findings import mixed_notes
+
     console = stdout()
     machine, model, tokens, memory, disk = plan.hardware, plan.model, plan.data.tokens, plan.memory, plan.disk
     where = machine.gpu.name if machine.gpu else f"{machine.cpu}, {machine.cores} cores"
@@ -65,6 +67,8 @@ def _show(plan: PlanResult) -> None:
         f"Tokens    {tokens.read:,} read = {sum_of_tokens(tokens)}",
         soft_wrap=True,
     )
+    for note in mixed_notes(plan.data.text):
+        console.print(f"Beside    {note.what}", soft_wrap=True, markup=False)
     console.print(f"Steps     {plan.steps:,} ({plan.steps_per_epoch:,} per epoch), {plan.targets:,} tokens in all")
     console.print(
         f"Speed     {plan.tokens_per_second:,.0f} tokens/s training, "

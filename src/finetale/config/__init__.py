@@ -21,6 +21,7 @@ from finetale.config.declared import (
     setting_groups,
 )
 from finetale.config.layers import Settings, read_settings_file, with_new_names
+from finetale.config.mixing import Mix
 
 __all__ = [
     "DEFAULT_EPOCHS",
@@ -30,6 +31,7 @@ __all__ = [
     "Config",
     "EvaluationSettings",
     "LearningRateSchedule",
+    "Mix",
     "SamplingSettings",
     "Settings",
     "TextSettings",

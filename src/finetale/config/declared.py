@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -13,6 +13,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from finetale.config.layers import Settings
+from finetale.config.mixing import Mix, as_mixes, parse_mix
 from finetale.config.templates import Template, parse_template
 from finetale.surrogates import describe_surrogates
 
@@ -112,6 +113,16 @@ class TextSettings(Settings):
         (), description="Sources of the validation text. If given, nothing is split off for it."
     )
     test: tuple[str, ...] = Field((), description="Sources of the test text. If given, nothing is split off for it.")
+    mix: tuple[str, ...] = Field(
+        (),
+        description="Other text to train on beside your own, against forgetting: SOURCE:SHARE, where 0.05 is 5% of the "
+        "training tokens. May be given several times. See docs/forgetting.md.",
+    )
+    watch: tuple[str, ...] = Field(
+        (),
+        description="Other text that is not trained on: the comparison measures it before and after, to show what the "
+        "model forgets.",
+    )
     validation_fraction: float | None = Field(
         None,
         ge=0,
@@ -133,10 +144,26 @@ class TextSettings(Settings):
     )
     streaming: bool = Field(False, description="Read hf: datasets as a stream instead of downloading them first.")
 
-    @field_validator("validation", "test", mode="before")
+    @field_validator("validation", "test", "watch", mode="before")
     @classmethod
     def _held_out_sources(cls, value: Any) -> Any:
         return as_sources(value)
+
+    @field_validator("mix", mode="before")
+    @classmethod
+    def _one_mix_or_many(cls, value: Any) -> Any:
+        return as_mixes(value)
+
+    @field_validator("mix")
+    @classmethod
+    def _shares_leave_room(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        mixes = [parse_mix(item) for item in value]
+        names = [mix.source for mix in mixes]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{', '.join(twice)} is given twice; give each source one share")
+        if (total := sum(mix.share for mix in mixes)) >= 1:
+            raise ValueError(f"the shares add up to {total:g}; they must stay below 1")
+        return value
 
     @field_validator("deduplicate", "drop_overlap", mode="before")
     @classmethod
@@ -179,6 +206,20 @@ class TextSettings(Settings):
     def parsed_template(self) -> Template | None:
         """The setting `template`, parsed."""
         return None if self.template is None else parse_template(self.template)
+
+    @model_validator(mode="after")
+    def _watched_text_is_not_mixed_in(self) -> Self:
+        both = [mix.source for mix in self.mixes if mix.source in self.watch]
+        if both:
+            raise ValueError(
+                f"mix and watch both name {', '.join(both)}; watched text must not be trained on, so divide it into two"
+            )
+        return self
+
+    @property
+    def mixes(self) -> tuple[Mix, ...]:
+        """The sources of `mix` with their shares."""
+        return tuple(map(parse_mix, self.mix))
 
     @model_validator(mode="after")
     def _something_left_to_train_on(self) -> Self:
@@ -508,6 +549,21 @@ class Config(
     @classmethod
     def _training_sources(cls, value: Any) -> Any:
         return as_sources(value)
+
+    @property
+    def all_sources(self) -> tuple[str, ...]:
+        """The names of all sources: training, validation, test, mixed and watched text."""
+        mixed = [mix.source for mix in self.mixes]
+        return (*self.sources, *self.validation, *self.test, *mixed, *self.watch)
+
+    def with_sources(self, change: Callable[[str], str]) -> Self:
+        """Return the settings with another name for each source."""
+        update = {name: tuple(map(change, getattr(self, name))) for name in ("sources", "validation", "test", "watch")}
+        # The text of a share stays as it was given.
+        mixed = tuple(
+            f"{change(mix.source)}:{given.rpartition(':')[2]}" for mix, given in zip(self.mixes, self.mix, strict=True)
+        )
+        return self.model_copy(update={**update, "mix": mixed})
 
     def to_yaml(self) -> str:
         """Return the settings as the content of a settings file, in groups."""

@@ -162,7 +162,7 @@ def resolve(
     given = _source_names(sources, texts, settings)
     held_out = {
         split: _source_names(settings[split], None, settings)
-        for split in ("validation", "test")
+        for split in ("validation", "test", "watch")
         if settings.get(split) is not None
     }
     return Config.resolve(*layers, settings | held_out, {"sources": given} if given else {})

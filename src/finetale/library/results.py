@@ -85,9 +85,9 @@ class Comparison:
 
         rows = []
         for row in table_rows(self.content):
-            if row.group in ("validation", "test", "answers"):
+            if row.group in ("validation", "test", "watched", "answers"):
                 change = f"{row.change} ({row.intervals[2]})" if row.intervals[2] else row.change
-                what = row.what if row.group == "answers" else f"{row.what}, {row.group} text"
+                what = row.what if row.group in ("watched", "answers") else f"{row.what}, {row.group} text"
                 rows.append((what, row.before, row.after, change))
         return table(("", self.before.name, self.after.name, "change (95% interval)"), rows) if rows else ""
 

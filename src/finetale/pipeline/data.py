@@ -21,7 +21,7 @@ from finetale.notify import Notify, counted, stage, warn
 from finetale.passages import PassageFinder
 from finetale.rundir import temporary_name, write_bytes, write_sealed_folder
 from finetale.schema import CheckResult, DataFile
-from finetale.text.documents import SPLITS, Part, digest_of
+from finetale.text.documents import SPLITS, Part, Split, digest_of
 from finetale.token_count import TokenCounter, look_ahead
 from finetale.tokens import TokenStore
 
@@ -69,6 +69,7 @@ def tokenise(config: Config, tokenizer: PreTrainedTokenizerBase, notify: Notify)
             progress=progress,
             keep=True,
             fingerprint=fingerprint,
+            shares=[mix.share for mix in config.mixes],
         )
         if folder is None:
             folder = root / "tokens" / f"stream-{_hash_of(config, store.info['sha256'], list(config.sources))}"
@@ -115,15 +116,17 @@ def retokenise(
 
 
 def _decoded(store: TokenStore, tokenizer: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase) -> Iterator[Part]:
-    """Yield the held-out parts of a store as text. End-of-text within an example becomes that of `new`.
+    """Yield the held-out and watched parts of a store as text. End-of-text within an example becomes that of `new`.
 
     Raises:
         RunError: the learned text has not the length of the original.
     """
     special = tokens.special_tokens_of(tokenizer)
     old_end, new_end = (str(each.convert_ids_to_tokens(tokens.begin_and_end(each)[1])) for each in (tokenizer, new))
-    for split in SPLITS[1:]:
-        for part in store.parts_of(split).tolist():
+    splits: list[tuple[str, Split, int | None]] = [(split, split, None) for split in SPLITS[1:]]
+    splits += [(name, "watched", number) for number, name in enumerate(store.watched)]
+    for name_of_split, split, beside in splits:
+        for part in store.parts_of(name_of_split).tolist():
             row, name = store.parts[part], store.name_of(part)
             whole, context = _decoded_pieces(store, tokenizer, part)
             learned = tokens.learned_pieces(whole, context, special)
@@ -147,6 +150,7 @@ def _decoded(store: TokenStore, tokenizer: PreTrainedTokenizerBase, new: PreTrai
                 ends=bool(row["ends"]),
                 context=context,
                 is_example=bool(context),
+                beside=beside,
             )
 
 
@@ -252,7 +256,7 @@ def check_text(config: Config, notify: Notify, *, exact_tokens: bool = False) ->
             "a model with --model, such as bundled"
         )
         return CheckResult.model_validate(result | {"text": report.to_dict() | {"shared_passages": shared}})
-    if not exact_tokens:
+    if not (exact_tokens or config.mix or config.watch):  # a share is chosen by its exact number of tokens
         parts, is_long = look_ahead(parts)
         if is_long:
             counter = TokenCounter(tokenizer)
@@ -268,7 +272,12 @@ def check_text(config: Config, notify: Notify, *, exact_tokens: bool = False) ->
     with tempfile.TemporaryDirectory() as folder:
         try:
             store = tokens.build_store(
-                parts, tokenizer, Path(folder) / "store", report=report.to_dict, progress=progress
+                parts,
+                tokenizer,
+                Path(folder) / "store",
+                report=report.to_dict,
+                progress=progress,
+                shares=[mix.share for mix in config.mixes],
             )
         except SourceError:  # there is no text, because of a fatal problem
             if not any(problem["fatal"] for problem in report.to_dict()["problems"]):
@@ -296,7 +305,7 @@ def _shared_passages(
                 [
                     (part.split, "\n".join(tokens.learned_pieces(part.text, part.context, special)))
                     for part in batch
-                    if part.dropped is None
+                    if part.dropped is None and not part.is_mixed
                 ]
             )
             batch.clear()  # so that memory does not hold a long document while the next one is read
@@ -317,8 +326,7 @@ def tokenizer_for(config: Config, notify: Notify, *, offline: bool) -> PreTraine
 
 def keep_standard_input(config: Config) -> Config:
     """Save standard input, which can be read only once, in a file of the cache that later stages can open."""
-    fields = ("sources", "validation", "test")
-    if not any("-" in getattr(config, field) for field in fields):
+    if "-" not in config.all_sources:
         return config
     root, limit = cache.cache_root(config.cache_dir), cache.size_limit()
     data = text.read_standard_input()
@@ -326,8 +334,7 @@ def keep_standard_input(config: Config) -> Config:
     write_bytes(path, data)
     _held_inputs[path] = cache.hold(path)
     cache.evict(root, limit)
-    kept = {field: tuple(str(path) if item == "-" else item for item in getattr(config, field)) for field in fields}
-    return config.model_copy(update=kept)
+    return config.with_sources(lambda name: str(path) if name == "-" else name)
 
 
 def _check_kept_inputs(config: Config) -> None:
@@ -336,7 +343,7 @@ def _check_kept_inputs(config: Config) -> None:
     Raises:
         SourceError: its SHA-256 differs from the one in the name of its file.
     """
-    for path in map(Path, (*config.sources, *config.validation, *config.test)):
+    for path in map(Path, config.all_sources):
         if not cache.is_input(path):
             continue
         if _held_inputs.get(path) is None:

@@ -79,16 +79,21 @@ def evaluate_model(
     notify: Notify,
     between: Between | None = None,
 ) -> dict[str, Measurement]:
-    """Measure a model on each part of the measured text that is not empty; return the measurements by name."""
+    """Measure a model on each part of the measured text that is not empty; return the measurements by name.
+
+    Watched text is measured beside held-out text, under the names of its splits.
+    """
     positions = models.positions_of(loaded.model.config.to_dict())
     sized = config.model_copy(update={"block_size": choose_evaluation_size(positions, config.block_size)})
     forward = PackedForward(loaded.model, precision=resolve_precision(config.precision))
     found = {}
-    for label, split in measured_text.splits.items():
+    watched = store.watched if measured_text is MeasuredText.HELD_OUT else []
+    for label, split in (measured_text.splits | {name: name for name in watched}).items():
         blocks = evaluation_blocks(store, split, sized)
         if blocks is None:
             continue
-        message = f"Measuring {loaded.provenance.name} on the {label} text"
+        what = f"watched text {label.split()[1]}" if label in watched else f"the {label} text"
+        message = f"Measuring {loaded.provenance.name} on {what}"
         stage(notify, message)
         work = partial(measure, forward, blocks, progress=partial(_tell, notify, message), between=between)
         batch_size = config.micro_batch_size or _batch_size(loaded, blocks.block_size)
@@ -127,7 +132,7 @@ def held_out_ids(loaded: LoadedModel, notify: Notify, *, most: int, window: int)
         store = kept_text(run, notify)
         if store is None:
             config = Config.resolve(read_settings_file(run.config))
-            if any(map(is_elsewhere, (*config.sources, *config.validation, *config.test))):
+            if any(map(is_elsewhere, config.all_sources)):
                 return []
             store = tokenise(config, loaded.tokenizer, notify)
         check_fits(store, loaded)
@@ -170,8 +175,9 @@ def _batch_size(loaded: LoadedModel, block_size: int) -> int:
 
 
 def _unsplit(config: Config) -> Config:
-    """Return the settings with nothing held out, so that the whole text is measured."""
-    return config.model_copy(update={"validation": (), "test": (), "validation_fraction": 0.0, "test_fraction": 0.0})
+    """Return the settings with nothing held out and nothing beside, so that the whole text is measured."""
+    alone: dict[str, Any] = {"validation": (), "test": (), "mix": (), "watch": ()}
+    return config.model_copy(update=alone | {"validation_fraction": 0.0, "test_fraction": 0.0})
 
 
 def compare_models(
@@ -263,6 +269,7 @@ def compare_models(
         training_texts=texts,
         shared=shared,
         is_held_out=measured_text is MeasuredText.HELD_OUT,
+        watched=None if store is None else _names_of_watched(store),
     )
     if store is not None and measured_text is MeasuredText.HELD_OUT and config.audit_tokens != 0:
         # A run that went before may know the very text by heart, and random weights know nothing.
@@ -270,6 +277,12 @@ def compare_models(
         memorised = audit_model(after, base, store, config, notify, between)
         result = result.model_copy(update={"memorisation": memorised})
     return result
+
+
+def _names_of_watched(store: TokenStore) -> dict[str, str]:
+    """Return the names of the sources of watched text, by the names of their splits."""
+    sources = [entry["source"] for entry in store.report.get("watched") or ()]
+    return dict(zip(store.watched, sources, strict=False))
 
 
 def _with_tokenizer(

@@ -56,7 +56,7 @@ def plan_run(config: Config, notify: Notify) -> PlanResult:
         expected = round(_GROWTH * peak)
     steps, targets = budget.total_steps, targets_of(budget, blocks)
     evaluations = sum(budget.evaluates(step) for step in range(steps + 1))
-    held_out = {split: prepared.store.num_targets(split) for split in ("validation", "test")}
+    held_out = {split: prepared.store.num_targets(split) for split in ("validation", "test", *prepared.store.watched)}
     validation = prepared.validation
     train_seconds = targets / training
     evaluation_seconds = evaluations * (validation.num_targets if validation is not None else 0) / evaluating

@@ -51,8 +51,7 @@ def keep_inputs(run: RunDirectory, config: Config) -> Config:
             _link(path, place)
         return str(place.absolute())
 
-    fields = ("sources", "validation", "test")
-    return config.model_copy(update={field: tuple(map(own, getattr(config, field))) for field in fields})
+    return config.with_sources(own)
 
 
 def kept_text(run: RunDirectory, notify: Notify) -> TokenStore | None:
@@ -87,11 +86,10 @@ def unchanged_text(run: RunDirectory, config: Config, notify: Notify) -> TokenSt
     store = kept_text(run, notify)
     if store is None:
         return None
-    names = (*config.sources, *config.validation, *config.test)
     now = text.fingerprint(config.sources, config)
     if now is not None:
         return store if now == store.info.get("fingerprint") else None
-    local = [name for name in names if not is_elsewhere(name)]
+    local = [name for name in config.all_sources if not is_elsewhere(name)]
     if gone := [name for name in local if not Path(name).expanduser().exists() and name != text.BUNDLED_SOURCE]:
         warn(notify, f"The text {', '.join(gone[:3])} is gone. The run uses the tokens that it keeps.")
     return store

@@ -202,11 +202,8 @@ def absolute_names(config: Config) -> Config:
         path = _local(name, in_package)
         return name if path is None else str(path.absolute())
 
-    update: dict[str, Any] = {
-        key: tuple(absolute(name, text.BUNDLED_SOURCE) for name in getattr(config, key))
-        for key in ("sources", "validation", "test")
-    }
-    update["model"] = absolute(config.model, models.BUNDLED_NAME)
+    config = config.with_sources(lambda name: absolute(name, text.BUNDLED_SOURCE))
+    update = {"model": absolute(config.model, models.BUNDLED_NAME)}
     if config.tokenizer is not None:
         update["tokenizer"] = absolute(config.tokenizer, models.BUNDLED_NAME)
     return config.model_copy(update=update)
@@ -273,7 +270,7 @@ def _check_not_inside(root: Path, config: Config) -> None:
         RunError: one of them is inside the directory.
     """
     named = [(name, models.BUNDLED_NAME) for name in (config.model, config.tokenizer) if name is not None]
-    named += [(name, text.BUNDLED_SOURCE) for name in (*config.sources, *config.validation, *config.test)]
+    named += [(name, text.BUNDLED_SOURCE) for name in config.all_sources]
     for name, in_package in named:
         path = _local(name, in_package)
         if path is not None and path.resolve().is_relative_to(root.resolve()):

@@ -248,7 +248,7 @@ def _kept_for_later(config: Config, signal: str) -> BaseException:
     Saves nothing if this would replace an existing run or if the text came from standard input.
     """
     begun = run_directory(config)
-    unread = "-" in (*config.sources, *config.validation, *config.test)  # standard input can't be read again
+    unread = "-" in config.all_sources  # standard input can't be read again
     if begun.is_run() or unread:
         return Stopped(signal)
     with _taken(config) as run:

@@ -119,11 +119,11 @@ def _of(events: Sequence[Event], kind: type[E]) -> list[E]:
 
 
 def _headline(groups: list[tuple[str, list[Row]]]) -> list[tuple[Measure, list[Row]]]:
-    """Return the figures for all readers, by measure: those of the verdict, and two of the samples."""
+    """Return the figures for all readers, by measure: verdict, watched text, answers, and two of the samples."""
     found: dict[Measure, list[Row]] = {}
     for _, rows in groups:
         for row in rows:
-            if row.decides or row.group == "answers" or row.measure.key in ("distinct_1", COPIED_KEY):
+            if row.decides or row.group in ("watched", "answers") or row.measure.key in ("distinct_1", COPIED_KEY):
                 found.setdefault(row.measure, []).append(row)
     return list(found.items())
 
@@ -179,7 +179,9 @@ def _settings(settings: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, st
     groups = [(title, [name for name in names if name in settings]) for title, names in setting_groups()]
     known = {name for _, names in groups for name in names}
     groups.append(("Other", [name for name in settings if name not in known]))
-    named = {key: _named_sources(settings[key]) for key in ("sources", "validation", "test") if key in settings}
+    named = {
+        key: _named_sources(settings[key]) for key in ("sources", "validation", "test", "watch") if key in settings
+    }
     shown = {**settings, **named}
     return [(title, [(name, plain(shown[name])) for name in names]) for title, names in groups if names]
 

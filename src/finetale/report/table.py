@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from finetale.formatting import UNKNOWN, count, interval, measure, percent, share, signed
-from finetale.schema import Change, ComparisonFile, Figures, Side
+from finetale.schema import Change, ComparisonFile, Figures, Side, WatchedFigures
 from finetale.text.words import unit_of
 
 SPLITS = ("validation", "test")
@@ -82,7 +83,7 @@ ANSWER_MEASURES = (
 )
 COPIED_KEY = "longest_match"
 _BY_TOKEN = ("perplexity", "loss")
-_COMPARED = {"token": "perplexity", "word": "word_perplexity", "byte": "bits_per_byte"}
+COMPARED = {"token": "perplexity", "word": "word_perplexity", "byte": "bits_per_byte"}
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Row:
     """One row of the table. An absent value is an empty string.
 
     Attributes:
-        group: "validation", "test", "answers" or "samples".
+        group: "validation", "test", "watched", "answers" or "samples".
         measure: what the line shows.
         before, after, change: formatted values.
         intervals: 95% intervals of the three.
@@ -129,6 +130,7 @@ def table_rows(comparison: ComparisonFile) -> list[Row]:
             intervals = (_interval(before, item.key), _interval(after, item.key), change_interval)
             values = (_value(old, item.key), _value(new, item.key), change)
             rows.append(Row(split, item, *values, intervals, effect, item.key == decides))
+    rows += [row for watched in comparison.watched for row in _watched_rows(comparison, watched)]
     return rows + _answer_rows(comparison.before, comparison.after) + _sample_rows(comparison.before, comparison.after)
 
 
@@ -136,7 +138,7 @@ def compared_by(comparison: ComparisonFile, split: str) -> str:
     """Return the key of the measure that the change on a split is about."""
     change = comparison.change.on(split)
     if change is not None:
-        return _COMPARED[change.per]
+        return COMPARED[change.per]
     return "bits_per_byte" if other_tokens(comparison, split) else "perplexity"
 
 
@@ -162,7 +164,7 @@ def _change(
     if key in _BY_TOKEN and other_tokens(comparison, split):
         return "not comparable", "", ""
     given = comparison.change.on(split)
-    if given is not None and key == _COMPARED[given.per]:
+    if given is not None and key == COMPARED[given.per]:
         return percent(given.percent), interval(given.interval, percent), _effect(given)
     if old is None or new is None:
         return UNKNOWN, "", ""
@@ -185,6 +187,20 @@ def _effect(given: Change) -> str:
 
 def _log_ratio(change_percent: float) -> float | None:
     return math.log1p(change_percent / 100) if change_percent > -100 else None
+
+
+def _watched_rows(comparison: ComparisonFile, watched: WatchedFigures) -> list[Row]:
+    """Return a row with the perplexity per token of a watched text, or its bits per byte for other tokens."""
+    key = COMPARED[watched.change.per] if watched.change else "bits_per_byte"
+    item = next(each for each in MEASURES if each.key == key)
+    name = PurePath(watched.source).name if PurePath(watched.source).is_absolute() else watched.source
+    named = Measure(item.key, f"{item.name}, {name}", f"{item.meaning} This text was not trained on.")
+    old, new = (_figure(side, key) for side in watched.sides)
+    values = (_value(old, key), _value(new, key), percent(watched.change.percent) if watched.change else UNKNOWN)
+    moved = interval(watched.change.interval, percent) if watched.change else ""
+    effect = _effect(watched.change) if watched.change and comparison.improved_reason != "random base" else ""
+    intervals = (_interval(watched.before, key), _interval(watched.after, key), moved)
+    return [Row("watched", named, *values, intervals, effect)]
 
 
 def _answer_rows(before: Side, after: Side) -> list[Row]:

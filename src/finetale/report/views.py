@@ -9,8 +9,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from finetale import formatting
 from finetale.formatting import UNKNOWN, count, duration, moment, plain, plural, share, shell_command, size
-from finetale.report.table import MEASURES, SPLITS, compared_by, copied_unit, other_tokens, table_rows
-from finetale.schema import ComparisonFile, DataFile, MemorisationAudit, RunManifest, TokenAccount
+from finetale.report.table import COMPARED, MEASURES, SPLITS, compared_by, copied_unit, other_tokens, table_rows
+from finetale.schema import (
+    ACCOUNT_PARTS,
+    RARE_PARTS,
+    ComparisonFile,
+    DataFile,
+    MemorisationAudit,
+    RunManifest,
+    TokenAccount,
+    WatchedFigures,
+)
 from finetale.text.findings import not_looked_for, text_findings, text_notes
 from finetale.text.openings import opening
 
@@ -32,6 +41,8 @@ _UNDECIDED = {
 }
 """Headline where `improved` is null, by its reason."""
 
+_CLEAR_RISE = 10.0
+"""Minimum rise, in percent, that counts as clear where there is no interval."""
 _NOT_COMPARED = "The model was not compared with the one it came from."
 
 
@@ -46,7 +57,9 @@ def shared_view(
         data: None when nothing is known of the text.
     """
     rows = [] if comparison is None else table_rows(comparison)
-    groups = [(group, [row for row in rows if row.group == group]) for group in (*SPLITS, "answers", "samples")]
+    groups = [
+        (group, [row for row in rows if row.group == group]) for group in (*SPLITS, "watched", "answers", "samples")
+    ]
     before = short_name(comparison.before.name) if comparison else "before"
     after = short_name(comparison.after.name) if comparison else "after"
     base = manifest.base if manifest else None
@@ -66,6 +79,9 @@ def shared_view(
         "state": "unknown" if comparison is None else _state(comparison.improved),
         "undecided": _UNDECIDED.get((comparison.improved_reason if comparison else None) or "", _UNDECIDED[""]),
         "verdict": comparison.verdict if comparison else _NOT_COMPARED,
+        "forgotten": [sentence for watched in comparison.watched if (sentence := forgetting(watched))]
+        if comparison
+        else [],
         "groups": [(group, members) for group, members in groups if members],
         "has_intervals": any(any(row.intervals) for row in rows),
         "interval_source": _interval_source(comparison) if comparison else "",
@@ -82,6 +98,29 @@ def shared_view(
         "generate_elsewhere": shell_command("finetale", "generate", after_name, prompt, "-n", 3),
         "python_prompt": repr(prompt),
     }
+
+
+def forgetting(watched: WatchedFigures) -> str:
+    """Return a sentence if a model clearly got worse on watched text, else an empty string.
+
+    It did if the 95% interval is above zero. Of text with too few documents for an interval, a rise of 10% counts.
+    """
+    change = watched.change
+    name = short_name(watched.source)
+    if change is None or change.percent < (0 if change.excludes_zero else _CLEAR_RISE):
+        return ""
+    if change.excludes_zero is False:
+        return ""
+    key = COMPARED[change.per]
+    old, new = (formatting.measure(getattr(side, key), 3 if key == "bits_per_byte" else None) for side in watched.sides)
+    what = next(item.name for item in MEASURES if item.key == key)
+    rise = formatting.percent(change.percent)
+    if change.interval is not None:
+        rise += f", 95% interval {formatting.interval(change.interval, formatting.percent)}"
+    return (
+        f"It forgot: on {name}, which it was not trained on, {what} rose from {old} to {new} ({rise}). Mixing in such "
+        "text with --mix makes it forget less."
+    )
 
 
 def example_prompt(comparison: ComparisonFile | None, data: DataFile | None) -> str:
@@ -210,13 +249,13 @@ def _known(audit: MemorisationAudit) -> str:
 
 def _account(tokens: TokenAccount) -> dict[str, Any]:
     """Return the token account: each part with its share of what was read, and what is missing for it to balance."""
-    parts = [(name, getattr(tokens, name)) for name in ("trained", *SPLITS, "context", "dropped")]
+    parts = [(name, getattr(tokens, name)) for name in ACCOUNT_PARTS]
     return {
         "read": tokens.read,
         "parts": [
             {"name": name, "tokens": number, "share": number / tokens.read if tokens.read else 0.0}
             for name, number in parts
-            if number or name != "context"
+            if number or name not in RARE_PARTS
         ],
         "gap": tokens.read - sum(number for _, number in parts),
     }

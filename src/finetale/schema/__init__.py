@@ -29,8 +29,11 @@ from finetale.schema.comparison import (
     Sample,
     SampleMetrics,
     Side,
+    WatchedFigures,
 )
 from finetale.schema.data import (
+    ACCOUNT_PARTS,
+    RARE_PARTS,
     BlockReport,
     ColumnReport,
     DataFile,
@@ -40,6 +43,7 @@ from finetale.schema.data import (
     LanguageCount,
     LeftOutColumn,
     LengthBin,
+    MixedText,
     PersonalData,
     PersonalExample,
     Problem,
@@ -52,6 +56,7 @@ from finetale.schema.data import (
     Splits,
     TextReport,
     TokenAccount,
+    WatchedText,
 )
 from finetale.schema.events import (
     EVENTS,
@@ -88,7 +93,9 @@ from finetale.schema.run import (
 )
 
 __all__ = [
+    "ACCOUNT_PARTS",
     "EVENTS",
+    "RARE_PARTS",
     "RECORDED",
     "SCHEMA_VERSION",
     "AcceptedChange",
@@ -125,6 +132,7 @@ __all__ = [
     "MemorisationAudit",
     "MemorisedPassage",
     "MemoryForecast",
+    "MixedText",
     "NoteEvent",
     "PersonalData",
     "PersonalExample",
@@ -155,6 +163,8 @@ __all__ = [
     "TrainEvent",
     "Trial",
     "WarningEvent",
+    "WatchedFigures",
+    "WatchedText",
     "describe",
     "event_line",
     "parse",

@@ -142,6 +142,20 @@ class Changes(Record):
         return self.validation if split == "validation" else self.test
 
 
+class WatchedFigures(Record):
+    """Two models on a text of the setting `watch`, which neither was trained on in this run."""
+
+    source: str = Field(description="The source, as given to `watch`.")
+    before: Figures = Field(description="Figures of the first model.")
+    after: Figures = Field(description="Figures of the second model.")
+    change: Change | None = Field(default=None, description="How the second differs from the first.")
+
+    @property
+    def sides(self) -> tuple[Figures, Figures]:
+        """Figures before and after."""
+        return self.before, self.after
+
+
 class MemorisedPassage(Record):
     """A passage of the training text that the model continues word for word."""
 
@@ -198,4 +212,7 @@ class ComparisonFile(Record):
     before: Side = Field(description="The first model: the base.")
     after: Side = Field(description="The second model: the tuned one.")
     change: Changes = Field(default=Changes(), description="How the second differs from the first.")
+    watched: list[WatchedFigures] = Field(
+        default=[], description="Figures on the texts of `watch`, which show what the model forgot."
+    )
     memorisation: Memorisation | None = Field(default=None, description="Null if not searched for.")

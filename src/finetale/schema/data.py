@@ -6,6 +6,11 @@ from pydantic import Field
 
 from finetale.schema.base import SCHEMA_VERSION, Record, SparseRecord
 
+ACCOUNT_PARTS = ("trained", "validation", "test", "watched", "context", "unused", "dropped")
+"""The parts of a token account, in the order in which they are shown."""
+RARE_PARTS = ("watched", "context", "unused")
+"""Those that are shown only where there are some."""
+
 
 class TokenAccount(Record):
     """Where the tokens went. `read` is the sum of the others."""
@@ -14,7 +19,9 @@ class TokenAccount(Record):
     trained: int = Field(description="Tokens to train on, per epoch.")
     validation: int = Field(description="Tokens held out for validation.")
     test: int = Field(description="Tokens held out for the test.")
+    watched: int = Field(default=0, description="Tokens of watched text, which is only measured.")
     context: int = Field(default=0, description="Tokens read as context and not learned.")
+    unused: int = Field(default=0, description="Tokens of mixed text beyond its share.")
     dropped: int = Field(description="Tokens that no split holds.")
 
 
@@ -200,6 +207,31 @@ class SharedPassages(SparseRecord):
     window: int | None = Field(default=None, description="Minimum length of a passage that counts, in the unit.")
     validation: SharedText | None = Field(default=None, description="Validation text.")
     test: SharedText | None = Field(default=None, description="Test text.")
+    watched: SharedText | None = Field(default=None, description="Watched text; left out without any.")
+
+
+class MixedText(SparseRecord):
+    """A source of the setting `mix`: text that is trained on beside the user's own.
+
+    The counts of tokens are left out where tokens are not counted, or are estimated from a sample.
+    """
+
+    source: str = Field(description="The source.")
+    share: float = Field(description="Share of the training tokens that was asked for, 0 to 1.")
+    documents: int = Field(default=0, description="Documents of the source.")
+    characters: int = Field(default=0, description="Characters in them.")
+    passages: int | None = Field(default=None, description="Passages of it to train on.")
+    tokens: int | None = Field(default=None, description="Tokens of it to train on, per epoch.")
+    of_tokens: int | None = Field(default=None, description="All tokens to train on, per epoch.")
+    is_short: bool | None = Field(default=None, description="Whether it has less text than its share needs.")
+
+
+class WatchedText(Record):
+    """A source of the setting `watch`: text that is measured before and after, and not trained on."""
+
+    source: str = Field(description="The source.")
+    documents: int = Field(default=0, description="Documents of the source.")
+    characters: int = Field(default=0, description="Characters in them.")
 
 
 class Examples(Record):
@@ -269,6 +301,8 @@ class TextReport(Record):
     shared_passages: SharedPassages | None = Field(default=None, description="Passages shared between splits.")
     chats: Chats | None = Field(default=None, description="Chats; null if none was recognised.")
     examples: Examples | None = Field(default=None, description="Examples; null: the text is running text.")
+    mixed: list[MixedText] = Field(default=[], description="Text that is mixed in.")
+    watched: list[WatchedText] = Field(default=[], description="Text that is watched.")
 
 
 class DataFile(Record):

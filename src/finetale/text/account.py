@@ -172,6 +172,27 @@ class RepeatAccount:
 
 
 @dataclass(slots=True)
+class BesideAccount:
+    """The size of a source of mixed or watched text.
+
+    Attributes:
+        source: its name for the report.
+        number: its number, from 0, among the sources of `mix` or `watch`.
+        share: its share of the training tokens; None for watched text.
+    """
+
+    source: str
+    number: int
+    share: float | None = None
+    documents: int = 0
+    characters: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        counts = {"source": self.source, "documents": self.documents, "characters": self.characters}
+        return counts if self.share is None else counts | {"share": self.share}
+
+
+@dataclass(slots=True)
 class SplitAccount:
     """The size of one split."""
 
@@ -222,6 +243,8 @@ class TextReport:
         self.speaker: str | None = None
         self.chats = ChatAccount()
         self._examples = Counter[str]()
+        self.mixed: list[BesideAccount] = []
+        self.watched: list[BesideAccount] = []
 
     @property
     def has_fatal_problems(self) -> bool:
@@ -301,11 +324,16 @@ class TextReport:
                 self._personal_examples.append({"source": document.source, "line": line, "kind": finding.kind})
 
     def count_part(self, part: Part, words: int, size: int) -> None:
-        """Count a part: in its split if it is used, else under the reason why it was dropped."""
+        """Count a part: in its split if it is used, else under the reason why it was dropped.
+
+        Mixed and watched text has accounts of its own.
+        """
         if part.dropped is not None:
             entry = self._dropped.setdefault(part.dropped, [0, 0])
             entry[0] += 1
             entry[1] += len(part.text)
+            return
+        if part.beside is not None:
             return
         split = self._splits[part.split]
         split.documents += 1
@@ -316,7 +344,7 @@ class TextReport:
     def count_whole(self, documents: Sequence[Candidate]) -> None:
         """Count documents that are used and not cut."""
         for name, split in self._splits.items():
-            here = [each for each in documents if each.split == name]
+            here = [each for each in documents if each.split == name and each.beside is None]
             split.documents += len(here)
             split.characters += sum([len(each.text) for each in here])
             split.words += sum([each.num_words for each in here])
@@ -383,4 +411,6 @@ class TextReport:
             "split_rule": self.split_rule,
             "chats": self.chats.to_dict(self.speaker),
             "examples": dict(self._examples) | {"loss": self.loss} if self._examples else None,
+            "mixed": [account.to_dict() for account in self.mixed],
+            "watched": [account.to_dict() for account in self.watched],
         }

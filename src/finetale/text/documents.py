@@ -10,7 +10,8 @@ from typing import Literal
 from finetale.errors import SourceError
 from finetale.surrogates import escape
 
-Split = Literal["train", "validation", "test"]
+Split = Literal["train", "validation", "test", "watched"]
+"""Where a part belongs. Watched text is measured and never trained on."""
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _CHARACTERS_AT_ONCE = 1 << 20
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -47,6 +48,7 @@ class Part:
         is_repeat: whether the document repeats an earlier one, exactly or nearly.
         context: (start, stop) of the characters that are read and not learned, ascending. Only whole documents have it.
         is_example: whether it is an example. An example that is learned whole has no context.
+        beside: the number of its source, from 0, if it is mixed or watched text. None for text of the user's own.
     """
 
     text: str
@@ -60,6 +62,12 @@ class Part:
     is_repeat: bool = False
     context: tuple[tuple[int, int], ...] = ()
     is_example: bool = False
+    beside: int | None = None
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether it is mixed text, of which only a share is trained on."""
+        return self.beside is not None and self.split == "train"
 
 
 class FileError(SourceError):

@@ -114,6 +114,17 @@ def _shared_findings(report: TextReport) -> Iterator[TextFinding]:
     if passages is None:
         return
     unit = "words" if passages.unit == "words" else "tokens"  # older versions counted tokens
+    watched = passages.watched
+    if watched is not None and watched.words and (watched.shared or 0) / watched.words >= SHARED_SHARE:
+        yield TextFinding(
+            f"{share((watched.shared or 0) / watched.words)} of the words of the watched text also occur word for word "
+            f"in the training text, in passages of {count(passages.window)} words or more, so the figures on it hide "
+            "what the model forgets",
+            "--watch FILE",
+            "watches other text",
+            True,
+            (),
+        )
     for split, part in (("validation", passages.validation), ("test", passages.test)):
         total = None if part is None else getattr(part, unit)
         if part is None or not total or (part.shared or 0) / total < SHARED_SHARE:
@@ -173,7 +184,13 @@ def text_notes(text: Report, *, forms: bool = True) -> list[TextFinding]:
     notes = [_column_note(column) for column in columns[:_MAX_COLUMNS]]
     if (more := len(columns) - _MAX_COLUMNS) > 0:
         notes.append(_note(f"Columns of {plural(more, 'more source')} are in data.json"))
-    notes += [*_chat_notes(report), *_example_notes(report), *_files_left_out(report), *_content_left_out(report)]
+    notes += [
+        *mixed_notes(report),
+        *_chat_notes(report),
+        *_example_notes(report),
+        *_files_left_out(report),
+        *_content_left_out(report),
+    ]
     return [*notes, *(_problem_notes(report) if forms else [])]
 
 
@@ -204,6 +221,27 @@ def _chat_notes(report: TextReport) -> list[TextFinding]:
         what += "; the messages of --speaker are the answers"
     names = tuple(f"{person.name} ({_percent(person.share)} of the messages)" for person in chats.speakers)
     return [*notes, TextFinding(what, *remedy, False, names)]
+
+
+def mixed_notes(text: Report) -> Iterator[TextFinding]:
+    """Yield a note on each source of mixed and of watched text."""
+    report = _as_record(text)
+    if report is None:
+        return
+    for mixed in report.mixed:
+        name = _last_part(mixed.source)
+        if mixed.tokens is None or mixed.of_tokens is None:
+            yield _note(f"{_percent(mixed.share)} of the training tokens will be from {name}")
+            continue
+        got = mixed.tokens / max(1, mixed.of_tokens)
+        what = f"Of the {count(mixed.of_tokens)} training tokens {count(mixed.tokens)} ({share(got)}) are from {name}"
+        if mixed.is_short:
+            what += f", which is all of its text and less than the {share(mixed.share)} of --mix"
+        yield TextFinding(what, "", "", bool(mixed.is_short), ())
+    for watched in report.watched:
+        yield _note(
+            f"{_last_part(watched.source)} is watched and not trained on ({plural(watched.documents, 'document')})"
+        )
 
 
 def _example_notes(report: TextReport) -> list[TextFinding]:

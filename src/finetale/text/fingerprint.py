@@ -24,7 +24,7 @@ _known: dict[tuple[str, int, int], str] = {}
 def fingerprint(
     sources: Sequence[str], settings: TextSettings, progress: Callable[[int, int], None] | None = None
 ) -> str | None:
-    """Return a SHA-256 over the names and bytes of all files of the sources and of the validation and test text.
+    """Return a SHA-256 over the names and bytes of all files: of the sources and of the other text in the settings.
 
     Args:
         progress: called with (bytes read, bytes of all files) every 64 MB.
@@ -49,9 +49,11 @@ def is_elsewhere(source: str) -> bool:
 def file_hashes(
     sources: Sequence[str], settings: TextSettings, progress: Callable[[int, int], None] | None = None
 ) -> list[tuple[tuple[str, str], str]] | None:
-    """Return ((role, name), SHA-256) of each file. The role is train, validation or test. None as in `fingerprint`."""
+    """Return ((role, name), SHA-256) of each file. The role is train or a setting. None as in `fingerprint`."""
     inputs: list[tuple[str, str, Path]] = []
-    for role, names in (("train", sources), ("validation", settings.validation), ("test", settings.test)):
+    mixed = [mix.source for mix in settings.mixes]
+    held_out = {"validation": settings.validation, "test": settings.test, "mix": mixed, "watch": settings.watch}
+    for role, names in {"train": sources, **held_out}.items():
         for source in names:
             if is_elsewhere(source):
                 return None

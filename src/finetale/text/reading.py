@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 from finetale.config import DEFAULT_FRACTION, TextSettings
 from finetale.errors import SourceError
-from finetale.text.account import FileAccount, TextReport
+from finetale.text.account import BesideAccount, FileAccount, TextReport
 from finetale.text.byte_streams import STANDARD_INPUT
 from finetale.text.chats import unknown_speaker
 from finetale.text.cleaning import Cleaner
@@ -25,16 +25,22 @@ from finetale.text.hub import PREFIX, find_splits
 from finetale.text.personal import find_personal_data, mask, may_have_personal_data
 from finetale.text.plain import chapter_documents, plain_documents
 from finetale.text.repeats import DUPLICATE, NEAR_DUPLICATE, NEAR_OVERLAP, OVERLAP, Found, Repeats
+from finetale.text.source_names import source_name
 from finetale.text.sources import Input, Search, find_inputs
-from finetale.text.splits import Candidate, Splitter
+from finetale.text.splits import Candidate, Splitter, cut_evenly
 from finetale.text.templates import filled_texts
 from finetale.text.words import count_words
 
 HELD_OUT: tuple[Split, ...] = ("test", "validation")  # read before the training text, to detect overlap
-Plan = dict[Split, list[Input]]
+Role = Literal["test", "validation", "watched", "mixed", "train"]
+ROLES: tuple[Role, ...] = ("test", "validation", "watched", "mixed", "train")
+"""Uses of sources, in the order in which their files are found. A folder leaves out files of earlier uses."""
+Plan = dict[Role, list[Input]]
 T = TypeVar("T")
 _CHUNK_CHARACTERS = 1_000_000
 _CHUNK_ITEMS = 1_000
+PASSAGE_CHARACTERS = 4_000
+"""Length of the passages that mixed text is cut into, so that a share of one long document comes from all of it."""
 MAX_NAMED = 10
 """Maximum number of unreadable files that one message names."""
 
@@ -49,7 +55,8 @@ def read_parts(
 ) -> tuple[Iterator[Part], TextReport]:
     """Read sources as parts of documents, each in its split.
 
-    All sources are located before any is read. Explicit test and validation text comes first, then the training text.
+    All sources are located before any is read. Explicit test and validation text comes first, then watched text, the
+    training text, and mixed text last. All passages of mixed text are yielded; who counts tokens chooses among them.
     Memory holds one document at a time, the documents held back until no split is empty (64 MB at most), and the index
     of repeats. The index takes about 60 bytes per document. A search for near repeats takes 270 bytes more for each of
     the first million documents.
@@ -87,8 +94,9 @@ def check_sources(sources: Sequence[str], settings: TextSettings) -> None:
     """
     local = {
         role: tuple(name for name in names if not name.startswith(PREFIX))
-        for role, names in (("validation", settings.validation), ("test", settings.test))
+        for role, names in (("validation", settings.validation), ("test", settings.test), ("watch", settings.watch))
     }
+    local["mix"] = tuple(name for name in settings.mix if not name.startswith(PREFIX))
     reader = _Reader(settings.model_copy(update=local), TextReport([]), collect=False)
     reader.plan([source for source in sources if not source.startswith(PREFIX)], offline=True)
 
@@ -115,11 +123,13 @@ class _Reader:
 
     def plan(self, sources: Sequence[str], *, offline: bool) -> Plan:
         """Return the inputs of each split. Raise one error for all sources that can't be read."""
-        plan: Plan = {split: [] for split in SPLITS}
+        plan: Plan = {role: [] for role in ROLES}
         errors: list[FileError] = []
-        by_role: dict[Split, Sequence[str]] = {
+        by_role: dict[Role, Sequence[str]] = {
             "test": self._settings.test,
             "validation": self._settings.validation,
+            "watched": self._settings.watch,
+            "mixed": [mix.source for mix in self._settings.mixes],
             "train": sources,
         }
         named = [source for role in by_role.values() for source in role]
@@ -128,15 +138,19 @@ class _Reader:
         held_out: frozenset[Path] = frozenset()
         unreadable: list[FileError] = []
         for role, names in by_role.items():
-            for source in names:
+            for number, source in enumerate(names):
+                first = len(plan[role])
                 try:
                     if source.startswith(PREFIX):
                         self._plan_dataset(source, role, plan, offline)
                     else:
-                        search = Search(self._report, held_out if role == "train" else frozenset(), unreadable)
-                        plan[role] += find_inputs(source, search)
+                        left_out = held_out if role in ("mixed", "train") else frozenset()
+                        plan[role] += find_inputs(source, Search(self._report, left_out, unreadable))
                 except FileError as error:
                     errors.append(error)
+                if role in ("watched", "mixed"):
+                    account = self._open_beside(role, source, number)
+                    plan[role][first:] = [replace(entry, beside=account) for entry in plan[role][first:]]
             held_out |= {entry.path.resolve() for entry in plan[role] if entry.path is not None}
         unreadable.sort(key=lambda error: error.file)
         if self._settings.skip_unreadable:
@@ -151,8 +165,20 @@ class _Reader:
             raise _joined(errors)
         return plan
 
-    def _plan_dataset(self, source: str, role: Split, plan: Plan, offline: bool) -> None:
-        found, others = find_splits(source, role, streaming=self._settings.streaming, offline=offline)
+    def _open_beside(self, role: Role, source: str, number: int) -> BesideAccount:
+        """Return a new account of mixed or watched text, which is in the report."""
+        share = self._settings.mixes[number].share if role == "mixed" else None
+        account = BesideAccount(source_name(source), number, share)
+        (self._report.mixed if role == "mixed" else self._report.watched).append(account)
+        return account
+
+    def _plan_dataset(self, source: str, role: Role, plan: Plan, offline: bool) -> None:
+        wanted: Split = "train" if role == "mixed" else role
+        found, others = find_splits(source, wanted, streaming=self._settings.streaming, offline=offline)
+        if role == "mixed":
+            plan[role].append(found.pop(wanted))
+            self._report.dataset_splits += [*others, *(entry.name for entry in found.values())]
+            return
         for split, entry in found.items():
             given = {"validation": self._settings.validation, "test": self._settings.test}.get(split, ())
             if split != role and given:
@@ -179,6 +205,7 @@ class _Reader:
         for split in given:
             yield from self._emit_all(_put_in(split, self._candidates(plan[split])))
             self._check_not_empty(split, plan[split])
+        yield from self._watched_parts(plan["watched"])
         fates = []
         if validation or test:
             splitter = Splitter(validation, test, self._settings.long_document)
@@ -190,10 +217,25 @@ class _Reader:
         if given:
             names = " and ".join(reversed(given))
             fates.append(f"The {names} text comes from {'a source' if len(given) == 1 else 'sources'} of its own.")
+        yield from self._emit_all(self._candidates(plan["mixed"]))
+        for account in (*self._report.watched, *self._report.mixed):
+            if not account.documents and not self._report.has_fatal_problems:
+                use = "watch" if account.share is None else "mix in"
+                raise SourceError(f"There is no text to {use} in {account.source}.", "Name other text.")
         self._report.split_rule = " ".join(fates)
         self._check_speaker(self._report.sources)
         self._report.near_limit, self._report.crowded = self._repeats.limit, self._repeats.crowded
         self._check_not_empty("train", plan["train"])
+
+    def _watched_parts(self, inputs: Sequence[Input]) -> Iterator[Part]:
+        """Yield watched documents. They are in no split, so repeats in them are not looked for."""
+        for chunk in self._candidates(inputs):
+            for each in chunk:
+                part = Part(each.text, each.source, each.line, "watched", each.digest.hex(), each.dropped)
+                part.context, part.beside = each.context, each.beside
+                if each.dropped is not None:
+                    self._report.count_part(part, each.num_words, each.num_bytes)
+                yield part
 
     def _candidates(self, inputs: Sequence[Input]) -> Iterator[list[Candidate]]:
         for entry, following in zip_longest(inputs, inputs[1:]):
@@ -304,10 +346,15 @@ class _Reader:
         for text, line in zip(texts, lines, strict=True):
             digest, size = digest_and_size(text)  # before masking, because masking must not change a document's split
             found.append(Candidate(text, name, line, digest, count_words(text), size, records))
-        if self._finds_personal_data:
+        if self._finds_personal_data and _is_learned(entry):
             for number in may_have_personal_data(texts):
                 self._look_for_personal_data(found[number], account)
                 texts[number] = found[number].text
+        if entry.beside is not None:
+            for each in found:
+                each.beside = entry.beside.number
+                if entry.beside.share is not None:
+                    each.cuts = cut_evenly(each.text, PASSAGE_CHARACTERS, "train")
         lengths = list(map(len, texts))
         if min(lengths) < shortest:
             for each in found:
@@ -316,8 +363,12 @@ class _Reader:
                     account.problem("left_out", each.line, detail=f"left out: {each.dropped}")
         account.documents += len(texts)
         account.characters += sum(lengths)
-        digests, words = [each.digest for each in found], sum([each.num_words for each in found])
-        self._report.count_documents(texts, digests, words)
+        if entry.beside is not None:
+            entry.beside.documents += len(texts)
+            entry.beside.characters += sum(lengths)
+        else:
+            digests, words = [each.digest for each in found], sum([each.num_words for each in found])
+            self._report.count_documents(texts, digests, words)
         texts.clear()
         return found
 
@@ -368,16 +419,21 @@ class _Reader:
             dropped,
             context=rendered.context,
             is_example=True,
+            beside=None if entry.beside is None else entry.beside.number,
         )
         if any(each.role == "system" for each in example.messages):
             found.own_text = "\n\n".join(each.content for each in example.messages if each.role != "system")
-        if self._finds_personal_data and not self._settings.mask_personal_data:
+        if self._finds_personal_data and not self._settings.mask_personal_data and _is_learned(entry):
             self._look_for_personal_data(found, account)
         account.documents += 1
         account.characters += len(text)
         account.leave_out("message after the last answer", rendered.unanswered)
-        self._report.count_documents([text], [digest], found.num_words)
-        self._report.count_example(rendered, by_template=example.is_joined)
+        if entry.beside is not None:
+            entry.beside.documents += 1
+            entry.beside.characters += len(text)
+        else:
+            self._report.count_documents([text], [digest], found.num_words)
+            self._report.count_example(rendered, by_template=example.is_joined)
         return found
 
     def _raw_documents(self, entry: Input, account: FileAccount) -> Iterator[tuple[int, Raw]]:
@@ -426,6 +482,7 @@ class _Reader:
                             each.personal,
                             context=each.context,
                             is_example=each.is_example,
+                            beside=each.beside,
                         )
                         for each in whole
                     ]
@@ -466,6 +523,7 @@ class _Reader:
                 is_repeat=is_repeat,
                 context=document.context if len(parts) == 1 else (),
                 is_example=document.is_example,
+                beside=document.beside,
             )
             if len(parts) == 1:
                 self._report.count_part(part, document.num_words, document.num_bytes)
@@ -492,11 +550,13 @@ class _Reader:
                 return dict.fromkeys(splits, NEAR_DUPLICATE)
         reasons: dict[Split, str] = {}
         if exact and (leaks := exact.leaks(document)):
-            drop = settings.drop_overlap != "off"
+            drop = (
+                settings.drop_overlap != "off" or document.beside is not None
+            )  # nothing is lost: others take its place
             report.overlap.count(document, exact, dropped=drop)
             reasons |= dict.fromkeys(leaks, OVERLAP) if drop else {}
         elif near and (leaks := near.leaks(document)):
-            drop = settings.drop_overlap == "near"
+            drop = settings.drop_overlap == "near" or document.beside is not None
             report.near_overlap.count(document, near, dropped=drop)
             reasons |= dict.fromkeys(leaks, NEAR_OVERLAP) if drop else {}
         return reasons
@@ -579,6 +639,11 @@ def _put_in(split: Split, chunks: Iterable[list[Candidate]]) -> Iterator[list[Ca
             candidate.split = split
             del candidate
         yield chunk
+
+
+def _is_learned(entry: Input) -> bool:
+    """Return whether a model may learn the text, which watched text is not for."""
+    return entry.beside is None or entry.beside.share is not None
 
 
 def _first_line(line: int, raw: str) -> int:

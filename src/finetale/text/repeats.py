@@ -46,8 +46,8 @@ class Earlier:
 
     def leaks(self, document: Candidate) -> frozenset[Split]:
         """Return the splits from which a document must be dropped, so that no held-out text is trained on."""
-        # The same text is cut at the same places, and held-out text from its own source is read first.
-        cut, train = (CUT, TRAIN) if self.similarity < 1 else (0, 0)
+        # The same text is cut at the same places, except mixed text. Held-out text of its own source is read first.
+        cut, train = (CUT, TRAIN) if self.similarity < 1 or document.beside is not None else (0, 0)
         against = {split: (HELD_OUT if split == "train" else train) | cut for split in SPLITS}
         return frozenset(split for split, _, _ in document.parts if self.marks & against[split])
 
@@ -205,4 +205,5 @@ class Repeats:
 
 
 def _mark_of(document: Candidate) -> int:
-    return CUT if document.cuts else _MARKS[document.split]
+    """Return the splits of a document as bits. Mixed text is cut into passages that are all training text."""
+    return CUT if document.cuts and document.beside is None else _MARKS[document.split]

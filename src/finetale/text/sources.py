@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from finetale.extras import EXTRA_OF, install_hint, is_installed
-from finetale.text.account import TextReport
+from finetale.text.account import BesideAccount, TextReport
 from finetale.text.archives import Member, archive_suffix, document_format, list_archive
 from finetale.text.byte_streams import COMPRESSED, STANDARD_INPUT, UNREADABLE_HINT
 from finetale.text.documents import FileError, one_line
@@ -61,6 +61,7 @@ class Input:
         rows: the rows of a dataset's split (a Dataset or IterableDataset), else None.
         source: the source that it belongs to.
         notice: what to report about the file, as the end of a sentence. Empty if there is nothing.
+        beside: the account of its source if it is mixed or watched text, else None.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Input:
     rows: Any = None
     source: str = ""
     notice: str = ""
+    beside: BesideAccount | None = None
 
 
 @dataclass
@@ -78,7 +80,7 @@ class Search:
 
     Attributes:
         report: receives the counts of files that were left out.
-        held_out: resolved paths of validation and test files. They are left out of folders.
+        held_out: resolved paths of validation, test, watched and mixed files. They are left out of folders.
         unreadable: receives an error for each file or folder that can't be opened.
     """
 
@@ -347,7 +349,7 @@ def _without_account_files(inputs: list[Input], report: TextReport) -> list[Inpu
 def _nothing_in(source: str, counts: _Counts) -> FileError:
     what = f"holds no file that can be read ({counts.num_others} of other kinds)"
     if counts.num_held_out:
-        what = "holds only files that are validation or test text"
+        what = "holds only files that are validation, test, mixed or watched text"
     elif not counts.num_others:
         what = "holds no file that can be read"
     known = ", ".join(suffix.removeprefix(".") for suffix in known_suffixes())

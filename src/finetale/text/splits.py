@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Literal
 
 from finetale.text.documents import SPLITS, Document, Split
@@ -41,6 +41,7 @@ class Candidate(Document):
         context: (start, stop) of the characters of an example that are read and not learned, ascending.
         is_example: whether it is an example, which is never cut.
         own_text: the text of an example without its system message, which many can share. None if it has none.
+        beside: the number of its source, from 0, if it is mixed or watched text. None for text of the user's own.
     """
 
     digest: bytes
@@ -54,6 +55,7 @@ class Candidate(Document):
     context: tuple[tuple[int, int], ...] = ()
     is_example: bool = False
     own_text: str | None = None
+    beside: int | None = None
 
     @property
     def parts(self) -> tuple[Cut, ...]:
@@ -86,6 +88,19 @@ def cut(text: str, validation: float, test: float) -> tuple[Cut, ...]:
     parts.append((wanted[-1][0], start, size))
     has_text = all(_NOT_SPACE.search(text, start, stop) for _, start, stop in parts)
     return tuple(parts) if has_text else (("train", 0, size),)
+
+
+def cut_evenly(text: str, longest: int, split: Split) -> tuple[Cut, ...]:
+    """Return (split, start, stop) of contiguous parts of a text, of about `longest` characters at most.
+
+    Each cut is at the border of a paragraph, else a line, else a word. A text that is short enough has no cuts.
+    """
+    number = -(-len(text) // longest)
+    reach = len(text) // max(1, number) // 4
+    borders = [0, *(_border(text, len(text) * at // number, reach) for at in range(1, number)), len(text)]
+    parts = [(start, stop) for start, stop in pairwise(borders) if stop > start]
+    has_text = all(_NOT_SPACE.search(text, start, stop) for start, stop in parts)
+    return tuple((split, start, stop) for start, stop in parts) if has_text and len(parts) > 1 else ()
 
 
 def _border(text: str, target: int, reach: int) -> int:
