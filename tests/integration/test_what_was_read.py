@@ -139,7 +139,7 @@ def test_people_of_a_chat_are_named_in_the_terminal_and_not_in_the_card(place: P
     code, _, err = call("train", "talk.txt", *QUICK, "--speaker", "Marabella", "--out", "run")
     assert code == 0
     assert (
-        "2 people write in 80 conversations, which end at silences of 6 hours; the messages of --speaker are the "
+        "2 people write in 80 conversations, cut at silences of 6 hours; the messages of --speaker are the "
         "answers: Marabella (50% of the messages), Tobiasson (50% of the messages)." in err
     )
     card = (place / "run/model/README.md").read_text(encoding="utf-8")

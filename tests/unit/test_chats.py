@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import zipfile
 from pathlib import Path
@@ -99,7 +100,7 @@ def test_whatsapp_from_android(tmp_path: Path) -> None:
     said = notes(report)
     assert "Recognised 1 chat of WhatsApp (--documents file reads it as plain text)." in said
     assert (
-        "2 people write in 2 conversations, which end at silences of 6 hours (--speaker NAME learns the messages of one"
+        "2 people write in 2 conversations, cut at silences of 6 hours (--speaker NAME learns the messages of one"
         " person as answers): Mara (71% of the messages), Tobias (29% of the messages)." in said
     )
     assert "Left out of talk.txt: 2 system messages, 2 attachments, 1 deleted message and 1 edit mark" in said
@@ -186,6 +187,15 @@ def test_a_short_export_is_known_by_its_name(tmp_path: Path) -> None:
     line = "31/12/2023, 22:15 - Mara: Note to myself\n"
     assert read(write(tmp_path, "WhatsApp Chat with Mara.txt", line))[0][0].text == "Mara: Note to myself"
     assert read(write(tmp_path, "notes.txt", line))[0][0].text == line.strip()
+
+
+def test_marks_at_the_start_line_ends_and_compression_do_not_hide_an_export(tmp_path: Path) -> None:
+    content = ("\ufeff" + LRM + IOS_DE).replace("\n", "\r\n").encode()
+    (tmp_path / "talk.txt").write_bytes(content)
+    (tmp_path / "talk.txt.gz").write_bytes(gzip.compress(content))
+    parts, report = read(tmp_path)
+    assert [part.text.startswith("Mara: ") for part in parts] == [True] * 4
+    assert report["chats"]["forms"] == {"WhatsApp": 2}
 
 
 def test_what_whatsapp_writes_in_a_message_is_counted(tmp_path: Path) -> None:

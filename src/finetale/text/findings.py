@@ -213,7 +213,7 @@ def _chat_notes(report: TextReport) -> list[TextFinding]:
     if not chats.conversations:
         return notes
     people = plural(chats.people, "person writes", "people write")
-    what = f"{people} in {plural(chats.conversations, 'conversation')}, which end at silences of {SILENCE_HOURS} hours"
+    what = f"{people} in {plural(chats.conversations, 'conversation')}, cut at silences of {SILENCE_HOURS} hours"
     remedy = ("", "")
     if chats.speaker is None:
         remedy = ("--speaker NAME", "learns the messages of one person as answers")

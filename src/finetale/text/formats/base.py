@@ -91,6 +91,11 @@ class SourceFile:
         return self.path is not None and self._open_member is None
 
     @property
+    def is_member(self) -> bool:
+        """Whether it is a member of the archive `path`."""
+        return self._open_member is not None
+
+    @property
     def wanted_column(self) -> str | None:
         """The setting `text_column`, or the first column of `template`. Tables without a header are known by it."""
         template = self.settings.parsed_template

@@ -45,6 +45,9 @@ _HEAD = re.compile(
 _NAMED = re.compile(r"(?P<name>[^:<>\n]{1,100}?)\s?:(?:\s(?P<text>.*))?", re.DOTALL)
 _LOG_LEVEL = re.compile(r"(?:.*\W)?(?:trace|debug|info|notice|warn|warning|error|critical|fatal)", re.IGNORECASE)
 _FILE_NAME = re.compile(r"whatsapp|_chat\.txt", re.IGNORECASE)
+_MAY_START = re.compile(rb"(?:\xef\xbb\xbf|\xe2\x80[\x8e\x8f\xaa-\xae]|\s|\[)*[\d\xd9\xdb\xe0\xe1]|\s*\Z|[\x1f\x28]")
+"""What the first bytes of an export may be: a digit of any script after marks, or the start of a compressed file."""
+_FIRST_BYTES = 64
 _ENOUGH_NAMED = 3
 _MOST_NAMES = 0.75
 """Maximum share of different names among the first messages. Headings in a diary do not repeat."""
@@ -119,6 +122,8 @@ def is_whatsapp(file: SourceFile) -> bool:
     Its first line must begin with a date and time in WhatsApp's form. At least three of such lines must name a sender,
     and at least two names must occur. If the file's name says that it is an export, one named line is enough.
     """
+    if not _may_start(file):
+        return False
     try:
         head = next(file.blocks(), b"")[:_HEAD_BYTES].decode("utf-8", "ignore")
     except FileError:  # the reader of plain text raises it again
@@ -133,6 +138,17 @@ def is_whatsapp(file: SourceFile) -> bool:
     if _FILE_NAME.search(PurePath(file.name).name):
         return True
     return names.total() >= _ENOUGH_NAMED and 2 <= len(names) <= max(2, _MOST_NAMES * names.total())
+
+
+def _may_start(file: SourceFile) -> bool:
+    """Return whether the first bytes of a file leave it possible. This is cheaper than to decode its first block."""
+    if file.path is None or file.is_member:
+        return True
+    try:
+        with file.path.open("rb", buffering=0) as opened:
+            return _MAY_START.match(opened.read(_FIRST_BYTES) or b"") is not None
+    except OSError:  # the reader of plain text reports it
+        return False
 
 
 def _read(file: SourceFile) -> Iterator[tuple[int, str | Conversation]]:
