@@ -233,3 +233,23 @@ def test_plain_text_has_a_body_only(tmp_path: Path) -> None:
     ]
     with pytest.raises(SourceError, match="has no column 'author', which the template names; a text has 'title' and"):
         read(path, "{author}: {body}")
+
+
+def test_messages_of_mail_have_a_body(tmp_path: Path) -> None:
+    pytest.importorskip("lxml")
+    path = tmp_path / "a.eml"
+    path.write_text("From: mara@example.org\nSubject: Ferry\nContent-Type: text/plain\n\nThe ferry sank.\n")
+    (part,), _ = read(path, "Mail: {body}")
+    assert part.text.startswith("Mail: ")
+    assert part.text.endswith("The ferry sank.")
+
+
+def test_rows_of_a_spreadsheet(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in (["title", "body", "year"], ["The ferry", "It ran at noon.", 1912]):
+        book.active.append(row)
+    book.save(tmp_path / "a.xlsx")
+    parts, report = read(tmp_path / "a.xlsx", TEMPLATE)
+    assert [part.text for part in parts] == TEXTS[:1]
+    assert report["columns"][0]["taken"] == "title + year + body"

@@ -449,11 +449,14 @@ class _Reader:
         )
         if form.yields == "records":
             return record_documents(form.read(file), file.columns, account)
-        if form.yields == "documents":
+        if form.yields == "documents" and (form.has_columns or self._template is None):
             return form.read(file)
         if form.yields == "chapters" and self._template is not None and documents in ("auto", "chapter"):
             return filled_texts(self._template, form.read(file), account.file)
-        if form.yields == "chapters":
+        texts: Iterator[tuple[int, str]]
+        if form.yields == "documents":
+            texts = form.read(file)
+        elif form.yields == "chapters":
             texts = chapter_documents(form.read(file), documents, account)
         else:
             texts = plain_documents(form.read(file), documents, account, strip=self._settings.strip)

@@ -156,6 +156,7 @@ class Format:
         yields: what `read` yields.
         read: the reader. It imports its libraries when it is called.
         has_lines: whether a document's lines are lines of the file, for messages.
+        has_columns: whether a reader that yields documents makes them of records, by `SourceFile.columns`.
         needs: import names of the optional packages that `read` needs; each has an entry in `extras.EXTRA_OF`.
         magic: the first bytes of its files, one of them, where they identify the format, or a pattern for them. They
             identify a file without a suffix.
@@ -168,6 +169,7 @@ class Format:
     yields: Yields
     read: Reader
     has_lines: bool = False
+    has_columns: bool = True
     needs: tuple[str, ...] = ()
     magic: tuple[bytes | re.Pattern[bytes], ...] = ()
     is_binary: bool = False
