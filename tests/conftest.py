@@ -10,6 +10,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from finetale.environment import available_memory, calm_threads, num_cores
 
@@ -20,6 +21,10 @@ calm_threads()
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# A busy machine must not decide whether a property holds.
+settings.register_profile("finetale", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("finetale")
 
 BYTES_PER_WORKER = 3 * 2**30
 """Memory of one worker and the processes that its tests start."""
