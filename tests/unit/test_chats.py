@@ -348,6 +348,12 @@ def test_all_chats_of_telegram(tmp_path: Path) -> None:
     )
 
 
+def test_a_chat_without_messages_is_an_empty_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "result.json", {"type": "saved_messages", "id": 1, "messages": []})
+    with pytest.raises(SourceError, match="There is no training text"):
+        read(path)
+
+
 # -- ChatGPT and Claude
 
 

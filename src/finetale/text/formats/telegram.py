@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
@@ -24,6 +25,7 @@ _OTHER_KINDS = {
     "invoice_information": "invoice", "todo_list": "list of tasks", "giveaway_information": "giveaway",
 }  # fmt: skip
 _NO_NAME = "Deleted account"
+_KIND_OF_CHAT = re.compile(r"saved_messages|(?:personal|bot|private|public|verification)_\w+")
 _CHECKED = 20
 
 
@@ -108,8 +110,10 @@ def _time(message: Mapping[str, Any]) -> float:
 
 def _is_chat(value: Mapping[str, Any]) -> bool:
     messages = value.get("messages")
-    if not isinstance(value.get("type"), str) or not isinstance(messages, list) or not messages:
+    if not isinstance(value.get("type"), str) or not isinstance(messages, list):
         return False
+    if not messages:
+        return _KIND_OF_CHAT.fullmatch(value["type"]) is not None
     return all(
         isinstance(each, Mapping) and each.get("type") in ("message", "service", "unsupported") and "date" in each
         for each in messages[:_CHECKED]
