@@ -212,6 +212,26 @@ def test_text_given_for_validation_goes_before_a_datasets_own(datasets_home: Pat
     assert report.to_dict()["skipped"]["dataset_splits"] == ["hf:mini:validation"]
 
 
+def test_a_dataset_is_mixed_and_watched_by_one_split_each(datasets_home: Path) -> None:
+    path = write(datasets_home, "own.jsonl", "".join(f'{{"text": "own {n}"}}\n' for n in range(3)))
+    for mixed, left_out in (
+        ("hf:mini", ["hf:mini:test", "hf:mini:validation"]),
+        ("hf:owner/mini:train", []),
+    ):
+        settings = TextSettings.resolve(
+            {"mix": f"{mixed}:0.5", "watch": "hf:mini:test", "validation_fraction": 0.0, "test_fraction": 0.0}
+        )
+        parts, report = read_parts([str(path)], settings)
+        found = [(part.split, part.text, part.beside) for part in parts]
+        assert found[:3] == [("watched", f"test {n}", 0) for n in range(3)]
+        assert found[3:6] == [("train", f"own {n}", None) for n in range(3)]
+        assert found[6:] == [("train", f"train {n}", 0) for n in range(3)]
+        assert sorted(report.to_dict()["skipped"]["dataset_splits"]) == sorted(left_out)
+        assert [entry["source"] for entry in report.to_dict()["mixed"]] == [mixed]
+    with pytest.raises(SourceError, match=r"has no split for watched"):
+        read_parts([str(path)], TextSettings.resolve({"watch": "hf:mini"}))
+
+
 @pytest.mark.parametrize(("source", "said"), [("hf:mini:nope", "nope"), ("hf:mini/zz:train", "zz")])
 def test_unknown_splits_and_configs(datasets_home: Path, source: str, said: str) -> None:
     with pytest.raises((SourceError, HubError), match=said):
