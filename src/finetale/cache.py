@@ -29,7 +29,7 @@ DEFAULT_LIMIT = 10 * 2**30
 PATTERNS = {
     "tokens": re.compile(r"(stream-)?[0-9a-f]{32}"),
     "tokenizers": re.compile(r"[0-9a-f]{32}"),
-    "stdin": re.compile(r"([0-9a-f]{64})\.txt"),
+    "stdin": re.compile(r"([0-9a-f]{64})\.(?:txt|jsonl|json)"),
     "in-memory": re.compile(r"(?:texts|records|table)-([0-9a-f]{32})\.(?:jsonl|parquet)"),
     "engines": re.compile(r"openvino-[0-9a-f]{16}"),
 }

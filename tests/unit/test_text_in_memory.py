@@ -79,8 +79,9 @@ def test_data_in_memory_is_named_by_its_kind(data: Any, name: str, kind: str, tm
 
 
 def test_other_sources_are_named_by_their_path() -> None:
-    saved = f"cache/stdin/{'0a' * 32}.txt"
-    assert (source_name(saved), kind_of_saved_text(saved)) == ("standard input", "stdin")
+    for suffix in ("txt", "json", "jsonl"):
+        saved = f"cache/stdin/{'0a' * 32}.{suffix}"
+        assert (source_name(saved), kind_of_saved_text(saved)) == ("standard input", "stdin")
     for source in ("stories/", "in-memory/notes.txt", f"texts-{'0a' * 16}.jsonl", "hf:a/b", "bundled:tales", "."):
         assert (source_name(source), kind_of_saved_text(source)) == (source, None)
     assert source_name("a\nb.txt") == "a\\x0ab.txt"

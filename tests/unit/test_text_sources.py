@@ -13,7 +13,7 @@ import zstandard
 
 from finetale.config import TextSettings
 from finetale.errors import SourceError
-from finetale.text import Part, TextReport, read_parts
+from finetale.text import Part, TextReport, read_parts, suffix_of_records
 
 
 def read(*sources: Path | str, on_problem: str = "raise", **settings: object) -> tuple[list[Part], TextReport]:
@@ -235,3 +235,19 @@ def test_run_directories_in_a_folder_of_text_are_skipped(tmp_path: Path) -> None
     (run / "data.txt").write_text("Named, so read.")
     parts, _ = read(run / "data.txt")
     assert len(parts) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "suffix"),
+    [
+        ('{"prompt": "a", "completion": "b"}\r\n{"prompt": "c"}', "jsonl"),
+        ('\ufeff\n {"text": "a"}\n', "jsonl"),
+        ('[\n  {"text": "a"}]', "json"),
+        ("{a story} of braces", "txt"),
+        ('["so" she said]', "txt"),
+        ("{1, 2}", "txt"),
+        ("Once upon a time", "txt"),
+    ],
+)
+def test_records_without_a_file_name_are_recognised(data: str, suffix: str) -> None:
+    assert suffix_of_records(data.encode()) == suffix

@@ -330,7 +330,8 @@ def keep_standard_input(config: Config) -> Config:
         return config
     root, limit = cache.cache_root(config.cache_dir), cache.size_limit()
     data = text.read_standard_input()
-    path = root / "stdin" / f"{hashlib.sha256(data).hexdigest()}.txt"
+    suffix = text.suffix_of_records(data) if config.documents == "auto" else "txt"
+    path = root / "stdin" / f"{hashlib.sha256(data).hexdigest()}.{suffix}"
     write_bytes(path, data)
     _held_inputs[path] = cache.hold(path)
     cache.evict(root, limit)

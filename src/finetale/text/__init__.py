@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from finetale.text.account import TextReport
 from finetale.text.documents import Document, Part, Split
-from finetale.text.fingerprint import file_hashes, fingerprint, read_standard_input
+from finetale.text.fingerprint import file_hashes, fingerprint, read_standard_input, suffix_of_records
 from finetale.text.reading import check_sources, read_parts
 from finetale.text.sources import BUNDLED_SOURCE
 
@@ -41,4 +41,5 @@ __all__ = [
     "fingerprint",
     "read_parts",
     "read_standard_input",
+    "suffix_of_records",
 ]

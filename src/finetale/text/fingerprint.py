@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -105,6 +107,19 @@ def _sha256(path: Path) -> Iterator[tuple[int, str | None]]:
                     yield read, None
         _known[key] = digest.hexdigest()
     yield facts.st_size, _known[key]
+
+
+def suffix_of_records(data: bytes) -> str:
+    """Return the suffix for a text without a name: "jsonl" or "json" if it begins with JSON objects, else "txt"."""
+    text = data.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if re.match(rb"\[\s*\{\s*\"", text):
+        return "json"
+    first = text.partition(b"\n")[0]
+    try:
+        is_object = first.startswith(b"{") and isinstance(json.loads(first), dict)
+    except ValueError:
+        is_object = False
+    return "jsonl" if is_object else "txt"
 
 
 def read_standard_input() -> bytes:

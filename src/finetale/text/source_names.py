@@ -11,7 +11,9 @@ from pathlib import Path
 
 from finetale.text.documents import one_line
 
-_SAVED_TEXT = re.compile(r"in-memory/(texts|records|table)-[0-9a-f]{32}\.(?:jsonl|parquet)|(stdin)/[0-9a-f]{64}\.txt")
+_SAVED_TEXT = re.compile(
+    r"in-memory/(texts|records|table)-[0-9a-f]{32}\.(?:jsonl|parquet)|(stdin)/[0-9a-f]{64}\.(?:txt|jsonl|json)"
+)
 LIST_OF_TEXTS = "the list of texts"
 _NAMES = {
     "texts": LIST_OF_TEXTS,
