@@ -13,8 +13,10 @@ from transformers import AutoTokenizer
 import finetale as ft
 from finetale.chat import PLAIN_TEMPLATE
 from finetale.cli import run as call
+from finetale.cli.outcome import print_outcome
 from finetale.errors import GenerationError
 from finetale.models import BUNDLED_NAME
+from finetale.rundir import RunDirectory
 
 COLOURS = ("red", "green", "blue", "brown", "black", "white", "yellow", "grey")
 ANIMALS = ("heron", "dog", "cat", "hen", "horse", "goat", "mouse", "owl")
@@ -102,6 +104,31 @@ def test_the_template_is_saved_with_the_model(finished: ft.Run) -> None:
         add_generation_prompt=True,
     )
     assert text == f"User:\na\n\nAssistant:\nb{tokenizer.eos_token}\n\nUser:\nc\n\nAssistant:\n"
+
+
+def test_the_commands_that_are_shown_ask_by_chat(finished: ft.Run, capsys: pytest.CaptureFixture[str]) -> None:
+    card = (finished.path / "model" / "README.md").read_text()
+    page = (finished.path / "report.html").read_text()
+    assert "finetale generate . --chat" in card
+    assert "finetale generate . --chat" in page
+    assert "Once upon a time" not in card
+    assert "print(generate(&#39;User:\\nWhat colour is the" in page
+    print_outcome(RunDirectory(finished.path))
+    assert f"Next     finetale generate {finished.path} --chat" in capsys.readouterr().out.replace("'", "")
+
+
+def test_a_model_of_a_template_has_no_chat_template(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, pairs()[:20])))
+    settings: dict[str, Any] = {"max_steps": 1, "block_size": 64, "max_new_tokens": 4, "audit_tokens": 0}
+    settings |= {"template": "Q: {prompt}\nA: {completion}", "num_answers": 2}
+    run = ft.train(path, model=BUNDLED_NAME, out=tmp_path / "run", probe=False, cache_dir=tmp_path / "c", **settings)
+    assert AutoTokenizer.from_pretrained(run.path / "model").chat_template is None
+    prompt = run.comparison.content.prompts[0]
+    assert prompt.startswith("Q: What colour is the ")
+    assert prompt.endswith("\nA:")
+    assert run.comparison.content.after.answers is not None
+    assert "--chat" not in (run.path / "model" / "README.md").read_text()
 
 
 def test_generate_answers_with_chat(finished: ft.Run, capsys: pytest.CaptureFixture[str]) -> None:

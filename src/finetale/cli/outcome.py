@@ -33,7 +33,8 @@ def print_outcome(run: RunDirectory, *then: str) -> None:
     console.print()
     prompt = next(iter(comparison.prompts), "")
     words: tuple[object, ...] = ("finetale", "generate", run.root, prompt)
-    if comparison.after.answers is not None:
+    text = run.read_data().text if run.data.is_file() else None
+    if text is not None and text.examples is not None and text.examples.has_messages:
         words = ("finetale", "generate", run.root, "--chat")
     lines = [
         f"Model    {run.model}",

@@ -66,6 +66,7 @@ def shared_view(
     text = data.text if data else None
     prompt = example_prompt(comparison, data)
     after_name = comparison.after.name if comparison else "MODEL"
+    asked = ("--chat",) if text and text.examples and text.examples.has_messages else (prompt, "-n", 3)
     return {
         "name": (manifest.name if manifest else None) or f"{before} and {after}",
         "before": before,
@@ -94,8 +95,8 @@ def shared_view(
         "not_looked_for": not_looked_for(text),
         "facts": _facts(manifest) if manifest else [],
         "prompt": prompt,
-        "generate_command": shell_command("finetale", "generate", ".", prompt, "-n", 3),
-        "generate_elsewhere": shell_command("finetale", "generate", after_name, prompt, "-n", 3),
+        "generate_command": shell_command("finetale", "generate", ".", *asked),
+        "generate_elsewhere": shell_command("finetale", "generate", after_name, *asked),
         "python_prompt": repr(prompt),
     }
 
@@ -126,8 +127,11 @@ def forgetting(watched: WatchedFigures) -> str:
 def example_prompt(comparison: ComparisonFile | None, data: DataFile | None) -> str:
     """Return a prompt in the language of the text, for the commands that the report and the terminal show.
 
-    It is the opening of a story where the language has one, else the first prompt of the comparison, else empty.
+    It is the first prompt of the comparison for a model that was trained on examples. Otherwise it is the opening of a
+    story where the language has one, else the first prompt, else empty.
     """
+    if comparison and comparison.prompts and data and data.text and data.text.examples:
+        return comparison.prompts[0]
     languages = data.text.to_dict()["languages"] if data and data.text else []
     begin = opening(languages)
     if begin is not None:

@@ -244,6 +244,11 @@ class Examples(Record):
     learned_characters: int = Field(description="Characters that are learned.")
     loss: str = Field(description="The setting `loss`: `answers`, `last` or `all`.")
 
+    @property
+    def has_messages(self) -> bool:
+        """Whether a chat template made some of them of messages, so that the model answers messages."""
+        return self.documents > self.by_template
+
 
 class Speaker(Record):
     """A person who writes in the chats."""
