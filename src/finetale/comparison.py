@@ -302,7 +302,7 @@ def _described_text(judged: str | None, shared: float, *, is_held_out: bool) -> 
     """Describe the text of the verdict: whether the model saw it, chose its step by it, or trained on some of it."""
     if not is_held_out:
         return "the given text"
-    overlap = f"of which {shared:.0%} of the words also occur in the training text" if shared >= _SHARED_SHARE else ""
+    overlap = f"of which {shared:.0%} also occurs in the training text" if shared >= _SHARED_SHARE else ""
     if judged == "validation":
         return "the validation text, which also chose the step that was kept" + (f" and {overlap}" if overlap else "")
     return f"held-out text {overlap}" if overlap else "text it never saw"

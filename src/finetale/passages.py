@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetale.schema import SharedPassages, SharedText
-from finetale.text.words import SYLLABLES
+from finetale.text.words import SYLLABLES, unit_of
 
 WINDOW = 20
 """Number of words of the shortest passage that counts. It is longer than a coincidence or a common phrase."""
@@ -40,6 +40,8 @@ _TABLE_SIZE = 0x32400
 _IDEOGRAPHS_OF_PLANES_2_AND_3 = 0x20000
 _WITHOUT_SPACES = (range(0x0E00, 0x0F00), range(0x1000, 0x10A0), range(0x1780, 0x1800))
 """Thai and Lao, Burmese, Khmer. Their vowel signs count as separators, because a sentence would be one word."""
+_SAMPLE_CHARACTERS = 1_000
+"""Number of characters of each piece by which its unit is recognised."""
 _BASE = 0x9E3779B97F4A7C15
 _MULTIPLIERS = np.array(
     [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93, 0xFF51AFD7ED558CCD], np.uint64
@@ -62,6 +64,7 @@ class PassageFinder:
         self._paths = {split: folder / f".{split}.words.tmp" for split in _SPLITS}
         self._files = {split: path.open("w+b") for split, path in self._paths.items()}
         self._words = dict.fromkeys(_SPLITS, 0)
+        self._sampled = {"word": 0, "character": 0}
 
     def __enter__(self) -> Self:
         return self
@@ -79,7 +82,9 @@ class PassageFinder:
         for split, texts in by_split.items():
             for piece in _pieces(texts):
                 hashes = word_hashes(piece)
-                self._words[split] += int(np.count_nonzero(hashes))
+                number = int(np.count_nonzero(hashes))
+                self._words[split] += number
+                self._sampled[unit_of(piece[:_SAMPLE_CHARACTERS])] += number
                 self._files[split].write(hashes.tobytes())
 
     def compare(self) -> SharedPassages:
@@ -92,7 +97,8 @@ class PassageFinder:
         validation, test, watched = (
             SharedText(words=self._words[split], shared=self._covered(split, common)) for split in held_out
         )
-        shared = SharedPassages(unit="words", window=WINDOW, validation=validation, test=test)
+        unit = "characters" if self._sampled["character"] > self._sampled["word"] else "words"
+        shared = SharedPassages(unit=unit, window=WINDOW, validation=validation, test=test)
         return shared.model_copy(update={"watched": watched}) if watched.words else shared
 
     def _common(self, number: int) -> Hashes:

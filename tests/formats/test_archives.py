@@ -48,6 +48,7 @@ FILES: dict[str, bytes] = {
     "README": b"A file without a suffix.\n",
     "part/picture.png": b"\x89PNG\r\n\x1a\n" + b"\0" * 50,
     ".DS_Store": b"\0\0\0\1Bud1",
+    "~$ovel.docx": b"\x06Author" + b"\0" * 155,
     "part/.hidden/x.txt": b"hidden",
     "part/.hidden/y.txt": b"hidden",
     "run/run.json": b"{}",
@@ -114,12 +115,12 @@ def test_an_archive_reads_like_the_folder_that_was_packed(suffix: str, tmp_path:
     assert folder_report["skipped"]["other"] == {".png": 1}
     others = {".gz": 1, ".png": 1, ".zip": 1}
     assert report["skipped"] == folder_report["skipped"] | {"other": others}
-    assert (report["skipped"]["hidden"], report["skipped"]["run_directories"], report["skipped"]["empty"]) == (2, 1, 1)
+    assert (report["skipped"]["hidden"], report["skipped"]["run_directories"], report["skipped"]["empty"]) == (3, 1, 1)
     assert {Path(each["file"]).name: each["bytes"] for each in report["files"]} == {
         Path(each["file"]).name: each["bytes"] for each in folder_report["files"]
     }
     names = report["skipped_names"]
-    assert names["hidden"] == [f"{archive}/.DS_Store", f"{archive}/part/.hidden"]
+    assert names["hidden"] == [f"{archive}/.DS_Store", f"{archive}/part/.hidden", f"{archive}/~$ovel.docx"]
     assert f"{archive}/part/picture.png" in names["other"]
 
 

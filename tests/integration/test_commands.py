@@ -60,7 +60,7 @@ def test_a_run_writes_exactly_these_files(here: Path) -> None:
     assert len(boards) == 1
     assert len(steps) == 2
     tokenizer = ("tokenizer.json", "tokenizer_config.json")
-    store = ("manifest.json", "parts.npy", "personal.npy", "sources.json", "store.json", "tokens.bin")
+    store = ("context.npy", "manifest.json", "parts.npy", "personal.npy", "sources.json", "store.json", "tokens.bin")
     per_checkpoint = (
         "config.json",
         "config.yaml",
@@ -260,6 +260,13 @@ def test_check(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "60 documents" in text
     assert "All of it could be read." in text
     assert "Tokens are not counted" in call(capsys, "check", "stories", "--offline")
+
+
+def test_check_counts_no_words_of_chinese(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "zh.txt").write_text("从前有一座山，山上有一座庙。\n" * 40, encoding="utf-8")
+    text = call(capsys, "check", "zh.txt", "--model", "base")
+    assert "1 document, 599 characters\n" in text
+    assert "words" not in text
 
 
 def test_check_names_what_is_wrong_where_there_is_no_text_at_all(

@@ -182,15 +182,15 @@ def test_verdict_on_validation_text_alone_says_that_it_chose_the_step() -> None:
     )
     result = compared(side("base", validation=old), side("run", validation=new), shared={"validation": 0.25})
     assert result["verdict"].startswith(
-        "On the validation text, which also chose the step that was kept and of which 25% of the words also occur in "
-        "the training text, perplexity fell from "
+        "On the validation text, which also chose the step that was kept and of which 25% also occurs in the training "
+        "text, perplexity fell from "
     )
 
 
 def test_verdict_on_text_that_is_shared_with_training_says_so() -> None:
     result = both(measured(spread(3.0)), measured(spread(2.0)), shared={"test": 0.25})
     assert result["verdict"].startswith(
-        "On held-out text of which 25% of the words also occur in the training text, perplexity fell from "
+        "On held-out text of which 25% also occurs in the training text, perplexity fell from "
     )
     assert "never saw" in both(measured(spread(3.0)), measured(spread(2.0)), shared={"test": 0.009})["verdict"]
 

@@ -120,6 +120,20 @@ def test_without_training_or_held_out_text_nothing_is_shared() -> None:
     assert counted(halves)["test"] == SharedText(words=30, shared=0)
 
 
+@pytest.mark.parametrize(
+    ("texts", "unit"),
+    [
+        (["从前有一座山。", "山上有一座庙，庙里有一个老和尚。"], "characters"),
+        (["one two", "三"], "words"),
+        ([""], "words"),
+    ],
+)
+def test_most_of_the_text_decides_the_unit(tmp_path: Path, texts: list[str], unit: str) -> None:
+    with PassageFinder(tmp_path) as finder:
+        finder.add([("train", text) for text in texts])
+        assert finder.compare().unit == unit
+
+
 def test_a_quotation_is_reported_by_the_store(tmp_path: Path) -> None:
     quoted = story(7, 60)
     texts = [part(story(1) + quoted), part(story(2)), part(quoted + story(3, 60), "test"), part(story(4), "validation")]

@@ -465,6 +465,26 @@ def test_copying_is_warned_of_from_twelve_words_on(words: int, warned: bool) -> 
     assert ("more than chance" in model_card(example_manifest(), comparison, None)) is warned
 
 
+def test_a_gain_whose_interval_includes_no_change_is_not_called_a_failure() -> None:
+    comparison = changed(example(), improved=False, improved_reason=None)
+    unclear = changed(comparison, "change.test", percent=-3.0, interval=(-8.0, 2.0), excludes_zero=False)
+    html = full_page(comparison=unclear)
+    assert "It is not clear that it got better" in html
+    assert "It did not get better" not in html
+
+
+def test_the_variety_of_chinese_samples_is_counted_in_characters() -> None:
+    comparison = example()
+    for name in ("before", "after"):
+        samples = [
+            sample.model_copy(update={"text": "从前有一座山，山上有一座庙。"})
+            for sample in getattr(comparison, name).samples
+        ]
+        comparison = changed(comparison, name, samples=samples)
+    names = [row.what for row in table_rows(comparison) if row.group == "samples"]
+    assert names[:3] == ["different characters", "different character pairs", "different character triples"]
+
+
 def test_a_copied_passage_of_chinese_is_counted_in_characters() -> None:
     text = "从前有一座山山上有一座庙庙"
     comparison = changed(example(), "before.sample_metrics.longest_match", words=0, text="")

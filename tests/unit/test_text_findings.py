@@ -66,6 +66,17 @@ def test_places_are_told_with_what_they_repeat() -> None:
     assert found[0].places == ("a.txt:3 (b.txt:9)",)
 
 
+@pytest.mark.parametrize(
+    ("unit", "also_occur"), [("words", "also occur word for word"), ("characters", "also occur"), ("tokens", None)]
+)
+def test_shared_passages_are_counted_in_words_or_characters(unit: str, also_occur: str | None) -> None:
+    shared = {"unit": unit, "window": 20, "test": {"words": 100, "shared": 2}}
+    assert [finding.sentence() for finding in text_findings(NONE | {"shared_passages": shared})] == [
+        f"2.0% of the {unit} of the test text {also_occur} in the training text, in passages of 20 {unit} or more, so "
+        "the figures on it flatter the model (--test FILE holds out text of your own choice)."
+    ] * (also_occur is not None)
+
+
 def test_what_was_not_looked_for_is_not_called_none() -> None:
     assert not not_looked_for(NONE)
     assert not_looked_for(NONE | {"personal_data": None}) == "Personal data was not looked for."

@@ -19,6 +19,7 @@ from finetale.schema import CheckResult, LengthBin, TextReport
 _MAX_PROBLEMS = 20
 _MAX_PLACES = 5
 _MAX_NAMES = 12
+_MAX_WORD_CHARACTERS = 20  # more characters than this per white space are not words
 
 
 @with_settings(TextSettings)
@@ -61,8 +62,9 @@ def _show(result: CheckResult) -> None:
     if not text.documents and text.problems:
         _show_problems(console, text)
         return
+    has_words = _spaces_separate_words(text)
     counts = ((text.documents, "document"), (text.characters, "character"), (text.words, "word"))
-    console.print(", ".join(plural(number, noun) for number, noun in counts))
+    console.print(", ".join(plural(number, noun) for number, noun in counts[: 2 + has_words]))
     if result.tokens:
         tokens = result.tokens
         console.print(
@@ -81,14 +83,15 @@ def _show(result: CheckResult) -> None:
     else:
         console.print(f"Tokens are not counted: {escape(result.no_tokens or '')}", soft_wrap=True)
     console.print()
-    table = _table("split", "documents", "characters", "words")
+    table = _table(*("split", "documents", "characters", "words")[: 3 + has_words])
     for name, split in (
         ("train", text.splits.train),
         ("validation", text.splits.validation),
         ("test", text.splits.test),
     ):
         if split.documents:
-            table.add_row(name, *(f"{number:,}" for number in (split.documents, split.characters, split.words)))
+            numbers = (split.documents, split.characters, split.words)[: 2 + has_words]
+            table.add_row(name, *(f"{number:,}" for number in numbers))
     console.print(table)
     if text.split_rule:
         console.print(text.split_rule, soft_wrap=True, markup=False)
@@ -99,6 +102,12 @@ def _show(result: CheckResult) -> None:
     _show_problems(console, text)
     if result.refused:
         console.print(f"[red]error[/]: {escape(result.refused)}", soft_wrap=True)
+
+
+def _spaces_separate_words(text: TextReport) -> bool:
+    """Return whether the number of words, which are counted by white space, says something about the text."""
+    by_characters = text.shared_passages is not None and text.shared_passages.unit == "characters"
+    return not by_characters and (text.characters or 0) <= _MAX_WORD_CHARACTERS * (text.words or 0)
 
 
 def _show_files(console: Console, text: TextReport) -> None:
@@ -151,10 +160,10 @@ def _show_problems(console: Console, text: TextReport) -> None:
         times = f" ({problem.count:,} times)" if (problem.count or 1) > 1 else ""
         what = escape(problem.detail or problem.kind.replace("_", " "))
         console.print(f"[{colour}]{word}[/] {escape(where)}: {what}{times}", soft_wrap=True)
+        if problem.fatal and problem.hint:
+            console.print(f"  {escape(problem.hint)}", soft_wrap=True)
     if any(problem.fatal for problem in problems):
-        hints = dict.fromkeys(problem.hint for problem in problems if problem.fatal and problem.hint)
-        advice = "Correct the errors, or name other sources. Training would stop there."
-        console.print(f"hint: {escape(' '.join([*hints, advice]))}", soft_wrap=True)
+        console.print("hint: Correct the errors, or name other sources. Training would stop there.", soft_wrap=True)
     if (number := len(problems) + text.more_problems) > _MAX_PROBLEMS:
         console.print(f"… and {number - _MAX_PROBLEMS:,} more; --json lists the first {len(problems):,}")
 

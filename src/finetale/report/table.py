@@ -223,7 +223,9 @@ def _answer_rows(before: Side, after: Side) -> list[Row]:
 
 def _sample_rows(before: Side, after: Side) -> list[Row]:
     rows = []
+    unit = unit_of(" ".join(sample.text for side in (before, after) for sample in side.samples))
     for item in (*SAMPLE_MEASURES, ENDED):
+        item = Measure(item.key, item.name.replace("word", unit), item.meaning.replace("word", unit))
         old, new = getattr(before.sample_metrics, item.key), getattr(after.sample_metrics, item.key)
         if old is not None or new is not None:
             change = UNKNOWN if old is None or new is None else f"{signed(100 * (new - old), 1)} points"

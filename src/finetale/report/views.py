@@ -78,6 +78,7 @@ def shared_view(
         "data": data,
         "text": text,
         "state": "unknown" if comparison is None else _state(comparison.improved),
+        "not_better": _not_better(comparison),
         "undecided": _UNDECIDED.get((comparison.improved_reason if comparison else None) or "", _UNDECIDED[""]),
         "verdict": comparison.verdict if comparison else _NOT_COMPARED,
         "forgotten": [sentence for watched in comparison.watched if (sentence := forgetting(watched))]
@@ -191,6 +192,13 @@ def bars_of(comparison: ComparisonFile) -> list[dict[str, Any]]:
 
 def _css_percent(part: float) -> str:
     return f"{100 * min(max(part, 0.0), 1.0):.2f}%"
+
+
+def _not_better(comparison: ComparisonFile | None) -> str:
+    """Return the headline where `improved` is false. A gain whose interval includes no change is not clear."""
+    moved = comparison.change.on(comparison.judged_on) if comparison and comparison.judged_on else None
+    is_unclear = moved is not None and moved.percent < 0 and moved.excludes_zero is False
+    return "It is not clear that it got better" if is_unclear else "It did not get better"
 
 
 def _state(improved: bool | None) -> str:

@@ -203,7 +203,10 @@ class SharedPassages(SparseRecord):
     A character of Chinese or Japanese counts as a word.
     """
 
-    unit: str = Field(default="tokens", description="`words`; files of older versions count `tokens`.")
+    unit: str = Field(
+        default="tokens",
+        description="`words`, or `characters` of Chinese and Japanese; files of older versions count `tokens`.",
+    )
     window: int | None = Field(default=None, description="Minimum length of a passage that counts, in the unit.")
     validation: SharedText | None = Field(default=None, description="Validation text.")
     test: SharedText | None = Field(default=None, description="Test text.")

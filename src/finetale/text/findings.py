@@ -113,12 +113,14 @@ def _shared_findings(report: TextReport) -> Iterator[TextFinding]:
     passages = report.shared_passages
     if passages is None:
         return
-    unit = "words" if passages.unit == "words" else "tokens"  # older versions counted tokens
+    unit = passages.unit
+    key = "tokens" if unit == "tokens" else "words"  # older versions counted tokens
+    exactly = "" if unit == "characters" else " word for word"
     watched = passages.watched
     if watched is not None and watched.words and (watched.shared or 0) / watched.words >= SHARED_SHARE:
         yield TextFinding(
-            f"{share((watched.shared or 0) / watched.words)} of the words of the watched text also occur word for word "
-            f"in the training text, in passages of {count(passages.window)} words or more, so the figures on it hide "
+            f"{share((watched.shared or 0) / watched.words)} of the {unit} of the watched text also occur{exactly} "
+            f"in the training text, in passages of {count(passages.window)} {unit} or more, so the figures on it hide "
             "what the model forgets",
             "--watch FILE",
             "watches other text",
@@ -126,11 +128,11 @@ def _shared_findings(report: TextReport) -> Iterator[TextFinding]:
             (),
         )
     for split, part in (("validation", passages.validation), ("test", passages.test)):
-        total = None if part is None else getattr(part, unit)
+        total = None if part is None else getattr(part, key)
         if part is None or not total or (part.shared or 0) / total < SHARED_SHARE:
             continue
         yield TextFinding(
-            f"{share((part.shared or 0) / total)} of the {unit} of the {split} text also occur word for word in the "
+            f"{share((part.shared or 0) / total)} of the {unit} of the {split} text also occur{exactly} in the "
             f"training text, in passages of {count(passages.window)} {unit} or more, so the figures on it flatter the "
             "model",
             f"--{split} FILE",

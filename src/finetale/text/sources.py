@@ -28,6 +28,8 @@ BUNDLED_SOURCE = "bundled:tales"
 """The source that is part of the package: the tales of Tarrowside."""
 _SAVED_DATASETS = ({"state.json", "dataset_info.json"}, {"dataset_dict.json"})
 """Files of a folder that `save_to_disk` of the package `datasets` wrote. Its text is in .arrow files."""
+_HIDDEN = (".", "~$")
+"""First characters of hidden names. Word and Excel write a file `~$NAME` while a document is open."""
 _MAC_FOLDER = "__MACOSX"
 """Folder of hidden copies in the zip archives that macOS makes."""
 _FILES_OF_A_RUN = {"run.json", "config.yaml"}
@@ -225,7 +227,7 @@ def _without_hidden(path: Path, members: list[Member], search: Search) -> Iterat
     counted: set[PurePosixPath] = set()
     for member in members:
         for top in (*reversed(member.path.parents[:-1]), member.path):
-            is_hidden = top.name.startswith(".") or top.name == _MAC_FOLDER
+            is_hidden = top.name.startswith(_HIDDEN) or top.name == _MAC_FOLDER
             if is_hidden or top in runs:
                 if top not in counted:
                     counted.add(top)
@@ -384,7 +386,7 @@ def _walk(folder: Path, search: Search, *, is_source: bool = True) -> Iterator[P
         search.unreadable.append(FileError(str(folder), None, "unreadable", reason, hint))
         return
     for entry in listed:
-        if entry.name.startswith("."):
+        if entry.name.startswith(_HIDDEN):
             report.leave_out("hidden", one_line(entry.path))
         elif entry.is_dir(follow_symlinks=False):
             yield from _walk(Path(entry.path), search, is_source=False)
