@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from finetale import schema
+from finetale.answers import exercises
 from finetale.config import CompareSettings, SamplingSettings
 from finetale.generate import Generator
 from finetale.metrics import INTERVAL_METHOD, Measurement, change
@@ -58,9 +59,12 @@ def held_out_prompts(
 def first_prompt(store: TokenStore, tokenizer: Any, words: int = 8) -> str:
     """Return one prompt in the language of a text, such as "Once upon a time" or "从前".
 
-    If its language has no such opening, return the first words of the training text. If it has none, return an empty
-    prompt, which lets the model begin.
+    If the text has examples, return the shortest prompt of some of them. If its language has no such opening, return
+    the first words of the training text. If it has none, return an empty prompt, which lets the model begin.
     """
+    asked = [each.prompt for each in exercises(store, tokenizer, _EXAMPLES, ("validation", "test", "train"))]
+    if asked := [prompt for prompt in asked if not find_personal_data(prompt)]:
+        return min(asked, key=len)
     begin = opening(store.report.get("languages") or ())
     if begin is not None:
         return begin

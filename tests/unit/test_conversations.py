@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import pytest
 
 from finetale.blocks import IGNORE, cut_examples, pack
 from finetale.chat import PLAIN_TEMPLATE, ChatRenderer, chat_renderer
+from finetale.comparison import first_prompt
 from finetale.config import TextSettings
 from finetale.errors import SourceError, TokenizerError
 from finetale.text import Part, read_parts
 from finetale.text.conversations import Message, UnusableExample
 from finetale.text.findings import text_notes
-from finetale.tokens import TokenStore, build_store
+from finetale.tokens import TokenStore, build_store, train_tokenizer
 from tiny import tokenizer
 
 ASK, ANSWER = "Who sat by the river?", "The old man."
@@ -354,6 +356,46 @@ def learned_of(store: TokenStore) -> list[int]:
         inside = range(int(row["start"]) + 1, int(row["start"]) + int(row["targets"]) + 1)
         places += [place for place in inside if not any(a <= place < b for a, b in store.context.tolist())]
     return places
+
+
+def test_the_first_prompt_is_the_shortest_of_some_examples(tmp_path: Path) -> None:
+    store = chat_store(tmp_path, [[ASK, ANSWER], ["Who?", ANSWER], ["Write to ann@example.org", ANSWER]])
+    assert first_prompt(store, tokenizer()) == "User:\nWho?\n\nAssistant:\n"
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_labels_are_where_transformers_marks_answers(marked: bool, tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}"
+        "{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}"
+        "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    reader: Any = train_tokenizer([f"{ASK} {ANSWER} {number}" for number in range(9)], 300)
+    reader.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    reader.eos_token = "<|im_end|>"
+    reader.chat_template = template if marked else CHATML
+    rng = random.Random(4)
+    words = ["The", "lamp", "stood,", "and", "12", "boats", "—", "“naïve”?", "no!", "", "two\n\nlines", "你好", "(x)"]
+    talks = []
+    for _ in range(30):
+        contents = [
+            " ".join(["x", *rng.choices(words, k=rng.randint(1, 9))]).strip() for _ in range(rng.choice([2, 6]))
+        ]
+        talks.append([{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)])
+    settings = TextSettings.resolve({"validation_fraction": 0, "test_fraction": 0, "deduplicate": "off"})
+    path = write(tmp_path, [{"messages": talk} for talk in talks])
+    parts, report = read_parts([str(path)], settings, renderer=chat_renderer(reader, "answers"))
+    store = build_store(parts, reader, tmp_path / "store", report=report.to_dict)
+    reader.chat_template = template
+    learned = set(learned_of(store))
+    for talk, row in zip(talks, store.parts, strict=True):
+        theirs = reader.apply_chat_template(talk, return_assistant_tokens_mask=True, return_dict=True)
+        places = range(int(row["start"]) + 1, int(row["start"]) + 1 + int(row["targets"]))
+        number = len(places)  # without the line end after the last answer
+        assert len(theirs["input_ids"]) == number + 1
+        assert [int(store.tokens[place]) for place in places] == theirs["input_ids"][:number]
+        assert [int(place in learned) for place in places] == theirs["assistant_masks"][:number]
 
 
 def test_the_account_has_context_and_balances(tmp_path: Path) -> None:
