@@ -32,6 +32,7 @@ STYLES = """
 <w:style w:type="paragraph" w:styleId="berschrift2"><w:name w:val="heading 2"/></w:style>
 <w:style w:type="paragraph" w:styleId="Kapitel"><w:name w:val="Mine"/><w:basedOn w:val="berschrift1"/></w:style>
 <w:style w:type="paragraph" w:styleId="Titel"><w:name w:val="Title"/></w:style>
+<w:style w:type="paragraph" w:styleId="Inhalt"><w:name w:val="TOC Heading"/><w:basedOn w:val="berschrift1"/></w:style>
 <w:style w:type="paragraph" w:styleId="Umriss"><w:name w:val="Mine too"/>
   <w:pPr><w:outlineLvl w:val="0"/></w:pPr></w:style>
 <w:style w:type="paragraph" w:styleId="Liste"><w:name w:val="List Bullet"/>
@@ -234,6 +235,8 @@ def test_a_table_of_contents_is_left_out(text_of: Any) -> None:
     entries = p(begin, t("One"), field("PAGEREF x", t("3"))) + p(t("Two"), field("PAGEREF y", t("9")))
     body = "<w:sdt><w:sdtContent>" + entries + p(mark.format("end")) + "</w:sdtContent></w:sdt>" + p(t("text"))
     assert text_of(body) == ("text", {"table of contents": 1})
+    title = p(t("Inhaltsverzeichnis"), style="Inhalt")
+    assert text_of(title + body) == ("text", {"title of a table of contents": 1, "table of contents": 1})
     assert text_of(entries + p(t("One"), style="berschrift1")) == ("One", {"table of contents": 1})  # without an end
 
 

@@ -262,6 +262,25 @@ def test_check(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Tokens are not counted" in call(capsys, "check", "stories", "--offline")
 
 
+def test_check_prints_the_way_out_once_below_the_files_that_need_it(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "drafts").mkdir()
+    locked = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + "EncryptedPackage".encode("utf-16-le")
+    for name, data in (("a.docx", locked), ("b.docx", b"PK\x03\x04"), ("c.docx", locked), ("d.txt", b"A tale.")):
+        (here / "drafts" / name).write_bytes(data)
+    assert run(["check", "drafts", "--model", "base"]) == 1
+    said = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    start = said.index("error drafts/a.docx: it is encrypted with a password")
+    assert said[start + 1 : start + 3] == [
+        "error drafts/c.docx: it is encrypted with a password",
+        "Save it without a password.",
+    ]
+    assert said[start + 3].startswith("error drafts/b.docx: ")
+    assert said.count("Save it without a password.") == 1
+    assert "hint: Correct the errors, or name other sources. Training would stop there." in said
+
+
 def test_check_counts_no_words_of_chinese(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "zh.txt").write_text("从前有一座山，山上有一座庙。\n" * 40, encoding="utf-8")
     text = call(capsys, "check", "zh.txt", "--model", "base")

@@ -106,4 +106,4 @@ def test_half_a_report_is_no_error(text: Any) -> None:
 def test_the_plural_is_that_of_the_noun_not_of_the_words_behind_it(what: str, named: str) -> None:
     file = {"file": "a.html", "kind": "html", "bytes": 1, "documents": 1, "characters": 1, "problems": {}}
     report = NONE | {"content_left_out": {what: 2}, "files": [file | {"left_out": {what: 2}}]}
-    assert [note.what for note in text_notes(report)] == [f"Left out of a.html: {named}"]
+    assert [(note.what, note.places) for note in text_notes(report)] == [(f"Left out of a.html: {named}", ())]

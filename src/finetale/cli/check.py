@@ -154,13 +154,17 @@ def _show_problems(console: Console, text: TextReport) -> None:
         console.print("All of it could be read." if everything else "No problem was found in what was read.")
         return
     console.print()
-    for problem in problems[:_MAX_PROBLEMS]:
+    shown = problems[:_MAX_PROBLEMS]
+    hints = [problem.hint if problem.fatal else "" for problem in shown]
+    shown = sorted(shown, key=lambda problem: hints.index(problem.hint if problem.fatal else ""))
+    for index, problem in enumerate(shown):
         word, colour = ("error", "red") if problem.fatal else ("found", "yellow")
         where = f"{problem.file}:{problem.line}" if problem.line else problem.file
         times = f" ({problem.count:,} times)" if (problem.count or 1) > 1 else ""
         what = escape(problem.detail or problem.kind.replace("_", " "))
         console.print(f"[{colour}]{word}[/] {escape(where)}: {what}{times}", soft_wrap=True)
-        if problem.fatal and problem.hint:
+        is_last = index + 1 == len(shown) or shown[index + 1].hint != problem.hint
+        if problem.fatal and problem.hint and is_last:
             console.print(f"  {escape(problem.hint)}", soft_wrap=True)
     if any(problem.fatal for problem in problems):
         console.print("hint: Correct the errors, or name other sources. Training would stop there.", soft_wrap=True)

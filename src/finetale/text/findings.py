@@ -325,12 +325,10 @@ def _content_left_out(report: TextReport) -> list[TextFinding]:
         return []
     named = [plural(number, what, _plural_of(what)) for what, number in report.content_left_out.items()]
     files = [file for file in report.files if file.left_out]
-    place = "the files" if len(files) > 1 or report.more_files else _last_part(files[0].file)
-    return [
-        TextFinding(
-            f"Left out of {place}: {_and(named)}", "", "", False, tuple(file.file for file in files[:_MAX_PLACES])
-        )
-    ]
+    if len(files) == 1 and not report.more_files:
+        return [TextFinding(f"Left out of {_last_part(files[0].file)}: {_and(named)}", "", "", False, ())]
+    places = tuple(file.file for file in files[:_MAX_PLACES])
+    return [TextFinding(f"Left out of the files: {_and(named)}", "", "", False, places)]
 
 
 def _plural_of(what: str) -> str:

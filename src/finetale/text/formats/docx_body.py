@@ -138,6 +138,9 @@ class Body:
         level = style.level if paragraph.level is None else paragraph.level
         number = style.number if paragraph.number is None else paragraph.number
         text = "".join(paragraph.pieces).strip()
+        if style.is_contents_title and text:
+            self._leave_out("title of a table of contents")
+            text, level = "", None
         marker = None
         depth = style.depth if paragraph.depth is None else paragraph.depth
         if number not in (None, "0") and (text or level is not None):

@@ -24,12 +24,13 @@ _FORMS = {"lowerLetter": "a", "upperLetter": "A", "lowerRoman": "i", "upperRoman
 
 @dataclass
 class Style:
-    """What a style says about the text: level of a heading, hidden, list."""
+    """What a style says about the text: level of a heading, hidden, list, title of a table of contents."""
 
     level: int | None = None
     hidden: bool = False
     number: str | None = None
     depth: int = 0
+    is_contents_title: bool = False
 
 
 @dataclass
@@ -142,6 +143,7 @@ def _style_of(chain: list[etree._Element]) -> Style:
         else:
             continue
         break
+    style.is_contents_title = (_value(chain[0], "name") or "").lower() == "toc heading"
     vanish = first("rPr", "vanish")
     style.hidden = vanish is not None and vanish not in OFF
     style.number = first("pPr", "numPr", "numId")
