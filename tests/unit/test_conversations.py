@@ -12,11 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from finetale.answers import exercises
 from finetale.blocks import IGNORE, cut_examples, pack
-from finetale.chat import PLAIN_TEMPLATE, ChatRenderer, chat_renderer
+from finetale.chat import PLAIN_TEMPLATE, ChatRenderer, chat_renderer, conversation_prompt
 from finetale.comparison import first_prompt
 from finetale.config import TextSettings
 from finetale.errors import SourceError, TokenizerError
+from finetale.server.completion import Vocabulary
 from finetale.text import Part, read_parts
 from finetale.text.conversations import Message, UnusableExample
 from finetale.text.findings import text_notes
@@ -356,6 +358,32 @@ def learned_of(store: TokenStore) -> list[int]:
         inside = range(int(row["start"]) + 1, int(row["start"]) + int(row["targets"]) + 1)
         places += [place for place in inside if not any(a <= place < b for a, b in store.context.tolist())]
     return places
+
+
+@pytest.mark.parametrize("template", [CHATML, PLAIN_TEMPLATE, "{{ bos_token }}" + CHATML])
+def test_the_server_and_the_command_line_read_the_same_tokens_as_training(template: str, tmp_path: Path) -> None:
+    reader: Any = train_tokenizer([f"{ASK} {ANSWER}"], 300)
+    reader.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    reader.chat_template = template
+    talk = [{"role": "user", "content": ASK}, {"role": "assistant", "content": ANSWER}]
+    settings = TextSettings.resolve({"validation_fraction": 0, "test_fraction": 0})
+    parts, report = read_parts(
+        [str(write(tmp_path, [{"messages": talk}]))], settings, renderer=chat_renderer(reader, "answers")
+    )
+    store = build_store(parts, reader, tmp_path / "store", report=report.to_dict)
+    trained = store.tokens[: learned_of(store)[0]].tolist()
+    prompt = conversation_prompt(reader, [Message("user", ASK, False)], "x")
+    assert [0, *reader(prompt, add_special_tokens=False)["input_ids"]] == trained
+    assert Vocabulary(reader, len(reader), 64).encode_chat(talk[:1]) == trained
+
+
+def test_the_answer_of_an_exercise_ends_before_text_that_a_template_adds(tmp_path: Path) -> None:
+    path = write(tmp_path, [{"prompt": ASK, "completion": ANSWER}])
+    wanted = {"validation_fraction": 0, "test_fraction": 0, "template": "Q: {prompt}\nA: {completion}\n###"}
+    parts, report = read_parts([str(path)], TextSettings.resolve(wanted))
+    store = build_store(parts, tokenizer(), tmp_path / "store", report=report.to_dict)
+    (asked,) = exercises(store, tokenizer(), 3, ("train",))
+    assert (asked.prompt, asked.reference) == (f"Q: {ASK}\nA:", f" {ANSWER}")
 
 
 def test_the_first_prompt_is_the_shortest_of_some_examples(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from typing import Literal
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from finetale.chat import PLAIN_TEMPLATE
 from finetale.errors import RequestError
 from finetale.generate.sampler import EXHAUSTED
 from finetale.generate.text import CONTEXT_TOKENS, TextStream
@@ -66,9 +65,8 @@ class Vocabulary:
             )
         except (TemplateError, ValueError, TypeError, KeyError) as error:
             raise RequestError(f"messages: the model's chat template rejects them: {error}.", "messages") from None
-        # The plain template has no beginning-of-text, which the training text had.
-        begin = [begin_and_end(self.tokenizer)[0]] if self.tokenizer.chat_template == PLAIN_TEMPLATE else []
-        return begin + [int(token) for token in ids]
+        # Training text begins with beginning-of-text, which not every template writes.
+        return [int(token) for token in ids] if ids[:1] == [self.begin] else [self.begin, *map(int, ids)]
 
     def name_of(self, token: int) -> str:
         """Return a token's text; for a part of a character its bytes, as bytes:\\xe4."""
