@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from finetale.text.findings import not_looked_for, text_findings, text_notes
+from finetale.schema import TextReport
+from finetale.text.findings import cleaned, not_looked_for, text_findings, text_notes
 
 NONE: dict[str, Any] = {
     "duplicates": {"documents": 0, "examples": []},
@@ -75,6 +76,17 @@ def test_shared_passages_are_counted_in_words_or_characters(unit: str, also_occu
         f"2.0% of the {unit} of the test text {also_occur} in the training text, in passages of 20 {unit} or more, so "
         "the figures on it flatter the model (--test FILE holds out text of your own choice)."
     ] * (also_occur is not None)
+
+
+def test_cleaning_is_a_sentence() -> None:
+    empty = TextReport.model_validate(NONE | {"sources": []})
+    counts = {"newlines": 1_200, "stripped_characters": 1, "unusual_spaces": 2, "mojibake": 0, "odd_things": 1}
+    assert cleaned(empty.model_copy(update={"cleaning": counts})) == (
+        "1,200 line ends of Windows or old Macs converted; "
+        "1 character of white space at the ends of documents removed; "
+        "2 unusual line ends or page breaks converted; 1 odd things cleaned"
+    )
+    assert cleaned(empty) == ""
 
 
 def test_what_was_not_looked_for_is_not_called_none() -> None:

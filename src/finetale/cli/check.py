@@ -135,7 +135,7 @@ def _show_lengths(console: Console, histogram: Sequence[LengthBin]) -> None:
 
 
 def _remarks(text: TextReport) -> list[str]:
-    from finetale.text.findings import not_looked_for, text_findings, text_notes
+    from finetale.text.findings import cleaned, not_looked_for, text_findings, text_notes
 
     lines = []
     notes = [(note, _MAX_NAMES) for note in text_notes(text, forms=False)]
@@ -144,7 +144,8 @@ def _remarks(text: TextReport) -> list[str]:
         lines += [f"  {place}" for place in finding.places[:most]]
     if unknown := not_looked_for(text):
         lines.append(unknown)
-    return lines + [f"cleaning: {name.replace('_', ' ')}: {count:,}" for name, count in text.cleaning.items() if count]
+    changes = cleaned(text)
+    return lines + ([f"Cleaned: {changes}."] if changes else [])
 
 
 def _show_problems(console: Console, text: TextReport) -> None:

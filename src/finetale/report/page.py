@@ -29,6 +29,7 @@ from finetale.schema import (
     WarningEvent,
 )
 from finetale.surrogates import escape_surrogates
+from finetale.text.findings import cleaned
 from finetale.text.source_names import source_name
 
 E = TypeVar("E", bound=Record)
@@ -161,11 +162,10 @@ def _text_facts(data: DataFile) -> list[tuple[str, str]]:
     if data.text is not None:
         text = data.text
         languages = ", ".join(f"{each.language} {count(each.sampled_documents)}" for each in text.languages)
-        cleaned = [f"{name.replace('_', ' ')} {count(number)}" for name, number in text.cleaning.items() if number]
         facts = [
             ("Files", count(len(text.files) + text.more_files)),
             ("Languages of a sample", languages or UNKNOWN),
-            ("Cleaned", ", ".join(cleaned) or "nothing"),
+            ("Cleaned", cleaned(text) or "nothing"),
         ]
     if data.blocks is not None:
         blocks = data.blocks

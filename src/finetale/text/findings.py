@@ -44,6 +44,16 @@ _REPEATS = (
 
 _FORMS = ("duplicate_key", "records_in_list", "no_header", "pages_without_text", "damaged_pages", "wrong_suffix")
 _LOSSES = ("duplicate_key", "pages_without_text", "damaged_pages")
+_CLEANED = {
+    "newlines": ("line end", "of Windows or old Macs converted"),
+    "stripped_characters": ("character", "of white space at the ends of documents removed"),
+    "blank_pieces": ("blank document", "left out"),
+    "control_characters": ("control character", "removed"),
+    "unusual_spaces": ("unusual line end or page break", "converted"),
+    "mojibake": ("document", "repaired that was once decoded in a wrong encoding"),
+    "masked_personal_data": ("item", "of personal data masked"),
+}
+"""Noun, and what was done, by the kind of cleaning."""
 _MAX_COLUMNS = 5
 _MAX_KINDS = 5
 _MAX_PLACES = 10
@@ -329,6 +339,17 @@ def _content_left_out(report: TextReport) -> list[TextFinding]:
         return [TextFinding(f"Left out of {_last_part(files[0].file)}: {_and(named)}", "", "", False, ())]
     places = tuple(file.file for file in files[:_MAX_PLACES])
     return [TextFinding(f"Left out of the files: {_and(named)}", "", "", False, places)]
+
+
+def cleaned(report: TextReport) -> str:
+    """Return what cleaning changed, as phrases with semicolons between them. Empty if nothing."""
+    phrases = []
+    for name, number in report.cleaning.items():
+        noun, done = _CLEANED.get(name, (name.replace("_", " "), "cleaned"))
+        plural_noun = "unusual line ends or page breaks" if name == "unusual_spaces" else ""
+        if number:
+            phrases.append(f"{plural(number, noun, plural_noun)} {done}")
+    return "; ".join(phrases)
 
 
 def _plural_of(what: str) -> str:
