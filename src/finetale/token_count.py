@@ -41,7 +41,7 @@ class TokenCount:
     """The tokens of a text.
 
     Attributes:
-        account: tokens read, trained, validation, test, context and dropped.
+        account: tokens by what becomes of them, as in the account of a token store.
         dropped: documents and tokens by the reason why they were dropped.
         warnings: warnings about the text and the tokenizer, as sentences.
         error: half of the width of the 95% interval of the tokens read. None if all tokens were counted.
@@ -154,7 +154,9 @@ class TokenCounter:
                 "trained": numbers["train"],
                 "validation": numbers["validation"],
                 "test": numbers["test"],
+                "watched": 0,  # with mixed or watched text, all tokens are counted in a store
                 "context": self._context,
+                "unused": 0,
                 "dropped": sum(gone.values()),
             },
             [
