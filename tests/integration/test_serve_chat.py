@@ -61,7 +61,7 @@ def test_a_conversation_is_the_completion_of_its_template(client: openai.OpenAI)
         {"role": "user", "content": [{"type": "text", "text": "on"}]},
     ]
     found = talk(client, messages=asked)
-    ids = [0, *tokenizer()("user: The lamp\nassistant: stood\nuser: on\nassistant:")["input_ids"]]
+    ids = tokenizer()("user: The lamp\nassistant: stood\nuser: on\nassistant:")["input_ids"]
     completed = client.completions.create(model="talks", prompt=ids, max_tokens=12, temperature=0)
     assert found.object == "chat.completion"
     assert found.choices[0].message.role == "assistant"

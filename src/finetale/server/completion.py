@@ -21,12 +21,24 @@ from finetale.tokens import begin_and_end
 
 
 class Vocabulary:
-    """A tokenizer for requests: token ids of a text, and the text of a token id."""
+    """A tokenizer for requests: token ids of a text, and the text of a token id.
+
+    Args:
+        begins_chats: whether a conversation begins with beginning-of-text even where the template writes none, as in
+            the training text of Finetale's models.
+    """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, context: int, ends: tuple[int, ...] = ()
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        vocab_size: int,
+        context: int,
+        ends: tuple[int, ...] = (),
+        *,
+        begins_chats: bool = True,
     ) -> None:
         self.tokenizer = tokenizer
+        self.begins_chats = begins_chats
         self.begin, end = begin_and_end(tokenizer)
         self.ends = ends or (end,)
         self.vocab_size = vocab_size
@@ -65,8 +77,8 @@ class Vocabulary:
             )
         except (TemplateError, ValueError, TypeError, KeyError) as error:
             raise RequestError(f"messages: the model's chat template rejects them: {error}.", "messages") from None
-        # Training text begins with beginning-of-text, which not every template writes.
-        return [int(token) for token in ids] if ids[:1] == [self.begin] else [self.begin, *map(int, ids)]
+        lead = [self.begin] if self.begins_chats and ids[:1] != [self.begin] else []
+        return [*lead, *map(int, ids)]
 
     def name_of(self, token: int) -> str:
         """Return a token's text; for a part of a character its bytes, as bytes:\\xe4."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from finetale import models, pipeline
+from finetale.chat import PLAIN_TEMPLATE
 from finetale.errors import ModelError
 from finetale.generate import Generator
 from finetale.models import LoadedModel
@@ -64,7 +65,9 @@ class ModelSpec:
             return start(
                 self.name,
                 models.locate(found.name, revision=found.revision, offline=True).folder,
-                Vocabulary(loaded.tokenizer, facts.vocab_size, facts.context, facts.ends),
+                Vocabulary(
+                    loaded.tokenizer, facts.vocab_size, facts.context, facts.ends, begins_chats=_begins_chats(loaded)
+                ),
                 slots=self.slots,
                 max_waiting=self.max_waiting,
                 provenance=found,
@@ -110,7 +113,9 @@ def serve_model(
         held_out=lambda: pipeline.held_out_ids(loaded, notify, most=_COMPARED_TOKENS, window=min(context, _WINDOW)),
         notify=notify,
     )
-    vocabulary = Vocabulary(loaded.tokenizer, facts.vocab_size, context, generator.ends)
+    vocabulary = Vocabulary(
+        loaded.tokenizer, facts.vocab_size, context, generator.ends, begins_chats=_begins_chats(loaded)
+    )
     return Served(
         name,
         vocabulary,
@@ -118,3 +123,8 @@ def serve_model(
         int(time.time()),
         loaded.provenance,
     )
+
+
+def _begins_chats(loaded: LoadedModel) -> bool:
+    """Return whether a model was trained on conversations that begin with beginning-of-text: by Finetale."""
+    return loaded.provenance.kind == "run" or loaded.tokenizer.chat_template == PLAIN_TEMPLATE
