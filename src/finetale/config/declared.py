@@ -36,7 +36,7 @@ class TextSettings(Settings):
 
     documents: str = Field(
         "auto",
-        description="What one document is in a text: file, chapter (where the format has chapters), line, "
+        description="What one document is in a text: file, chapter (by its headings), line, "
         "blank-line, or a separator of your own (\\n and \\t are escapes). auto: file. Each record of jsonl, json, "
         "csv, tsv, parquet and spreadsheets is a document.",
     )

@@ -14,6 +14,19 @@ from finetale.text.formats import Chapter
 from finetale.text.lines import cut_lines
 
 _HELD_CHARACTERS = 1 << 23
+MAX_HEADING = 80
+"""Maximum characters of a line that may be the heading of a chapter."""
+_MAX_WORDS_BEFORE_STOP = 3
+_SENTENCE_ENDS = ("。", "！", "？", "…", "，", "；", ",", ";", "!", "?", "”", '"')
+_HAN_HEADING = re.compile(
+    r"(?:第[〇零一二三四五六七八九十百千两\d０-９]+[章回节節卷篇部集幕](?:\W|$)|(?:序章|楔子|引子|尾声|尾聲|后记|後記)$)"
+)
+_HEADING = re.compile(
+    r"(?:chapter|kapitel|chapitre|capítulo|capitolo|hoofdstuk|rozdział|kapitola|глава|розділ)"
+    r"\s+(?:\d+|[ivxlc]+|[^\W\d_]+)\b.*|(?:prologue|epilogue|prolog|epilog|пролог|эпилог)\.?",
+    re.IGNORECASE,
+)
+"""Headings of chapters in plain text. Those without Chinese characters follow a blank line."""
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
@@ -36,7 +49,7 @@ def plain_documents(
         strip: leave out spaces and line ends at the end of a file that is one document, and count them in the account,
             because `Cleaner` would copy the text for this.
     """
-    if documents in ("auto", "file", "chapter"):  # a format without chapters is one chapter
+    if documents in ("auto", "file"):
         text, end = _joined(texts)
         whole = [text if strip or not end else text + end]
         del text
@@ -44,6 +57,8 @@ def plain_documents(
             if strip and end:
                 account.cleaning["stripped_characters"] += len(end)
             yield first_line, whole.pop()  # so that memory does not hold it while the next file is read
+    elif documents == "chapter":
+        yield from _between_headings(texts, first_line)
     elif documents == "line":
         for numbered in cut_lines(texts, first_line):
             if numbered[1] and not numbered[1].isspace():
@@ -77,6 +92,35 @@ def chapter_documents(chapters: Iterator[Chapter], documents: str, account: File
     for chapter in chapters:
         if chapter.text and not chapter.text.isspace():
             yield chapter.place, chapter.text
+
+
+def _between_headings(texts: Iterator[str], first_line: int) -> Iterator[tuple[int, str]]:
+    """Yield the chapters of plain text: each begins with a line that reads like the heading of a chapter.
+
+    Text before the first heading is a chapter. So is a text without such lines.
+    """
+    start, is_after_blank = first_line, True
+    lines: list[str] = []
+    for number, line in cut_lines(texts, first_line):
+        if _is_heading(line, is_after_blank=is_after_blank):
+            if any(map(str.strip, lines)):
+                yield start, "\n".join(lines)
+            start = number
+            lines.clear()
+        is_after_blank = not line.strip()
+        lines.append(line)
+    if any(map(str.strip, lines)):
+        yield start, "\n".join(lines)
+
+
+def _is_heading(line: str, *, is_after_blank: bool) -> bool:
+    """Return whether a line reads like the heading of a chapter: `Chapter 3`, `第十二回 …`, `Prologue`."""
+    text = line.strip()
+    if len(text) > MAX_HEADING or text.endswith(_SENTENCE_ENDS):
+        return False
+    if text.endswith(".") and len(text.split()) > _MAX_WORDS_BEFORE_STOP:  # a sentence that begins "Chapter 3 …"
+        return False
+    return _HAN_HEADING.match(text) is not None or (is_after_blank and _HEADING.fullmatch(text) is not None)
 
 
 def _joined(texts: Iterator[str]) -> tuple[str, str]:
