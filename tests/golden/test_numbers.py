@@ -41,7 +41,16 @@ def test_ids_of_a_text() -> None:
 def test_account_of_a_text(stored: TokenStore) -> None:
     """May change with the ids above, or with what a target is: accounts of old and new runs then differ."""
     assert stored.account == {
-        "tokens": {"read": 1342, "trained": 896, "validation": 132, "test": 157, "context": 0, "dropped": 157},
+        "tokens": {
+            "read": 1342,
+            "trained": 896,
+            "validation": 132,
+            "test": 157,
+            "watched": 0,
+            "context": 0,
+            "unused": 0,
+            "dropped": 157,
+        },
         "dropped": [{"reason": "duplicate", "documents": 1, "tokens": 157}],
     }
 
