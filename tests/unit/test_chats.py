@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from examples import marked, read
 from finetale.chat import chat_renderer
 from finetale.config import TextSettings
 from finetale.errors import SourceError
-from finetale.text import Part, read_parts
+from finetale.text import read_parts
 from finetale.text.findings import text_notes
 
 NNBSP, LRM = "\u202f", "\u200e"
@@ -45,20 +46,6 @@ Nimm die Brücke.
 [31.12.23, 22:20:00] ~{NNBSP}Tobias: {LRM}Diese Nachricht wurde gelöscht.
 [01.01.24, 09:40:12] Mara: Nass, aber da
 """
-
-
-def read(path: Path, **settings: Any) -> tuple[list[Part], dict[str, Any]]:
-    resolved = TextSettings.resolve({"validation_fraction": 0, "test_fraction": 0, "screen": False, **settings})
-    parts, report = read_parts([str(path)], resolved, renderer=chat_renderer(None, resolved.loss))
-    return list(parts), report.to_dict()
-
-
-def marked(part: Part) -> str:
-    """The text of a part, with its context in brackets."""
-    text = part.text
-    for start, stop in reversed(part.context):
-        text = text[:start] + "[" + text[start:stop] + "]" + text[stop:]
-    return text
 
 
 def write(folder: Path, name: str, content: Any) -> Path:

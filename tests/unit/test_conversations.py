@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from examples import marked, read
 from finetale.answers import exercises
 from finetale.blocks import IGNORE, cut_examples, pack
 from finetale.chat import PLAIN_TEMPLATE, ChatRenderer, chat_renderer, conversation_prompt
@@ -19,7 +20,7 @@ from finetale.comparison import first_prompt
 from finetale.config import TextSettings
 from finetale.errors import SourceError, TokenizerError
 from finetale.server.completion import Vocabulary
-from finetale.text import Part, read_parts
+from finetale.text import read_parts
 from finetale.text.conversations import Message, UnusableExample
 from finetale.text.findings import text_notes
 from finetale.tokens import TokenStore, build_store, train_tokenizer
@@ -42,20 +43,6 @@ def write(folder: Path, rows: list[Any], kind: str = "jsonl") -> Path:
     else:
         path.write_text("\n".join(map(json.dumps, rows)))
     return path
-
-
-def read(path: Path, **settings: Any) -> tuple[list[Part], dict[str, Any]]:
-    resolved = TextSettings.resolve({"validation_fraction": 0, "test_fraction": 0, **settings})
-    parts, report = read_parts([str(path)], resolved, renderer=chat_renderer(None, resolved.loss))
-    return list(parts), report.to_dict()
-
-
-def marked(part: Part) -> str:
-    """The text of a part, with its context in brackets."""
-    text = part.text
-    for start, stop in reversed(part.context):
-        text = text[:start] + "[" + text[start:stop] + "]" + text[stop:]
-    return text
 
 
 def messages(*contents: str) -> list[Message]:

@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from examples import marked, read
 from finetale.blocks import IGNORE, pack
 from finetale.chat import chat_renderer
 from finetale.config import TextSettings
 from finetale.config.templates import parse_template
 from finetale.errors import ConfigError, SourceError
-from finetale.text import Part, read_parts
+from finetale.text import read_parts
 from finetale.text.account import FileAccount
 from finetale.text.columns import SourceColumns
 from finetale.text.findings import text_notes
@@ -42,22 +43,6 @@ def write(folder: Path, rows: list[dict[str, Any]], kind: str) -> Path:
     else:
         path.write_text(json.dumps(rows) if kind == "json" else "\n".join(map(json.dumps, rows)))
     return path
-
-
-def read(path: Path, template: str, **settings: Any) -> tuple[list[Part], dict[str, Any]]:
-    resolved = TextSettings.resolve(
-        {"validation_fraction": 0, "test_fraction": 0, "screen": False, "template": template, **settings}
-    )
-    parts, report = read_parts([str(path)], resolved, renderer=chat_renderer(None, resolved.loss))
-    return list(parts), report.to_dict()
-
-
-def marked(part: Part) -> str:
-    """The text of a part, with its context in brackets."""
-    text = part.text
-    for start, stop in reversed(part.context):
-        text = text[:start] + "[" + text[start:stop] + "]" + text[stop:]
-    return text
 
 
 # -- the form of a template
