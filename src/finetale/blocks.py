@@ -8,7 +8,7 @@ Modeling"). If the blocks would be too empty, the emptiest are dissolved and the
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -167,22 +167,27 @@ class CutExamples:
 
     Attributes:
         examples: number of examples that are longer than a block.
+        shortened: number of them that lose context.
         lost_context: number of their context tokens that are in no block.
         cut_answers: number of answers that are longer than a block, and so are cut. All their tokens are learned.
     """
 
     examples: int = 0
+    shortened: int = 0
     lost_context: int = 0
     cut_answers: int = 0
+
+    def __add__(self, other: CutExamples) -> CutExamples:
+        return CutExamples(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
 
 def cut_examples(store: TokenStore, split: str, block_size: int) -> CutExamples:
     """Return what does not fit when `pack` cuts the examples of a split."""
     parts = store.parts_of(split)
     long_parts = parts[store.is_example[parts] & (store.parts["targets"][parts] > block_size)]
-    lost = cut = 0
+    shortened = lost = cut = 0
     for part in long_parts.tolist():
-        start, targets = int(store.parts[part]["start"]), int(store.parts[part]["targets"])
+        targets = int(store.parts[part]["targets"])
         covered = np.zeros(targets, bool)
         for begin, end, _ in _windows_of_example(store, part, block_size):
             covered[begin:end] = True
@@ -190,10 +195,12 @@ def cut_examples(store: TokenStore, split: str, block_size: int) -> CutExamples:
         is_learned = np.zeros(targets, bool)
         for first, stop in answers:
             is_learned[first:stop] = True
-        lost += int((~covered & ~is_learned).sum())
+        gone = int((~covered & ~is_learned).sum())
+        lost += gone
+        shortened += gone > 0
         cut += sum(stop - first > block_size for first, stop in answers)
-        assert covered[is_learned].all(), f"an answer of part {part} is in no window (tokens from {start})"
-    return CutExamples(len(long_parts), lost, cut)
+        assert covered[is_learned].all(), f"an answer of part {part} is in no window"
+    return CutExamples(len(long_parts), shortened, lost, cut)
 
 
 def _windows_of_examples(store: TokenStore, parts: NDArray[np.int64], size: int) -> NDArray[Any]:

@@ -171,3 +171,30 @@ def test_a_model_of_short_texts_learns_to_stop(tmp_path: Path) -> None:
     assert before.ended is not None
     assert after.ended == 1 > before.ended
     assert "samples that end" in (run.path / "report.html").read_text()
+
+
+def test_examples_longer_than_a_block_are_named(tmp_path: Path) -> None:
+    question = " ".join(f"Word {number} of a long question." for number in range(30))
+    rows = [{"prompt": question, "completion": "Yes."}, {"prompt": "Why?", "completion": question}]
+    rows += pairs()
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    messages: list[str] = []
+    settings: dict[str, Any] = {"max_steps": 1, "block_size": 64, "max_new_tokens": 2, "num_answers": 1}
+    settings |= {"validation_fraction": 0, "test_fraction": 0, "audit_tokens": 0, "tensorboard": False, "probe": False}
+    run = ft.train(
+        tmp_path / "pairs.jsonl",
+        model=BUNDLED_NAME,
+        out=tmp_path / "run",
+        cache_dir=tmp_path / "cache",
+        on_event=lambda event: messages.append(str(getattr(event, "message", ""))),
+        **settings,
+    )
+    lost = json.loads((run.path / "data.json").read_text())["dropped"]
+    assert [(row["reason"], row["documents"]) for row in lost] == [
+        ("context that does not fit into a block of 64 tokens", 1)
+    ]
+    expected = (
+        f"2 examples are longer than a block of 64 tokens: 1 example loses {lost[0]['tokens']} tokens of context "
+        "and 1 answer is cut into pieces, all of them learned."
+    )
+    assert expected in messages

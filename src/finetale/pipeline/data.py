@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from finetale import __version__, cache, text, tokens
-from finetale.blocks import check_enough, choose_block_size, cut_examples
+from finetale.blocks import CutExamples, check_enough, choose_block_size, cut_examples
 from finetale.chat import chat_renderer, chat_template_of
 from finetale.config import Config, TextSettings
 from finetale.errors import FinetaleError, RunError, SourceError
@@ -364,19 +364,24 @@ def data_json(config: Config, store: TokenStore, blocks: dict[str, Any]) -> Data
         files = {name if role == "train" else f"{name} ({role})": content for (role, name), content in hashes}
     account = store.account
     if config.block_size is not None:
-        account = _without_lost_context(account, store, config.block_size)
+        account = _without_lost_context(account, cut_in_run(store, config.block_size, config.stride), config.block_size)
     described = {"blocks": blocks, "warnings": store.warnings, "file_sha256": files, "text": store.report}
     return DataFile.model_validate(account | described)
 
 
-def _without_lost_context(account: dict[str, Any], store: TokenStore, block_size: int) -> dict[str, Any]:
+def cut_in_run(store: TokenStore, block_size: int, stride: int | None) -> CutExamples:
+    """Return what does not fit when a run cuts its examples to blocks. Sliding windows read held-out text whole."""
+    splits = SPLITS if stride is None else SPLITS[:1]
+    return sum((cut_examples(store, split, block_size) for split in splits), CutExamples())
+
+
+def _without_lost_context(account: dict[str, Any], cut: CutExamples, block_size: int) -> dict[str, Any]:
     """Return an account in which context that fits into no block counts as dropped."""
-    cut = [cut_examples(store, split, block_size) for split in SPLITS]
-    lost = sum(each.lost_context for each in cut)
+    lost = cut.lost_context
     if not lost:
         return account
     reason = f"context that does not fit into a block of {block_size:,} tokens"
-    row = {"reason": reason, "documents": sum(each.examples for each in cut), "tokens": lost}
+    row = {"reason": reason, "documents": cut.shortened, "tokens": lost}
     counts = account["tokens"] | {
         "context": account["tokens"]["context"] - lost,
         "dropped": account["tokens"]["dropped"] + lost,

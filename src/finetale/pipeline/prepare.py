@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetale import devices, models, speed, text
-from finetale.blocks import Blocks, check_positions, check_stride, choose_block_size, pack, windows
+from finetale.blocks import Blocks, CutExamples, check_positions, check_stride, choose_block_size, pack, windows
 from finetale.chat import PLAIN_TEMPLATE
 from finetale.config import DEFAULT_EPOCHS, Config
 from finetale.environment import resolve_precision
@@ -21,7 +21,7 @@ from finetale.formatting import plural, shell_command
 from finetale.models import LoadedModel
 from finetale.notify import Notify, note, stage, warn
 from finetale.out_of_memory import check_address_space
-from finetale.pipeline.data import tokenise, trained_tokenizer
+from finetale.pipeline.data import cut_in_run, tokenise, trained_tokenizer
 from finetale.pipeline.kept_text import check_fits
 from finetale.pipeline.tuning import Tuned, tune
 from finetale.pipeline.validation_sample import choose_eval_tokens, sample_blocks
@@ -131,6 +131,7 @@ def prepare(
     size = choose_block_size(store, models.positions_of(loaded.model.config.to_dict()), config.block_size)
     if config.stride is not None:
         check_stride(config.stride, size)
+    _report_cut_examples(cut_in_run(store, size, config.stride), size, notify)
     if config.gradient_checkpointing:
         models.enable_checkpointing(loaded.model)
     models.freeze(loaded.model, config.freeze)
@@ -166,6 +167,22 @@ def prepare(
             )
             note(notify, message)
     return Prepared(resolved, loaded, store, blocks, validation, tuned)
+
+
+def _report_cut_examples(cut: CutExamples, block_size: int, notify: Notify) -> None:
+    """Warn if context is left out, or answers are cut, because examples are longer than a block."""
+    parts = []
+    if cut.lost_context:
+        lost = plural(cut.lost_context, "token")
+        parts.append(f"{plural(cut.shortened, 'example')} lose{'s' * (cut.shortened == 1)} {lost} of context")
+    if cut.cut_answers:
+        one = cut.cut_answers == 1
+        parts.append(
+            f"{plural(cut.cut_answers, 'answer')} {'is' if one else 'are'} cut into pieces, all of them learned"
+        )
+    if parts:
+        whose = f"{plural(cut.examples, 'example')} {'is' if cut.examples == 1 else 'are'} longer than a block"
+        warn(notify, f"{whose} of {block_size:,} tokens: {' and '.join(parts)}.")
 
 
 def _report_budget(config: Config, budget: StepBudget, notify: Notify) -> None:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterator
+from functools import partial
 
 from finetale.text.account import FileAccount
 from finetale.text.documents import FileError
-from finetale.text.formats.base import Chapter, Format, SourceFile
+from finetale.text.formats.base import Format
 from finetale.text.formats.docx_body import ROOTS, Body
 from finetale.text.formats.docx_styles import read_numbering, read_styles
-from finetale.text.formats.manuscript import Block, chapters_of
+from finetale.text.formats.manuscript import Block, zipped_chapters
 from finetale.text.formats.xml_safe import read_xml, xml_tree
-from finetale.text.formats.zipped import Container, open_container
+from finetale.text.formats.zipped import Container
 
 _MAIN_PART = "word/document.xml"
 _HINT = "Open it in Word or LibreOffice and save it as .docx."
@@ -69,13 +69,15 @@ def _related(container: Container, part: str, *kinds: str) -> dict[str, str]:
     return found
 
 
-def _read(file: SourceFile) -> Iterator[Chapter]:
-    container = open_container(file)
-    if container is None:
-        return
-    with container:
-        blocks = docx_blocks(container, file.account)
-    yield from chapters_of(blocks)
+_read = partial(zipped_chapters, blocks_of=docx_blocks)
 
-
-FORMATS = (Format("docx", (".docx", ".docm", ".dotx", ".dotm"), "chapters", _read, needs=("lxml",), is_binary=True),)
+FORMATS = (
+    Format(
+        "docx",
+        (".docx", ".docm", ".dotx", ".dotm"),
+        "chapters",
+        _read,
+        needs=("lxml",),
+        is_binary=True,
+    ),
+)

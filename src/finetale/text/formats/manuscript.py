@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from finetale.text.formats.base import Chapter
+from finetale.text.account import FileAccount
+from finetale.text.formats.base import Chapter, SourceFile
+from finetale.text.formats.zipped import Container, open_container
 
 CELL_SEPARATOR = " | "
 TITLE_LEVEL = 0
@@ -36,6 +38,22 @@ class Block:
     text: str
     level: int | None = None
     group: str | None = None
+
+
+def zipped_chapters(
+    file: SourceFile, blocks_of: Callable[[Container, FileAccount], Sequence[Block]]
+) -> Iterator[Chapter]:
+    """Yield the chapters of a document in a zip container. None if the file is empty.
+
+    Args:
+        blocks_of: reads the blocks of the document.
+    """
+    container = open_container(file)
+    if container is None:
+        return
+    with container:
+        blocks = blocks_of(container, file.account)
+    yield from chapters_of(blocks)
 
 
 def chapters_of(blocks: Sequence[Block]) -> Iterator[Chapter]:

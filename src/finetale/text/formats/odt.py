@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import chain
 
 from finetale.text.account import FileAccount
 from finetale.text.documents import FileError
 from finetale.text.formats.base import Chapter, Format, SourceFile
-from finetale.text.formats.manuscript import Block, chapters_of
+from finetale.text.formats.manuscript import Block, chapters_of, zipped_chapters
 from finetale.text.formats.odt_body import Body
 from finetale.text.formats.odt_styles import Styles
 from finetale.text.formats.xml_safe import read_xml
-from finetale.text.formats.zipped import Container, open_container
+from finetale.text.formats.zipped import Container
 
 _HINT = "Open it in LibreOffice or Word and save it as .odt."
 _MANIFEST = "META-INF/manifest.xml"
@@ -45,15 +46,6 @@ def _blocks(name: str, content: Iterable[bytes], account: FileAccount, styles: S
     return body.blocks
 
 
-def _read(file: SourceFile) -> Iterator[Chapter]:
-    container = open_container(file)
-    if container is None:
-        return
-    with container:
-        blocks = odt_blocks(container, file.account)
-    yield from chapters_of(blocks)
-
-
 def _read_flat(file: SourceFile) -> Iterator[Chapter]:
     content = file.counted()
     first = next(content, None)
@@ -61,7 +53,16 @@ def _read_flat(file: SourceFile) -> Iterator[Chapter]:
         yield from chapters_of(_blocks(file.name, chain((first,), content), file.account, Styles(), ""))
 
 
+_read = partial(zipped_chapters, blocks_of=odt_blocks)
+
 FORMATS = (
-    Format("odt", (".odt", ".ott"), "chapters", _read, needs=("lxml",), is_binary=True),
+    Format(
+        "odt",
+        (".odt", ".ott"),
+        "chapters",
+        _read,
+        needs=("lxml",),
+        is_binary=True,
+    ),
     Format("fodt", (".fodt",), "chapters", _read_flat, needs=("lxml",)),
 )
