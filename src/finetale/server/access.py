@@ -78,16 +78,16 @@ class Guard:
     Args:
         app: the application behind it.
         limits: the limits of the service.
-        tell: callback; receives every response.
+        on_answered: callback; receives every response.
         is_full: callback; returns whether a client, given by its address, must retry later whatever it requests.
     """
 
     def __init__(
-        self, app: App, limits: Limits, tell: Callable[[Answered], None], is_full: Callable[[str], bool]
+        self, app: App, limits: Limits, on_answered: Callable[[Answered], None], is_full: Callable[[str], bool]
     ) -> None:
         self.app = app
         self.limits = limits
-        self.tell = tell
+        self.on_answered = on_answered
         self.is_full = is_full
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -115,7 +115,7 @@ class Guard:
         finally:
             # Unknown paths share one label: each label costs memory in the metrics.
             route = scope["path"] if scope["path"] in _ROUTES else "other"
-            self.tell(Answered(scope["method"], route, status, time.perf_counter() - started, _address(scope)))
+            self.on_answered(Answered(scope["method"], route, status, time.perf_counter() - started, _address(scope)))
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}

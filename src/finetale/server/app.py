@@ -69,7 +69,9 @@ class Service:
             ClientDisconnect: _disconnected,
             Exception: _failed,
         }
-        guarded = Guard(Starlette(routes=routes, exception_handlers=handlers), self.limits, self.tell, self.is_full)
+        guarded = Guard(
+            Starlette(routes=routes, exception_handlers=handlers), self.limits, self.on_answered, self.is_full
+        )
         if not self.limits.origins:
             return guarded
         # Outside the guard, because browsers send preflight requests without a key.
@@ -86,17 +88,17 @@ class Service:
         for model in self.models.values():
             model.expire()
 
-    def tell(self, told: Answered) -> None:
+    def on_answered(self, answered: Answered) -> None:
         """Count and log a response. The log has the route only, never a prompt."""
-        self.meters.requests.labels(told.route, str(told.status)).inc()
+        self.meters.requests.labels(answered.route, str(answered.status)).inc()
         _log.info(
             "request",
             extra={
-                "method": told.method,
-                "route": told.route,
-                "status": told.status,
-                "seconds": round(told.seconds, 4),
-                "client": told.client,
+                "method": answered.method,
+                "route": answered.route,
+                "status": answered.status,
+                "seconds": round(answered.seconds, 4),
+                "client": answered.client,
             },
         )
 
