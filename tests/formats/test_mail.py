@@ -15,7 +15,7 @@ import pytest
 
 from finetale.config import TextSettings
 from finetale.errors import SourceError
-from finetale.text.formats.mail_text import own_words, unflowed
+from finetale.text.formats.mail.quotations import own_words, unflowed
 from finetale.text.reading import read_parts
 
 Read = Callable[..., tuple[list[str], dict[str, Any]]]

@@ -13,7 +13,7 @@ import pytest
 
 from finetale.config import TextSettings
 from finetale.errors import SourceError
-from finetale.text.formats import html_elements
+from finetale.text.formats.html import elements
 from finetale.text.reading import read_parts
 
 PROSE = (
@@ -271,7 +271,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_pages_end_in_one_sentence(read: Read, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(html_elements, "MAX_BLOCKS", 10_000)  # with the real limit the page takes 6 s
+    monkeypatch.setattr(elements, "MAX_BLOCKS", 10_000)  # with the real limit the page takes 6 s
     page, sentence = HOSTILE[name]
     with pytest.raises(SourceError) as caught:
         read(page)

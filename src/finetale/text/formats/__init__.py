@@ -1,4 +1,6 @@
-"""The registry of file formats: suffix and first bytes → reader. A new format is one new module with `FORMATS`.
+"""The registry of file formats: suffix and first bytes → reader.
+
+A new format is one new module with `FORMATS`, or one package of modules if it needs several.
 
 Knows no folders and no documents.
 """

@@ -15,9 +15,9 @@ from finetale.text.account import FileAccount
 from finetale.text.documents import FileError
 from finetale.text.encodings import guess_encoding
 from finetale.text.formats.base import Format, SourceFile
-from finetale.text.formats.html_encoding import is_utf8, known_encoding
-from finetale.text.formats.html_text import read_page
-from finetale.text.formats.mail_text import own_words, unflowed
+from finetale.text.formats.html.encoding import is_utf8, known_encoding
+from finetale.text.formats.html.text import read_page
+from finetale.text.formats.mail.quotations import own_words, unflowed
 
 MAX_MESSAGE_BYTES = 64 << 20
 MAX_PARTS = 10_000

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from finetale.text.account import FileAccount
 from finetale.text.formats.manuscript import LIST, TITLE_LEVEL, Block, list_item, table_row
-from finetale.text.formats.odt_styles import OFFICE, STYLE, TEXT, ListLevel, Styles, integer
+from finetale.text.formats.odt.styles import OFFICE, STYLE, TEXT, ListLevel, Styles, integer
 
 TABLE = "{urn:oasis:names:tc:opendocument:xmlns:table:1.0}"
 DRAW = "{urn:oasis:names:tc:opendocument:xmlns:drawing:1.0}"

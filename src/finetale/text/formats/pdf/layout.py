@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
-from finetale.text.formats.pdf_pages import COLUMN_GAP, LOWERED, RAISED
+from finetale.text.formats.pdf.pages import COLUMN_GAP, LOWERED, RAISED
 
 _Begins = Literal["paragraph", "line", "nothing"]
 SAME_PLACE = 2.0

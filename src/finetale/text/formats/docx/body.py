@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from finetale.text.account import FileAccount
-from finetale.text.formats.docx_styles import MAX_LEVEL, OFF, Numbering, Style, integer
+from finetale.text.formats.docx.styles import MAX_LEVEL, OFF, Numbering, Style, integer
 from finetale.text.formats.manuscript import Block, list_item, table_row
 from finetale.text.formats.symbols import symbol
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from finetale.text.account import FileAccount
 from finetale.text.documents import FileError
-from finetale.text.formats.html_elements import (
+from finetale.text.formats.html.elements import (
     LINE,
     MARK_END,
     MARK_START,

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from finetale.text.documents import FileError
 from finetale.text.formats.base import Chapter, Format, SourceFile
-from finetale.text.formats.html_encoding import decode_page
-from finetale.text.formats.html_text import Page, read_page
+from finetale.text.formats.html.encoding import decode_page
+from finetale.text.formats.html.text import Page, read_page
 
 MAX_PAGE_BYTES = 64 << 20
 

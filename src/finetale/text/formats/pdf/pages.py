@@ -1,6 +1,6 @@
 """The program that reads a PDF file in a process of its own: it prints the pieces of text of each page as JSON lines.
 
-Usage: python pdf_pages.py FILE MEMORY_LIMIT. `pdf.py` starts it, because a damaged file can make PDFium crash, run for
+Usage: python pages.py FILE MEMORY_LIMIT. The package starts it, because a damaged file can make PDFium crash, run for
 hours, or take all memory. It imports nothing of Finetale, so that it starts fast.
 
 The first line printed is {"pages": number, "producer": text, "outline": [[title, page, height or null, level], …]}, or

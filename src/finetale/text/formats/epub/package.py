@@ -14,8 +14,8 @@ from urllib.parse import unquote
 from finetale.text.byte_streams import DAMAGED_HINT
 from finetale.text.documents import FileError
 from finetale.text.formats.base import SourceFile
-from finetale.text.formats.html_encoding import decode_page
-from finetale.text.formats.html_text import feed
+from finetale.text.formats.html.encoding import decode_page
+from finetale.text.formats.html.text import feed
 from finetale.text.formats.xml_safe import xml_tree
 from finetale.text.formats.zipped import Container
 

@@ -10,8 +10,8 @@ from finetale.text.account import FileAccount
 from finetale.text.documents import FileError
 from finetale.text.formats.base import Chapter, Format, SourceFile
 from finetale.text.formats.manuscript import Block, chapters_of, zipped_chapters
-from finetale.text.formats.odt_body import Body
-from finetale.text.formats.odt_styles import Styles
+from finetale.text.formats.odt.body import Body
+from finetale.text.formats.odt.styles import Styles
 from finetale.text.formats.xml_safe import read_xml
 from finetale.text.formats.zipped import Container
 

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 
 from finetale.text.formats.base import Chapter, Format, SourceFile
-from finetale.text.formats.latex_names import (
+from finetale.text.formats.latex.names import (
     ACCENTS,
     BREAKS,
     DEFINITIONS,

@@ -1,4 +1,4 @@
-"""PDF documents with a text layer. A child process reads the pages (`pdf_pages.py`); `pdf_layout.py` joins the lines.
+"""PDF documents with a text layer. A child process reads the pages (`pages.py`); `layout.py` joins the lines.
 
 The library is pypdfium2. docs/log.md compares it with pypdf.
 """
@@ -23,7 +23,7 @@ from finetale.formatting import plural
 from finetale.text.byte_streams import BLOCK_BYTES, COMPRESSED
 from finetale.text.documents import FileError
 from finetale.text.formats.base import Chapter, Format, SourceFile
-from finetale.text.formats.pdf_layout import Page, Paragraph, Piece, read_layout
+from finetale.text.formats.pdf.layout import Page, Paragraph, Piece, read_layout
 
 MEMORY_LIMIT = 2 << 30
 """Maximum address space of the child process, in bytes."""
@@ -36,7 +36,7 @@ UNKNOWN_SHARE = 0.2
 _MAX_PREFIX, _MAX_LABEL = 12, 40
 
 _PASSWORD, _SECURITY = 4, 5
-_PROGRAM = Path(__file__).with_name("pdf_pages.py")
+_PROGRAM = Path(__file__).with_name("pages.py")
 _START = (
     "import runpy, sys; sys.path[:] = {path!r}; sys.argv = {argv!r}; runpy.run_path({program!r}, run_name='__main__')"
 )

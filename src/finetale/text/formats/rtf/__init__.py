@@ -15,7 +15,7 @@ from finetale.text.documents import FileError
 from finetale.text.encodings import binary_kind
 from finetale.text.formats.base import Chapter, Format, SourceFile
 from finetale.text.formats.manuscript import TITLE_LEVEL, Block, chapters_of, list_item, table_row
-from finetale.text.formats.rtf_codes import (
+from finetale.text.formats.rtf.codes import (
     CHARACTERS,
     COUNTED,
     HEADERS,

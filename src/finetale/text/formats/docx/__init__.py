@@ -12,8 +12,8 @@ from functools import partial
 from finetale.text.account import FileAccount
 from finetale.text.documents import FileError
 from finetale.text.formats.base import Format
-from finetale.text.formats.docx_body import ROOTS, Body
-from finetale.text.formats.docx_styles import read_numbering, read_styles
+from finetale.text.formats.docx.body import ROOTS, Body
+from finetale.text.formats.docx.styles import read_numbering, read_styles
 from finetale.text.formats.manuscript import Block, zipped_chapters
 from finetale.text.formats.xml_safe import read_xml, xml_tree
 from finetale.text.formats.zipped import Container

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 from finetale.text.documents import FileError
 from finetale.text.formats.base import Chapter, Format, SourceFile
-from finetale.text.formats.epub_package import PAGE_TYPES, Book, Entry, read_book
-from finetale.text.formats.html_encoding import decode_page
-from finetale.text.formats.html_text import Page, read_page
-from finetale.text.formats.web_page import MAX_PAGE_BYTES, chapters_of_page
+from finetale.text.formats.epub.package import PAGE_TYPES, Book, Entry, read_book
+from finetale.text.formats.html import MAX_PAGE_BYTES, chapters_of_page
+from finetale.text.formats.html.encoding import decode_page
+from finetale.text.formats.html.text import Page, read_page
 from finetale.text.formats.zipped import Container, open_container
 
 _LINK_SHARE, _MIN_LINKS = 0.8, 5
