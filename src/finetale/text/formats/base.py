@@ -1,6 +1,7 @@
 """What a reader of a file format receives and returns. Knows no single format.
 
-A format is one module or package of this package with a tuple `FORMATS`. Its reader receives a `SourceFile` and yields one of:
+A format is one module or package of this package with a tuple `FORMATS`. Its reader receives a `SourceFile` and yields
+one of:
 
     text        blocks of the file's text, which `documents` splits
     chapters    `Chapter`s; together they are the file's text

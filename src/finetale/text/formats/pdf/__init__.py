@@ -23,7 +23,9 @@ from finetale.formatting import plural
 from finetale.text.byte_streams import BLOCK_BYTES, COMPRESSED
 from finetale.text.documents import FileError
 from finetale.text.formats.base import Chapter, Format, SourceFile
-from finetale.text.formats.pdf.layout import Page, Paragraph, Piece, read_layout
+from finetale.text.formats.pdf.layout import read_layout
+from finetale.text.formats.pdf.paragraphs import Paragraph
+from finetale.text.formats.pdf.pieces import Page, Piece
 
 MEMORY_LIMIT = 2 << 30
 """Maximum address space of the child process, in bytes."""
