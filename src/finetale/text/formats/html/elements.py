@@ -9,23 +9,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal
 
 from finetale.text.documents import FileError
+from finetale.text.formats.html.names import PageKind, names_in, region_kind, types_of
 
 SCENE_BREAK = "* * *"
 MAX_BLOCKS = 1_000_000
 MAX_DEPTH = 200_000
 
-
-PageKind = Literal["web", "book", "mail"]
-
-
-def _set(names: str) -> frozenset[str]:
-    return frozenset(names.split())
-
-
-_DROPPED = _set("script style template iframe embed applet noframes audio map datalist rt rp rtc progress meter")
+_DROPPED = names_in("script style template iframe embed applet noframes audio map datalist rt rp rtc progress meter")
 """Elements whose content is no text of the page. <noscript> and <form> are regions, because they may hold all of it.
 
 <head> is entered: where its end tag is missing, lxml takes <article> for a part of it.
@@ -34,89 +26,24 @@ _PICTURES = frozenset(("img", "svg", "image", "canvas", "video", "object"))
 _CONTROLS = frozenset(("input", "select", "textarea", "button"))
 _SKIPPED = _DROPPED | _PICTURES | _CONTROLS | {"math", "title"}
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
-_PARAGRAPHS = _set(
+_PARAGRAPHS = names_in(
     "p ul ol dl table pre blockquote figure figcaption section article main header footer nav aside form fieldset "
     "center address hr listing xmp plaintext details summary hgroup body html dt caption noscript"
 ) | frozenset(_HEADINGS)
 """Elements that are separated from what surrounds them by a blank line."""
-_LINES = _set("div dd li tr td th tbody thead tfoot legend optgroup option menu dir")
+_LINES = names_in("div dd li tr td th tbody thead tfoot legend optgroup option menu dir")
 _PRE = frozenset(("pre", "listing", "xmp", "plaintext"))
 _LISTS = frozenset(("ul", "ol", "menu", "dir"))
 
-_REGION_OF_TAG = {
-    "main": "main",
-    "article": "article",
-    "nav": "menu",
-    "footer": "footer",
-    "header": "header",
-    "aside": "sidebar",
-    "form": "form",
-    "search": "form",
-    "dialog": "dialog",
-    "noscript": "hidden passage",
-}
-_REGION_OF_ROLE = {
-    "navigation": "menu",
-    "menu": "menu",
-    "menubar": "menu",
-    "toolbar": "menu",
-    "search": "form",
-    "banner": "header",
-    "contentinfo": "footer",
-    "complementary": "sidebar",
-    "dialog": "dialog",
-    "alertdialog": "dialog",
-    "doc-toc": "menu",
-}
-_REGION_OF_CLASS = {
-    **dict.fromkeys(
-        _set(
-            "nav navbar navigation menu main-menu site-nav main-nav top-nav breadcrumb breadcrumbs pagination pager "
-            "skip-link skip-links post-navigation nav-links tag-links taglist toc"
-        ),
-        "menu",
-    ),
-    **dict.fromkeys(_set("sidebar side-bar widget-area widget related related-posts related-articles"), "sidebar"),
-    **dict.fromkeys(_set("site-footer page-footer footer colophon copyright"), "footer"),
-    **dict.fromkeys(_set("site-header masthead page-header-bar"), "header"),
-    **dict.fromkeys(
-        _set("comments comment-list commentlist comments-area comment-respond respond disqus_thread"),
-        "comment section",
-    ),
-    **dict.fromkeys(
-        _set(
-            "share sharing share-buttons social social-share social-links sharedaddy newsletter newsletter-signup "
-            "subscribe cookie cookies cookie-banner cookie-notice cookie-consent consent gdpr advert advertisement "
-            "ad-slot sponsored promo paywall-prompt"
-        ),
-        "advertisement",
-    ),
-    **dict.fromkeys(_set("screen-reader-text visually-hidden sr-only noprint"), "hidden passage"),
-}
-_CLASSED = _set("div section ul ol table td p span a aside")
-NOTES = frozenset(("footnote", "footnotes"))
-_INLINE = _set("span a i b em strong small sup sub font abbr cite code s u mark label time bdi bdo")
+_INLINE = names_in("span a i b em strong small sup sub font abbr cite code s u mark label time bdi bdo")
 _UNREAD = frozenset(("hidden passage", "page number", "footnote", "generated"))
-_GENERATED = _set("bullet_20_symbols numbering_20_symbols")
-"""Classes of the marks of list items in LibreOffice's XHTML."""
-_QUOTATIONS = _set(
-    "gmail_quote gmail_attr moz-cite-prefix yahoo_quoted yahoo-quoted protonmail_quote zmail_extra divrplyfwdmsg "
-    "appendonsend mail-editor-reference-message-container"
-)
-_SIGNATURES = _set("gmail_signature moz-signature signature ms-outlook-mobile-signature protonmail_signature_block")
 _ID_KEYS = frozenset(("id", "name", "xml:id"))
-_NOTE_TYPES = _set("footnote endnote rearnote doc-footnote doc-endnote")
-_NOTES_TYPES = _set("footnotes endnotes rearnotes doc-endnotes")
-_NOTES_TAGS = _set("section aside div ol")
-_PLAIN = _set("p div span br a i b em strong td tr table h2 h3 blockquote")
+_PLAIN = names_in("p div span br a i b em strong td tr table h2 h3 blockquote")
 """Frequent elements that start no region unless they have attributes."""
-_NOTES_CLASSES = _set("footnotes endnotes references reflist")
-_OFFICE_NOTE = re.compile(r"sd(?:foot|end)note\d+")
-_MARK_TYPES = _set("noteref doc-noteref footnote-ref sdfootnoteanc sdendnoteanc")
+_MARK_TYPES = names_in("noteref doc-noteref footnote-ref sdfootnoteanc sdendnoteanc")
 _NOTE_MARK = re.compile(r"[\[(]?(?:\d{1,4}|[*†‡§¶]{1,4}|[a-zA-Z]|[ivxlc]{1,7}|[↩↵↑^⏎]\ufe0e?)[\])]?")
 MARK_START, MARK_END = "\ufdd0", "\ufdd1"
 """Surround the text of a link that may be the mark of a footnote. These are no characters in any text."""
-_HIDING = re.compile(r"(?:^|[;\s])(?:display\s*:\s*none|visibility\s*:\s*hidden)", re.IGNORECASE)
 _SPACES = re.compile(r"[\t\n\f][ \t\n\f]*| [ \t\n\f]+")  # not a single space, which stays as it is
 _BREAKS = re.compile(" ?\r ?")
 _MANY_BREAKS = re.compile(r"\n{3,}")
@@ -478,55 +405,14 @@ class Collector:
 
     def _kind_of(self, tag: str, attributes: dict[str, str]) -> str:
         """Return the kind of the region that an element starts, "" if it starts none."""
-        above = self.regions[self._region]
-        by_tag = "" if above.in_article and tag in ("header", "aside") else _REGION_OF_TAG.get(tag, "")
-        if above.kind == "footnotes":
-            by_tag = "footnote" if tag == "li" else ""
-        elif tag in ("ul", "ol") and not self._lists:
-            by_tag = "list"
-        if not attributes:
-            return by_tag
-        role = attributes.get("role", "").lower()
-        types = {role, *attributes.get("epub:type", "").lower().split()}
-        classes = set(attributes.get("class", "").lower().split())
-        identity = attributes.get("id", "").lower()
         if tag == "body":
-            self.types |= types
+            self.types |= types_of(attributes)
         elif not self.blocks and tag in ("section", "div"):
-            self.first_types |= types
-        if not classes.isdisjoint(_GENERATED):
-            return "generated"
-        if self._kind == "mail" and (found := _of_mail(tag, classes, identity, attributes)):
-            return found
-        if tag == "div" and attributes.get("title") in ("header", "footer"):  # of LibreOffice
-            return f"page {attributes['title']}"
-        if types & _NOTE_TYPES or (tag == "div" and _OFFICE_NOTE.fullmatch(identity)):
-            return "footnote"
-        if types & _NOTES_TYPES or (tag in _NOTES_TAGS and classes & _NOTES_CLASSES):
-            return "footnotes"
-        if "pagebreak" in types or "doc-pagebreak" in types:
-            return "page number"
-        style = attributes.get("style", "")
-        if "hidden" in attributes or attributes.get("aria-hidden", "").lower() == "true" or _HIDING.search(style):
-            return "hidden passage"
-        if role == "main" or attributes.get("itemprop", "").lower() == "articlebody":
-            return "main"
-        if role == "article":
-            return role
-        if found := _REGION_OF_ROLE.get(role) or (by_tag if by_tag != "list" else ""):
-            return found
-        if self._kind == "web" and tag in _CLASSED and not above.in_article:
-            named = (_REGION_OF_CLASS.get(name) for name in (*sorted(classes), identity))
-            return next(filter(None, named), by_tag)
-        return by_tag
-
-
-def _of_mail(tag: str, classes: set[str], identity: str, attributes: dict[str, str]) -> str:
-    """Return whether an element of a mail is a quotation or a signature, "" if it is neither."""
-    if tag == "blockquote" and attributes.get("type", "").lower() == "cite":
-        return "quotation"
-    names = {*classes, identity}
-    return "quotation" if names & _QUOTATIONS else "signature" if names & _SIGNATURES else ""
+            self.first_types |= types_of(attributes)
+        above = self.regions[self._region]
+        return region_kind(
+            tag, attributes, self._kind, above.kind, in_article=above.in_article, in_list=bool(self._lists)
+        )
 
 
 def _names(attributes: dict[str, str]) -> set[str]:

@@ -19,14 +19,13 @@ from finetale.text.formats.html.elements import (
     MARK_END,
     MARK_START,
     NONE,
-    NOTES,
     ROW,
     SCENE_BREAK,
     Block,
     Collector,
     Mark,
-    PageKind,
 )
+from finetale.text.formats.html.names import NOTES, PageKind
 
 CELL_SEPARATOR = " | "
 MOST_SHARE = 0.5
