@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finetale.config import MIN_BLOCK_SIZE
 from finetale.errors import ConfigError, SourceError
+from finetale.formatting import plural
 from finetale.tokens import TokenStore
 
 IGNORE = -100
@@ -55,6 +57,11 @@ class Blocks:
     def num_targets(self) -> int:
         """Number of targets in all blocks that are learned."""
         return int(learned_targets(self.store, self.segments).sum())
+
+    @property
+    def mean_targets(self) -> float:
+        """Mean number of targets per block that are learned."""
+        return self.num_targets / max(1, len(self))
 
     @property
     def padding_share(self) -> float:
@@ -355,11 +362,16 @@ def check_stride(stride: int, window: int) -> None:
 
 
 def check_positions(block_size: int | None, positions: int | None) -> None:
-    """Refuse a block size that exceeds the model's positions.
+    """Refuse a block size that exceeds the model's positions, and a model with too few positions for any block.
 
     Raises:
-        ConfigError: the block size is larger.
+        ConfigError: the block size is larger, or the model has fewer than `MIN_BLOCK_SIZE` positions.
     """
+    if positions is not None and positions < MIN_BLOCK_SIZE:
+        raise ConfigError(
+            f"The model has {plural(positions, 'position')}, and a block needs at least {MIN_BLOCK_SIZE}.",
+            "Choose a model with more positions (n_positions or max_position_embeddings in its config.json).",
+        )
     if block_size is not None and positions is not None and block_size > positions:
         raise ConfigError(
             f"block_size {block_size} is larger than the model's {positions} positions.",
@@ -414,6 +426,8 @@ def _best_fit(lengths: NDArray[np.int64], size: int) -> list[list[int]]:
 
 def _fill_gaps(segments: NDArray[Any], bins: list[list[int]], size: int) -> tuple[NDArray[Any], list[list[int]]]:
     """If too many positions are padding, dissolve the emptiest blocks and cut their segments into the largest gaps."""
+    if not bins:
+        return segments, bins
     content = [int(segments["targets"][members].sum()) for members in bins]
     crumb = min(16, max(1, size // 32))  # shorter pieces are not worth a cut
     enough = -(-sum(content) // (size - crumb))

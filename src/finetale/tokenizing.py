@@ -75,23 +75,22 @@ class Encoder:
 
         No token holds both context and answer. Context and answers are encoded one by one, as they are when a model
         gets a prompt and writes an answer, if the tokenizer treats a piece of a text like a whole one. Otherwise the
-        text is encoded whole, and white space that a token shares with an answer counts as part of the answer.
+        text is encoded whole, and white space that a token shares with an answer counts as part of the answer. If a
+        token would hold other characters of both, they are encoded one by one, provided that no character changes.
 
         Args:
             context: (start, stop) of characters, ascending and apart.
 
         Returns:
-            None if a token holds characters of both other than white space.
+            None if a token holds characters of both, and they can't be encoded one by one.
         """
         if self._backend is not None:
-            borders = sorted({0, len(text), *(place for span in context for place in span)})
-            pieces = [text[start:stop] for start, stop in pairwise(borders)]
-            encoded = self.encode(pieces)
-            ends = np.cumsum([0, *map(len, encoded)]).tolist()
-            at = dict(zip(borders, ends, strict=True))
-            ranges = [(at[start], at[stop]) for start, stop in context]
-            return np.concatenate([np.zeros(0, np.int64), *encoded]), [each for each in ranges if each[0] < each[1]]
-        return _encode_whole(self._tokenizer, text, context)
+            return _joined(self.encode(_pieces_of(text, context)), text, context)
+        if self._tokenizer.is_fast:
+            found = _encode_whole(self._tokenizer, text, context)
+        else:
+            found = _encode_without_positions(self._tokenizer, text, context)
+        return found or _encode_pieces(self._tokenizer, text, context)
 
     def ranges(self, text: str, places: Sequence[tuple[int, int]], ids: Ids) -> list[tuple[int, int]]:
         """Return the ranges of tokens at places of a text. For a long text, only pieces around them are encoded."""
@@ -188,8 +187,6 @@ def encode_batch(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[I
 def _encode_whole(
     tokenizer: PreTrainedTokenizerBase, text: str, context: Sequence[tuple[int, int]]
 ) -> tuple[Ids, list[tuple[int, int]]] | None:
-    if not tokenizer.is_fast:
-        return None
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids = np.asarray(encoded["input_ids"], np.int64)
     is_context = np.zeros(len(ids), bool)
@@ -203,6 +200,61 @@ def _encode_whole(
             return None
     edges = np.flatnonzero(np.diff(is_context.astype(np.int8), prepend=0, append=0)).tolist()
     return ids, list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def _encode_without_positions(
+    tokenizer: PreTrainedTokenizerBase, text: str, context: Sequence[tuple[int, int]]
+) -> tuple[Ids, list[tuple[int, int]]] | None:
+    """Do the same for a tokenizer in Python, which does not report the positions of its tokens.
+
+    A border lies between two tokens if the ids of the text up to it are the first ids of the whole text.
+    """
+    (ids,) = encode_batch(tokenizer, [text])
+
+    def number_before(*places: int) -> int | None:
+        """Return the number of tokens before the first of these places that lies between two tokens."""
+        for place in places:
+            (before,) = encode_batch(tokenizer, [text[:place]])
+            if np.array_equal(before, ids[: len(before)]):
+                return len(before)
+        return None
+
+    ranges = []
+    for start, stop in context:
+        first = number_before(start, stop - len(text[start:stop].lstrip())) if start else 0
+        last = number_before(stop, start + len(text[start:stop].rstrip())) if stop < len(text) else len(ids)
+        if first is None or last is None:
+            return None
+        if first < last:
+            ranges.append((first, last))
+    return ids, ranges
+
+
+def _encode_pieces(
+    tokenizer: PreTrainedTokenizerBase, text: str, context: Sequence[tuple[int, int]]
+) -> tuple[Ids, list[tuple[int, int]]] | None:
+    """Encode context and answers one by one. None if the text then reads otherwise, such as with an added space."""
+    encoded = encode_batch(tokenizer, _pieces_of(text, context))
+    ids, ranges = _joined(encoded, text, context)
+    whole = encode_batch(tokenizer, [text])[0]
+    before, after = (tokenizer.decode(each.tolist(), clean_up_tokenization_spaces=False) for each in (whole, ids))
+    return (ids, ranges) if before == after else None
+
+
+def _borders(text: str, context: Sequence[tuple[int, int]]) -> list[int]:
+    return sorted({0, len(text), *(place for span in context for place in span)})
+
+
+def _pieces_of(text: str, context: Sequence[tuple[int, int]]) -> list[str]:
+    """Cut a text where its context starts and stops."""
+    return [text[start:stop] for start, stop in pairwise(_borders(text, context))]
+
+
+def _joined(encoded: Sequence[Ids], text: str, context: Sequence[tuple[int, int]]) -> tuple[Ids, list[tuple[int, int]]]:
+    """Return the ids of all `_pieces_of` a text, and the ranges of ids that hold its context."""
+    at = dict(zip(_borders(text, context), np.cumsum([0, *map(len, encoded)]).tolist(), strict=True))
+    ranges = [(at[start], at[stop]) for start, stop in context]
+    return np.concatenate([np.zeros(0, np.int64), *encoded]), [each for each in ranges if each[0] < each[1]]
 
 
 def token_ranges(

@@ -132,3 +132,26 @@ def test_block_size() -> None:
     tiny: Any = FakeStore.of([31])
     with pytest.raises(SourceError, match="31 training tokens"):
         choose_block_size(tiny, 1024, None)
+
+
+@pytest.mark.parametrize("positions", [1, 7])
+def test_a_model_with_too_few_positions_is_refused(positions: int) -> None:
+    store: Any = FakeStore.of([600])
+    with pytest.raises(ConfigError, match=f"The model has {positions} position") as caught:
+        choose_block_size(store, positions, None)
+    assert "at least 8" in str(caught.value)
+    assert choose_block_size(store, 8, None) == 8
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_the_smallest_blocks_hold_each_target_once(size: int) -> None:
+    lengths = [1, 5, 2, 9, 3, 3, 1]
+    store: Any = FakeStore.of(lengths)
+    blocks = pack(store, "train", size, fill=True)
+    assert blocks.num_targets == sum(lengths)
+    assert np.array_equal(
+        np.sort(blocks.batch(np.arange(len(blocks))).labels.ravel())[-sum(lengths) :],
+        np.sort(
+            np.concatenate([np.arange(s + 1, s + 1 + n) for s, n in zip(store.parts["start"], lengths, strict=True)])
+        ),
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from finetale import speed
 from finetale.blocks import Blocks, pack
 from finetale.training import Choice, measure_choice, probe
-from tiny import model, store, story
+from tiny import model, part, store, story
 
 probing = importlib.import_module("finetale.training.probe")  # the name of the module is the function's
 
@@ -153,6 +154,20 @@ def test_a_choice_that_fails_is_said_and_not_taken(blocks: Blocks, monkeypatch: 
     assert trial.to_dict()["error"] == "no kernel for this"
     found = probe(tiny, blocks, START, ALL, LONG, max_sequences=8)
     assert (found.best, found.skipped) == (START, "no kernel for this")
+
+
+def test_the_speed_on_examples_is_that_of_all_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first blocks of examples may hold much more or much less to learn than the rest."""
+    texts = [replace(part(story(n)), context=((0, len(story(n)) - (400 if n < 3 else 20)),)) for n in range(24)]
+    blocks = pack(store(tmp_path, texts), "train", 64, fill=True)
+    assert blocks.learned[:4].mean() > 2 * blocks.mean_targets
+    assert blocks.mean_targets < 0.5 * 64
+    machine = Machine(lambda choice: 0)
+    monkeypatch.setattr(machine, "perf_counter", lambda: next(seconds))
+    seconds = iter(range(1000))
+    monkeypatch.setattr(probing, "time", machine)
+    trial = measure_choice(speed.apply(model(0)), blocks, START)
+    assert trial.tokens_per_second == pytest.approx(4 * blocks.num_targets / len(blocks)), "a pass of 4 blocks took 1 s"
 
 
 def test_measuring_leaves_no_trace(blocks: Blocks) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import zstandard
 from finetale.config import TextSettings
 from finetale.errors import SourceError
 from finetale.text import Part, TextReport, read_parts, suffix_of_records
+from finetale.text.formats import formats
 
 
 def read(*sources: Path | str, on_problem: str = "raise", **settings: object) -> tuple[list[Part], TextReport]:
@@ -152,6 +154,15 @@ def test_folders_with_nothing_to_read(tmp_path: Path) -> None:
     (tmp_path / "cover.png").write_bytes(b"")
     with pytest.raises(SourceError, match="1 of other kinds"):
         read(tmp_path)
+
+
+def test_the_hint_names_each_format_by_its_kind(tmp_path: Path) -> None:
+    with pytest.raises(SourceError) as caught:
+        read(tmp_path)
+    named = re.findall(r"\.\w+", str(caught.value).split("as they are")[0])
+    usual = [form.suffixes[0] for form in formats() if form.suffixes]
+    assert len(usual) >= 25
+    assert sorted(named) == sorted(usual)
 
 
 def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,6 +124,58 @@ def test_added_tokens_that_reach_over_a_cut_keep_texts_whole(flags: dict) -> Non
     assert encoder.encode([text])[0].tolist() == encode_batch(chosen, [text])[0].tolist()
 
 
+class WithoutPositions:
+    """A tokenizer in Python, as far as an encoder uses it: it does not report the positions of its tokens."""
+
+    is_fast = False
+
+    def __init__(self, inner: PreTrainedTokenizerBase) -> None:
+        self._inner = inner
+        self.decode = inner.decode
+
+    def __call__(self, texts: list[str], **settings: object) -> object:
+        assert "return_offsets_mapping" not in settings
+        return self._inner(texts, **settings)
+
+
+EXAMPLE = "User: Où est le café ?\n\nBot:  Là-bas, 今天.\n\nUser: and\n\nBot: the end"
+CONTEXT = [(0, EXAMPLE.index("Là")), (EXAMPLE.index("\n\nUser: and"), EXAMPLE.index("the end"))]
+
+
+@pytest.mark.parametrize("make", [ByT5Tokenizer, lambda: WithoutPositions(tokenizer())])
+def test_examples_of_tokenizers_without_positions(make) -> None:
+    chosen = make()
+    found = Encoder(chosen).encode_example(EXAMPLE, CONTEXT)
+    assert found is not None
+    ids, ranges = found
+    assert chosen.decode(ids.tolist()) == EXAMPLE
+    shown = [chosen.decode(ids[start:stop].tolist()) for start, stop in ranges]
+    assert [text.strip() for text in shown] == [EXAMPLE[start:stop].strip() for start, stop in CONTEXT]
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: WithoutPositions(tokenizer()), lambda: gpt4(normalizer=normalizers.NFKC())], ids=["python", "nfkc"]
+)
+def test_a_token_over_the_border_is_cut_where_no_character_changes(make) -> None:
+    chosen = make()
+    text = story(0) + " once"
+    context = [(0, len(text) - 2)]  # the border is within the last word
+    assert len(encode_batch(chosen, [" once"])[0]) < len(" once")
+    found = Encoder(chosen).encode_example(text, context)
+    assert found is not None
+    ids, ranges = found
+    assert chosen.decode(ids.tolist()) == text
+    assert [chosen.decode(ids[start:stop].tolist()) for start, stop in ranges] == [text[:-2]]
+
+
+def test_a_token_over_the_border_is_refused_where_a_piece_reads_otherwise() -> None:
+    raw = bpe(pre_tokenizers.Metaspace())
+    raw.decoder = decoders.Metaspace()
+    chosen = wrapped(raw)
+    text = story(0) + " once"
+    assert Encoder(chosen).encode_example(text, [(0, len(text) - 2)]) is None
+
+
 def test_places_of_a_long_text_are_in_the_tokens_that_the_whole_text_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizing, "_COMPARED_CHARACTERS", 40)
     monkeypatch.setattr(tokenizing, "_SLICE_CHARACTERS", 300)

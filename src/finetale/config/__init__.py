@@ -9,6 +9,7 @@ from __future__ import annotations
 from finetale.config.declared import (
     DEFAULT_EPOCHS,
     DEFAULT_FRACTION,
+    MIN_BLOCK_SIZE,
     SECTIONS,
     CompareSettings,
     Config,
@@ -26,6 +27,7 @@ from finetale.config.mixing import Mix
 __all__ = [
     "DEFAULT_EPOCHS",
     "DEFAULT_FRACTION",
+    "MIN_BLOCK_SIZE",
     "SECTIONS",
     "CompareSettings",
     "Config",

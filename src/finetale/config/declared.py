@@ -29,6 +29,8 @@ Repeated = Literal["off", "exact", "near"]
 DEFAULT_EPOCHS = 3.0
 DEFAULT_FRACTION = 0.05
 """Default share of the text for validation, and for the test."""
+MIN_BLOCK_SIZE = 8
+"""Smallest block size, in tokens. In a shorter block, a model sees too little text to learn from it."""
 
 
 class TextSettings(Settings):
@@ -239,7 +241,7 @@ class TokenSettings(Settings):
     )
     block_size: int | None = Field(
         None,
-        ge=8,
+        ge=MIN_BLOCK_SIZE,
         description="Tokens per block. auto: the model's number of positions, at most 1,024, and no longer than the "
         "text needs.",
     )

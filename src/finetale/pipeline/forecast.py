@@ -20,7 +20,7 @@ from finetale.notify import Notify, stage
 from finetale.out_of_memory import memory_errors
 from finetale.pipeline.data import data_json, keep_standard_input
 from finetale.pipeline.disk import free_bytes, plan_disk
-from finetale.pipeline.prepare import Prepared, prepare
+from finetale.pipeline.prepare import Prepared, evaluation_blocks, prepare
 from finetale.pipeline.tuning import estimate_memory, targets_of
 from finetale.schema import PlanResult
 from finetale.training import free_memory, measure_choice
@@ -56,11 +56,12 @@ def plan_run(config: Config, notify: Notify) -> PlanResult:
         expected = round(_GROWTH * peak)
     steps, targets = budget.total_steps, targets_of(budget, blocks)
     evaluations = sum(budget.evaluates(step) for step in range(steps + 1))
-    held_out = {split: prepared.store.num_targets(split) for split in ("validation", "test", *prepared.store.watched)}
     validation = prepared.validation
+    splits = ("validation", "test", *prepared.store.watched)
+    held_out = [found for split in splits if (found := evaluation_blocks(prepared.store, split, resolved)) is not None]
     train_seconds = targets / training
-    evaluation_seconds = evaluations * (validation.num_targets if validation is not None else 0) / evaluating
-    comparison_seconds = 2 * sum(held_out.values()) / evaluating + 2 * sampling
+    evaluation_seconds = evaluations * (len(validation) if validation is not None else 0) / evaluating
+    comparison_seconds = 2 * sum(map(len, held_out)) / evaluating + 2 * sampling
     values = {
         "model": prepared.loaded.provenance.to_dict(),
         "hardware": hardware(),
@@ -74,7 +75,7 @@ def plan_run(config: Config, notify: Notify) -> PlanResult:
         },
         "disk": plan_disk(prepared).to_dict() | {"free_bytes": free_bytes(Path(config.out or "runs"))},
         "tokens_per_second": round(training, 1),
-        "evaluation_tokens_per_second": round(evaluating, 1),
+        "evaluation_tokens_per_second": round(evaluating * (validation or blocks).mean_targets, 1),
         "train_seconds": round(train_seconds, 4),
         "evaluation_seconds": round(evaluation_seconds, 4),
         "comparison_seconds": round(comparison_seconds, 4),
@@ -110,12 +111,12 @@ def _training_rate(prepared: Prepared) -> tuple[float, int | None]:
             "Choose a smaller --micro-batch-size, --block-size or model, or --gradient-checkpointing.",
         )
     peak = peak_memory() if counted else None
-    tokens = config.batch_size * blocks.num_targets / len(blocks)  # a step
+    tokens = config.batch_size * blocks.mean_targets  # per step
     return tokens / (tokens / trial.tokens_per_second + seconds[-1]), peak
 
 
 def _evaluation_rate(prepared: Prepared) -> float:
-    """Measure passes without gradients; return tokens per second."""
+    """Measure passes without gradients; return blocks per second."""
     config, blocks, model = prepared.config, prepared.train, prepared.loaded.model.eval()
     assert config.micro_batch_size is not None
     forward = PackedForward(model, precision=config.precision)
@@ -126,7 +127,7 @@ def _evaluation_rate(prepared: Prepared) -> float:
             started = time.perf_counter()
             forward.token_losses(blocks.batch(chosen)).sum().item()
             seconds.append(time.perf_counter() - started)
-    return blocks.targets_in(chosen) / min(seconds[1:])
+    return len(chosen) / min(seconds[1:])
 
 
 def _sampling_seconds(prepared: Prepared) -> float:

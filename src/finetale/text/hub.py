@@ -214,5 +214,5 @@ def _read(file: SourceFile) -> Iterator[tuple[int, Raw]]:
     return dataset_documents(file.rows, file.columns, file.account)
 
 
-DATASET = Format("dataset", (), "documents", _read)
+DATASET = Format("dataset", "table", (), "documents", _read)
 """A split of a dataset. It is no file, so the registry does not have it."""

@@ -20,7 +20,7 @@ from finetale.text.archives import Member, archive_suffix, document_format, list
 from finetale.text.byte_streams import COMPRESSED, STANDARD_INPUT, UNREADABLE_HINT
 from finetale.text.documents import FileError, one_line
 from finetale.text.encodings import binary_kind
-from finetale.text.formats import HEAD_BYTES, Format, format_named, format_of, formats, known_suffixes, suffix_of
+from finetale.text.formats import HEAD_BYTES, Format, format_named, format_of, formats, known_kinds, suffix_of
 from finetale.text.formats.refused import OFTEN_WRONG, REFUSED
 from finetale.text.source_names import source_name
 
@@ -354,8 +354,7 @@ def _nothing_in(source: str, counts: _Counts) -> FileError:
         what = "holds only files that are validation, test, mixed or watched text"
     elif not counts.num_others:
         what = "holds no file that can be read"
-    known = ", ".join(suffix.removeprefix(".") for suffix in known_suffixes())
-    hint = f"Put files of these kinds there: {known}, or these as .gz or .zst, or in a .zip or .tar archive."
+    hint = f"Put files with text there: {known_kinds()}; as they are, as .gz or .zst, or in a .zip or .tar archive."
     return FileError(source, None, "empty_folder", what, hint)
 
 

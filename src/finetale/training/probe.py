@@ -116,7 +116,7 @@ def probe(
     if not free:
         result.skipped = "there is nothing to choose from"
         return result
-    passes = targets / max(1, start.micro_batch_size * blocks.block_size)
+    passes = targets / max(1.0, start.micro_batch_size * blocks.mean_targets)
     if passes < 20 * (_WARM_UP + _PASSES):
         result.skipped = "the run is very short"
         return result
@@ -185,7 +185,7 @@ def _cost(candidate: Choice, best: Trial, blocks: Blocks) -> float:
     """Estimate the seconds of a trial. A trial in fp32 may be four times slower, and compilation takes a minute."""
     on_gpu = candidate.threads is None
     passes = 3 * (_WARM_UP + (_GPU_PASSES if on_gpu else _PASSES))  # a gain is confirmed by one more trial of each side
-    seconds = passes * candidate.micro_batch_size * blocks.block_size / best.tokens_per_second
+    seconds = passes * candidate.micro_batch_size * blocks.mean_targets / best.tokens_per_second
     if candidate.precision != best.choice.precision:
         seconds *= 4
     return seconds + (60 if candidate.compile == "on" else 0)
@@ -195,6 +195,9 @@ def measure_choice(
     model: Any, blocks: Blocks, choice: Choice, *, passes: int = _PASSES, seconds: float = math.inf
 ) -> Trial:
     """Measure forward and backward passes on the first blocks: the median of tokens per second after a warm-up.
+
+    A pass over blocks of one size takes about the same time whatever is learned in them. So each pass counts the mean
+    number of learned targets of all blocks. The first blocks of examples may hold many more, or none.
 
     Args:
         passes: number of measured passes; at least 20 on a GPU.
@@ -221,7 +224,7 @@ def measure_choice(
                     loss.backward()  # type: ignore[no-untyped-call]
                 devices.synchronize(forward.device)
                 if number >= _WARM_UP:
-                    rates.append(blocks.targets_in(chosen) / (time.perf_counter() - began))
+                    rates.append(len(chosen) * blocks.mean_targets / (time.perf_counter() - began))
                     if time.perf_counter() - started > seconds:
                         break
     except Exception as error:

@@ -13,10 +13,29 @@ from functools import cache
 from pathlib import Path
 
 from finetale.text.byte_streams import COMPRESSED
-from finetale.text.formats.base import Chapter, Format, SourceFile
+from finetale.text.formats.base import Chapter, Format, Kind, SourceFile
 
-__all__ = ["Chapter", "Format", "SourceFile", "format_named", "format_of", "formats", "known_suffixes", "suffix_of"]
+__all__ = [
+    "Chapter",
+    "Format",
+    "SourceFile",
+    "format_named",
+    "format_of",
+    "formats",
+    "known_kinds",
+    "suffix_of",
+]
 
+_KINDS: dict[Kind, str] = {
+    "text": "plain text and markup",
+    "manuscript": "manuscripts",
+    "book": "e-books",
+    "page": "web pages",
+    "mail": "mails",
+    "table": "tables and records",
+    "subtitles": "subtitles",
+}
+"""Kind of formats with suffixes → its noun. The order is that of messages."""
 HEAD_BYTES = 4096
 """Number of first bytes by which a file without a suffix is identified."""
 
@@ -57,6 +76,7 @@ def format_of(path: Path) -> Format | None:
     return _by_suffix().get(suffix_of(path))
 
 
-def known_suffixes() -> tuple[str, ...]:
-    """Return the suffixes of all formats, with the dot."""
-    return tuple(_by_suffix())
+def known_kinds() -> str:
+    """Return the kinds of files that can be read, each with the usual suffixes of its formats, for messages."""
+    usual = {kind: [each.suffixes[0] for each in formats() if each.kind == kind and each.suffixes] for kind in _KINDS}
+    return ", ".join(f"{noun} ({' '.join(usual[kind])})" for kind, noun in _KINDS.items())

@@ -28,6 +28,7 @@ from finetale.text.lines import cut_lines, even_line_ends
 if TYPE_CHECKING:
     from finetale.text.columns import SourceColumns
 
+Kind = Literal["text", "manuscript", "book", "page", "mail", "table", "subtitles", "chat"]
 Yields = Literal["text", "chapters", "records", "documents"]
 _IN_MEMORY = 16 << 20
 
@@ -153,6 +154,7 @@ class Format:
 
     Attributes:
         name: short stable name, as the data report shows it.
+        kind: what its files are for people, to group formats in messages.
         suffixes: suffixes of its files, in lower case, with the dot.
         yields: what `read` yields.
         read: the reader. It imports its libraries when it is called.
@@ -166,6 +168,7 @@ class Format:
     """
 
     name: str
+    kind: Kind
     suffixes: tuple[str, ...]
     yields: Yields
     read: Reader

@@ -117,6 +117,6 @@ def _read(file: SourceFile, *, tabs: bool) -> Iterator[tuple[int, Mapping[str, s
 
 
 FORMATS = (
-    Format("csv", (".csv",), "records", partial(_read, tabs=False)),
-    Format("tsv", (".tsv",), "records", partial(_read, tabs=True)),
+    Format("csv", "table", (".csv",), "records", partial(_read, tabs=False)),
+    Format("tsv", "table", (".tsv",), "records", partial(_read, tabs=True)),
 )

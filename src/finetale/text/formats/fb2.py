@@ -115,4 +115,4 @@ class _Book:
             self.blocks.append(Block(text, None, f"stanza {self._num_groups}" if tag == "v" else None))
 
 
-FORMATS = (Format("fb2", (".fb2",), "chapters", fb2_chapters, needs=("lxml",)),)
+FORMATS = (Format("fb2", "book", (".fb2",), "chapters", fb2_chapters, needs=("lxml",)),)

@@ -84,4 +84,4 @@ def _without_spans(
     return "".join([*pieces, text[done:]])
 
 
-FORMATS = (Format("fountain", (".fountain", ".spmd"), "chapters", fountain_chapters),)
+FORMATS = (Format("fountain", "text", (".fountain", ".spmd"), "chapters", fountain_chapters),)

@@ -316,6 +316,6 @@ def _read(file: SourceFile) -> Iterator[tuple[int, Record]]:
 
 
 FORMATS = (
-    Format("jsonl", (".jsonl", ".ndjson"), "records", _read_lines),
-    Format("json", (".json",), "records", _read),
+    Format("jsonl", "table", (".jsonl", ".ndjson"), "records", _read_lines),
+    Format("json", "table", (".json",), "records", _read),
 )

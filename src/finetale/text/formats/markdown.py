@@ -105,4 +105,6 @@ def _text_of(value: object) -> str:
     return " ".join(str(value).split()) if isinstance(value, str | int | float) else ""
 
 
-FORMATS = (Format("markdown", (".md", ".markdown", ".qmd", ".rmd"), "chapters", markdown_chapters, has_lines=True),)
+FORMATS = (
+    Format("markdown", "text", (".md", ".markdown", ".qmd", ".rmd"), "chapters", markdown_chapters, has_lines=True),
+)

@@ -197,6 +197,6 @@ class _Cells:
 
 
 FORMATS = (
-    Format("ods", (".ods", ".ots"), "documents", _read, needs=("lxml",)),
-    Format("fods", (".fods",), "documents", _read_flat, needs=("lxml",)),
+    Format("ods", "table", (".ods", ".ots"), "documents", _read, needs=("lxml",)),
+    Format("fods", "table", (".fods",), "documents", _read_flat, needs=("lxml",)),
 )

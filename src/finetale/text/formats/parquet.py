@@ -76,4 +76,4 @@ def _holds_strings(kind: Any) -> bool:
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
-FORMATS = (Format("parquet", (".parquet",), "documents", parquet_documents, magic=(b"PAR1",), is_binary=True),)
+FORMATS = (Format("parquet", "table", (".parquet",), "documents", parquet_documents, magic=(b"PAR1",), is_binary=True),)

@@ -6,4 +6,4 @@ from finetale.text.formats.base import Format, SourceFile
 
 _SUFFIXES = (".txt", ".text", ".rst", ".rest", ".adoc", ".asciidoc", ".org", ".wiki", ".mediawiki")
 
-FORMATS = (Format("text", _SUFFIXES, "text", SourceFile.texts, has_lines=True),)
+FORMATS = (Format("text", "text", _SUFFIXES, "text", SourceFile.texts, has_lines=True),)

@@ -220,8 +220,8 @@ def _not_cues(file: SourceFile, expected: str) -> FileError:
 
 
 FORMATS = (
-    Format("srt", (".srt",), "chapters", _srt),
-    Format("vtt", (".vtt",), "chapters", _vtt, magic=(b"WEBVTT",)),
-    Format("ass", (".ass", ".ssa"), "chapters", _ass),
-    Format("microdvd", (".sub",), "chapters", _sub),
+    Format("srt", "subtitles", (".srt",), "chapters", _srt),
+    Format("vtt", "subtitles", (".vtt",), "chapters", _vtt, magic=(b"WEBVTT",)),
+    Format("ass", "subtitles", (".ass", ".ssa"), "chapters", _ass),
+    Format("microdvd", "subtitles", (".sub",), "chapters", _sub),
 )

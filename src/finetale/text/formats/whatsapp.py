@@ -283,4 +283,4 @@ def _bare_start(text: str) -> str:
     return text.lstrip("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\ufeff ")
 
 
-FORMATS = (Format("whatsapp", (), "documents", _read),)
+FORMATS = (Format("whatsapp", "chat", (), "documents", _read),)

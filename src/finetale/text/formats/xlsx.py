@@ -356,4 +356,4 @@ def _unescaped(text: str) -> str:
     return _ESCAPED.sub(lambda match: chr(int(match.group(1), 16)), text)
 
 
-FORMATS = (Format("xlsx", (".xlsx", ".xlsm", ".xltx", ".xltm"), "documents", _read, needs=("lxml",)),)
+FORMATS = (Format("xlsx", "table", (".xlsx", ".xlsm", ".xltx", ".xltm"), "documents", _read, needs=("lxml",)),)

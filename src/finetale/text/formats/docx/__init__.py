@@ -74,6 +74,7 @@ _read = partial(zipped_chapters, blocks_of=docx_blocks)
 FORMATS = (
     Format(
         "docx",
+        "manuscript",
         (".docx", ".docm", ".dotx", ".dotm"),
         "chapters",
         _read,

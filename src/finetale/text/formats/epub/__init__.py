@@ -141,6 +141,6 @@ def _decoded(source: SourceFile, container: Container, member: str) -> str:
 
 
 FORMATS = (
-    Format("epub", (".epub",), "chapters", epub_chapters, needs=("lxml",), is_binary=True),
-    Format("htmlz", (".htmlz",), "chapters", htmlz_chapters, needs=("lxml",), is_binary=True),
+    Format("epub", "book", (".epub",), "chapters", epub_chapters, needs=("lxml",), is_binary=True),
+    Format("htmlz", "book", (".htmlz",), "chapters", htmlz_chapters, needs=("lxml",), is_binary=True),
 )

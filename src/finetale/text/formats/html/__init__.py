@@ -67,11 +67,12 @@ def read_whole(source: SourceFile, limit: int) -> bytes:
 FORMATS = (
     Format(
         "html",
+        "page",
         (".html", ".htm", ".xhtml"),
         "chapters",
         html_chapters,
         needs=("lxml",),
         magic=(re.compile(rb"\s*<(!doctype )?html", re.IGNORECASE),),
     ),
-    Format("mhtml", (".mhtml", ".mht"), "chapters", mhtml_chapters, needs=("lxml",)),
+    Format("mhtml", "page", (".mhtml", ".mht"), "chapters", mhtml_chapters, needs=("lxml",)),
 )

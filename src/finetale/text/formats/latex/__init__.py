@@ -421,4 +421,4 @@ def _closing_braces(source: str) -> dict[int, int]:
     return closes
 
 
-FORMATS = (Format("latex", (".tex", ".latex", ".ltx"), "chapters", latex_chapters),)
+FORMATS = (Format("latex", "text", (".tex", ".latex", ".ltx"), "chapters", latex_chapters),)

@@ -206,6 +206,8 @@ def _subject(message: Message) -> str:
 
 
 FORMATS = (
-    Format("eml", (".eml",), "documents", eml_documents, has_columns=False, needs=("lxml",)),
-    Format("mbox", (".mbox",), "documents", mbox_documents, has_columns=False, needs=("lxml",), magic=(_SEPARATOR,)),
+    Format("eml", "mail", (".eml",), "documents", eml_documents, has_columns=False, needs=("lxml",)),
+    Format(
+        "mbox", "mail", (".mbox",), "documents", mbox_documents, has_columns=False, needs=("lxml",), magic=(_SEPARATOR,)
+    ),
 )

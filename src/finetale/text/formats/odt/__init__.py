@@ -58,11 +58,12 @@ _read = partial(zipped_chapters, blocks_of=odt_blocks)
 FORMATS = (
     Format(
         "odt",
+        "manuscript",
         (".odt", ".ott"),
         "chapters",
         _read,
         needs=("lxml",),
         is_binary=True,
     ),
-    Format("fodt", (".fodt",), "chapters", _read_flat, needs=("lxml",)),
+    Format("fodt", "manuscript", (".fodt",), "chapters", _read_flat, needs=("lxml",)),
 )

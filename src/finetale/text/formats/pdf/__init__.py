@@ -271,4 +271,15 @@ def _letters(text: str) -> str:
     return "".join(filter(str.isalnum, text.casefold()))
 
 
-FORMATS = (Format("pdf", (".pdf",), "chapters", pdf_chapters, needs=("pypdfium2",), magic=(b"%PDF-",), is_binary=True),)
+FORMATS = (
+    Format(
+        "pdf",
+        "manuscript",
+        (".pdf",),
+        "chapters",
+        pdf_chapters,
+        needs=("pypdfium2",),
+        magic=(b"%PDF-",),
+        is_binary=True,
+    ),
+)

@@ -36,4 +36,4 @@ def _read(file: SourceFile) -> Iterator[Chapter]:
         yield from chapters_of(rtf_blocks(file.name, data, file.account))
 
 
-FORMATS = (Format("rtf", (".rtf",), "chapters", _read, magic=(b"{\\rtf",), is_binary=True),)
+FORMATS = (Format("rtf", "manuscript", (".rtf",), "chapters", _read, magic=(b"{\\rtf",), is_binary=True),)
