@@ -17,9 +17,9 @@ from finetale.models.loading import (
     load,
     load_located,
     load_tokenizer,
+    load_weights,
     locate,
     save,
-    save_settings,
 )
 from finetale.models.names import BUNDLED_NAME, check_name, is_new, name_of_folder, shape_of
 from finetale.models.opening import open_model, warn_if_unfinished
@@ -38,12 +38,12 @@ __all__ = [
     "load",
     "load_located",
     "load_tokenizer",
+    "load_weights",
     "locate",
     "name_of_folder",
     "open_model",
     "positions_of",
     "save",
-    "save_settings",
     "shape_of",
     "suppressed_ids",
     "warn_if_unfinished",

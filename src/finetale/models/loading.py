@@ -234,13 +234,21 @@ def save(
     add_older_keys(folder)
 
 
-def save_settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the files of a model folder other than the weights: its configs and its tokenizer."""
-    _set_ids(model, tokenizer, 120)
-    model.config.save_pretrained(str(folder))
-    model.generation_config.save_pretrained(str(folder))
-    tokenizer.save_pretrained(str(folder))
-    add_older_keys(folder)
+def load_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Read the weights of a folder that `save` wrote into a model of the same architecture, in place.
+
+    transformers maps the names in the folder to those in memory and records which mapping it used. The model takes over
+    the record, so that `save` writes the same names again.
+    """
+    import torch
+
+    located = Located(str(folder), "local", folder, None, read_config(folder / "config.json"))
+    stored = _read_weights(located, None)
+    with torch.no_grad():
+        found = stored.state_dict()
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(found[name])
+    model._weight_conversions = stored._weight_conversions
 
 
 def _set_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> None:

@@ -1,7 +1,8 @@
 """Save and load checkpoints: weights, optimizer state and counters of a run. Does not know about the loop.
 
-A checkpoint is a model folder with two more files, one in safetensors format and one in JSON. No file is a pickle. A
-checkpoint is written to a temporary folder, flushed, sealed with a manifest of SHA-256 sums and renamed (see
+A checkpoint is a model folder with two more files, one in safetensors format and one in JSON. No file is a pickle. The
+model folder is written like every other one, so its tensors have the names of the base's files. A checkpoint is
+written to a temporary folder, flushed, sealed with a manifest of SHA-256 sums and renamed (see
 `rundir.write_sealed_folder`). It holds no random state, because the loop seeds dropout by (seed, step, micro-batch).
 """
 
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, load_model, save_file
+from safetensors.torch import load_file, save_file
 from torch.linalg import vector_norm
 
 from finetale import models
@@ -25,7 +26,7 @@ from finetale.rundir import RunDirectory, read_json, verify_folder, write_bytes,
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-WEIGHTS_NAME, OPTIMIZER_NAME, STATE_NAME = "model.safetensors", "optimizer.safetensors", "state.json"
+OPTIMIZER_NAME, STATE_NAME = "optimizer.safetensors", "state.json"
 SETTINGS_NAME = "config.yaml"
 
 
@@ -63,12 +64,11 @@ def save_checkpoint(
     Raises:
         DivergedError: a weight or a moment is not finite. Nothing is written.
     """
-    weights, moments = _weights(model), _moments(model, optimizer)
-    check_finite(weights | moments, state.step)
+    moments = _moments(model, optimizer)
+    check_finite({**model.state_dict(), **moments}, state.step)
 
     def fill(folder: Path) -> None:
-        models.save_settings(model, tokenizer, folder)
-        save_file(weights, str(folder / WEIGHTS_NAME), metadata={"format": "pt"})
+        models.save(model, tokenizer, folder)
         save_file(moments, str(folder / OPTIMIZER_NAME))
         write_json(folder / STATE_NAME, asdict(state))
         if settings_file is not None:
@@ -127,9 +127,9 @@ def read_state(folder: Path) -> TrainState:
     return TrainState(**values)
 
 
-def load_checkpoint(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
+def load_checkpoint(folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> TrainState:
     """Load the weights and moments of a checkpoint into model and optimizer, in place; return the counters."""
-    load_model(model, str(folder / WEIGHTS_NAME))
+    models.load_weights(model, folder)
     stored = load_file(str(folder / OPTIMIZER_NAME))
     state: dict[int, dict[str, torch.Tensor]] = {}
     for index, (name, parameter) in enumerate(_optimized(model, optimizer)):
@@ -141,17 +141,6 @@ def load_checkpoint(folder: Path, model: torch.nn.Module, optimizer: torch.optim
             }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return read_state(folder)
-
-
-def _weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return the model's state dict, with each shared tensor once, under its first name."""
-    weights: dict[str, torch.Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            weights[name] = tensor.detach().contiguous()
-    return weights
 
 
 def _moments(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
