@@ -8,6 +8,7 @@ from finetale.errors import ConfigError
 
 EXTRA_OF: dict[str, str] = {
     "datasets": "datasets",
+    "gguf": "gguf",
     "lxml": "formats",
     "nncf": "serve",
     "sacrebleu": "answers",

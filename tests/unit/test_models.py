@@ -323,14 +323,14 @@ def pretend(folder: Path, *names: str) -> None:
         (
             ["model.Q4_K.gguf"],
             ["config.json", "model.safetensors"],
-            "only as model.Q4_K.gguf, a format of another program",
-            "made from",
+            "model.Q4_K.gguf is not a GGUF file",
+            "download",
         ),
         (
             ["model.gguf"],
             ["model.safetensors"],
-            "only as model.gguf",
-            "made from",
+            "model.gguf is not a GGUF file",
+            "download",
         ),
         (
             ["consolidated.00.pth"],
@@ -413,7 +413,7 @@ def test_a_git_lfs_pointer(folder: Path) -> None:
 def test_files_in_place_of_folders(folder: Path, tmp_path: Path) -> None:
     assert str(folder) in refused(folder / "model.safetensors").hint
     pretend(tmp_path, "model.gguf", "model.bin", "notes.txt")
-    assert "format of another program" in refused(tmp_path / "model.gguf").message
+    assert "is not a GGUF file" in refused(tmp_path / "model.gguf").message
     assert "can carry code" in refused(tmp_path / "model.bin").message
     assert "is a file, not a model folder" in refused(tmp_path / "notes.txt").message
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Source = Annotated[
     str, Parameter(help="A file, a folder, - for standard input, bundled:tales, or hf:DATASET[/CONFIG][:SPLIT].")
 ]
-Model = Annotated[str, Parameter(help="Hub id, model folder, run directory, bundled, or new:SHAPE.")]
+Model = Annotated[str, Parameter(help="Hub id, model folder, GGUF file, run directory, bundled, or new:SHAPE.")]
 RunFolder = Annotated[str, Parameter(help="A run directory.")]
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print the result as JSON.")]
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), help="Print only warnings and the result.")]

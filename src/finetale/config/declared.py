@@ -235,7 +235,9 @@ class TextSettings(Settings):
 class TokenSettings(Settings):
     """Tokens: tokenizer, blocks, cache"""
 
-    tokenizer: str | None = Field(None, description="Tokenizer: Hub id, folder or bundled. auto: the model's own.")
+    tokenizer: str | None = Field(
+        None, description="Tokenizer: Hub id, folder, GGUF file or bundled. auto: the model's own."
+    )
     vocab_size: int = Field(
         8192, ge=257, le=1_000_000, description="Vocabulary size of the tokenizer that is trained for a new: model."
     )
@@ -257,8 +259,8 @@ class ModelSettings(Settings):
     model: str = Field(
         "gpt2",
         min_length=1,
-        description="Hub id, local folder, run directory, bundled, or new:SHAPE for random weights (new:1m … "
-        "new:gpt2-xl, new:WIDTHxLAYERS).",
+        description="Hub id, local folder, GGUF file, run directory, bundled, or new:SHAPE for random weights (new:1m "
+        "… new:gpt2-xl, new:WIDTHxLAYERS).",
     )
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
     offline: bool = Field(False, description="Use only files that are on this machine.")

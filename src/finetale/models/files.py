@@ -29,7 +29,7 @@ _ENCODERS = frozenset(
     }
 )
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
-_OTHER_FORMATS = (".gguf", ".ggml", ".onnx", ".tflite", ".mlmodel")
+_OTHER_FORMATS = (".ggml", ".onnx", ".tflite", ".mlmodel")
 WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors", re.ASCII)
@@ -98,6 +98,11 @@ def check_files(name: str, files: Sequence[str], *, adapter_base: str | None = N
         _check_shards(name, files, shards)
         return
     for file in sorted(files):
+        if file.lower().endswith(".gguf"):
+            raise ModelError(
+                f"{name} has its weights only as GGUF files, such as {file}.",
+                f"Download one of them with `hf download {name} {file}`, and give its path.",
+            )
         if file.endswith(_OTHER_FORMATS):
             raise ModelError(
                 f"{name} has its weights only as {file}, a format of another program.",
@@ -134,6 +139,11 @@ def check_is_folder(name: str, path: Path) -> None:
     """
     if not path.exists() or path.is_dir():
         return
+    if path.suffix.lower() == ".gguf":
+        raise ModelError(
+            f"{name} is not a GGUF file: its first bytes are not GGUF ({path.stat().st_size:,} bytes).",
+            "The download may be incomplete, or the file a Git LFS pointer. Download it again.",
+        )
     if path.suffix in _OTHER_FORMATS or path.suffix in _PICKLES:
         check_files(name, [path.name])
     beside = path.parent if (path.parent / "config.json").is_file() else None

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetale.errors import ConfigError, ModelError, TokenizerError
 from finetale.formatting import shell_command
+from finetale.models import gguf
 from finetale.models.compatibility import add_older_keys
 from finetale.models.files import check_config, check_files, check_is_folder, first_line, positions_of, read_config
 from finetale.models.generation import drop_foreign_ids, generation_config
 from finetale.models.hub import download
 from finetale.models.names import BUNDLED_FOLDER, BUNDLED_NAME, check_name, is_hub_id, is_new, shape_of
+from finetale.models.progress_bars import no_progress_bars
 from finetale.models.safety import check_tensors, check_tokenizer_files, clean_config, read_bounded_json
 from finetale.rundir import MANIFEST_NAME, RunDirectory, is_sealed, read_json, sealed_sums, sha256_of, verify_folder
 from finetale.tokens import begin_and_end, check_tokenizer
@@ -30,10 +30,12 @@ class Provenance:
     """Where a model came from; recorded in run.json."""
 
     name: str
-    kind: str  # hub, local, run, bundled or new
+    kind: str  # hub, local, gguf, run, bundled or new
     revision: str | None
     sha256: str
     parameters: int
+    weights: str | None = None
+    """Type and bits of the weights in a GGUF file, such as "Q4_K, 4.8 bits per weight"."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -60,6 +62,13 @@ class Located:
     revision: str | None
     config: dict[str, Any]
     warning: str | None = None
+    file: Path | None = None
+    """The GGUF file that holds the model; then `folder` is the folder that it is in."""
+
+    @property
+    def source(self) -> Path:
+        """The path that the tokenizer is loaded from."""
+        return self.file or self.folder
 
     @property
     def positions(self) -> int | None:
@@ -78,6 +87,8 @@ def locate(name: str, *, revision: str | None = None, offline: bool = False) -> 
     path = Path(name).expanduser()
     if name == BUNDLED_NAME:
         return _checked(name, "bundled", BUNDLED_FOLDER, None)
+    if (file := gguf.gguf_file(path)) is not None:
+        return _of_gguf(name, file)
     if path.is_dir():
         run = RunDirectory(path)
         if run.is_run():
@@ -92,6 +103,13 @@ def locate(name: str, *, revision: str | None = None, offline: bool = False) -> 
     check_is_folder(name, path)
     folder, commit = download(name, revision, offline)
     return _checked(name, "hub", folder, commit)
+
+
+def _of_gguf(name: str, path: Path) -> Located:
+    header = gguf.check_gguf(path)
+    warnings = [gguf.precision_warning(path, header), gguf.tokenizer_warning(path, header)]
+    warning = " ".join(each for each in warnings if each) or None
+    return Located(name, "gguf", path.parent, None, gguf.read_config(header, path), warning, path)
 
 
 def _of_run(name: str, run: RunDirectory) -> Located:
@@ -153,11 +171,15 @@ def load_located(
     located: Located, *, tokenizer: PreTrainedTokenizerBase | None = None, dropout: float | None = None
 ) -> LoadedModel:
     """Read weights and tokenizer of a located model. Errors as in `load`."""
-    given, tokenizer = tokenizer, tokenizer or load_tokenizer(located.folder, name=located.name)
+    given, tokenizer = tokenizer, tokenizer or load_tokenizer(located.source, name=located.name)
     model = _read_weights(located, dropout)
     _check_fit(model, tokenizer, located.name)
-    if given is not None and given.name_or_path != str(located.folder):
+    if given is not None and given.name_or_path not in (str(located.folder), str(located.source)):
         drop_foreign_ids(model, given)
+    if located.file is not None:
+        weights = gguf.describe(gguf.check_gguf(located.file))
+        provenance = Provenance(located.name, "gguf", None, sha256_of(located.file), model.num_parameters(), weights)
+        return LoadedModel(model, tokenizer, provenance, located.warning)
     digest = hashlib.sha256()
     known = sealed_sums(located.folder) if is_sealed(located.folder) else {}  # verified when it was located
     for file in sorted(located.folder.glob("*.safetensors")):
@@ -169,7 +191,7 @@ def load_located(
 def load_tokenizer(
     source: str | Path, *, name: str | None = None, revision: str | None = None, offline: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a folder, a run directory, the package (`bundled`) or the Hub; refuse an empty one.
+    """Load a tokenizer from a folder, a run, a GGUF file, the package (`bundled`) or the Hub; refuse an empty one.
 
     Raises:
         TokenizerError, ModelError, HubError: as in `load`.
@@ -179,6 +201,10 @@ def load_tokenizer(
     if source == BUNDLED_NAME:
         check_name(BUNDLED_NAME)
         folder = BUNDLED_FOLDER
+    if (file := gguf.gguf_file(folder)) is not None:
+        tokenizer = gguf.read_tokenizer(file, name)
+        check_tokenizer(tokenizer, name)
+        return tokenizer
     if (folder / "run.json").is_file():
         folder = folder / "model"
     if not folder.is_dir():
@@ -189,10 +215,8 @@ def load_tokenizer(
     from transformers import AutoTokenizer  # imported late, because it takes seconds: the checks above come first
 
     try:
-        with _no_progress_bars():
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False
-            )
+        with no_progress_bars():
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError … for the same problem
         _refuse_sentencepiece(name, folder)
         raise TokenizerError(
@@ -228,7 +252,7 @@ def save(
     The files are written in place; wrap the call with `rundir.write_folder` to make it atomic.
     """
     _set_ids(model, tokenizer, max_new_tokens)
-    with _no_progress_bars():
+    with no_progress_bars():
         model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
     add_older_keys(folder)
@@ -342,7 +366,9 @@ def _read_weights(located: Located, dropout: float | None) -> PreTrainedModel:
     try:
         config = CONFIG_MAPPING[located.config["model_type"]].from_dict(clean_config(located.config))
         _set_dropout(config, dropout)
-        with _no_progress_bars():
+        if located.file is not None:
+            return gguf.read_model(located.file, config)
+        with no_progress_bars():
             model, info = AutoModelForCausalLM.from_pretrained(
                 str(located.folder),
                 config=config,
@@ -352,6 +378,8 @@ def _read_weights(located: Located, dropout: float | None) -> PreTrainedModel:
                 local_files_only=True,
                 output_loading_info=True,
             )
+    except ModelError:
+        raise
     except Exception as error:  # safetensors and transformers raise many kinds for a damaged file
         raise ModelError(
             f"The weights of {located.name} can't be read: {first_line(error)}",
@@ -365,20 +393,6 @@ def _read_weights(located: Located, dropout: float | None) -> PreTrainedModel:
         )
     loaded: PreTrainedModel = model.eval()
     return loaded
-
-
-@contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Hide the progress bars of transformers, whose work takes no time here."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _set_dropout(config: Any, dropout: float | None) -> None:

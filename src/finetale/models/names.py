@@ -51,7 +51,7 @@ def check_name(name: str) -> None:
     """
     if not name:
         raise ModelError(
-            "The name of the model is empty.", "Give a Hub id, a model folder, a run directory or bundled."
+            "The name of the model is empty.", "Give a Hub id, a model folder, a GGUF file, a run directory or bundled."
         )
     if is_new(name):
         shape_of(name)
@@ -63,10 +63,12 @@ def check_name(name: str) -> None:
                 "There is no bundled model in this installation.",
                 "Use a Hub id, a folder, or new:10m for random weights.",
             )
+    elif name.lower().endswith(".gguf") and not Path(name).expanduser().exists():
+        raise ModelError(f"There is no file {name}.", _near(name) or _download_hint(name))
     elif not Path(name).expanduser().exists() and not is_hub_id(name):
         raise ModelError(
             f"The model {name!r} is neither an existing folder nor a Hub id (NAME or OWNER/NAME).",
-            _near_folder(name) or "Check the path, or name a model on the Hub such as gpt2, or bundled.",
+            _near(name) or "Check the path, or name a model on the Hub such as gpt2, or bundled.",
         )
 
 
@@ -104,16 +106,27 @@ def meant(name: str) -> str:
     """Return a hint for a name that resembles `bundled`, an existing folder or a path; else an empty text."""
     if difflib.get_close_matches(name, [BUNDLED_NAME], cutoff=0.8):
         return f"Did you mean {BUNDLED_NAME}? "
-    if near := _near_folder(name):
+    if near := _near(name):
         return f"{near} "
     if "/" in name and Path(name).expanduser().parent.is_dir():
         return f"If a folder was meant: there is none called {name}. "
     return ""
 
 
-def _near_folder(name: str) -> str:
+def _download_hint(name: str) -> str:
+    """Return how to get a GGUF file whose name has the form OWNER/NAME/FILE."""
+    *repository, file = name.removeprefix("hf:").split("/")
+    if len(repository) == 2 and is_hub_id("/".join(repository)):
+        command = f"hf download {'/'.join(repository)} {file}"
+        return f"To use a file of the Hub, download it with `{command}`, and give its path."
+    return "Check the path."
+
+
+def _near(name: str) -> str:
+    """Return a hint at a folder or a GGUF file with a similar path; empty without one."""
     path = Path(name).expanduser()
     if not path.parent.is_dir():
         return ""
-    near = difflib.get_close_matches(path.name, [item.name for item in path.parent.iterdir() if item.is_dir()], n=1)
+    items = [item.name for item in path.parent.iterdir() if item.is_dir() or item.suffix.lower() == ".gguf"]
+    near = difflib.get_close_matches(path.name, items, n=1)
     return f"Did you mean {path.parent / near[0]}?" if near else ""

@@ -273,7 +273,7 @@ def compare_models(
     )
     if store is not None and measured_text is MeasuredText.HELD_OUT and config.audit_tokens != 0:
         # A run that went before may know the very text by heart, and random weights know nothing.
-        base = before if same and before.provenance.kind in ("hub", "local", "bundled") else None
+        base = before if same and before.provenance.kind in ("hub", "local", "gguf", "bundled") else None
         memorised = audit_model(after, base, store, config, notify, between)
         result = result.model_copy(update={"memorisation": memorised})
     return result

@@ -110,7 +110,7 @@ def prepare(
         if located.warning:
             warn(notify, located.warning)
         check_positions(config.block_size, located.positions)
-        tokenizer = _given_tokenizer(config) or models.load_tokenizer(located.folder, name=config.model)
+        tokenizer = _given_tokenizer(config) or models.load_tokenizer(located.source, name=config.model)
     store = store or tokenise(config, tokenizer, notify)
     findings = [finding.sentence() for finding in text_findings(store.report) if finding.matters]
     for warning in [*store.warnings, *findings]:

@@ -30,6 +30,7 @@ MEMORY_WARNING_SHARE = 0.001
 _ORIGINS = {
     "hub": "the Hub",
     "local": "a local folder",
+    "gguf": "a GGUF file",
     "run": "an earlier run",
     "bundled": "the Finetale package",
     "new": "random weights",
@@ -283,6 +284,7 @@ def _facts(manifest: RunManifest) -> list[tuple[str, str]]:
         ("Base model", short_name(base.name) if base else UNKNOWN),
         ("Taken from", _ORIGINS.get(base.kind or "", plain(base.kind)) if base else UNKNOWN),
         ("Revision", plain(base.revision if base else None)),
+        ("Weights of the base", plain(base.weights if base else None)),
         ("Parameters", count(base.parameters if base else None)),
         ("Optimizer steps", steps),
         ("Time", duration(manifest.seconds)),

@@ -23,10 +23,17 @@ class BaseModelSource(Record):
     """The model that training started from."""
 
     name: str = Field(description="Name as given to `--model`.")
-    kind: str | None = Field(default=None, description="`hub`, `local`, `run`, `bundled` or `new`.")
+    kind: str | None = Field(default=None, description="`hub`, `local`, `gguf`, `run`, `bundled` or `new`.")
     revision: str | None = Field(default=None, description="Commit on the Hub.")
     sha256: str | None = Field(default=None, description="SHA-256 of the weights.")
     parameters: int | None = Field(default=None, description="Number of parameters.")
+    weights: str | None = Field(
+        default=None, description="Type and bits of the weights in a GGUF file; absent for other models."
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_absent_weights(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if key != "weights" or value is not None}
 
 
 class Choice(Record):

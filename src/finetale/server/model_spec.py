@@ -54,13 +54,22 @@ class ModelSpec:
             FinetaleError: the model cannot be loaded, or the engine cannot serve it.
         """
         before = None if serving is None else serving.provenance
-        if before is not None and before.kind in ("run", "local") and not Path(before.name).expanduser().exists():
+        if (
+            before is not None
+            and before.kind in ("run", "local", "gguf")
+            and not Path(before.name).expanduser().exists()
+        ):
             raise ModelError(f"{before.name} does not exist any more.", "")  # or the name would be looked up on the Hub
         loaded = self.load(notify)
         if serving is not None and serving.works and before is not None and before.sha256 == loaded.provenance.sha256:
             return None
         if self.engine == "vllm":
             found = loaded.provenance
+            if found.kind == "gguf":
+                raise ModelError(
+                    f"The engine vllm does not serve GGUF files ({found.name}).",
+                    "Choose another engine, or train first.",
+                )
             facts = Generator(loaded.model, loaded.tokenizer)
             return start(
                 self.name,
