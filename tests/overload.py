@@ -22,7 +22,7 @@ from tiny import save_model
 
 T = TypeVar("T")
 LONG = 8192
-"""Context of the model: a text of so many tokens takes seconds."""
+"""Context length of the model. Generating as many tokens takes seconds."""
 NUM_CLIENTS = 200
 SLOTS = 20
 COMMAND = ("tiny", "--slots", str(SLOTS), "--queue", "32")
@@ -40,7 +40,7 @@ def loaded():
 service._settle = loaded
 sys.exit(run(["serve", "tiny", "--engine", "torch", "--port", "0", "--drain", "{DRAIN_SECONDS}"]))
 """
-"""A service whose engine never returns from a step."""
+"""Program of a service whose engine never returns from a step."""
 
 
 def save_long_model(folder: Path) -> None:
@@ -60,12 +60,12 @@ def endless(**values: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Burst:
-    """The answers to simultaneous requests.
+    """Response times of simultaneous requests.
 
     Attributes:
         refused: seconds until each response with status 429, sorted.
         served: seconds until each response with status 200, sorted.
-        health: seconds of the requests for /health meanwhile, sorted.
+        health: seconds until each response to /health in the meantime, sorted.
     """
 
     refused: list[float]
@@ -74,7 +74,7 @@ class Burst:
 
     @property
     def health_p99(self) -> float:
-        """99th percentile of the seconds of /health."""
+        """99th percentile of `health`."""
         return self.health[int(0.99 * len(self.health))]
 
 
@@ -94,7 +94,7 @@ async def burst(serving: Serving) -> Burst:
     answers = await asked
     refused = [(seconds, headers) for status, headers, _, seconds in answers if status == 429]
     served = [seconds for status, _, _, seconds in answers if status == 200]
-    assert len(served) + len(refused) == NUM_CLIENTS, "nothing hangs"
+    assert len(served) + len(refused) == NUM_CLIENTS, "every request gets a response"
     assert len(served) >= 32
     assert len(refused) >= 100
     assert all(headers["retry-after"] == "1" for _, headers in refused)
@@ -148,7 +148,7 @@ class Abandoned:
 
     Attributes:
         seconds: seconds until all their slots were free.
-        step: seconds of the slowest of five steps before.
+        step: seconds of the slowest of five decoding steps before the disconnects.
     """
 
     seconds: float
@@ -199,10 +199,10 @@ async def small_answers(serving: Serving) -> list[float]:
 
 @dataclass(frozen=True)
 class Terminated:
-    """A service that got SIGTERM while it was generating.
+    """What happened after SIGTERM during generation.
 
     Attributes:
-        data: what its client received after the headers.
+        data: bytes that the client received after the headers.
         seconds: seconds from the signal to the end of the process.
     """
 
@@ -217,7 +217,9 @@ async def terminated(serving: Serving) -> Terminated:
     assert (await client.head())[0] == 200
     serving.process.send_signal(signal.SIGTERM)
     started = time.perf_counter()
-    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):  # it may close what is idle first
+    with contextlib.suppress(
+        asyncio.IncompleteReadError, ConnectionError
+    ):  # the service may close the idle connection first
         while (await other.ask("GET", "/ready"))[0] == 200:
             await asyncio.sleep(0.01)
     data = await client.reader.read()

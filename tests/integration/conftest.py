@@ -1,4 +1,4 @@
-"""A finished run of the real command on a tiny model, shared by the tests that look at it."""
+"""Provide a finished run of the real command on a tiny model, shared by the tests that read it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TRAIN = [
 
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with stories/ (60 files), base/ (a tiny model) and run/ (base trained on stories)."""
+    """Create a folder with stories/ (60 files), base/ (a tiny model) and run/ (base trained on stories)."""
     folder = tmp_path_factory.mktemp("workplace")
     patch = pytest.MonkeyPatch()
     patch.setenv("FINETALE_CACHE", str(folder / "cache"))
@@ -42,7 +42,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same folder as the current directory, with its cache."""
+    """Change to the folder of `workplace` and use its cache."""
     monkeypatch.setenv("FINETALE_CACHE", str(workplace / "cache"))
     monkeypatch.chdir(workplace)
     return workplace

@@ -1,4 +1,4 @@
-"""Bad inputs through the real command: one error line, one hint line, exit code 1, and nothing half-written."""
+"""Test bad inputs with the real command: one error line, one hint line, exit code 1, and no partial files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ GOOD = ("--model", "{shared}/good", "--out", "out", *TINY)
 class Case:
     """A bad input: a command, its files, and texts that its error and its hint must contain.
 
-    {shared} in an argument is replaced by the folder of models.
+    The folder of models replaces {shared} in an argument.
     """
 
     name: str
@@ -290,7 +290,7 @@ CASES = [
         ("docs/settings.md",),
         {"c.yaml": b"velocity: 9\n"},
     ),
-    # where the run goes
+    # output folders
     Case(
         "out is a folder of other files",
         ("train", "text.txt", *GOOD),
@@ -403,7 +403,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Model folders, most of them bad, and a finished run."""
+    """Create model folders, most of them invalid, and a finished run."""
     folder = tmp_path_factory.mktemp("shared")
     good = save_model(folder / "good")
     weights = (good / "model.safetensors").read_bytes()
@@ -464,21 +464,21 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
 
 
 def half_written(folder: Path) -> list[str]:
-    """What a writer leaves when it is stopped in the middle: temporary names, and stores without an account."""
+    """Return the names of partial results: temporary names, and stores without store.json."""
     if not folder.is_dir():
         return []
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
-    tokens = folder / "tokens"  # the stores of a cache, or the one store of a run
+    tokens = folder / "tokens"  # contains the stores of a cache, or is the store of a run
     stores = [path for path in tokens.glob("*") if path.is_dir()]
     if any(path.is_file() for path in tokens.glob("*")):
         stores.append(tokens)
     stores = [store for store in stores if not (store / "store.json").is_file()]
-    left = [name for name in names if name.endswith((".tmp", ".old")) or name.startswith("stream-")]
-    return left + [store.name for store in stores]
+    partial = [name for name in names if name.endswith((".tmp", ".old")) or name.startswith("stream-")]
+    return partial + [store.name for store in stores]
 
 
 def check(result: Result, error: tuple[str, ...], hint: tuple[str, ...], code: int = 1) -> None:
-    """A refusal as it should be."""
+    """Check that a command was refused with one error line and one hint line that contain some words."""
     assert result.code == code, result.stderr
     assert len(result.errors) == 1, result.stderr
     assert len(result.hints) == 1, result.stderr
@@ -512,7 +512,7 @@ def test_a_bad_input(case: Case, shared: Path, work: Path, command: Callable[...
 
 
 @pytest.mark.parametrize("name", ["wrong path", "bad JSON", "unknown flag"])
-def test_a_bad_input_in_a_process_of_its_own(name: str, shared: Path, work: Path) -> None:
+def test_a_bad_input_in_a_new_process(name: str, shared: Path, work: Path) -> None:
     case = next(case for case in CASES if case.name == name)
     put_files(work, case)
     before = snapshot(work)
@@ -540,7 +540,7 @@ def test_blank_standard_input(
 
 
 @pytest.mark.parametrize(
-    ("base", "more", "said", "hint", "saved"),
+    ("base", "more", "error", "hint", "saved"),
     [
         ("nan", (), ("Step 0: the base model's", "holds numbers that are not finite"), "Download it again", set()),
         ("huge", ("--validation-fraction", "0"), ("Step 1: the", "loss is nan"), "--learning-rate", {"model"}),
@@ -549,7 +549,7 @@ def test_blank_standard_input(
 def test_a_loss_that_is_not_finite(
     base: str,
     more: tuple[str, ...],
-    said: tuple[str, ...],
+    error: tuple[str, ...],
     hint: str,
     saved: set[str],
     shared: Path,
@@ -558,7 +558,7 @@ def test_a_loss_that_is_not_finite(
 ) -> None:
     words = ("train", shared / "stories", "--model", shared / base, "--out", "out", *more, *TINY)
     result = command(*words)
-    check(result, said, (hint,))
+    check(result, error, (hint,))
     manifest = rundir.read_json(work / "out" / "run.json")
     assert manifest["status"] == "failed"
     assert "DivergedError" in manifest["error"]
@@ -570,7 +570,7 @@ def test_a_loss_that_is_not_finite(
 
 
 class FullDisk:
-    """A fake os.fsync. From the `last`-th call on it reports that no space is left."""
+    """A fake os.fsync that raises ENOSPC in call number `last` and all later ones."""
 
     def __init__(self, last: int | None) -> None:
         self.last = last
@@ -583,7 +583,7 @@ class FullDisk:
 
 
 def test_a_full_disk(shared: Path, work: Path, command: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever the disk fills up, the error says so, no half-written file or folder stays, and the run can go on."""
+    """At any point, the error names the full disk, no partial file or folder is left, and the run can be resumed."""
     for file in sorted((shared / "stories").iterdir())[:12]:
         shutil.copy(file, work)
     words = ("train", *sorted(path.name for path in work.iterdir()), "--model", shared / "good", *TINY)
@@ -598,8 +598,8 @@ def test_a_full_disk(shared: Path, work: Path, command: Callable[..., Result], m
         disk.last, disk.count = place, 0
         out, cache = Path(f"out-{place}"), Path(f"cache-{place}")
         result = command(*words, "--out", out, "--cache-dir", cache)
-        said = len(result.errors) == len(result.hints) == 1 and "No space left" in result.errors[0]
-        if result.code != 1 or not said or "Traceback" in result.stderr:
+        reported = len(result.errors) == len(result.hints) == 1 and "No space left" in result.errors[0]
+        if result.code != 1 or not reported or "Traceback" in result.stderr:
             wrong.append((place, "stop", result))
         if left := half_written(out) + half_written(cache):
             wrong.append((place, f"left {left}", result))
@@ -618,7 +618,7 @@ def test_a_full_disk(shared: Path, work: Path, command: Callable[..., Result], m
 def test_a_limit_on_the_size_of_files(
     limit: int, file: str, shared: Path, work: Path, command: Callable[..., Result]
 ) -> None:
-    """safetensors writes past Python and reports the system's errors, quotas among them, as exceptions of its own."""
+    """safetensors reports system errors, such as an exceeded quota, with its own exceptions."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
@@ -634,7 +634,7 @@ def test_a_limit_on_the_size_of_files(
 def test_a_run_killed_before_its_first_checkpoint(
     shared: Path, work: Path, command: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """model/ is written before the checkpoint of the same step: the run starts over from its base, not from model/."""
+    """model/ is written before the first checkpoint. The run must start again from its base, not from model/."""
     killed = rundir.RunDirectory(shutil.copytree(shared / "run", work / "killed"))
     shutil.rmtree(killed.checkpoints)
     for file in (killed.comparison, killed.report):
@@ -642,7 +642,7 @@ def test_a_run_killed_before_its_first_checkpoint(
     killed.update_manifest(status="running", finished=None, steps=0, best_step=0)
     weights = (killed.model / "model.safetensors").read_bytes()
     assert weights != (shared / "good" / "model.safetensors").read_bytes()
-    monkeypatch.chdir(shared)  # the run's settings name its text and its base from there
+    monkeypatch.chdir(shared)  # the settings of the run have relative paths
     result = command("resume", killed.root)
     assert result.code == 0, result.stderr
     assert killed.read_manifest().steps == 2
@@ -661,7 +661,7 @@ def long_run(shared: Path, out: Path) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(shared: Path) -> Path:
-    """The long run, finished without an interruption."""
+    """Finish the long run without an interruption."""
     out = shared / "uninterrupted"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FINETALE_CACHE", str(shared / "cache"))
@@ -669,7 +669,7 @@ def uninterrupted(shared: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])  # Ctrl-C, and a closed terminal
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])  # Ctrl-C and a closed terminal
 def test_an_interrupted_run_resumes_to_the_same_weights(
     shared: Path, uninterrupted: Path, work: Path, command: Callable[..., Result], name: str
 ) -> None:

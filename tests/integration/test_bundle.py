@@ -1,4 +1,4 @@
-"""The recipe that makes the bundled model, on a tiny run."""
+"""Test the recipe of the bundled model with a tiny run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_run_becomes_a_bundled_model(
     assert card.count("\n   > ") >= 10
 
 
-def test_held_out_text_that_was_trained_on_is_refused(here: Path, tmp_path: Path, bundle: Any) -> None:
+def test_held_out_text_in_the_training_text_is_refused(here: Path, tmp_path: Path, bundle: Any) -> None:
     train = write_books(tmp_path / "train.jsonl.gz", "One", range(60))
     heldout = write_books(tmp_path / "heldout.jsonl.gz", "Other", range(50, 70))
     with pytest.raises(SystemExit, match="Some of the held-out text is also in the training text"):

@@ -1,4 +1,4 @@
-"""The commands, from text to report, on a tiny model: what they write, print and agree on."""
+"""Test the commands from text to report with a tiny model: their files, output and consistency."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tiny import MODEL_FILES, story, write_stories
 
 
 def call(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
-    """Run a command that must succeed; gives its standard output."""
+    """Run a command that must succeed; return its standard output."""
     capsys.readouterr()
     code = run([str(word) for word in words])
     out, err = capsys.readouterr()
@@ -53,7 +53,7 @@ def settings_of(run: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_run_writes_exactly_these_files(here: Path) -> None:
+def test_the_exact_files_of_a_run(here: Path) -> None:
     files = sorted(p.relative_to(here / "run").as_posix() for p in (here / "run").rglob("*") if p.is_file())
     boards = [name for name in files if name.startswith("tensorboard/events.out.tfevents.")]
     steps = sorted({name.split("/")[1] for name in files if name.startswith("checkpoints/")})
@@ -90,7 +90,7 @@ def test_a_run_writes_exactly_these_files(here: Path) -> None:
         assert verify_folder(here / "run" / folder) == []
 
 
-def test_the_account_balances_to_the_token(here: Path) -> None:
+def test_token_counts_of_the_account_add_up(here: Path) -> None:
     tokens = read(here / "run/data.json")["tokens"]
     tokenizer = AutoTokenizer.from_pretrained(here / "base")
     files = sorted((here / "stories").glob("*.txt"))
@@ -103,11 +103,11 @@ def test_the_account_balances_to_the_token(here: Path) -> None:
     assert comparison["after"]["validation"]["tokens"] == tokens["validation"]
     assert comparison["after"]["test"]["tokens"] == tokens["test"]
     trained = [row.to_dict() for row in RunDirectory(here / "run").read_events() if row.event == "train"]
-    assert trained[-1]["tokens"] == 3 * tokens["trained"]  # three epochs, every target once in each
+    assert trained[-1]["tokens"] == 3 * tokens["trained"]  # three epochs
 
 
-def test_it_got_better_and_says_on_how_much_text(here: Path) -> None:
-    """The demo, which holds out more documents, may say that it got better."""
+def test_the_verdict_says_that_the_held_out_text_is_small(here: Path) -> None:
+    """The run has too few held-out documents for the verdict `improved`. The demo has enough."""
     comparison = read(here / "run/comparison.json")
     assert (comparison["improved"], comparison["improved_reason"]) == (None, "too few documents")
     assert comparison["verdict"].startswith("On text it never saw, perplexity fell from ")
@@ -123,7 +123,7 @@ def test_it_got_better_and_says_on_how_much_text(here: Path) -> None:
     assert "not finished" not in report
 
 
-def test_the_manifest(here: Path) -> None:
+def test_the_manifest_has_status_versions_and_hashes(here: Path) -> None:
     manifest = read(here / "run/run.json")
     assert manifest["status"] == "finished"
     assert manifest["steps"] >= manifest["best_step"] > 0
@@ -133,11 +133,11 @@ def test_the_manifest(here: Path) -> None:
     assert {"torch", "transformers", "finetale", "python"} <= set(manifest["versions"])
     assert settings_of(here / "run")["batch_size"] == 8
     assert manifest["config_sha256"] == sha256(here / "run/config.yaml")
-    assert "config" not in manifest, "the settings stand once"
+    assert "config" not in manifest, "the manifest has no second copy of the settings"
 
 
 def test_plain_transformers_gives_the_same_loss(here: Path) -> None:
-    """Loads model/ without Finetale and measures the validation documents one by one."""
+    """Load model/ without Finetale and measure the validation documents one by one."""
     model = AutoModelForCausalLM.from_pretrained(here / "run/model").eval()
     tokenizer = AutoTokenizer.from_pretrained(here / "run/model")
     figures = read(here / "run/comparison.json")["after"]["validation"]
@@ -187,7 +187,7 @@ def test_the_resolved_settings_give_the_same_weights_again(here: Path, capsys: p
     assert read(here / "again/run.json")["data_sha256"] == read(here / "run/run.json")["data_sha256"]
 
 
-def test_how_a_run_was_computed_is_written_down(here: Path) -> None:
+def test_the_manifest_records_the_probe_and_the_speed_layer(here: Path) -> None:
     manifest, settings = read(here / "run/run.json"), yaml.safe_load((here / "run/config.yaml").read_text())
     chosen = manifest["speed"]["probe"]["chosen"]
     assert manifest["speed"]["probe"]["skipped"] == "the run is very short"
@@ -198,7 +198,7 @@ def test_how_a_run_was_computed_is_written_down(here: Path) -> None:
     assert None not in chosen.values()
 
 
-def test_without_the_speed_layer_a_run_says_the_same(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_the_speed_layer_has_the_same_loss(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--config", "run/config.yaml", "--out", "plain", "--no-speed", "--attention", "model", "--quiet")
     call(capsys, "train", *words)
     how = read(here / "plain/run.json")["speed"]
@@ -210,7 +210,7 @@ def test_without_the_speed_layer_a_run_says_the_same(here: Path, capsys: pytest.
     assert sha256(here / "plain/model/model.safetensors") != sha256(here / "run/model/model.safetensors")
 
 
-def test_frozen_weights_stay_as_they_are(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_frozen_weights_do_not_change(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call(capsys, "train", "--config", "run/config.yaml", "--out", "frozen", "--freeze", "1", "--quiet")
     base, tuned = (load_file(here / name / "model.safetensors") for name in ("base", "frozen/model"))
     same = {name for name in base if torch.equal(base[name], tuned[name])}
@@ -234,7 +234,7 @@ def test_the_cache_notices_changed_text(here: Path, tmp_path: Path, capsys: pyte
     assert changed["data"]["tokens"] != reports[0]["data"]["tokens"]
 
 
-def test_plan_measures_and_writes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_measures_speed_and_writes_no_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(here.iterdir())
     plan = call_json(capsys, "plan", "stories", "--model", "base", "--epochs", "3", "--batch-size", "8")
     assert sorted(here.iterdir()) == before
@@ -252,7 +252,7 @@ def test_plan_measures_and_writes_nothing(here: Path, capsys: pytest.CaptureFixt
         assert f"\n{word} " in "\n" + text
 
 
-def test_check(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_counts_documents_and_tokens(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = call_json(capsys, "check", "stories", "--model", "base")
     assert report["tokens"] == read(here / "run/data.json")["tokens"]
     assert report["text"]["documents"] == 60
@@ -262,35 +262,31 @@ def test_check(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Tokens are not counted" in call(capsys, "check", "stories", "--offline")
 
 
-def test_check_prints_the_way_out_once_below_the_files_that_need_it(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_check_prints_a_shared_hint_once(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "drafts").mkdir()
     locked = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + "EncryptedPackage".encode("utf-16-le")
     for name, data in (("a.docx", locked), ("b.docx", b"PK\x03\x04"), ("c.docx", locked), ("d.txt", b"A tale.")):
         (here / "drafts" / name).write_bytes(data)
     assert run(["check", "drafts", "--model", "base"]) == 1
-    said = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    start = said.index("error drafts/a.docx: it is encrypted with a password")
-    assert said[start + 1 : start + 3] == [
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    start = lines.index("error drafts/a.docx: it is encrypted with a password")
+    assert lines[start + 1 : start + 3] == [
         "error drafts/c.docx: it is encrypted with a password",
         "Save it without a password.",
     ]
-    assert said[start + 3].startswith("error drafts/b.docx: ")
-    assert said.count("Save it without a password.") == 1
-    assert "hint: Correct the errors, or name other sources. Training would stop there." in said
+    assert lines[start + 3].startswith("error drafts/b.docx: ")
+    assert lines.count("Save it without a password.") == 1
+    assert "hint: Correct the errors, or name other sources. Training would stop there." in lines
 
 
-def test_check_counts_no_words_of_chinese(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_counts_characters_but_no_words_of_chinese_text(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "zh.txt").write_text("从前有一座山，山上有一座庙。\n" * 40, encoding="utf-8")
     text = call(capsys, "check", "zh.txt", "--model", "base")
     assert "1 document, 599 characters\n" in text
     assert "words" not in text
 
 
-def test_check_names_what_is_wrong_where_there_is_no_text_at_all(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_check_reports_missing_sources(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["check", "nowhere", "empty.txt", "--model", "base", "--json"]) == 1
     problems = json.loads(capsys.readouterr().out)["text"]["problems"]
     assert [(row["file"], row["kind"], row["fatal"]) for row in problems] == [
@@ -301,7 +297,7 @@ def test_check_names_what_is_wrong_where_there_is_no_text_at_all(
     assert "nowhere: there is no such file or folder" in capsys.readouterr().out
 
 
-def test_generate(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate_is_reproducible_and_streams_the_same_text(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--max-new-tokens", "12", "--seed", "5")
     one = call_json(capsys, "generate", "run", "The lamp", "-n", "3", *options)
     two = call_json(capsys, "generate", "run", "The lamp", "-n", "3", *options)
@@ -333,7 +329,7 @@ def test_evaluate_agrees_with_the_comparison(here: Path, capsys: pytest.CaptureF
     assert "bits per byte" in call(capsys, "evaluate", "run", held)
 
 
-def test_compare_two_models_and_a_run_again(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_two_models_and_compare_a_run_again(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = read(here / "run/comparison.json")
     pair = call_json(capsys, "compare", "base", "run", "--html", here / "pair.html")
     assert pair["after"]["test"] == first["after"]["test"]
@@ -348,14 +344,14 @@ def test_compare_two_models_and_a_run_again(here: Path, capsys: pytest.CaptureFi
     assert read(here / "run/comparison.json") == first
 
 
-def test_report_again(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_writes_the_same_page_again(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (here / "run/report.html").read_bytes()
     (here / "run/report.html").unlink()
     assert call(capsys, "report", "run").strip() == "run/report.html"
     assert (here / "run/report.html").read_bytes() == before
 
 
-def test_runs_and_doctor(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_lists_runs_and_doctor_describes_the_machine(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = {row["run"]: row for row in call_json(capsys, "runs")}
     assert rows["run"]["status"] == "finished"
     assert rows["run"]["after"] == read(here / "run/comparison.json")["after"]["test"]["perplexity"]
@@ -369,7 +365,7 @@ def test_runs_and_doctor(here: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "Processor" in call(capsys, "doctor")
 
 
-def test_standard_input_and_a_new_model(
+def test_a_new_model_is_trained_on_standard_input(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = "\n\n".join(story(number) for number in range(40)).encode()
@@ -381,11 +377,15 @@ def test_standard_input_and_a_new_model(
     assert manifest["steps"] == 3
     assert data["text"]["documents"] == 40
     assert not (here / "piped/tensorboard").exists()
-    assert read(here / "piped/comparison.json")["improved"] is not True, "anything beats random weights"
-    call(capsys, "compare", "piped", "--quiet")  # the base's random weights are made again from the seed
+    assert read(here / "piped/comparison.json")["improved"] is not True, (
+        "beating random weights does not count as improved"
+    )
+    call(capsys, "compare", "piped", "--quiet")  # regenerates the random weights of the base from the seed
 
 
-def test_explicit_validation_text(here: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_an_explicit_validation_text_is_the_only_held_out_text(
+    here: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     held = tmp_path / "held.txt"
     held.write_text(story(500, words=300), encoding="utf-8")
     call(
@@ -413,7 +413,7 @@ def test_explicit_validation_text(here: Path, capsys: pytest.CaptureFixture[str]
     assert comparison["verdict"].endswith("This is one document, so the figures hold for this text only.")
 
 
-def test_the_python_interface_is_the_same_path(here: Path) -> None:
+def test_the_python_interface_gives_the_same_run_as_the_command(here: Path) -> None:
     run = ft.train(
         "stories",
         model="base",
@@ -439,8 +439,10 @@ def test_the_python_interface_is_the_same_path(here: Path) -> None:
     assert ft.plan("stories", model="base").model.name == "base"
 
 
-def test_demo(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The demo's own path with a few steps; `make demo` runs it in full."""
+def test_the_demo_with_few_steps(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make demo` runs the whole demo."""
     monkeypatch.setitem(demo.SETTINGS, "max_steps", 6)
     monkeypatch.setitem(demo.SETTINGS, "max_new_tokens", 20)
     monkeypatch.setitem(demo.SETTINGS, "audit_tokens", 2000)
@@ -454,11 +456,11 @@ def test_demo(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     comparison = read(here / "demo/comparison.json")
     assert comparison["improved"] is True
     assert read(here / "demo/data.json")["text"]["documents"] == 132
-    call(capsys, "demo", "--out", "demo", "--quiet")  # again, in place of its own run
+    call(capsys, "demo", "--out", "demo", "--quiet")  # replaces its own run
     assert read(here / "demo/comparison.json") == comparison
 
 
-def test_demo_leaves_other_runs_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_does_not_replace_other_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(here / "run", here / "mine")
     before = sha256(here / "mine/model/model.safetensors")
     assert run(["demo", "--out", "mine"]) == 1
@@ -479,11 +481,11 @@ def test_demo_leaves_other_runs_alone(here: Path, capsys: pytest.CaptureFixture[
     ]
     assert run(tales) == 0
     capsys.readouterr()
-    assert run(["demo"]) == 1  # the same text, but not the demo's settings
+    assert run(["demo"]) == 1  # runs/demo has the demo's text, but other settings
     assert "contains a run that is not the demo's" in capsys.readouterr().err
 
 
-def test_bundled_is_taken_wherever_a_model_is(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_accepts_the_bundled_model(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(capsys, "generate", "bundled", "The old", "--max-new-tokens", "5", "--seed", "1").strip()
     assert call_json(capsys, "evaluate", "bundled", "stories/000.txt")["documents"] == 1
     few = ("--max-new-tokens", "5", "--num-samples", "1", "--num-prompts", "1")
@@ -507,7 +509,9 @@ def test_bundled_is_taken_wherever_a_model_is(here: Path, capsys: pytest.Capture
     assert "the Finetale package" in (here / "from-bundled/report.html").read_text(encoding="utf-8")
 
 
-def test_evaluating_text_without_spaces(here: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_text_without_spaces_has_no_word_perplexity(
+    here: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     tales = tmp_path / "tales"
     tales.mkdir()
     for number in range(5):
@@ -528,7 +532,7 @@ def test_evaluating_text_without_spaces(here: Path, capsys: pytest.CaptureFixtur
     assert no_interval in " ".join(shown.split())
 
 
-def test_a_folder_called_like_the_package_is_a_folder(
+def test_a_path_can_name_a_folder_called_bundled(
     here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -563,7 +567,7 @@ def test_a_folder_called_like_the_package_is_a_folder(
     assert "the name of a model" in capsys.readouterr().err
 
 
-def test_early_stopping_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_early_stopping_is_reported(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", "stories", "--model", "run", "--learning-rate", "0.3", "--patience", "1", "--epochs", "5"]
     capsys.readouterr()
     assert run([*words, "--out", "early", "--max-new-tokens", "5"]) == 0

@@ -1,4 +1,4 @@
-"""Every engine gives the numbers of PyTorch, or it does not serve."""
+"""Test that every engine gives the same numbers as PyTorch, and is not used otherwise."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ NEO = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_layers": 2, "num_heads"
 FACTS = selection.Facts(VOCABULARY, (), 256, 0)
 
 
-def made(config: Any) -> PreTrainedModel:
+def build(config: Any) -> PreTrainedModel:
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     return speed.apply(model.eval())
@@ -60,7 +60,7 @@ def made(config: Any) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def model() -> PreTrainedModel:
-    return made(GPT2Config(**SHAPE))
+    return build(GPT2Config(**SHAPE))
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +85,10 @@ def play(rows: Rows) -> list[tuple[list[int], list[float]]]:
         while (copies := drawn.choice([1, 1, 3])) <= free and drawn.random() < 0.4:
             ids = [drawn.randrange(VOCABULARY) for _ in range(drawn.choice([1, 7, 31, 32, 33, 90]))]
             settings = SamplingSettings.resolve({"temperature": drawn.choice([0.0, 1.0]), "top_p": 1.0, "seed": 5})
-            told = drawn.random() < 0.3
-            groups.append([Job(ids, settings, sample=sample, top=0, reads_prompt=told) for sample in range(copies)])
+            reads_prompt = drawn.random() < 0.3
+            groups.append(
+                [Job(ids, settings, sample=sample, top=0, reads_prompt=reads_prompt) for sample in range(copies)]
+            )
             free -= copies
         if groups:
             together += len(groups) > 1
@@ -120,7 +122,7 @@ def test_a_converted_model_gives_the_same_tokens_and_probabilities(converted: An
         assert logprobs == pytest.approx(numbers, abs=5e-3)
 
 
-def test_rows_one_at_a_time_give_the_same(model: PreTrainedModel, reference: Any) -> None:
+def test_separate_rows_give_the_same_tokens_and_probabilities(model: PreTrainedModel, reference: Any) -> None:
     for (tokens, logprobs), (expected, numbers) in zip(play(SeparateRows(model, slots=6)), reference, strict=True):
         assert tokens == expected
         assert logprobs == pytest.approx(numbers, abs=1e-4)
@@ -151,19 +153,19 @@ def test_rows_one_at_a_time_give_the_same(model: PreTrainedModel, reference: Any
     ids=lambda config: config.model_type,
 )
 def test_other_architectures_are_converted(config: Any) -> None:
-    other = made(config)
+    other = build(config)
     engine = FACTS.engine(OpenVinoRows(openvino.convert(other), context=256, slots=2, exact=True))
     assert engine.deviation(lambda ids: other(input_ids=ids).logits.detach()) < 1e-3
 
 
-def test_a_model_is_as_it_was_after_its_conversion(model: PreTrainedModel, converted: Any) -> None:
+def test_a_conversion_does_not_change_the_model(model: PreTrainedModel, converted: Any) -> None:
     assert speed.is_applied(model)
     assert speed.packs_documents(model)
     assert "fused" in speed.applied(model)["activation"]
 
 
-def test_models_that_compute_row_by_row_are_served(tmp_path: Path) -> None:
-    neo = made(GPTNeoConfig(**NEO | {"vocab_size": 400}, attention_types=[[["global", "local"], 1]], window_size=4))
+def test_models_without_a_batched_cache_are_served_one_row_at_a_time(tmp_path: Path) -> None:
+    neo = build(GPTNeoConfig(**NEO | {"vocab_size": 400}, attention_types=[[["global", "local"], 1]], window_size=4))
     loaded = models.load(str(save_model(tmp_path / "tiny")))
     generator = Generator(neo, loaded.tokenizer)
     facts = selection.Facts(generator.vocab_size, (), 256, generator.begin)
@@ -218,7 +220,7 @@ def test_a_model_is_converted_once(loaded: LoadedModel, tmp_path: Path, monkeypa
     assert not events
     (binary,) = (tmp_path / "cache").glob("engines/*/model.bin")
     binary.write_bytes(binary.read_bytes()[:-5])
-    with pytest.raises(ModelError, match="NoneType"):  # it is made anew
+    with pytest.raises(ModelError, match="NoneType"):  # it converts the model again
         chosen(loaded)
 
 
@@ -230,27 +232,29 @@ def test_a_run_keeps_its_conversion(loaded: LoadedModel, tmp_path: Path) -> None
     chosen(LoadedModel(loaded.model, loaded.tokenizer, provenance), held_out=lambda: texts)
     assert record_of(run)["perplexity"]["text"] == "held-out text"
     assert record_of(run)["perplexity"]["tokens"] == 9
-    # Other weights: what was made of the old ones goes.
+    # Other weights: the conversion of the old weights is replaced.
     other = models.Provenance(str(run), "run", None, "another", 1)
     chosen(LoadedModel(loaded.model, loaded.tokenizer, other))
     assert record_of(run)["perplexity"]["text"] == "text that it generated"
 
 
-def test_the_conversion_of_a_read_only_run_is_in_the_cache(loaded: LoadedModel, tmp_path: Path) -> None:
+def test_the_conversion_of_a_read_only_run_is_kept_in_the_cache(loaded: LoadedModel, tmp_path: Path) -> None:
     run = tmp_path / "run"
     rundir.write_json(run / "run.json", {"schema": 1})
-    (run / "engines").write_text("a file in the place of the folder", encoding="utf-8")
+    (run / "engines").write_text("a file in place of the folder", encoding="utf-8")
     other = tmp_path / "cache/engines/openvino-of-another-model"
     other.mkdir(parents=True)
     provenance = models.Provenance(str(run), "run", None, "one", 1)
     for number in range(2):
         _, events = chosen(LoadedModel(loaded.model, loaded.tokenizer, provenance))
-        assert any("Converting" in event.message for event in events) == (number == 0), "once"
+        assert any("Converting" in event.message for event in events) == (number == 0), (
+            "the model is converted only once"
+        )
     assert other.exists()
 
 
 @pytest.mark.parametrize("kind", ["torch", "separate", "openvino"])
-def test_prompts_that_fail_leave_no_row(
+def test_failed_prompts_leave_no_row(
     model: PreTrainedModel, converted: Any, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made_of = {
@@ -281,7 +285,7 @@ def test_prompts_that_fail_leave_no_row(
             raise RuntimeError("no more memory")
         return read(*words, **more) if isinstance(words[-1], list) else copy(*words)
 
-    # The second prompt is read in a pass of its own; then a copy fails.
+    # First a separate forward pass of the second prompt fails, then a copy.
     for name, groups in (
         ("read", [[job(5)], [job(9, reads_prompt=True)], [job(5)]]),
         ("copy", [[job(5), job(5), job(5)], [job(9)]]),
@@ -296,12 +300,12 @@ def test_prompts_that_fail_leave_no_row(
     for _ in range(8):
         engine.step()
     assert kept.tokens == alone.tokens
-    engine.admit([[job(70 + number)] for number in range(5)])  # all slots are there
+    engine.admit([[job(70 + number)] for number in range(5)])  # all slots are free again
     engine.step()
     assert len(kept.tokens) == 11
 
 
-def test_memory_that_runs_out_once_breaks_nothing(converted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_survive_running_out_of_memory_once(converted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = OpenVinoRows(converted, context=256, slots=6, exact=True)
     engine = FACTS.engine(rows)
     settings = SamplingSettings.resolve({"temperature": 0})
@@ -324,7 +328,7 @@ def test_memory_that_runs_out_once_breaks_nothing(converted: Any, monkeypatch: p
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(rows, "_take", fail)  # for the copy, whose prompt has been read
+        patch.setattr(rows, "_take", fail)  # fails for the copy; its prompt has been read
         with pytest.raises(MemoryError):
             engine.admit([[job(5), job(5)]])
     assert len(rows._lengths) == engine.active == 2
@@ -337,7 +341,7 @@ def test_memory_that_runs_out_once_breaks_nothing(converted: Any, monkeypatch: p
         with pytest.raises(MemoryError):
             engine.admit([[job(200)] for _ in range(4)])
     assert len(rows._lengths) == engine.active == 2
-    engine.admit([[job(200)] for _ in range(4)])  # there is memory again
+    engine.admit([[job(200)] for _ in range(4)])  # enough memory again
     engine.step()
     engine.drop(first)
     for _ in range(9):
@@ -346,8 +350,8 @@ def test_memory_that_runs_out_once_breaks_nothing(converted: Any, monkeypatch: p
     assert first.tokens == other.tokens[:1]
 
 
-def test_finished_rows_leave_no_values_behind(model: PreTrainedModel) -> None:
-    """What is masked is multiplied by nothing, and nothing times NaN is NaN."""
+def test_finished_rows_leave_no_nan_in_the_cache(model: PreTrainedModel) -> None:
+    """Attention multiplies masked values by zero, and zero times NaN is NaN."""
     rows = TorchRows(model, context=256, slots=4)
     with torch.inference_mode():
         for row, length in enumerate((50, 90, 20)):
@@ -367,7 +371,7 @@ def test_finished_rows_leave_no_values_behind(model: PreTrainedModel) -> None:
 
 
 def test_nan_scores_of_a_prompt_are_reported() -> None:
-    broken = made(GPT2Config(**SHAPE))
+    broken = build(GPT2Config(**SHAPE))
     with torch.no_grad():
         broken.get_input_embeddings().weight[7] = float("inf")
     engine = FACTS.engine(TorchRows(broken, context=256, slots=4))
@@ -385,7 +389,7 @@ def test_held_out_texts_are_measured_in_pieces() -> None:
     pieces = pipeline.held_out_ids(loaded, lambda event: None, most=10**6, window=9)
     assert all(ids[0] == begin and 2 <= len(ids) <= 9 for ids in pieces)
     for number, ids in enumerate(whole):
-        assert pieces[number] == ids[:9], "beginnings come first"
+        assert pieces[number] == ids[:9], "the first pieces are the beginnings of the documents"
     assert len(pieces) == sum(-(-(len(ids) - 1) // 8) for ids in whole)
     assert sorted(token for ids in pieces for token in ids[1:]) == sorted(token for ids in whole for token in ids[1:])
     few = pipeline.held_out_ids(loaded, lambda event: None, most=20, window=9)
@@ -395,11 +399,11 @@ def test_held_out_texts_are_measured_in_pieces() -> None:
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("sources", [["-"], ["stories", "hf:some/dataset"]])
 def test_text_of_stdin_or_the_hub_is_not_read_again(sources: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run keeps its tokens; one of an older version has none, and its text would have to be read again."""
+    """Runs of older versions have no stored tokens. Their text cannot be read again from these sources."""
     loaded = models.load("run")
     monkeypatch.setattr(evaluating, "kept_text", lambda *words: None)
     monkeypatch.setattr(evaluating, "read_settings_file", lambda file: {"sources": sources})
-    monkeypatch.setattr(evaluating, "tokenise", lambda *words: pytest.fail("it is read"))
+    monkeypatch.setattr(evaluating, "tokenise", lambda *words: pytest.fail("the text was read again"))
     assert pipeline.held_out_ids(loaded, lambda event: None, most=100, window=9) == []
 
 
@@ -415,16 +419,16 @@ def test_a_run_keeps_a_conversion_for_each_machine(
         assert any("Converting" in event.message for event in events) == converts
     newer = LoadedModel(loaded.model, loaded.tokenizer, models.Provenance(str(run), "run", None, "two", 1))
     chosen(newer)
-    assert len(list((run / "engines").glob("openvino-*"))) == 1, "those of older weights serve nobody"
+    assert len(list((run / "engines").glob("openvino-*"))) == 1, "conversions of older weights are deleted"
 
 
-def test_threads_that_set_their_number_of_threads_change_no_place(loaded: LoadedModel) -> None:
+def test_the_place_of_a_conversion_does_not_depend_on_the_thread(loaded: LoadedModel) -> None:
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(1) as pool:
         pool.submit(torch.set_num_threads, threads + 1).result()
         assert pool.submit(torch.get_num_threads).result() == threads + 1
         assert pool.submit(selection._places, loaded).result() == selection._places(loaded)
-        pool.submit(torch.set_num_threads, threads).result()  # a new thread begins with the number that was set last
+        pool.submit(torch.set_num_threads, threads).result()  # new threads inherit the last number set
 
 
 def test_a_full_disk_in_openvino_is_recognised(
@@ -450,7 +454,7 @@ def test_a_full_disk_in_openvino_is_recognised(
     assert "it goes to the cache" in warning
 
 
-def test_a_conversion_that_cannot_be_reopened_is_served_by_pytorch(
+def test_pytorch_serves_a_model_whose_conversion_cannot_be_opened(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen(loaded)
@@ -468,12 +472,12 @@ def test_a_conversion_that_cannot_be_reopened_is_served_by_pytorch(
 
 
 def faster(read: Any) -> Any:
-    """Records in which OpenVINO is the faster one."""
+    """Return a reader of records in which OpenVINO is the faster engine."""
     return lambda folder: (found := read(folder)) and found | {"tokens_per_second": {"torch": 1, "openvino": 2}}
 
 
-def test_long_texts_are_measured_as_pytorch_reads_them() -> None:
-    model = made(GPT2Config(**SHAPE | {"n_positions": 600}))
+def test_scores_of_long_texts_equal_those_of_pytorch() -> None:
+    model = build(GPT2Config(**SHAPE | {"n_positions": 600}))
     ids = torch.randint(0, VOCABULARY, (1, 600), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = model(ids).logits
@@ -487,7 +491,7 @@ def test_long_texts_are_measured_as_pytorch_reads_them() -> None:
 
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A compressor that ruins the model."""
+    """Replace the compression by one that returns another model."""
     compress = openvino.compress
 
     def ruin(converted: Any, *, symmetric: bool) -> Any:
@@ -498,8 +502,8 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("broken")
-def test_a_model_that_int8_weights_hurt_keeps_its_weights(loaded: LoadedModel, tmp_path: Path) -> None:
-    for _ in range(2):  # it is known by then, and said again
+def test_weights_are_not_rounded_to_int8_if_the_perplexity_changes(loaded: LoadedModel, tmp_path: Path) -> None:
+    for _ in range(2):  # the second time reads the result from the record, and warns again
         engine, events = chosen(loaded, held_out=lambda: [list(range(0, 300, 6))])
         assert engine.name == "openvino"
         (warning,) = [event.message for event in events if event.event == "warning"]
@@ -512,7 +516,7 @@ def test_a_model_that_int8_weights_hurt_keeps_its_weights(loaded: LoadedModel, t
     )
 
 
-def test_a_model_that_changes_all_the_same_is_served_by_pytorch(
+def test_pytorch_serves_a_model_whose_conversion_changes_its_perplexity(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(selection, "MAX_PERPLEXITY_CHANGE", -1.0)
@@ -521,11 +525,11 @@ def test_a_model_that_changes_all_the_same_is_served_by_pytorch(
     (warning,) = [event.message for event in events if event.event == "warning"]
     assert "its perplexity on held-out text is" in warning
     assert not list((tmp_path / "cache").glob("engines/*/model.*"))
-    with pytest.raises(ModelError, match="perplexity"):  # known by now
+    with pytest.raises(ModelError, match="perplexity"):  # read from the record
         chosen(loaded)
 
 
-def test_a_wrong_conversion_is_found(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_conversion_with_wrong_scores_is_refused(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     other = GPT2LMHeadModel(loaded.model.config).eval()
     convert = openvino.convert
     monkeypatch.setattr(openvino, "convert", lambda model: convert(other))
@@ -533,21 +537,21 @@ def test_a_wrong_conversion_is_found(loaded: LoadedModel, monkeypatch: pytest.Mo
         chosen(loaded)
 
 
-def test_a_model_that_cannot_be_converted_is_served_by_pytorch(loaded: LoadedModel) -> None:
-    neo = made(GPTNeoConfig(**NEO | {"vocab_size": 400}, attention_types=[[["global", "local"], 1]]))
+def test_pytorch_serves_a_model_that_cannot_be_converted(loaded: LoadedModel) -> None:
+    neo = build(GPTNeoConfig(**NEO | {"vocab_size": 400}, attention_types=[[["global", "local"], 1]]))
     engine, events = chosen(LoadedModel(neo, loaded.tokenizer, loaded.provenance), "auto")
     assert engine.name.startswith("torch")
     assert "does not find the model's attention" in str(events)
 
 
-def test_the_faster_engine_serves(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_chooses_the_faster_engine(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     speeds = {"torch": 2.0, "openvino": 1.0}
     monkeypatch.setattr(selection, "_speed", lambda engine, facts: speeds[engine.name])
     assert chosen(loaded, "auto")[0].name == "torch"
     assert chosen(loaded, "openvino")[0].name == "openvino"
 
 
-def test_without_openvino_pytorch_serves(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pytorch_serves_without_openvino(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert chosen(loaded, "auto")[0].name == "torch"
     with pytest.raises(ConfigError, match="not installed"):
@@ -555,13 +559,13 @@ def test_without_openvino_pytorch_serves(loaded: LoadedModel, monkeypatch: pytes
 
 
 def test_a_read_only_disk_is_reported(loaded: LoadedModel, tmp_path: Path) -> None:
-    (tmp_path / "cache").write_text("a file in the place of the folder", encoding="utf-8")
+    (tmp_path / "cache").write_text("a file in place of the folder", encoding="utf-8")
     engine, events = chosen(loaded, "auto")
     assert engine.name == "torch"
     assert "can't be kept" in str(events)
 
 
-def test_a_conversion_leaves_nothing_behind(model: PreTrainedModel) -> None:
+def test_conversions_leak_no_memory_and_no_classes(model: PreTrainedModel) -> None:
     process = psutil.Process()
     sizes, classes = [], []
     for number in range(12):
@@ -570,8 +574,8 @@ def test_a_conversion_leaves_nothing_behind(model: PreTrainedModel) -> None:
             gc.collect()
             sizes.append(process.memory_info().rss)
             classes.append(len(torch.nn.Module.__subclasses__()))
-    assert sizes[-1] - sizes[0] < 30e6  # ten times what is traced of this model are 100 MB
-    assert len(set(classes)) == 1  # one for each part of a model that is traced
+    assert sizes[-1] - sizes[0] < 30e6  # 10 leaked traces of this model would be 100 MB
+    assert len(set(classes)) == 1  # tracing defines a class per module
 
 
 def test_no_telemetry_is_sent(tmp_path: Path) -> None:

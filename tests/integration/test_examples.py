@@ -1,4 +1,4 @@
-"""From pairs of prompt and answer to a model that answers: one run on the bundled model, and what it leaves behind."""
+"""Train the bundled model on pairs of prompt and answer; test the model, its files and its report."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> ft.Run:
     )
 
 
-def test_the_account_has_context_and_balances(finished: ft.Run) -> None:
+def test_token_counts_with_context_add_up(finished: ft.Run) -> None:
     data = json.loads((finished.path / "data.json").read_text())
     tokens = data["tokens"]
     parts = ("trained", "validation", "test", "context", "dropped")
@@ -58,7 +58,7 @@ def test_the_account_has_context_and_balances(finished: ft.Run) -> None:
     assert data["text"]["examples"]["loss"] == "answers"
 
 
-def test_the_model_answers_better_and_learns_to_stop(finished: ft.Run) -> None:
+def test_the_model_improves_and_learns_to_stop(finished: ft.Run) -> None:
     before, after = finished.comparison.content.before.answers, finished.comparison.content.after.answers
     assert before is not None
     assert after is not None
@@ -106,7 +106,7 @@ def test_the_template_is_saved_with_the_model(finished: ft.Run) -> None:
     assert text == f"User:\na\n\nAssistant:\nb{tokenizer.eos_token}\n\nUser:\nc\n\nAssistant:\n"
 
 
-def test_the_commands_that_are_shown_ask_by_chat(finished: ft.Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_suggested_commands_use_chat(finished: ft.Run, capsys: pytest.CaptureFixture[str]) -> None:
     card = (finished.path / "model" / "README.md").read_text()
     page = (finished.path / "report.html").read_text()
     assert "finetale generate . --chat" in card
@@ -117,7 +117,7 @@ def test_the_commands_that_are_shown_ask_by_chat(finished: ft.Run, capsys: pytes
     assert f"Next     finetale generate {finished.path} --chat" in capsys.readouterr().out.replace("'", "")
 
 
-def test_a_model_of_a_template_has_no_chat_template(tmp_path: Path) -> None:
+def test_a_model_trained_with_a_template_has_no_chat_template(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(map(json.dumps, pairs()[:20])))
     settings: dict[str, Any] = {"max_steps": 1, "block_size": 64, "max_new_tokens": 4, "audit_tokens": 0}
@@ -151,7 +151,7 @@ def test_chat_needs_a_template(capsys: pytest.CaptureFixture[str]) -> None:
     assert "has no chat template: it was not trained on conversations" in capsys.readouterr().err
 
 
-def test_figures_are_those_of_the_answers(finished: ft.Run) -> None:
+def test_figures_measure_only_the_answers(finished: ft.Run) -> None:
     figures = finished.comparison.content.after.on("test")
     assert figures is not None
     answers = [f"The {animal} is {colour}." for colour in COLOURS for animal in ANIMALS]
@@ -159,7 +159,7 @@ def test_figures_are_those_of_the_answers(finished: ft.Run) -> None:
     assert math.isfinite(figures.loss)
 
 
-def test_a_model_of_short_texts_learns_to_stop(tmp_path: Path) -> None:
+def test_a_model_trained_on_short_texts_learns_to_stop(tmp_path: Path) -> None:
     lines = [f"The {animal} by the gate is {colour}." for colour in COLOURS for animal in ANIMALS]
     (tmp_path / "lines.txt").write_text("\n".join(lines))
     settings: dict[str, Any] = {"max_steps": 40, "learning_rate": 2e-3, "block_size": 128, "batch_size": 4}
@@ -173,7 +173,7 @@ def test_a_model_of_short_texts_learns_to_stop(tmp_path: Path) -> None:
     assert "samples that end" in (run.path / "report.html").read_text()
 
 
-def test_examples_longer_than_a_block_are_named(tmp_path: Path) -> None:
+def test_examples_longer_than_a_block_are_reported(tmp_path: Path) -> None:
     question = " ".join(f"Word {number} of a long question." for number in range(30))
     rows = [{"prompt": question, "completion": "Yes."}, {"prompt": "Why?", "completion": question}]
     rows += pairs()

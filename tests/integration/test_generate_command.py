@@ -1,4 +1,4 @@
-"""`finetale generate`: where prompts come from, what they may hold, JSON Lines, and the conversation in a terminal."""
+"""Test `finetale generate`: sources of prompts, invalid prompts, JSON Lines, and the interactive session."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def call(capsys: pytest.CaptureFixture[str], *words: str, stdin: Path | None = None, code: int = 0) -> tuple[str, str]:
-    """Run `finetale generate model WORDS`, with a file as standard input; returns what was printed."""
+    """Run `finetale generate model WORDS` with a file as standard input; return its stdout and stderr."""
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch, open(stdin or os.devnull, "rb") as file:
         patch.setattr(sys, "stdin", io.TextIOWrapper(file))
@@ -68,27 +68,29 @@ def test_prompts_from_words_options_files_and_standard_input(
     mixed = ("a b", "--prompt", "Once", "--prompt", "c d", "--prompts-file", str(lines), "--json")
     assert prompts_of(call(capsys, *mixed)[0]) == ["a b", "Once", "c d", *expected]
     (tmp_path / "empty").touch()
-    assert prompts_of(call(capsys, "--json", stdin=tmp_path / "empty")[0]) == [""]  # a text of its own
+    assert prompts_of(call(capsys, "--json", stdin=tmp_path / "empty")[0]) == [
+        ""
+    ]  # empty input: one text from an empty prompt
     _, err = call(capsys, "--prompts-file", "-", stdin=tmp_path / "empty", code=1)
     assert "standard input holds no prompt" in err
 
 
 @pytest.mark.usefixtures("here")
-def test_words_without_quotes_are_an_error_that_shows_the_quotes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prompt_without_quotes_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     _, err = call(capsys, "Once", "upon", "a", "time", code=1)
     assert "no quotes: its 4 words" in err
     assert "finetale generate model 'Once upon a time'" in err
     assert "--prompt Once --prompt upon --prompt a" in err
-    out, _ = call(capsys, "Once upon", "a time", "--json")  # several prompts in quotes
+    out, _ = call(capsys, "Once upon", "a time", "--json")  # two quoted prompts
     assert prompts_of(out) == ["Once upon", "a time"]
     assert prompts_of(call(capsys, "Once", "--json")[0]) == ["Once"]
     assert prompts_of(call(capsys, "从前有一个人", "山上有座庙", "--json")[0]) == ["从前有一个人", "山上有座庙"]
     _, err = call(capsys, "$(touch", "x)", code=1)
-    assert "'$(touch x)'" in err  # a hint that can be pasted
+    assert "'$(touch x)'" in err  # the hint is quoted for the shell
 
 
 @pytest.mark.usefixtures("here")
-def test_the_path_of_a_file_is_not_taken_for_a_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prompt_that_is_the_path_of_a_file_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "my prompts.jsonl"
     file.write_text('{"prompt": "The lamp"}\n', encoding="utf-8")
     _, err = call(capsys, str(file), code=1)
@@ -100,12 +102,16 @@ def test_the_path_of_a_file_is_not_taken_for_a_prompt(tmp_path: Path, capsys: py
     )
     assert prompts_of(call(capsys, "--prompt", str(file), "--truncate", "--json")[0]) == [str(file)]
     assert prompts_of(call(capsys, "--prompts-file", str(file), "--json")[0]) == ["The lamp"]
-    for text in (str(tmp_path), str(tmp_path / "none.txt"), "a b " * 200):  # a folder, no file, longer than any name
+    for text in (
+        str(tmp_path),
+        str(tmp_path / "none.txt"),
+        "a b " * 200,
+    ):  # a folder, a missing file, longer than any file name
         assert prompts_of(call(capsys, text, "--truncate", "--json")[0]) == [text]
 
 
 @pytest.mark.usefixtures("here")
-def test_json_lines_are_the_samples_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_jsonl_and_json_have_the_same_samples(capsys: pytest.CaptureFixture[str]) -> None:
     prompts = [f"The lamp {number}" for number in range(20)]
     words = [word for prompt in prompts for word in ("--prompt", prompt)]
     whole = json.loads(call(capsys, *words, "-n", "2", "--json")[0])["samples"]
@@ -128,7 +134,7 @@ def test_json_lines_are_the_samples_of_json(capsys: pytest.CaptureFixture[str]) 
         ("p.txt", b"\n \n", "holds no prompt"),
     ],
 )
-def test_prompts_that_are_not_text(
+def test_prompts_with_invalid_text_are_refused(
     name: str, data: bytes, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / name
@@ -143,18 +149,18 @@ def test_prompts_that_are_not_text(
 
 
 @pytest.mark.usefixtures("here")
-def test_arguments_with_invalid_bytes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_arguments_with_invalid_bytes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     word = os.fsdecode(b"a b\xff c")
     for words in ((word,), ("--prompt", word)):
         _, err = call(capsys, *words, code=1)
         assert "The prompt 'a b\\udcff c' holds a byte that is not UTF-8 (0xFF after 3 characters)." in err
     _, err = call(capsys, "a b", "--stop", os.fsdecode(b"\xff"), code=1)
     assert "not UTF-8 (0xFF" in err
-    with pytest.raises(ConfigError, match="lone surrogate"):  # before a run begins, not when it samples at its end
+    with pytest.raises(ConfigError, match="lone surrogate"):  # when a run starts, not when it samples at its end
         Config.resolve({"prompts": ["a \ud83d b"]})
 
 
-def test_python_prompts(folder: Path) -> None:
+def test_prompts_of_the_python_interface(folder: Path) -> None:
     writer = ft.load(folder / "model")
     options = {"max_new_tokens": 6, "seed": 3}
     one, two = (writer.generate(prompt, n=2, **options) for prompt in ("The lamp", "A heron"))
@@ -177,7 +183,7 @@ def test_python_prompts(folder: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
-def test_a_conversation_in_a_terminal(here: Path) -> None:
+def test_an_interactive_session_in_a_terminal(here: Path) -> None:
     import pty
 
     save_model(here / "long", positions=4096)
@@ -195,7 +201,7 @@ def test_a_conversation_in_a_terminal(here: Path) -> None:
     shown = ""
 
     def until(words: str) -> str:
-        """Read until the terminal shows some words; returns what came."""
+        """Read until the terminal shows some words; return the new output."""
         nonlocal shown
         before = len(shown)
         while words not in shown[before:]:
@@ -208,18 +214,18 @@ def test_a_conversation_in_a_terminal(here: Path) -> None:
 
     until("\n> ")
     first = type_in("The lamp\n")
-    assert first.count("The lamp") == 2  # as typed, and with its continuation
+    assert first.count("The lamp") == 2  # the echo of the terminal, and the prompt with its continuation
     assert "Ctrl-D" in type_in("/help\n")
     assert "/temperature 0.8" in type_in("/settings\n")
     type_in("/temperature 0\n")
     assert "/temperature 0.0" in type_in("/temperature\n")
     assert "error: temperature = '-1'" in type_in("/temperature -1\n")
     greedy = [type_in("A heron\n").rpartition("A heron")[2] for _ in range(2)]
-    assert greedy[0] == greedy[1]  # the temperature counts
+    assert greedy[0] == greedy[1]  # the new temperature is used
     type_in("/max_new_tokens 4000\n")
     os.write(leader, b"x y\n")
-    until("x y\r\nx y")  # it is being continued
-    os.kill(process.pid, signal.SIGINT)  # stops the text that is being written, not the conversation
+    until("x y\r\nx y")  # generation has started
+    os.kill(process.pid, signal.SIGINT)  # stops the text, but not the session
     assert " …\r\n" in until("\n> ")
     os.write(leader, b"\x04")
     assert process.wait(60) == 0

@@ -1,4 +1,4 @@
-"""Models and datasets from the Hub: the real clients against a hub on loopback, one that is gone, and their caches."""
+"""Test models and datasets from the Hub: the real clients with a local hub, an unreachable hub, and their caches."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Machine:
         self.requests.clear()
         return self.worker.run(*arguments)
 
-    def fetched(self, repo: str) -> set[str]:
-        """The files of a repository that the last command read."""
+    def downloaded(self, repo: str) -> set[str]:
+        """Return the files of a repository that the last command downloaded."""
         start = f"GET {repo}/resolve/"
         return {line.removeprefix(start).partition("/")[2] for line in self.requests if line.startswith(start)}
 
@@ -106,16 +106,16 @@ def _fill_hub(root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def trained(machine: Machine) -> tuple[dict[str, Any], set[str], list[str]]:
-    """A run from a Hub id, made once: its manifest, the files it fetched, and all of its requests."""
+    """Train from a Hub id; return the manifest, the downloaded files and all requests."""
     result = machine.run("train", "stories", "--model", "owner/tale", "--out", "online", *TINY)
     assert result.code == 0, result.stderr
     manifest = json.loads((machine.work / "online" / "run.json").read_text())
-    return manifest, machine.fetched("owner/tale"), list(machine.requests)
+    return manifest, machine.downloaded("owner/tale"), list(machine.requests)
 
 
 @pytest.fixture(scope="module")
-def cut_off(machine: Machine, trained: Any) -> Iterator[Worker]:
-    """The same machine and caches, but the hub's port is closed."""
+def offline_worker(machine: Machine, trained: Any) -> Iterator[Worker]:
+    """Return a worker on the same machine and with the same caches, for which the hub is unreachable."""
     with socket.socket() as closed:  # bound but not listening: no other server can take the port meanwhile
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
@@ -124,7 +124,7 @@ def cut_off(machine: Machine, trained: Any) -> Iterator[Worker]:
 
 
 def refused(result: Result) -> tuple[str, str]:
-    """The error and the hint of a command that was refused as commands are."""
+    """Check that a command was refused; return its error and hint."""
     assert result.code == 1, result.stderr
     assert len(result.errors) == 1, result.stderr
     assert len(result.hints) == 1, result.stderr
@@ -140,7 +140,7 @@ def account(result: Result) -> dict[str, Any]:
 
 
 def splits(report: dict[str, Any]) -> dict[str, int]:
-    """Documents in each split that has some."""
+    """Return the number of documents per split, without empty splits."""
     found = {split: row["documents"] for split, row in report["text"]["splits"].items()}
     return {split: count for split, count in found.items() if count}
 
@@ -148,10 +148,10 @@ def splits(report: dict[str, Any]) -> dict[str, int]:
 # -- models
 
 
-def test_only_what_is_needed_is_fetched(trained: tuple[dict[str, Any], set[str], list[str]]) -> None:
-    manifest, fetched, requests = trained
+def test_only_the_needed_files_are_downloaded(trained: tuple[dict[str, Any], set[str], list[str]]) -> None:
+    manifest, downloaded, requests = trained
     assert manifest["status"] == "finished"
-    assert fetched == NEEDED
+    assert downloaded == NEEDED
     unwanted = ("pytorch_model.bin", "onnx", ".py", "README.md")
     assert not [line for line in requests if any(word in line for word in unwanted)]
     assert len(requests) >= len(NEEDED) + 1
@@ -163,18 +163,20 @@ def test_the_commit_is_recorded(machine: Machine, trained: tuple[dict[str, Any],
     assert f"revision: {hub.COMMIT}" in (machine.work / "online" / "config.yaml").read_text().splitlines()
 
 
-def test_weights_are_fetched_once(machine: Machine, trained: Any) -> None:
+def test_weights_are_downloaded_once(machine: Machine, trained: Any) -> None:
     result = machine.run("generate", "owner/tale", "The lamp", "--max-new-tokens", "3")
     assert result.code == 0, result.stderr
     assert result.stdout.startswith("The lamp")
-    assert machine.requests  # the commit of the branch is asked for
-    assert machine.fetched("owner/tale") == set()
+    assert machine.requests  # one for the commit of the branch
+    assert machine.downloaded("owner/tale") == set()
 
 
 @pytest.mark.parametrize("revision", [(), ("--revision", hub.COMMIT)], ids=["branch", "commit"])
-def test_offline_from_the_clients_cache(cut_off: Worker, machine: Machine, trained: Any, revision: Any) -> None:
+def test_a_cached_model_works_offline(offline_worker: Worker, machine: Machine, trained: Any, revision: Any) -> None:
     out = machine.work / f"offline-{len(revision)}"
-    result = cut_off.run("train", "stories", "--model", "owner/tale", *revision, "--offline", "--out", out, *TINY)
+    result = offline_worker.run(
+        "train", "stories", "--model", "owner/tale", *revision, "--offline", "--out", out, *TINY
+    )
     assert result.code == 0, result.stderr
     manifest = json.loads((out / "run.json").read_text())
     assert manifest["base"] == trained[0]["base"]
@@ -182,7 +184,7 @@ def test_offline_from_the_clients_cache(cut_off: Worker, machine: Machine, train
     assert weights[0] == weights[1]
 
 
-def test_offline_without_the_model(machine: Machine) -> None:
+def test_offline_without_the_model_in_the_cache(machine: Machine) -> None:
     error, hint = refused(
         machine.run("train", "stories", "--model", "owner/other", "--offline", "--out", "none", *TINY)
     )
@@ -192,12 +194,12 @@ def test_offline_without_the_model(machine: Machine) -> None:
     assert not (machine.work / "none").exists()
 
 
-def test_pickle_only_is_refused_before_its_weights(machine: Machine) -> None:
+def test_pickled_weights_are_refused_before_they_are_downloaded(machine: Machine) -> None:
     error, hint = refused(machine.run("train", "stories", "--model", "owner/pickled", "--out", "none", *TINY))
     assert "owner/pickled has its weights only as pytorch_model.bin" in error
     assert "safetensors" in error
     assert "model.save_pretrained" in hint
-    assert machine.fetched("owner/pickled") == {"config.json"}
+    assert machine.downloaded("owner/pickled") == {"config.json"}
     assert not (machine.work / "none").exists()
 
 
@@ -205,13 +207,13 @@ def test_an_encoder_is_refused_by_its_config(machine: Machine) -> None:
     error, hint = refused(machine.run("train", "stories", "--model", "owner/encoder", "--out", "none", *TINY))
     assert "owner/encoder is an encoder (model_type bert)" in error
     assert "gpt2" in hint
-    assert machine.fetched("owner/encoder") == {"config.json"}
+    assert machine.downloaded("owner/encoder") == {"config.json"}
 
 
 def test_a_damaged_config_on_the_hub(machine: Machine) -> None:
     error, _ = refused(machine.run("generate", "owner/damaged", "The lamp"))
     assert "config.json" in error
-    assert machine.fetched("owner/damaged") == {"config.json"}
+    assert machine.downloaded("owner/damaged") == {"config.json"}
 
 
 def test_a_missing_repository(machine: Machine) -> None:
@@ -232,10 +234,10 @@ def test_a_gated_repository(machine: Machine) -> None:
     error, hint = refused(machine.run("train", "stories", "--model", "gated/tale", "--out", "none", *TINY))
     assert "gated/tale is gated" in error
     assert "HF_TOKEN" in hint
-    assert machine.fetched("gated/tale") <= {"config.json"}
+    assert machine.downloaded("gated/tale") <= {"config.json"}
 
 
-def test_sources_are_looked_for_before_the_model_is_fetched(machine: Machine) -> None:
+def test_missing_sources_are_reported_before_the_model_is_downloaded(machine: Machine) -> None:
     error, hint = refused(machine.run("train", "storys", "--model", "owner/tale", "--out", "none", *TINY))
     assert "storys" in error
     assert "Did you mean stories?" in hint
@@ -243,13 +245,13 @@ def test_sources_are_looked_for_before_the_model_is_fetched(machine: Machine) ->
 
 
 @pytest.mark.parametrize("what", ["model", "tokenizer", "dataset"])
-def test_a_hub_that_can_not_be_reached(cut_off: Worker, machine: Machine, what: str) -> None:
+def test_an_unreachable_hub(offline_worker: Worker, machine: Machine, what: str) -> None:
     words: dict[str, tuple[str | Path, ...]] = {
         "model": ("train", "stories", "--model", "owner/new", "--out", "none", *TINY),
         "tokenizer": ("check", "stories", "--tokenizer", "owner/new"),
         "dataset": ("train", "hf:owner/new", "--model", machine.work / "online", "--out", "none", *TINY),
     }
-    error, hint = refused(cut_off.run(*words[what]))
+    error, hint = refused(offline_worker.run(*words[what]))
     assert "hub can't be reached" in error
     assert "owner/new" in error
     assert "HF_ENDPOINT" in hint
@@ -260,7 +262,7 @@ def test_a_hub_that_can_not_be_reached(cut_off: Worker, machine: Machine, what: 
 # -- datasets
 
 
-def test_a_datasets_own_splits_are_used(machine: Machine) -> None:
+def test_the_splits_of_a_dataset_are_used(machine: Machine) -> None:
     result = machine.run("train", "hf:owner/texts", "--model", "owner/tale", "--out", "texts", *TINY)
     assert result.code == 0, result.stderr
     data = json.loads((machine.work / "texts" / "data.json").read_text())
@@ -273,7 +275,7 @@ def test_a_datasets_own_splits_are_used(machine: Machine) -> None:
     ]
 
 
-def test_one_split_is_divided(machine: Machine) -> None:
+def test_a_single_split_of_a_dataset_is_divided(machine: Machine) -> None:
     report = account(machine.run("check", "hf:owner/texts:train", "--model", "owner/tale", "--json"))
     assert report["text"]["documents"] == SPLITS["train"]
     assert set(splits(report)) == set(SPLITS)
@@ -289,7 +291,7 @@ def test_a_config_of_a_dataset(machine: Machine, config: str, expected: dict[str
 
 
 @pytest.mark.parametrize("source", ["hf:owner/texts", "hf:owner/tables/long"])
-def test_streaming_reads_the_same(machine: Machine, source: str) -> None:
+def test_streaming_reads_the_same_text(machine: Machine, source: str) -> None:
     words = ("check", source, "--model", "owner/tale", "--json")
     whole, streamed = account(machine.run(*words)), account(machine.run(*words, "--streaming"))
     assert splits(streamed) == SPLITS
@@ -297,7 +299,7 @@ def test_streaming_reads_the_same(machine: Machine, source: str) -> None:
     assert streamed["text"]["words"] == whole["text"]["words"] > 0
 
 
-def test_streamed_training_is_the_same_run(machine: Machine) -> None:
+def test_streamed_training_gives_the_same_weights(machine: Machine) -> None:
     for name, more in (("kept", ()), ("streamed", ("--streaming",))):
         result = machine.run("train", "hf:owner/texts", *more, "--model", "owner/tale", "--out", name, *TINY)
         assert result.code == 0, result.stderr
@@ -305,11 +307,11 @@ def test_streamed_training_is_the_same_run(machine: Machine) -> None:
     assert weights[0] == weights[1]
 
 
-def test_a_dataset_offline(cut_off: Worker, machine: Machine) -> None:
+def test_a_cached_dataset_works_offline(offline_worker: Worker, machine: Machine) -> None:
     online = account(machine.run("check", "hf:owner/texts", "--model", machine.work / "online", "--json"))
     words = ("--model", machine.work / "online", "--offline", "--json")
-    assert account(cut_off.run("check", "hf:owner/texts", *words))["tokens"] == online["tokens"]
-    error, hint = refused(cut_off.run("check", "hf:owner/unseen", *words))
+    assert account(offline_worker.run("check", "hf:owner/texts", *words))["tokens"] == online["tokens"]
+    error, hint = refused(offline_worker.run("check", "hf:owner/unseen", *words))
     assert "hf:owner/unseen" in error
     assert "not downloaded before" in error
     assert "HF_ENDPOINT" in hint
@@ -326,14 +328,14 @@ def test_a_dataset_offline(cut_off: Worker, machine: Machine) -> None:
         ("hf:owner/texts:", "does not name a dataset"),
     ],
 )
-def test_datasets_that_are_refused(machine: Machine, source: str, words: str) -> None:
+def test_invalid_dataset_names_are_refused(machine: Machine, source: str, words: str) -> None:
     error, hint = refused(machine.run("check", source, "--model", machine.work / "online", "--json"))
     assert source in error
     assert words in error
     assert hint
 
 
-def test_quiet_is_quiet(machine: Machine) -> None:
+def test_quiet_prints_nothing_on_stderr(machine: Machine) -> None:
     for source in ("hf:owner/tables/short", "stories"):
         result = machine.run("check", source, "--model", "owner/tale", "--quiet")
         assert result.code == 0
@@ -350,7 +352,7 @@ def test_a_missing_column_of_a_dataset(machine: Machine) -> None:
     assert not (machine.work / "none").exists()
 
 
-def test_nothing_half_written_is_left(machine: Machine, trained: Any) -> None:
+def test_failed_runs_leave_no_partial_stores(machine: Machine, trained: Any) -> None:
     for source in ("storys", "hf:owner/nothing"):
         refused(machine.run("train", source, "--model", "owner/tale", "--out", "none", *TINY))
     cache = machine.home / "finetale"

@@ -1,4 +1,4 @@
-"""The Python interface: data in memory, events, cancelling, results as objects, in notebooks too."""
+"""Test the Python interface: data in memory, events, cancelling, result objects, and notebooks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_run_from_texts_is_that_from_a_table_of_them(folder: Path) -> None:
+def test_texts_and_a_table_of_texts_give_the_same_run(folder: Path) -> None:
     first = ft.train(texts=STORIES, out="texts", **QUICK)
     second = ft.train(pd.DataFrame({"text": STORIES, "number": range(24)}), out="table", **QUICK)
     account = first.data.tokens
@@ -62,7 +62,7 @@ def test_held_out_text_can_be_in_memory_too(folder: Path) -> None:
     assert run.data.text.splits.train.documents == 12
 
 
-def test_a_run_shows_what_it_is(folder: Path) -> None:
+def test_a_run_has_events_metrics_and_readable_representations(folder: Path) -> None:
     write_stories(folder / "stories", 24)
     events: list[Event] = []
     run = ft.train("stories", out="run", on_event=events.append, **QUICK)
@@ -94,7 +94,7 @@ def test_a_run_shows_what_it_is(folder: Path) -> None:
     assert writer.generate(["The lamp", "A heron"], n=2, max_new_tokens=3, seed=5)[0] == one
 
 
-def test_results_are_objects(folder: Path) -> None:
+def test_functions_return_result_objects(folder: Path) -> None:
     write_stories(folder / "stories", 24)
     checked = ft.check("stories", model="base")
     assert isinstance(checked, CheckResult)
@@ -119,7 +119,7 @@ def test_results_are_objects(folder: Path) -> None:
     assert "<table>" in compared._repr_html_()
 
 
-def test_a_run_is_cancelled_from_another_thread_and_goes_on(folder: Path) -> None:
+def test_a_run_cancelled_from_another_thread_resumes(folder: Path) -> None:
     write_stories(folder / "stories", 24)
     cancel = threading.Event()
 
@@ -145,7 +145,7 @@ def test_a_run_is_cancelled_from_another_thread_and_goes_on(folder: Path) -> Non
     assert ft.resume("run", quiet=True).manifest.status == "finished"
 
 
-def test_a_run_is_cancelled_before_it_begins(folder: Path) -> None:
+def test_a_run_cancelled_before_its_first_step_resumes(folder: Path) -> None:
     write_stories(folder / "stories", 24)
     cancel = threading.Event()
     cancel.set()
@@ -154,7 +154,7 @@ def test_a_run_is_cancelled_before_it_begins(folder: Path) -> None:
     assert ft.resume("run", quiet=True).manifest.status == "finished"
 
 
-def test_what_a_callback_raises_ends_the_run(folder: Path) -> None:
+def test_an_exception_in_a_callback_ends_the_run(folder: Path) -> None:
     write_stories(folder / "stories", 24)
 
     def fail(event: Event) -> None:
@@ -165,7 +165,7 @@ def test_what_a_callback_raises_ends_the_run(folder: Path) -> None:
         ft.train("stories", out="run", on_event=fail, **QUICK)
 
 
-def test_text_in_place_of_a_path_is_refused_without_being_repeated(folder: Path) -> None:
+def test_the_error_for_text_in_place_of_a_path_is_short(folder: Path) -> None:
     with pytest.raises(SourceError) as caught:
         ft.train("A story.\n" * 10_000, **QUICK)
     assert len(str(caught.value)) < 300
@@ -173,7 +173,7 @@ def test_text_in_place_of_a_path_is_refused_without_being_repeated(folder: Path)
         ft.train({"text": STORIES[0]}, **QUICK)
 
 
-def test_a_notebook_shows_one_display_that_is_updated(folder: Path) -> None:
+def test_a_notebook_updates_a_single_display(folder: Path) -> None:
     write_stories(folder / "stories", 24)
     settings = {**QUICK, "quiet": False}
     notebook = nbformat.v4.new_notebook(  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Mixed and watched text through the commands: a run, a resumed run, a comparison after the texts are gone."""
+"""Test mixed and watched text with the commands: a run, a resumed run, and a comparison without the texts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def records(number: int, what: str) -> str:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model, three kinds of text, and a finished run."""
+    """Create a folder with a tiny model, three kinds of text, and a finished run."""
     folder = tmp_path_factory.mktemp("mixing")
     patch = pytest.MonkeyPatch()
     patch.setenv("FINETALE_CACHE", str(folder / "cache"))
@@ -108,7 +108,7 @@ def test_check_and_plan_print_both(here: Path, capsys: pytest.CaptureFixture[str
     assert f"Beside    Of the {tokens['trained']:,} training tokens" in printed
 
 
-def test_check_without_a_tokenizer_names_the_share(
+def test_check_prints_the_share_without_a_tokenizer(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -137,7 +137,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(here: Path) -> None:
     assert first["watched"]
 
 
-def test_compare_works_when_all_texts_are_gone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_works_after_all_texts_were_deleted(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(here / "run", here / "bare" / "run")
     before = read(here / "run" / "comparison.json")
     moved = [here / name for name in ("stories", "general", "more.jsonl", "news.jsonl", "cache")]
@@ -165,7 +165,7 @@ def test_a_base_with_another_tokenizer_is_measured_on_the_watched_text(
     assert watched["before"]["tokens"] != watched["after"]["tokens"]
 
 
-def test_from_python_with_a_mapping_and_texts(here: Path) -> None:
+def test_python_accepts_a_mapping_and_texts(here: Path) -> None:
     resolved = library.resolve("stories", None, {"mix": {"general": 0.1}, "watch": ["A text.\nOf two lines."]})
     assert resolved.mix == ("general:0.1",)
     assert resolved.watch[0].endswith(".jsonl")
@@ -215,7 +215,7 @@ def watched(percent: float, span: tuple[float, float] | None) -> WatchedFigures:
     return WatchedFigures(source="/home/me/news.txt", before=before, after=after, change=change)
 
 
-def test_a_clear_rise_is_said_in_one_sentence() -> None:
+def test_a_clear_rise_is_reported_in_one_sentence() -> None:
     assert forgetting(watched(12.0, (8.0, 16.0))) == (
         "It forgot: on news.txt, which it was not trained on, perplexity per token rose from 20.0 to 22.4 (+12.0%, 95% "
         "interval +8.0% to +16.0%). Mixing in such text with --mix makes it forget less."

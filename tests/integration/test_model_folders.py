@@ -1,4 +1,4 @@
-"""What a saved model folder holds for other tools: every end-of-text, and keys that transformers 4 reads."""
+"""Test saved model folders for other tools: all end-of-text tokens, and keys that transformers 4 reads."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def change(file: Path, **values: Any) -> None:
 
 
 def with_ends(folder: Path, ends: Any, **values: Any) -> LoadedModel:
-    """The tiny model in a folder whose generation_config.json lists some ids as end-of-text."""
+    """Save the tiny model with a generation_config.json that lists `ends` as end-of-text; return the loaded model."""
     save_model(folder)
     change(folder / "generation_config.json", eos_token_id=ends, **values)
     return models.load(str(folder))
 
 
 def greedy_ids(loaded: LoadedModel) -> list[int]:
-    """The ids that transformers' own greedy search gives after a prompt."""
+    """Return the ids that the greedy search of transformers generates."""
     ids = torch.tensor([[0, *tokenizer().encode("The lamp")]])
     found = loaded.model.generate(
         ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, temperature=None, top_p=None
@@ -59,7 +59,7 @@ def greedy_ids(loaded: LoadedModel) -> list[int]:
     return [int(token) for token in found[0, ids.shape[1] :]]
 
 
-def test_every_listed_end_stops_a_sample(tmp_path: Path) -> None:
+def test_every_listed_end_of_text_ends_a_sample(tmp_path: Path) -> None:
     ids = greedy_ids(with_ends(tmp_path / "one", 0))
     at = next(place for place in range(1, len(ids)) if ids[place] not in ids[:place])
     before, second = ids[:at], ids[at]
@@ -72,7 +72,7 @@ def test_every_listed_end_stops_a_sample(tmp_path: Path) -> None:
     found = "".join(generator.stream("The lamp", GREEDY))
     assert found == expected[0]
     vocabulary = Vocabulary(loaded.tokenizer, 400, 64, generator.ends)
-    for more in ({}, {"stop": ["zzz"]}):  # text at the end, and text piece by piece
+    for more in ({}, {"stop": ["zzz"]}):  # without and with a check of the text after each token
         request = CompletionRequest.model_validate({"model": "x", "prompt": "The lamp", "max_tokens": 12} | more)
         writer = Completion(request, vocabulary).groups[0][0]
         for token in (*before, second):
@@ -81,7 +81,7 @@ def test_every_listed_end_stops_a_sample(tmp_path: Path) -> None:
         assert (writer.finished, writer.text.text) == ("end", expected[0])
 
 
-def test_ids_that_are_none_of_the_vocabulary_and_foreign_ones_are_left_out(tmp_path: Path) -> None:
+def test_invalid_and_foreign_end_of_text_ids_are_ignored(tmp_path: Path) -> None:
     loaded = with_ends(tmp_path / "odd", [0, 7, -1, 10**6, True, "x", None, 1.5])
     assert models.end_ids(loaded.model, loaded.tokenizer) == (0, 7)
     other = models.load(str(tmp_path / "odd"), tokenizer=tokenizer())  # 7 is an ordinary token of another tokenizer
@@ -89,12 +89,12 @@ def test_ids_that_are_none_of_the_vocabulary_and_foreign_ones_are_left_out(tmp_p
     own = models.load(str(tmp_path / "odd"), tokenizer=models.load_tokenizer(tmp_path / "odd"))
     assert models.end_ids(own.model, own.tokenizer) == (0, 7)
     (tmp_path / "odd/generation_config.json").unlink()
-    change(tmp_path / "odd/config.json", eos_token_id=7)  # as a default of an architecture would be
+    change(tmp_path / "odd/config.json", eos_token_id=7)  # like the default of an architecture
     bare = models.load(str(tmp_path / "odd"))
     assert models.end_ids(bare.model, bare.tokenizer) == (0,)
 
 
-def test_suppressed_tokens_are_never_written(tmp_path: Path) -> None:
+def test_suppressed_tokens_are_never_generated(tmp_path: Path) -> None:
     plain = with_ends(tmp_path / "plain", 0)
     expected = Generator(plain.model, plain.tokenizer).generate(["The lamp"], GREEDY)[0][0].text
     first = greedy_ids(plain)[0]
@@ -104,7 +104,7 @@ def test_suppressed_tokens_are_never_written(tmp_path: Path) -> None:
     assert generator.generate(["The lamp"], GREEDY)[0][0].text != expected
 
 
-def test_the_list_is_kept_through_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_keeps_the_generation_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with_ends(tmp_path / "base", [0, 7], pad_token_id=3, suppress_tokens=[9], temperature=0.1, top_k=5)
     write_stories(tmp_path / "text", 12)
@@ -115,12 +115,12 @@ def test_the_list_is_kept_through_training(tmp_path: Path, monkeypatch: pytest.M
         found = read(file)
         kept = {key: found[key] for key in ("eos_token_id", "pad_token_id", "suppress_tokens")}
         assert kept == {"eos_token_id": [0, 7], "pad_token_id": 3, "suppress_tokens": [9]}
-        assert (found["temperature"], found["top_k"]) == (0.8, 0)  # those that the comparison was made with
+        assert (found["temperature"], found["top_k"]) == (0.8, 0)  # the settings of the comparison
     again = models.load("run")
     assert models.end_ids(again.model, again.tokenizer) == (0, 7)
 
 
-def test_the_folder_of_a_gpt2_has_what_older_tools_read(tmp_path: Path) -> None:
+def test_a_gpt2_folder_has_the_keys_of_older_tools(tmp_path: Path) -> None:
     folder = save_model(tmp_path / "model")
     config = read(folder / "config.json")
     assert config["n_ctx"] == config["n_positions"] == 64
@@ -131,7 +131,7 @@ def test_the_folder_of_a_gpt2_has_what_older_tools_read(tmp_path: Path) -> None:
     assert plain("The lamp").input_ids == tokenizer()("The lamp").input_ids
 
 
-def test_the_class_of_the_base_and_its_further_special_tokens_stay(tmp_path: Path) -> None:
+def test_the_tokenizer_class_and_additional_special_tokens_are_kept(tmp_path: Path) -> None:
     folder = save_model(tmp_path / "base")
     change(
         folder / "tokenizer_config.json", tokenizer_class="GPT2TokenizerFast", additional_special_tokens=["<|user|>"]
@@ -177,7 +177,7 @@ ROTARY = [
 
 
 @pytest.mark.parametrize(("config", "older"), ROTARY)
-def test_rotary_positions_are_written_for_version_4_too(
+def test_rotary_settings_are_also_written_for_transformers_4(
     config: PreTrainedConfig, older: dict[str, Any], tmp_path: Path
 ) -> None:
     config.save_pretrained(tmp_path)
@@ -205,7 +205,7 @@ for folder in sys.argv[1:]:
 
 @pytest.fixture(scope="session")
 def python_with_version_4(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python that has transformers 4.57, and everything else from this environment."""
+    """Create an environment with transformers 4.57 and the other packages of this one; return its Python."""
     folder = tmp_path_factory.mktemp("transformers4")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     (packages,) = folder.glob("lib/python*/site-packages")
@@ -215,7 +215,7 @@ def python_with_version_4(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if done.returncode:
         pytest.skip(f"transformers 4.57 can't be installed here: {done.stderr.strip()[-200:]}")
     here = Path(torch.__file__).parents[1]
-    (packages / "zz.pth").write_text(f"{here}\n", encoding="utf-8")  # after its own packages
+    (packages / "zz.pth").write_text(f"{here}\n", encoding="utf-8")  # searched after its own packages
     return folder / "bin/python"
 
 

@@ -1,4 +1,4 @@
-"""Runs, bases and texts survive what people do; numbers are refused when they would not mean what they say."""
+"""Test that no command destroys a run, base or text, and that misleading comparisons are refused or reported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Call = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with stories/ and base/, as the current directory."""
+    """Change to a folder with stories/ and base/."""
     monkeypatch.setenv("FINETALE_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     write_stories(tmp_path / "stories", 40)
@@ -50,7 +50,7 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_a_run_that_came_meanwhile_is_not_deleted(place: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_created_in_the_meantime_is_not_deleted(place: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare = training_run.prepare
 
     def slow(*args: Any, **options: Any) -> Any:
@@ -64,7 +64,7 @@ def test_a_run_that_came_meanwhile_is_not_deleted(place: Path, call: Call, monke
     assert read(place / "out/run.json")["name"] == "somebody else's"
 
 
-def test_a_run_is_not_replaced_by_one_that_needs_it(place: Path, call: Call) -> None:
+def test_a_run_is_not_replaced_if_the_new_run_reads_it(place: Path, call: Call) -> None:
     assert call("train", "stories", "--model", "base", "--out", "out", *QUICK)[0] == 0
     before = (place / "out/model/model.safetensors").read_bytes()
     shutil.copytree("stories", "out/texts")
@@ -77,7 +77,7 @@ def test_a_run_is_not_replaced_by_one_that_needs_it(place: Path, call: Call) -> 
     assert not (place / "out/texts").exists()
 
 
-def test_the_settings_of_a_run_make_another_run(place: Path, call: Call) -> None:
+def test_the_settings_of_a_run_can_start_another_run(place: Path, call: Call) -> None:
     assert call("train", "stories", "--model", "base", "--out", "out", "--overwrite", *QUICK)[0] == 0
     settings = yaml.safe_load((place / "out/config.yaml").read_text(encoding="utf-8"))
     assert settings["overwrite"] is False
@@ -102,8 +102,8 @@ def test_a_run_can_be_used_from_another_folder(place: Path, call: Call, monkeypa
     assert read(place / "out/comparison.json") == first
 
 
-def test_a_comparison_is_of_the_text_that_the_run_began_with(place: Path, call: Call) -> None:
-    """19 documents are cut into parts; with a 20th whole ones would be held out, whose first parts were trained on."""
+def test_a_comparison_uses_the_original_text_of_the_run(place: Path, call: Call) -> None:
+    """With 19 documents, parts of documents are held out; with 20, whole documents that the run was trained on."""
     write_stories(place / "few", 19)
     assert call("train", "few", "--model", "base", "--out", "out", *QUICK)[0] == 0
     before = (place / "out/comparison.json").read_bytes()
@@ -119,7 +119,7 @@ def test_a_comparison_is_of_the_text_that_the_run_began_with(place: Path, call: 
     assert (place / "out/comparison.json").read_bytes() == before
 
 
-def test_held_out_text_that_is_also_trained_on_is_said(place: Path, call: Call) -> None:
+def test_held_out_text_in_the_training_text_is_reported(place: Path, call: Call) -> None:
     shutil.copytree("stories", "held")
     for number in range(10, 40):
         (place / f"held/{number:03}.txt").unlink()
@@ -132,7 +132,7 @@ def test_held_out_text_that_is_also_trained_on_is_said(place: Path, call: Call) 
     assert [(row["reason"], row["documents"]) for row in dropped] == [("also in validation or test", 10)]
 
 
-def test_an_early_stop_is_saved(place: Path, call: Call) -> None:
+def test_early_stopping_saves_a_checkpoint(place: Path, call: Call) -> None:
     options = [
         "--learning-rate",
         "0.5",
@@ -162,13 +162,13 @@ def test_another_sampling_seed_does_not_change_a_random_base(place: Path, call: 
     assert again["settings"]["seed"] == 5
 
 
-def test_standard_input_as_validation_text(place: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_input_can_be_the_validation_text(place: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(story(77, words=200).encode())))
     assert call("train", "stories", "--model", "base", "--validation", "-", "--out", "out", *QUICK)[0] == 0
     assert read(place / "out/comparison.json")["after"]["validation"]["documents"] == 1
 
 
-def test_a_model_folder_caught_between_two_renames_is_put_back(place: Path, call: Call) -> None:
+def test_a_kill_between_the_two_renames_of_a_model_folder_is_repaired(place: Path, call: Call) -> None:
     assert call("train", "stories", "--model", "base", "--out", "out", *QUICK)[0] == 0
     directory = RunDirectory(place / "out")
     for file in (directory.report, directory.comparison):
@@ -184,7 +184,7 @@ def test_a_model_folder_caught_between_two_renames_is_put_back(place: Path, call
     assert (directory.model / "model.safetensors").is_file()
 
 
-def test_evaluating_goes_on_with_less_when_memory_runs_out(
+def test_evaluate_retries_with_smaller_batches_when_memory_runs_out(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["evaluate", "base", "stories", "--precision", "fp32", "--json"]
@@ -219,7 +219,7 @@ def test_a_killed_run_is_not_shown_as_running(place: Path, capsys: pytest.Captur
     assert rows == {"runs/killed": "interrupted", "runs/alive": "running"}
 
 
-def test_recovering_keeps_a_folder_that_is_there(tmp_path: Path) -> None:
+def test_recovery_keeps_an_existing_folder(tmp_path: Path) -> None:
     for name in ("model", ".model.1.old"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "which").write_text(name)
@@ -238,7 +238,7 @@ def test_recovering_keeps_a_folder_that_is_there(tmp_path: Path) -> None:
         (("--test-fraction", "0.96"), "must stay below 1"),
     ],
 )
-def test_what_could_only_fail_after_training_is_refused_before(
+def test_settings_that_would_fail_after_training_are_refused_before(
     place: Path, call: Call, words: tuple[str, ...], message: str
 ) -> None:
     code, err = call("train", "stories", "--model", "base", "--out", "out", *QUICK, *words)
@@ -247,7 +247,7 @@ def test_what_could_only_fail_after_training_is_refused_before(
     assert not (place / "out").exists()
 
 
-def test_a_run_may_stand_in_the_folder_of_its_text(place: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_can_be_inside_the_folder_of_its_text(place: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place / "stories")
     for number in ("1", "2"):
         code, err = call("train", ".", "--model", "../base", *QUICK)
@@ -257,7 +257,7 @@ def test_a_run_may_stand_in_the_folder_of_its_text(place: Path, call: Call, monk
     assert code == 0, err
 
 
-def test_what_is_left_out_or_too_little_is_said_by_check(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_reports_empty_files_and_too_little_text(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "stories/empty.txt").write_text("")
     assert run(["check", "stories", "--model", "base"]) == 0
     assert "Read 40 of 41 files; left out: 1 without text.\n  stories/empty.txt\n" in capsys.readouterr().out
@@ -266,8 +266,8 @@ def test_what_is_left_out_or_too_little_is_said_by_check(place: Path, capsys: py
     assert "There is too little text to train on" in capsys.readouterr().out
 
 
-def test_a_draft_and_its_revision_do_not_make_a_proof(place: Path, call: Call) -> None:
-    """Cut at other places, one is held out and the other trained on; the verdict says so."""
+def test_shared_passages_of_a_draft_and_its_revision_are_reported(place: Path, call: Call) -> None:
+    """Draft and revision are cut at different places, so held-out passages also occur in the training text."""
     (place / "drafts").mkdir()
     for number in range(5):
         text = "\n\n".join(story(number * 10 + k, 60) for k in range(8))

@@ -1,4 +1,4 @@
-"""Every command ends well whatever encoding its output has: characters that are missing there are replaced."""
+"""Test the commands with other output encodings: unsupported characters are replaced."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def call(encoding: str, *words: str, code: int = 0) -> tuple[str, str]:
-    """Run a command whose streams have an encoding and raise errors, as a console does; returns what was printed."""
+    """Run a command whose streams use an encoding with strict errors, like a console; return stdout and stderr."""
     streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict", write_through=True) for _ in range(2)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", streams[0])
@@ -50,19 +50,19 @@ def call(encoding: str, *words: str, code: int = 0) -> tuple[str, str]:
 def test_a_whole_run_in_ascii(here: Path) -> None:
     train = ("train", STORIES, "--model", "model", "--out", "run", *FAST, "--prompt", "Füße … 你好 −")
     out, err = call("ascii", *train)
-    assert "Fusse ... ?? -" in out  # the prompt of the samples: letters without accents, ? where nothing is alike
+    assert "Fusse ... ?? -" in out  # accents are removed; ? replaces characters without an ASCII equivalent
     assert "Training for 2 steps" in err
     comparison = json.loads((here / "run/comparison.json").read_text(encoding="utf-8"))
     assert comparison["prompts"] == ["Füße … 你好 −"]  # files are always UTF-8
     for words in (("report", "run"), ("runs", ".")):
         call("ascii", *words)
     found = json.loads(call("ascii", "compare", "run", "--json")[0])
-    assert found["prompts"] == ["Füße … 你好 −"]  # JSON escapes what the encoding lacks
+    assert found["prompts"] == ["Füße … 你好 −"]  # JSON escapes unsupported characters
 
 
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_reading_commands(encoding: str) -> None:
+def test_commands_replace_unsupported_characters(encoding: str) -> None:
     out, _ = call(encoding, "check", STORIES)
     assert "documents" in out
     prompt = "She said “no” – für 你"
@@ -81,7 +81,7 @@ def test_reading_commands(encoding: str) -> None:
 
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_errors_keep_their_code(encoding: str) -> None:
+def test_errors_keep_their_exit_code(encoding: str) -> None:
     _, err = call(encoding, "evaluate", "nichts – für/你", STORIES, code=1)
     assert "error:" in err
     assert {"ascii": "nichts - fur/?", "latin-1": "nichts - für/?", "cp1252": "nichts – für/?"}.get(
@@ -104,7 +104,7 @@ def test_progress_in_a_terminal_without_unicode(here: Path) -> None:
     while True:
         try:
             piece = os.read(leader, 65_536)
-        except OSError:  # Linux raises this where the other end is closed
+        except OSError:  # Linux raises it when the other end is closed
             break
         if not piece:
             break

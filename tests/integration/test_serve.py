@@ -1,4 +1,4 @@
-"""The service as clients see it: through the real `openai` client, and as raw bytes over a socket."""
+"""Test the service through the real `openai` client and through raw HTTP."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Running:
     def raw(
         self, body: Any, path: str = "/v1/completions", method: str = "POST", **headers: str
     ) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body of a request as bytes."""
+        """Send a request; return the status, headers and body of the response."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         given = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"} | headers
@@ -63,13 +63,13 @@ class Running:
         return found
 
     def complete(self, **values: Any) -> Any:
-        """A completion of the tiny model, greedy unless told otherwise."""
+        """Return a completion of the tiny model. The default is greedy search."""
         given = {"model": "tiny", "prompt": "The lamp", "max_tokens": 8, "temperature": 0} | values
         extra = {name: given.pop(name) for name in ("top_k", "min_p", "repetition_penalty") if name in given}
         return self.client.completions.create(**given, extra_body=extra)
 
     def error(self, **values: Any) -> dict[str, Any]:
-        """The error that a request is refused with; its status is checked to be 400."""
+        """Send an invalid request, check that the status is 400, and return the error."""
         with pytest.raises(openai.BadRequestError) as caught:
             self.complete(**values)
         assert isinstance(caught.value.body, dict)
@@ -77,8 +77,8 @@ class Running:
         return caught.value.body
 
 
-def serving_of(served: Served, limits: Limits) -> Any:
-    """The application, as it is once its model is loaded."""
+def app_of(served: Served, limits: Limits) -> Any:
+    """Return the application in the state after its model has loaded."""
     service = Service(limits)
     service.add(served)
     service.loading = False
@@ -89,7 +89,7 @@ def serving_of(served: Served, limits: Limits) -> Any:
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     loaded = models.open_model(str(save_model(tmp_path_factory.mktemp("served") / "tiny")), lambda event: None)
     served = model_spec.serve_model("tiny", loaded, slots=4, max_waiting=32)
-    app = serving_of(served, Limits(key=KEY, max_body_bytes=100_000, max_samples=16))
+    app = app_of(served, Limits(key=KEY, max_body_bytes=100_000, max_samples=16))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off", http="h11"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -115,7 +115,7 @@ def test_models_are_listed(running: Running) -> None:
         running.complete(model="other")
 
 
-def test_a_completion_is_what_generate_writes(running: Running) -> None:
+def test_a_completion_equals_the_text_of_generate(running: Running) -> None:
     found = running.complete()
     assert found.object == "text_completion"
     assert found.choices[0].text == expected(running, "The lamp")
@@ -125,14 +125,14 @@ def test_a_completion_is_what_generate_writes(running: Running) -> None:
     assert found.usage.total_tokens == prompt + 8
 
 
-def test_several_prompts_keep_their_order(running: Running) -> None:
+def test_choices_are_in_the_order_of_the_prompts(running: Running) -> None:
     prompts = ["The lamp", "She counted", "Nobody came down to the", "A", "When the wind turned, the old man", "It"]
     found = running.complete(prompt=prompts)
     assert [choice.index for choice in found.choices] == list(range(6))
     assert [choice.text for choice in found.choices] == [expected(running, prompt) for prompt in prompts]
 
 
-def test_token_ids_are_taken_as_they_are(running: Running) -> None:
+def test_token_ids_are_used_unchanged(running: Running) -> None:
     ids = running.generator.tokenizer("The lamp")["input_ids"]
     plain = running.complete(prompt="The lamp").choices[0].text
     assert running.complete(prompt=[running.generator.begin, *ids]).choices[0].text == plain
@@ -141,7 +141,7 @@ def test_token_ids_are_taken_as_they_are(running: Running) -> None:
     assert running.error(prompt=[10**6])["param"] == "prompt"
 
 
-def test_a_seed_repeats_and_samples_differ(running: Running) -> None:
+def test_a_seed_makes_samples_reproducible_and_samples_differ(running: Running) -> None:
     first, second = (running.complete(temperature=1, seed=5, n=3, max_tokens=12) for _ in range(2))
     texts = [choice.text for choice in first.choices]
     assert texts == [choice.text for choice in second.choices]
@@ -168,7 +168,7 @@ def test_penalties_and_bias(running: Running) -> None:
     assert running.error(logit_bias={"x": 1})["param"] == "logit_bias"
 
 
-def test_no_number_of_tokens_is_sixteen(running: Running) -> None:
+def test_the_default_max_tokens_is_16(running: Running) -> None:
     for values in ({}, {"max_tokens": None}):
         status, _, data = running.raw({"model": "tiny", "prompt": "The", "logit_bias": {"0": -100}} | values)
         assert status == 200
@@ -176,7 +176,7 @@ def test_no_number_of_tokens_is_sixteen(running: Running) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 2, 5])
-def test_a_stop_string_is_not_in_the_text(running: Running, length: int) -> None:
+def test_a_stop_string_ends_the_text(running: Running, length: int) -> None:
     whole = expected(running, "The lamp", 30)
     stop = whole[9 : 9 + length]
     at = whole.index(stop)
@@ -188,40 +188,42 @@ def test_a_stop_string_is_not_in_the_text(running: Running, length: int) -> None
     assert pieces[-1].choices[0].finish_reason == "stop"
 
 
-def test_log_probabilities_are_the_models(running: Running) -> None:
+def test_log_probabilities_equal_those_of_the_model(running: Running) -> None:
     found = running.complete(logprobs=3, echo=True, max_tokens=4).choices[0]
-    told = found.logprobs
+    logprobs = found.logprobs
     ids = [running.generator.begin, *running.generator.tokenizer("The lamp")["input_ids"]]
     with torch.inference_mode():
         logits = running.generator.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
     values = [float(logits[at, token]) for at, token in enumerate(ids[1:])]
-    assert told.token_logprobs[: len(values)] == pytest.approx(values, abs=1e-4)
-    assert told.token_logprobs[len(values)] == pytest.approx(float(logits[-1].max()), abs=1e-4), "greedy"
-    known = list(zip(told.tokens, told.text_offset, strict=True))[: len(values)]
+    assert logprobs.token_logprobs[: len(values)] == pytest.approx(values, abs=1e-4)
+    assert logprobs.token_logprobs[len(values)] == pytest.approx(float(logits[-1].max()), abs=1e-4), (
+        "the first new token is the likeliest"
+    )
+    known = list(zip(logprobs.tokens, logprobs.text_offset, strict=True))[: len(values)]
     assert "".join(token for token, _ in known) == "The lamp"
     assert all(found.text[at : at + len(token)] == token for token, at in known)
-    for at, top in enumerate(told.top_logprobs[: len(values)]):
-        assert top[told.tokens[at]] == pytest.approx(values[at], abs=1e-4), (
-            "the token itself is there, be it likely or not"
+    for at, top in enumerate(logprobs.top_logprobs[: len(values)]):
+        assert top[logprobs.tokens[at]] == pytest.approx(values[at], abs=1e-4), (
+            "the chosen token is always listed, even if it is unlikely"
         )
         assert len(top) <= 4
         assert max(top.values()) == pytest.approx(float(logits[at].max()), abs=1e-4)
 
 
-def test_what_a_harness_asks_for(running: Running) -> None:
-    """Token ids with echo and one new token, as evaluation harnesses do: the first token has no log-probability."""
+def test_requests_of_evaluation_harnesses(running: Running) -> None:
+    """Evaluation harnesses send token ids with `echo` and one new token. The first token has no log-probability."""
     ids = running.generator.tokenizer("The lamp stood on the sill")["input_ids"]
-    told = running.complete(prompt=ids, echo=True, logprobs=1, max_tokens=1).choices[0].logprobs
-    assert told.token_logprobs[0] is None
+    logprobs = running.complete(prompt=ids, echo=True, logprobs=1, max_tokens=1).choices[0].logprobs
+    assert logprobs.token_logprobs[0] is None
     with torch.inference_mode():
         logits = running.generator.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
     values = [float(logits[at, token]) for at, token in enumerate(ids[1:])]
-    assert told.token_logprobs[1 : len(ids)] == pytest.approx(values, abs=1e-4)
+    assert logprobs.token_logprobs[1 : len(ids)] == pytest.approx(values, abs=1e-4)
     only = running.complete(prompt=ids, echo=True, logprobs=0, max_tokens=0).choices[0]
     assert only.text == running.generator.tokenizer.decode(ids)
     assert only.logprobs.token_logprobs[1:] == pytest.approx(values, abs=1e-4)
     assert only.finish_reason == "length"
-    # The end of the text is a token too: what counts from the end of the list relies on one new token.
+    # End-of-text counts as a token, because harnesses index from the end of the list and expect one new token.
     ended = running.complete(
         prompt=ids, echo=True, logprobs=1, max_tokens=1, logit_bias={str(running.generator.ends[0]): 100}
     )
@@ -230,7 +232,7 @@ def test_what_a_harness_asks_for(running: Running) -> None:
     assert len(ended.choices[0].logprobs.tokens) == len(ids) + 1 == ended.usage.total_tokens
 
 
-def test_best_of_gives_the_likeliest(running: Running) -> None:
+def test_best_of_returns_the_likeliest_choices(running: Running) -> None:
     given = {"temperature": 1, "seed": 8, "max_tokens": 6}
     every = running.complete(**given, n=6, logprobs=0).choices
     best = sorted(every, key=lambda choice: -sum(choice.logprobs.token_logprobs))
@@ -239,7 +241,7 @@ def test_best_of_gives_the_likeliest(running: Running) -> None:
     assert found.usage.completion_tokens == 36
 
 
-def test_a_stream_is_the_completion(running: Running) -> None:
+def test_a_stream_adds_up_to_the_completion(running: Running) -> None:
     prompts = ["The lamp", "She counted", "A heron"]
     chunks = list(running.complete(prompt=prompts, stream=True, echo=True, stream_options={"include_usage": True}))
     texts = ["", "", ""]
@@ -252,7 +254,7 @@ def test_a_stream_is_the_completion(running: Running) -> None:
     assert len({chunk.id for chunk in chunks}) == 1
 
 
-def test_the_bytes_of_a_stream(running: Running) -> None:
+def test_the_format_of_a_stream(running: Running) -> None:
     body = {"model": "tiny", "prompt": "The lamp", "max_tokens": 3, "temperature": 0, "stream": True}
     status, headers, data = running.raw(body)
     assert status == 200
@@ -265,8 +267,8 @@ def test_the_bytes_of_a_stream(running: Running) -> None:
     assert "usage" not in last
 
 
-def test_characters_are_never_broken(running: Running) -> None:
-    """Tokens of single bytes, as of Chinese and emoji, come as whole characters."""
+def test_characters_of_several_tokens_arrive_whole(running: Running) -> None:
+    """A Chinese character or an emoji takes several tokens of one byte each."""
     text = "你好🙂é"
     ids = running.generator.tokenizer(text)["input_ids"]
     assert len(ids) > len(text)
@@ -363,12 +365,12 @@ def test_without_the_key_only_health_answers(running: Running) -> None:
         ({"Origin": "ftp://localhost", "Host": "localhost"}, 403),
     ],
 )
-def test_other_hosts_and_origins_are_refused(running: Running, headers: dict[str, str], status: int) -> None:
+def test_foreign_hosts_and_origins_are_refused(running: Running, headers: dict[str, str], status: int) -> None:
     assert running.raw({}, "/v1/models", "GET", **headers)[0] == status
 
 
-def test_large_bodies_are_refused_unread(running: Running) -> None:
-    started = time.process_time()  # of the service too, which runs in this process
+def test_large_bodies_are_refused_before_they_are_read(running: Running) -> None:
+    started = time.process_time()  # includes the service, which runs in this process
     connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=30)
     connection.putrequest("POST", "/v1/completions")
     connection.putheader("Authorization", f"Bearer {KEY}")
@@ -391,7 +393,7 @@ def test_large_bodies_are_refused_unread(running: Running) -> None:
     connection.close()
 
 
-def test_unknown_paths_and_methods(running: Running) -> None:
+def test_unknown_paths_and_methods_get_a_json_error(running: Running) -> None:
     for path, method, status in (("/v1/nothing", "GET", 404), ("/v1/completions", "GET", 405)):
         found, _, data = running.raw({}, path, method)
         assert found == status
@@ -410,7 +412,7 @@ def test_a_client_that_disconnects_frees_its_slots(running: Running) -> None:
     assert running.complete().choices[0].text == expected(running, "The lamp")
 
 
-def test_concurrent_clients_get_the_same_answers_as_one_alone(running: Running) -> None:
+def test_concurrent_clients_get_the_same_answers_as_a_single_client(running: Running) -> None:
     prompts = [f"{word} number {i}" for i, word in enumerate(["The lamp", "A heron", "Nobody", "She"] * 5)]
     found: dict[str, str] = {}
 
@@ -425,16 +427,16 @@ def test_concurrent_clients_get_the_same_answers_as_one_alone(running: Running) 
     assert found == {prompt: expected(running, prompt) for prompt in prompts}
 
 
-def test_metrics(running: Running) -> None:
+def test_metrics_count_requests_and_tokens(running: Running) -> None:
     def value(name: str) -> float:
         text = running.raw({}, "/metrics", "GET")[2].decode()
         return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
 
-    asked, made = value("finetale_requests_total"), value("finetale_completion_tokens_total")
+    requests, tokens = value("finetale_requests_total"), value("finetale_completion_tokens_total")
     running.complete(max_tokens=7)
     running.error(temperature=-1)
-    assert value("finetale_requests_total") >= asked + 3  # and the reading of the meters
-    assert value("finetale_completion_tokens_total") == made + 7
+    assert value("finetale_requests_total") >= requests + 3  # 2 above and the request for the metrics
+    assert value("finetale_completion_tokens_total") == tokens + 7
     assert value("finetale_time_to_first_token_seconds_count") > 0
     assert value("finetale_queue_length") == value("finetale_busy_slots") == 0
     assert "The lamp" not in running.raw({}, "/metrics", "GET")[2].decode()
@@ -455,7 +457,7 @@ def test_a_full_queue_refuses_at_once(running: Running) -> None:
     for thread in threads:
         thread.join(120)
     statuses = [status for status, _, _ in answers]
-    assert len(statuses) == 80, "nothing hangs"
+    assert len(statuses) == 80, "every request gets a response"
     assert set(statuses) == {200, 429}
     assert statuses.count(200) >= 33
     refused = [headers for status, _, headers in answers if status == 429]
@@ -484,9 +486,9 @@ def test_sigterm_lets_started_requests_finish(folder: Path) -> None:
             client.models.list()
         client.close()
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
-    told = [(line["method"], line["route"], line["status"]) for line in lines if "route" in line]
-    assert told == [("POST", "/v1/completions", 200)]
-    assert all("The" not in json.dumps(line) for line in lines), "a prompt is nobody's business"
+    logged = [(line["method"], line["route"], line["status"]) for line in lines if "route" in line]
+    assert logged == [("POST", "/v1/completions", 200)]
+    assert all("The" not in json.dumps(line) for line in lines), "prompts are not logged"
 
 
 def test_a_public_address_requires_a_key(folder: Path) -> None:
@@ -495,7 +497,7 @@ def test_a_public_address_requires_a_key(folder: Path) -> None:
     assert done.returncode == 1
     assert "there is no API key" in done.stderr
     (folder / "key").write_text("secret\n")
-    # Where everybody may come, they come by an address or by the machine's name; a site's own name stays out.
+    # A public service also accepts the names and addresses of the machine as Host, but no other site's name.
     key, mine = "Bearer secret", {"127.0.0.1": 200, "192.0.2.7:80": 403, "evil.example": 403}
     every = mine | {"192.0.2.7:80": 200, "[2001:db8::7]:80": 200, socket.gethostname(): 200}
     for words, hosts in (((), mine), (("--host", "0.0.0.0"), every)):
@@ -527,13 +529,13 @@ def test_the_page_loads_nothing_from_elsewhere(running: Running) -> None:
     assert "default-src 'none'" in headers["content-security-policy"]
     nonce = headers["content-security-policy"].partition("script-src 'nonce-")[2].partition("'")[0]
     assert page.count(f'nonce="{nonce}"') == 2
-    assert nonce not in running.raw({}, "/", "GET")[2].decode(), "a new one each time"
+    assert nonce not in running.raw({}, "/", "GET")[2].decode(), "each response has a new nonce"
     assert 'data-model="tiny"' in page
-    assert "http" not in page.replace("http-equiv", ""), "no address but its own"
+    assert "http" not in page.replace("http-equiv", ""), "the page has no address of another site"
     assert running.raw({}, "/", "GET", Authorization="")[0] == 401
 
 
-def test_several_models_by_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_service_of_several_models(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_model(folder / "other", seed=1)
     with Serving(folder, "tiny", "--also", "second=other") as serving:
         with openai.OpenAI(base_url=f"http://127.0.0.1:{serving.port}/v1", api_key="none") as client:
@@ -553,14 +555,14 @@ def test_several_models_by_name(folder: Path, capsys: pytest.CaptureFixture[str]
         assert says in capsys.readouterr().err
 
 
-def test_the_same_prompt_twice_is_two_samples(running: Running) -> None:
+def test_repeated_prompts_get_different_samples(running: Running) -> None:
     given = {"temperature": 1, "seed": 4, "max_tokens": 12}
     twice = [choice.text for choice in running.complete(prompt=["The lamp"] * 2, **given).choices]
     assert twice == [choice.text for choice in running.complete(n=2, **given).choices]
     assert twice[0] != twice[1]
 
 
-def test_offsets_count_characters_whatever_the_tokens(running: Running) -> None:
+def test_offsets_count_characters_not_tokens(running: Running) -> None:
     found = running.complete(prompt="你好 ab", echo=True, logprobs=0, max_tokens=0).choices[0]
     known = [
         (at, token)
@@ -584,7 +586,7 @@ def test_extreme_parameters_do_not_affect_other_clients(running: Running) -> Non
     assert running.complete(temperature=1e-300).choices[0].text == expected(running, "The lamp")
     assert len(list(stream)) > 10
     assert running.error(logit_bias={"9" * 5000: 1})["param"] == "logit_bias"
-    started = time.process_time()  # of the service too, which runs in this process
+    started = time.process_time()  # includes the service, which runs in this process
     assert running.error(prompt=[""] * 20_000)["param"] == "prompt"
     assert time.process_time() - started < 1
 
@@ -639,7 +641,7 @@ def test_a_key_that_is_not_a_valid_header_is_refused(
     assert "can't be sent in a request" in capsys.readouterr().err
 
 
-def test_keys_and_names_as_people_write_them(folder: Path) -> None:
+def test_a_key_file_with_a_bom_and_unusual_names_are_accepted(folder: Path) -> None:
     (folder / "bom").write_text("secret\n", encoding="utf-8-sig")
     words = ("--api-key-file", "bom", "--allow-host", "Writers.Example:8443", "--queue", "0", "--name", "[/x]")
     with Serving(folder, "tiny", "--engine", "torch", *words) as serving:
@@ -648,7 +650,7 @@ def test_keys_and_names_as_people_write_them(folder: Path) -> None:
         body = json.dumps({"model": "[/x]", "prompt": "The", "max_tokens": 2})
         connection.request("POST", "/v1/completions", body, headers)
         answer = connection.getresponse()
-        assert answer.status == 200, "an idle service needs no queue"
+        assert answer.status == 200, "an idle service accepts requests with --queue 0"
         answer.read()
         connection.close()
         assert serving.end()[0] == 0
@@ -656,8 +658,8 @@ def test_keys_and_names_as_people_write_them(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
-def test_each_end_of_text_that_a_model_lists_ends_a_completion(tmp_path: Path, engine: str) -> None:
-    """Chat models list the end of a turn beside the end of a document."""
+def test_each_listed_end_of_text_ends_a_completion(tmp_path: Path, engine: str) -> None:
+    """Chat models list two end tokens: end of turn and end of document."""
     save_model(tmp_path / "tiny")
     other = int(tokenizer().convert_tokens_to_ids("Q"))
     path = tmp_path / "tiny/generation_config.json"
@@ -669,7 +671,7 @@ def test_each_end_of_text_that_a_model_lists_ends_a_completion(tmp_path: Path, e
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{serving.port}/v1", api_key="none", max_retries=0)
 
         def complete(token: int, *, stream: bool = False) -> Any:
-            """A completion in which one token is always chosen."""
+            """Return a completion that always chooses `token`."""
             settings: Any = {"max_tokens": 5, "temperature": 0, "logit_bias": {str(token): 100}, "stream": stream}
             return client.completions.create(model="tiny", prompt="The lamp", **settings)
 

@@ -1,4 +1,4 @@
-"""Conversations, for models that were trained on them."""
+"""Test the chat API with models that have a chat template."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
     place = tmp_path_factory.mktemp("chat")
     save_model(place / "plain")
     folder = save_model(place / "talks")
-    talking = load_tokenizer(folder)
-    talking.chat_template = TEMPLATE
-    talking.save_pretrained(folder)
+    chat_tokenizer = load_tokenizer(folder)
+    chat_tokenizer.chat_template = TEMPLATE
+    chat_tokenizer.save_pretrained(folder)
     folder = save_model(place / "pairs")
-    answering = load_tokenizer(folder)
-    answering.chat_template = PLAIN_TEMPLATE
-    answering.save_pretrained(folder)
+    pair_tokenizer = load_tokenizer(folder)
+    pair_tokenizer.chat_template = PLAIN_TEMPLATE
+    pair_tokenizer.save_pretrained(folder)
     also = ("--also", "plain=plain", "--also", "pairs=pairs")
     with (
         Serving(place, "talks", *also, "--engine", "torch") as serving,
@@ -45,16 +45,16 @@ def talk(client: openai.OpenAI, **values: Any) -> Any:
     return client.chat.completions.create(**given)
 
 
-def test_the_plain_template_is_served_as_it_was_trained(client: openai.OpenAI) -> None:
+def test_the_plain_template_is_the_one_of_training(client: openai.OpenAI) -> None:
     found = talk(client, model="pairs", messages=[*HELLO])
     # A string prompt gets the beginning-of-text that the training text had.
     prompt = "User:\nThe lamp\n\nAssistant:\n"
     completed = client.completions.create(model="pairs", prompt=prompt, max_tokens=12, temperature=0)
     assert found.choices[0].message.content == completed.choices[0].text
-    assert found.usage.prompt_tokens == completed.usage.prompt_tokens + 1  # beginning-of-text counts in a chat
+    assert found.usage.prompt_tokens == completed.usage.prompt_tokens + 1  # usage of a chat includes beginning-of-text
 
 
-def test_a_conversation_is_the_completion_of_its_template(client: openai.OpenAI) -> None:
+def test_a_chat_answer_equals_the_completion_of_the_rendered_template(client: openai.OpenAI) -> None:
     asked = [
         *HELLO,
         {"role": "assistant", "content": "stood"},
@@ -70,7 +70,7 @@ def test_a_conversation_is_the_completion_of_its_template(client: openai.OpenAI)
     assert found.choices[0].finish_reason == completed.choices[0].finish_reason
 
 
-def test_a_stream_of_a_conversation_is_its_message(client: openai.OpenAI) -> None:
+def test_a_chat_stream_adds_up_to_the_message(client: openai.OpenAI) -> None:
     whole = talk(client, n=2, temperature=1, seed=4)
     parts = list(talk(client, n=2, temperature=1, seed=4, stream=True, stream_options={"include_usage": True}))
     assert {part.object for part in parts} == {"chat.completion.chunk"}
@@ -85,11 +85,11 @@ def test_a_stream_of_a_conversation_is_its_message(client: openai.OpenAI) -> Non
 
 
 def test_log_probabilities_of_a_message(client: openai.OpenAI) -> None:
-    told = talk(client, logprobs=True, top_logprobs=2).choices[0].logprobs.content
-    assert len(told) == 12
-    for token in told:
+    content = talk(client, logprobs=True, top_logprobs=2).choices[0].logprobs.content
+    assert len(content) == 12
+    for token in content:
         assert len(token.top_logprobs) == 2
-        assert token.logprob == max(other.logprob for other in token.top_logprobs), "greedy"
+        assert token.logprob == max(other.logprob for other in token.top_logprobs), "the chosen token is the likeliest"
         if not token.token.startswith("bytes:"):
             assert bytes(token.bytes).decode() == token.token
         else:
@@ -112,7 +112,7 @@ def test_log_probabilities_of_a_message(client: openai.OpenAI) -> None:
         ({"messages": [{"role": "user", "content": "lamp " * 500}], "max_tokens": None}, "prompt", "context"),
     ],
 )
-def test_unsupported_parameters_of_a_conversation(
+def test_unsupported_chat_parameters_are_refused(
     client: openai.OpenAI, values: dict[str, Any], parameter: str, words: str
 ) -> None:
     with pytest.raises(openai.BadRequestError) as caught:

@@ -1,4 +1,4 @@
-"""EleutherAI's evaluation harness gets the same answers from the service as from a model in its own process."""
+"""Test EleutherAI's evaluation harness: the service must give the same scores as a model loaded by the harness."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow  # the harness is large, and not among what the te
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_log_likelihoods_are_those_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_likelihoods_equal_those_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lm_eval", reason="needs lm-eval[api]")
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
@@ -60,7 +60,7 @@ metric_list: [{{metric: acc}}]
 """
 
 
-def test_the_command_of_the_harness_scores_service_and_model_alike(tmp_path: Path) -> None:
+def test_the_harness_command_gives_the_service_and_the_model_the_same_score(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval", reason="needs lm-eval[api]")
     folder = save_model(tmp_path / "tiny")
     documents = [

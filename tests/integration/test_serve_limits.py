@@ -1,4 +1,4 @@
-"""What a client may cost: connections, headers, bodies, time; and which pages of other sites may ask."""
+"""Test the limits per client (connections, headers, bodies, time) and the access of pages of other sites."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 def read_all(client: socket.socket) -> bytes:
-    """What comes until the other side closes."""
+    """Read until the service closes the connection; return the data."""
     data = b""
     with contextlib.suppress(ConnectionResetError):
         while more := client.recv(65536):
@@ -108,7 +108,7 @@ def test_missing_headers_close_the_connection(place: Place, sent: bytes) -> None
         started = time.monotonic()
         if sent:
             client.sendall(sent)
-            for _ in range(3):  # a byte now and then does not help
+            for _ in range(3):  # sending single bytes does not extend the timeout
                 time.sleep(0.1)
                 client.sendall(b"X")
         assert read_all(client) == b""
@@ -119,7 +119,7 @@ def test_the_second_request_of_a_connection_has_a_timeout_too(place: Place) -> N
     with place.socket() as client:
         client.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
-        time.sleep(0.7)  # idle between two is no sin
+        time.sleep(0.7)  # longer than the timeout: an idle connection stays open between requests
         client.sendall(b"GET /health HTTP/1.1\r\n")
         started = time.monotonic()
         read_all(client)
@@ -156,7 +156,7 @@ def test_many_errors_in_a_body_cost_no_more_than_one(place: Place, body: dict[st
     status, _, data = place.ask("POST", "/v1/completions", {"model": "tiny"} | body, Authorization=f"Bearer {KEY}")
     assert status == 400
     assert len(data) < 1000
-    assert time.process_time() - started < 0.25  # it took a hundred times as long
+    assert time.process_time() - started < 0.25  # listing every error took 100 times as long
 
 
 def test_a_missing_body_gets_an_error(place: Place) -> None:
@@ -186,7 +186,7 @@ def test_an_invalid_request_gets_a_json_error(place: Place, sent: bytes, status:
     assert error_in(answer)["type"] == "invalid_request_error"
 
 
-def test_the_limit_on_connections(place: Place) -> None:
+def test_connections_above_the_limit_get_status_503(place: Place) -> None:
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(place.socket()) for _ in range(20)]
         time.sleep(0.1)
@@ -217,19 +217,19 @@ def test_a_client_that_does_not_read_is_disconnected(place: Place) -> None:
 
 
 def pump(client: socket.socket, request: bytes) -> None:
-    """Ask and ask without reading, until the other side has enough of it."""
+    """Send requests without reading the responses, until the service closes the connection."""
     with contextlib.suppress(OSError):
         while True:
             client.sendall(request)
 
 
-def test_a_large_body_gets_an_answer_after_its_end(place: Place) -> None:
-    """A client that is cut off while it sends does not read what it is told."""
-    started = time.process_time()  # of the service too, which runs in this process
+def test_a_client_that_sends_a_large_body_whole_gets_an_error(place: Place) -> None:
+    """Most clients read the response only after they have sent the body."""
+    started = time.process_time()  # includes the service, which runs in this process
     status, headers, data = place.ask("POST", "/v1/completions", "x" * 50_000_000, Authorization=f"Bearer {KEY}")
     assert (status, headers["connection"]) == (413, "close")
     assert json.loads(data)["error"]["code"] == "body_too_large"
-    assert time.process_time() - started < 2  # of which a fifth is the making of the body
+    assert time.process_time() - started < 2  # a fifth of it builds the body
 
 
 def test_only_listed_origins_may_send_requests(place: Place) -> None:
@@ -239,7 +239,7 @@ def test_only_listed_origins_may_send_requests(place: Place) -> None:
     assert headers["access-control-allow-origin"] == SITE
     status, headers, _ = place.ask("GET", "/v1/models", Origin=SITE, Authorization=f"Bearer {KEY}")
     assert (status, headers["access-control-allow-origin"]) == (200, SITE)
-    assert place.ask("GET", "/v1/models", Origin=SITE)[0] == 401, "a site has no key for that"
+    assert place.ask("GET", "/v1/models", Origin=SITE)[0] == 401, "a listed origin still needs the key"
     status, headers, _ = place.ask("OPTIONS", "/v1/completions", **(asks | {"Origin": "https://evil.example"}))
     assert status == 400
     assert "access-control-allow-origin" not in headers
@@ -248,7 +248,7 @@ def test_only_listed_origins_may_send_requests(place: Place) -> None:
     assert "access-control-allow-origin" not in headers
 
 
-def test_a_browser_is_asked_for_the_key(place: Place) -> None:
+def test_a_browser_prompts_for_the_key(place: Place) -> None:
     status, headers, _ = place.ask("GET", "/")
     assert (status, headers["www-authenticate"]) == (401, 'Basic realm="Finetale"')
     status, headers, _ = place.ask("GET", "/v1/models")
@@ -261,7 +261,7 @@ def test_a_browser_is_asked_for_the_key(place: Place) -> None:
         assert place.ask("GET", "/", Authorization=broken)[0] == 401
 
 
-def test_the_time_limit_of_a_response(tmp_path: Path) -> None:
+def test_a_response_has_a_time_limit(tmp_path: Path) -> None:
     found = Place(tmp_path, request_seconds=0.3)
     try:
         may = threading.Event()
@@ -281,7 +281,7 @@ def test_the_time_limit_of_a_response(tmp_path: Path) -> None:
         may.set()
         deadline = time.monotonic() + 5
         while found.served.worker.busy or found.served.worker.waiting:
-            assert time.monotonic() < deadline, "nothing is done for who was told that it is too late"
+            assert time.monotonic() < deadline, "a request that timed out frees its slots"
             time.sleep(0.01)
         assert found.ask("POST", "/v1/completions", body)[0] == 200
     finally:
@@ -289,7 +289,7 @@ def test_the_time_limit_of_a_response(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("word", ["writers.example", "https://", "https://*.example", "https://a.example/page", "null"])
-def test_a_site_is_named_in_full(tmp_path: Path, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_origin_must_be_a_full_address(tmp_path: Path, word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["serve", str(tmp_path), "--allow-origin", word]) == 1
     assert f"--allow-origin {word} is not a site" in capsys.readouterr().err
 

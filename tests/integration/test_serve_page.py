@@ -1,4 +1,4 @@
-"""The page of the service in a real browser: somebody types, watches the texts come, compares, and stops them."""
+"""Test the page of the service in a real browser: type a prompt, watch the texts, compare and stop them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEY = "a key of the tests"
 def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     folder = tmp_path_factory.mktemp("page")
     save_model(folder / "before")
-    # One that has room to write for long, and gives the token that ends a text a score of -160.
+    # A model with a long context whose end-of-text has a score of -160, so that its texts are long.
     endless = model(5, positions=2048)
     endless.transformer.ln_f.bias.data.fill_(1)
     endless.transformer.wte.weight.data[0] = -5
@@ -47,12 +47,12 @@ def browser() -> Iterator[sync_api.Browser]:
 
 @pytest.fixture
 def page(browser: sync_api.Browser, serving: Serving) -> Iterator[sync_api.Page]:
-    """The page, as one sees it who knows the key; what it logs as an error, or asks of elsewhere, fails the test."""
+    """Open the page with the key. The test fails if the page logs an error or sends a request to another site."""
     with browser.new_context(http_credentials={"username": "me", "password": KEY}) as context:
         found = context.new_page()
         wrong: list[str] = []
         found.on("pageerror", lambda error: wrong.append(str(error)))
-        found.on("console", lambda message: wrong.append(message.text) if is_wrong(message) else None)
+        found.on("console", lambda message: wrong.append(message.text) if is_page_error(message) else None)
         own = f"http://127.0.0.1:{serving.port}/"
         found.on("request", lambda request: None if request.url.startswith(own) else wrong.append(request.url))
         found.goto(own)
@@ -60,13 +60,13 @@ def page(browser: sync_api.Browser, serving: Serving) -> Iterator[sync_api.Page]
         assert wrong == []
 
 
-def is_wrong(message: sync_api.ConsoleMessage) -> bool:
-    """Whether a page should not say that; a request that is refused is told by the browser itself."""
+def is_page_error(message: sync_api.ConsoleMessage) -> bool:
+    """Return whether a message is an error of the page. The browser itself logs each response with status 400."""
     return message.type == "error" and "400 (Bad Request)" not in message.text
 
 
 def texts(page: sync_api.Page) -> dict[str, str]:
-    """What stands below each model."""
+    """Return the text shown for each model."""
     found = page.locator("article")
     return {
         found.nth(number).get_attribute("data-model"): found.nth(number).locator(".text").inner_text()
@@ -74,7 +74,7 @@ def texts(page: sync_api.Page) -> dict[str, str]:
     }
 
 
-def test_typing_streaming_comparing(page: sync_api.Page, tmp_path: Path) -> None:
+def test_two_models_continue_a_typed_prompt_side_by_side(page: sync_api.Page, tmp_path: Path) -> None:
     page.get_by_label("How does it begin?").fill("The lamp")
     page.get_by_label("Tokens").fill("40")
     page.get_by_label("Seed").fill("7")
@@ -89,9 +89,9 @@ def test_typing_streaming_comparing(page: sync_api.Page, tmp_path: Path) -> None
     page.get_by_role("button", name="Write").click()
     sync_api.expect(notes.nth(0)).to_have_text(re.compile(r"^\d+ tokens in"), timeout=30_000)
     sync_api.expect(notes.nth(1)).to_have_text(re.compile(r"^\d+ tokens in"), timeout=30_000)
-    assert texts(page) == first, "a seed gives the same texts"
+    assert texts(page) == first, "the same seed gives the same texts"
     page.screenshot(path=tmp_path / "page.png", full_page=True)
-    # Side by side, and within the window.
+    # The texts are side by side and do not overlap.
     boxes = [page.locator("article").nth(number).bounding_box() for number in range(2)]
     assert boxes[0]["y"] == boxes[1]["y"]
     assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
@@ -104,7 +104,7 @@ def test_a_text_appears_as_it_is_generated_and_can_be_stopped(page: sync_api.Pag
     page.get_by_role("button", name="Write").click()
     sync_api.expect(after.locator(".note")).to_have_text("writing …", timeout=30_000)
     lengths: set[int] = set()
-    while len(lengths) < 4:  # the test's own time limit ends what never grows
+    while len(lengths) < 4:  # the time limit of the tests ends this loop if the text stops growing
         lengths.add(len(after.locator(".text").inner_text()))
     page.get_by_role("button", name="Stop").click()
     sync_api.expect(after.locator(".note")).to_have_text("stopped")
@@ -112,11 +112,11 @@ def test_a_text_appears_as_it_is_generated_and_can_be_stopped(page: sync_api.Pag
     length = len(after.locator(".text").inner_text())
     page.wait_for_timeout(300)
     assert len(after.locator(".text").inner_text()) == length
-    # What a model can't do is said where its text would be.
+    # The error of a model appears in place of its text.
     sync_api.expect(page.locator("article[data-model=before] .note")).to_contain_text("The model's context length is")
 
 
-def test_a_prompt_is_text_and_never_markup(page: sync_api.Page) -> None:
+def test_markup_in_a_prompt_is_shown_as_text(page: sync_api.Page) -> None:
     prompt = "<img src=x onerror=alert(1)> & “quotes” 你好 🙂"
     page.get_by_label("How does it begin?").fill(prompt)
     page.get_by_label("Tokens").fill("5")
@@ -126,7 +126,7 @@ def test_a_prompt_is_text_and_never_markup(page: sync_api.Page) -> None:
     assert page.locator("article img").count() == 0
 
 
-def test_without_the_key_there_is_no_page(browser: sync_api.Browser, serving: Serving) -> None:
+def test_the_page_needs_the_key(browser: sync_api.Browser, serving: Serving) -> None:
     with browser.new_context() as context:
         found = context.new_page()
         with pytest.raises(sync_api.Error, match="ERR_INVALID_AUTH_CREDENTIALS"):

@@ -1,4 +1,4 @@
-"""The service behind nginx, as the example has it: by another name, token by token."""
+"""Test the service behind nginx with the example configuration: another host name, and streaming."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def ask(port: int, method: str, path: str, body: object = None, **headers: str) 
         yield answer
 
 
-def test_it_is_reached_by_its_name(port: int) -> None:
+def test_the_service_answers_under_the_name_of_the_proxy(port: int) -> None:
     with ask(port, "GET", "/v1/models") as answer:
         assert json.load(answer)["data"][0]["id"] == "tiny"
     with ask(port, "GET", "/") as answer:
@@ -89,10 +89,10 @@ def test_it_is_reached_by_its_name(port: int) -> None:
             answer.read()
 
 
-def test_tokens_arrive_one_by_one(port: int) -> None:
+def test_the_proxy_does_not_buffer_tokens(port: int) -> None:
     body = {"model": "tiny", "prompt": "The", "max_tokens": 1500, "stream": True, "logit_bias": {"0": -100}}
     started = time.monotonic()
     with ask(port, "POST", "/v1/completions", body) as answer:
         times = [time.monotonic() - started for line in answer if line.startswith(b"data: ")]
     assert len(times) > 100
-    assert times[0] < times[-1] / 4, "the first is here long before the last"
+    assert times[0] < times[-1] / 4, "the first token arrives long before the last"

@@ -1,4 +1,4 @@
-"""A service listens while it loads, and takes a newer model in without losing a request."""
+"""Test that the service listens while it loads, and reloads a changed model without losing a request."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def free_port() -> int:
         return port
 
 
-def asked(port: int, path: str, body: Any = None) -> tuple[int, dict[str, Any], dict[str, str]]:
+def ask(port: int, path: str, body: Any = None) -> tuple[int, dict[str, Any], dict[str, str]]:
     data = None if body is None else json.dumps(body).encode()
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", data, timeout=30) as answer:
@@ -56,7 +56,7 @@ def test_sighup_before_the_model_is_loaded_does_not_end_the_service(tmp_path: Pa
             command, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr
         )
     try:
-        while not caught(process.pid) >> (signal.SIGHUP - 1) & 1:
+        while not handled_signals(process.pid) >> (signal.SIGHUP - 1) & 1:
             assert process.poll() is None
             time.sleep(0.001)
         assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8")
@@ -71,16 +71,16 @@ def test_sighup_before_the_model_is_loaded_does_not_end_the_service(tmp_path: Pa
         process.wait()
 
 
-def caught(pid: int) -> int:
-    """The signals that a process has handlers for, as bits."""
+def handled_signals(pid: int) -> int:
+    """Return the signals that a process has handlers for, as bits."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt"))
 
 
-def test_it_reports_that_it_is_loading(tmp_path: Path) -> None:
+def test_a_loading_service_answers_503(tmp_path: Path) -> None:
     save_model(tmp_path / "tiny")
     port = free_port()
-    # torch and transformers take a second or two to import, and the conversion as much again.
+    # Importing torch and transformers takes 1 to 2 s, and so does the conversion.
     command = [
         sys.executable,
         "-m",
@@ -99,16 +99,16 @@ def test_it_reports_that_it_is_loading(tmp_path: Path) -> None:
         while not seen or seen[-1][0] != 200:
             assert process.poll() is None
             try:
-                seen.append(asked(port, "/ready"))
+                seen.append(ask(port, "/ready"))
             except urllib.error.URLError:
                 time.sleep(0.005)
                 continue
             if len(seen) == 1:
-                status, body, headers = asked(port, "/v1/completions", {"model": "tiny", "prompt": "The"})
+                status, body, headers = ask(port, "/v1/completions", {"model": "tiny", "prompt": "The"})
                 assert (status, body["error"]["code"]) == (503, "loading")
                 assert headers["retry-after"] == "1"
-                assert asked(port, "/health")[0] == 200
-                assert asked(port, "/v1/models")[1]["data"] == []
+                assert ask(port, "/health")[0] == 200
+                assert ask(port, "/v1/models")[1]["data"] == []
     finally:
         process.kill()
         process.wait()
@@ -116,7 +116,7 @@ def test_it_reports_that_it_is_loading(tmp_path: Path) -> None:
     assert seen[-1][1] == {"status": "ready"}
 
 
-def test_a_newer_model_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+def test_sighup_replaces_a_changed_model(tmp_path: Path) -> None:
     save_model(tmp_path / "tiny")
     with Serving(tmp_path, "tiny", "--engine", "torch") as serving:
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{serving.port}/v1", api_key="none", max_retries=0)
@@ -151,7 +151,7 @@ def test_a_newer_model_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
             asker.join(30)
         new = text()
         assert new != old
-        assert found <= {old, new}, "every request is answered, by the one or the other"
+        assert found <= {old, new}, "the old or the new model answers each request"
         assert sum(piece.choices[0].finish_reason is not None for piece in before) == 8
 
         (tmp_path / "tiny" / "model.safetensors").write_bytes(b"no weights")
@@ -162,7 +162,7 @@ def test_a_newer_model_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
         assert text() == new
         (tmp_path / "tiny").rename(tmp_path / "gone")
         serving.process.send_signal(signal.SIGHUP)
-        while "tiny does not exist any more" not in serving.log():  # and nobody at the hub is asked for it
+        while "tiny does not exist any more" not in serving.log():  # without a request to the Hub
             assert time.monotonic() < deadline + 60
             time.sleep(0.05)
         assert text() == new
@@ -227,8 +227,8 @@ def key_file(folder: Path) -> Path:
 )
 def test_numbers_out_of_range_are_refused(flag: str, value: str, rule: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["serve", "bundled", f"--{flag}", value]) == 2
-    told = capsys.readouterr().err
-    assert f"for --{flag}. Must be {rule}" in told
+    error = capsys.readouterr().err
+    assert f"for --{flag}. Must be {rule}" in error
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_service(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

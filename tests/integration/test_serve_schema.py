@@ -1,4 +1,4 @@
-"""Random requests, in and out of the schema: no server error, and every answer is as the schema says."""
+"""Test random valid and invalid requests: no server error, and every response matches the schema."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
-def test_nothing_breaks_the_service(tmp_path: Path, mode: GenerationMode, count: int) -> None:
+def test_random_requests_cause_no_server_error(tmp_path: Path, mode: GenerationMode, count: int) -> None:
     save_model(tmp_path / "tiny")
     with Serving(tmp_path, "tiny", "--slots", "4") as serving:
         ask_at_random(serving, mode, count)
@@ -36,7 +36,7 @@ def test_nothing_breaks_the_service(tmp_path: Path, mode: GenerationMode, count:
 
 
 def ask_at_random(serving: Serving, mode: GenerationMode, count: int) -> None:
-    """So many examples of each operation; then the service must still write, in little more memory."""
+    """Send random examples of each operation. Afterwards the service must work, and use little more memory."""
     schema = schemathesis.openapi.from_url(f"http://127.0.0.1:{serving.port}/openapi.json")
     write(serving)
     before = psutil.Process(serving.process.pid).memory_info().rss
@@ -71,6 +71,6 @@ def ask_at_random(serving: Serving, mode: GenerationMode, count: int) -> None:
 
 
 def write(serving: Serving) -> None:
-    """A full batch, as warm as the service gets."""
+    """Generate a full batch, which is the highest use of memory."""
     with openai.OpenAI(base_url=f"http://127.0.0.1:{serving.port}/v1", api_key="none") as client:
         assert client.completions.create(model="tiny", prompt="The lamp", n=4, max_tokens=50).choices[3].text

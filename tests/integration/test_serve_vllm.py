@@ -1,4 +1,4 @@
-"""vLLM behind our limits. A fake `vllm` command serves the same API, because the tests do not install vLLM."""
+"""Test the vLLM engine. A fake `vllm` command serves the same API, because the tests do not install vLLM."""
 
 from __future__ import annotations
 
@@ -118,12 +118,14 @@ def client(serving: Serving) -> Iterator[openai.OpenAI]:
         yield found
 
 
-def test_answers_come_through(client: openai.OpenAI, place: Path) -> None:
+def test_vllm_gives_the_same_text_as_pytorch(client: openai.OpenAI, place: Path) -> None:
     asked = {"model": "tiny", "prompt": "The lamp", "max_tokens": 12, "temperature": 0}
     found = client.completions.create(**asked)
     with Serving(place, "tiny", "--engine", "torch") as direct:
         own = openai.OpenAI(base_url=f"http://127.0.0.1:{direct.port}/v1", api_key="none", max_retries=0)
-        assert own.completions.create(**asked).choices[0].text == found.choices[0].text, "a text begins a document"
+        assert own.completions.create(**asked).choices[0].text == found.choices[0].text, (
+            "a prompt begins with beginning-of-text"
+        )
         own.close()
     pieces = list(client.completions.create(**asked, stream=True))
     assert "".join(piece.choices[0].text for piece in pieces) == found.choices[0].text
@@ -134,7 +136,7 @@ def test_requests_are_checked_before_they_reach_vllm(client: openai.OpenAI) -> N
         with pytest.raises(openai.BadRequestError) as caught:
             client.completions.create(**{"model": "tiny", "prompt": "The"} | values)
         assert caught.value.param == parameter
-    with pytest.raises(openai.BadRequestError) as caught:  # its own refusal, in our shape
+    with pytest.raises(openai.BadRequestError) as caught:  # vLLM's error in the service's format
         client.completions.create(model="tiny", prompt="The", max_tokens=5000)
     assert caught.value.code == "context_length_exceeded"
 
@@ -148,8 +150,8 @@ def test_slots_are_limited_and_a_disconnect_frees_one(serving: Serving) -> None:
         other = await Client.to(serving)
         for client in clients:
             client.send("POST", "/v1/completions", asked)
-        while (found := await status_in(other, 0.2)) != 429:  # whoever came before the third has an answer to wait for
-            assert found is None, "they have not left, and got none"
+        while (found := await status_in(other, 0.2)) != 429:  # until the 3 clients fill the slots and the queue
+            assert found is None, "the other clients still wait for their answers"
             await other.close()
             other = await Client.to(serving)
         for client in clients:
@@ -172,7 +174,7 @@ def test_slots_are_limited_and_a_disconnect_frees_one(serving: Serving) -> None:
         upstream.resume()
 
 
-def test_it_ends_with_us(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_ends_with_the_service(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINETALE_VLLM", str(place / "vllm"))
     with Serving(place, "tiny", "--engine", "vllm") as started:
         children = psutil.Process(started.process.pid).children()
@@ -189,9 +191,9 @@ def test_a_missing_or_failing_vllm_is_reported(
     monkeypatch.delenv("FINETALE_VLLM", raising=False)
     monkeypatch.setenv("PATH", "")
     assert run(["serve", model, "--engine", "vllm", "--port", "0"]) == 1
-    told = capfd.readouterr().err
-    assert "vLLM is not installed" in told
-    assert "pip install vllm" in told
+    error = capfd.readouterr().err
+    assert "vLLM is not installed" in error
+    assert "pip install vllm" in error
     monkeypatch.setenv("FINETALE_VLLM", "/bin/false")
     assert run(["serve", model, "--engine", "vllm", "--port", "0"]) == 1
     assert "vLLM exited with status 1" in capfd.readouterr().err
@@ -214,37 +216,37 @@ def test_errors_of_vllm_are_reported(place: Path, tmp_path: Path, monkeypatch: p
                 assert [piece.choices[0].text for piece in itertools.islice(answer, 1)] == ["The"]
                 list(answer)
 
-        def told(kind: str, *, stream: bool = False) -> openai.APIError:
+        def error_of(kind: str, *, stream: bool = False) -> openai.APIError:
             with pytest.raises(openai.APIError) as caught:
                 ask(kind, stream)
             return caught.value
 
-        refused = told("refuses")
+        refused = error_of("refuses")
         assert isinstance(refused, openai.BadRequestError)
         assert (refused.param, refused.code) == ("top_k", "odd")
         assert "not that" in str(refused)
-        assert isinstance(told("fails"), openai.InternalServerError)
+        assert isinstance(error_of("fails"), openai.InternalServerError)
         began = time.monotonic()
-        slow = told("hangs")
+        slow = error_of("hangs")
         assert isinstance(slow, openai.InternalServerError)
         assert (slow.status_code, slow.code) == (504, "timeout")
-        assert "ended the stream early" in str(told("breaks", stream=True))
-        assert "not ready in time" in str(told("stalls", stream=True))
+        assert "ended the stream early" in str(error_of("breaks", stream=True))
+        assert "not ready in time" in str(error_of("stalls", stream=True))
         assert time.monotonic() - began < 15
         (upstream,) = psutil.Process(started.process.pid).children()
         (worker,) = upstream.children()
-        gone = told("ends")
+        gone = error_of("ends")
         assert isinstance(gone, openai.InternalServerError)
         assert gone.status_code == 503
         deadline = time.monotonic() + 10
         while status_of(started.port, "/ready") != 503:
-            assert time.monotonic() < deadline, "without its engine it is not ready"
+            assert time.monotonic() < deadline, "a service without its engine is not ready"
             time.sleep(0.05)
-        started.process.send_signal(signal.SIGHUP)  # opens it again, for it has failed
+        started.process.send_signal(signal.SIGHUP)  # reopens the failed model
         while status_of(started.port, "/ready") != 200:
             assert time.monotonic() < deadline + 20
             time.sleep(0.05)
-        worker.wait(10)  # that of the old one is gone
+        worker.wait(10)  # the worker process of the old vLLM has ended
         (upstream,) = psutil.Process(started.process.pid).children()
         (worker,) = upstream.children()
         assert started.end()[0] == 0
@@ -267,7 +269,7 @@ def test_a_newer_model_replaces_an_idle_old_one(place: Path, tmp_path: Path, mon
         openai.OpenAI(base_url=f"http://127.0.0.1:{started.port}/v1", api_key="none", max_retries=0) as client,
     ):
         (old,) = psutil.Process(started.process.pid).children()
-        old.suspend()  # in the midst of an answer
+        old.suspend()  # while it answers
         try:
             with ThreadPoolExecutor(1) as pool:
                 answer = pool.submit(client.completions.create, model="tiny", prompt="The", max_tokens=5)
@@ -278,9 +280,11 @@ def test_a_newer_model_replaces_an_idle_old_one(place: Path, tmp_path: Path, mon
                 while "has been reloaded" not in started.log():
                     time.sleep(0.05)
                 assert old.is_running()
-                assert client.completions.create(model="tiny", prompt="The", max_tokens=5).choices, "of the new one"
+                assert client.completions.create(model="tiny", prompt="The", max_tokens=5).choices, (
+                    "the new model answers"
+                )
                 old.resume()
-                assert answer.result(timeout=20).choices, "of the old one"
+                assert answer.result(timeout=20).choices, "the old model finishes its answer"
         finally:
             with contextlib.suppress(psutil.NoSuchProcess):
                 old.resume()

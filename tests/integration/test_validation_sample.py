@@ -1,4 +1,4 @@
-"""A run evaluates a fixed sample of a large validation text. The final comparison measures all of it."""
+"""Test that a run evaluates a fixed sample of a large validation text, and that the comparison measures all of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def blocks(folder: Path, split: str, documents: int) -> object:
     return pack(tiny.store(folder / f"{split}{documents}", parts), split, 64)
 
 
-def test_a_sample_is_the_same_each_time_and_has_the_tokens_asked_for(tmp_path: Path) -> None:
+def test_a_sample_is_fixed_and_has_the_requested_size(tmp_path: Path) -> None:
     whole = blocks(tmp_path, "validation", 60)
     for tokens in (1, 100, 3000, whole.num_targets - 1):
         chosen = sample_blocks(whole, tokens)
@@ -38,7 +38,7 @@ def test_a_sample_is_the_same_each_time_and_has_the_tokens_asked_for(tmp_path: P
 @pytest.mark.parametrize(
     ("epochs", "max_steps", "eval_every", "evaluations"), [(3, None, None, 4), (2, 8, 4, 3), (1, None, 5, None)]
 )
-def test_all_evaluations_measure_at_most_a_quarter_of_what_is_trained_on(
+def test_all_evaluations_measure_at_most_a_quarter_of_the_trained_tokens(
     epochs: float, max_steps: int | None, eval_every: int | None, evaluations: int | None,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -54,7 +54,7 @@ def test_all_evaluations_measure_at_most_a_quarter_of_what_is_trained_on(
     assert choose_eval_tokens(blocks(tmp_path, "validation", 1), train, budget) is None or tokens < 130
 
 
-def test_a_run_samples_says_so_and_compares_on_all(tmp_path: Path) -> None:
+def test_a_run_reports_the_sample_and_compares_on_the_whole_text(tmp_path: Path) -> None:
     train = tiny.write_stories(tmp_path / "train", 20)
     held_out = tiny.write_stories(tmp_path / "held_out", 40)
     base = tiny.save_model(tmp_path / "base")

@@ -1,4 +1,4 @@
-"""`check` and `train` say which columns and files the text came from, whatever the files are called."""
+"""Test that `check` and `train` report the columns and files of the text, with any file name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Call = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with base/, as the current directory."""
+    """Change to a folder with base/."""
     monkeypatch.setenv("FINETALE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
@@ -48,7 +48,7 @@ def call(capfd: pytest.CaptureFixture[str]) -> Call:
     return run_command
 
 
-def test_files_and_columns_that_were_left_out_are_named(place: Path, call: Call) -> None:
+def test_skipped_files_and_columns_are_reported(place: Path, call: Call) -> None:
     write_stories(place / "stories", 9)
     for number in range(7):
         (place / f"stories/{number}.psd").touch()
@@ -74,7 +74,7 @@ def test_files_and_columns_that_were_left_out_are_named(place: Path, call: Call)
     assert "Read 10 of" not in call("train", "stories", *QUICK, "--out", "quiet", "--quiet")[2]
 
 
-def test_a_column_that_is_the_smaller_part_stops_training(place: Path, call: Call) -> None:
+def test_a_text_column_with_less_than_half_of_the_text_stops_training(place: Path, call: Call) -> None:
     rows = [{"scene": story(number, 60), "completion": "Yes, it is."} for number in range(30)]
     (place / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     code, _, err = call("train", "pairs.jsonl", *QUICK, "--out", "run")
@@ -86,7 +86,7 @@ def test_a_column_that_is_the_smaller_part_stops_training(place: Path, call: Cal
     assert call("train", "pairs.jsonl", "--text-column", "scene", *QUICK, "--out", "run")[0] == 0
 
 
-def test_many_files_are_counted(place: Path, call: Call) -> None:
+def test_check_shortens_a_long_list_of_files(place: Path, call: Call) -> None:
     (place / "many").mkdir()
     for number in range(1250):
         (place / f"many/{number:04}.txt").write_text(f"Tale {number}.")
@@ -94,7 +94,7 @@ def test_many_files_are_counted(place: Path, call: Call) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links")
-def test_unreadable_files_are_left_out_when_wanted(place: Path, call: Call) -> None:
+def test_skip_unreadable_skips_unreadable_files(place: Path, call: Call) -> None:
     write_stories(place / "stories", 9)
     for name in ("a.txt", "b.txt"):
         (place / f"stories/{name}").symlink_to(place / "gone.txt")
@@ -110,7 +110,7 @@ def test_unreadable_files_are_left_out_when_wanted(place: Path, call: Call) -> N
 
 
 @pytest.mark.skipif(os.name != "posix", reason="bytes in file names")
-def test_names_that_are_not_utf8_go_the_whole_way(place: Path, call: Call) -> None:
+def test_file_names_that_are_not_utf8_work_in_all_commands(place: Path, call: Call) -> None:
     folder = os.fsencode(place) + b"/caf\xe9"
     os.mkdir(folder)
     for number in range(9):
@@ -129,7 +129,7 @@ def test_names_that_are_not_utf8_go_the_whole_way(place: Path, call: Call) -> No
         assert call(*command)[0] == 0
 
 
-def test_people_of_a_chat_are_named_in_the_terminal_and_not_in_the_card(place: Path, call: Call) -> None:
+def test_names_of_chat_users_are_printed_but_not_in_the_model_card(place: Path, call: Call) -> None:
     lines = [
         f"{1 + day % 28:02}/{1 + day // 28:02}/2023, 2{hour}:15 - {name}: {story(day, 12 + hour)}"
         for day in range(80)
@@ -152,7 +152,7 @@ def test_people_of_a_chat_are_named_in_the_terminal_and_not_in_the_card(place: P
     assert not (place / "other").exists()
 
 
-def test_a_model_of_templates_gets_no_chat_template(place: Path, call: Call) -> None:
+def test_a_model_trained_with_templates_gets_no_chat_template(place: Path, call: Call) -> None:
     rows = [{"question": f"Who rowed {number}?", "answer": story(number, 20)} for number in range(30)]
     (place / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     template = r"Q: {question}\nA: {answer}"

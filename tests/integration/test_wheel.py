@@ -1,4 +1,4 @@
-"""The wheel holds what an installation needs, nothing else, and stays small."""
+"""Test the contents and the size of the wheel and the source distribution."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-def test_the_wheel_holds_the_package_whole(wheel: Path) -> None:
+def test_the_wheel_contains_exactly_the_package(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         sizes = {info.filename: info.file_size for info in archive.infolist()}
@@ -47,14 +47,14 @@ def test_the_wheel_holds_the_package_whole(wheel: Path) -> None:
     assert wheel.stat().st_size < LIMIT
 
 
-def test_the_source_distribution_is_small_too(wheel: Path) -> None:
+def test_the_source_distribution_is_small(wheel: Path) -> None:
     (source,) = wheel.parent.glob("*.tar.gz")
     assert source.stat().st_size < LIMIT
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_an_installation_from_the_wheel_runs_the_demo_offline(wheel: Path, tmp_path: Path) -> None:
+def test_the_installed_wheel_runs_the_demo_offline(wheel: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     install = [str(python), "-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt"), "torch", str(wheel)]

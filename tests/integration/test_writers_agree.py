@@ -1,4 +1,4 @@
-"""The files of a real run hold what the schema knows, and nothing else; what is drawn from them is whole."""
+"""Test that the files of a real run match the schema, and that its report has every section."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unknown_keys import unknown_keys
 @pytest.mark.parametrize(
     ("name", "kind"), [("run.json", RunManifest), ("data.json", DataFile), ("comparison.json", ComparisonFile)]
 )
-def test_writers_and_schema_agree(here: Path, name: str, kind: type[Record]) -> None:
+def test_files_have_exactly_the_fields_of_the_schema(here: Path, name: str, kind: type[Record]) -> None:
     content = (here / "run" / name).read_text(encoding="utf-8")
     record = parse(kind, content)
     assert unknown_keys(record) == [], "a writer writes a field that the schema does not have"
@@ -24,7 +24,7 @@ def test_writers_and_schema_agree(here: Path, name: str, kind: type[Record]) -> 
     assert json.loads(content)["schema_version"] == 2
 
 
-def test_every_line_of_the_metrics_is_a_known_event(here: Path) -> None:
+def test_metrics_contain_only_events_of_the_schema(here: Path) -> None:
     content = (here / "run/metrics.jsonl").read_text(encoding="utf-8")
     events = parse_events(content)
     assert len(events) == content.count("\n") > 20
@@ -32,7 +32,7 @@ def test_every_line_of_the_metrics_is_a_known_event(here: Path) -> None:
     assert "".join(map(event_line, events)) == content
 
 
-def test_a_real_run_has_every_section(here: Path) -> None:
+def test_the_report_has_every_section(here: Path) -> None:
     run = RunDirectory(here / "run")
     page = render_report(
         run.read_comparison(), events=run.read_events(), manifest=run.read_manifest(), data=run.read_data()

@@ -1,4 +1,4 @@
-"""The loss of examples: packed equals one example at a time, and equals transformers' loss with labels of -100."""
+"""Test that the packed loss of examples equals transformers' loss of single examples with labels of -100."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def gpt2() -> PreTrainedModel:
     return model(positions=256)
 
 
-def made_store(folder: Path, loss: str = "answers", copies: int = 4) -> TokenStore:
-    """A store of conversations, each `copies` times with other words, all for training."""
+def build_conversations(folder: Path, loss: str = "answers", copies: int = 4) -> TokenStore:
+    """Return a store of training conversations. Each occurs `copies` times, with a number added to its messages."""
     rows = [
         {"messages": [{"role": role, "content": f"{content} {number}"} for role, content in conversation]}
         for number in range(copies)
@@ -64,7 +64,7 @@ def made_store(folder: Path, loss: str = "answers", copies: int = 4) -> TokenSto
 
 
 def reference(tuned: PreTrainedModel, store: TokenStore) -> tuple[float, int]:
-    """The sum of transformers' own losses, one example at a time, and the number of its labels."""
+    """Return the sum of transformers' losses of single examples, and the number of labels."""
     total, count = 0.0, 0
     for row in store.parts:
         ids = np.asarray(store.tokens[row["start"] : row["start"] + row["targets"] + 1], np.int64)
@@ -84,8 +84,8 @@ def reference(tuned: PreTrainedModel, store: TokenStore) -> tuple[float, int]:
 @pytest.mark.parametrize("make", [gpt2, llama])
 @pytest.mark.parametrize("loss", ["answers", "last", "all"])
 @pytest.mark.parametrize("fast", [True, False])
-def test_packed_masked_loss_is_that_of_transformers(make, loss: str, fast: bool, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    store = made_store(tmp_path, loss)
+def test_packed_masked_loss_equals_that_of_transformers(make, loss: str, fast: bool, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    store = build_conversations(tmp_path, loss)
     total, count = reference(make(), store)
     assert count == store.num_targets("train")
     assert (count < int(store.parts["targets"].sum())) == (loss != "all")
@@ -102,9 +102,9 @@ def test_packed_masked_loss_is_that_of_transformers(make, loss: str, fast: bool,
         assert measured.tokens.sum() == count
 
 
-def test_gradients_of_context_are_zero_beyond_answers(tmp_path: Path) -> None:
+def test_packed_masked_gradients_equal_those_of_single_examples(tmp_path: Path) -> None:
     """The gradient of the packed loss is the sum of the gradients of each example's masked loss."""
-    store = made_store(tmp_path)
+    store = build_conversations(tmp_path)
     ours, theirs = gpt2(), gpt2()
     blocks = pack(store, "train", 256, fill=True)
     forward = PackedForward(ours)
@@ -123,8 +123,10 @@ def test_gradients_of_context_are_zero_beyond_answers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_blocks_without_a_learned_target_add_nothing(fast: bool, precision: str, tmp_path: Path) -> None:
-    """Sliding windows over a long prompt hold context only. Their loss and gradient are zero and finite."""
+def test_blocks_without_a_learned_target_have_zero_loss_and_gradient(
+    fast: bool, precision: str, tmp_path: Path
+) -> None:
+    """Sliding windows over a long prompt contain only context."""
     rows = [{"prompt": "Who sat by the river? " * 30, "completion": "The old man."}, {"prompt": "x", "completion": "y"}]
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))

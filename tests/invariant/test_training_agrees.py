@@ -1,4 +1,4 @@
-"""Configurations that must agree are run and compared: packing, micro-batches, the Trainer, resuming, seeds."""
+"""Test pairs of configurations that must agree: packing, micro-batches, the Trainer, resuming, seeds."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def train(
     patience: int = 0,
     **settings: Any,
 ) -> Training:
-    """Run the loop on the tiny model and return it."""
+    """Train the tiny model; return the finished loop."""
     wanted = TrainSettings.resolve(SETTINGS | settings)
     assert wanted.batch_size is not None
     training = Training(
@@ -95,7 +95,7 @@ def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
 
 
 @pytest.mark.parametrize("isolation", ["restarting positions", "explicit mask", "one row per document"])
-def test_packed_loss_is_the_loss_of_each_document_alone(stored: TokenStore, isolation: str) -> None:
+def test_packed_loss_equals_the_loss_of_single_documents(stored: TokenStore, isolation: str) -> None:
     tiny = model(1)
     packed = measure(PackedForward(tiny, route=Route(isolation)), pack(stored, "train", 64, fill=False), batch_size=3)
     alone = []
@@ -118,11 +118,11 @@ def test_filled_blocks_lose_no_target(stored: TokenStore) -> None:
     assert len(filled) <= len(whole)
 
 
-def test_more_context_never_changes_what_is_counted(stored: TokenStore) -> None:
+def test_sliding_windows_count_the_same_targets(stored: TokenStore) -> None:
     forward = PackedForward(model(1))
     plain, sliding = measure(forward, pack(stored, "train", 64)), measure(forward, windows(stored, "train", 64, 8))
     assert plain.tokens.sum() == sliding.tokens.sum() == stored.account["tokens"]["trained"]
-    short = plain.tokens <= 64  # these have all of their context either way
+    short = plain.tokens <= 64  # documents within one block have the same context in both
     assert 5 <= short.sum() <= 35
     np.testing.assert_allclose(sliding.nats[short], plain.nats[short], rtol=1e-5)
     assert np.abs(sliding.nats[~short] - plain.nats[~short]).max() > 0.01
@@ -130,15 +130,15 @@ def test_more_context_never_changes_what_is_counted(stored: TokenStore) -> None:
 
 @pytest.mark.parametrize("micro_batch_size", [1, 3, 4])
 def test_micro_batches_do_not_change_the_run(tmp_path: Path, stored: TokenStore, micro_batch_size: int) -> None:
-    blocks = pack(stored, "train", 64)  # unequal numbers of targets a block
+    blocks = pack(stored, "train", 64)  # blocks with unequal numbers of targets
     whole = losses_of(tmp_path / "a", blocks)
     cut = losses_of(tmp_path / "b", blocks, micro_batch_size=micro_batch_size)
     assert len(whole) == len(cut) >= 10
     np.testing.assert_allclose(cut, whole, rtol=1e-4)
 
 
-def test_our_trajectory_is_the_trainers(tmp_path: Path, stored: TokenStore) -> None:
-    """The same blocks through transformers.Trainer: 20 steps, dropout off, documents kept apart by position ids."""
+def test_losses_equal_those_of_the_transformers_trainer(tmp_path: Path, stored: TokenStore) -> None:
+    """Train 20 steps on the same blocks without dropout. Position ids separate the documents."""
     blocks = pack(stored, "train", 64, fill=True)
     steps, size = 20, 4
     budget = StepBudget(len(blocks), size, 100.0, steps, None, None)
@@ -163,7 +163,7 @@ def test_our_trajectory_is_the_trainers(tmp_path: Path, stored: TokenStore) -> N
             return torch.utils.data.SequentialSampler(rows)  # type: ignore[arg-type]
 
     def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-        # Our labels are shifted already; the model's own loss would shift them once more.
+        # The labels are already shifted; the loss of the model would shift them again.
         return F.cross_entropy(outputs.logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE)
 
     arguments = transformers.TrainingArguments(
@@ -193,7 +193,7 @@ def test_our_trajectory_is_the_trainers(tmp_path: Path, stored: TokenStore) -> N
 
 
 class StopAfter:
-    """A listener that asks the loop to stop as Ctrl-C would, once it has seen a number of train events."""
+    """A listener that sends SIGINT (Ctrl-C) after a number of steps."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
@@ -206,7 +206,7 @@ class StopAfter:
 
 
 @pytest.mark.parametrize(("stop_after", "fast"), [(1, False), (4, False), (7, False), (8, False), (4, True), (7, True)])
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
+def test_a_resumed_run_has_exactly_the_weights_of_an_uninterrupted_one(
     tmp_path: Path, stored: TokenStore, stop_after: int, fast: bool
 ) -> None:
     def start(seed: int) -> torch.nn.Module:
@@ -253,7 +253,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
 
 
 def test_the_speed_layer_does_not_change_the_run(tmp_path: Path, stored: TokenStore) -> None:
-    """20 steps with it and without it: losses within 1e-5 relative in fp32."""
+    """The losses of 20 steps in fp32 agree within a relative 1e-5."""
     blocks = pack(stored, "train", 64, fill=True)
     fast = losses_of(tmp_path / "fast", blocks, tiny=speed.apply(model(3)), max_steps=20, epochs=20.0)
     plain = losses_of(tmp_path / "plain", blocks, tiny=model(3), max_steps=20, epochs=20.0)
@@ -264,7 +264,7 @@ def test_the_speed_layer_does_not_change_the_run(tmp_path: Path, stored: TokenSt
 
 @pytest.mark.parametrize("half", [{"precision": "bf16"}, {"precision": "fp32", "optimizer_state": "bf16"}])
 def test_bf16_ends_within_half_a_percent_of_fp32(tmp_path: Path, stored: TokenStore, half: dict[str, str]) -> None:
-    """Held-out loss after 60 steps with the speed layer, which falls by more than a quarter on the way."""
+    """Compare the held-out loss after 60 steps with the speed layer. The loss must fall by more than a quarter."""
     blocks = pack(stored, "train", 64, fill=True)
     held = pack(store(tmp_path / "held", [story(number, words=60) for number in range(100, 110)]), "train", 64)
     final, first = [], 0.0
@@ -287,7 +287,7 @@ def test_bf16_ends_within_half_a_percent_of_fp32(tmp_path: Path, stored: TokenSt
     assert final[1] == pytest.approx(final[0], rel=0.005)
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Path, stored: TokenStore) -> None:
+def test_weights_depend_only_on_the_seed(tmp_path: Path, stored: TokenStore) -> None:
     blocks = pack(stored, "train", 64, fill=True)
     runs = [
         weights(train(tmp_path / str(number), blocks, dropout=0.1, seed=seed, max_steps=5).model)
@@ -305,7 +305,7 @@ def test_gradient_checkpointing_gives_the_same_losses(tmp_path: Path, stored: To
     np.testing.assert_allclose(plain, checkpointed, rtol=1e-5)
 
 
-def test_losses_are_sums_divided_by_counts(stored: TokenStore) -> None:
+def test_losses_do_not_depend_on_the_batch_size(stored: TokenStore) -> None:
     forward = PackedForward(model(1))
     blocks = pack(stored, "train", 64)
     measured = [measure(forward, blocks, batch_size=size) for size in (1, 5, 64)]

@@ -1,4 +1,4 @@
-"""A fixture with text, a base model and an uninterrupted run."""
+"""Provide a folder with text, a base model and an uninterrupted run."""
 
 from __future__ import annotations
 

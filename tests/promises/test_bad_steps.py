@@ -1,4 +1,4 @@
-"""A step with a NaN, infinite or suddenly high loss changes no weight and names its documents. No NaN is saved."""
+"""Test that a step with a NaN, infinite or suddenly high loss changes no weight, and that no NaN is saved."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from finetale.training.optimizer import build_optimizer
 from tiny import model, part, store, story, tokenizer
 
 
-class Breaking(GPT2LMHeadModel):
-    """Its logits are spoilt in some training steps (counted from 1)."""
+class Unstable(GPT2LMHeadModel):
+    """A GPT-2 that multiplies its logits by `factor` in some training steps (counted from 1)."""
 
     bad_steps: tuple[int, ...] = ()
     factor = math.nan
@@ -45,8 +45,8 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> Blocks:
 
 
 def train(folder: Path, blocks: Blocks, broken: tuple[int, ...], factor: float = math.nan, **values: Any) -> Any:
-    """40 steps of one micro-batch each; returns the loop, its events and the weights after each step."""
-    tiny = Breaking(model(0).config)
+    """Prepare 40 steps of one micro-batch each. Return the loop, its events and the weights after each step."""
+    tiny = Unstable(model(0).config)
     tiny.load_state_dict(model(0).state_dict())
     tiny.bad_steps, tiny.factor = broken, factor
     settings = {"learning_rate": 1e-3, "batch_size": 4, "micro_batch_size": 4, "precision": "fp32", "warmup_steps": 0}
@@ -107,7 +107,7 @@ def test_jumps_are_skipped_and_reported_then_the_run_stops(tmp_path: Path, block
 def test_without_skipped_updates_the_first_bad_step_stops_the_run(
     tmp_path: Path, blocks: Blocks, factor: float, what: str
 ) -> None:
-    """What is not finite is never skipped."""
+    """Steps whose loss is not finite are never skipped."""
     loop, events, _ = train(tmp_path, blocks, (25,), factor, skip_updates=9 if math.isnan(factor) else 0)
     with pytest.raises(DivergedError, match=rf"Step 25: {what} .* the update was not made\. Its documents: made-up:1"):
         loop.run()
@@ -122,12 +122,12 @@ def test_a_run_without_bad_steps_skips_none(tmp_path: Path, blocks: Blocks) -> N
     assert [event for event in events if event.event == "warning"] == []
 
 
-def test_when_a_loss_counts_as_a_jump() -> None:
+def test_a_loss_far_above_the_recent_ones_counts_as_a_jump() -> None:
     calm = [3.0, 3.2] * 10
     assert jump(5.0, calm) is None
     assert jump(5.2, calm) is not None  # 2 nats above 3.1
     assert jump(5.2, calm[1:]) is None  # too little history
-    wild = [2.0, 4.0] * 10  # a deviation of 1
+    wild = [2.0, 4.0] * 10  # standard deviation 1
     assert jump(8.9, wild) is None
     assert jump(9.1, wild) is not None
     assert not_finite(math.inf, 1.0) is not None

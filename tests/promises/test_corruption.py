@@ -1,4 +1,4 @@
-"""A changed byte in a checkpoint or a model is found, and an earlier whole one is used."""
+"""Test that a changed byte in a checkpoint or model is found, and that an older valid checkpoint is used instead."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scene import TRAIN, Place
 
 
 def flip(file: Path, rng: random.Random) -> None:
-    """Change one byte of a file to any other."""
+    """Change one random byte of a file."""
     data = bytearray(file.read_bytes())
     data[rng.randrange(len(data))] ^= rng.randrange(1, 256)
     file.write_bytes(data)
@@ -47,7 +47,7 @@ def test_one_changed_byte_is_always_found(place: Place, trials: int) -> None:
             tried += 1
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(place: Place) -> None:
+def test_a_corrupted_checkpoint_is_reported_and_the_previous_one_used(place: Place) -> None:
     run = stopped_run(place, "damaged")
     (last, newest), (before, _) = list(run.saved_checkpoints())[:2]
     flip(newest / "optimizer.safetensors", random.Random(1))
@@ -63,8 +63,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(place: Place) 
     shutil.rmtree(run.root)
 
 
-def test_a_damaged_model_of_a_run_is_replaced_by_its_best_checkpoint(place: Place) -> None:
-    name = "spoilt"
+def test_the_best_checkpoint_replaces_a_corrupted_model(place: Place) -> None:
+    name = "corrupted"
     shutil.copytree(place.folder / "whole", place.folder / name)
     run = RunDirectory(place.folder / name)
     best = run.read_manifest().best_step
@@ -92,7 +92,7 @@ def test_a_damaged_model_of_a_run_is_replaced_by_its_best_checkpoint(place: Plac
 
 
 def stopped_run(place: Place, name: str) -> RunDirectory:
-    """The undisturbed run as it was before its last two steps."""
+    """Return an uninterrupted run without its last checkpoint, report and comparison."""
     code, output = call(place.folder, *TRAIN, "--out", name, "--keep-checkpoints", "4")
     assert code == 0, output
     run = RunDirectory(place.folder / name)
@@ -103,7 +103,7 @@ def stopped_run(place: Place, name: str) -> RunDirectory:
     return run
 
 
-def test_a_checkpoint_is_a_model_folder(place: Place) -> None:
+def test_transformers_loads_a_checkpoint_as_a_model(place: Place) -> None:
     from transformers import AutoModelForCausalLM
 
     run = RunDirectory(place.folder / "whole")
@@ -114,7 +114,7 @@ def test_a_checkpoint_is_a_model_folder(place: Place) -> None:
     assert plain.get_output_embeddings().weight is plain.get_input_embeddings().weight
 
 
-def test_the_seal_holds_while_a_file_is_replaced(tmp_path: Path, place: Place) -> None:
+def test_checksums_are_updated_when_a_file_is_replaced(tmp_path: Path, place: Place) -> None:
     shutil.copytree(place.folder / "whole/model", tmp_path / "model")
     folder = tmp_path / "model"
     assert is_sealed(folder)
@@ -122,6 +122,6 @@ def test_the_seal_holds_while_a_file_is_replaced(tmp_path: Path, place: Place) -
     assert verify_folder(folder) == []
     (folder / "README.md").write_bytes(b"changed")
     assert verify_folder(folder) == ["README.md: content differs from its SHA-256"]
-    (folder / "notes.txt").write_text("mine")  # what was added by hand does not matter
+    (folder / "notes.txt").write_text("mine")  # files added by hand are ignored
     (folder / "README.md").write_bytes(b"another")
     assert verify_folder(folder) == []

@@ -1,4 +1,4 @@
-"""A run's disk space is known before; what can't fit is refused; a disk that fills up leaves whole checkpoints only."""
+"""Test the disk space of a run: the forecast, the refusal of runs that do not fit, and a disk that fills up."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def bytes_in(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def watch_the_size() -> None:
-    """Write the run's size, whenever a folder is about to get its name, into a file beside it."""
+def record_sizes() -> None:
+    """Append the size of the run to the file `sizes` whenever a folder is about to be renamed to its final name."""
     swap = atomic._swap
 
     def watched(new: Path, place: Path, keep: bool = False) -> None:
@@ -35,10 +35,10 @@ def watch_the_size() -> None:
 
 
 def step_2_is_best() -> None:
-    """Let the validation loss be worse after the second step, and write down sizes."""
+    """Make step 2 the best by raising all later validation losses; record sizes."""
     from finetale.training import Training
 
-    watch_the_size()
+    record_sizes()
     measured = Training._measure
 
     def worse(self: Training, blocks: Blocks) -> SimpleNamespace:
@@ -49,7 +49,7 @@ def step_2_is_best() -> None:
 
 @pytest.mark.parametrize("keep", [1, 3])
 def test_the_forecast_of_disk_space_is_right(place: Place, keep: int) -> None:
-    """The best step stays behind, so that it is kept besides the newest ones."""
+    """The best checkpoint is an old one, so it takes space in addition to the newest ones."""
     words = train_with(keep_checkpoints=keep, max_steps=8, patience=0)
     code, output = call(place.folder, "plan", *words[1:], "--json")
     assert code == 0, output
@@ -75,7 +75,7 @@ def test_a_run_that_does_not_fit_on_the_disk_is_refused_at_the_start(place: Plac
 
 
 def pretend_a_full_disk() -> None:
-    """Say that 100 kB are free."""
+    """Report that only 100 kB are free."""
     usage = shutil.disk_usage
 
     def little(path: str) -> tuple[int, int, int]:
@@ -86,7 +86,7 @@ def pretend_a_full_disk() -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MB in memory, where the system lets us have one."""
+    """Mount a file system of 2 MB in memory; skip the test without the permission."""
     place = tmp_path / "small"
     place.mkdir()
     mounted = subprocess.run(
@@ -98,8 +98,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
-def forget_the_forecast() -> None:
-    """Let a run begin although it can't fit."""
+def skip_disk_check() -> None:
+    """Skip the check of the disk space."""
     from finetale.pipeline import training_run
 
     training_run.check_disk = lambda root, plan: None
@@ -107,9 +107,7 @@ def forget_the_forecast() -> None:
 
 def test_a_disk_that_fills_up_leaves_only_whole_checkpoints(place: Place, small_disk: Path) -> None:
     run = RunDirectory(small_disk / "run")
-    code, output = call(
-        place.folder, *TRAIN, "--out", str(run.root), "--keep-checkpoints", "9", hook=forget_the_forecast
-    )
+    code, output = call(place.folder, *TRAIN, "--out", str(run.root), "--keep-checkpoints", "9", hook=skip_disk_check)
     assert code == 1, output
     assert "can't be written" in output
     assert "Free some disk space" in output

@@ -1,4 +1,4 @@
-"""Arbitrary text survives documents, tokens and blocks unchanged. Arbitrary bytes in our files never crash a reader."""
+"""Test that arbitrary text passes unchanged through the pipeline, and that arbitrary bytes never crash a reader."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ json_values: st.SearchStrategy[Any] = st.recursive(
 
 
 def texts_in(store: TokenStore, blocks: Blocks) -> dict[int, str]:
-    """The text of each part, put together from the labels of all blocks alone."""
+    """Return the text of each part, decoded from the labels of all blocks."""
     pieces: dict[int, list[tuple[int, list[int]]]] = {}
     for block in range(len(blocks)):
         batch = blocks.batch(np.array([block]))
@@ -82,7 +82,7 @@ def test_the_text_can_be_rebuilt_from_the_targets(effort: Any) -> None:
 
 
 @pytest.mark.parametrize("effort", EXAMPLES)
-def test_documents_are_what_was_written(effort: Any) -> None:
+def test_documents_equal_the_texts_in_the_file(effort: Any) -> None:
     plain = TextSettings.resolve(
         {"strip": False, "clean_newlines": False, "clean_control": False, "validation_fraction": 0, "test_fraction": 0}
     )
@@ -108,7 +108,7 @@ def test_documents_are_what_was_written(effort: Any) -> None:
 
 
 @pytest.mark.parametrize("effort", EXAMPLES)
-def test_any_bytes_in_the_place_of_our_json(effort: Any, tmp_path: Path) -> None:
+def test_arbitrary_bytes_in_a_checksum_file_are_reported(effort: Any, tmp_path: Path) -> None:
     write_sealed_folder(tmp_path / "sealed", lambda folder: (folder / "a").write_bytes(b"a") and None)
     manifest = tmp_path / "sealed/manifest.json"
     whole = manifest.read_bytes()
@@ -127,7 +127,7 @@ def test_any_bytes_in_the_place_of_our_json(effort: Any, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("effort", EXAMPLES)
-def test_any_settings_file(effort: Any, tmp_path: Path) -> None:
+def test_arbitrary_settings_files_resolve_or_raise_config_error(effort: Any, tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     names = st.sampled_from(sorted(Config.model_fields)) | st.text(max_size=8)
     mapping = st.dictionaries(names, json_values, max_size=4).map(lambda value: yaml.safe_dump(value).encode())
@@ -147,8 +147,10 @@ def test_any_settings_file(effort: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("effort", EXAMPLES)
-def test_any_run_json(effort: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands that read it end with a result or a sentence, never with a bug's exit code."""
+def test_arbitrary_run_json_never_crashes_a_command(
+    effort: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exit code is 0 or 1, never the one for a bug."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "runs/one"
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What is planted in a corpus is found: repeats, leaks and personal data; and what is clean is left alone."""
+"""Test that planted repeats, leaks and personal data are found, and that clean text is left unchanged."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SEEDS = [pytest.param(seed, marks=[pytest.mark.slow] if seed else []) for seed i
 
 
 def tales() -> list[str]:
-    """Paragraphs of the bundled tales of 40 words or more: some 600 texts of which none repeats another."""
+    """Return the paragraphs of at least 40 words in the bundled tales: about 600 texts without repeats."""
     parts, _ = text.read_parts(["bundled:tales"], TextSettings.resolve({}))
     found = [block for part in parts for block in part.text.split("\n\n") if len(block.split()) >= 40]
     return sorted(set(found))
 
 
 def edited(words: str, rng: random.Random) -> str:
-    """A text with one word in twenty changed, left out or put in, and some of its case and punctuation changed."""
+    """Return a text with 5% of its words replaced, deleted or inserted, and some changes of case and punctuation."""
     made = words.split()
     for at in sorted(rng.sample(range(len(made)), max(1, len(made) // 20)), reverse=True):
         kind = rng.randrange(3)
@@ -35,7 +35,7 @@ def edited(words: str, rng: random.Random) -> str:
 
 
 def luhn(digits: str) -> str:
-    """Digits with their check digit."""
+    """Return digits followed by their Luhn check digit."""
     for last in string.digits:
         total = 0
         for place, digit in enumerate(reversed(digits + last)):
@@ -47,7 +47,7 @@ def luhn(digits: str) -> str:
 
 
 def personal(rng: random.Random, number: int) -> str:
-    """An e-mail address, telephone number, card number or key, each in the ways that people write them."""
+    """Return an e-mail address, telephone number, card number or key in one of its usual notations."""
 
     def digits(count: int) -> str:
         return str(rng.randint(1, 9)) + "".join(rng.choice(string.digits) for _ in range(count - 1))
@@ -83,14 +83,14 @@ def personal(rng: random.Random, number: int) -> str:
     return forms[number // 4 % len(forms)]
 
 
-def put_in(words: str, what: str, rng: random.Random) -> str:
+def insert(words: str, what: str, rng: random.Random) -> str:
     made = words.split(" ")
     made.insert(rng.randrange(len(made)), what)
     return " ".join(made)
 
 
 class Planted:
-    """A corpus as two files of records, and the numbers of the records where something was planted."""
+    """A training and a test file of records, and the kind of each record, such as `exact` or `leak`."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         rng = random.Random(seed)
@@ -102,7 +102,7 @@ class Planted:
         self.values = {}
         for number, row in enumerate(with_data):
             value = personal(rng, number)
-            rows[row] = ("personal", put_in(rows[row][1], value, rng))
+            rows[row] = ("personal", insert(rows[row][1], value, rng))
             self.values[rows[row][1]] = value
         clean_rows = [words for kind, words in rows if kind == "clean"]
         chosen = rng.sample(clean_rows, 100)
@@ -124,7 +124,7 @@ class Planted:
         return [part for part in parts if part.split == "train"], report.to_dict()
 
     def kinds(self, found: Callable[[text.Part], bool], parts: list[text.Part]) -> dict[str, float]:
-        """Share of the records of each kind for which something is true."""
+        """Return the share of records of each kind for which `found` is true."""
         hits: dict[str, list[bool]] = {}
         for part in parts:
             hits.setdefault(self.rows[part.line - 1][0], []).append(found(part))
@@ -132,15 +132,15 @@ class Planted:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_planted_repeats_and_leaks_are_found_and_dropped_when_asked(tmp_path: Path, seed: int) -> None:
+def test_planted_repeats_and_leaks_are_found_and_dropped_on_request(tmp_path: Path, seed: int) -> None:
     planted = Planted(tmp_path, seed)
     kept, report = planted.read()
-    assert not any(part.dropped for part in kept), "removal only when asked"
+    assert not any(part.dropped for part in kept), "nothing is dropped by default"
     parts, counted = planted.read(deduplicate="near", drop_overlap="near")
     for name in ("duplicates", "near_duplicates", "overlap", "near_overlap"):
         expected = report[name] | {"dropped": report[name]["documents"]}
         assert report[name]["dropped"] == 0
-        assert counted[name] == expected, "what is dropped is what was counted"
+        assert counted[name] == expected, "the documents that were counted are dropped"
     reasons = {row["reason"]: row["documents"] for row in counted["dropped"]}
     assert report["duplicates"]["documents"] == reasons["duplicate"]
     assert report["overlap"]["documents"] == reasons["also in validation or test"]
@@ -155,15 +155,17 @@ def test_planted_repeats_and_leaks_are_found_and_dropped_when_asked(tmp_path: Pa
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_planted_personal_data_is_found_and_masked_when_asked(tmp_path: Path, seed: int) -> None:
+def test_planted_personal_data_is_found_and_masked_on_request(tmp_path: Path, seed: int) -> None:
     planted = Planted(tmp_path, seed)
     parts, report = planted.read()
     found = planted.kinds(lambda part: bool(part.personal), parts)
     print(f"found by kind: {found}; {report['personal_data']['counts']}")
     assert found["personal"] >= 0.95
     assert all(found[kind] <= 0.01 for kind in found if kind != "personal")
-    assert all(value not in json.dumps(report) for value in planted.values.values()), "the report never shows it"
-    assert not any("[EMAIL]" in part.text for part in parts), "masked only when asked"
+    assert all(value not in json.dumps(report) for value in planted.values.values()), (
+        "the report contains no personal data"
+    )
+    assert not any("[EMAIL]" in part.text for part in parts), "nothing is masked by default"
     masked, counted = planted.read(mask_personal_data=True)
     assert counted["cleaning"]["masked_personal_data"] == sum(report["personal_data"]["counts"].values())
     left = [
@@ -176,7 +178,7 @@ def test_planted_personal_data_is_found_and_masked_when_asked(tmp_path: Path, se
     assert unchanged >= 0.99 * (len(parts) - len(planted.values))
 
 
-def test_checks_that_are_off_do_not_run(tmp_path: Path) -> None:
+def test_disabled_checks_do_not_run(tmp_path: Path) -> None:
     planted = Planted(tmp_path, 0)
     parts, report = planted.read(screen=False)
     assert not any(part.personal for part in parts)

@@ -28,7 +28,7 @@ from scene import Place
 from tiny import save_model, story
 
 MEMORY = 6 * 2**30
-"""Address space a process may take besides what it has at its start."""
+"""Bytes of address space that a process may use in addition to those at its start."""
 SECONDS = 60
 _WATCHED = (
     "subprocess.Popen",
@@ -43,7 +43,7 @@ _WATCHED = (
 
 
 def watch(folder: str) -> None:
-    """Note in folder/audit what this process does that it must not."""
+    """Limit the memory of this process, and log its forbidden actions in folder/audit."""
     import resource
 
     log = os.open(os.path.join(folder, "audit"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -67,15 +67,15 @@ def watch(folder: str) -> None:
             if not real.startswith(allowed) and not own_temporary and not real.startswith(("/dev/", "/proc/")):
                 os.write(log, f"writes {real}\n".encode())
         elif event == "subprocess.Popen" and arguments[0] == "uname":
-            return  # how Python's own `platform` learns the name of the processor
+            return  # Python's `platform` module runs it to find the processor
         elif event in _WATCHED or (event == "import" and str(arguments[0]).startswith("evil")):
             os.write(log, f"{event} {arguments!r}\n".encode())
 
     sys.addaudithook(hook)
 
 
-class Shout:
-    """Pickled, it writes a file when it is read."""
+class Exploit:
+    """An object whose pickle creates a file when it is loaded."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -91,12 +91,12 @@ def edit(file: Path, change: Callable[[Any], Any]) -> None:
 
 def pickled_weights(model: Path, target: Path) -> None:
     (model / "model.safetensors").unlink()
-    (model / "pytorch_model.bin").write_bytes(pickle.dumps(Shout(str(target))))
+    (model / "pytorch_model.bin").write_bytes(pickle.dumps(Exploit(str(target))))
 
 
 def pickled_beside_safetensors(model: Path, target: Path) -> None:
     for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "scheduler.pt"):
-        (model / name).write_bytes(pickle.dumps(Shout(str(target))))
+        (model / name).write_bytes(pickle.dumps(Exploit(str(target))))
 
 
 def code_in_the_folder(model: Path, target: Path) -> None:
@@ -124,7 +124,7 @@ def unknown_model_type(model: Path, target: Path) -> None:
     edit(model / "config.json", lambda c: c | {"model_type": "../../evil"})
 
 
-def an_index_that_leads_out(model: Path, target: Path) -> None:
+def an_index_with_a_path_outside(model: Path, target: Path) -> None:
     (model / "model.safetensors").rename(model.parent / "evil.safetensors")
     weights = {"transformer.wte.weight": "../evil.safetensors"}
     (model / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weights}))
@@ -156,11 +156,11 @@ def a_config_of_100_mb(model: Path, target: Path) -> None:
     (model / "config.json").write_text('{"model_type": "gpt2", "x": "' + "x" * 10**8 + '"}')
 
 
-def a_model_too_large_to_be(model: Path, target: Path) -> None:
+def a_model_too_large_for_memory(model: Path, target: Path) -> None:
     edit(model / "config.json", lambda c: c | {"n_embd": 2**20, "n_layer": 10_000, "n_head": 2**10})
 
 
-def a_pattern_that_takes_forever(model: Path, target: Path) -> None:
+def a_pattern_with_exponential_time(model: Path, target: Path) -> None:
     pattern = {"type": "Split", "pattern": {"Regex": "([a-z]+ ?)+$"}, "behavior": "Isolated", "invert": False}
     edit(model / "tokenizer.json", lambda t: t | {"pre_tokenizer": pattern})
 
@@ -182,14 +182,14 @@ MODELS = (
     code_of_the_tokenizer,
     attention_from_elsewhere,
     unknown_model_type,
-    an_index_that_leads_out,
+    an_index_with_a_path_outside,
     a_header_of_2_gb,
     a_header_longer_than_the_file,
     tensors_that_overlap,
     a_config_nested_deeply,
     a_config_of_100_mb,
-    a_model_too_large_to_be,
-    a_pattern_that_takes_forever,
+    a_model_too_large_for_memory,
+    a_pattern_with_exponential_time,
     a_tokenizer_nested_deeply,
     a_template_with_code,
 )
@@ -200,12 +200,12 @@ HARMLESS = {
     attention_from_elsewhere,
     a_template_with_code,
 }
-"""Attacks that leave a model that works: what is wrong is not looked at."""
+"""Attacks after which the model still works, because the malicious part is never read."""
 
 
 @pytest.fixture
 def scene(place: Place, tmp_path: Path) -> Path:
-    """A folder with stories/ and attack/, a model to be spoilt."""
+    """Create a folder with stories/ and a valid model attack/, which the test makes malicious."""
     save_model(tmp_path / "attack")
     (tmp_path / "stories").mkdir()
     for number in range(8):
@@ -213,8 +213,8 @@ def scene(place: Place, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def attacked(scene: Path, *words: str) -> tuple[int, str]:
-    """Exit code and output of a command, after making sure of what it did not do."""
+def run_watched(scene: Path, *words: str) -> tuple[int, str]:
+    """Run a command and check that it did nothing forbidden; return its exit code and output."""
     code = finish(start(scene, words, functools.partial(watch, str(scene))), SECONDS)
     seen = (scene / "audit").read_text(encoding="utf-8")
     assert seen == "", seen
@@ -240,7 +240,7 @@ QUICK = (
 @pytest.mark.parametrize("attack", MODELS, ids=lambda attack: attack.__name__)
 def test_hostile_models(scene: Path, attack: Callable[[Path, Path], None]) -> None:
     attack(scene / "attack", scene / "target")
-    code, output = attacked(scene, "train", "stories", "--model", "attack", *QUICK)
+    code, output = run_watched(scene, "train", "stories", "--model", "attack", *QUICK)
     assert code == (0 if attack in HARMLESS else 1), output
     if attack not in HARMLESS:
         assert "error:" in output
@@ -248,7 +248,7 @@ def test_hostile_models(scene: Path, attack: Callable[[Path, Path], None]) -> No
         assert "Traceback" not in output
 
 
-def a_bomb_of_lines(folder: Path) -> str:
+def a_deeply_nested_line(folder: Path) -> str:
     (folder / "bomb.jsonl").write_text("[" * 1_000_000 + "\n" + json.dumps({"text": story(1)}) + "\n")
     return "can't be read"
 
@@ -265,7 +265,7 @@ def a_gzip_bomb(folder: Path) -> str:
     return ""
 
 
-def a_name_that_leads_out(folder: Path) -> str:
+def file_names_with_paths_and_commands(folder: Path) -> str:
     (folder / "..%2f..%2fevil.txt").write_text(story(3))
     (folder / "-rf \n$(touch target).txt").write_text(story(4))
     return ""
@@ -277,39 +277,45 @@ def a_link_to_itself(folder: Path) -> str:
     return ""
 
 
-TEXTS = (a_bomb_of_lines, one_json_value_of_200_mb, a_gzip_bomb, a_name_that_leads_out, a_link_to_itself)
+TEXTS = (
+    a_deeply_nested_line,
+    one_json_value_of_200_mb,
+    a_gzip_bomb,
+    file_names_with_paths_and_commands,
+    a_link_to_itself,
+)
 
 
 @pytest.mark.parametrize("attack", TEXTS, ids=lambda attack: attack.__name__)
 def test_hostile_texts(scene: Path, attack: Callable[[Path], str]) -> None:
     attack(scene / "stories")
-    code, output = attacked(scene, "check", "stories", "--model", "attack")
+    code, output = run_watched(scene, "check", "stories", "--model", "attack")
     assert code in (0, 1), output
     assert "Traceback" not in output
 
 
-def links_out(run: Path, outside: Path) -> None:
+def a_link_to_outside(run: Path, outside: Path) -> None:
     shutil.rmtree(run / "checkpoints")
     outside.mkdir()
     (run / "checkpoints").symlink_to(outside)
 
 
-def a_cache_elsewhere(run: Path, outside: Path) -> None:
+def a_cache_outside(run: Path, outside: Path) -> None:
     text = (run / "config.yaml").read_text(encoding="utf-8")
     (run / "config.yaml").write_text(text + f"\ncache_dir: {outside}\n", encoding="utf-8")
 
 
-def laughing_yaml(run: Path, outside: Path) -> None:
+def exponential_yaml(run: Path, outside: Path) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
     (run / "config.yaml").write_text("\n".join(lines), encoding="utf-8")
 
 
-def yaml_that_calls(run: Path, outside: Path) -> None:
+def yaml_with_code(run: Path, outside: Path) -> None:
     (run / "config.yaml").write_text(f"model: !!python/object/apply:os.system ['touch {outside}']\n", encoding="utf-8")
 
 
-def a_manifest_that_leads_out(run: Path, outside: Path) -> None:
+def a_manifest_with_a_path_outside(run: Path, outside: Path) -> None:
     newest = max((run / "checkpoints").iterdir())
     edit(
         newest / "manifest.json",
@@ -317,11 +323,18 @@ def a_manifest_that_leads_out(run: Path, outside: Path) -> None:
     )
 
 
-def deep_json(run: Path, outside: Path) -> None:
+def deeply_nested_json(run: Path, outside: Path) -> None:
     (run / "run.json").write_text('{"x": ' + "[" * 1_000_000 + "]" * 1_000_000 + "}", encoding="utf-8")
 
 
-RUNS = (links_out, a_cache_elsewhere, laughing_yaml, yaml_that_calls, a_manifest_that_leads_out, deep_json)
+RUNS = (
+    a_link_to_outside,
+    a_cache_outside,
+    exponential_yaml,
+    yaml_with_code,
+    a_manifest_with_a_path_outside,
+    deeply_nested_json,
+)
 
 
 @pytest.mark.parametrize("attack", RUNS, ids=lambda attack: attack.__name__)
@@ -331,11 +344,11 @@ def test_hostile_run_directories(scene: Path, place: Place, attack: Callable[[Pa
     for name in ("report.html", "comparison.json"):
         (scene / "out" / name).unlink()
     outside = scene / "target"
-    attack(scene / "out", outside if attack is not links_out else scene / "elsewhere")
-    code, output = attacked(scene, "resume", "out")
+    attack(scene / "out", outside if attack is not a_link_to_outside else scene / "elsewhere")
+    code, output = run_watched(scene, "resume", "out")
     assert code in (0, 1), output
     assert "Traceback" not in output
-    if attack is links_out:
+    if attack is a_link_to_outside:
         assert code == 1
         assert "is a symbolic link" in output
         assert list((scene / "elsewhere").iterdir()) == []

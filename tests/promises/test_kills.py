@@ -1,4 +1,4 @@
-"""A run that is killed at any moment goes on from its last completed checkpoint, to the same weights."""
+"""Test that a run killed at any moment resumes from its last complete checkpoint and ends with the same weights."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from scene import TRAIN, Place
 
 
 def completed(run: RunDirectory) -> int:
-    """The last step whose checkpoint the killed process reported as complete; -1 without one."""
+    """Return the last step whose checkpoint the killed process reported as complete, or -1."""
     if not run.metrics.is_file():
         return -1
     rows = run.read_events()
     return max((row.step for row in rows if isinstance(row, CheckpointEvent)), default=-1)
 
 
-def kill_and_go_on(place: Place, name: str, delay: float, *, saving: bool) -> str:
-    """Kill a run so many seconds after its directory came up, and resume it. Returns what the kill struck.
+def kill_and_resume(place: Place, name: str, delay: float, *, saving: bool) -> str:
+    """Kill a run `delay` seconds after its directory appeared, and resume it. Return the interrupted stage.
 
     Args:
-        saving: count from the moment it next begins to write a folder.
+        saving: after the delay, wait until the run writes a folder, and kill it `delay` milliseconds later.
     """
     run = RunDirectory(place.folder / name)
     process = start(place.folder, (*TRAIN, "--out", name))
@@ -43,7 +43,7 @@ def kill_and_go_on(place: Place, name: str, delay: float, *, saving: bool) -> st
         time.sleep(delay / 1000)
     process.kill()
     process.join()
-    if not run.is_run():  # nothing to resume yet, and nothing in the way
+    if not run.is_run():  # killed before run.json was written, so a new run can use the folder
         code, output = call(place.folder, *TRAIN, "--out", name)
         assert code == 0, output
         assert place.weights_of(name) == place.digest
@@ -54,20 +54,20 @@ def kill_and_go_on(place: Place, name: str, delay: float, *, saving: bool) -> st
     assert not damaged
     assert (int(newest.name.removeprefix("step-")) if newest else -1) >= known
     if run.read_manifest().status == "finished" and run.report.is_file():
-        struck = "after the end"
+        stage = "after the end"
     else:
         code, output = call(place.folder, "resume", name)
         assert code == 0, output
-        struck = "saving" if leftovers else "other work"
+        stage = "saving" if leftovers else "other work"
     assert place.weights_of(name) == place.digest
     assert not _half_written(run)
     assert json.loads(run.manifest.read_text(encoding="utf-8"))["status"] == "finished"
     shutil.rmtree(run.root)
-    return struck
+    return stage
 
 
 def _half_written(run: RunDirectory) -> list[Path]:
-    """Temporary and moved folders and files."""
+    """Return the temporary and the replaced folders and files."""
     found = []
     for folder in (run.root, run.checkpoints):
         with contextlib.suppress(OSError):
@@ -76,7 +76,7 @@ def _half_written(run: RunDirectory) -> list[Path]:
 
 
 def seconds_of_a_run(place: Place) -> float:
-    """From the moment its directory is there to its end."""
+    """Return the seconds from the creation of the directory to the end of a run."""
     run = RunDirectory(place.folder / "timed")
     process = start(place.folder, (*TRAIN, "--out", "timed"))
     while not run.root.exists():
@@ -90,18 +90,18 @@ def seconds_of_a_run(place: Place) -> float:
 @pytest.mark.parametrize("kills", [6, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_a_killed_run_resumes(place: Place, kills: int, record_property: pytest.FixtureRequest) -> None:
     rng, length = random.Random(7), seconds_of_a_run(place)
-    # A few in the first moments, when the directory is being filled.
+    # Some kills come within 20 ms, while the directory is being filled.
     delays = [rng.uniform(0, 0.02 if number % 10 == 0 else length) for number in range(kills)]
-    struck = [
-        kill_and_go_on(place, f"killed-{number}", delay, saving=number % 3 == 1) for number, delay in enumerate(delays)
+    stages = [
+        kill_and_resume(place, f"killed-{number}", delay, saving=number % 3 == 1) for number, delay in enumerate(delays)
     ]
-    counts = {what: struck.count(what) for what in sorted(set(struck))}
-    print(f"{kills} kills, all resumed to the same weights; struck: {counts}")
+    counts = {what: stages.count(what) for what in sorted(set(stages))}
+    print(f"{kills} kills, all resumed to the same weights; stages: {counts}")
     assert kills < 100 or counts["saving"] >= kills // 10
 
 
 def test_files_reach_the_disk_in_the_promised_order(tmp_path: Path) -> None:
-    """Each file is flushed before the manifest is written, the folder before it is renamed, its parent afterwards."""
+    """Files are flushed before the manifest is written, the folder before it is renamed, its parent afterwards."""
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("strace is not installed")

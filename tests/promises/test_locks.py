@@ -1,4 +1,4 @@
-"""One process at a time works on a run directory; its lock dies with it."""
+"""Test that one process at a time works on a run directory, and that its lock ends with the process."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from scene import TRAIN, Place, train_with
 from tiny import write_stories
 
 
-def stay_at_step_2() -> None:
-    """Stop in the second step for good, as a long one would."""
+def hang_at_step_2() -> None:
+    """Make step 2 hang."""
     from finetale.training import Training
 
     update = Training._update
@@ -29,7 +29,7 @@ def stay_at_step_2() -> None:
 
 def test_a_second_command_on_a_run_is_refused(place: Place) -> None:
     run = RunDirectory(place.folder / "busy")
-    working = start(place.folder, (*TRAIN, "--out", "busy"), stay_at_step_2)
+    working = start(place.folder, (*TRAIN, "--out", "busy"), hang_at_step_2)
     try:
         while not run.metrics.is_file() or b'"train"' not in run.metrics.read_bytes():
             assert working.is_alive()
@@ -45,7 +45,9 @@ def test_a_second_command_on_a_run_is_refused(place: Place) -> None:
             assert code == 1, output
             assert f"busy is in use: another process is working on this run (process {working.pid}" in output
         assert run.manifest.read_bytes() == before
-        assert call(place.folder, "generate", "busy", "A heron", "--max-new-tokens", "2")[0] == 0  # reading is free
+        assert (
+            call(place.folder, "generate", "busy", "A heron", "--max-new-tokens", "2")[0] == 0
+        )  # reading needs no lock
     finally:
         working.kill()
         working.join()
@@ -60,8 +62,8 @@ def test_one_of_two_new_runs_in_the_same_folder_is_refused(place: Place) -> None
     assert place.weights_of("same") == place.digest
 
 
-def test_many_runs_of_one_new_text_share_the_cache(place: Place) -> None:
-    """All of them tokenise it at the same time, and one of them comes first."""
+def test_simultaneous_runs_of_the_same_text_share_the_cache(place: Place) -> None:
+    """All of them tokenise the text at the same time."""
     write_stories(place.folder / "shared", 25, words=50)
     words = ["shared" if word == "stories" else word for word in train_with(max_steps=1)]
     runs = [start(place.folder, (*words, "--out", f"shared-{number}")) for number in range(6)]

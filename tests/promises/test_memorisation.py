@@ -1,4 +1,4 @@
-"""The audit finds every secret of the training text that the model completes, and reports no held-out text."""
+"""Test that the audit finds every secret that the model completes, and reports almost no held-out text."""
 
 from __future__ import annotations
 

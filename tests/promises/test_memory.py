@@ -1,4 +1,4 @@
-"""Memory that runs out, anywhere, ends with one sentence and exit code 1: no traceback, no "bug", no hang."""
+"""Test that running out of memory at any stage ends with one error sentence and exit code 1."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tiny import write_stories
 
 resource = pytest.importorskip("resource", reason="needs limits on the address space")
 MB = 2**20
-# In fp32: where oneDNN has no memory for its code, torch falls back to products in bf16 that take minutes.
+# fp32, because without memory for oneDNN, torch falls back to bf16 products that take minutes.
 COMMANDS = {
     "train": ("train", "stories", "--model", "bundled", "--max-steps", "2", "--out", "run", "--precision", "fp32"),
     "small batch": (
@@ -29,8 +29,8 @@ COMMANDS = {
 }
 
 
-def allow(megabytes: int) -> None:
-    """Let this process take so much address space beyond what it has; called in it before the command."""
+def limit_memory(megabytes: int) -> None:
+    """Limit the address space of this process to its present size plus some megabytes."""
     size = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmSize"))
     limit = int(size.split()[1]) * 1024 + megabytes * MB
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -43,23 +43,23 @@ def allow(megabytes: int) -> None:
 @pytest.mark.parametrize("command", list(COMMANDS))
 def test_out_of_memory_is_one_error_sentence(tmp_path: Path, command: str, megabytes: int) -> None:
     write_stories(tmp_path / "stories", 30, 300)
-    code = finish(start(tmp_path, COMMANDS[command], functools.partial(allow, megabytes)), 120)
-    said = printed(tmp_path)
-    assert code in (0, 1), said
-    assert "bug" not in said
-    assert "Traceback" not in said
+    code = finish(start(tmp_path, COMMANDS[command], functools.partial(limit_memory, megabytes)), 120)
+    output = printed(tmp_path)
+    assert code in (0, 1), output
+    assert "bug" not in output
+    assert "Traceback" not in output
     if megabytes <= 20:
-        assert code == 1, "too little to begin"
+        assert code == 1, "20 MB are too little for any command"
     if code == 1:
-        errors = [line for line in said.splitlines() if line.startswith("error:")]
-        assert len(errors) == 1, said
+        errors = [line for line in output.splitlines() if line.startswith("error:")]
+        assert len(errors) == 1, output
         assert re.match(r"error: Memory (ran|would run) out", errors[0])
-        assert said.splitlines()[-1].startswith("hint: ")
+        assert output.splitlines()[-1].startswith("hint: ")
 
 
 @pytest.mark.parametrize("gigabytes", [0.3, 0.8, 1.5])
 def test_a_limit_too_low_for_the_libraries_is_refused_before_they_are_loaded(tmp_path: Path, gigabytes: float) -> None:
-    # Within such limits libraries abort (134) or wait forever for memory.
+    # With such limits, libraries abort (exit code 134) or wait forever for memory.
     limit = int(gigabytes * 2**30)
     program = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}));" + (
         "import sys; from finetale.cli import run; sys.exit(run(['generate', 'bundled', 'Once']))"

@@ -1,4 +1,4 @@
-"""A run needs neither its text nor the cache once it has begun: it keeps the tokens of its text, sealed."""
+"""Test that a started run needs neither its text nor the cache, because it keeps its tokens with a checksum."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MEASURED = ("change", "verdict", "judged_on", "memorisation", "prompts")
 
 
 def no_hard_links() -> None:
-    """Behave as a file system without hard links."""
+    """Let os.link fail as on a file system without hard links."""
 
     def refused(*args: Any, **options: Any) -> None:
         raise OSError(18, "Invalid cross-device link")
@@ -39,7 +39,7 @@ def read(path: Path) -> Any:
 
 
 def measured(run: Path) -> dict[str, Any]:
-    """What a comparison found, the samples aside."""
+    """Return the measurements of a comparison, without the samples."""
     comparison = read(run / "comparison.json")
     sides = {
         side: {name: comparison[side][name] for name in ("validation", "test", "sample_metrics")}
@@ -50,7 +50,7 @@ def measured(run: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the finished runs whole/ and new/ and their base, from which text and cache were deleted."""
+    """Create a folder with two finished runs, whole/ and new/, and their base; delete the text and the cache."""
     folder = tmp_path_factory.mktemp("bare")
     write_stories(folder / "stories", 30, words=60)
     save_model(folder / "base", dropout=0.1)
@@ -69,7 +69,7 @@ def is_linked(cached: Path, run: Path) -> bool:
 
 
 def copy_of(bare: Path, name: str, copy: str, *, steps: int | None = None) -> RunDirectory:
-    """A copy of a run as it was after some steps, or before its comparison."""
+    """Copy a run and put the copy into its state before the comparison, or after some steps."""
     run = RunDirectory(bare / copy)
     shutil.copytree(bare / name, run.root)
     for step, folder in list(run.saved_checkpoints()):
@@ -95,8 +95,8 @@ def test_a_finished_run_is_compared_and_reported_without_its_text(bare: Path) ->
     assert (bare / "whole/report.html").is_file()
 
 
-def test_a_model_of_another_tokenizer_is_compared_without_the_text(bare: Path) -> None:
-    """The held-out tokens are decoded: new/ has a tokenizer of its own."""
+def test_runs_with_different_tokenizers_are_compared_without_the_text(bare: Path) -> None:
+    """The run new/ has its own tokenizer, so the held-out tokens are decoded and tokenised again."""
     code, output = call(bare, "compare", "new", "whole", "--json")
     assert code == 0, output
     found = json.loads(output[output.index("{") :])
@@ -153,7 +153,7 @@ def test_corrupted_tokens_are_read_again_from_the_text(bare: Path, damage: str) 
     assert code == 0, output
 
 
-def test_tokens_are_copied_where_there_are_no_hard_links(bare: Path) -> None:
+def test_tokens_are_copied_if_hard_links_are_not_supported(bare: Path) -> None:
     write_stories(bare / "stories", 30, words=60)
     try:
         code, output = call(bare, *TRAIN, "--out", "copied", hook=no_hard_links)
@@ -165,9 +165,7 @@ def test_tokens_are_copied_where_there_are_no_hard_links(bare: Path) -> None:
     assert (bare / "copied/tokens/tokens.bin").read_bytes() == (bare / "whole/tokens/tokens.bin").read_bytes()
 
 
-def test_a_run_that_has_not_begun_keeps_text_from_standard_input(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_keeps_text_from_standard_input_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetale.text.read_standard_input", lambda: story(1, 200).encode())
     given = Config.resolve({"sources": ("-", str(tmp_path / "other.txt")), "cache_dir": tmp_path / "cache"})
     config = keep_inputs(RunDirectory(tmp_path / "run"), keep_standard_input(given))
@@ -183,7 +181,7 @@ def test_a_run_that_has_not_begun_keeps_text_from_standard_input(
     [("start", 5), ("start", -1), ("targets", 10**9), ("targets", 0), ("split", 3), ("split", 9), ("source", 999)],
 )
 def test_inconsistent_tokens_are_refused(bare: Path, tmp_path: Path, field: str, value: int) -> None:
-    """A run directory may come from a stranger, who can seal anything."""
+    """A malicious run directory can have valid checksums."""
     whole = RunDirectory(bare / "whole").tokens
     parts = np.load(whole / "parts.npy")
     parts[field][3] = value

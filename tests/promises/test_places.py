@@ -1,4 +1,4 @@
-"""Places that can't be written to, and texts that are gone: one clear sentence each, and nothing is lost."""
+"""Test the errors for read-only disks and missing texts, and that nothing is lost."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from finetale.rundir import RunDirectory
 from scene import TRAIN, Place, train_with
 
 
-def as_if_stopped(root: Path) -> Path:
-    """A finished run, made one that was killed at its end."""
+def mark_interrupted(root: Path) -> Path:
+    """Turn a finished run into one that was interrupted before its report; return its folder."""
     run = RunDirectory(root)
     run.update_manifest(status="interrupted")
     run.report.unlink()
@@ -24,7 +24,7 @@ def as_if_stopped(root: Path) -> Path:
 
 @pytest.fixture
 def read_only(place: Place, tmp_path: Path) -> Iterator[Path]:
-    """A file system that holds the finished run and an unfinished one, and takes nothing more."""
+    """Mount a read-only file system with a finished run whole/ and an interrupted run half/."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -33,7 +33,7 @@ def read_only(place: Place, tmp_path: Path) -> Iterator[Path]:
     if mounted.returncode:
         pytest.skip("no file system can be mounted here")
     shutil.copytree(place.folder / "whole", disk / "whole")
-    as_if_stopped(shutil.copytree(place.folder / "whole", disk / "half"))
+    mark_interrupted(shutil.copytree(place.folder / "whole", disk / "half"))
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
@@ -61,12 +61,12 @@ def test_the_error_names_a_read_only_disk(place: Place, read_only: Path) -> None
         assert "Traceback" not in output
     assert not (place.folder / "unwritten").exists()
     code, output = call(place.folder, "generate", str(read_only / "whole"), "The lamp", "--max-new-tokens", "2")
-    assert code == 0, "reading is free"
+    assert code == 0, "reading works"
 
 
 def test_the_error_names_a_missing_text_and_the_run_resumes_later(place: Place, tmp_path: Path) -> None:
-    """A run of an older version, which keeps no tokens of its own."""
-    half = as_if_stopped(shutil.copytree(place.folder / "whole", place.folder / "half"))
+    """Runs of older versions have no tokens/, so they need their text."""
+    half = mark_interrupted(shutil.copytree(place.folder / "whole", place.folder / "half"))
     shutil.rmtree(half / "tokens")
     stories = place.folder / "stories"
     stories.rename(tmp_path / "gone")

@@ -1,4 +1,4 @@
-"""A resumed run ends with the weights of an uninterrupted one. On changed text or settings it fails or warns."""
+"""Test that a resumed run ends with the weights of an uninterrupted one, and reports changed text or settings."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Blocks, Blocks]:
 
 
 def loop(folder: Path, blocks: tuple[Blocks, Blocks], seed: int) -> Training:
-    """Two and a half epochs in steps of three micro-batches, with dropout, a schedule and early stopping."""
+    """Return a run of 2.5 epochs with 3 micro-batches per step, dropout, a schedule and early stopping."""
     settings, evaluation = TrainSettings.resolve(SETTINGS), EvaluationSettings.resolve(PATIENT)
     return Training(
         model=model(seed, dropout=0.1),
@@ -54,7 +54,7 @@ def loop(folder: Path, blocks: tuple[Blocks, Blocks], seed: int) -> Training:
 
 
 def bits(folder: Path) -> bytes:
-    """Weights, moments and counters of the newest checkpoint, the time taken aside."""
+    """Return the weights, moments and counters of the newest checkpoint as bytes, without its timing."""
     newest, damaged = newest_valid_checkpoint(RunDirectory(folder))
     assert newest is not None
     assert not damaged
@@ -65,13 +65,13 @@ def bits(folder: Path) -> bytes:
 
 
 @pytest.mark.parametrize("stops", [4, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_run_stopped_anywhere_ends_the_same(
+def test_a_run_stopped_anywhere_resumes_to_the_same_weights(
     tmp_path: Path, blocks: tuple[Blocks, Blocks], stops: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = {"made": 0, "stop": 0}
     check = StopRequest.check
 
-    def counted(self: StopRequest) -> None:  # once a micro-batch, and in evaluations
+    def counted(self: StopRequest) -> None:  # called per micro-batch and in evaluations
         calls["made"] += 1
         if calls["made"] == calls["stop"]:
             raise InterruptedRun("Stopped by a test.")
@@ -87,7 +87,7 @@ def test_a_run_stopped_anywhere_ends_the_same(
     for number, stop in enumerate(sorted(random.Random(5).sample(range(1, total), stops))):
         folder = tmp_path / str(number)
         calls |= {"made": 0, "stop": stop}
-        torch.manual_seed(number)  # what is left over of other work must not matter
+        torch.manual_seed(number)  # the state of the generator before the run must not matter
         with pytest.raises(InterruptedRun, match="Stopped by a test"):
             loop(folder, blocks, 3).run()
         calls["stop"] = 0
@@ -100,7 +100,7 @@ def test_a_run_stopped_anywhere_ends_the_same(
 
 @pytest.fixture
 def stopped(place: Place) -> Any:
-    """A run stopped after two steps, with text of its own."""
+    """Start a run on a copy of the stories, and stop it after 2 steps."""
     shutil.copytree(place.folder / "stories", place.folder / "own")
     words = ["own" if word == "stories" else word for word in TRAIN]
     code, output = call(place.folder, *words, "--out", "stopped", hook=stop_after_two)
@@ -125,15 +125,15 @@ def stop_after(step: int) -> None:
 
     emit = Training._emit
 
-    def tell(self: Training, event: Event) -> None:
+    def emit_and_stop(self: Training, event: Event) -> None:
         emit(self, event)
         if isinstance(event, TrainEvent) and event.step == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    Training._emit = tell  # type: ignore[method-assign]
+    Training._emit = emit_and_stop  # type: ignore[method-assign]
 
 
-def test_changed_text_is_named_and_refused_unless_accepted(place: Place, stopped: RunDirectory) -> None:
+def test_changed_text_is_refused_without_accept_changes(place: Place, stopped: RunDirectory) -> None:
     own = place.folder / "own"
     (own / "003.txt").write_text(story(500, 60), encoding="utf-8")
     (own / "new.txt").write_text(story(501, 60), encoding="utf-8")
@@ -154,7 +154,7 @@ def test_changed_text_is_named_and_refused_unless_accepted(place: Place, stopped
     assert stopped.read_manifest().steps == 6
 
 
-def test_changed_settings_are_named_and_refused_unless_accepted(place: Place, stopped: RunDirectory) -> None:
+def test_changed_settings_are_refused_without_accept_changes(place: Place, stopped: RunDirectory) -> None:
     text = stopped.config.read_text(encoding="utf-8")
     assert "max_steps: 6" in text
     stopped.config.write_text(text.replace("max_steps: 6", "max_steps: 8"), encoding="utf-8")
@@ -167,7 +167,7 @@ def test_changed_settings_are_named_and_refused_unless_accepted(place: Place, st
     assert stopped.read_manifest().changes[0].what == ["max_steps is 8, was 6"]
 
 
-def test_an_accepted_setting_of_auto_is_not_a_change_again(place: Place, stopped: RunDirectory) -> None:
+def test_a_setting_accepted_as_auto_is_not_reported_again(place: Place, stopped: RunDirectory) -> None:
     text = stopped.config.read_text(encoding="utf-8")
     assert "learning_rate: 0.003" in text
     stopped.config.write_text(text.replace("learning_rate: 0.003", "# learning_rate: null"), encoding="utf-8")
@@ -177,8 +177,8 @@ def test_an_accepted_setting_of_auto_is_not_a_change_again(place: Place, stopped
     assert code == 0, output
 
 
-def written_by_version_1(run: RunDirectory, **values: Any) -> None:
-    """Put a copy of the settings into run.json, and take its SHA-256 and that of the checkpoints away."""
+def convert_to_version_1(run: RunDirectory, **values: Any) -> None:
+    """Replace the SHA-256 of the settings in run.json by a copy of the settings, as in schema version 1."""
     settings = Config.resolve(read_settings_file(run.config)).model_dump(mode="json")
     content = json.loads(run.manifest.read_text(encoding="utf-8"))
     del content["config_sha256"]
@@ -203,8 +203,8 @@ def test_a_comment_in_the_settings_is_not_a_change(place: Place, stopped: RunDir
     assert place.weights_of("stopped") == place.digest
 
 
-def test_changed_settings_of_a_run_of_version_1_are_named(place: Place, stopped: RunDirectory) -> None:
-    written_by_version_1(stopped, learning_rate=0.5)
+def test_changed_settings_of_a_version_1_run_are_reported(place: Place, stopped: RunDirectory) -> None:
+    convert_to_version_1(stopped, learning_rate=0.5)
     code, output = call(place.folder, "resume", "stopped")
     assert code == 1, output
     assert "has changed since the run began: learning_rate is 0.003, was 0.5." in output
@@ -228,7 +228,7 @@ def test_unchanged_text_and_settings_resume_without_a_warning(place: Place, stop
 
 
 def test_a_run_with_the_old_name_of_a_setting_resumes_without_a_warning(place: Place, stopped: RunDirectory) -> None:
-    written_by_version_1(stopped)
+    convert_to_version_1(stopped)
     for file in (stopped.config, stopped.manifest):
         text = file.read_text(encoding="utf-8")
         assert "final_learning_rate_ratio" in text
@@ -248,7 +248,7 @@ def test_an_unfinished_run_is_reported_as_unfinished(place: Place, stopped: RunD
 
 
 def test_settings_written_by_an_older_version_are_not_a_change(place: Place, stopped: RunDirectory) -> None:
-    written_by_version_1(stopped, deduplicate=False, drop_overlap=False)
+    convert_to_version_1(stopped, deduplicate=False, drop_overlap=False)
     text = stopped.config.read_text(encoding="utf-8")
     assert "# deduplicate" in text or "deduplicate: 'off'" in text or "deduplicate: off" in text
     code, output = call(place.folder, "resume", "stopped")
@@ -259,7 +259,7 @@ def test_settings_written_by_an_older_version_are_not_a_change(place: Place, sto
 
 
 def test_resuming_a_finished_run_changes_nothing(place: Place) -> None:
-    # A job that is queued again until it ends well must end well.
+    # Job schedulers repeat a command until its exit code is 0.
     before = {path: path.read_bytes() for path in (place.folder / "whole").rglob("*") if path.is_file()}
     code, output = call(place.folder, "resume", "whole")
     assert code == 0, output
@@ -302,7 +302,7 @@ def test_extending_a_run_resets_the_patience(place: Place) -> None:
     assert run.read_manifest().steps == 2
     code, output = call(place.folder, "resume", "bad", "--max-steps", "9")
     assert code == 0, output
-    assert run.read_manifest().steps == 4, "one more evaluation, which is worse again"
+    assert run.read_manifest().steps == 4, "the run ends after one more evaluation, which is worse again"
 
 
 def test_the_library_extends_a_run_too(place: Place) -> None:

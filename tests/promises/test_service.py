@@ -1,4 +1,4 @@
-"""An overloaded service refuses the excess at once, does not hang or grow, and shuts down on a signal."""
+"""Test an overloaded service: it refuses excess requests at once, does not hang or grow, and shuts down on signals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tiny import save_model
 
 @pytest.fixture(scope="module")
 def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    """A small model as it is served by default, with slots for as many as the tests drop."""
+    """Serve a small model with slots for all clients that the tests disconnect."""
     folder = tmp_path_factory.mktemp("load")
     overload.save_long_model(folder)
     with Serving(folder, *overload.COMMAND) as started:
@@ -28,8 +28,8 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
         assert started.end()[0] == 0
 
 
-def test_two_hundred_clients_at_once(serving: Serving) -> None:
-    """Nobody waits for a refusal as long as for an answer, and /health is answered in between."""
+def test_200_simultaneous_clients(serving: Serving) -> None:
+    """Refusals come before the last completion, and /health answers in the meantime."""
     found = within(120, overload.burst(serving))
     slowest, p99 = found.refused[-1] * 1e3, found.health_p99 * 1e3
     print(f"{len(found.served)} served, {len(found.refused)} refused within {slowest:.0f} ms; /health {p99:.0f} ms")
@@ -37,7 +37,7 @@ def test_two_hundred_clients_at_once(serving: Serving) -> None:
     assert found.health_p99 < found.served[len(found.served) // 2]
 
 
-def test_a_large_body_costs_little(serving: Serving) -> None:
+def test_a_large_body_takes_little_time_and_memory(serving: Serving) -> None:
     found = within(60, overload.large_body(serving))
     print(f"{found.status} after {found.processor_seconds * 1e3:.0f} ms of processor time, {found.memory / 1e6:.1f} MB")
     assert found.status == 413
@@ -45,35 +45,37 @@ def test_a_large_body_costs_little(serving: Serving) -> None:
     assert found.memory < 60e6
 
 
-def test_clients_that_leave_free_their_slots(serving: Serving) -> None:
+def test_disconnected_clients_free_their_slots(serving: Serving) -> None:
     found = within(60, overload.abandoned(serving))
     print(f"the slots are free after {found.seconds * 1e3:.0f} ms; a step takes {found.step * 1e3:.0f} ms")
-    assert found.seconds < (overload.LONG - 100) * found.step / 10, "long before the texts would have ended"
+    assert found.seconds < (overload.LONG - 100) * found.step / 10, (
+        "the slots are free long before the texts would have ended"
+    )
 
 
-def test_small_answers_are_not_held_back(serving: Serving) -> None:
-    """Headers and body leave in one write. As two writes, the second can wait 40 ms (Nagle's algorithm)."""
+def test_small_responses_are_not_delayed(serving: Serving) -> None:
+    """Headers and body are sent in one write. The second of two writes can wait 40 ms (Nagle's algorithm)."""
     waits = within(60, overload.small_answers(serving))
     print(f"{waits[100] * 1e3:.2f} ms per request")
-    assert waits[20] < 0.035, "not even the fastest tenth would be faster than the system waits"
+    assert waits[20] < 0.035, "with the delay, even the fastest tenth would take 40 ms"
 
 
 @pytest.mark.parametrize("engine", ["stuck", "torch", "openvino"])
 def test_unfinished_work_is_abandoned_at_the_deadline(tmp_path: Path, engine: str) -> None:
-    """A step that never comes back, and texts that would take minutes."""
+    """The work is a step that never returns, or texts that would take minutes."""
     overload.save_long_model(tmp_path)
     words = ["-c", overload.STUCK] if engine == "stuck" else None
     with Serving(tmp_path, "tiny", "--engine", engine, "--drain", str(DRAIN_SECONDS), python=words) as serving:
         found = within(60, overload.terminated(serving))
         print(f"{engine}: ended {found.seconds:.2f} s after SIGTERM, with a deadline of {DRAIN_SECONDS} s")
         if engine != "stuck":
-            assert found.seconds > 0.9, "it has the time that it was given"
-        assert b'"code":"draining"' in found.data, "who waited is told"
-        assert found.data.rstrip().endswith(b"0"), "and its stream is ended as streams end"
+            assert found.seconds > 0.9, "the service waits until the deadline"
+        assert b'"code":"draining"' in found.data, "the waiting client gets an error"
+        assert found.data.rstrip().endswith(b"0"), "the stream ends with the last chunk"
 
 
 def test_waiting_clients_get_an_answer_at_an_immediate_shutdown(tmp_path: Path) -> None:
-    """A second Ctrl-C, long before the deadline."""
+    """A second Ctrl-C stops the service before the deadline."""
     overload.save_long_model(tmp_path)
     with Serving(tmp_path, "tiny", "--engine", "torch", "--drain", "60") as serving:
 
@@ -100,7 +102,7 @@ def test_waiting_clients_get_an_answer_at_an_immediate_shutdown(tmp_path: Path) 
         assert "Traceback" not in serving.log()
 
 
-def test_an_unread_log_blocks_no_request(tmp_path: Path) -> None:
+def test_an_unread_log_does_not_block_requests(tmp_path: Path) -> None:
     save_model(tmp_path / "tiny")
     command = [sys.executable, "-m", "finetale", "serve", "tiny", "--engine", "torch", "--port", "0"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

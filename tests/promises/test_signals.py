@@ -1,4 +1,4 @@
-"""A signal at any stage stops a run within five seconds. The run can be resumed. A second signal ends it at once."""
+"""Test that a signal at any stage stops a run within 5 s, that the run resumes, and that a second signal ends it."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ STAGES = {
 }
 """Stages at which the signal arrives, and a function that is called in each."""
 FAST_STAGES = ("loading", "step")
-"""Stages of the fast tests of a second signal."""
+"""Stages of the second-signal tests that are not marked slow."""
 
 
-def disturb(stage: str, number: int, nth: int, then: str = "") -> None:
-    """Send this process a signal within the nth call of a stage's function; then do `then` of `THEN`."""
+def send_signal_in(stage: str, number: int, nth: int, then: str = "") -> None:
+    """Send this process a signal in the nth call of the function of a stage; then call `THEN[then]`."""
     module, path = STAGES[stage]
     *owners, name = path.split(".")
     owner = functools.reduce(getattr, owners, importlib.import_module(module))
@@ -50,7 +50,7 @@ def disturb(stage: str, number: int, nth: int, then: str = "") -> None:
     os._exit = exit_at  # type: ignore[assignment]
 
     @functools.wraps(original)
-    def disturbed(*args: Any, **options: Any) -> Any:
+    def signalling(*args: Any, **options: Any) -> Any:
         if next(calls) == nth:
             write_clocks("signalled")
             os.kill(os.getpid(), number)
@@ -58,11 +58,11 @@ def disturb(stage: str, number: int, nth: int, then: str = "") -> None:
                 THEN[then](number)
         return original(*args, **options)
 
-    setattr(owner, name, disturbed)
+    setattr(owner, name, signalling)
 
 
 def write_clocks(name: str) -> None:
-    """Write a file whole, because two threads may end the process at the same time."""
+    """Write both clocks to a file. The rename is atomic, because two threads may end the process at the same time."""
     new = Path(f"{name}-{threading.get_ident()}")
     new.write_text(f"{time.monotonic()} {time.process_time()}", encoding="ascii")
     new.replace(name)
@@ -113,7 +113,9 @@ def test_a_signal_leaves_a_run_that_resumes(place: Place, stage: str, number: si
     if stage in ("loading", "probing"):
         nth = 1
     name = name_of(stage, number.name, nth)
-    code, output = call(place.folder, *TRAIN, "--out", name, hook=functools.partial(disturb, stage, number.value, nth))
+    code, output = call(
+        place.folder, *TRAIN, "--out", name, hook=functools.partial(send_signal_in, stage, number.value, nth)
+    )
     taken = since_the_signal(place)
     print(f"{stage} {number.name}: {taken.seconds:.2f} s, {taken.processor_seconds:.2f} s of processor time")
     assert taken.processor_seconds < 5
@@ -133,7 +135,7 @@ def test_a_signal_leaves_a_run_that_resumes(place: Place, stage: str, number: si
 def test_a_second_signal_ends_the_process_at_once(place: Place, stage: str, then: str) -> None:
     """The process ends long before its work of a minute, and in the slow variants within a second."""
     name = name_of("twice", stage, then)
-    hook = functools.partial(disturb, stage, signal.SIGTERM.value, 2 if stage == "step" else 1, then)
+    hook = functools.partial(send_signal_in, stage, signal.SIGTERM.value, 2 if stage == "step" else 1, then)
     code = finish(start(place.folder, (*TRAIN, "--out", name), hook))
     taken = since_the_signal(place)
     print(f"{stage} {then}: {taken.seconds:.2f} s, {taken.processor_seconds:.2f} s of processor time")
@@ -150,10 +152,10 @@ def test_a_second_signal_ends_the_process_at_once(place: Place, stage: str, then
 
 
 def in_a_notebook(folder: str) -> None:
-    """Train through the library, press Ctrl-C twice, and go on, as the kernel of a notebook must."""
+    """Train through the library, press Ctrl-C twice, and keep running, as a notebook kernel must."""
     os.chdir(folder)
     os.environ["FINETALE_CACHE"] = "cache"
-    disturb("step", signal.SIGINT.value, 2, "python")
+    send_signal_in("step", signal.SIGINT.value, 2, "python")
     settings = {
         "precision": "fp32",
         "threads": 1,
@@ -178,7 +180,7 @@ def test_a_second_signal_does_not_end_a_program_that_uses_the_library(place: Pla
 
 def test_a_signal_before_a_finished_run_is_replaced_keeps_that_run(place: Place) -> None:
     before = place.weights_of("whole")
-    hook = functools.partial(disturb, "loading", signal.SIGTERM.value, 1)
+    hook = functools.partial(send_signal_in, "loading", signal.SIGTERM.value, 1)
     code, output = call(place.folder, *TRAIN, "--out", "whole", "--overwrite", hook=hook)
     assert code == 130, output
     assert place.weights_of("whole") == before
@@ -186,7 +188,7 @@ def test_a_signal_before_a_finished_run_is_replaced_keeps_that_run(place: Place)
 
 
 def interrupt_the_tokenizer() -> None:
-    """Send SIGINT while a tokenizer is trained, and count the texts that its training has read."""
+    """Send SIGINT during the training of a tokenizer, and count the texts that it reads."""
     import os
     import signal
     import threading

@@ -1,4 +1,4 @@
-"""Under a long mixed load, every answer of the service is correct, and memory, files and threads do not grow."""
+"""Test a long mixed load: every response is correct, and memory, open files and threads do not grow."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ RUNS = [
     ("openvino", 15),
     *(pytest.param(name, LONG, marks=pytest.mark.slow) for name in ("torch", "openvino")),
 ]
-"""Engine and seconds. OpenVINO converts a model at each reload, so its run is longer."""
+"""Engine and seconds of each test. OpenVINO converts a model at each reload, so its test is longer."""
 CLIENTS = 12
 PROMPTS = [f"{word} number {number}" for number in range(5) for word in ("The lamp", "A heron", "Nobody")]
 
 
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize(("engine", "seconds"), RUNS)
-def test_nothing_grows_and_nothing_fails(tmp_path: Path, engine: str, seconds: int) -> None:
+def test_a_long_load_leaks_nothing_and_fails_nowhere(tmp_path: Path, engine: str, seconds: int) -> None:
     save_model(tmp_path / "tiny")
     with Serving(tmp_path, "tiny", "--engine", engine, "--slots", "8", "--queue", "16") as serving:
         process = psutil.Process(serving.process.pid)
@@ -46,7 +46,7 @@ def test_nothing_grows_and_nothing_fails(tmp_path: Path, engine: str, seconds: i
 
         async def go() -> None:
             expected = await first_answers(serving)
-            if engine != "torch":  # its rounding depends on the size of the batch
+            if engine != "torch":  # rounding, and so the text, depends on the size of the batch
                 expected = dict.fromkeys(expected, "")
             work = [ask_on(serving, number, expected, span, counts) for number in range(CLIENTS)]
             await asyncio.gather(
@@ -79,7 +79,7 @@ def test_nothing_grows_and_nothing_fails(tmp_path: Path, engine: str, seconds: i
 
 
 class Span:
-    """Lasts for `seconds`, and longer until the log has `num_reloads` reloads, but at most a minute longer."""
+    """A period of `seconds`, extended by up to 60 s until the log has `num_reloads` reloads."""
 
     def __init__(self, seconds: float, num_reloads: int, log: Path) -> None:
         self._ends = time.monotonic() + seconds
@@ -88,7 +88,7 @@ class Span:
         self._read, self._reloads = 0, 0
 
     def reloads(self) -> int:
-        """Return the number of reloads so far. Reads only the lines that are new."""
+        """Return the number of reloads so far. Read only new lines of the log."""
         with self._log.open("rb") as file:
             file.seek(self._read)
             whole_lines = file.read().rpartition(b"\n")[0]

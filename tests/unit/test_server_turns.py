@@ -1,4 +1,4 @@
-"""Clients take turns, and their users among them; the queue is bounded for each and for all."""
+"""Test the queue: clients take turns, users of a client take turns, and the length is limited per client and in all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from finetale.server.turns import Turns
 
 
 def served(turns: Turns[str]) -> list[str]:
-    """Everything that waits, in its order."""
+    """Return all waiting items in the order of service."""
     found = []
     while (thing := turns.first()) is not None:
         found.append(thing)
@@ -17,7 +17,7 @@ def served(turns: Turns[str]) -> list[str]:
     return found
 
 
-def test_a_client_waits_for_one_of_each_other() -> None:
+def test_clients_and_their_users_take_turns() -> None:
     turns: Turns[str] = Turns(10)
     for thing, client, user in (
         ("a1", "a", "x"),
@@ -29,11 +29,11 @@ def test_a_client_waits_for_one_of_each_other() -> None:
     ):
         turns.put(thing, client, user)
     assert list(turns) == ["a1", "a2", "a3", "a4", "b1", "b2"]
-    assert served(turns) == ["a1", "b1", "a4", "b2", "a2", "a3"], "many users give a client no more turns"
+    assert served(turns) == ["a1", "b1", "a4", "b2", "a2", "a3"], "a client gets no more turns by naming several users"
     assert len(turns) == 0
 
 
-def test_what_is_not_done_keeps_its_place() -> None:
+def test_an_unfinished_item_keeps_its_place() -> None:
     turns: Turns[str] = Turns(10)
     for thing, client in (("a1", "a"), ("a2", "a"), ("b1", "b")):
         turns.put(thing, client)
@@ -41,7 +41,7 @@ def test_what_is_not_done_keeps_its_place() -> None:
     assert served(turns) == ["b1", "a1", "a2"]
 
 
-def test_a_full_queue_has_room_for_those_of_whom_nothing_waits() -> None:
+def test_a_full_queue_has_some_room_for_new_clients() -> None:
     turns: Turns[str] = Turns(4)
     for number in range(4):
         assert turns.has_room("a")
@@ -50,7 +50,7 @@ def test_a_full_queue_has_room_for_those_of_whom_nothing_waits() -> None:
     assert turns.has_room("b")
     turns.put("b1", "b")
     assert not turns.has_room("b")
-    assert not turns.has_room("c"), "a quarter more in all"
+    assert not turns.has_room("c"), "new clients can exceed the limit by a quarter in all"
     turns.remove("a2")
     assert not turns.has_room("a")
     turns.put("c1", "c")
@@ -64,7 +64,7 @@ def test_a_full_queue_has_room_for_those_of_whom_nothing_waits() -> None:
         max_size=60,
     )
 )
-def test_nothing_is_lost(steps: list[tuple[str, int, int]]) -> None:
+def test_no_item_is_lost(steps: list[tuple[str, int, int]]) -> None:
     turns: Turns[int] = Turns(8)
     waiting: list[int] = []
     for number, (what, client, user) in enumerate(steps):
