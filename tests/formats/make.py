@@ -2,7 +2,7 @@
 
     python tests/formats/make.py [PROGRAM …]
 
-The programs: LibreOffice (soffice), pandoc, calibre (ebook-convert), pdfLaTeX. The tests need none of them.
+Programs: LibreOffice (soffice), pandoc, calibre (ebook-convert), pdfLaTeX. The tests need none of them.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def pdflatex(folder: Path) -> None:
 def run(*command: str) -> None:
     """Run a command and show its output if it fails."""
     print(" ".join(command[:1] + command[-1:]), flush=True)
-    environment = os.environ | {"QTWEBENGINE_DISABLE_SANDBOX": "1"}  # so that calibre makes a PDF in a container
+    environment = os.environ | {"QTWEBENGINE_DISABLE_SANDBOX": "1"}  # lets calibre make a PDF in a container
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")

@@ -1,4 +1,4 @@
-"""A short story with everything that a manuscript holds, and the form in which two readings of it are compared.
+"""A short story with all elements of a manuscript, and a normalised form to compare two readings of it.
 
 The story was written for these tests. `make.py` writes it as HTML and Markdown and converts it with real programs.
 """
@@ -135,12 +135,12 @@ _RULE = re.compile(r"[*⁂_#~\-–—\s]+")
 
 
 def without_chinese(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
-    """Return the story for programs that have no Chinese: its Chinese paragraph and heading are left out."""
+    """Return the story without its Chinese paragraph and heading, for programs without Chinese fonts."""
     return tuple(block for block in blocks if not (hasattr(block, "text") and _CHINESE.search(block.text)))
 
 
 def plain(text: str) -> str:
-    """Return the text of a paragraph as a reader returns it: without markup and footnotes, <br> as a line end."""
+    """Return the text of a paragraph without markup and footnotes, with line ends for <br>."""
     return _MARKUP.sub("", text).replace("<br>", "\n")
 
 
@@ -166,17 +166,17 @@ def paragraphs(blocks: tuple[Block, ...]) -> list[str]:
 
 
 def normalised(text: str) -> list[str]:
-    """Return the paragraphs of a reading in the form in which they are compared.
+    """Return the paragraphs of a reading in their normalised form.
 
     1. Paragraphs are separated by blank lines. Each run of white space within one becomes one space: a line end, a tab,
        and a non-breaking space as well.
     2. The items of a list and the rows of a table may be paragraphs, or lines of one paragraph. They are compared one
        by one. A mark before an item (`-`, `•`, …) is left out. Cells of a row are separated by a tab, ` | ` or a space.
     3. A paragraph of nothing but `*`, `-` and the like is a scene break.
-    4. The book's title at the very beginning, from a title page, is left out.
+    4. The title of the book at the beginning, from a title page, is removed.
     5. A non-breaking hyphen is a hyphen.
 
-    The footnote is no part of the text, neither its mark nor its words.
+    The mark and the text of the footnote are not part of the text.
     """
     single = set(paragraphs(tuple(each for each in STORY if isinstance(each, Bullets | Table))))
     found: list[str] = []

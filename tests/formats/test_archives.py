@@ -1,4 +1,4 @@
-"""An archive reads like the folder that was packed; bombs and damage end in one sentence."""
+"""Test that an archive reads like the packed folder, and the errors for bombs and damaged archives."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ ARCHIVES_WITHIN = {"part/inner.zip": b"PK\x03\x04", "part/inner.tar.gz": b"\x1f\
 
 
 def pack(path: Path, files: dict[str, bytes]) -> Path:
-    """Write an archive of the kind that its suffix names."""
+    """Write an archive of the type of its suffix."""
     if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, content in files.items():
@@ -94,21 +94,21 @@ def read(*sources: Path, **settings: Any) -> tuple[list[tuple[str, int, str]], d
 
 
 def refusal(path: Path, **settings: Any) -> str:
-    """Return the message of the error that reading a file ends in."""
+    """Read a file that is refused; return the error message."""
     with pytest.raises(SourceError) as error:
         read(path, **settings)
     return error.value.message.replace(str(path), path.name)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_an_archive_reads_like_the_folder_that_was_packed(suffix: str, tmp_path: Path) -> None:
+def test_an_archive_reads_like_the_packed_folder(suffix: str, tmp_path: Path) -> None:
     assert set(SUFFIXES) == set(archives.ARCHIVES)
     folder = unpack(tmp_path / "folder", FILES)
     archive = pack(tmp_path / f"book{suffix}", FILES | ARCHIVES_WITHIN)
     expected, folder_report = read(folder)
     found, report = read(archive)
     renamed = [(source.replace(str(archive), str(folder)), line, text) for source, line, text in found]
-    if suffix in (".zip", ".tar"):  # compressed tar archives are read in their own order
+    if suffix in (".zip", ".tar"):  # compressed tar archives are read in archive order
         assert renamed == expected
     assert sorted(renamed) == sorted(expected)
     assert len(found) == 8
@@ -124,7 +124,7 @@ def test_an_archive_reads_like_the_folder_that_was_packed(suffix: str, tmp_path:
     assert f"{archive}/part/picture.png" in names["other"]
 
 
-def test_a_folder_with_archives_reads_them_where_they_are(tmp_path: Path) -> None:
+def test_archives_in_a_folder_are_read(tmp_path: Path) -> None:
     folder = unpack(tmp_path / "folder", {"a.txt": b"first", "z.txt": b"last"})
     pack(folder / "b.zip", {"x.txt": b"second", "n.bin": b"\0\1"})
     pack(folder / "c.tar.gz", {"y.txt": b"third"})
@@ -135,7 +135,7 @@ def test_a_folder_with_archives_reads_them_where_they_are(tmp_path: Path) -> Non
     assert report["skipped"]["other"] == {".bin": 1}
 
 
-def test_held_out_text_may_be_an_archive(tmp_path: Path) -> None:
+def test_held_out_text_can_be_an_archive(tmp_path: Path) -> None:
     folder = unpack(tmp_path / "folder", {"a.txt": b"for training"})
     held_out = pack(folder / "held.zip", {"x.txt": b"for validation"})
     parts, report = read_parts([str(folder)], TextSettings(validation=(str(held_out),)))
@@ -151,7 +151,7 @@ def test_an_archive_is_hashed_once(tmp_path: Path) -> None:
     assert [name for (_, name), _ in hashes] == [str(folder / "a.txt"), str(archive), str(archive)]
 
 
-def test_names_lead_nowhere_and_links_are_counted(tmp_path: Path) -> None:
+def test_member_names_cannot_leave_the_archive_and_links_are_counted(tmp_path: Path) -> None:
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as tar:
         for name in ("../../outside.txt", "/etc/absolute.txt", "in/./side.txt"):
@@ -184,7 +184,7 @@ def test_names_lead_nowhere_and_links_are_counted(tmp_path: Path) -> None:
 def raw_zip(
     path: Path, name: bytes, content: bytes, *, flags: int = 0, method: int = 0, size: int | None = None
 ) -> Path:
-    """Write a zip archive with one stored member, whose header may be wrong."""
+    """Write a zip archive with one uncompressed member and a header that can be wrong."""
     size = len(content) if size is None else size
     fields = struct.pack("<HHHHHIIIHH", 20, flags, method, 0, 0, zlib.crc32(content), len(content), size, len(name), 0)
     local = b"PK\x03\x04" + fields + name + content
@@ -211,7 +211,7 @@ def test_names_of_members_are_decoded(raw: bytes, shown: str, tmp_path: Path) ->
     assert found == [(f"{path}/{shown}", 1, "text")]
 
 
-def test_what_cannot_be_read_in_an_archive_is_one_sentence(tmp_path: Path) -> None:
+def test_unreadable_members_are_reported_in_one_sentence(tmp_path: Path) -> None:
     encrypted = raw_zip(tmp_path / "encrypted.zip", b"a.txt", b"secret", flags=1)
     assert refusal(encrypted) == "encrypted.zip: can't be read (a.txt in it is encrypted)."
     deflate64 = raw_zip(tmp_path / "deflate64.zip", b"a.txt", b"secret", method=9)
@@ -258,7 +258,7 @@ def test_bombs_are_stopped_by_their_ratio(suffix: str, tmp_path: Path, monkeypat
     assert refusal(path).endswith(f"can't be read ({what} unpacks to more than 200 times its size).")
 
 
-def test_bombs_within_members_and_in_many_members_are_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bombs_in_one_member_or_in_many_members_are_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives, "RATIO_FROM_BYTES", 1 << 20)
     inner = pack(tmp_path / "inner.zip", {"a.txt.gz": gzip.compress(b"a" * (8 << 20))})
     assert refusal(inner).endswith("can't be read (a member unpacks to more than 200 times its size).")

@@ -1,4 +1,4 @@
-"""A document with tracked changes, hidden text and a text box, and what LibreOffice made of it, read alike."""
+"""Test that a document with tracked changes, hidden text and a text box reads the same in several formats."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def test_changes_are_read_as_accepted(path: Path) -> None:
     assert report.to_dict()["files"][0]["left_out"] == {"hidden passage": 1, "tracked deletion": 1}
 
 
-def test_all_files_are_there() -> None:
+def test_all_files_exist() -> None:
     assert [path.name for path in FILES] == ["soffice.docx", "soffice.odt", "soffice.rtf", "source.fodt"]

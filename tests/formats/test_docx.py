@@ -1,4 +1,4 @@
-"""Word documents: what is text, what is left out and counted, and chapters. The documents are made here as XML."""
+"""Test Word documents: text, omitted content, and chapters. The tests write the documents as XML."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def relations(**targets: str) -> str:
 def write(
     path: Path, body: str, spaces: dict[str, str] = SPACES, main: str = "word/document.xml", **parts: str
 ) -> Path:
-    """Write a document with this body; `parts` are more members, with _ for / and .xml at the end left out."""
+    """Write a document with this body. `parts` are more members: `_` stands for `/`, and the suffix .xml is implied."""
     folder, _, name = main.rpartition("/")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("[Content_Types].xml", "<Types/>")
@@ -101,7 +101,7 @@ def read(path: Path, documents: str = "auto") -> tuple[list[str], dict[str, Any]
 
 @pytest.fixture
 def text_of(tmp_path: Path) -> Any:
-    """Return the text of a body, and what was left out."""
+    """Return the text of a body and the counts of omitted content."""
 
     def of(body: str, **options: Any) -> tuple[str, dict[str, int]]:
         (text,), report = read(write(tmp_path / "a.docx", body + p(t("END")), **options))
@@ -130,7 +130,7 @@ def field(instruction: str, result: str) -> str:
     return mark.format("begin") + text + mark.format("separate") + result + mark.format("end")
 
 
-def test_paragraphs_and_the_characters_within(text_of: Any) -> None:
+def test_paragraphs_and_special_characters(text_of: Any) -> None:
     body = p(t("“One” "), t("two"), "<w:r><w:tab/><w:t>three</w:t><w:br/><w:t>four</w:t><w:cr/></w:r>")
     body += p() + p(t("  "), properties='<w:tabs><w:tab w:val="left" w:pos="720"/></w:tabs>')
     body += p(
@@ -146,7 +146,7 @@ def test_symbols(text_of: Any) -> None:
     assert text_of(p(body, unknown)) == ("☺→α—→", {"symbol": 3})
 
 
-def test_strict_names_and_a_main_part_elsewhere(text_of: Any) -> None:
+def test_strict_namespaces_and_a_main_part_with_another_name(text_of: Any) -> None:
     body = p(t("One"), style="berschrift1") + p(t("two")) + item("three", 2)
     expected = "One\n\ntwo\n\n1. three"
     assert text_of(body, spaces=STRICT)[0] == expected
@@ -206,7 +206,7 @@ def test_tracked_changes_are_read_as_accepted(text_of: Any) -> None:
     )
 
 
-def test_hidden_text_is_left_out(text_of: Any) -> None:
+def test_hidden_text_is_omitted(text_of: Any) -> None:
     body = p(t("a"), t(" secret", "<w:vanish/>"), t(" too", "<w:rStyle w:val='Geheim'/>"), t(" b"))
     body += p(t("c", "<w:vanish w:val='0'/>"), t(" gone", "<w:specVanish/>"), properties="<w:rPr><w:vanish/></w:rPr>")
     assert text_of(body) == ("a b\n\nc", {"hidden passage": 2})
@@ -229,7 +229,7 @@ def test_fields_keep_their_results(text_of: Any) -> None:
     assert text_of(body) == ("See a link, another and .\n\ntoday\n\nshown\n\nfound", {"page number": 2})
 
 
-def test_a_table_of_contents_is_left_out(text_of: Any) -> None:
+def test_a_table_of_contents_is_omitted(text_of: Any) -> None:
     mark = '<w:r><w:fldChar w:fldCharType="{}"/></w:r>'
     begin = mark.format("begin") + "<w:r><w:instrText> TOC \\h </w:instrText></w:r>" + mark.format("separate")
     entries = p(begin, t("One"), field("PAGEREF x", t("3"))) + p(t("Two"), field("PAGEREF y", t("9")))
@@ -237,10 +237,13 @@ def test_a_table_of_contents_is_left_out(text_of: Any) -> None:
     assert text_of(body) == ("text", {"table of contents": 1})
     title = p(t("Inhaltsverzeichnis"), style="Inhalt")
     assert text_of(title + body) == ("text", {"title of a table of contents": 1, "table of contents": 1})
-    assert text_of(entries + p(t("One"), style="berschrift1")) == ("One", {"table of contents": 1})  # without an end
+    assert text_of(entries + p(t("One"), style="berschrift1")) == (
+        "One",
+        {"table of contents": 1},
+    )  # the field has no end
 
 
-def test_what_is_not_running_text_is_counted(text_of: Any) -> None:
+def test_content_other_than_running_text_is_counted(text_of: Any) -> None:
     body = (
         p(
             t("a"),
@@ -289,7 +292,7 @@ def test_content_controls_ruby_and_formulas(text_of: Any) -> None:
         ("-1-2-1-", ["-", "1-2-", "1-"]),
         ("0-1-1-", ["0-", "1-", "1-"]),
         ("011-1-", ["011-", "1-"]),
-        ("1-2-2-", ["1-", "2-", "2-"]),  # the only heading 1 is the book's title
+        ("1-2-2-", ["1-", "2-", "2-"]),  # the only heading 1 is the title of the book
         ("2-2-3-3-", ["2-", "2-3-3-"]),
         ("0-0-", ["0-", "0-"]),
         ("12-2-12-2-", ["12-2-", "12-2-"]),  # parts
@@ -309,7 +312,7 @@ def test_chapters_start_at_headings_of_one_level(tmp_path: Path, headings: str, 
     assert report["documents"] == len(chapters)
 
 
-def test_headings_are_their_text_without_numbers(text_of: Any) -> None:
+def test_headings_are_read_without_numbers(text_of: Any) -> None:
     number = '<w:numPr><w:ilvl w:val="0"/><w:numId w:val="5"/></w:numPr>'
     body = p(t("Named"), style="Umriss", properties=number) + p(t("x")) + p(style="berschrift1", properties=number)
     body += p(t("y")) + p(style="berschrift1") + p(t("z"), style="Circle")
@@ -331,7 +334,7 @@ def refusal(path: Path) -> tuple[str, str]:
     return caught.value.message.removeprefix(f"{path}: "), caught.value.hint
 
 
-def test_documents_that_can_not_be_read(tmp_path: Path) -> None:
+def test_invalid_documents_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.docx"
     path.write_bytes(OLE_MAGIC + "EncryptedPackage".encode("utf-16-le"))
     assert refusal(path) == ("it is encrypted with a password.", "Save it without a password.")
@@ -352,7 +355,7 @@ def test_documents_that_can_not_be_read(tmp_path: Path) -> None:
     assert refusal(path)[0] == "it is not a Word document (its main part is word/document.xml)."
 
 
-def test_a_table_of_tables_is_not_followed_for_ever(tmp_path: Path) -> None:
+def test_deeply_nested_tables_are_limited(tmp_path: Path) -> None:
     body = "<w:tbl><w:tr><w:tc>" * 100 + p(t("x")) + "</w:tc></w:tr></w:tbl>" * 100
     assert "more than 250 elements nested" in refusal(write(tmp_path / "a.docx", body))[0]
 

@@ -1,4 +1,4 @@
-"""E-books: reading order, chapters, furniture, protection, damage."""
+"""Test e-books: reading order, chapters, omitted pages, copy protection, damaged files."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_a_book_in_one_page_is_divided_by_its_headings(read: Read) -> None:
     assert len(read(book({"a.xhtml": ONE + filler + TWO}, guide=guide))[0]) == 2
 
 
-def test_furniture_is_left_out_and_counted(read: Read) -> None:
+def test_auxiliary_pages_are_omitted_and_counted(read: Read) -> None:
     links = "".join(f'<p><a href="a.xhtml#{n}">Chapter {n}</a></p>' for n in range(9))
     pages = {
         "cover.xhtml": "<img src='cover.png' alt='A cover'/>",
@@ -183,7 +183,7 @@ def test_furniture_is_left_out_and_counted(read: Read) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC"])
-def test_obfuscated_fonts_are_no_protection(read: Read, algorithm: str) -> None:
+def test_obfuscated_fonts_do_not_count_as_copy_protection(read: Read, algorithm: str) -> None:
     others = {"META-INF/encryption.xml": ENCRYPTION.format(algorithm, "font.otf")}
     assert read(book({"a.xhtml": ONE}, others=others))[0] == CHAPTERS[:1]
 
@@ -198,7 +198,7 @@ def test_obfuscated_fonts_are_no_protection(read: Read, algorithm: str) -> None:
         ({"META-INF/license.lcpl": "{}"}, "Readium LCP"),
     ],
 )  # fmt: skip
-def test_a_protected_book_is_refused_by_name(read: Read, others: dict[str, str], how: str) -> None:
+def test_a_copy_protected_book_is_refused(read: Read, others: dict[str, str], how: str) -> None:
     with pytest.raises(SourceError, match=rf"book\.epub: is a DRM-protected e-book \({how}\), which") as caught:
         read(book({"a.xhtml": ONE}, others=others))
     assert "without DRM" in caught.value.hint
@@ -223,7 +223,7 @@ LAUGHS = '<?xml version="1.0"?><!DOCTYPE html [<!ENTITY a "ha"><!ENTITY b "&a;&a
     ],
     ids=range(10),
 )  # fmt: skip
-def test_a_damaged_book_ends_in_one_sentence(read: Read, data: bytes, sentence: str) -> None:
+def test_a_damaged_book_gives_one_error_sentence(read: Read, data: bytes, sentence: str) -> None:
     start = time.process_time()
     with pytest.raises(SourceError) as caught:
         read(data)
@@ -232,11 +232,11 @@ def test_a_damaged_book_ends_in_one_sentence(read: Read, data: bytes, sentence: 
     assert time.process_time() - start < 5
 
 
-def test_a_page_that_the_spine_names_twice_is_read_once(read: Read) -> None:
+def test_a_page_listed_twice_in_the_spine_is_read_once(read: Read) -> None:
     assert read(book({"a.xhtml": ONE}, spine=['idref="0"'] * 3))[0] == CHAPTERS[:1]
 
 
-def test_members_outside_of_the_book_are_never_written_or_read(read: Read, tmp_path: Path) -> None:
+def test_paths_outside_of_the_book_are_never_written_or_read(read: Read, tmp_path: Path) -> None:
     data = book({"a.xhtml": ONE}, others={"../../slip.txt": "slip", "/tmp/slip.txt": "slip"})
     before = sorted(tmp_path.iterdir())
     assert read(data)[0] == CHAPTERS[:1]
@@ -245,7 +245,7 @@ def test_members_outside_of_the_book_are_never_written_or_read(read: Read, tmp_p
 
 
 @pytest.mark.parametrize("suffix", [".mobi", ".azw", ".azw3"])
-def test_kindle_books_are_refused_with_the_way_out(tmp_path: Path, suffix: str) -> None:
+def test_kindle_books_are_refused_with_a_hint(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"book{suffix}"
     path.write_bytes(b"BOOKMOBI")
     with pytest.raises(SourceError, match=rf"book{suffix}: is a Kindle e-book, and Finetale does not read") as caught:

@@ -1,4 +1,4 @@
-"""FictionBook: sections with titles are chapters; notes and pictures are counted."""
+"""Test FictionBook files: sections with titles are chapters; notes and pictures are counted."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_other_encodings_are_read(read: Read) -> None:
     assert read("<body><section><p>Паром опоздал.</p></section></body>", "windows-1251")[0] == ["Паром опоздал."]
 
 
-def test_hostile_and_damaged_books_end_in_one_sentence(read: Read) -> None:
+def test_hostile_and_damaged_books_give_one_error_sentence(read: Read) -> None:
     with pytest.raises(SourceError, match=r"book\.fb2: it is XML with declarations in its DOCTYPE"):
         read("<body><p>&b;</p></body>", head='<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;">]>')
     with pytest.raises(SourceError, match=r"nested in each other"):

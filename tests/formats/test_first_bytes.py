@@ -1,4 +1,4 @@
-"""Files with a wrong suffix are read as what their first bytes say, and that is reported."""
+"""Test that the first bytes decide the format of files with a wrong suffix, and that this is reported."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read(*paths: Path, **settings: Any) -> tuple[list[str], dict[str, Any]]:
 
 
 @pytest.mark.parametrize("suffix", ["doc", "docx", "txt", "jsonl", "odt", "md", "DOT", "epub", "parquet"])
-def test_rtf_under_another_name(tmp_path: Path, suffix: str) -> None:
+def test_rtf_with_another_suffix(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(RTF)
     for source in (path, tmp_path):
@@ -39,7 +39,7 @@ def test_rtf_under_another_name(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("real", ["docx", "odt", "epub", "fodt"])
 @pytest.mark.parametrize("suffix", ["doc", "rtf", "txt"])
-def test_zipped_documents_under_another_name(tmp_path: Path, real: str, suffix: str) -> None:
+def test_zipped_documents_with_another_suffix(tmp_path: Path, real: str, suffix: str) -> None:
     source = FILES / f"{'soffice' if real != 'epub' else 'pandoc'}.{real}"
     path = tmp_path / f"a.{suffix}"
     shutil.copy(source, path)
@@ -56,14 +56,14 @@ def test_zipped_documents_under_another_name(tmp_path: Path, real: str, suffix: 
     assert f"those of {real}" in report["problems"][0]["detail"]
 
 
-def test_docx_under_the_name_of_odt_and_the_reverse(tmp_path: Path) -> None:
+def test_docx_with_the_suffix_of_odt_and_the_reverse(tmp_path: Path) -> None:
     for real, suffix in (("docx", "odt"), ("odt", "docx"), ("odt", "epub")):
         path = tmp_path / f"a.{suffix}"
         shutil.copy(FILES / f"soffice.{real}", path)
         assert read(path)[1]["files"][0]["kind"] == real
 
 
-def test_right_names_are_not_reported(tmp_path: Path) -> None:
+def test_correct_suffixes_are_not_reported(tmp_path: Path) -> None:
     for name in ("soffice.docx", "soffice.odt", "soffice.rtf", "soffice.fodt", "pandoc.epub"):
         assert read(FILES / name)[1]["problems"] == []
 
@@ -96,7 +96,7 @@ def test_an_old_word_document_is_refused(tmp_path: Path) -> None:
     assert (texts, report["skipped"]["other"]) == (["text"], {".doc": 1})
 
 
-def test_documents_that_can_not_be_read_can_be_left_out(tmp_path: Path) -> None:
+def test_unreadable_documents_can_be_skipped(tmp_path: Path) -> None:
     (tmp_path / "a.docx").write_bytes(OLE_MAGIC + "EncryptedPackage".encode("utf-16-le"))
     (tmp_path / "b.odt").write_bytes((FILES / "soffice.odt").read_bytes()[:5000])
     (tmp_path / "c.rtf").write_bytes(RTF[:-1])

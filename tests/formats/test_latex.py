@@ -1,4 +1,4 @@
-"""LaTeX: what its commands mean for the text, what is left out, chapters and their lines, hostile files."""
+"""Test LaTeX: commands, omitted content, chapters and their lines, hostile files."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_commands(tmp_path: Path, source: str, text: str) -> None:
     assert text_of(tmp_path, source) == text
 
 
-def test_commands_that_the_file_defines_are_expanded(tmp_path: Path) -> None:
+def test_commands_defined_in_the_file_are_expanded(tmp_path: Path) -> None:
     source = r"""\newcommand{\ship}{\emph{Aurora}}
 \newcommand\said[2]{``#1,'' #2 said.}
 \def\pause{\begin{center}* * *\end{center}}
@@ -95,7 +95,7 @@ not read
 """
 
 
-def test_chapters_start_at_their_lines_and_what_is_left_out_is_counted(tmp_path: Path) -> None:
+def test_chapters_have_their_lines_and_omitted_content_is_counted(tmp_path: Path) -> None:
     parts, report = read(tmp_path, SOURCE, documents="chapter")
     assert [(part.line, part.text) for part in parts] == [
         (4, "A preface, see and ."),
@@ -112,7 +112,7 @@ def test_chapters_start_at_their_lines_and_what_is_left_out_is_counted(tmp_path:
     assert whole.line == 4
 
 
-def test_sections_are_chapters_where_there_is_no_chapter(tmp_path: Path) -> None:
+def test_sections_are_chapters_if_there_is_no_chapter(tmp_path: Path) -> None:
     parts, _ = read(tmp_path, "\\section{One}\na\n\\subsection{x}\nb\n\\section{Two}\nc", documents="chapter")
     assert [(part.line, part.text) for part in parts] == [(1, "One\n\na\n\nx\n\nb"), (5, "Two\n\nc")]
 

@@ -1,4 +1,4 @@
-"""Mails and mailboxes: the words of the writer, without quotations, signatures, headers and attachments."""
+"""Test mails and mailboxes: the text of the writer without quotations, signatures, headers and attachments."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def mail(body: str, **headers: str) -> str:
     return f"From: Anna <anna@example.org>\nTo: Ben <b@example.org>\nDate: Mon, 1 Jan 2024 10:00:00\n{lines}\n{body}"
 
 
-def test_a_mail_is_its_subject_and_its_text(read: Read) -> None:
+def test_a_mail_is_read_with_subject_and_text(read: Read) -> None:
     texts, account = read(mail("The ferry was late.\n\nThe moon, again.\n", Subject="The  pier"))
     assert texts == ["The pier\n\nThe ferry was late.\n\nThe moon, again."]
     assert account["kind"] == "eml"
@@ -59,9 +59,7 @@ def test_a_mail_is_its_subject_and_its_text(read: Read) -> None:
         ({}, "Body."),
     ],
 )
-def test_the_subject_is_the_writers_own_where_a_conversation_begins(
-    read: Read, headers: dict[str, str], first: str
-) -> None:
+def test_the_subject_is_omitted_in_replies(read: Read, headers: dict[str, str], first: str) -> None:
     assert read(mail("Body.", **headers))[0][0].splitlines()[0] == first
 
 
@@ -93,7 +91,7 @@ def test_the_subject_is_the_writers_own_where_a_conversation_begins(
         ("  > indented by two stays\nx", "  > indented by two stays\nx", 0, 0),
     ],
 )
-def test_the_words_of_others_and_signatures_are_left_out(body: str, text: str, quoted: int, signatures: int) -> None:
+def test_quotations_and_signatures_are_omitted(body: str, text: str, quoted: int, signatures: int) -> None:
     own = own_words(body)
     assert (own.text, own.quoted_lines, own.signatures) == (text, quoted, signatures)
 
@@ -128,7 +126,7 @@ def test_parts_of_a_message(read: Read) -> None:
     assert account["left_out"] == {"attached mail": 1, "attachment": 2}
 
 
-def test_html_is_read_where_there_is_no_plain_text(read: Read) -> None:
+def test_html_is_read_if_there_is_no_plain_text(read: Read) -> None:
     html = (
         "<html><body><div>Yes, the =\nmoon.</div><div><br></div><div>Anna &amp; Ben</div><img src=3D'x'>"
         "<div class=3D'gmail_signature'>Anna</div>"
@@ -163,7 +161,7 @@ def test_encodings(read: Read, charset: str, encoding: str, text: str, transfer:
     assert read(head + packed)[0] == [text]
 
 
-def test_a_message_with_only_the_words_of_others_is_counted(read: Read) -> None:
+def test_a_message_with_only_quotations_is_counted(read: Read) -> None:
     data = f"From a Mon Jan  1 10:00:00 2024\n{mail('> No?')}\n\nFrom b Mon Jan  1 10:00:00 2024\n{mail('Yes.')}\n"
     texts, account = read(data, "box.mbox")
     assert texts == ["Yes."]
@@ -186,7 +184,7 @@ def test_each_message_of_a_mailbox_is_a_document(read: Read, name: str, end: str
     assert account["bytes"] == len(MAILBOX.replace("\n", end))
 
 
-def test_a_text_that_begins_with_the_word_from_is_a_text(read: Read) -> None:
+def test_a_text_that_begins_with_from_is_not_a_mailbox(read: Read) -> None:
     assert read("From the pier one sees the moon.\n", "story")[1]["kind"] == "text"
     with pytest.raises(SourceError, match=r"box\.mbox: is not a mailbox"):
         read("From the pier one sees the moon.\n", "box.mbox")
@@ -201,7 +199,7 @@ def test_a_text_that_begins_with_the_word_from_is_a_text(read: Read) -> None:
     ],
     ids=["nested", "parts", "large"],
 )  # fmt: skip
-def test_hostile_mails_end_in_one_sentence(read: Read, data: str, sentence: str) -> None:
+def test_hostile_mails_give_one_error_sentence(read: Read, data: str, sentence: str) -> None:
     start = time.process_time()
     with pytest.raises(SourceError) as caught:
         read(data)
@@ -259,7 +257,7 @@ def test_a_large_mailbox_is_read_with_the_memory_of_one_message(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("suffix", [".msg", ".pst"])
-def test_files_of_outlook_are_refused_with_the_way_out(read: Read, suffix: str) -> None:
+def test_outlook_files_are_refused_with_a_hint(read: Read, suffix: str) -> None:
     with pytest.raises(SourceError, match=rf"mails{suffix}: is an Outlook file, and Finetale does not") as caught:
         read("x", f"mails{suffix}")
     assert ".mbox" in caught.value.hint

@@ -1,4 +1,4 @@
-"""OpenDocument texts: what is text, what is left out and counted, and chapters. The documents are made here as XML."""
+"""Test OpenDocument texts: text, omitted content, and chapters. The tests write the documents as XML."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def read(path: Path, documents: str = "auto") -> tuple[list[str], dict[str, Any]
 
 @pytest.fixture
 def text_of(tmp_path: Path) -> Any:
-    """Return the text of a body, and what was left out."""
+    """Return the text of a body and the counts of omitted content."""
 
     def of(body: str, before: str = "") -> tuple[str, dict[str, int]]:
         (tmp_path / "a.fodt").write_text(flat(body + p("END"), before), encoding="utf-8")
@@ -78,7 +78,7 @@ def h(content: str, level: int = 1) -> str:
     return f'<text:h text:outline-level="{level}">{content}</text:h>'
 
 
-def test_white_space_is_that_of_the_paragraph(text_of: Any) -> None:
+def test_white_space_is_collapsed_within_a_paragraph(text_of: Any) -> None:
     body = p("\n  One\n   <text:span> two </text:span> three<text:s/><text:s text:c='2'/> four<text:tab/>five ")
     body += "\n" + p(" ") + p("a<text:line-break/>b<text:soft-page-break/>c<text:s text:c='x'/>") + p("“é—”‑")
     assert text_of(body) == ("One two three    four\tfive\n\na\nbc\n\n“é—”‑", {})
@@ -127,7 +127,7 @@ def test_tracked_changes_are_read_as_accepted(text_of: Any) -> None:
     assert text_of(body) == ("a new b c", {"tracked deletion": 2})
 
 
-def test_hidden_text_is_left_out(text_of: Any) -> None:
+def test_hidden_text_is_omitted(text_of: Any) -> None:
     body = p("a<text:span text:style-name='T1'> secret <text:span>in</text:span></text:span> b")
     body += p("c<text:span text:style-name='T2'>secret</text:span>") + p("gone", "P2") + p("d", "C1")
     body += (
@@ -151,7 +151,7 @@ def test_frames(text_of: Any) -> None:
     assert text_of(body) == ("before\n\nboxed\n\ntwice\n\na\n\nshape", {"embedded object": 1, "picture": 3})
 
 
-def test_what_is_not_running_text_is_counted(text_of: Any) -> None:
+def test_content_other_than_running_text_is_counted(text_of: Any) -> None:
     note = "<text:note text:note-class='{}'><text:note-citation>1</text:note-citation><text:note-body>" + p("x")
     note += "</text:note-body></text:note>"
     body = "<office:forms>x</office:forms><text:sequence-decls/>" + p(
@@ -215,7 +215,7 @@ def refusal(path: Path) -> tuple[str, str]:
     return caught.value.message.removeprefix(f"{path}: "), caught.value.hint
 
 
-def test_documents_that_can_not_be_read(tmp_path: Path) -> None:
+def test_invalid_documents_are_refused(tmp_path: Path) -> None:
     hint = "Open it in LibreOffice or Word and save it as .odt."
     manifest = element("manifest:manifest", "<manifest:encryption-data/>")
     path = write(tmp_path / "a.odt", META_INF="", content="x")

@@ -1,4 +1,4 @@
-"""PDF: which lines form a paragraph, what is left out, and files that are damaged or hostile."""
+"""Test PDF files: paragraphs, omitted content, and damaged or hostile files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def file(tmp_path: Path) -> Path:
 # -- paragraphs
 
 
-def test_indented_lines_start_paragraphs_across_pages_too(file: Path) -> None:
+def test_indented_lines_start_paragraphs_also_across_pages(file: Path) -> None:
     lines = flow(f"{FIRST}\n\n{SECOND}\n\n{FIRST}")
     (text,), report = read(file, pdf([lines[:3], [(x, y + 300, s, t) for x, y, s, t in lines[3:]]]))
     assert text == f"{FIRST}\n\n{SECOND}\n\n{FIRST}"
@@ -102,7 +102,7 @@ def test_columns_are_read_one_after_the_other_below_a_title(file: Path) -> None:
     left = flow(f"{FIRST}\n\n{SECOND}", left=60, top=650, width=40)
     right = flow(f"{SECOND}\n\n{FIRST}", left=330, top=650, width=40)
     title = [(120, 700, 20, "A title across both of the columns")]
-    rows = [line for pair in zip(left, right, strict=True) for line in pair]  # as they are drawn row by row
+    rows = [line for pair in zip(left, right, strict=True) for line in pair]  # drawn row by row
     (text,), _ = read(file, pdf([title + rows]))
     assert text.split("\n\n") == ["A title across both of the columns", FIRST, SECOND, SECOND, FIRST]
 
@@ -113,11 +113,11 @@ def test_a_table_is_read_row_by_row(file: Path) -> None:
     assert text == "a0 b0\n\na1 b1\n\na2 b2\n\na3 b3"
 
 
-# -- what is left out
+# -- omitted content
 
 
 def book(number: int = 6) -> list[list[tuple[float, float, float, str]]]:
-    """Return pages with a head, a text of their own, and their number."""
+    """Return pages with a running head, a different text each, and a page number."""
     return [
         [(200, 750, 9, "THE FERRY" if index % 2 else "CHAPTER ONE"), *flow(f"{FIRST} {index}.\n\n{SECOND} {index}."),
          (300, 40, 10, str(index + 5))]
@@ -125,13 +125,13 @@ def book(number: int = 6) -> list[list[tuple[float, float, float, str]]]:
     ]  # fmt: skip
 
 
-def test_running_heads_and_page_numbers_are_left_out(file: Path) -> None:
+def test_running_heads_and_page_numbers_are_omitted(file: Path) -> None:
     (text,), report = read(file, pdf(book()))
     assert text.split("\n\n") == [f"{each} {index}." for index in range(6) for each in (FIRST, SECOND)]
     assert report["content_left_out"] == {"running head": 6, "page number": 6}
 
 
-def test_heads_of_blank_pages_and_numbers_below_first_pages_of_chapters_are_left_out(file: Path) -> None:
+def test_heads_of_blank_pages_and_numbers_of_first_pages_are_omitted(file: Path) -> None:
     pages = []
     for index in range(12):
         at_foot = index in (0, 6)
@@ -156,28 +156,28 @@ def test_a_dash_at_a_line_end_is_followed_by_a_space_only_if_one_precedes_it(fil
         assert read(file, pdf([lines]))[0] == [f"{full}{dash}{full} {dash} {full}"]
 
 
-def test_a_heading_that_the_heads_repeat_stays(file: Path) -> None:
+def test_a_heading_repeated_by_running_heads_is_kept(file: Path) -> None:
     pages = [[(72, 750, 22 if index == 0 else 9, "The Ferry"), *flow(f"{FIRST} {index}.")] for index in range(5)]
     (text,), report = read(file, pdf(pages, outline=[("The Ferry", 0, 700)]))
     assert text.split("\n\n") == ["The Ferry", *(f"{FIRST} {index}." for index in range(5))]
     assert report["content_left_out"] == {"running head": 4}
 
 
-def test_numbers_that_do_not_follow_the_pages_stay(file: Path) -> None:
+def test_numbers_that_are_not_page_numbers_are_kept(file: Path) -> None:
     pages = [[(300, 740, 11, str(year)), *flow(f"{FIRST} {year}.")] for year in (1914, 1935, 1917, 1984, 1960)]
     (text,), report = read(file, pdf(pages))
     assert text.split("\n\n")[::2] == ["1914", "1935", "1917", "1984", "1960"]
     assert report["content_left_out"] == {}
 
 
-def test_headings_of_chapters_are_not_running_heads(file: Path) -> None:
+def test_chapter_headings_are_not_running_heads(file: Path) -> None:
     pages = [[(72, 740, 11, f"Chapter {number}"), *flow(f"{FIRST} {number}.")] for number in range(3, 10, 2)]
     (text,), report = read(file, pdf(pages))
     assert text.split("\n\n")[::2] == ["Chapter 3", "Chapter 5", "Chapter 7", "Chapter 9"]
     assert report["content_left_out"] == {}
 
 
-def test_footnotes_and_their_marks_are_left_out(file: Path) -> None:
+def test_footnotes_and_their_marks_are_omitted(file: Path) -> None:
     body = flow(f"{FIRST}\n\n{SECOND}")
     last = body[-1]
     mark = (last[0] + 250, last[1] + 4, 6, "1")
@@ -191,7 +191,7 @@ def test_footnotes_and_their_marks_are_left_out(file: Path) -> None:
     assert report["content_left_out"] == {"footnote": 2}
 
 
-def test_footnotes_as_large_as_the_text_are_left_out_where_a_raised_mark_leads_to_them(file: Path) -> None:
+def test_footnotes_in_text_size_are_omitted_if_a_raised_mark_refers_to_them(file: Path) -> None:
     body = flow(f"{FIRST}\n\n{SECOND}")
     last = body[-1]
     mark = (last[0] + 250, last[1] + 4, 6, "1")
@@ -221,7 +221,7 @@ def test_top_entries_of_the_outline_are_chapters(file: Path) -> None:
 # -- pages without text
 
 
-def test_a_scan_is_refused_by_name(file: Path) -> None:
+def test_a_scan_is_refused(file: Path) -> None:
     scan = pdf([[] for _ in range(4)], pictures=range(4))
     assert refusal(file, scan) == "has no text: pages 1–4 have only pictures of it."
     with pytest.raises(SourceError) as caught:
@@ -236,9 +236,9 @@ def test_a_scan_is_refused_by_name(file: Path) -> None:
     assert report.to_dict()["skipped"]["unreadable"] == 1
 
 
-def test_pages_without_text_are_counted_and_named(file: Path) -> None:
+def test_pages_without_text_are_counted_and_reported(file: Path) -> None:
     pages = [flow(FIRST), *([] for _ in range(6)), flow(SECOND)]
-    (text,), report = read(file, pdf(pages, pictures=[2, 3, 4, 6]))  # the others are blank
+    (text,), report = read(file, pdf(pages, pictures=[2, 3, 4, 6]))  # the other pages are blank
     assert text == f"{FIRST}\n\n{SECOND}"
     (problem,) = report["problems"]
     assert (problem["kind"], problem["count"], problem["fatal"]) == ("pages_without_text", 4, False)
@@ -247,7 +247,7 @@ def test_pages_without_text_are_counted_and_named(file: Path) -> None:
     assert notes[0].matters
 
 
-def test_characters_that_the_fonts_do_not_name_are_refused_or_counted(file: Path) -> None:
+def test_characters_unknown_to_the_fonts_are_refused_or_counted(file: Path) -> None:
     encoding = b"/Encoding << /Differences [65 %s] >>" % b" ".join(b"/uniE%03X" % code for code in range(26))
     garbage = pdf([[(72, 700, 11, "ABCDEFGHIJ KLMNOPQ")]], encoding=encoding)
     assert refusal(file, garbage) == "does not say which characters its fonts hold: 94% of them are unknown."
@@ -266,7 +266,7 @@ CATALOG, PAGES = b"<< /Type /Catalog /Pages 2 0 R >>", b"<< /Type /Pages /Count 
 
 
 def bomb(chunk: bytes, times: int) -> bytes:
-    """Return a file whose one content stream unpacks to `times` chunks."""
+    """Return a file with one content stream that decompresses to `times` chunks."""
     packer = zlib.compressobj(9)
     packed = b"".join([*(packer.compress(chunk) for _ in range(times)), packer.flush()])
     stream = b"<< /Length %d /Filter /FlateDecode >>\nstream\n%s\nendstream" % (len(packed), packed)
@@ -280,11 +280,11 @@ def test_a_damaged_cross_reference_is_repaired(file: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [GOOD[:700], GOOD[:100], b"%PDF-1.7\n" + bytes(range(256)) * 40, b"not a PDF at all"])
-def test_a_damaged_file_is_one_sentence(file: Path, data: bytes) -> None:
+def test_a_damaged_file_gives_one_error_sentence(file: Path, data: bytes) -> None:
     assert refusal(file, data) == "is not a PDF document that can be read; it is damaged."
 
 
-def test_a_page_tree_with_a_cycle_is_one_sentence(file: Path) -> None:
+def test_a_page_tree_with_a_cycle_gives_one_error_sentence(file: Path) -> None:
     tree = b"<< /Type /Pages /Parent 2 0 R /Count 2 /Kids [2 0 R 2 0 R] >>"
     data = build([CATALOG, b"<< /Type /Pages /Count 3 /Kids [3 0 R 3 0 R] >>", tree])
     assert refusal(file, data) == "has no page that can be read; it is damaged."
@@ -300,21 +300,21 @@ def test_a_file_that_declares_too_many_pages_is_refused(file: Path) -> None:
         assert refusal(file, data) == reason
 
 
-def test_an_encrypted_file_is_one_sentence(file: Path) -> None:
+def test_an_encrypted_file_gives_one_error_sentence(file: Path) -> None:
     encryption = b"<< /Filter /Standard /V 2 /R 3 /Length 128 /P -4 /O <%s> /U <%s> >>" % (b"41" * 32, b"42" * 32)
     data = build([CATALOG, PAGES, PAGE, encryption], trailer=b"/Encrypt 4 0 R /ID [<41> <41>]")
     assert refusal(file, data) == "is encrypted, and opens only with a password."
 
 
-def test_a_child_process_that_fails_is_one_sentence(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_child_process_gives_one_error_sentence(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "MEMORY_LIMIT", 300 << 20)
     message = refusal(file, bomb(b" " * (1 << 20), 600))
     assert message.startswith("made the reader fail (exit code ")
     assert message.endswith(") at page 1; it is damaged, or needs over 0 GiB of memory.")
 
 
-def test_a_file_that_takes_too_long_is_one_sentence(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "SECONDS_PER_PAGE", 0.01)  # less than the start of a process
+def test_a_file_that_takes_too_long_gives_one_error_sentence(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "SECONDS_PER_PAGE", 0.01)  # shorter than the start of a process
     assert refusal(file, GOOD).startswith("took over 0.01 seconds when it was opened; it is damaged, or needs over ")
 
 

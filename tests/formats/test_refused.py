@@ -1,4 +1,4 @@
-"""Formats that are not read: one sentence with a way out, in a folder's note as well, and under a wrong suffix."""
+"""Test unsupported formats: the error has a hint, also in a folder and with a wrong suffix."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ FILES = Path(__file__).parent / "files"
 
 
 def refusal(path: Path) -> tuple[str, str]:
-    """Return message and hint of the error that reading a file ends in."""
+    """Read a file that is refused; return the message and the hint."""
     with pytest.raises(SourceError) as error:
         list(read_parts([str(path)], TextSettings())[0])
     return error.value.message.replace(str(path), path.name), error.value.hint
 
 
-def test_refused_suffixes_have_no_reader_and_a_way_out() -> None:
+def test_refused_suffixes_have_no_reader_but_a_hint() -> None:
     assert len(REFUSED) >= 100
     assert set(REFUSED).isdisjoint(suffix for form in formats() for suffix in form.suffixes)
     for suffix, refused in REFUSED.items():
@@ -51,7 +51,7 @@ def test_real_files_of_refused_formats(name: str, what: str, way: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".docx", ".xlsx", ".odt", ".ods"])
-def test_an_old_office_file_under_a_new_suffix(suffix: str, tmp_path: Path) -> None:
+def test_an_old_office_file_with_a_new_suffix(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"old{suffix}"
     path.write_bytes((FILES / "soffice.doc").read_bytes())
     message, hint = refusal(path)
@@ -61,7 +61,7 @@ def test_an_old_office_file_under_a_new_suffix(suffix: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".rtf", ".html", ".md", ".csv"])
-def test_an_old_office_file_under_the_suffix_of_text(suffix: str, tmp_path: Path) -> None:
+def test_an_old_office_file_with_the_suffix_of_text(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"old{suffix}"
     path.write_bytes((FILES / "soffice.doc").read_bytes())
     message, _ = refusal(path)
@@ -69,7 +69,7 @@ def test_an_old_office_file_under_the_suffix_of_text(suffix: str, tmp_path: Path
     assert "old Office document" in message
 
 
-def test_a_folder_names_the_ways_out_in_one_sentence(tmp_path: Path) -> None:
+def test_a_folder_reports_all_hints_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("A tale.")
     for name in ("b.doc", "c.doc", "d.pages", "e.png", "f.7z"):
         (tmp_path / name).write_bytes((FILES / "soffice.doc").read_bytes())

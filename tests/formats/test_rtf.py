@@ -1,4 +1,4 @@
-"""RTF: what is text, what is left out and counted, code pages, chapters, and documents that can't be read."""
+"""Test RTF: text, omitted content, code pages, chapters, and invalid documents."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read(path: Path, documents: str = "auto") -> tuple[list[str], dict[str, Any]
 
 @pytest.fixture
 def text_of(tmp_path: Path) -> Any:
-    """Return the text of a body, and what was left out."""
+    """Return the text of a body and the counts of omitted content."""
 
     def of(body: str | bytes, head: str = r"\ansi\ansicpg1252\deff0") -> tuple[str, dict[str, int]]:
         content = body if isinstance(body, bytes) else body.encode("latin-1")
@@ -44,7 +44,7 @@ def text_of(tmp_path: Path) -> Any:
     return of
 
 
-def test_paragraphs_and_the_characters_within(text_of: Any) -> None:
+def test_paragraphs_and_special_characters(text_of: Any) -> None:
     body = r"One\par\pard two\tab three\line four\par\par {\b five} \i six\i0 \~seven\_eight\-nine\par" + "\r\n"
     body += "spl\r\nit \\{\\}\\\\ a\\\nb\\\r\nc"
     body += r"\sect d\emdash e\endash f\bullet g\lquote h\rquote  \ldblquote i\rdblquote\par"
@@ -54,7 +54,7 @@ def test_paragraphs_and_the_characters_within(text_of: Any) -> None:
     )
 
 
-def test_unicode_with_its_fallback(text_of: Any) -> None:
+def test_unicode_characters_with_a_fallback(text_of: Any) -> None:
     body = r"a\u8217'b\u8217\'92c\uc0\u8212d\uc2\u20013\'d6\'d0e\uc1\u8220 \u8221 {\u233}f\u-3913?\u20320 "
     assert text_of(body + r"\u55357?\u56832?g\u8217") == ("a’b’c—d中e“”éf你😀g’", {"symbol": 1})
     assert text_of(r"\uc3 \u233\'e9\'e9\'e9x\u233 abcy{\uc0\u233 z}\u233 \par w")[0] == "éxéyéz\n\nw".replace(
@@ -77,7 +77,7 @@ def test_unicode_with_its_fallback(text_of: Any) -> None:
         (r"\f99 \'e9", "é"),
     ],
 )
-def test_bytes_are_in_the_code_page_of_the_font(text_of: Any, body: str, text: str | None) -> None:
+def test_bytes_are_decoded_with_the_code_page_of_the_font(text_of: Any, body: str, text: str | None) -> None:
     found = text_of(body)[0]
     assert text is None or found == text
 
@@ -101,12 +101,12 @@ def test_the_code_page_of_the_document(text_of: Any, head: str, text: str) -> No
     assert found == text
 
 
-def test_bytes_that_are_not_escaped(text_of: Any) -> None:
+def test_unescaped_bytes(text_of: Any) -> None:
     assert text_of("caf\xe9 \x93x\x94")[0] == "café “x”"
     assert text_of(b"\\f1 " + "中国".encode("gbk"))[0] == "中国"
 
 
-def test_what_is_not_running_text_is_counted(text_of: Any) -> None:
+def test_content_other_than_running_text_is_counted(text_of: Any) -> None:
     body = (
         r"{\info{\title x}}{\*\generator y;}{\header My Book\par}{\headerr\pard\par}{\footer\'e9\par}{\*\unknown{x} y}"
         r"a{\super\chftn{\footnote\pard\chftn x\par}}b{\*\footnote\ftnalt x}{\*\footnote\pard x}"
@@ -182,7 +182,7 @@ def refusal(path: Path, content: bytes) -> tuple[str, str]:
     return caught.value.message.removeprefix(f"{path}: "), caught.value.hint
 
 
-def test_documents_that_can_not_be_read(tmp_path: Path) -> None:
+def test_invalid_documents_are_refused(tmp_path: Path) -> None:
     hint = "Open it in Word or LibreOffice and save it again, best as .docx."
     path = tmp_path / "a.rtf"
     assert refusal(path, b"Once upon a time") == ("it does not start as RTF does.", hint)
@@ -199,11 +199,11 @@ def test_documents_that_can_not_be_read(tmp_path: Path) -> None:
      rb"\*\*", rb"{\*}", rb"\cell\cell\row\row", rb"\nestcell\nestrow", rb"{\upr}", rb"{\field}", rb"{\fldinst}",
      rb"{\listtext}", rb"\uc99999\u233 x", rb"\outlinelevel99", rb"\s", rb"\fcharset134\cpg0", rb"{\shptxt x}"],
 )  # fmt: skip
-def test_odd_control_words_end_in_text(text_of: Any, body: bytes) -> None:
+def test_unusual_control_words_do_not_lose_text(text_of: Any, body: bytes) -> None:
     text_of(b"a " + body + b" b\\uc0 ")
 
 
-def test_large_documents_take_time_in_proportion(tmp_path: Path) -> None:
+def test_large_documents_take_linear_time(tmp_path: Path) -> None:
     def seconds(times: int) -> float:
         paragraph = rb"\pard\plain {\b One} night the tower\u8217\'92s clock ate salt \emdash  politely.\par" + b"\r\n"
         picture = b"{\\pict\\pngblip " + b"00ff\n" * 20_000 + b"}"

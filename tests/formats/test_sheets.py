@@ -1,4 +1,4 @@
-"""Workbooks: values of cells as text, headers, hidden sheets, hostile files. Checked against openpyxl's own files."""
+"""Test workbooks: values of cells as text, headers, hidden sheets, hostile files. openpyxl writes the files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def read(path: Path, **settings: Any) -> tuple[list[tuple[int, str]], dict[str, 
 
 
 def refusal(path: Path, **settings: Any) -> str:
-    """Return the message of the error that reading a file ends in."""
+    """Read a file that is refused; return the error message."""
     with pytest.raises(SourceError) as error:
         read(path, **settings)
     return error.value.message.replace(str(path), path.name)
@@ -135,7 +135,7 @@ def test_rows_columns_and_header_follow_the_rules_of_csv(tmp_path: Path) -> None
     assert refusal(path, text_column="c") == "rows.xlsx:2: has no column 'c'; its columns are 'a', 'b'."
 
 
-def test_sheets_are_tables_of_their_own(tmp_path: Path) -> None:
+def test_sheets_are_separate_tables(tmp_path: Path) -> None:
     path = tmp_path / "sheets.xlsx"
     tales = ("Tales", [["id", "text"], [1, "first tale here"]])
     book = save(
@@ -223,7 +223,7 @@ def inline(reference: str, text: str) -> str:
     return f'<c r="{reference}" t="inlineStr"><is><t>{text}</t></is></c>'
 
 
-def test_sizes_that_are_declared_cost_nothing(tmp_path: Path) -> None:
+def test_declared_sizes_take_no_memory(tmp_path: Path) -> None:
     rows = (
         f'<row r="1">{inline("A1", "text")}{inline("XFD1", "far")}</row>',
         f'<row r="1048576">{inline("A1048576", "a tale at the end")}</row>',
@@ -235,7 +235,7 @@ def test_sizes_that_are_declared_cost_nothing(tmp_path: Path) -> None:
     assert report["columns"][0]["taken"] == "text"
 
 
-def test_hostile_workbooks_end_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hostile_workbooks_give_one_error_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "hostile.xlsx"
     laughs = '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]>'
     hostile_xlsx(path, sheet_xml(f'<row r="1">{inline("A1", "&b;")}</row>', start=laughs))
@@ -256,7 +256,7 @@ def test_hostile_workbooks_end_in_one_sentence(tmp_path: Path, monkeypatch: pyte
         assert refusal(flat).endswith("repeats over 1,000 cells with text, more than are read.")
 
 
-def test_workbooks_in_archives_and_renamed_ones(tmp_path: Path) -> None:
+def test_workbooks_in_archives_and_with_other_suffixes(tmp_path: Path) -> None:
     data = io.BytesIO((FILES / "soffice.xlsx").read_bytes())
     archive = tmp_path / "book.zip"
     with zipfile.ZipFile(archive, "w") as packed:

@@ -1,4 +1,4 @@
-"""Each file that a real program wrote from one story reads as this story, and its account counts what is left out."""
+"""Test that files of one story, written by real programs, read as this story, and that omitted content is counted."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ FILES = sorted((Path(__file__).parent / "files").iterdir())
 REFUSED_HERE = {".doc", ".mobi", ".azw3", ".ipynb", ".xls"}
 TABLES = {".xlsx", ".ods"}
 AS_WRITTEN = {".md", ".rst", ".org"}
-"""Suffixes of files that are read with their markup."""
+"""Suffixes of files whose markup is part of the text."""
 WITHOUT_OUTLINE = {"calibre.fb2", "pdflatex.pdf", "pdflatex.two-columns.pdf"}
-"""Files that do not say where a chapter starts."""
+"""Files without marked chapters."""
 LEFT_OUT: dict[str, dict[str, int]] = {
     "calibre.docx": {"table of contents": 1},
     "calibre.fb2": {},
@@ -83,8 +83,8 @@ def read(path: Path, documents: str = "auto") -> tuple[list[str], TextReport]:
     return [part.text for part in parts], report
 
 
-def as_the_story(path: Path, texts: list[str]) -> list[str]:
-    """Return documents without what the program itself rewrote, which must occur once."""
+def undo_changes(path: Path, texts: list[str]) -> list[str]:
+    """Return documents with the changes by the program undone. Each change must occur once."""
     whole = "\0".join(texts)
     for written, story in REWRITTEN.get(path.name, ()):
         assert whole.count(written) == 1
@@ -96,7 +96,7 @@ def as_the_story(path: Path, texts: list[str]) -> list[str]:
 def test_the_file_reads_as_the_story(path: Path) -> None:
     story = without_chinese(STORY) if path.name.startswith("pdflatex") else STORY
     texts, report = read(path)
-    (text,) = as_the_story(path, texts)
+    (text,) = undo_changes(path, texts)
     assert normalised(text) == paragraphs(story)
     (account,) = report.to_dict()["files"]
     assert account.get("left_out", {}) == LEFT_OUT.get(path.name, {"footnote": 1})
@@ -107,12 +107,12 @@ def test_the_file_reads_as_the_story(path: Path) -> None:
 @pytest.mark.parametrize("path", readable(), ids=lambda path: path.name)
 def test_chapters_become_documents(path: Path) -> None:
     story = without_chinese(STORY) if path.name.startswith("pdflatex") else STORY
-    texts = as_the_story(path, read(path, documents="chapter")[0])
+    texts = undo_changes(path, read(path, documents="chapter")[0])
     assert [normalised(text)[0] for text in texts] == titles(story)[: 1 if path.name in WITHOUT_OUTLINE else None]
     assert [line for text in texts for line in normalised(text)] == paragraphs(story)
 
 
-def test_markup_is_read_as_it_is_written() -> None:
+def test_markup_is_read_as_written() -> None:
     for suffix in AS_WRITTEN:
         path = Path(__file__).parent / "files" / f"pandoc{suffix}"
         (text,), _ = read(path)
@@ -123,7 +123,7 @@ def test_markup_is_read_as_it_is_written() -> None:
     assert len(AS_WRITTEN) == 3
 
 
-def test_the_story_is_equal_to_itself_alone() -> None:
+def test_the_normalised_form_detects_missing_and_joined_paragraphs() -> None:
     expected = paragraphs(STORY)
     assert len(expected) == 38
     assert len(titles(STORY)) == 3

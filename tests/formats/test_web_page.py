@@ -1,4 +1,4 @@
-"""Web pages: the article is read, furniture is left out and counted, and nothing else is lost."""
+"""Test web pages: the article is read, navigation is omitted and counted, and no other text is lost."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ BLOG = f"""<html><head><title>The late ferry | Anna's notes</title></head><body>
 <div class="footer">Powered by wind</div></div></body></html>"""
 
 
-def test_an_article_is_read_without_its_surroundings(read: Read) -> None:
+def test_an_article_is_read_without_navigation(read: Read) -> None:
     texts, account = read(ARTICLE)
     assert texts == [f"The late ferry\n\n{STORY}"]
     assert account["left_out"] == {
@@ -84,7 +84,7 @@ def test_an_article_is_read_without_its_surroundings(read: Read) -> None:
     assert account["kind"] == "html"
 
 
-def test_a_blog_post_without_marked_article_is_read_without_its_surroundings(read: Read) -> None:
+def test_a_blog_post_without_a_marked_article_is_read_without_navigation(read: Read) -> None:
     texts, account = read(BLOG)
     assert texts == [f"Anna's notes\n\nThe late ferry\n\n{STORY}\n\nMore about the pier is in an older post."]
     assert account["left_out"] == {"comment section": 1, "footer": 1, "menu": 1, "sidebar": 1}
@@ -107,12 +107,12 @@ def test_a_blog_post_without_marked_article_is_read_without_its_surroundings(rea
         "<header><a href=/>x</a>{}</header>",
     ],
 )
-def test_a_page_without_an_obvious_article_keeps_all_of_its_text(read: Read, wrap: str) -> None:
+def test_a_page_without_an_obvious_article_keeps_all_its_text(read: Read, wrap: str) -> None:
     text = of_body(read, wrap.format(PARAGRAPHS))
     assert text.removeprefix("Ad\n\n").removeprefix("x\n\n") == STORY
 
 
-def test_what_is_left_out_around_a_short_article_is_reported_with_its_share(read: Read) -> None:
+def test_omitted_text_around_a_short_article_is_reported_with_its_share(read: Read) -> None:
     links = "".join(f"<li><a href=/{n}>A page about the number {n}</a></li>" for n in range(50))
     texts, account = read(f"<body><nav><ul>{links}</ul></nav><article>{PARAGRAPHS}</article></body>")
     assert texts == [STORY]
@@ -120,13 +120,13 @@ def test_what_is_left_out_around_a_short_article_is_reported_with_its_share(read
     assert account["left_out"] == {"menu": 1}
 
 
-def test_the_title_of_an_article_outside_of_it_is_kept(read: Read) -> None:
+def test_the_title_before_an_article_is_kept(read: Read) -> None:
     page = f"<title>The late ferry – News</title><header><a href=/>News</a><h1>The late ferry</h1></header>\
 <main>{PARAGRAPHS}</main>"
     assert read(page)[0] == [f"The late ferry\n\n{STORY}"]
 
 
-def test_headings_1_start_chapters(read: Read) -> None:
+def test_headings_of_level_1_start_chapters(read: Read) -> None:
     page = f"<p>Before.</p><h1>Part One</h1><h1>The<br>pier</h1>{PARAGRAPHS}<h2>Night</h2><p>Dark.</p>"
     page += "<h1>Day</h1><p>Light.</p>"
     assert read(page, documents="chapter")[0] == [
@@ -223,12 +223,12 @@ def test_the_declared_encoding_is_honoured(read: Read, declared: str, encoding: 
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
-def test_a_byte_order_mark_comes_before_a_declaration(read: Read, encoding: str) -> None:
+def test_a_byte_order_mark_overrides_a_declaration(read: Read, encoding: str) -> None:
     page = f'<meta charset="gb2312"><html><p>{CHINESE}</p></html>'.encode(encoding)
     assert read(page)[0] == [CHINESE]
 
 
-def test_the_setting_comes_before_a_declaration(read: Read) -> None:
+def test_the_setting_overrides_a_declaration(read: Read) -> None:
     page = '<meta charset="cp1252"><p>Паром</p>'.encode("koi8-r")
     assert read(page, encoding="koi8-r")[0] == ["Паром"]
     with pytest.raises(SourceError, match=r"page\.html:1: byte 0x8f is not text in cp1252"):
@@ -240,7 +240,7 @@ def test_a_compressed_page_and_a_page_without_suffix_are_read(read: Read) -> Non
     assert read(ARTICLE, "page")[0] == [f"The late ferry\n\n{STORY}"]
 
 
-def test_a_page_that_a_browser_saved_as_one_file_is_read(read: Read) -> None:
+def test_a_page_saved_by_a_browser_as_one_file_is_read(read: Read) -> None:
     page = (
         "From: <Saved by Blink>\nMIME-Version: 1.0\nContent-Type: multipart/related; boundary=b\n\n--b\n"
         "Content-Type: text/html\nContent-Transfer-Encoding: quoted-printable\n\n"
@@ -270,7 +270,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_pages_end_in_one_sentence(read: Read, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hostile_pages_give_one_error_sentence(read: Read, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(elements, "MAX_BLOCKS", 10_000)  # with the real limit the page takes 6 s
     page, sentence = HOSTILE[name]
     with pytest.raises(SourceError) as caught:

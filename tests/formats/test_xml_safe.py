@@ -1,4 +1,4 @@
-"""XML from unknown people: no entities, no files, no network, limited depth, one sentence for each damage."""
+"""Test the safe XML parser: no entities, no files, no network, limited depth, and one error sentence for damage."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def refusal(read: Callable[[bytes], object], content: bytes) -> FileError:
 
 @READERS
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
-def test_encodings_by_their_marks(read: Callable[[bytes], list[object]], encoding: str) -> None:
+def test_encodings_with_byte_order_marks(read: Callable[[bytes], list[object]], encoding: str) -> None:
     content = "<?xml version='1.0'?>\n<a xmlns='urn:x' b='é'>„Wörter“ &amp; 夜</a>".encode(encoding)
     found = read(content)
     assert found[0] == ("{urn:x}a", {"b": "é"})
@@ -70,7 +70,7 @@ def test_encodings_by_their_marks(read: Callable[[bytes], list[object]], encodin
 
 @READERS
 @pytest.mark.parametrize("encoding", ["windows-1251", "GB18030", "koi8-r", "ISO-2022-JP", "utf-7"])
-def test_encodings_that_are_declared(read: Callable[[bytes], list[object]], encoding: str) -> None:
+def test_declared_encodings(read: Callable[[bytes], list[object]], encoding: str) -> None:
     text = "ла" if encoding in ("windows-1251", "koi8-r") else "夜"
     found = read(f"<?xml version='1.0' encoding='{encoding}'?><a>{text}</a>".encode(encoding))
     assert "".join(each for each in found[1:-1] if isinstance(each, str)) == text
@@ -109,7 +109,7 @@ def test_no_file_and_no_address_is_opened(read: Callable[[bytes], object], addre
 
 
 @READERS
-def test_a_dtd_that_is_named_is_not_loaded(read: Callable[[bytes], list[object]], tmp_path: Path) -> None:
+def test_an_external_dtd_is_not_loaded(read: Callable[[bytes], list[object]], tmp_path: Path) -> None:
     dtd = tmp_path / "a.dtd"
     dtd.write_text("<!ELEMENT a ANY><!ATTLIST a secret CDATA 'SECRET'><!ENTITY x 'SECRET'>")
     for identity in (f'SYSTEM "file://{dtd}"', f"PUBLIC '-//x//y' '{dtd}'", ""):
@@ -119,7 +119,7 @@ def test_a_dtd_that_is_named_is_not_loaded(read: Callable[[bytes], list[object]]
 
 
 @READERS
-def test_names_of_entities_that_nobody_declared(read: Callable[[bytes], object]) -> None:
+def test_undeclared_entities(read: Callable[[bytes], object]) -> None:
     assert refusal(read, b"<a>one &x; two</a>").message == (
         "a.docx: its part p.xml is not well-formed XML (Entity 'x' not defined; line 1, column 11)."
     )
@@ -134,7 +134,7 @@ def test_deep_nesting(read: Callable[[bytes], object], depth: int) -> None:
 
 
 @READERS
-def test_wide_and_shallow_is_no_nesting(read: Callable[[bytes], list[object]]) -> None:
+def test_wide_documents_are_not_limited(read: Callable[[bytes], list[object]]) -> None:
     assert read(b"<a>" + b"<b/>" * 3000 + b"</a>")
 
 
@@ -150,7 +150,7 @@ def test_wide_and_shallow_is_no_nesting(read: Callable[[bytes], list[object]]) -
         (b"no XML", "Start tag expected, '<' not found; line 1, column 1"),
     ],
 )
-def test_damage_is_named_with_its_place(read: Callable[[bytes], object], content: bytes, reason: str) -> None:
+def test_errors_for_damage_have_the_place(read: Callable[[bytes], object], content: bytes, reason: str) -> None:
     error = refusal(read, content)
     assert error.message in [f"a.docx: its part p.xml is not well-formed XML ({each})." for each in reason.split("|")]
     assert error.hint == HINT
@@ -158,7 +158,7 @@ def test_damage_is_named_with_its_place(read: Callable[[bytes], object], content
 
 @READERS
 @pytest.mark.parametrize("encoding", ["zlib", "hex", "rot13", "none-such"])
-def test_encodings_that_are_none(read: Callable[[bytes], object], encoding: str) -> None:
+def test_unknown_encodings_are_refused(read: Callable[[bytes], object], encoding: str) -> None:
     error = refusal(read, f"<?xml version='1.0' encoding='{encoding}'?><a/>".encode())
     assert error.message == f"a.docx: its part p.xml is XML in the encoding {encoding}, which is unknown."
 

@@ -1,4 +1,4 @@
-"""Zip containers: limits against bombs, and one sentence for each damage."""
+"""Test zip containers: limits against bombs, and one error sentence for damaged files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def opened(content: bytes, **limits: int) -> Container:
 
 
 def refusal(content: bytes, member: str = "a.xml", **limits: int) -> FileError:
-    """Return the error of reading a member; memory stays small until it is raised."""
+    """Read a member that is refused, and check that memory does not grow; return the error."""
     tracemalloc.start()
     try:
         with pytest.raises(FileError) as caught, opened(content, **limits) as container:
@@ -44,7 +44,7 @@ def refusal(content: bytes, member: str = "a.xml", **limits: int) -> FileError:
     return caught.value
 
 
-def test_members_are_read_whole() -> None:
+def test_members_are_read_completely() -> None:
     content = packed({"a.xml": b"one" * 100_000, "b/C.xml": b"two", "empty": b""})
     with opened(content) as container:
         assert container.members == ("a.xml", "b/C.xml", "empty")
@@ -57,7 +57,7 @@ def test_members_are_read_whole() -> None:
         assert (container.size("b/C.xml"), container.read("empty")) == (3, b"")
 
 
-def test_a_closed_container_has_closed_its_file() -> None:
+def test_closing_a_container_closes_its_file() -> None:
     file = io.BytesIO(packed({"a.xml": b""}))
     with Container("a.docx", file):
         assert not file.closed
@@ -68,7 +68,7 @@ def test_a_closed_container_has_closed_its_file() -> None:
     assert file.closed
 
 
-def test_a_bomb_by_ratio() -> None:
+def test_a_bomb_is_detected_by_its_ratio() -> None:
     error = refusal(packed({"a.xml": b"\0" * (64 * MEBI)}))
     assert error.message == (
         "a.docx: the member a.xml of its zip data grows to more than 200 times its compressed size."
@@ -76,7 +76,7 @@ def test_a_bomb_by_ratio() -> None:
     assert (error.hint, error.kind) == (BOMB_HINT, "zip_bomb")
 
 
-def test_small_members_may_have_any_ratio() -> None:
+def test_small_members_can_have_any_ratio() -> None:
     with opened(packed({"a.xml": b" " * (8 * MEBI)})) as container:
         assert len(container.read("a.xml")) == 8 * MEBI
 
@@ -90,7 +90,7 @@ def test_a_declared_size_of_a_gibibyte() -> None:
     )
 
 
-def test_a_declared_size_that_is_too_small_hides_nothing() -> None:
+def test_a_declared_size_that_is_too_small() -> None:
     content = bytearray(packed({"a.xml": b"x" * MEBI}))
     directory = content.index(b"PK\x01\x02")
     content[directory + 24 : directory + 28] = struct.pack("<I", 10)
@@ -110,8 +110,8 @@ def test_the_actual_size_is_counted() -> None:
     assert caught.value.message == ("a.docx: its zip data is larger than 3 MiB uncompressed, the most that is read.")
 
 
-def test_members_that_share_their_data_count_each() -> None:
-    """Many entries of the directory that lead to the same data are the other kind of bomb."""
+def test_members_with_shared_data_are_counted_separately() -> None:
+    """Many directory entries with the same data are another kind of bomb."""
     content = packed({"a.xml": bytes(range(256)) * 4096})
     start = content.index(b"PK\x01\x02")
     end = content.index(b"PK\x05\x06")
@@ -159,7 +159,7 @@ def test_an_encrypted_member() -> None:
     assert (error.hint, error.kind) == ("Save it without a password.", "encrypted")
 
 
-def test_other_compressions_have_no_limit_of_their_own_and_are_refused() -> None:
+def test_compressions_without_an_output_limit_are_refused() -> None:
     error = refusal(packed({"a.xml": b"text"}, zipfile.ZIP_BZIP2))
     assert (
         error.message == "a.docx: the member a.xml of its zip data is compressed with bzip2, and only deflate is read."
@@ -171,7 +171,7 @@ def test_a_missing_member() -> None:
     assert (error.message, error.hint) == ("a.docx: its zip data has no member a.xml.", DAMAGED_HINT)
 
 
-def test_a_file_that_is_cut_off() -> None:
+def test_a_truncated_file() -> None:
     whole = packed({"a.xml": bytes(range(256)) * 40})
     error = refusal(whole[:-30])
     assert error.message == "a.docx: its zip data is cut off or damaged (File is not a zip file)."
@@ -180,7 +180,7 @@ def test_a_file_that_is_cut_off() -> None:
     assert refusal(b"").kind == "damaged"
 
 
-def test_damage_at_any_byte_ends_in_one_sentence(tmp_path: Path) -> None:
+def test_damage_at_any_byte_gives_one_error_sentence(tmp_path: Path) -> None:
     whole = packed({"a.xml": b"a story of a lamp " * 20})
     same = 0
     refused = []

@@ -21,6 +21,7 @@ import torch
 import uvicorn
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoConfig
 
+import finetale
 from finetale import models
 from finetale.cli import run
 from finetale.config import SamplingSettings
@@ -515,6 +516,7 @@ def test_a_public_address_requires_a_key(folder: Path) -> None:
 def test_missing_extras_are_reported_before_a_model_is_loaded(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(finetale, "server", sys.modules["finetale.server"])  # restored afterwards, like sys.modules
     for name in [name for name in sys.modules if name.startswith("finetale.server")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "uvicorn", None)

@@ -1,4 +1,4 @@
-"""The audit of what a model knows by heart: runs, bits, what is looked through first, and what is shown of it."""
+"""Test the memorisation audit: passages, bits, the order of reading, and the examples that are shown."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tiny import part, store, story, tokenizer
 
 
 class Knowing:
-    """In the place of a PackedForward: it knows some tokens of the store, and gives each so many nats."""
+    """A fake PackedForward that assigns a given loss in nats to the memorised tokens of the store."""
 
     def __init__(self, known: set[int], nats: float = 3.0) -> None:
         self.model = torch.nn.Linear(1, 1)
@@ -45,7 +45,7 @@ def everything(made: TokenStore) -> set[int]:
     return set(made.tokens.tolist())
 
 
-def test_what_is_known_throughout_is_one_passage_a_document_across_windows(made: TokenStore) -> None:
+def test_a_memorised_document_is_one_passage_across_windows(made: TokenStore) -> None:
     found = audit(Knowing(everything(made)), Knowing(set()), made)
     assert found.tokens == found.of_tokens == made.num_targets("train")
     assert sorted((p.part, p.start, p.tokens) for p in found.passages) == [
@@ -55,14 +55,14 @@ def test_what_is_known_throughout_is_one_passage_a_document_across_windows(made:
     assert longest.bits == pytest.approx(longest.tokens * 3 / np.log(2), abs=0.1)
 
 
-def test_what_the_base_would_have_written_too_does_not_count(made: TokenStore) -> None:
+def test_text_that_the_base_predicts_too_does_not_count(made: TokenStore) -> None:
     assert not audit(Knowing(everything(made)), Knowing(set(), nats=0.001), made).passages
-    assert len(audit(Knowing(everything(made)), None, made).passages) == 4, "without a base a token is 4 bits"
+    assert len(audit(Knowing(everything(made)), None, made).passages) == 4, "without a base, a token counts 4 bits"
     assert len(audit(Knowing(everything(made)), Knowing(set(), nats=float("inf")), made).passages) == 4
     assert not audit(Knowing(set()), Knowing(set()), made).passages
 
 
-def test_the_budget_bounds_what_is_read_and_personal_data_comes_first(tmp_path: Path) -> None:
+def test_the_budget_limits_the_audit_and_personal_data_comes_first(tmp_path: Path) -> None:
     words = story(1, 3000)
     place = words.index("The end of story")
     made = store(tmp_path, [replace(part(words), personal=((place, place + 16),))])
@@ -78,14 +78,14 @@ def test_the_budget_bounds_what_is_read_and_personal_data_comes_first(tmp_path: 
     assert not all(reads_it(risk_first=False, seed=seed) for seed in range(10))
 
 
-def test_personal_data_is_masked_in_what_is_shown_also_where_a_passage_ends_within(tmp_path: Path) -> None:
+def test_personal_data_is_masked_in_examples_even_if_cut(tmp_path: Path) -> None:
     words = f"{story(2, 20)} Write to ada.quill@example.org or call 212-555-0147 before noon. {story(3, 20)}"
     places = tuple((words.index(a), words.index(a) + len(a)) for a in ("ada.quill@example.org", "212-555-0147"))
     made = store(tmp_path, [replace(part(words), personal=places)])
     begin, end = (int(x) for x in made.personal[0])
     phone = int(made.personal[1, 0])
     passages = [
-        memorisation.Passage(0, begin - 6, 6 + 2, 90.0),  # ends within the address
+        memorisation.Passage(0, begin - 6, 6 + 2, 90.0),  # ends inside the address
         memorisation.Passage(0, begin - 6, end - begin + 12, 80.0),
         memorisation.Passage(0, 5, 9, 70.0),
     ]
@@ -96,6 +96,6 @@ def test_personal_data_is_masked_in_what_is_shown_also_where_a_passage_ends_with
     assert found.training is not None
     shown = [example.text for example in found.training.examples or []]
     assert found.training.with_personal_data == 3
-    assert found.training.passages == 4, "a short one counts if it is personal"
+    assert found.training.passages == 4, "a short passage counts if it contains personal data"
     assert all("ada" not in text and "quill" not in text and "555" not in text for text in shown)
     assert sum("[...]" in text for text in shown) == 3

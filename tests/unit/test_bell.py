@@ -1,4 +1,4 @@
-"""A bell wakes who waits for it, whenever it is rung."""
+"""Test that a bell wakes its waiter, even if it rings before the wait."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from finetale.signals import Bell
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
-def test_a_signal_wakes_whatever_thread_it_comes_to() -> None:
+def test_a_signal_wakes_the_waiter_in_any_thread() -> None:
     told: list[int] = []
     before = signal.signal(signal.SIGHUP, lambda number, frame: told.append(number))
     bell = Bell()
     try:
-        os.kill(os.getpid(), signal.SIGHUP)  # before anybody waits
+        os.kill(os.getpid(), signal.SIGHUP)  # before the wait starts
         assert signal.SIGHUP in bell.wait()
-        # Where the system brings it to a thread that is not Python's main one, which then sleeps on in a lock.
+        # The system delivers the signal to another thread, so the main thread keeps waiting for a lock.
         other = threading.Thread(target=lambda: (time.sleep(0.1), signal.pthread_kill(threading.get_ident(), 1)))
         other.start()
         assert signal.SIGHUP in bell.wait()
@@ -32,10 +32,10 @@ def test_a_signal_wakes_whatever_thread_it_comes_to() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_rings_are_not_lost_and_closing_lets_go() -> None:
+def test_rings_are_not_lost_and_closing_ends_the_wait() -> None:
     bell = Bell()
     for _ in range(100_000):
-        bell.ring()  # more than fit
+        bell.ring()  # more than the buffer holds
     while set(bell.wait()) == {0}:
         bell.close()
     bell.ring()

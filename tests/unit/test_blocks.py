@@ -1,4 +1,4 @@
-"""Packing loses nothing, cuts little and leaves little padding."""
+"""Test packing: every target occurs once, few documents are cut, and there is little padding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from finetale.tokens import PART_DTYPE
 
 @dataclass
 class FakeStore:
-    """A store of documents of given numbers of targets; the token at each place is its own index."""
+    """A store of documents with given numbers of targets. Each token is its own index."""
 
     parts: Any
     tokens: Any
@@ -56,8 +56,8 @@ LENGTHS = {
 }
 
 
-def times_a_target(store: FakeStore, blocks: Blocks) -> Any:
-    """How often each token of the store is a label, from the arrays a model sees."""
+def label_counts(store: FakeStore, blocks: Blocks) -> Any:
+    """Return how often each token of the store is a label in the batches."""
     seen = np.zeros(len(store.tokens), int)
     for index in range(len(blocks)):
         batch = blocks.batch(np.array([index]))
@@ -67,12 +67,12 @@ def times_a_target(store: FakeStore, blocks: Blocks) -> Any:
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 @pytest.mark.parametrize("kind", ["whole", "filled", "windows"])
-def test_every_token_but_the_first_of_a_document_is_a_target_exactly_once(lengths: list[int], kind: str) -> None:
+def test_each_token_but_the_first_of_a_document_is_a_target_once(lengths: list[int], kind: str) -> None:
     store: Any = FakeStore.of(lengths)
     blocks = windows(store, "train", 64, 16) if kind == "windows" else pack(store, "train", 64, fill=kind == "filled")
     expected = np.ones(len(store.tokens), int)
     expected[store.parts["start"]] = 0
-    assert np.array_equal(times_a_target(store, blocks), expected)
+    assert np.array_equal(label_counts(store, blocks), expected)
     assert blocks.num_targets == sum(lengths) == blocks.targets_in(np.arange(len(blocks)))
 
 
@@ -96,7 +96,7 @@ def test_documents_no_longer_than_a_block_stay_whole() -> None:
     assert blocks.padding_share < 0.02
 
 
-def test_blocks_that_would_stay_half_empty_are_filled_by_cutting() -> None:
+def test_half_empty_blocks_are_filled_by_cutting_documents() -> None:
     store: Any = FakeStore.of([40] * 500)
     assert pack(store, "train", 64).padding_share == pytest.approx(0.375)
     assert pack(store, "train", 64, fill=True).padding_share < 0.1

@@ -1,4 +1,4 @@
-"""What ships with the package: the tales, and the base model with its card."""
+"""Test the bundled tales, and the bundled base model with its card."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TALES = Path(ft.__file__).parent / "bundled" / "tales"
 
 @pytest.fixture(scope="module")
 def tales() -> dict[str, str]:
-    """Texts of the tales by file name."""
+    """Return the texts of the tales by file name."""
     return {path.name: path.read_text(encoding="ascii") for path in sorted(TALES.iterdir())}
 
 
@@ -66,7 +66,7 @@ def test_tales_have_dialogue_verse_and_letters(tales: dict[str, str]) -> None:
     assert len(letters) >= 5
 
 
-def test_every_tale_is_of_the_one_world(tales: dict[str, str]) -> None:
+def test_every_tale_names_the_world_of_the_tales(tales: dict[str, str]) -> None:
     world = re.findall(
         r"\S+",
         "Tarrow Grummet Pellimoor Sallowfen Wrackstaith Staith Cradlewick Hushwood Thrum Dunnet Tolly Bartle Damaris "
@@ -80,7 +80,7 @@ def test_every_tale_is_of_the_one_world(tales: dict[str, str]) -> None:
         assert len(words & set(world)) >= 4, name
 
 
-def test_tales_are_a_source_wherever_they_are_installed(tales: dict[str, str]) -> None:
+def test_tales_are_a_source_in_any_installation(tales: dict[str, str]) -> None:
     report = ft.check("bundled:tales", offline=True).text
     assert report.documents == len(tales)
     names = [f"bundled:tales/{name}" for name in tales]
@@ -127,8 +127,8 @@ def test_plain_transformers_loads_it_and_agrees() -> None:
         torch.testing.assert_close(ours, plain(ids).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_it_is_pretrained(tmp_path: Path, tales: dict[str, str]) -> None:
-    """The base predicts unseen text well, and knows how stories begin. Every fourth tale is enough for the bound."""
+def test_the_model_is_pretrained(tmp_path: Path, tales: dict[str, str]) -> None:
+    """The base predicts unseen text well. Every fourth tale is enough for the bound."""
     texts = list(tales.values())[::4]
     figures = ft.evaluate("bundled", texts=texts, precision="fp32", cache_dir=tmp_path)
     assert figures.bits_per_byte < 2.0
@@ -139,7 +139,7 @@ def test_it_is_pretrained(tmp_path: Path, tales: dict[str, str]) -> None:
     assert {"girl", "boy"} & {loaded.tokenizer.decode([token]).strip() for token in likely}
 
 
-def test_the_card_states_what_it_must() -> None:
+def test_the_card_has_the_required_facts() -> None:
     card = (BUNDLED_FOLDER / "README.md").read_text(encoding="utf-8")
     for word in ("Text", "Tokens", "Steps", "Cost", "Versions", "Licence"):
         assert re.search(rf"^\| {word} \| \S", card, re.MULTILINE), word

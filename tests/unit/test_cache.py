@@ -1,4 +1,4 @@
-"""The cache detects damage and deletes the least recently used entries first. Entries in use and other files stay."""
+"""Test that the cache detects corruption, deletes the least recently used entries first, and keeps other files."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def config(tmp_path: Path, root: Path) -> Config:
 
 
 def entry(root: Path, name: str, size: int = 1000, days: float = 1.0, kind: str = "tokens") -> Path:
-    """A sealed entry that was used so many days ago."""
+    """Create a sealed entry that was used some days ago."""
     path = root / kind / (name * 32 if kind != "engines" else f"openvino-{name * 16}")
     write_sealed_folder(path, lambda folder: (folder / "tokens.bin").write_bytes(bytes(size)) and None)
     used = cache.time.time() - days * DAY
@@ -67,7 +67,7 @@ def entry(root: Path, name: str, size: int = 1000, days: float = 1.0, kind: str 
     ],
     ids=["overwritten", "cut", "empty", "other names", "no facts", "facts gone", "unsealed", "another seal", "gone"],
 )
-def test_damaged_tokens_are_reported_and_made_again(config: Config, root: Path, damage: object) -> None:
+def test_corrupted_tokens_are_reported_and_rebuilt(config: Config, root: Path, damage: object) -> None:
     first = tokenise(config, tokenizer(), lambda event: None)
     expected, sha256 = np.array(first.tokens), first.info["sha256"]
     damage(first.folder)  # type: ignore[operator]
@@ -83,13 +83,13 @@ def test_damaged_tokens_are_reported_and_made_again(config: Config, root: Path, 
     assert warnings_of(events) == []
 
 
-def test_damaged_tokenizers_are_reported_and_made_again(config: Config, root: Path) -> None:
+def test_corrupted_tokenizers_are_reported_and_rebuilt(config: Config, root: Path) -> None:
     first = trained_tokenizer(config, lambda event: None)
     (folder,) = (root / "tokenizers").iterdir()
     file = folder / "tokenizer.json"
     rules = json.loads(file.read_text(encoding="utf-8"))
     last = max(rules["model"]["vocab"], key=rules["model"]["vocab"].get)
-    rules["model"]["vocab"]["zz"] = rules["model"]["vocab"].pop(last)  # a whole tokenizer, but another one
+    rules["model"]["vocab"]["zz"] = rules["model"]["vocab"].pop(last)  # a valid tokenizer, but a different one
     rules["model"]["merges"].pop()
     file.write_text(json.dumps(rules), encoding="utf-8")
     events: list[Event] = []
@@ -99,7 +99,7 @@ def test_damaged_tokenizers_are_reported_and_made_again(config: Config, root: Pa
     assert trained_tokenizer(config, lambda event: None).get_vocab() == first.get_vocab()
 
 
-def test_damaged_standard_input_is_refused(
+def test_corrupted_standard_input_is_refused(
     config: Config, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("finetale.text.read_standard_input", lambda: story(1, 200).encode())
@@ -110,12 +110,12 @@ def test_damaged_standard_input_is_refused(
     path.write_text(story(2, 200), encoding="utf-8")
     with pytest.raises(SourceError, match=rf"{path.name} is corrupted"):
         tokenise(kept, tokenizer(), lambda event: None)
-    # The same text sent in again puts it right.
+    # Sending the same text again repairs the entry.
     assert keep_standard_input(config.model_copy(update={"sources": ("-",)})) == kept
     tokenise(kept, tokenizer(), lambda event: None)
 
 
-def test_damaged_text_from_memory_is_refused(config: Config, root: Path) -> None:
+def test_corrupted_text_from_memory_is_refused(config: Config, root: Path) -> None:
     texts = [story(number, 60) for number in range(30)]
     kept = config.model_copy(update={"sources": (write_texts(texts, root / "in-memory"),)})
     path = Path(kept.sources[0])
@@ -139,9 +139,9 @@ def test_each_folder_is_read_once_per_process(config: Config, monkeypatch: pytes
     assert calls == [store.folder]
 
 
-def test_the_least_recently_used_go_first(root: Path) -> None:
+def test_the_least_recently_used_entries_are_deleted_first(root: Path) -> None:
     old, older, young = entry(root, "a", days=2), entry(root, "b", days=3), entry(root, "c", days=1)
-    held = cache.hold(older)  # which is a use
+    held = cache.hold(older)  # reading counts as a use
     assert held is not None
     held.release()
     os.utime(older, (cache.time.time() - DAY / 2,) * 2)
@@ -154,7 +154,7 @@ def test_the_least_recently_used_go_first(root: Path) -> None:
     assert list((root / "tokens").iterdir()) == []
 
 
-def test_entries_in_use_and_those_used_just_now_stay(root: Path) -> None:
+def test_entries_in_use_and_recent_entries_are_kept(root: Path) -> None:
     used, recent, idle = entry(root, "a", days=9), entry(root, "b", days=0), entry(root, "c", days=1)
     code = (
         "import sys; from pathlib import Path; from finetale import cache\n"
@@ -172,13 +172,13 @@ def test_entries_in_use_and_those_used_just_now_stay(root: Path) -> None:
         gone, kept = cache.empty(root)
         assert ([each.path for each in gone], [each.path for each in kept]) == ([recent], [used])
     finally:
-        child.kill()  # its lock ends with it, however it ends
+        child.kill()  # the lock ends with the process
         child.communicate()
     gone, kept = cache.empty(root)
     assert ([each.path for each in gone], kept) == ([used], [])
 
 
-def test_a_store_holds_its_entry_as_long_as_it_is_used(config: Config, root: Path) -> None:
+def test_an_open_store_locks_its_entry(config: Config, root: Path) -> None:
     store = tokenise(config, tokenizer(), lambda event: None)
     assert [each.in_use for each in cache.entries(root)] == [True]
     assert cache.empty(root)[0] == []
@@ -210,19 +210,19 @@ def test_building_keeps_the_cache_within_its_limit(config: Config, root: Path, m
         (" 7kB ", 7000),
     ],
 )
-def test_the_limit_is_a_size(monkeypatch: pytest.MonkeyPatch, value: str, bytes_: int | None) -> None:
+def test_the_limit_is_given_as_a_size(monkeypatch: pytest.MonkeyPatch, value: str, bytes_: int | None) -> None:
     monkeypatch.setenv(cache.LIMIT_VARIABLE, value)
     assert cache.size_limit() == bytes_
 
 
 @pytest.mark.parametrize("value", ["much", "-1", "10 apples", "1e9", "GB"])
-def test_what_is_no_size_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_invalid_sizes_are_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv(cache.LIMIT_VARIABLE, value)
     with pytest.raises(ConfigError, match=f"FINETALE_CACHE_LIMIT is '{value}'"):
         cache.size_limit()
 
 
-def test_only_entries_and_what_dead_writers_left_are_deleted(root: Path, tmp_path: Path) -> None:
+def test_only_entries_and_abandoned_partial_files_are_deleted(root: Path, tmp_path: Path) -> None:
     entry(root, "a")
     entry(root, "b", kind="engines")
     entry(root, "c", kind="tokenizers")
@@ -247,7 +247,7 @@ def test_only_entries_and_what_dead_writers_left_are_deleted(root: Path, tmp_pat
     assert all(path.read_text() == "mine" for path in (*mine, elsewhere / "file"))
 
 
-def test_the_cache_is_where_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_place_of_the_cache_is_configurable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("FINETALE_CACHE", str(tmp_path / "elsewhere"))
     assert cache.cache_root(Path("~/mine")) == tmp_path / "mine"

@@ -1,4 +1,4 @@
-"""Chats: exports of WhatsApp, Telegram, ChatGPT and Claude are recognised, cut at silences, and accounted for."""
+"""Test chats: exports of WhatsApp, Telegram, ChatGPT and Claude are recognised, cut at silences, and counted."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_dates_and_times_of_many_locales(first: str, later: str, tmp_path: Path)
     assert report["chats"]["forms"] == {"WhatsApp": 1}
 
 
-def test_the_order_of_ambiguous_dates_is_the_one_in_which_time_runs_forward(tmp_path: Path) -> None:
+def test_ambiguous_dates_are_read_in_the_order_that_makes_them_increase(tmp_path: Path) -> None:
     rows = [("1/5/24", "Mara: one"), ("1/6/24", "Tobias: two"), ("2/1/24", "Mara: three"), ("2/1/24", "Tobias: four")]
     month_first = "\n".join(f"{date}, 10:15 - {text}" for date, text in rows)
     assert len(read(write(tmp_path, "talk.txt", month_first))[0]) == 3
@@ -157,7 +157,7 @@ PROSE = {
 
 
 @pytest.mark.parametrize("kind", PROSE)
-def test_other_text_with_dates_and_names_stays_as_it_is(kind: str, tmp_path: Path) -> None:
+def test_other_text_with_dates_and_names_is_not_a_chat(kind: str, tmp_path: Path) -> None:
     parts, report = read(write(tmp_path, "text.txt", PROSE[kind]))
     assert [part.text for part in parts] == [PROSE[kind].strip()]
     assert report["chats"] is None
@@ -170,13 +170,13 @@ def test_an_export_can_be_read_as_plain_text(tmp_path: Path) -> None:
     assert report["chats"] is None
 
 
-def test_a_short_export_is_known_by_its_name(tmp_path: Path) -> None:
+def test_a_short_export_is_recognised_by_its_file_name(tmp_path: Path) -> None:
     line = "31/12/2023, 22:15 - Mara: Note to myself\n"
     assert read(write(tmp_path, "WhatsApp Chat with Mara.txt", line))[0][0].text == "Mara: Note to myself"
     assert read(write(tmp_path, "notes.txt", line))[0][0].text == line.strip()
 
 
-def test_marks_at_the_start_line_ends_and_compression_do_not_hide_an_export(tmp_path: Path) -> None:
+def test_an_export_is_recognised_with_a_bom_other_line_ends_or_compression(tmp_path: Path) -> None:
     content = ("\ufeff" + LRM + IOS_DE).replace("\n", "\r\n").encode()
     (tmp_path / "talk.txt").write_bytes(content)
     (tmp_path / "talk.txt.gz").write_bytes(gzip.compress(content))
@@ -185,7 +185,7 @@ def test_marks_at_the_start_line_ends_and_compression_do_not_hide_an_export(tmp_
     assert report["chats"]["forms"] == {"WhatsApp": 2}
 
 
-def test_what_whatsapp_writes_in_a_message_is_counted(tmp_path: Path) -> None:
+def test_placeholders_and_notices_of_whatsapp_are_counted(tmp_path: Path) -> None:
     ios = {
         f"{LRM}plan.pdf • {LRM}2 pages {LRM}document omitted": ("", "attachment"),
         f"The plan {LRM}image omitted": ("The plan", "attachment"),
@@ -232,7 +232,7 @@ def test_the_messages_of_the_speaker_are_learned(tmp_path: Path) -> None:
     assert "the messages of --speaker are the answers: Mara (71% of the messages)" in notes(report)
 
 
-def test_names_are_kept_where_more_than_two_people_write(tmp_path: Path) -> None:
+def test_names_are_kept_in_chats_of_more_than_two_people(tmp_path: Path) -> None:
     talk = [("Mara", "Who has the key?"), ("Tobias", "Not me"), ("Ines", "In the boat"), ("Mara", "Which boat?"),
             ("Ines", "The blue one"), ("Ines", "By the wall")]  # fmt: skip
     text = "".join(f"31/12/2023, 22:{15 + i} - {name}: {what}\n" for i, (name, what) in enumerate(talk))
@@ -251,7 +251,7 @@ def test_a_conversation_without_the_speaker_is_dropped_and_counted(tmp_path: Pat
     assert report["dropped"][0]["documents"] == 2
 
 
-def test_an_unknown_speaker_is_one_error_with_the_names(tmp_path: Path) -> None:
+def test_the_error_for_an_unknown_speaker_lists_the_names(tmp_path: Path) -> None:
     path = write(tmp_path, "talk.txt", ANDROID_EN)
     with pytest.raises(SourceError) as caught:
         read(path, speaker="Tobi")
@@ -271,7 +271,7 @@ def test_check_records_an_unknown_speaker(tmp_path: Path) -> None:
     assert [(each["kind"], each["fatal"]) for each in report.to_dict()["problems"]][-1] == ("unknown_speaker", True)
 
 
-def test_a_speaker_in_one_of_many_chats_is_enough(tmp_path: Path) -> None:
+def test_the_speaker_needs_to_occur_in_one_chat_only(tmp_path: Path) -> None:
     write(tmp_path, "a.txt", ANDROID_EN)
     write(tmp_path, "b.txt", ANDROID_EN.replace("Tobias", "Ines"))
     parts, report = read(tmp_path, speaker="Ines")
@@ -345,7 +345,7 @@ def test_a_chat_without_messages_is_an_empty_file(tmp_path: Path) -> None:
 
 
 def node(key: str, parent: str | None, role: str, *parts: Any, **more: Any) -> dict[str, Any]:
-    """A node of ChatGPT's tree."""
+    """Return a node of the tree of a ChatGPT export."""
     content = more.pop("content", {"content_type": "text", "parts": list(parts)})
     message = {
         "id": key, "author": {"role": role, "name": None, "metadata": {}}, "create_time": 1704060903.5,
@@ -356,7 +356,7 @@ def node(key: str, parent: str | None, role: str, *parts: Any, **more: Any) -> d
 
 
 def conversation(*nodes: dict[str, Any], current: str | None) -> dict[str, Any]:
-    """A conversation of ChatGPT's export."""
+    """Return a conversation of a ChatGPT export."""
     root: dict[str, Any] = {"id": "root", "message": None, "parent": None, "children": []}
     tree = {each["id"]: each for each in (root, *nodes)}
     for each in nodes:
@@ -407,7 +407,7 @@ def test_conversations_of_chatgpt(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])
-def test_the_rest_of_an_export_is_left_out(kind: str, tmp_path: Path) -> None:
+def test_other_files_of_an_export_are_skipped(kind: str, tmp_path: Path) -> None:
     files = {
         "conversations.json": json.dumps([FERRY]),
         "chat.html": "<html><body><p>When does the ferry run?</p></body></html>",
@@ -428,19 +428,19 @@ def test_the_rest_of_an_export_is_left_out(kind: str, tmp_path: Path) -> None:
     parts, report = read(source)
     assert sorted(Path(part.source).name for part in parts) == ["conversations.json", "ferry.md"]
     assert "Read 2 of 5 files; left out: 3 of kinds that are not read (3 beside the conversations)" in notes(report)
-    source = write(tmp_path, "user.json", files["user.json"])  # alone, it is a file like others
+    source = write(tmp_path, "user.json", files["user.json"])  # a file outside of an export is read
     assert [part.text for part in read(source)[0]] == ["mara@example.org"]
 
 
 def test_without_a_current_node_the_last_branch_is_read(tmp_path: Path) -> None:
     talk = conversation(node("u", "root", "user", "One?"), node("a", "u", "assistant", "1"), current=None)
     del talk["current_node"]
-    talk["mapping"]["root"]["parent"] = "a"  # a circle ends
+    talk["mapping"]["root"]["parent"] = "a"  # a cycle does not hang
     assert marked(read(write(tmp_path, "one.json", talk))[0][0]) == "[User:\nOne?\n\nAssistant:\n]1"
 
 
 def claude(sender: str, text: str, **more: Any) -> dict[str, Any]:
-    """A message of Claude's export."""
+    """Return a message of a Claude export."""
     content = [{"type": "text", "text": text, "citations": []}] if text else []
     return {
         "uuid": "m", "text": text, "content": content, "sender": sender, "created_at": "2024-01-01T09:00:00Z",

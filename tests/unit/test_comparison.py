@@ -1,4 +1,4 @@
-"""The verdict says what was measured, samples are counted and searched for copies, prompts come from held-out text."""
+"""Test the comparison: the verdict, the figures of the samples, copies of training text, and the choice of prompts."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ FIGURES = {"loss", "perplexity", "word_perplexity", "bits_per_byte", "tokens"}
 def measured(
     losses: Iterable[float], *, tokens: float = 100.0, words: float = 50.0, spaced: bool = True
 ) -> Measurement:
-    """Documents of equal length with these losses per token."""
+    """Return the measurement of documents of equal length with these losses per token."""
     nats = np.array(list(losses)) * tokens
     full = np.ones(len(nats))
     return Measurement(nats, full * tokens, full * words, full * 400, spaced=spaced)
 
 
 def spread(mean: float, number: int = 30, seed: int = 0, width: float = 0.5) -> list[float]:
-    """Losses around a mean, which they have exactly."""
+    """Return losses that vary around a mean and have exactly this mean."""
     drawn = np.random.default_rng(seed).normal(0, width, number)
     return [float(value) for value in mean + drawn - drawn.mean()]
 
 
 def side(name: str, samples: Iterable[str] = (), kind: str = "local", **measurements: Measurement) -> Side:
-    """One side of a comparison, without a model."""
+    """Return one side of a comparison, without a model."""
     model: Any = SimpleNamespace(provenance=SimpleNamespace(parameters=1234, kind=kind))
     return Side(name, model, measurements, [Sample(prompt="p", text=text, seed=0, num_tokens=1) for text in samples])
 
@@ -128,7 +128,7 @@ def test_verdict_with_nothing_held_out() -> None:
     assert result["change"] == {"validation": None, "test": None}
 
 
-def test_verdict_on_too_few_documents_holds_for_this_text_only() -> None:
+def test_verdict_on_too_few_documents_is_limited_to_this_text() -> None:
     result = both(measured([math.log(20)]), measured([math.log(10)]))
     assert result["verdict"] == (
         "On text it never saw, perplexity fell from 20.0 to 10.0 (−50.0%). "
@@ -153,7 +153,7 @@ def test_verdict_on_different_tokenizers_is_by_byte() -> None:
     assert result["verdict"].startswith(
         "On text it never saw, bits per byte fell from 0.721 to 0.541 (−25.0%, 95% interval −25.0% to −25.0%)."
     )
-    assert result["after"]["test"]["perplexity"] > result["before"]["test"]["perplexity"]  # says nothing here
+    assert result["after"]["test"]["perplexity"] > result["before"]["test"]["perplexity"]  # has no meaning here
     assert (result["improved"], result["same_tokenizer"], result["change"]["test"]["per"]) == (True, False, "byte")
 
 
@@ -166,7 +166,7 @@ def test_verdict_on_text_without_spaces_is_by_byte() -> None:
     assert (result["same_tokenizer"], result["change"]["test"]["per"]) == (True, "byte")
 
 
-def test_a_model_that_reads_another_number_of_documents_has_no_interval() -> None:
+def test_different_numbers_of_documents_give_no_interval() -> None:
     result = both(measured(spread(3.0, 30)), measured(spread(2.0, 29)), same_tokenizer=False)
     assert result["verdict"].endswith(
         " There is no interval: one model read 30 documents of the text and the other 29."
@@ -187,7 +187,7 @@ def test_verdict_on_validation_text_alone_says_that_it_chose_the_step() -> None:
     )
 
 
-def test_verdict_on_text_that_is_shared_with_training_says_so() -> None:
+def test_verdict_names_text_shared_with_training() -> None:
     result = both(measured(spread(3.0)), measured(spread(2.0)), shared={"test": 0.25})
     assert result["verdict"].startswith(
         "On held-out text of which 25% also occurs in the training text, perplexity fell from "
@@ -195,12 +195,12 @@ def test_verdict_on_text_that_is_shared_with_training_says_so() -> None:
     assert "never saw" in both(measured(spread(3.0)), measured(spread(2.0)), shared={"test": 0.009})["verdict"]
 
 
-def test_verdict_on_text_that_somebody_named_does_not_say_that_it_was_held_out() -> None:
+def test_verdict_does_not_call_a_given_text_held_out() -> None:
     result = both(measured(spread(3.0)), measured(spread(2.0)), is_held_out=False)
     assert result["verdict"].startswith("On the given text, perplexity fell from ")
 
 
-def test_a_gain_over_random_weights_is_no_improvement() -> None:
+def test_a_gain_over_random_weights_does_not_count_as_improved() -> None:
     old, new = measured(spread(9.0)), measured(spread(2.0))
     result = compared(side("new:1m", kind="new", test=old), side("run", test=new))
     assert result["verdict"].startswith(
@@ -216,7 +216,7 @@ def test_verdict_on_huge_perplexities_is_readable() -> None:
     assert "perplexity fell from 4.00e+07 to 12,345 (" in result["verdict"]
 
 
-def test_the_test_text_is_judged_before_the_validation_text() -> None:
+def test_the_verdict_prefers_the_test_text_to_the_validation_text() -> None:
     better, worse = measured(spread(2.0)), measured(spread(3.0))
     result = compared(
         side("base", validation=worse, test=better),
@@ -232,7 +232,7 @@ def test_the_test_text_is_judged_before_the_validation_text() -> None:
 # The content of comparison.json
 
 
-def test_the_names_that_others_rely_on() -> None:
+def test_the_keys_of_comparison_json() -> None:
     before = side("gpt2", ["one two three four five"], validation=measured(spread(3.0)), test=measured(spread(3.1)))
     after = side("run", ["six seven"], validation=measured(spread(2.0)))
     result = compared(before, after, training_texts=lambda: ["zero one two three four"])
@@ -302,7 +302,7 @@ def test_samples_of_both_models_have_the_same_seeds() -> None:
     assert sides[0].samples[0].finish_reason in ("length", "end")
 
 
-def test_there_is_one_sample_where_nothing_is_random_and_long_prompts_are_shortened() -> None:
+def test_greedy_search_gives_one_sample_and_long_prompts_are_shortened() -> None:
     item = Side("base", loaded(0, positions=16))
     settings = CompareSettings.resolve({"num_samples": 3, "temperature": 0, "max_new_tokens": 4})
     draw_samples(item, ["The lamp stood on the sill and the boat lay in the reeds. " * 3], settings)
@@ -316,7 +316,7 @@ def test_sample_metrics_by_hand() -> None:
     assert found["distinct_1"] == pytest.approx(5 / 9)
     assert found["distinct_2"] == pytest.approx(4 / 7)  # the-cat ×3, cat-the ×2, a-dog's, dog's-day
     assert found["distinct_3"] == pytest.approx(3 / 5)  # the-cat-the ×2, cat-the-cat ×2, a-dog's-day
-    assert found["repetition"] == pytest.approx(1 / 3)  # of three 4-grams the third is the first again
+    assert found["repetition"] == pytest.approx(1 / 3)  # the third of three 4-grams repeats the first
     assert list(found) == ["distinct_1", "distinct_2", "distinct_3", "repetition"]
 
 
@@ -353,20 +353,20 @@ def test_the_longest_copy_by_hand() -> None:
     }
 
 
-def test_copies_are_found_without_case_and_punctuation_and_shown_as_the_sample_has_them() -> None:
+def test_copies_ignore_case_and_punctuation_and_are_quoted_from_the_sample() -> None:
     found = copied("So: THE LAMP — stood;\non the “Sill”!", "the lamp stood on the sill")
     assert found == {"words": 6, "text": "THE LAMP — stood;\non the “Sill"}
     assert copied("the old man's dog ran", "The old MAN'S dog ran.") == {"words": 5, "text": "the old man's dog ran"}
     assert copied("the old man's dog ran", "The old man dog ran.") == {"words": 0, "text": ""}
 
 
-def test_runs_under_four_words_are_no_copies() -> None:
+def test_fewer_than_four_words_are_not_a_copy() -> None:
     assert copied("one two three and more", "one two three or less") == {"words": 0, "text": ""}
     assert copied("one two three four", "one two three four five") == {"words": 4, "text": "one two three four"}
     assert copied("", "one two three four") == {"words": 0, "text": ""}
 
 
-def test_copies_do_not_run_over_the_end_of_a_document_or_sample() -> None:
+def test_copies_end_with_a_document_or_sample() -> None:
     assert copied("one two three four five", "one two three four", "five") == {"words": 4, "text": "one two three four"}
     found = longest_copies(
         [["one two three four", "five six seven eight"]], lambda: ["one two three four five six seven"]
@@ -374,13 +374,13 @@ def test_copies_do_not_run_over_the_end_of_a_document_or_sample() -> None:
     assert [item.to_dict() for item in found if item] == [{"words": 4, "text": "one two three four"}]
 
 
-def test_the_longest_copy_starts_at_any_of_its_words_places() -> None:
+def test_the_longest_copy_can_start_at_any_occurrence_of_its_words() -> None:
     sample = "a b c d x a b c d e f"
     assert copied(sample, "a b c d e f") == {"words": 6, "text": "a b c d e f"}
     assert copied("a b c d e f", "a b c d y a b c d e f") == {"words": 6, "text": "a b c d e f"}
 
 
-def test_each_group_has_its_own_copy_and_the_text_is_read_once() -> None:
+def test_each_group_gets_its_longest_copy_in_one_pass_over_the_text() -> None:
     reads: list[int] = []
 
     def training() -> Iterator[str]:
@@ -433,7 +433,7 @@ def test_prompts_skip_headings_and_repeats(tmp_path: Path) -> None:
     assert held_out_prompts(held, tokenizer(), 5) == ["The lamp stood on the sill and the"]
 
 
-def test_the_longest_line_is_the_prompt_where_all_are_short(tmp_path: Path) -> None:
+def test_the_longest_line_is_the_prompt_if_all_are_short(tmp_path: Path) -> None:
     held = store(tmp_path, [part("Ode\nO lamp upon the sill\nshine on", "test")])
     assert held_out_prompts(held, tokenizer(), 5) == ["O lamp upon the sill"]
 
@@ -449,7 +449,7 @@ def test_the_longest_line_is_the_prompt_where_all_are_short(tmp_path: Path) -> N
         ([], "Training text alone."),
     ],
 )
-def test_where_nothing_is_held_out_a_prompt_has_the_language_of_the_text(
+def test_without_held_out_text_the_prompt_is_in_the_language_of_the_text(
     tmp_path: Path, languages: list[str], prompt: str
 ) -> None:
     report = {"languages": [{"language": name, "sampled_documents": 1} for name in languages]}
@@ -459,18 +459,18 @@ def test_where_nothing_is_held_out_a_prompt_has_the_language_of_the_text(
     assert first_prompt(held, tokenizer()) == prompt
 
 
-def test_a_prompt_is_empty_where_the_training_text_is_personal_data(tmp_path: Path) -> None:
+def test_the_prompt_is_empty_if_the_training_text_is_personal_data(tmp_path: Path) -> None:
     held = store(tmp_path, [part("nobody@example.org")])
     assert first_prompt(held, tokenizer()) == ""
 
 
-def test_every_language_that_is_recognised_has_an_opening_of_its_own() -> None:
-    """Two scripts are used for many languages, so their text begins with its own words."""
+def test_every_recognised_language_has_an_opening() -> None:
+    """Two scripts are shared by many languages; for them the prompt is the first words of the text."""
     assert set(SCRIPTS) | set(COMMON_WORDS) == set(OPENINGS) | {"Arabic script", "Devanagari"}
     assert len(set(OPENINGS.values())) == len(OPENINGS) == 20
 
 
-def test_prompts_of_text_without_spaces_are_openings_too(tmp_path: Path) -> None:
+def test_text_without_spaces_has_prompts(tmp_path: Path) -> None:
     held = store(tmp_path, [part("从前有一座山，山上有一座庙，庙里有一个老和尚在讲故事。" * 20, "test")])
     prompt = held_out_prompts(held, tokenizer(), 1)[0]
     assert "\ufffd" not in prompt

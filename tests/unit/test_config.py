@@ -1,4 +1,4 @@
-"""Settings: one declaration, checked all at once, and hints for names from elsewhere."""
+"""Test settings: one declaration, all errors reported together, and hints for names of other tools."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
     assert (config.epochs, config.seed) == (7.0, 5)
 
 
-def test_the_written_file_is_taken_back_unchanged(tmp_path: Path) -> None:
+def test_a_written_settings_file_resolves_to_the_same_settings(tmp_path: Path) -> None:
     config = Config.resolve(
         {
             "sources": ["a", "b"],
@@ -140,7 +140,7 @@ def test_every_name_of_training_arguments_is_known_or_gets_a_hint() -> None:
         assert (ours in caught.value.hint and ours in Config.model_fields) if ours else len(note) > 10
 
 
-def test_hints_of_names_people_paste_most() -> None:
+def test_hints_for_common_names_of_other_tools() -> None:
     for old, ours in {
         "evaluation_strategy": "eval_every",
         "num_train_epochs": "epochs",
@@ -154,7 +154,7 @@ def test_hints_of_names_people_paste_most() -> None:
             Config.resolve({old: 1})
 
 
-def test_a_settings_file_that_is_none(tmp_path: Path) -> None:
+def test_invalid_settings_files_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     with pytest.raises(ConfigError, match="can't be read"):
         read_settings_file(file)
@@ -169,7 +169,7 @@ def test_a_settings_file_that_is_none(tmp_path: Path) -> None:
 
 
 def test_a_settings_file_may_have_the_old_name_of_a_setting(tmp_path: Path) -> None:
-    """As in the config.yaml of runs that were begun when the ratio was called a rate."""
+    """The config.yaml of old runs has the old name."""
     old = tmp_path / "config.yaml"
     old.write_text("final_learning_rate: 0.25\n", encoding="utf-8")
     config = Config.resolve(read_settings_file(old))
@@ -189,7 +189,7 @@ def test_the_old_flag_of_a_setting_names_the_new_one(capsys: pytest.CaptureFixtu
     assert "Did you mean --final-learning-rate-ratio 0.2?" in capsys.readouterr().err
 
 
-def test_narrowing_keeps_the_values() -> None:
+def test_a_subset_of_the_settings_keeps_their_values() -> None:
     config = Config.resolve({"strip": False, "epochs": 9})
     narrow = config.narrow(TextSettings)
     assert not narrow.strip
@@ -202,7 +202,7 @@ def test_narrowing_keeps_the_values() -> None:
     ("line", "expected"),
     [("true", "exact"), ("false", "off"), ("off", "off"), ("exact", "exact"), ("near", "near")],
 )
-def test_yes_and_no_are_understood_where_a_kind_is_asked_for(tmp_path: Path, line: str, expected: str) -> None:
+def test_settings_with_kinds_accept_yes_and_no(tmp_path: Path, line: str, expected: str) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text(f"deduplicate: {line}\n")
     config = Config.resolve(read_settings_file(file))
@@ -212,12 +212,12 @@ def test_yes_and_no_are_understood_where_a_kind_is_asked_for(tmp_path: Path, lin
 
 
 @pytest.mark.parametrize(("given", "expected"), [("embeddings", "embeddings"), (3, "3"), ("12", "12"), (None, None)])
-def test_what_can_be_frozen(given: Any, expected: str | None) -> None:
+def test_valid_values_of_freeze(given: Any, expected: str | None) -> None:
     assert TrainSettings.resolve({"freeze": given}).freeze == expected
 
 
 @pytest.mark.parametrize("given", ["all", "0", 0, -1, "", True, "1.5"])
-def test_what_can_not_be_frozen(given: Any) -> None:
+def test_invalid_values_of_freeze(given: Any) -> None:
     with pytest.raises(ConfigError, match="must be embeddings, or a number of layers"):
         TrainSettings.resolve({"freeze": given})
 
@@ -228,7 +228,7 @@ def test_yaml_reads_on_and_off_as_true_and_false(tmp_path: Path) -> None:
         assert Config.resolve(read_settings_file(tmp_path / "settings.yaml")).compile == word
 
 
-def test_a_setting_that_older_versions_wrote_and_that_is_gone_is_passed_over(tmp_path: Path) -> None:
+def test_a_removed_setting_in_an_old_file_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("bootstrap_samples: 100\nseed: 3\n", encoding="utf-8")
     assert read_settings_file(path) == {"seed": 3}

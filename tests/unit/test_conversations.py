@@ -1,4 +1,4 @@
-"""Examples are recognised, rendered with a chat template, masked to the character, and cut without losing an answer."""
+"""Test that examples are recognised, rendered with a chat template, masked exactly, and cut without losing answers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def write(folder: Path, rows: list[Any], kind: str = "jsonl") -> Path:
 
 
 def messages(*contents: str) -> list[Message]:
-    """Messages of user and assistant in turn."""
+    """Return alternating messages of user and assistant."""
     roles = ("user", "assistant")
     return [Message(roles[i % 2], content, i % 2 == 1) for i, content in enumerate(contents)]
 
@@ -94,7 +94,7 @@ FORMS: dict[str, tuple[dict[str, Any], str, str]] = {
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
 @pytest.mark.parametrize("form", FORMS)
-def test_each_form_is_recognised_and_named(form: str, kind: str, tmp_path: Path) -> None:
+def test_each_form_is_recognised_and_reported(form: str, kind: str, tmp_path: Path) -> None:
     if (form, kind) == ("content in parts", "parquet"):
         pytest.skip("a column of Parquet holds texts or lists, not both")
     row, expected, columns = FORMS[form]
@@ -115,7 +115,7 @@ def test_columns_can_be_named_and_others_are_reported(tmp_path: Path) -> None:
         read(path, prompt_column="nope", completion_column="antwort")
 
 
-def test_a_text_column_comes_first_and_can_be_asked_for(tmp_path: Path) -> None:
+def test_a_text_column_has_priority_and_can_be_chosen(tmp_path: Path) -> None:
     parts, report = read(write(tmp_path, [{"text": "A long story of a heron.", "prompt": "p", "completion": "c"}]))
     assert [marked(part) for part in parts] == ["A long story of a heron."]
     assert report["examples"] is None
@@ -143,7 +143,7 @@ def test_conversations_of_several_turns(tmp_path: Path) -> None:
         ({"other": "x"}, "has no column 'messages'"),
     ],
 )
-def test_a_bad_message_is_named_by_line(row: dict[str, Any], reason: str, tmp_path: Path) -> None:
+def test_the_error_for_an_invalid_message_has_the_line(row: dict[str, Any], reason: str, tmp_path: Path) -> None:
     good = {"messages": [{"role": "user", "content": ASK}, {"role": "assistant", "content": ANSWER}]}
     with pytest.raises(SourceError, match=rf"pairs\.jsonl:2: {reason}"):
         read(write(tmp_path, [good, row]))
@@ -172,7 +172,7 @@ def test_answers_that_are_numbers_are_read(tmp_path: Path) -> None:
     assert "--completion-column" in caught.value.hint
 
 
-def test_what_a_message_holds_beside_text_is_counted(tmp_path: Path) -> None:
+def test_content_of_messages_other_than_text_is_counted(tmp_path: Path) -> None:
     picture = {"type": "image_url", "image_url": {"url": "x"}}
     talk = [
         {"role": "user", "content": [{"type": "text", "text": ASK}, picture]},
@@ -193,7 +193,7 @@ def test_an_answer_of_weight_0_is_context(tmp_path: Path) -> None:
     assert report["examples"]["answers"] == 1
 
 
-def test_few_examples_are_held_out_whole(tmp_path: Path) -> None:
+def test_examples_are_held_out_whole(tmp_path: Path) -> None:
     rows = [{"prompt": f"{ASK} {i}", "completion": ANSWER} for i in range(8)]
     parts, _ = read(write(tmp_path, rows), validation_fraction=0.1, test_fraction=0.1)
     splits = [part.split for part in parts]
@@ -203,7 +203,7 @@ def test_few_examples_are_held_out_whole(tmp_path: Path) -> None:
     assert [part.split for part in again] == splits[::-1]
 
 
-def test_a_shared_system_message_makes_no_near_repeats(tmp_path: Path) -> None:
+def test_a_shared_system_message_does_not_make_near_repeats(tmp_path: Path) -> None:
     system = "You tell tales by the river, kindly and in few words, to children who want to go to bed soon. " * 9
     rows = [
         {"system": system, "prompt": f"Tell me of the {animal} that was seen at noon.", "response": f"It was {kind}."}
@@ -225,9 +225,9 @@ def test_a_chat_template_writes_no_markers_into_the_text(tmp_path: Path) -> None
         assert int(store.parts["bytes"][0]) >= 2 * len(ANSWER)
 
 
-def test_special_tokens_are_no_bytes_of_the_answers(tmp_path: Path) -> None:
+def test_special_tokens_do_not_count_as_bytes_of_answers(tmp_path: Path) -> None:
     store = chat_store(tmp_path, [[ASK, ANSWER, ASK, ANSWER]])
-    assert (store.tokens == 0).sum() == 3  # at both ends, and after the first answer
+    assert (store.tokens == 0).sum() == 3  # at the beginning, at the end, and after the first answer
     assert (int(store.parts["bytes"][0]), int(store.parts["words"][0])) == (2 * len(ANSWER), 6)
 
 
@@ -275,7 +275,7 @@ def test_end_of_text_at_the_end_of_a_conversation_only() -> None:
     assert (first, rendered.text[start:stop], rendered.text[last:]) == (0, "b<|end|>", "d<|end|>\n")
 
 
-def test_a_marked_template_says_itself_what_is_an_answer() -> None:
+def test_generation_marks_in_a_template_select_the_answers() -> None:
     template = (
         "{% for m in messages %}{{ m['role'] + ': ' }}{% if m['role'] == 'assistant' %}"
         "{% generation %}{{ m['content'] }}!{% endgeneration %}{% else %}{{ m['content'] }}{% endif %} {% endfor %}"
@@ -318,7 +318,7 @@ def test_a_conversation_that_the_template_refuses_is_dropped(fault: str, reason:
         ChatRenderer(template, {}, "answers", "x")([Message("system", "s", False), *messages("a", "b")])
 
 
-def test_a_template_that_is_not_jinja_is_named() -> None:
+def test_a_template_that_is_not_jinja_is_refused() -> None:
     with pytest.raises(TokenizerError, match=r"The chat template of x is invalid: .*\(line 1\)"):
         ChatRenderer("{% for m in messages %}", {}, "answers", "x")(messages("a", "b"))
 
@@ -338,7 +338,7 @@ def chat_store(folder: Path, rows: list[list[str]], loss: str = "answers") -> To
 
 
 def learned_of(store: TokenStore) -> list[int]:
-    """Places of the store's tokens that are learned, by brute force."""
+    """Return the places of the learned tokens in the store, by brute force."""
     places = []
     for row in store.parts:
         inside = range(int(row["start"]) + 1, int(row["start"]) + int(row["targets"]) + 1)
@@ -363,7 +363,7 @@ def test_the_server_and_the_command_line_read_the_same_tokens_as_training(templa
     assert Vocabulary(reader, len(reader), 64).encode_chat(talk[:1]) == trained
 
 
-def test_the_answer_of_an_exercise_ends_before_text_that_a_template_adds(tmp_path: Path) -> None:
+def test_the_learned_answer_excludes_text_added_by_the_template(tmp_path: Path) -> None:
     path = write(tmp_path, [{"prompt": ASK, "completion": ANSWER}])
     wanted = {"validation_fraction": 0, "test_fraction": 0, "template": "Q: {prompt}\nA: {completion}\n###"}
     parts, report = read_parts([str(path)], TextSettings.resolve(wanted))
@@ -412,7 +412,7 @@ def test_labels_are_where_transformers_marks_answers(marked: bool, tmp_path: Pat
         assert [int(place in learned) for place in places] == theirs["assistant_masks"][:number]
 
 
-def test_the_account_has_context_and_balances(tmp_path: Path) -> None:
+def test_token_counts_with_context_add_up(tmp_path: Path) -> None:
     store = chat_store(tmp_path, [[ASK, ANSWER], [ASK, ANSWER, ASK, ANSWER]])
     tokens = store.account["tokens"]
     assert tokens["trained"] == len(learned_of(store)) == store.num_targets("train")
@@ -424,7 +424,7 @@ def test_the_account_has_context_and_balances(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [16, 24, 48, 64, 200, 1000])
-def test_every_answer_is_a_label_exactly_once(size: int, tmp_path: Path) -> None:
+def test_every_token_of_an_answer_is_a_label_once(size: int, tmp_path: Path) -> None:
     long_answer = "A heron waited in the shallows, grey and patient as a fence post. " * 6
     rows = [
         [ASK, ANSWER],

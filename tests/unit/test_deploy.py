@@ -1,4 +1,4 @@
-"""The examples of deployment: what they name is there, and linters have nothing to say."""
+"""Test the deployment examples: they name existing files and commands, and pass the linters."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ UNIT = ROOT / "deploy/finetale.service"
 
 
 def parsed(words: list[str]) -> None:
-    """Parse a command line of ours; what it does not know raises."""
+    """Parse a `finetale` command line; raise for unknown arguments."""
     build_app().parse_args(words, exit_on_error=False, print_error=False)
 
 
-def test_the_linter_has_nothing_to_say() -> None:
+def test_the_linter_reports_nothing() -> None:
     linter = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
     if linter is None:
         pytest.skip("hadolint has no package for this machine")
@@ -32,7 +32,7 @@ def test_the_linter_has_nothing_to_say() -> None:
     assert done.stdout == ""
 
 
-def test_an_image_holds_what_is_there() -> None:
+def test_the_image_copies_existing_files() -> None:
     text = DOCKERFILE.read_text(encoding="utf-8")
     copied = [word for line in re.findall(r"^COPY (?!--from)(.+)$", text, re.M) for word in line.split()[:-1]]
     assert copied == ["constraints.txt", "pyproject.toml", "README.md", "LICENSE", "src"]
@@ -47,7 +47,7 @@ def test_an_image_holds_what_is_there() -> None:
     parsed(words[1:])
 
 
-def test_the_unit_starts_a_command_of_ours() -> None:
+def test_the_systemd_unit_starts_a_valid_command() -> None:
     text = UNIT.read_text(encoding="utf-8")
     start = re.search(r"^ExecStart=(.+)$", text, re.M)
     assert start
@@ -57,11 +57,11 @@ def test_the_unit_starts_a_command_of_ours() -> None:
     drain = float(words[words.index("--drain") + 1])
     stop = re.search(r"^TimeoutStopSec=(\d+)$", text, re.M)
     assert stop
-    assert drain + 3 < int(stop[1]), "systemd waits longer than the service does"
+    assert drain + 3 < int(stop[1]), "systemd waits longer than the drain time of the service"
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
-def test_systemd_understands_the_unit(tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     command = tmp_path / "finetale"
     command.write_text("#!/bin/sh\n")
     command.chmod(0o755)

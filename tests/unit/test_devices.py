@@ -1,4 +1,4 @@
-"""Devices: our settings decide, no float64 is needed there, and wrong results are found."""
+"""Test devices: Finetale's settings apply, no float64 is used on the device, and wrong results are detected."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ FOREIGN = {
 
 @pytest.fixture(autouse=True)
 def no_shared_state() -> Iterator[None]:
-    """Accelerate keeps its settings for the whole process."""
+    """Reset the settings that Accelerate keeps for the whole process."""
     from accelerate.state import AcceleratorState, GradientState
 
     for shared in (AcceleratorState, GradientState):
@@ -99,7 +99,7 @@ def test_settings_of_accelerate_in_the_environment_change_nothing(
     assert names == sorted(name for name in FOREIGN if name.startswith("ACCELERATE_"))
 
 
-def test_what_a_launcher_sets_for_nobody_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unused_variables_of_a_launcher_are_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "ACCELERATE_MIXED_PRECISION": "no",
         "ACCELERATE_DYNAMO_BACKEND": "NO",
@@ -113,7 +113,7 @@ def test_what_a_launcher_sets_for_nobody_is_not_reported(monkeypatch: pytest.Mon
     assert devices.ignored_settings() == ["ACCELERATE_USE_FSDP=1"]
 
 
-def test_an_accelerator_of_the_program_with_other_settings_is_named() -> None:
+def test_an_existing_accelerator_with_other_settings_is_reported() -> None:
     from accelerate import Accelerator
 
     Accelerator(mixed_precision="bf16")
@@ -131,9 +131,9 @@ def test_one_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch, na
 
 
 class NoFloat64(TorchDispatchMode):
-    """Fails where a tensor of the (simulated) device meets float64, as Apple's GPUs do.
+    """Raise if a tensor on the simulated device is combined with float64, which Apple's GPUs do not support.
 
-    Tensors of the device are the model's, and all that is computed with one of them; `cpu()` takes a copy off it.
+    The device holds the tensors of the model and everything computed from them. `cpu()` copies off the device.
     """
 
     def __init__(self, parameters: Iterator[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +164,7 @@ class NoFloat64(TorchDispatchMode):
         return result
 
 
-def test_the_guard_sees_float64_on_the_device_and_none_off_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_guard_detects_float64_only_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = model(0)
     with NoFloat64(tiny.parameters(), monkeypatch):
         logits = tiny(torch.tensor([[1, 2]])).logits
@@ -178,7 +178,7 @@ def test_nothing_needs_float64_on_a_device(tmp_path: Path, blocks: Blocks, monke
     held_out = pack(store(tmp_path / "held", [story(number, 40) for number in (20, 21)]), "train", 32, fill=True)
     training = loop(tmp_path / "run", blocks, events)
     training.validation_blocks = held_out
-    # The way of an accelerator: all noise, made off the device.
+    # As on an accelerator, all noise is generated on the CPU.
     sampler = importlib.import_module("finetale.generate.sampler")
     monkeypatch.setattr(
         sampler.Sampler,
@@ -208,7 +208,7 @@ def test_a_device_that_computes_correctly_passes() -> None:
 
 
 class WrongLinear(TorchFunctionMode):
-    """A device whose linear layer loses all outputs from 32,768 on, as one of PyTorch's did."""
+    """A device whose linear layer loses outputs from index 32,768 on, as in a former bug of PyTorch."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -227,7 +227,7 @@ class NoPacking(TorchFunctionMode):
         return result
 
 
-def test_wrong_results_of_a_device_are_found(
+def test_wrong_results_of_a_device_are_detected(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checks = check_device(torch.device("cpu"), WrongLinear)

@@ -1,4 +1,4 @@
-"""A run is shown as plain lines in a log, as a live panel in a terminal; `quiet` shows only warnings."""
+"""Test the display: plain lines in a log, a live panel in a terminal, and only warnings with `quiet`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BEGIN = BeginEvent(step=0, total=200, targets=12_345, run="runs/x")
 
 
 class Clock:
-    """A clock that a test turns."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -66,7 +66,7 @@ WARNING = WarningEvent(step=4, tokens=40, message="Memory ran out [at once]")
 
 
 def show(events: list[Event], *, quiet: bool = False) -> list[str]:
-    """Lines of a display without a terminal."""
+    """Return the lines that a display prints without a terminal."""
     file = StringIO()
     with Display(Console(file=file, width=60), quiet=quiet) as shown:
         for event in events:
@@ -100,7 +100,7 @@ def test_plain_lines(clock: Clock) -> None:
     ]
 
 
-def test_a_resumed_run_says_where_it_goes_on() -> None:
+def test_a_resumed_run_prints_its_first_step() -> None:
     assert show([BEGIN.model_copy(update={"step": 60})]) == [
         "Training from step 60 of 200 steps; 12,345 tokens per epoch; run directory runs/x"
     ]
@@ -115,10 +115,10 @@ def test_plain_lines_are_few(clock: Clock) -> None:
         shown(train(step))
     steps = [int(step) for step in re.findall(r"^step (\d+)/", file.getvalue(), re.MULTILINE)]
     assert steps == [1, 12, 23, 34, 45, 56, 67, 78, 89, 100]
-    assert "1 min 40 s left" in file.getvalue().splitlines()[-1]  # 100 steps took 100 s, 100 are left
+    assert "1 min 40 s left" in file.getvalue().splitlines()[-1]  # 100 steps took 100 s, and 100 steps remain
 
 
-def test_stages_are_said_once_and_long_ones_now_and_then(clock: Clock) -> None:
+def test_stages_are_printed_once_and_long_ones_at_intervals(clock: Clock) -> None:
     file = StringIO()
     shown = Display(Console(file=file))
     for done in range(1, 31):
@@ -133,7 +133,7 @@ def test_stages_are_said_once_and_long_ones_now_and_then(clock: Clock) -> None:
     ]
 
 
-def test_a_long_evaluation_says_how_far_it_is(clock: Clock) -> None:
+def test_a_long_evaluation_prints_its_progress(clock: Clock) -> None:
     out = StringIO()
     shown = Display(Console(file=out, width=200))
     shown(BEGIN)
@@ -173,7 +173,7 @@ def test_quiet_shows_only_warnings() -> None:
 
 
 def panel(events: list[Event], *, width: int = 160, quiet: bool = False) -> str:
-    """What a display draws on a terminal, without the codes that move the cursor."""
+    """Return the output of a display on a terminal, without control codes."""
     file = StringIO()
     console = Console(force_terminal=True, file=file, width=width, color_system=None, legacy_windows=False)
     with Display(console, quiet=quiet) as shown:
@@ -208,7 +208,7 @@ def test_the_live_panel_shows_loss_perplexity_speed_memory_and_time_left(clock: 
         assert text in frame
 
 
-def test_the_panel_is_whole_before_the_first_step_and_at_the_last() -> None:
+def test_the_panel_is_complete_before_the_first_step_and_after_the_last() -> None:
     assert "starting …" in panel([BEGIN])
     done = panel([BEGIN, train(200)])
     assert "200/200" in done
@@ -217,7 +217,7 @@ def test_the_panel_is_whole_before_the_first_step_and_at_the_last() -> None:
 
 
 @pytest.mark.parametrize("width", [40, 60, 80])
-def test_figures_stay_whole_on_a_narrow_terminal(width: int) -> None:
+def test_figures_are_not_cut_on_a_narrow_terminal(width: int) -> None:
     drawn = panel([BEGIN, evaluation(0, 60.0, best=True), train(5), evaluation(5, 70.5, best=False)], width=width)
     frame = drawn[drawn.rindex("5/200") :]
     for figure in ("loss 3.2500", "validation perplexity 70.50", "best 60.00 at step 0", "1,000 tokens/s", "1.50 GiB"):
@@ -225,10 +225,10 @@ def test_figures_stay_whole_on_a_narrow_terminal(width: int) -> None:
     assert max(len(line) for line in frame.splitlines()) <= width
 
 
-def test_warnings_stand_beside_the_panel_and_what_follows_closes_it() -> None:
+def test_warnings_do_not_break_the_panel_and_results_close_it() -> None:
     drawn = panel([BEGIN, train(1), WARNING, train(2), StageEvent(message="Comparing")])
     assert drawn.count("warning: Memory ran out [at once]") == 1
-    *_, said = (line for line in drawn.rstrip().splitlines() if "0:00:0" not in line)  # lines that move go again
+    *_, said = (line for line in drawn.rstrip().splitlines() if "0:00:0" not in line)  # progress lines are erased
     assert said == "Comparing …"
     assert drawn.rindex("2/200") < drawn.rindex("Comparing")
 
@@ -297,7 +297,7 @@ def test_long_samples_are_cut_to_one_line() -> None:
 
 
 class Gone(StringIO):
-    """A terminal that was closed."""
+    """A closed terminal."""
 
     def write(self, text: str) -> int:
         raise OSError(5, "Input/output error")
@@ -311,7 +311,7 @@ def test_a_closed_terminal_does_not_end_the_run(terminal: bool) -> None:
         assert shown.quiet
 
 
-def test_what_the_probe_chose_is_said_in_a_line() -> None:
+def test_the_choice_of_the_probe_is_printed_in_one_line() -> None:
     chosen = Choice(precision="bf16", attention="documents", micro_batch_size=2, compile="off", threads=2)
     trial = Trial(**chosen.to_dict(), tokens_per_second=900.0)
     event = ProbeEvent(chosen=chosen, trials=[trial] * 3, seconds=4.4)
@@ -322,7 +322,7 @@ def test_what_the_probe_chose_is_said_in_a_line() -> None:
     assert " ".join(show([alone])) == "Computing in bf16, 1 sequence per pass, the model's own attention"
 
 
-def test_what_has_no_known_end_is_counted_too(clock: Clock) -> None:
+def test_progress_without_a_known_total_is_counted(clock: Clock) -> None:
     file = StringIO()
     shown = Display(Console(file=file, width=60))
     for done in (0, 4_096, 1_234_567):
@@ -331,7 +331,7 @@ def test_what_has_no_known_end_is_counted_too(clock: Clock) -> None:
     assert file.getvalue().splitlines() == ["Reading …", "Reading: 4,096 documents", "Reading: 1,234,567 documents"]
 
 
-def test_a_terminal_shows_that_something_is_being_done_and_then_nothing_of_it() -> None:
+def test_a_terminal_shows_an_activity_and_erases_it_at_the_end() -> None:
     file = StringIO()
     console = Console(file=file, width=80, force_terminal=True)
     with Display(console) as shown:
@@ -340,10 +340,10 @@ def test_a_terminal_shows_that_something_is_being_done_and_then_nothing_of_it() 
         shown(StageEvent(message="Measuring", done=5, total=7, unit="batches"))
         shown._busy.refresh()
         assert "5 of 7 batches" in file.getvalue()
-        assert "0:00:00" in file.getvalue(), "and for how long"
+        assert "0:00:00" in file.getvalue(), "the elapsed time is shown"
         shown(StageEvent(message="Loading"))
         assert shown._busy is not None
         shown(BEGIN)
         assert shown._busy is None
     assert file.getvalue().count("Measuring …") == 1
-    assert file.getvalue().endswith("\x1b[?25h") or shown._busy is None, "the cursor is back"
+    assert file.getvalue().endswith("\x1b[?25h") or shown._busy is None, "the cursor is visible again"

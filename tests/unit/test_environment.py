@@ -1,4 +1,4 @@
-"""What the machine is said to be is what it is, as far as a test can know."""
+"""Test the description of the machine: versions, hardware, memory and processor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from finetale import __version__, environment
 
 
-def test_versions_are_those_of_what_runs() -> None:
+def test_versions_are_those_of_the_running_packages() -> None:
     found = environment.versions()
     assert set(found) <= {"python", *environment.VERSIONED}
     assert len(found) == 1 + len(environment.VERSIONED) == 10
@@ -67,7 +67,7 @@ def test_accelerators_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ({}, None),
     ],
 )
-def test_a_containers_share_of_the_processor_counts(
+def test_cores_respect_the_cpu_quota_of_a_container(
     files: dict[str, str], expected: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read(path: Path, *arguments: object, **more: object) -> str:
@@ -82,7 +82,7 @@ def test_a_containers_share_of_the_processor_counts(
     assert environment.num_cores() == {1.5: 2, 3.0: 3, None: 64}[expected]
 
 
-def test_cores_are_those_this_process_may_use() -> None:
+def test_cores_respect_the_affinity_of_the_process() -> None:
     assert 1 <= environment.num_physical_cores() <= environment.num_cores()
     assert 1 <= environment.num_cores() <= (os.cpu_count() or 1)
     if hasattr(os, "sched_getaffinity"):
@@ -99,14 +99,14 @@ def test_cores_are_those_this_process_may_use() -> None:
     [
         (None, None, 0, 1000),
         (800, 300, 0, 500),
-        (800, 300, 100, 600),  # file cache is counted as used, but is given back
+        (800, 300, 100, 600),  # the file cache counts as used, but can be freed
         (5000, 300, 0, 1000),
         (800, 900, 0, 0),
-        (2**63 - 4096, 300, 0, 1000),  # what "no limit" looks like in control groups of version 1
+        (2**63 - 4096, 300, 0, 1000),  # "no limit" in control groups version 1
         (800, None, 0, 1000),
     ],
 )
-def test_available_memory_keeps_to_the_limit_of_the_control_group(
+def test_available_memory_respects_the_limit_of_the_control_group(
     monkeypatch: pytest.MonkeyPatch, limit: int | None, used: int | None, cached: int, expected: int
 ) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
@@ -119,7 +119,7 @@ def test_available_memory_of_this_machine_is_within_its_memory() -> None:
     assert 0 < environment.available_memory() <= psutil.virtual_memory().total
 
 
-def test_peak_memory_counts_what_was_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_memory_includes_allocated_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     resident = psutil.Process().memory_info().rss
     taken = torch.ones(max(0, environment.peak_memory() - resident) // 4 + 16 * 2**20)  # 64 MiB above the last peak
@@ -130,7 +130,7 @@ def test_peak_memory_counts_what_was_taken(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="the system does not tell")
-def test_the_processor_is_described_by_the_system() -> None:
+def test_the_name_of_the_processor_comes_from_the_system() -> None:
     content = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     flags = environment.cpu_flags()
     assert all(f" {flag}" in content for flag in flags)
@@ -148,7 +148,7 @@ def test_the_processor_is_described_by_the_system() -> None:
         (set(), False),
     ],
 )
-def test_bf16_is_used_only_where_the_processor_has_it(
+def test_bf16_is_used_only_if_the_processor_supports_it(
     monkeypatch: pytest.MonkeyPatch, flags: set[str], expected: bool
 ) -> None:
     monkeypatch.setattr(environment, "cpu_flags", lambda: frozenset(flags))

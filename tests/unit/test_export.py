@@ -1,4 +1,4 @@
-"""The registry of export formats."""
+"""Test the registry of export formats."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_each_module_of_the_package_is_a_registered_format() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(FORMATS))
-def test_each_format_has_what_an_exporter_has(name: str) -> None:
+def test_each_format_implements_the_exporter_interface(name: str) -> None:
     found = FORMATS[name]
     assert found.name == name
     exporter = found.exporter

@@ -1,4 +1,4 @@
-"""What happens where an optional package is missing."""
+"""Test the behaviour without optional packages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An installation without any extra."""
+    """Simulate an installation without extras."""
     find = importlib.util.find_spec
 
     def without(name: str, *more: Any) -> Any:
@@ -35,7 +35,7 @@ def test_each_extra_is_declared() -> None:
         assert f'"{package}>=' in declared.split(f"\n{extra} = [")[1].split("]")[0]
 
 
-def test_a_missing_package_is_named_with_its_extra(bare: None) -> None:
+def test_the_error_for_a_missing_package_names_its_extra(bare: None) -> None:
     with pytest.raises(ConfigError) as caught:
         extras.require("tensorboard", "--tensorboard")
     assert caught.value.message == "--tensorboard needs the package tensorboard, which is not installed."
@@ -49,7 +49,7 @@ def test_a_dataset_without_the_library_is_refused(bare: None, capsys: pytest.Cap
     assert "pip install 'finetale[datasets]'" in printed
 
 
-def test_training_goes_without_tensorboard_unless_it_was_asked_for(
+def test_training_needs_tensorboard_only_if_it_was_requested(
     bare: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Flags: unknown ones are explained by meaning, and the short ones mean the same everywhere."""
+"""Test flags: unknown flags get a suggestion, and short flags have one meaning in all commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TRAINED = ("train", "plan")
 
 
 def refused(capsys: pytest.CaptureFixture[str], line: str) -> tuple[str, str]:
-    """The message and the hint of a command line that can't be parsed."""
+    """Parse an invalid command line; return the message and the hint."""
     assert run(line.split()) == 2
     error, hint = capsys.readouterr().err.splitlines()
     assert error.startswith("error: ")
@@ -44,17 +44,17 @@ def refused(capsys: pytest.CaptureFixture[str], line: str) -> tuple[str, str]:
         ("--num-return-sequences 3", "--num-samples 3"),
     ],
 )
-def test_unknown_flags_are_explained_by_meaning(flag: str, written: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_flags_get_a_suggestion(flag: str, written: str, capsys: pytest.CaptureFixture[str]) -> None:
     name = flag.split()[0].split("=")[0]
     message, hint = refused(capsys, f"train x {flag}")
     assert message == f"train has no flag {name}."
     expected = f"Did you mean {written}?" if "dekay" in flag else f"{name} is {written} here"
     assert hint.startswith(expected)
-    assert hint[len(expected)] in " .("  # the whole flag with its value
+    assert hint[len(expected)] in " .("  # the flag with its value
     assert hint.endswith("See `finetale train --help`.")
 
 
-def test_all_unknown_flags_are_named_together(capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_unknown_flags_are_reported_together(capsys: pytest.CaptureFixture[str]) -> None:
     message, hint = refused(capsys, "train x --lr 1 --epochs 3 --lora --out y --temp 2")
     assert message == "train has no flags --lr, --lora, --temp."
     for words in ("--learning-rate 1", "adapters are not offered", "--temperature 2"):
@@ -76,7 +76,7 @@ def test_only_near_names_are_suggested(line: str, expected: str, capsys: pytest.
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
-def test_every_command_explains(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_suggests_flags(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     message, hint = refused(capsys, f"{command} x --lr 3e-4")
     assert message == f"{command} has no flag --lr."
     assert ("--learning-rate 3e-4 here" if command in TRAINED else "--learning-rate of `finetale train`") in hint
@@ -89,14 +89,14 @@ def test_one_name_can_mean_different_things_to_commands(capsys: pytest.CaptureFi
         SamplingSettings.resolve({"max_length": 50})
 
 
-def test_keys_of_files_and_arguments_are_explained_with_their_values() -> None:
+def test_unknown_keys_of_files_and_arguments_get_a_suggestion_with_the_value() -> None:
     with pytest.raises(ConfigError) as caught:
         Config.resolve({"lr": 3e-4, "fp16": True, "load-in-8bit": True, "temp": 0.5})
     for words in ("learning_rate = 0.0003", "precision = bf16", "weights stay in fp32", "temperature = 0.5"):
         assert words in caught.value.hint
 
 
-def test_the_table_names_settings_that_exist() -> None:
+def test_the_table_of_suggestions_names_existing_settings() -> None:
     assert len(TRAINER_NAMES) > 250
     known = set(Config.model_fields)
     assert {name.setting for name in TRAINER_NAMES.values()} - known == {""}
@@ -118,7 +118,7 @@ def test_short_flags_mean_the_same_in_every_command() -> None:
 
 
 @pytest.mark.parametrize("command", ["generate", "evaluate", "compare", "serve"])
-def test_commands_whose_model_is_their_first_argument_say_so(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_with_the_model_as_first_argument_explain_it(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     for flag in ("--model", "-m", "--model-name-or-path"):
         hint = refused(capsys, f"{command} x {flag} gpt2")[1]
         assert hint.startswith(f"The model is the first argument: finetale {command} ")

@@ -1,4 +1,4 @@
-"""Documents of a packed row are kept apart in every architecture, and losses are those of the targets alone."""
+"""Test that the forward pass separates the documents of a packed row in every architecture, and its losses."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def bloom() -> PreTrainedModel:
 
 
 class LeaksByPosition(GPT2LMHeadModel):
-    """Numbers positions as it is told, but attends to all that came before unless a mask forbids it."""
+    """A model that uses the given positions, but attends to all earlier tokens unless a mask forbids it."""
 
     def forward(  # type: ignore[override]
         self,
@@ -86,8 +86,8 @@ class LeaksByPosition(GPT2LMHeadModel):
         return super().forward(input_ids=input_ids, position_ids=position_ids, attention_mask=mask, use_cache=use_cache)
 
 
-class LeaksByMaskToo(GPT2LMHeadModel):
-    """Attends to all that came before, whatever mask it gets."""
+class IgnoresMasks(GPT2LMHeadModel):
+    """A model that attends to all earlier tokens and ignores masks."""
 
     def forward(  # type: ignore[override]
         self,
@@ -104,8 +104,8 @@ class LeaksByMaskToo(GPT2LMHeadModel):
         )
 
 
-class KnowsNoPositions(GPT2LMHeadModel):
-    """Takes nothing but the ids."""
+class TakesOnlyIds(GPT2LMHeadModel):
+    """A model whose only input is the ids."""
 
     def forward(self, input_ids: torch.Tensor, use_cache: bool = False) -> Any:  # type: ignore[override]
         return super().forward(input_ids=input_ids, use_cache=use_cache)
@@ -118,8 +118,8 @@ MODELS: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
     "opt": (opt, "explicit mask"),
     "bloom": (bloom, "one row per document"),
     "leaks by position": (lambda: gpt2(LeaksByPosition), "explicit mask"),
-    "leaks by mask too": (lambda: gpt2(LeaksByMaskToo), "one row per document"),
-    "knows no positions": (lambda: gpt2(KnowsNoPositions), "one row per document"),
+    "ignores masks": (lambda: gpt2(IgnoresMasks), "one row per document"),
+    "takes only ids": (lambda: gpt2(TakesOnlyIds), "one row per document"),
 }
 
 
@@ -130,7 +130,7 @@ def built(name: str) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def batch(tmp_path_factory: pytest.TempPathFactory) -> Batch:
-    """Rows of one, two and more documents, and padding."""
+    """Return rows of one, two and more documents with padding."""
     stored = store(tmp_path_factory.mktemp("forward"), [story(n, 4 + 3 * (n % 5)) for n in range(16)])
     blocks = pack(stored, "train", SIZE)
     packed = blocks.batch(np.arange(len(blocks)))
@@ -140,7 +140,7 @@ def batch(tmp_path_factory: pytest.TempPathFactory) -> Batch:
 
 
 def alone(tiny: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """Losses of each document by itself, straight from the model."""
+    """Return the losses of single documents, computed with the model alone."""
     losses = torch.zeros(batch.labels.shape)
     number = 0
     for row in range(len(batch.inputs)):
@@ -155,7 +155,7 @@ def alone(tiny: PreTrainedModel, batch: Batch) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_documents_are_kept_apart(name: str, batch: Batch) -> None:
+def test_packed_documents_do_not_affect_each_other(name: str, batch: Batch) -> None:
     tiny = built(name)
     assert find_route(tiny) == Route(MODELS[name][1])
     with torch.inference_mode():
@@ -170,9 +170,9 @@ FAST = {
     "llama": Route("document borders passed to attention", head=True),
     "opt": Route(
         "document borders passed to attention", head=True
-    ),  # its embedding has a padding entry without a gradient
+    ),  # the embedding has a padding entry without a gradient
     "bloom": Route("one row per document", head=True, tied=True),
-    "leaks by mask too": Route("one row per document", head=True, tied=True),
+    "ignores masks": Route("one row per document", head=True, tied=True),
 }
 
 
@@ -196,7 +196,7 @@ def test_the_speed_layer_changes_neither_losses_nor_gradients(name: str, batch: 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt-neox", "llama", "opt", "bloom"])
 def test_bf16_works_in_every_architecture(name: str, batch: Batch) -> None:
-    """Rotary positions leave query and key in fp32 under autocast, and the value in bf16."""
+    """With autocast, rotary positions give query and key in fp32, and value in bf16."""
     exact, half = (PackedForward(speed.apply(built(name)), precision=kind) for kind in ("fp32", "bf16"))
     totals = []
     for forward in (exact, half):
@@ -221,7 +221,7 @@ def test_bf16_works_in_every_architecture(name: str, batch: Batch) -> None:
         ({"logit_scale": 1.0}, Route("document borders passed to attention", head=True)),
     ],
 )
-def test_what_a_config_tells_is_believed_before_a_small_batch(change: dict[str, Any], route: Route) -> None:
+def test_the_config_decides_if_a_small_batch_cannot(change: dict[str, Any], route: Route) -> None:
     tiny = built("llama")
     for name, value in change.items():
         setattr(tiny.config, name, value)
@@ -282,7 +282,7 @@ def test_a_compiled_model_sees_few_shapes(batch: Batch, monkeypatch: pytest.Monk
     assert [arguments["max_length_q"] for arguments in seen] == [64, 64, 32, 32]
 
 
-def test_generation_is_untouched_by_the_speed_layer() -> None:
+def test_the_speed_layer_does_not_change_generation() -> None:
     ids = torch.tensor([[5, 6, 7, 8], [0, 0, 9, 10]])
     mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
     written = [
@@ -299,11 +299,11 @@ def test_generation_is_untouched_by_the_speed_layer() -> None:
         ("opt", "restarting positions"),
         ("bloom", "restarting positions"),
         ("leaks by position", "restarting positions"),
-        ("leaks by mask too", "restarting positions"),
-        ("leaks by mask too", "explicit mask"),
+        ("ignores masks", "restarting positions"),
+        ("ignores masks", "explicit mask"),
     ],
 )
-def test_what_is_not_chosen_would_leak(name: str, wrong: str, batch: Batch) -> None:
+def test_rejected_routes_leak_between_documents(name: str, wrong: str, batch: Batch) -> None:
     tiny = built(name)
     with torch.inference_mode():
         leaking = PackedForward(tiny, route=Route(wrong)).token_losses(batch)
@@ -311,7 +311,7 @@ def test_what_is_not_chosen_would_leak(name: str, wrong: str, batch: Batch) -> N
 
 
 @pytest.mark.parametrize("isolation", ["restarting positions", "explicit mask", "one row per document"])
-def test_gradients_are_the_same_however_documents_are_kept_apart(isolation: str, batch: Batch) -> None:
+def test_every_route_gives_the_same_gradients(isolation: str, batch: Batch) -> None:
     gradients = []
     for way in ("restarting positions", isolation):
         tiny = built("gpt2")
@@ -322,9 +322,9 @@ def test_gradients_are_the_same_however_documents_are_kept_apart(isolation: str,
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_trying_leaves_the_model_as_it_was(training: bool) -> None:
+def test_choosing_a_route_does_not_change_the_model(training: bool) -> None:
     tiny = model(0, dropout=0.5).train(training)
-    assert find_route(tiny) == Route("restarting positions")  # dropout would hide it
+    assert find_route(tiny) == Route("restarting positions")  # dropout would hide a difference
     assert tiny.training is training
     assert tiny.transformer.drop.training is training
     assert all(p.grad is None for p in tiny.parameters())

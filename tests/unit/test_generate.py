@@ -1,4 +1,4 @@
-"""The sampler is reproducible, does not depend on the batch, and agrees with transformers where both have a feature."""
+"""Test that the sampler is reproducible, does not depend on the batch, and agrees with transformers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PROMPTS = ["The river", "", "Every bridge in the tale was old, and the miller", 
 def make_model(**changes: Any) -> GPT2LMHeadModel:
     torch.manual_seed(1)
     values = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": CONTEXT, "vocab_size": PADDED_VOCAB}
-    # A large range makes the random model's choices differ from each other instead of all being about equal.
+    # A large initializer range gives the random model clear preferences.
     config = GPT2Config(**values | changes, initializer_range=0.5, bos_token_id=END, eos_token_id=END)
     return GPT2LMHeadModel(config).eval()
 
@@ -71,12 +71,12 @@ def ids_of(prompt: str) -> list[int]:
 
 
 def continuation(output: torch.Tensor, prompt: str) -> str:
-    """The text of what model.generate added to a prompt."""
+    """Return the text that model.generate added to a prompt."""
     return TOKENIZER.decode(output[len(ids_of(prompt)) :], skip_special_tokens=True)
 
 
 def reference(model: Any, prompt: str, **options: Any) -> list[str]:
-    """Texts of model.generate, which sees the same prompt and may not choose padded ids either."""
+    """Return the texts of model.generate for the same prompt, without padded ids."""
     ids = torch.tensor([ids_of(prompt)])
     options = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": END, "pad_token_id": END} | options
     padded = list(range(len(TOKENIZER), model.config.vocab_size))
@@ -93,7 +93,7 @@ def test_same_seed_gives_the_same_text_and_another_seed_another(generator: Gener
     assert all(one != two for one, two in zip(first, other, strict=True))
 
 
-def test_samples_differ_and_do_not_depend_on_how_many_are_asked_for(generator: Generator) -> None:
+def test_samples_differ_and_do_not_depend_on_their_number(generator: Generator) -> None:
     (four,) = texts(generator, ["The river"], settings(), n=4)
     (two,) = texts(generator, ["The river"], settings(), n=2)
     assert len(set(four)) == 4
@@ -105,12 +105,12 @@ def test_sample_carries_prompt_seed_and_count(generator: Generator) -> None:
     assert (sample.prompt, sample.seed, sample.finish_reason, sample.num_tokens) == ("The river", 5, "length", 3)
 
 
-def test_prompts_have_random_streams_of_their_own() -> None:
-    """Else a weak model says much the same after every prompt."""
+def test_prompts_have_different_random_streams() -> None:
+    """With one stream, a weak model would write similar text after every prompt."""
     flat = make_model()
     with torch.no_grad():
         for weight in flat.parameters():
-            weight.zero_()  # every token is as likely as any other, whatever the prompt
+            weight.zero_()  # all tokens are equally likely after every prompt
     texts = [
         samples[0].text
         for samples in Generator(flat, TOKENIZER).generate(["The river", "A fox", "The river"], settings())
@@ -119,13 +119,13 @@ def test_prompts_have_random_streams_of_their_own() -> None:
     assert texts[0] != texts[1]
 
 
-def test_random_streams_of_neighbours_are_unrelated() -> None:
+def test_neighbouring_random_streams_are_uncorrelated() -> None:
     draws = [torch.rand(1, generator=random_stream(seed, sample)).item() for seed in range(20) for sample in range(20)]
     assert len(set(draws)) == 400
     assert abs(sum(draws) / 400 - 0.5) < 0.06  # four standard errors
 
 
-def test_global_random_state_and_modes_are_left_alone() -> None:
+def test_global_random_state_and_modes_do_not_change() -> None:
     model = make_model()
     model.train()
     model.transformer.h[0].eval()
@@ -146,7 +146,7 @@ def test_global_random_state_and_modes_are_left_alone() -> None:
     assert all(inference)
     assert torch.equal(torch.get_rng_state(), before)
     assert [module.training for module in model.modules()] == modes
-    # Dropout (0.1 in this model) was off all the same.
+    # Dropout (0.1 in this model) was off during generation.
     assert plain == texts(Generator(make_model(), TOKENIZER), ["The river"], settings(), n=2)
 
 
@@ -187,7 +187,7 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_batch_gives_what_each_prompt_gives_alone(family: str) -> None:
+def test_a_batch_gives_the_same_texts_as_single_prompts(family: str) -> None:
     config: PreTrainedConfig = FAMILIES[family]()
     config.vocab_size = PADDED_VOCAB
     config.bos_token_id = config.eos_token_id = END
@@ -202,16 +202,16 @@ def test_a_batch_gives_what_each_prompt_gives_alone(family: str) -> None:
     assert greedy == [reference(generator.model, prompt, max_new_tokens=16) for prompt in PROMPTS]
 
 
-def test_a_batch_with_history_penalties_gives_what_each_prompt_gives_alone(generator: Generator) -> None:
+def test_a_batch_with_history_penalties_gives_the_same_texts_as_single_prompts(generator: Generator) -> None:
     chosen = settings(no_repeat_ngram_size=2, repetition_penalty=1.3, stop="e")
     together = generator.generate(PROMPTS, chosen)
     assert together == [generator.generate([prompt], chosen)[0] for prompt in PROMPTS]
-    # They leave the batch at different times.
+    # The prompts finish at different times.
     assert len({sample.num_tokens for (sample,) in together}) > 1
 
 
-def test_padding_is_no_history() -> None:
-    # The second row is one token long. Its padding is token 0, which would be its choice if it had not been said.
+def test_padding_does_not_count_as_history() -> None:
+    # The second row has one token. Its padding is token 0, which is its choice unless a penalty applies.
     ids = torch.tensor([[0, 1, 2, 3], [0, 0, 0, 3]])
     scores = torch.tensor([[3.0, 2.0, 1.0, 1.0, 2.5], [3.0, 2.0, 1.0, 1.0, 2.5]])
     for changes in ({"repetition_penalty": 2.0}, {"no_repeat_ngram_size": 1}):
@@ -220,12 +220,12 @@ def test_padding_is_no_history() -> None:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neo"])
-def test_padding_never_passes_the_context(family: str) -> None:
+def test_padding_does_not_exceed_the_context(family: str) -> None:
     # GPT-Neo's causal mask has as many columns as the model has positions, padding included.
     config = FAMILIES[family]()
     config.vocab_size = PADDED_VOCAB
     generator = Generator(AutoModelForCausalLM.from_config(config).eval(), TOKENIZER)
-    generator.ends = ()  # no token ends a text
+    generator.ends = ()  # no token ends the text
     long = TOKENIZER.decode(TOKENIZER.encode(" ".join(SENTENCES))[:50])
     samples = generator.generate([long, "toll"], settings(max_new_tokens=500))
     lengths = [len(ids_of(sample.prompt)) + sample.num_tokens for (sample,) in samples]
@@ -233,7 +233,7 @@ def test_padding_never_passes_the_context(family: str) -> None:
     assert [sample.finish_reason for (sample,) in samples] == ["length", "length"]
 
 
-def test_no_prompts_and_no_samples(generator: Generator) -> None:
+def test_empty_prompt_lists_and_zero_samples(generator: Generator) -> None:
     assert generator.generate([], settings()) == []
     with pytest.raises(GenerationError, match="n = 0"):
         generator.generate(["a"], settings(), n=0)
@@ -251,7 +251,7 @@ def test_bfloat16_model_is_reproducible() -> None:
 # Agreement with transformers
 
 
-def test_greedy_is_what_transformers_gives(model: GPT2LMHeadModel, generator: Generator) -> None:
+def test_greedy_search_equals_that_of_transformers(model: GPT2LMHeadModel, generator: Generator) -> None:
     expected = [reference(model, prompt) for prompt in PROMPTS]
     assert texts(generator, PROMPTS, settings(temperature=0)) == expected
     assert texts(generator, PROMPTS, settings(top_k=1)) == expected
@@ -259,7 +259,7 @@ def test_greedy_is_what_transformers_gives(model: GPT2LMHeadModel, generator: Ge
 
 
 @pytest.mark.parametrize("options", [{"repetition_penalty": 1.5}, {"no_repeat_ngram_size": 2}])
-def test_history_penalties_are_what_transformers_gives(
+def test_history_penalties_equal_those_of_transformers(
     model: GPT2LMHeadModel, generator: Generator, options: dict[str, Any]
 ) -> None:
     expected = [reference(model, prompt, **options) for prompt in PROMPTS]
@@ -277,14 +277,14 @@ def test_no_ngram_occurs_twice(model: GPT2LMHeadModel) -> None:
     assert len(pairs) == len(set(pairs)) >= 20
 
 
-def test_a_text_ends_when_every_token_is_forbidden() -> None:
+def test_a_text_ends_if_every_token_is_forbidden() -> None:
     generator = Generator(make_model(n_positions=512), TOKENIZER)
     ((sample,),) = generator.generate([""], settings(max_new_tokens=500, no_repeat_ngram_size=1))
-    # The prompt is the one end-of-text; each other token can come once.
+    # The prompt is one end-of-text, and each other token can occur once.
     assert (sample.num_tokens, sample.finish_reason) == (len(TOKENIZER) - 1, "length")
 
 
-def test_beams_are_what_transformers_gives(model: GPT2LMHeadModel, generator: Generator) -> None:
+def test_beam_search_equals_that_of_transformers(model: GPT2LMHeadModel, generator: Generator) -> None:
     for options in ({}, {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2}):
         expected = [reference(model, prompt, num_beams=3, num_return_sequences=2, **options) for prompt in PROMPTS]
         assert texts(generator, PROMPTS, settings(num_beams=3, **options), n=2) == expected
@@ -313,7 +313,7 @@ def choose(logits: list[float], times: int = 1, **changes: Any) -> list[int]:
     return [sampler.choose(scores, torch.zeros(1, 1, dtype=torch.long), [0], [(0,)]).item() for _ in range(times)]
 
 
-def test_tokens_come_as_often_as_the_softmax_says() -> None:
+def test_tokens_have_the_frequencies_of_the_softmax() -> None:
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
     counts = torch.bincount(torch.tensor(choose(probabilities.log().tolist(), 4000)), minlength=4)
     assert torch.allclose(counts / 4000, probabilities, atol=0.03)  # about four standard errors
@@ -335,7 +335,7 @@ def test_tokens_come_as_often_as_the_softmax_says() -> None:
         ({"temperature": 0.0}, {0}),
     ],
 )
-def test_masks_leave_out_what_they_should(changes: dict[str, Any], allowed: set[int]) -> None:
+def test_top_k_top_p_and_min_p_mask_the_right_tokens(changes: dict[str, Any], allowed: set[int]) -> None:
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().tolist()
     assert set(choose(logits, 400, **changes)) == allowed
 
@@ -381,7 +381,7 @@ def test_generation_ends_at_end_of_text(model: GPT2LMHeadModel, generator: Gener
     assert all(sample.num_tokens == 50 for sample in samples if sample.finish_reason == "length")
 
 
-def test_prompt_that_fills_the_context_but_for_one(generator: Generator) -> None:
+def test_a_prompt_that_leaves_room_for_one_token(generator: Generator) -> None:
     prompt = TOKENIZER.decode(TOKENIZER.encode(" ".join(SENTENCES) * 4)[: CONTEXT - 2])
     assert len(ids_of(prompt)) == CONTEXT - 1
     ((sample,),) = generator.generate([prompt], settings())
@@ -390,7 +390,7 @@ def test_prompt_that_fills_the_context_but_for_one(generator: Generator) -> None
         generator.stream(prompt + "e", settings())
 
 
-def test_long_prompt_is_refused_or_cut_at_its_start(generator: Generator) -> None:
+def test_a_long_prompt_is_refused_or_cut_at_its_start(generator: Generator) -> None:
     prompt = " ".join(SENTENCES) * 6
     ids = ids_of(prompt)
     with pytest.raises(GenerationError, match=f"has {len(ids)} tokens.* context of {CONTEXT}") as caught:
@@ -402,7 +402,7 @@ def test_long_prompt_is_refused_or_cut_at_its_start(generator: Generator) -> Non
         ((greedy,),) = generator.generate([prompt], settings(temperature=0, max_new_tokens=1000), truncate=True)
     finally:
         generator.ends = ends
-    # 24 new tokens have room behind the last 40; 1000 never have, and half the context is kept.
+    # 24 new tokens fit after the last 40 of the prompt. 1,000 never fit, so half of the context is kept.
     assert (sample.num_tokens, greedy.num_tokens) == (24, CONTEXT // 2)
     kept = torch.tensor([ids[-40:]])
     padded = list(range(len(TOKENIZER), PADDED_VOCAB))
@@ -417,14 +417,14 @@ def test_long_prompt_is_refused_or_cut_at_its_start(generator: Generator) -> Non
 # Streams and stop strings
 
 
-def test_stream_joins_to_the_text(generator: Generator) -> None:
+def test_a_stream_adds_up_to_the_text(generator: Generator) -> None:
     pieces = list(generator.stream("The river", settings()))
     ((sample,),) = generator.generate(["The river"], settings())
     assert "".join(pieces) == sample.text
     assert len(pieces) > 5
 
 
-def test_stream_returns_the_sample(generator: Generator) -> None:
+def test_a_stream_returns_the_sample(generator: Generator) -> None:
     returned = []
 
     def consume() -> Iterator[str]:
@@ -434,7 +434,7 @@ def test_stream_returns_the_sample(generator: Generator) -> None:
     assert returned == generator.generate(["The river"], settings())[0]
 
 
-def test_stop_strings_are_cut_out_of_texts_and_streams(generator: Generator) -> None:
+def test_stop_strings_end_texts_and_streams(generator: Generator) -> None:
     ((whole,),) = texts(generator, ["The river"], settings())
     checked = 0
     for size in (1, 2, 5, 9):
@@ -452,7 +452,7 @@ def test_stop_strings_are_cut_out_of_texts_and_streams(generator: Generator) -> 
 def assembled(
     tokens: list[int], stop: tuple[str, ...] = (), tokenizer: Any = TOKENIZER
 ) -> tuple[list[str], TextStream]:
-    """Pieces of a stream of given tokens."""
+    """Return the pieces of a stream of given tokens."""
     text = TextStream(tokenizer, [], stop)
     pieces = []
     for token in tokens:
@@ -464,20 +464,20 @@ def assembled(
     return [*pieces, text.take(final=True)], text
 
 
-def test_no_part_of_a_stop_string_leaks() -> None:
+def test_no_part_of_a_stop_string_is_streamed() -> None:
     tokens = [TOKENIZER.encode(letter)[0] for letter in "tal tale: END."]
     pieces, text = assembled(tokens, ("tale: END",))
     assert pieces == ["", "", "", "tal ", *[""] * 9, ""]
     assert text.stopped
     assert text.text == "tal "
-    # What only looked like a stop string comes out when it is none, and at the end.
+    # The beginning of a stop string is streamed if the text continues otherwise or ends.
     pieces, text = assembled(tokens[:-2], ("tale: END",))
     assert not text.stopped
     assert "".join(pieces) == "tal tale: EN"
     assert pieces[-1] == "tale: EN"
 
 
-def test_earliest_of_several_stop_strings_counts() -> None:
+def test_the_earliest_of_several_stop_strings_ends_the_text() -> None:
     tokens = TOKENIZER.encode("The miller told a tale")
     assert assembled(tokens, ("tale", "told", "iller told"))[1].text == "The m"
 
@@ -491,13 +491,13 @@ def test_characters_of_several_tokens_stream_whole() -> None:
     assert "你" in pieces
     assert "🐦" in pieces
     assert not any("\ufffd" in piece for piece in pieces)
-    # A text that is cut within a character ends as the tokenizer decodes it.
+    # An incomplete character at the end is decoded by the tokenizer.
     pieces, _ = assembled(tokens[:4])
     assert "".join(pieces) == TOKENIZER.decode(tokens[:4]) == "a \ufffd"
     assert not any("\ufffd" in piece for piece in pieces[:-1])
 
 
-def test_pieces_of_random_bytes_join_to_the_whole() -> None:
+def test_pieces_of_random_bytes_add_up_to_the_text() -> None:
     stream = random_stream(0, 0)
     for _ in range(50):
         tokens = torch.randint(0, len(TOKENIZER), (60,), generator=stream).tolist()
@@ -505,7 +505,7 @@ def test_pieces_of_random_bytes_join_to_the_whole() -> None:
         assert "".join(pieces) == TOKENIZER.decode(tokens, skip_special_tokens=True)
 
 
-def test_bytes_that_are_no_characters_are_not_held_back_for_ever() -> None:
+def test_invalid_bytes_are_streamed_after_a_limit() -> None:
     lead = TOKENIZER.encode("é")[0]
     pieces, _ = assembled([lead] * 20)
     assert "".join(pieces) == TOKENIZER.decode([lead] * 20) == "\ufffd" * 20
@@ -539,7 +539,7 @@ def test_tokenizer_that_puts_spaces_between_characters() -> None:
     assert sample.num_tokens > 1
 
 
-def test_penalties_count_what_was_generated_and_not_the_prompt() -> None:
+def test_penalties_ignore_the_prompt() -> None:
     scores = torch.tensor([[5.0, 4.0, 3.0, 0.0]] * 2)
     ids = torch.tensor([[0, 0, 0, 1], [0, 0, 0, 0]])
 
@@ -555,7 +555,7 @@ def test_penalties_count_what_was_generated_and_not_the_prompt() -> None:
     assert pick(presence_penalty=1.5, frequency_penalty=1.0) == [1, 0]
 
 
-def test_a_bias_is_added_before_anything_else() -> None:
+def test_the_logit_bias_is_added_first() -> None:
     scores = torch.tensor([[5.0, 4.0, 3.0]])
     sampler = Sampler(settings(temperature=0), 3, [], {}, bias={0: -100.0, 2: 1.5})
     assert sampler.choose(scores, torch.zeros(1, 1, dtype=torch.long), [0], [(0,)]).tolist() == [2]
@@ -573,7 +573,7 @@ def test_a_penalised_text_repeats_itself_less(generator: Generator) -> None:
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.1, 3.0, 20.0])
-def test_noise_that_is_left_out_would_not_have_won(spread: float) -> None:
+def test_skipped_noise_would_not_have_been_chosen(spread: float) -> None:
     settings = SamplingSettings.resolve({"temperature": 1.0, "top_p": 1.0, "top_k": 0})
     torch.manual_seed(int(spread * 10))
     scores = torch.randn(40, 5000) * spread
@@ -589,12 +589,12 @@ def test_noise_that_is_left_out_would_not_have_won(spread: float) -> None:
 
 @pytest.mark.parametrize("top_p", [0.01, 0.3, 0.9, 0.999])
 @pytest.mark.parametrize("spread", [0.0, 1.0, 5.0])
-def test_top_p_keeps_what_a_sort_of_all_would_keep(top_p: float, spread: float) -> None:
+def test_top_p_keeps_the_same_tokens_as_a_full_sort(top_p: float, spread: float) -> None:
     torch.manual_seed(0)
     scores = torch.randn(8, 6000) * spread
     scores[0, :4000] = -torch.inf
     found, expected = _TopP(top_p)(torch.zeros(8, 1), scores), TopPLogitsWarper(top_p)(torch.zeros(8, 1), scores)
     if spread:
         assert torch.equal(found, expected)
-    else:  # all are as likely, and where the sum ends is a matter of rounding
+    else:  # all tokens are equally likely, so rounding decides where the sum reaches top_p
         assert (found.isinf().sum(-1) - expected.isinf().sum(-1)).abs().max() <= 1

@@ -1,4 +1,4 @@
-"""A conversation in the terminal: what the model reads at each turn."""
+"""Test an interactive session: the prompt of the model at each turn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Simulated coverage: 95% intervals hold the true value in 90% to 98% of texts, from 5 documents on.
+"""Simulate coverage: with 5 documents or more, 95% intervals contain the true value in 90% to 98% of texts.
 
 Run this file to print the table of docs/measures.md: `python tests/unit/test_intervals.py`.
 """
@@ -25,7 +25,7 @@ class World:
     Attributes:
         spread: standard deviation of the logarithm of a document's length, whose median is 800 tokens.
         draw: (generator, number, logarithms of length / 800) → loss per token of each document before training, and
-            its change; the noise of the tokens comes on top.
+            its change, without the noise of the tokens.
     """
 
     spread: float
@@ -71,13 +71,13 @@ HOSTILE = {
     "lengths of all sizes (1.5)": World(1.5, normal),
     "two kinds of documents (0.8)": World(0.8, two_kinds),
 }
-"""Worlds in which no method that was tried holds 90% to 98% for all numbers of documents."""
+"""Worlds in which no tested method has a coverage of 90% to 98% for all numbers of documents."""
 
 FIGURES = ("loss", "bits_per_byte", "change per token", "change per byte")
 
 
 def texts(world: World, number: int, rng: np.random.Generator) -> tuple[Measurement, Measurement]:
-    """One held-out text of so many documents, measured before and after training."""
+    """Return one held-out text of some documents, measured before and after training."""
     longer = world.spread * rng.normal(size=number)
     tokens = np.maximum(20.0, np.round(800 * np.exp(longer)))
     before, moved = world.draw(rng, number, longer)
@@ -89,7 +89,7 @@ def texts(world: World, number: int, rng: np.random.Generator) -> tuple[Measurem
 
 
 def coverage(world: World, number: int, repeats: int, seed: int) -> dict[str, float]:
-    """Share of texts whose interval holds the value of a text of a million documents, for each of FIGURES."""
+    """Return, for each of FIGURES, the share of intervals that contain the value of a text of a million documents."""
     rng = np.random.default_rng(seed)
     before, after = texts(world, 1_000_000, rng)
     truth = {
@@ -120,7 +120,7 @@ def coverage(world: World, number: int, repeats: int, seed: int) -> dict[str, fl
 @pytest.mark.parametrize(
     "name", ["documents of one length", "lengths that differ (0.5)", "skewed losses (0.8)", "hardly any change (0.8)"]
 )
-def test_intervals_hold_what_they_promise(name: str, number: int) -> None:
+def test_intervals_have_the_promised_coverage(name: str, number: int) -> None:
     found = coverage(WORLDS[name], number, 300, seed=1)
     assert all(0.90 <= share <= 0.98 for share in found.values()), found
 
@@ -128,7 +128,7 @@ def test_intervals_hold_what_they_promise(name: str, number: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [5, 8, 12, 20, 50])
 @pytest.mark.parametrize("name", WORLDS)
-def test_intervals_hold_what_they_promise_in_all_worlds(name: str, number: int) -> None:
+def test_intervals_have_the_promised_coverage_in_all_worlds(name: str, number: int) -> None:
     found = coverage(WORLDS[name], number, 1500, seed=2)
     assert all(0.90 <= share <= 0.985 for share in found.values()), found
 
@@ -136,13 +136,13 @@ def test_intervals_hold_what_they_promise_in_all_worlds(name: str, number: int) 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [5, 8, 12, 20, 50])
 @pytest.mark.parametrize("name", HOSTILE)
-def test_intervals_do_not_break_in_hostile_worlds(name: str, number: int) -> None:
+def test_intervals_keep_a_minimum_coverage_in_hostile_worlds(name: str, number: int) -> None:
     found = coverage(HOSTILE[name], number, 1500, seed=3)
     assert all(0.86 <= share <= 0.992 for share in found.values()), found
 
 
-def test_a_document_is_no_more_than_one_of_the_units() -> None:
-    """With 5 documents of many alike tokens the interval is as wide as the spread of the documents asks for."""
+def test_intervals_treat_documents_as_the_units() -> None:
+    """With 5 documents of many similar tokens, the width follows from the spread between documents."""
     rng = np.random.default_rng(0)
     losses = 3 + 0.3 * rng.normal(size=5)
     short, long = (

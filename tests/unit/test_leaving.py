@@ -1,4 +1,4 @@
-"""A long call that is not Python's can be left when a signal comes."""
+"""Test that a signal can interrupt a long call that runs no Python code."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import pytest
 from finetale.signals import Stopped, StopRequest, leave_open
 
 
-def test_a_result_and_an_error_come_through() -> None:
+def test_results_and_errors_are_passed_on() -> None:
     assert leave_open(lambda: 7, threading.Event()) == 7
     with pytest.raises(ZeroDivisionError):
         leave_open(lambda: 1 // 0, threading.Event())
 
 
-def test_outside_the_main_thread_it_is_just_called() -> None:
+def test_the_function_is_called_directly_outside_of_the_main_thread() -> None:
     seen: list[threading.Thread] = []
     thread = threading.Thread(
         target=lambda: leave_open(lambda: seen.append(threading.current_thread()), threading.Event())
@@ -30,7 +30,7 @@ def test_outside_the_main_thread_it_is_just_called() -> None:
     assert seen == [thread]
 
 
-def test_a_signal_leaves_the_call_behind_and_tells_it() -> None:
+def test_a_signal_abandons_the_call_and_notifies_it() -> None:
     abandon = threading.Event()
     threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
     started = time.monotonic()
@@ -40,7 +40,7 @@ def test_a_signal_leaves_the_call_behind_and_tells_it() -> None:
     assert abandon.is_set()
 
 
-def test_a_process_ends_although_a_call_was_left_behind() -> None:
+def test_a_process_ends_despite_an_abandoned_call() -> None:
     code = """
 import os, signal, threading, time
 from finetale.signals import Stopped, StopRequest, leave, leave_open
@@ -55,4 +55,4 @@ except Stopped:
     started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (75, "left\n", "")
-    assert time.monotonic() - started < 15, "it does not wait for the call"
+    assert time.monotonic() - started < 15, "the process does not wait for the call"

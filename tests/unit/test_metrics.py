@@ -1,4 +1,4 @@
-"""Figures are sums divided by counts, with intervals that hold what they promise."""
+"""Test the metrics: sums divided by counts, and their intervals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tiny import part, store, story
 
 
 class CountedForward:
-    """A forward pass whose loss of a target is its id / 100, so that sums can be had without a model."""
+    """A fake forward pass. The loss of a target is its id / 100."""
 
     def __init__(self) -> None:
         self.model = torch.nn.Linear(1, 1).train()
@@ -55,7 +55,7 @@ def change(before: Measurement, after: Measurement, *, per: metrics.Unit) -> dic
 
 
 def documents(nats: Any, tokens: float = 100.0, words: float | Any = 50.0, size: float = 400.0) -> Measurement:
-    """A measurement of documents of equal length."""
+    """Return a measurement of documents of equal length."""
     sums = np.asarray(nats, np.float64)
     full = np.ones(len(sums))
     return Measurement(sums, full * tokens, full * words, full * size)
@@ -64,13 +64,13 @@ def documents(nats: Any, tokens: float = 100.0, words: float | Any = 50.0, size:
 # Sums and counts
 
 
-def test_sums_and_counts_are_those_of_the_text(tmp_path: Path) -> None:
+def test_sums_and_counts_match_the_text(tmp_path: Path) -> None:
     held = store(
         tmp_path, [part("Nobody came"), part("not here", "test"), part("the lamp stood on the sill"), part("é")]
     )
     measured = counted(pack(held, "train", 8))
     rows = [0, 2, 3]
-    ends = 0  # id of the end-of-text, which is a target too
+    ends = 0  # end-of-text is a target too
     assert measured.nats.tolist() == pytest.approx([(sum(held.ids(row).tolist()) + ends) / 100 for row in rows])
     assert measured.tokens.tolist() == [len(held.ids(row)) + 1 for row in rows]
     assert measured.words.tolist() == [2, 6, 1]
@@ -88,7 +88,7 @@ def test_figures_follow_from_the_sums() -> None:
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_the_parts_of_several_processes_sum_to_the_whole(tmp_path: Path, world: int) -> None:
+def test_measurements_of_several_processes_add_up(tmp_path: Path, world: int) -> None:
     blocks = pack(stored(tmp_path, 24), "train", 64)
     whole = counted(blocks, batch_size=2)
     shares: list[list[Floats]] = []
@@ -109,7 +109,7 @@ def test_the_parts_of_several_processes_sum_to_the_whole(tmp_path: Path, world: 
         np.testing.assert_allclose(getattr(together, name), getattr(whole, name), rtol=1e-12)
 
 
-def test_measuring_tells_how_far_it_is_and_can_be_stopped(tmp_path: Path) -> None:
+def test_measuring_reports_progress_and_can_be_stopped(tmp_path: Path) -> None:
     blocks = pack(stored(tmp_path, 12), "train", 64)
     forward: Any = CountedForward()
     told: list[tuple[int, int]] = []
@@ -132,7 +132,7 @@ def test_measuring_tells_how_far_it_is_and_can_be_stopped(tmp_path: Path) -> Non
 # Intervals
 
 
-def test_there_are_intervals_from_five_documents_on() -> None:
+def test_five_documents_are_enough_for_an_interval() -> None:
     assert MIN_DOCUMENTS == 5
     few, enough = (
         documents([300.0, 310.0, 290.0, 305.0]).summary().to_dict(),
@@ -144,7 +144,7 @@ def test_there_are_intervals_from_five_documents_on() -> None:
     assert documents([200.0]).summary().to_dict()["interval"] is None
 
 
-def test_the_interval_of_documents_of_one_length_is_students() -> None:
+def test_the_interval_of_documents_of_equal_length_is_that_of_students_t() -> None:
     """Mean ± t(4 degrees of freedom, 97.5%) × standard deviation / √5, by hand."""
     figures = documents([280.0, 290.0, 300.0, 310.0, 320.0], tokens=100).summary().to_dict()
     half = 2.7764451 * 0.15811388 / math.sqrt(5)  # losses 2.8, 2.9, 3.0, 3.1, 3.2
@@ -168,7 +168,7 @@ def test_the_interval_of_documents_of_different_lengths_by_hand() -> None:
     ("freedom", "quantile"),
     [(1, 12.706205), (2, 4.302653), (4, 2.776445), (10, 2.228139), (30, 2.042272), (120, 1.979930), (1e6, 1.959966)],
 )
-def test_quantiles_of_students_t_are_those_of_the_tables(freedom: float, quantile: float) -> None:
+def test_quantiles_of_students_t_match_published_tables(freedom: float, quantile: float) -> None:
     assert t_quantile(freedom) == pytest.approx(quantile, abs=2e-6)
     assert t_quantile(1.5) == pytest.approx(6.178, abs=0.6)  # between 1 and 2
 
@@ -176,7 +176,7 @@ def test_quantiles_of_students_t_are_those_of_the_tables(freedom: float, quantil
 def test_degrees_of_freedom_fall_with_unequal_lengths() -> None:
     assert degrees_of_freedom(np.full(8, 1 / 8)) == pytest.approx(7)
     assert degrees_of_freedom(np.full(1000, 1 / 1000)) == pytest.approx(999)
-    # Two published formulas, Bell and McCaffrey's with the whole matrix.
+    # Compare with two published formulas; Bell and McCaffrey's uses the whole matrix.
     shares = np.array([0.05, 0.1, 0.15, 0.2, 0.5])
     centred = np.eye(5) - np.outer(np.ones(5), shares)
     form = np.diag((shares / (1 - shares)) ** 2) @ centred @ centred.T
@@ -187,7 +187,7 @@ def test_degrees_of_freedom_fall_with_unequal_lengths() -> None:
     assert degrees_of_freedom(np.array([0.96, 0.01, 0.01, 0.01, 0.01])) == pytest.approx(1, abs=0.05)
 
 
-def test_one_document_that_outweighs_all_others_gives_a_wide_interval() -> None:
+def test_one_dominant_document_gives_a_wide_interval() -> None:
     nats = np.array([3000.0, 310, 290, 320, 280])
     low, high = (
         Measurement(nats, np.array([1000.0, 100, 100, 100, 100]), nats, nats).summary().to_dict()["interval"]["loss"]
@@ -207,12 +207,12 @@ def test_intervals_contain_the_value_and_shrink_with_more_text() -> None:
     assert all(0 < later < 0.5 * earlier for earlier, later in widths.values())
 
 
-def test_figures_that_can_not_be_negative_have_no_negative_ends() -> None:
+def test_intervals_of_positive_figures_are_not_negative() -> None:
     low, high = documents([1.0, 1, 1, 1, 900]).summary().to_dict()["interval"]["loss"]
     assert (low, high > 2) == (0.0, True)
 
 
-def test_words_are_counted_only_where_white_space_separates_them() -> None:
+def test_words_are_counted_only_if_white_space_separates_them() -> None:
     measured = Measurement(*(np.full(6, value) for value in (300.0, 100.0, 2.0, 600.0)), spaced=False)
     figures = measured.summary().to_dict()
     assert (figures["words"], figures["word_perplexity"], figures["interval"]["word_perplexity"]) == (None, None, None)
@@ -223,13 +223,13 @@ def test_words_are_counted_only_where_white_space_separates_them() -> None:
 
 
 def noisy(seed: int, number: int = 60, mean: float = 300.0, deviation: float = 60.0) -> Floats:
-    """Nats of documents that differ much from each other."""
+    """Return nats of documents that differ much from each other."""
     return np.random.default_rng(seed).normal(mean, deviation, number)
 
 
-def test_change_excludes_zero_where_every_document_improves() -> None:
+def test_the_change_excludes_zero_if_every_document_improves() -> None:
     before = noisy(0)
-    after = before - np.random.default_rng(1).uniform(1, 9, 60)  # little beside the spread between documents
+    after = before - np.random.default_rng(1).uniform(1, 9, 60)  # small compared with the spread between documents
     found = change(documents(before), documents(after), per="token")
     assert found["percent"] == pytest.approx(100 * (math.exp((after - before).mean() / 100) - 1))
     low, high = found["interval"]
@@ -242,13 +242,13 @@ def test_change_excludes_zero_where_every_document_improves() -> None:
     assert worse["excludes_zero"] is True
 
 
-def test_change_draws_the_same_documents_for_both_models() -> None:
+def test_the_change_pairs_the_documents_of_both_models() -> None:
     before = noisy(0)
-    found = change(documents(before), documents(before - 10), per="token")  # 0.1 nats a token in every document
+    found = change(documents(before), documents(before - 10), per="token")  # 0.1 nats per token in every document
     assert [*found["interval"], found["percent"]] == pytest.approx([100 * (math.exp(-0.1) - 1)] * 3)
 
 
-def test_change_includes_zero_where_only_chance_differs() -> None:
+def test_the_change_includes_zero_if_only_chance_differs() -> None:
     included = [
         change(documents(noisy(seed)), documents(noisy(seed + 100)), per="token")["excludes_zero"] is False
         for seed in range(20)
@@ -263,22 +263,22 @@ def test_the_interval_of_a_change_is_as_wide_as_95_percent_of_a_normal_distribut
     assert high - low == pytest.approx(2 * 1.96 * (after - before).std() / 100 / math.sqrt(500), rel=0.06)
 
 
-def test_change_of_the_same_model_is_none() -> None:
+def test_the_change_of_the_same_model_is_zero() -> None:
     found = change(documents(noisy(0)), documents(noisy(0)), per="token")
     assert found == {"percent": 0.0, "interval": [0.0, 0.0], "excludes_zero": False, "per": "token"}
 
 
-def test_models_of_different_tokenizers_are_compared_by_byte() -> None:
+def test_models_with_different_tokenizers_are_compared_per_byte() -> None:
     nats = noisy(0)
     before, after = documents(nats, tokens=100), documents(nats * 0.9, tokens=250)
     found = change(before, after, per="byte")
     assert found["per"] == "byte"
     assert found["percent"] == pytest.approx(-10)
     assert found["interval"] == pytest.approx([-10, -10])
-    assert change(before, after, per="token")["percent"] < -50  # what a comparison by token would wrongly say
+    assert change(before, after, per="token")["percent"] < -50  # a comparison per token would be wrong
 
 
-def test_the_interval_of_a_change_by_byte_by_hand() -> None:
+def test_the_interval_of_a_change_per_byte_by_hand() -> None:
     old, new = np.array([300.0, 280, 310, 330, 290]), np.array([290.0, 250, 300, 310, 285])
     sizes = np.array([400.0, 420, 380, 500, 390])
     one, other = (Measurement(nats, nats, nats, sizes) for nats in (old, new))
@@ -301,7 +301,7 @@ def test_a_change_over_too_few_documents_has_no_interval() -> None:
     assert change(documents(noisy(0, 5)), documents(noisy(1, 5)), per="byte")["interval"] is not None
 
 
-def test_a_document_that_one_tokenizer_reads_as_nothing_does_not_break_the_comparison() -> None:
+def test_a_document_without_tokens_does_not_break_the_comparison() -> None:
     assert change(documents(noisy(0, 60)), documents(noisy(0, 59)), per="byte")["interval"] is None
 
 

@@ -1,4 +1,4 @@
-"""Mixed text: its share of the training tokens, which passages are taken, and the account; watched text beside it."""
+"""Test mixed text (its share of the training tokens, the choice of passages, the account) and watched text."""
 
 from __future__ import annotations
 
@@ -77,13 +77,13 @@ def test_the_last_colon_ends_the_source(value: str, source: str, share: float) -
         (":0.05", "':0.05' has no source; write SOURCE:SHARE, such as general.txt:0.05"),
     ],
 )
-def test_a_bad_value_is_named_with_the_rule(value: str, problem: str) -> None:
+def test_the_error_for_an_invalid_value_names_the_rule(value: str, problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         TextSettings.resolve({"mix": value})
     assert problem in caught.value.message
 
 
-def test_shares_must_leave_room_and_name_each_source_once() -> None:
+def test_shares_must_sum_to_less_than_one_and_sources_be_unique() -> None:
     for mix, problem in (
         (["a:0.5", "b:0.5"], "the shares add up to 1; they must stay below 1"),
         (["a:0.1", "a:0.2"], "a is given twice; give each source one share"),
@@ -93,7 +93,7 @@ def test_shares_must_leave_room_and_name_each_source_once() -> None:
         assert problem in caught.value.message
 
 
-def test_the_same_text_is_not_mixed_and_watched() -> None:
+def test_a_text_cannot_be_both_mixed_and_watched() -> None:
     with pytest.raises(ConfigError, match=r"mix and watch both name general.txt; watched text must not be trained on"):
         TextSettings.resolve({"mix": "general.txt:0.05", "watch": "general.txt"})
 
@@ -130,7 +130,7 @@ def test_shares_are_of_all_training_tokens(
 
 
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.2, 0.6])
-def test_the_share_is_met_and_the_account_balances(tmp_path: Path, share: float) -> None:
+def test_the_share_is_reached_and_token_counts_add_up(tmp_path: Path, share: float) -> None:
     mixed = write_records(tmp_path / "general.jsonl", [general(n) for n in range(500)])
     store = built(tmp_path, [story(n) for n in range(60)], mix=f"{mixed}:{share}")
     plain = built(tmp_path, [story(n) for n in range(60)], "plain")
@@ -139,7 +139,7 @@ def test_the_share_is_met_and_the_account_balances(tmp_path: Path, share: float)
     assert tokens["read"] == sum(tokens[name] for name in ACCOUNT_PARTS)
     assert entry["tokens"] == tokens["trained"] - plain.account["tokens"]["trained"] > 0
     assert entry["of_tokens"] == tokens["trained"] == store.num_targets("train")
-    assert abs(entry["tokens"] - share * tokens["trained"]) <= 12  # a long word at the cut
+    assert abs(entry["tokens"] - share * tokens["trained"]) <= 12  # the cut falls on a long word
     assert store.account["dropped"] == []
     every = sum(len(tokenizer()(general(n))["input_ids"]) + 1 for n in range(500))
     assert abs(tokens["unused"] + entry["tokens"] - every) <= 1
@@ -150,7 +150,7 @@ def test_the_share_is_met_and_the_account_balances(tmp_path: Path, share: float)
     assert store.report["documents"] == 60
 
 
-def test_the_choice_is_stable_when_text_is_added(tmp_path: Path) -> None:
+def test_adding_text_keeps_most_of_the_chosen_passages(tmp_path: Path) -> None:
     texts = [general(n) for n in range(300)]
     own = [story(n) for n in range(40)]
     mixed = write_records(tmp_path / "general.jsonl", texts)
@@ -164,9 +164,9 @@ def test_the_choice_is_stable_when_text_is_added(tmp_path: Path) -> None:
     assert len(whole) >= len(first) - 1 > 8
     assert whole <= set(more_own)
     kept = whole & set(more_mixed)
-    assert 0.75 * len(whole) < len(kept) <= len(whole)  # the 30 new ones displace about a tenth
+    assert 0.75 * len(whole) < len(kept) <= len(whole)  # the 30 new passages replace about a tenth
     places = sorted(texts.index(text) for text in whole)
-    assert places[0] < 60 < 240 < places[-1]  # spread over the source
+    assert places[0] < 60 < 240 < places[-1]  # the passages are spread over the source
 
 
 def test_one_long_document_gives_passages_from_all_of_it(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_long_document_is_cut_after_personal_data_is_masked(tmp_path: Path) ->
     assert whole.endswith("Write to [EMAIL] today.")
 
 
-def test_a_source_with_too_little_text_is_used_whole_and_named(tmp_path: Path) -> None:
+def test_a_source_with_too_little_text_is_used_completely_and_reported(tmp_path: Path) -> None:
     little = write_records(tmp_path / "little.jsonl", [general(1)])
     much = write_records(tmp_path / "much.jsonl", [general(n) for n in range(2, 300)])
     store = built(tmp_path, [story(n) for n in range(60)], mix=[f"{little}:0.3", f"{much}:0.2"])
@@ -215,7 +215,7 @@ def test_a_source_with_too_little_text_is_used_whole_and_named(tmp_path: Path) -
     assert plain == [f"Of the {second['of_tokens']:,} training tokens {second['tokens']:,} (20.0%) are from much.jsonl"]
 
 
-def test_mixed_text_that_is_held_out_is_left_out(tmp_path: Path) -> None:
+def test_held_out_text_is_removed_from_mixed_text(tmp_path: Path) -> None:
     own = [story(n) for n in range(60)]
     plain = built(tmp_path, own, "plain")
     held_out = texts_of(plain, "", "validation") + texts_of(plain, "", "test")
@@ -229,7 +229,7 @@ def test_mixed_text_that_is_held_out_is_left_out(tmp_path: Path) -> None:
     assert any("were left out" in finding.what for finding in text_findings(store.report))
 
 
-def test_a_long_document_of_ones_own_in_the_mixed_text_is_left_out(tmp_path: Path) -> None:
+def test_a_long_training_document_is_removed_from_mixed_text(tmp_path: Path) -> None:
     long = " ".join(story(n) for n in range(200))
     mixed = write_records(tmp_path / "general.jsonl", [long, *(general(n) for n in range(300))])
     store = built(tmp_path, [long], mix=f"{mixed}:0.2")
@@ -237,7 +237,7 @@ def test_a_long_document_of_ones_own_in_the_mixed_text_is_left_out(tmp_path: Pat
     assert all(text.startswith("General") for text in texts_of(store, mixed))
 
 
-def test_examples_are_mixed_whole_and_share_counts_what_is_learned(tmp_path: Path) -> None:
+def test_examples_are_mixed_whole_and_the_share_counts_learned_tokens(tmp_path: Path) -> None:
     path = tmp_path / "chat.jsonl"
     pairs = [{"prompt": f"What is {n} and {n}?", "completion": f"It is {2 * n}, I think."} for n in range(200)]
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
@@ -253,7 +253,7 @@ def test_examples_are_mixed_whole_and_share_counts_what_is_learned(tmp_path: Pat
     assert store.is_example[mixed].all()
 
 
-def test_a_file_of_the_folder_that_is_mixed_or_watched_is_no_training_text(tmp_path: Path) -> None:
+def test_mixed_or_watched_files_in_the_folder_are_not_training_text(tmp_path: Path) -> None:
     folder = tmp_path / "all"
     folder.mkdir()
     for name, text in (("own", story(1)), ("general", general(1)), ("news", general(2))):
@@ -286,7 +286,7 @@ def test_a_missing_or_empty_source_is_an_error(tmp_path: Path) -> None:
 # Watched text
 
 
-def test_watched_text_has_splits_of_its_own(tmp_path: Path) -> None:
+def test_watched_text_has_separate_splits(tmp_path: Path) -> None:
     first = write_records(tmp_path / "first.jsonl", [general(n) for n in range(3)])
     second = write_records(tmp_path / "second.jsonl", [general(9)])
     store = built(tmp_path, [story(n) for n in range(30)], watch=[first, second])
@@ -303,7 +303,7 @@ def test_watched_text_has_splits_of_its_own(tmp_path: Path) -> None:
     assert "watched" in store.report["shared_passages"]
 
 
-def test_watched_text_that_is_also_trained_on_is_reported(tmp_path: Path) -> None:
+def test_watched_text_in_the_training_text_is_reported(tmp_path: Path) -> None:
     own = [story(n) for n in range(40)]
     watched = write_records(tmp_path / "watched.jsonl", own)
     store = built(tmp_path, own, watch=watched)
@@ -313,7 +313,7 @@ def test_watched_text_that_is_also_trained_on_is_reported(tmp_path: Path) -> Non
     assert finding.remedy == "--watch FILE"
 
 
-def test_every_file_is_in_the_fingerprint(tmp_path: Path) -> None:
+def test_the_fingerprint_covers_every_file(tmp_path: Path) -> None:
     own, other = tmp_path / "own.txt", tmp_path / "other.txt"
     own.write_text(story(1))
     for settings in ({"mix": f"{other}:0.1"}, {"watch": str(other)}):

@@ -1,4 +1,4 @@
-"""Which models are taken, which are refused and with what reason."""
+"""Test which models are loaded, which are refused, and the reasons."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_shapes_have_the_published_sizes(shape: str, millions: float) -> None:
     assert parameters / 1e6 == pytest.approx(millions, abs=0.1)
 
 
-def test_pickle_only(folder: Path) -> None:
+def test_a_model_with_only_pickled_weights_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     error = refused(folder)
     assert isinstance(error, ModelError)
@@ -105,7 +105,7 @@ def test_pickle_only(folder: Path) -> None:
     assert "no weights" in refused(folder).message
 
 
-def test_an_encoder(tmp_path: Path) -> None:
+def test_an_encoder_is_refused(tmp_path: Path) -> None:
     bert = BertForMaskedLM(
         BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16, vocab_size=400)
     )
@@ -124,7 +124,7 @@ def test_an_encoder(tmp_path: Path) -> None:
         ({"model_type": None}, "has no model_type."),
     ],
 )
-def test_configs_that_are_refused(folder: Path, change: dict[str, Any], words: str) -> None:
+def test_unsupported_configs_are_refused(folder: Path, change: dict[str, Any], words: str) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))
     assert words in refused(folder).message
@@ -140,11 +140,11 @@ def test_code_in_the_folder_is_never_run(folder: Path, tmp_path: Path) -> None:
         "AutoTokenizer": "code.Model",
     }
     (folder / "config.json").write_text(json.dumps(config))
-    models.load(str(folder))  # GPT-2 is known to transformers: its own code is used
+    models.load(str(folder))  # transformers has its own code for GPT-2 and uses it
     assert not mark.exists()
 
 
-def test_damaged_files(folder: Path) -> None:
+def test_corrupted_files_are_refused(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     assert "can't be read" in refused(folder).message
@@ -186,7 +186,7 @@ def test_a_missing_tokenizer(folder: Path) -> None:
     assert isinstance(refused(folder), TokenizerError)
 
 
-def test_paths_that_are_no_models(tmp_path: Path, folder: Path) -> None:
+def test_paths_without_a_model_are_refused(tmp_path: Path, folder: Path) -> None:
     assert f"Did you mean {folder}?" in refused(tmp_path / "modell").hint
     file = tmp_path / "file.txt"
     file.write_text("x")
@@ -243,7 +243,7 @@ def test_new_models_of_any_width_and_depth() -> None:
     assert "WIDTHxLAYERS" in refused("new:64x0").hint
 
 
-def test_a_name_that_is_nearly_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_misspelt_name_gets_a_suggestion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs/tales").mkdir(parents=True)
     assert meant("bundeld") == "Did you mean bundled? "
@@ -272,7 +272,7 @@ OLD_KEYS: dict[str, dict[str, Any]] = {
     "kind",
     [*OLD_KEYS, "bloom", "codegen", "falcon", "gemma", "gpt_neo", "gptj", "mamba2", "mistral", "phi", "qwen3", "xglm"],
 )
-def test_a_cleaned_config_says_what_the_file_said(kind: str, tmp_path: Path) -> None:
+def test_a_cleaned_config_keeps_the_values_of_the_file(kind: str, tmp_path: Path) -> None:
     from transformers import CONFIG_MAPPING, AutoConfig
 
     from finetale.models.safety import clean_config
@@ -358,7 +358,7 @@ def pretend(folder: Path, *names: str) -> None:
         ),
     ],
 )
-def test_folders_that_are_no_whole_model(
+def test_incomplete_model_folders_are_refused(
     there: list[str], gone: list[str], words: str, hint: str, folder: Path
 ) -> None:
     pretend(folder, *there)
@@ -376,7 +376,7 @@ def test_an_adapter_names_its_base(folder: Path) -> None:
     assert "is an adapter of someone/base, not a model" in refused(folder).message
 
 
-def test_an_index_that_lists_a_file_that_is_not_there(folder: Path) -> None:
+def test_an_index_that_lists_a_missing_file_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
     index = {"metadata": {}, "weight_map": {"a": "model-00001-of-00001.safetensors", "b": "model-b.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -393,7 +393,7 @@ def test_an_index_that_lists_a_file_that_is_not_there(folder: Path) -> None:
         ("transformer.h.0.attn.c_attn.weight", torch.int8),
     ],
 )
-def test_quantised_weights_are_refused_whatever_the_config_says(key: str, kind: torch.dtype, folder: Path) -> None:
+def test_quantised_weights_are_refused_with_any_config(key: str, kind: torch.dtype, folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors[key] = torch.ones(4, 4).to(kind)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -410,7 +410,7 @@ def test_a_git_lfs_pointer(folder: Path) -> None:
     assert "git lfs pull" in error.hint
 
 
-def test_files_in_place_of_folders(folder: Path, tmp_path: Path) -> None:
+def test_files_in_place_of_model_folders_are_refused(folder: Path, tmp_path: Path) -> None:
     assert str(folder) in refused(folder / "model.safetensors").hint
     pretend(tmp_path, "model.gguf", "model.bin", "notes.txt")
     assert "is not a GGUF file" in refused(tmp_path / "model.gguf").message
@@ -418,7 +418,7 @@ def test_files_in_place_of_folders(folder: Path, tmp_path: Path) -> None:
     assert "is a file, not a model folder" in refused(tmp_path / "notes.txt").message
 
 
-def test_a_tokenizer_that_is_there_only_for_sentencepiece(folder: Path) -> None:
+def test_a_tokenizer_with_only_a_sentencepiece_file(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.model").write_bytes(b"\x0a\x0e\x0a\x05<unk>")
     for kind in ("LlamaTokenizer", "PreTrainedTokenizerFast"):

@@ -1,4 +1,4 @@
-"""What a finished run prints: nothing is cut at any width or in any script, and a command can be pasted."""
+"""Test the output of a finished run: nothing is cut at any width or in any script, and commands can be pasted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EVIL = 'the lamp "$(touch pwned)" `id`; it\'s $HOME'
 
 
 def comparison(text: str = CHINESE, prompt: str = CHINESE[:16], name: str = "读书人的故事" * 6) -> ComparisonFile:
-    """The comparison of a real run, with other samples and names."""
+    """Return the comparison of a real run with other samples and names."""
     whole = parse(ComparisonFile, (OLD / "comparison.json").read_bytes())
     sides = {
         key: side.model_copy(
@@ -44,7 +44,7 @@ def printed(content: ComparisonFile, width: int) -> str:
 
 
 def joined(drawn: str) -> str:
-    """What is printed, without frames, spaces and line breaks."""
+    """Return the output without frames, spaces and line breaks."""
     return re.sub(r"[\s│┃─━┏┓┗┛┡┩┴┳╇└┘╭╮╰╯“”…]", "", drawn)
 
 
@@ -60,14 +60,14 @@ def test_nothing_is_cut_and_nothing_is_too_wide(width: int) -> None:
 
 
 @pytest.mark.parametrize("width", [30, 40, 55])
-def test_samples_and_names_are_whole_below_each_other(width: int) -> None:
+def test_samples_and_names_are_complete_in_a_narrow_terminal(width: int) -> None:
     flat = joined(printed(comparison(), width))
     assert flat.count(CHINESE) == 2
     assert flat.count("读书人的故事" * 6) == 3
 
 
 @pytest.mark.parametrize("width", [56, 80, 120])
-def test_samples_are_whole_beside_each_other(width: int) -> None:
+def test_samples_are_complete_side_by_side(width: int) -> None:
     drawn = printed(comparison(), width)
     columns = [line.split("│") for line in drawn.splitlines() if line.startswith("│") and line.count("│") == 3]
     for column in (1, 2):
@@ -75,7 +75,7 @@ def test_samples_are_whole_beside_each_other(width: int) -> None:
 
 
 @pytest.mark.parametrize("width", [40, 100])
-def test_intervals_are_there_at_every_width(width: int) -> None:
+def test_intervals_are_shown_at_every_width(width: int) -> None:
     whole = comparison()
     change = whole.change.model_copy(
         update={"test": whole.change.test.model_copy(update={"interval": (-60.1, -44.2)})}  # type: ignore[union-attr]
@@ -129,7 +129,7 @@ def test_runs_are_listed_below_each_other_in_a_narrow_terminal(
         assert str(run.root) in "".join(shown.split()) or width == 100
 
 
-def test_check_shows_a_length_of_one_value_as_one_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_prints_one_number_if_all_lengths_are_equal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": ""}\n{"text": "a"}\n{"text": "abc"}\n', encoding="utf-8")
     command_line(["check", str(tmp_path / "a.jsonl"), "--tokenizer", str(save_model(tmp_path / "model")), "--quiet"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]

@@ -1,4 +1,4 @@
-"""Passages of held-out text that also occur in the training text: counted by hand, in a store and in a verdict."""
+"""Test passages that held-out and training text share: counts by hand, in a store and in a verdict."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def with_copies(rng: np.random.Generator) -> list[tuple[str, list[str]]]:
         (SPLITS[rng.integers(0, 3)], [f"w{number}" for number in rng.integers(0, 60_000, rng.integers(1, 120))])
         for _ in range(40)
     ]
-    for _ in range(40):  # copy a stretch of one into another
+    for _ in range(40):  # copy a passage of one document into another
         (_, source), (_, target) = (parts[number] for number in rng.integers(0, len(parts), 2))
         at, to = int(rng.integers(0, len(source))), int(rng.integers(0, len(target) + 1))
         target[to:to] = source[at : at + int(rng.integers(10, 60))]
@@ -67,7 +67,7 @@ def with_copies(rng: np.random.Generator) -> list[tuple[str, list[str]]]:
 
 @pytest.mark.parametrize("chunk", [7, 50, 1 << 20])
 @pytest.mark.parametrize("buffer", [3, 1 << 22])
-def test_shared_passages_are_those_counted_by_hand(monkeypatch: pytest.MonkeyPatch, chunk: int, buffer: int) -> None:
+def test_shared_passages_equal_those_counted_by_hand(monkeypatch: pytest.MonkeyPatch, chunk: int, buffer: int) -> None:
     monkeypatch.setattr(passages, "_CHUNK", chunk)
     monkeypatch.setattr(passages, "_LARGEST_BUFFER", buffer)
     parts = with_copies(np.random.default_rng(0))
@@ -76,7 +76,7 @@ def test_shared_passages_are_those_counted_by_hand(monkeypatch: pytest.MonkeyPat
     assert sum(each.shared for each in found.values()) > 300
 
 
-def test_pieces_of_a_long_text_are_hashed_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hashes_of_pieces_equal_those_of_the_whole_text(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = [(split, " ".join(words)) for split, words in with_copies(np.random.default_rng(1))]
     whole = counted(parts)
     monkeypatch.setattr(passages, "_CHARACTERS", 40)
@@ -101,13 +101,13 @@ def test_words_of_every_script(text: str, number: int) -> None:
     assert len(word_hashes(text)) == number
 
 
-def test_words_are_the_same_without_case_punctuation_and_white_space() -> None:
+def test_words_ignore_case_punctuation_and_white_space() -> None:
     text = "The Fox’s tail, she said: “It’s RED!”\nNaïve — 12 jumps."
     same = "the foxs tail she said it's red naïve 12 jumps"
     assert word_hashes(text).tolist() == word_hashes(same).tolist()
     assert len(set(word_hashes(same).tolist())) == 10
     many = [f"{letter}{number}" for letter in "abcdeé你" for number in range(3000)]
-    assert len(set(word_hashes(" ".join(many)).tolist())) == 6 * 3000 + 3001  # 你 is a word of its own
+    assert len(set(word_hashes(" ".join(many)).tolist())) == 6 * 3000 + 3001  # 你 is one word
 
 
 def test_without_training_or_held_out_text_nothing_is_shared() -> None:
@@ -115,7 +115,7 @@ def test_without_training_or_held_out_text_nothing_is_shared() -> None:
     for splits in (("train", "train"), ("validation", "test")):
         assert all(each.shared == 0 for each in counted([(split, text) for split in splits]).values())
     assert counted([("validation", "a b c"), ("train", text)])["validation"] == SharedText(words=3, shared=0)
-    # A passage does not reach from one document into the next.
+    # A passage does not cross the end of a document.
     halves = [("train", text), ("test", " ".join(text.split()[:15])), ("test", " ".join(text.split()[15:30]))]
     assert counted(halves)["test"] == SharedText(words=30, shared=0)
 
@@ -128,7 +128,7 @@ def test_without_training_or_held_out_text_nothing_is_shared() -> None:
         ([""], "words"),
     ],
 )
-def test_most_of_the_text_decides_the_unit(tmp_path: Path, texts: list[str], unit: str) -> None:
+def test_the_script_of_most_of_the_text_decides_the_unit(tmp_path: Path, texts: list[str], unit: str) -> None:
     with PassageFinder(tmp_path) as finder:
         finder.add([("train", text) for text in texts])
         assert finder.compare().unit == unit
@@ -149,7 +149,7 @@ def test_a_quotation_is_reported_by_the_store(tmp_path: Path) -> None:
 
 
 def characters(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer with one token per character, as BERT's of Chinese models."""
+    """Return a tokenizer with one token per character, like that of Chinese BERT models."""
     vocabulary = {"[UNK]": 0, "[SEP]": 1, "[CLS]": 2}
     for character in "".join(texts):
         vocabulary.setdefault(character, len(vocabulary))

@@ -1,4 +1,4 @@
-"""The probe keeps what is clearly faster, within its time, and leaves the model as it was."""
+"""Test that the probe keeps only clearly faster settings, respects its time limit, and does not change the model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from finetale.blocks import Blocks, pack
 from finetale.training import Choice, measure_choice, probe
 from tiny import model, part, store, story
 
-probing = importlib.import_module("finetale.training.probe")  # the name of the module is the function's
+probing = importlib.import_module("finetale.training.probe")  # the function hides the module of the same name
 
 START = Choice("bf16", "documents", 4, "off", 2)
 ALL = frozenset({"precision", "attention", "micro_batch_size", "compile", "threads"})
@@ -29,7 +29,7 @@ def blocks(tmp_path: Path) -> Blocks:
 
 
 class Machine:
-    """Rates of choices as a rule gives them, in place of measurements; each takes a second of a clock that stands."""
+    """A fake measurement: a function gives the speed of each choice, and each call advances a fake clock by 1 s."""
 
     def __init__(self, rate: Callable[[Choice], float], seconds: float = 1.0) -> None:
         self.rate, self.seconds = rate, seconds
@@ -63,7 +63,7 @@ def run(
     return found, machine
 
 
-def test_what_is_clearly_faster_is_kept(blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clearly_faster_settings_are_kept(blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = {"fp32": 0.3, "bf16": 1.0, "model": 1.3, "documents": 1.0}
 
     def rate(choice: Choice) -> float:
@@ -82,7 +82,7 @@ def test_what_is_clearly_faster_is_kept(blocks: Blocks, monkeypatch: pytest.Monk
         Choice("bf16", "model", 8, "off", 2),
         Choice("bf16", "model", 8, "off", 1),
     ]
-    assert len(machine.asked) == 6 + 2 * 3  # three changes were measured again before they were believed
+    assert len(machine.asked) == 6 + 2 * 3  # three changes were measured a second time
     assert found.to_dict()["chosen"] == found.best.to_dict()
 
 
@@ -92,7 +92,7 @@ def test_a_little_faster_is_not_enough(blocks: Blocks, monkeypatch: pytest.Monke
     assert len(found.trials) == 6
 
 
-def test_what_was_faster_only_once_is_noise(blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_setting_that_is_faster_only_once_is_not_kept(blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[Choice] = set()
 
     def rate(choice: Choice) -> float:
@@ -105,7 +105,7 @@ def test_what_was_faster_only_once_is_noise(blocks: Blocks, monkeypatch: pytest.
     assert len(machine.asked) == 1 + 5 * 3
 
 
-def test_what_was_given_is_not_changed(blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_given_by_the_user_are_not_changed(blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
     found, _ = run(
         blocks, monkeypatch, lambda choice: 2000.0 if choice != START else 1000.0, free=frozenset({"threads"})
     )
@@ -125,11 +125,11 @@ def test_short_runs_are_not_probed(blocks: Blocks, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("seconds", [1.0, 4.0, 9.0, 30.0])
-def test_the_probe_keeps_to_its_share_of_the_run(
+def test_the_probe_takes_a_limited_share_of_the_run(
     blocks: Blocks, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
     expected = 200.0
-    rate = 4 * 4 * 64 / seconds  # a trial of the start takes so many seconds
+    rate = 4 * 4 * 64 / seconds  # seconds of a measurement of the initial settings
     found, machine = run(
         blocks,
         monkeypatch,
@@ -142,7 +142,7 @@ def test_the_probe_keeps_to_its_share_of_the_run(
         assert machine.now <= max(0.1 * expected, seconds)
 
 
-def test_a_choice_that_fails_is_said_and_not_taken(blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_setting_is_reported_and_not_kept(blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = speed.apply(model(0))
 
     def broken(*arguments: Any, **more: Any) -> Any:
@@ -170,7 +170,7 @@ def test_the_speed_on_examples_is_that_of_all_blocks(tmp_path: Path, monkeypatch
     assert trial.tokens_per_second == pytest.approx(4 * blocks.num_targets / len(blocks)), "a pass of 4 blocks took 1 s"
 
 
-def test_measuring_leaves_no_trace(blocks: Blocks) -> None:
+def test_measuring_does_not_change_the_model(blocks: Blocks) -> None:
     tiny = speed.apply(model(0, dropout=0.1))
     before = {name: value.clone() for name, value in tiny.state_dict().items()}
     generator, threads = torch.get_rng_state(), torch.get_num_threads()

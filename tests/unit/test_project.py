@@ -1,4 +1,4 @@
-"""The project itself: generated pages, imports, start-up, what it says of itself."""
+"""Test the project: generated pages, imports, start-up time, and documentation."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_check_that_counts_no_tokens_loads_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("words", [["-c", "import finetale"], ["-m", "finetale", "--help"]])
 def test_start_up_takes_under_a_third_of_a_second(words: list[str]) -> None:
-    """CPU time of the fastest of five, so that a busy machine does not decide."""
+    """The CPU time of the fastest of 5 starts does not depend on the load of the machine."""
     import resource
 
     spent = []
@@ -57,7 +57,7 @@ def test_start_up_takes_under_a_third_of_a_second(words: list[str]) -> None:
     assert min(spent) < 0.3
 
 
-def test_every_command_has_help_and_stands_in_the_readme() -> None:
+def test_every_command_has_help_and_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(COMMANDS) == 13
     for name in COMMANDS:
@@ -65,7 +65,7 @@ def test_every_command_has_help_and_stands_in_the_readme() -> None:
         assert f"finetale {name}" in readme
 
 
-def test_public_names() -> None:
+def test_public_names_are_listed() -> None:
     assert len(finetale.__all__) == 11
     for name in finetale.__all__:
         assert getattr(finetale, name) is not None
@@ -84,7 +84,7 @@ def test_names_stay_functions_after_everything_is_imported() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_links_in_the_pages_lead_somewhere() -> None:
+def test_links_in_the_pages_are_valid() -> None:
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
     links = [
         (page, target) for page in pages for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
@@ -93,7 +93,7 @@ def test_links_in_the_pages_lead_somewhere() -> None:
     assert [(page.name, target) for page, target in links if not (page.parent / target).exists()] == []
 
 
-def test_the_readmes_tree_is_the_real_one() -> None:
+def test_the_tree_in_the_readme_matches_the_files() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     tree = readme.split("```text\nsrc/finetale/", 1)[1].split("```", 1)[0]
     named = {
@@ -109,8 +109,8 @@ def test_the_readmes_tree_is_the_real_one() -> None:
     assert named == real
 
 
-def test_the_readmes_layer_numbers_are_the_contracts() -> None:
-    """The rows of the contract, counted from the lowest one."""
+def test_the_layer_numbers_in_the_readme_match_the_contract() -> None:
+    """The number is the row of the contract, counted from the lowest."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
         "contracts"
     ]
@@ -126,7 +126,7 @@ def test_the_readmes_layer_numbers_are_the_contracts() -> None:
     assert shown == numbers
     assert list(shown.values()) == sorted(shown.values())
     without = {line[1] for line in lines if line is not None and not line[2]}
-    assert without == {"bundled", "templates"}, "folders without code"
+    assert without == {"bundled", "templates"}, "these folders have no code"
 
 
 def test_the_floor_is_the_lowest_version_of_each_dependency() -> None:

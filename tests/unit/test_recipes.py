@@ -1,4 +1,4 @@
-"""The recipe of the bundled base: its settings are real ones, and its baselines measure what they say."""
+"""Test the recipe of the bundled base: valid settings and correct baselines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def baselines() -> dict[str, Any]:
     return runpy.run_path(str(RECIPES / "baselines.py"))
 
 
-def test_the_recipe_makes_the_bundled_shape() -> None:
+def test_the_recipe_gives_the_shape_of_the_bundled_model() -> None:
     config = Config.resolve(read_settings_file(RECIPES / "bundled-base.yaml"))
     width, layers, heads, positions = models.shape_of(config.model)
     bundled = models.locate("bundled").config
@@ -32,7 +32,7 @@ def test_the_recipe_makes_the_bundled_shape() -> None:
     assert config.vocab_size == bundled["vocab_size"]
 
 
-def test_an_ngram_model_is_a_distribution(baselines: dict[str, Any]) -> None:
+def test_probabilities_of_an_ngram_model_sum_to_one(baselines: dict[str, Any]) -> None:
     rng = np.random.default_rng(0)
     model = baselines["KneserNey"](rng.integers(0, 12, 4000), 12, 4)
     for context in ([], [3], rng.integers(0, 12, 10).tolist(), [0, 11, 0, 11, 3, 3, 3, 3]):
@@ -41,7 +41,7 @@ def test_an_ngram_model_is_a_distribution(baselines: dict[str, Any]) -> None:
         assert min(odds) > 0
 
 
-def test_an_ngram_model_learns_what_follows_what(baselines: dict[str, Any]) -> None:
+def test_an_ngram_model_learns_successors(baselines: dict[str, Any]) -> None:
     stream = np.array([0, *([1, 2, 3, 4, 5] * 200)])
     model = baselines["KneserNey"](stream, 6, 5)
     assert model.losses(np.array([0, 1, 2, 3, 4, 5, 1, 2, 3]))[4:].max() < 0.05
@@ -49,7 +49,7 @@ def test_an_ngram_model_learns_what_follows_what(baselines: dict[str, Any]) -> N
     np.testing.assert_allclose(uniform.losses(np.arange(6)), math.log(6), atol=0.05)
 
 
-def test_compressors_count_bits_a_byte(baselines: dict[str, Any]) -> None:
+def test_compressors_count_bits_per_byte(baselines: dict[str, Any]) -> None:
     texts = ["A heron stood in the shallows. " * 40, "Nobody came."]
     data = "\n\n".join(texts).encode()
     found = baselines["compressors"](texts)

@@ -1,4 +1,4 @@
-"""The report: complete, honest about what is missing, safe with any text, and without a single outside address."""
+"""Test the report: it is complete, names missing data, escapes any text, and loads nothing from other sites."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ OLD = Path(__file__).parents[1] / "old_runs/version-1"
 
 
 def changed(record: Record, path: str = "", **values: Any) -> Any:
-    """A copy of a record in which the fields of the record at a dotted path have other values."""
+    """Return a copy of a record with other values in the record at a dotted path."""
     if not path:
         return record.model_copy(update=values)
     first, _, rest = path.partition(".")
@@ -76,7 +76,7 @@ def changed(record: Record, path: str = "", **values: Any) -> Any:
 
 
 def figures(perplexity: float, tokens: int = 18_412) -> Figures:
-    """A model's figures on one split."""
+    """Return the figures of a model on one split."""
     loss = math.log(perplexity)
     values = {"loss": loss, "perplexity": perplexity, "word_perplexity": perplexity**1.31, "bits_per_byte": loss / 3.02}
     intervals = FigureIntervals(**{name: (value * 0.96, value * 1.05) for name, value in values.items()})
@@ -84,7 +84,7 @@ def figures(perplexity: float, tokens: int = 18_412) -> Figures:
 
 
 def example() -> ComparisonFile:
-    """A comparison with everything in it."""
+    """Return a comparison with every optional part."""
 
     def side(name: str, validation: float, test: float, metrics: SampleMetrics, *texts: str) -> Side:
         samples = [
@@ -148,7 +148,7 @@ def example() -> ComparisonFile:
 
 
 def example_events() -> list[Event]:
-    """The events of a run of 240 steps."""
+    """Return the events of a run of 240 steps."""
     events: list[Event] = []
     for step in range(241):
         loss = 3.1 + 1.1 * math.exp(-step / 45)
@@ -176,7 +176,7 @@ SETTINGS = {
 
 
 def example_manifest() -> RunManifest:
-    """A finished run's manifest."""
+    """Return the manifest of a finished run."""
     return RunManifest(
         status="finished",
         name="tales",
@@ -197,7 +197,7 @@ def example_manifest() -> RunManifest:
 
 
 def example_data() -> DataFile:
-    """A run's data account."""
+    """Return the data account of a run."""
     bins = [(0, 0, 2), (1, 1, 1), (512, 1023, 38), (1024, 2047, 118), (2048, 4095, 260), (4096, 8191, 193)]
     kinds = [("undecodable", 3, "read as Windows-1252"), ("mixed_newlines", 12, "")]
     return DataFile(
@@ -237,7 +237,7 @@ def example_data() -> DataFile:
 
 
 class Page(HTMLParser):
-    """What the tests look at in a page: tags, attributes, text by tag, headings in order."""
+    """The parts of a page that the tests read: tags, attributes, text by tag, and headings in order."""
 
     VOID = frozenset({"meta", "br", "link", "img", "hr", "input"})
 
@@ -402,16 +402,16 @@ def test_samples_keep_their_white_space_and_mark_the_prompt() -> None:
     assert re.search(r"\.prose \{[^}]*white-space: pre-wrap", html)
 
 
-def test_samples_meet_by_prompt_and_seed() -> None:
+def test_samples_are_paired_by_prompt_and_seed() -> None:
     comparison = example()
-    # In another order, and without the very first.
+    # In another order and without the first.
     comparison = changed(comparison, "after", samples=comparison.after.samples[:0:-1])
     html = full_page(comparison=comparison)
     assert html.count("No sample.") == 1
     assert Page(html).tags.count("article") == 8
 
 
-def test_a_missing_test_split_leaves_no_hole() -> None:
+def test_a_page_without_a_test_split() -> None:
     comparison = example()
     for part in ("before", "after", "change"):
         comparison = changed(comparison, part, test=None)
@@ -421,14 +421,14 @@ def test_a_missing_test_split_leaves_no_hole() -> None:
     assert len(table_rows(comparison)) == 4 + 5
 
 
-def test_a_page_without_a_run_tells_what_it_can() -> None:
+def test_a_page_without_a_run_shows_the_comparison() -> None:
     page = Page(render_report(example()))
     assert page.text["h2"] == ["The numbers", "Samples, side by side", "Does it copy?", "How to use it"]
     assert page.all("h1") == VERDICT
     assert "finetale generate runs/tales" in page.all("pre")
 
 
-def test_a_comparison_without_text_and_samples_still_gives_a_page() -> None:
+def test_a_page_without_text_and_samples() -> None:
     bare = ComparisonFile(verdict="There was no held-out text.", before=Side(name="a"), after=Side(name="b"))
     page = Page(render_report(bare))
     assert page.open == []
@@ -436,7 +436,7 @@ def test_a_comparison_without_text_and_samples_still_gives_a_page() -> None:
     assert page.text["h2"] == ["How to use it"]
 
 
-def test_a_run_of_version_1_gives_a_whole_page() -> None:
+def test_a_version_1_run_gives_a_complete_page() -> None:
     page = Page(
         render_report(
             parse(ComparisonFile, (OLD / "comparison.json").read_bytes()),
@@ -450,7 +450,7 @@ def test_a_run_of_version_1_gives_a_whole_page() -> None:
     assert "finetale train stories --model base" in page.all("pre")
 
 
-def test_an_unbalanced_account_is_said() -> None:
+def test_an_account_that_does_not_add_up_is_reported() -> None:
     data = example_data()
     assert "The account balances to the token." in full_page(data=data)
     html = full_page(data=changed(data, "tokens", trained=data.tokens.trained - 12))
@@ -459,7 +459,7 @@ def test_an_unbalanced_account_is_said() -> None:
 
 
 @pytest.mark.parametrize(("words", "warned"), [(0, False), (11, False), (12, True)])
-def test_copying_is_warned_of_from_twelve_words_on(words: int, warned: bool) -> None:
+def test_copies_of_twelve_words_or_more_give_a_warning(words: int, warned: bool) -> None:
     comparison = changed(example(), "after.sample_metrics.longest_match", words=words)
     assert ("repeats what it was trained on" in full_page(comparison=comparison)) is warned
     assert ("more than chance" in model_card(example_manifest(), comparison, None)) is warned
@@ -527,7 +527,7 @@ def audited(memorised: int, personal: int = 0) -> ComparisonFile:
         (10, 1, "in 2 passages, 1 of them with personal data.", True),
     ],
 )
-def test_what_is_known_by_heart_is_told(memorised: int, personal: int, says: str, warned: bool) -> None:
+def test_memorised_passages_are_reported(memorised: int, personal: int, says: str, warned: bool) -> None:
     comparison = audited(memorised, personal)
     html = full_page(comparison=comparison)
     card = model_card(example_manifest(), comparison, None)
@@ -536,15 +536,15 @@ def test_what_is_known_by_heart_is_told(memorised: int, personal: int, says: str
     assert "Of 20,000 tokens of the training text that were looked through (25.0% of it)" in plain
     assert "Of text it never saw: 0.0%." in plain
     assert ("Fewer epochs, more text" in plain) is warned
-    assert ("&lt;b&gt;" in html) is bool(memorised), "examples are shown as they are"
+    assert ("&lt;b&gt;" in html) is bool(memorised), "the examples are in the report"
     assert says in card.replace("\\<", "<")
-    assert "<b>" not in card, "a card is published; it has no examples"
+    assert "<b>" not in card, "the published card has no examples"
     assert "this was not measured" not in card
     without = full_page(comparison=example())
     assert "looked through" not in without
 
 
-def test_other_tokenizers_are_not_compared_by_token() -> None:
+def test_different_tokenizers_are_not_compared_per_token() -> None:
     comparison = example()
     comparison = changed(comparison, "before.validation", tokens=20_000)
     comparison = changed(comparison, "change.validation", per="byte", percent=-22.0, interval=(-24.0, -20.0))
@@ -561,7 +561,7 @@ def test_other_tokenizers_are_not_compared_by_token() -> None:
     assert "Perplexity per token on the test text" in html
 
 
-def test_a_change_by_word_stands_with_the_words() -> None:
+def test_a_change_per_word_is_in_the_row_of_word_perplexity() -> None:
     comparison = changed(example(), "change.validation", per="word", percent=-41.0, interval=(-44.0, -38.5))
     rows = {(row.group, row.what): (row.change, row.intervals[2]) for row in table_rows(comparison)}
     assert rows["validation", "perplexity per word"] == ("−41.0%", "−44.0% to −38.5%")
@@ -570,7 +570,7 @@ def test_a_change_by_word_stands_with_the_words() -> None:
     assert rows["test", "perplexity per token"][0] == "−55.7%"
 
 
-def test_perplexity_is_compared_too_where_the_verdict_is_by_byte() -> None:
+def test_perplexity_is_also_compared_if_the_verdict_is_per_byte() -> None:
     comparison = changed(example(), same_tokenizer=True)
     comparison = changed(comparison, "change.validation", per="byte", percent=-41.0, interval=(-44.0, -38.5))
     rows = {(row.group, row.what): row for row in table_rows(comparison)}
@@ -583,7 +583,7 @@ def test_perplexity_is_compared_too_where_the_verdict_is_by_byte() -> None:
     assert other["validation", "loss, nats per token"].change == "not comparable"
 
 
-def test_words_that_white_space_does_not_separate_have_no_row() -> None:
+def test_text_without_spaces_has_no_row_for_words() -> None:
     comparison = example()
     for side in ("before", "after"):
         for name in ("validation", "test"):
@@ -603,7 +603,7 @@ def test_words_that_white_space_does_not_separate_have_no_row() -> None:
         ({"interval_unit": "piece"}, "from a bootstrap over pieces of the text"),
     ],
 )
-def test_intervals_say_where_they_come_from(given: dict[str, str], source: str) -> None:
+def test_the_method_of_the_intervals_is_described(given: dict[str, str], source: str) -> None:
     comparison = changed(example(), **given)
     assert source in full_page(comparison=comparison)
     assert source in model_card(example_manifest(), comparison, None)
@@ -615,7 +615,7 @@ def test_a_gain_over_random_weights_is_not_called_better() -> None:
     assert 'class="better"' not in html
 
 
-def test_without_intervals_none_are_spoken_of() -> None:
+def test_a_page_without_intervals_does_not_mention_them() -> None:
     comparison = example()
     for name in ("validation", "test"):
         for part in ("before", "after"):
@@ -630,7 +630,7 @@ def test_without_intervals_none_are_spoken_of() -> None:
     assert "The figures hold for this held-out text only, which has too few documents for 95% intervals." in card
 
 
-def test_what_is_known_of_the_text_is_shown() -> None:
+def test_findings_about_the_text_are_shown() -> None:
     assert "3 tokens of the text are unknown" in Page(full_page()).all("li")
     text = " ".join(Page(full_page()).text["dd"])
     assert "612" in text
@@ -646,14 +646,14 @@ def test_what_is_known_of_the_text_is_shown() -> None:
     assert "And 1,500 more; data.json lists the first 2." in full_page()
 
 
-def test_an_unfinished_run_is_called_so() -> None:
+def test_an_unfinished_run_is_marked_as_unfinished() -> None:
     assert "its status is “interrupted” after 240 steps" in full_page(
         manifest=changed(example_manifest(), status="interrupted")
     )
 
 
 @pytest.mark.parametrize("path", ["/home/ada/secret/tales", "C:\\Users\\ada\\secret\\tales"])
-def test_private_folders_stay_private(path: str) -> None:
+def test_private_folders_are_not_shown(path: str) -> None:
     manifest = changed(example_manifest(), base=BaseModelSource(name=path, kind="local"))
     comparison = changed(changed(example(), "before", name=path), "after", name=path)
     for made in (full_page(comparison=comparison, manifest=manifest), model_card(manifest, comparison, None)):
@@ -725,7 +725,7 @@ def test_a_chart_is_the_same_each_time_and_has_the_colours_of_the_page() -> None
     assert charts.loss_chart(curves, charts.WIDE) == first
     assert "loss (nats per token)</text>" in first
     assert "currentColor" in first
-    assert not re.search(r"#[0-9a-f]{3}", first)  # every colour is the page's
+    assert not re.search(r"#[0-9a-f]{3}", first)  # all colours are those of the page
     ElementTree.fromstring(first)
 
 
@@ -742,11 +742,11 @@ def test_a_chart_draws_the_numbers_to_scale_and_inside_its_box(width: int) -> No
     assert all(0 <= x <= right and 0 <= y <= bottom for line in lines for x, y in line)
     raw, smoothed, evaluated, rate = lines
     for straight, fitted in zip(raw, smoothed, strict=True):
-        assert straight == pytest.approx(fitted, abs=0.1)  # a straight line stays one
+        assert straight == pytest.approx(fitted, abs=0.1)  # a straight line stays straight
     assert raw[-1][0] == evaluated[-1][0] == right - 12  # the last step is at the right end
-    # Losses of 4.0 and 3.5 are drawn as far apart as half of 4.0 and 3.0.
+    # The distance of losses 4.0 and 3.5 is half the distance of 4.0 and 3.0.
     assert evaluated[1][1] - evaluated[0][1] == pytest.approx((raw[-1][1] - evaluated[0][1]) / 2, abs=0.2)
-    assert rate[0][1] > rate[1][1] > raw[-1][1]  # below the loss, and rising
+    assert rate[0][1] > rate[1][1] > raw[-1][1]  # below the curve of the loss, and rising
     labels = [element.text for element in root.iter("text")]
     assert {"optimizer step", "rate", "0", "2.0e-04", "100"} <= set(labels)
     assert labels.count("optimizer step") == 1
@@ -757,7 +757,7 @@ def test_values_that_are_all_the_same_are_drawn() -> None:
     assert "nan" not in charts.loss_chart(curves, charts.WIDE)
 
 
-def test_curves_count_a_repeated_step_once() -> None:
+def test_a_repeated_step_is_drawn_once() -> None:
     events: list[Event] = [
         TrainEvent(step=1, tokens=1, loss=4.0, learning_rate=1e-4),
         EvaluationEvent(step=0, tokens=1, loss=4.5, perplexity=90.0, best=True),
@@ -782,7 +782,7 @@ def test_a_long_run_keeps_its_chart_small() -> None:
     assert 10_000 < len(charts.loss_chart(charts.read_curves(events), charts.WIDE)) < 80_000
 
 
-def test_evaluations_of_a_sample_say_so() -> None:
+def test_evaluations_of_a_sample_are_labelled() -> None:
     events = [
         changed(event, sample_tokens=8_192) if isinstance(event, EvaluationEvent) else event
         for event in example_events()
@@ -791,7 +791,7 @@ def test_evaluations_of_a_sample_say_so() -> None:
     assert "fixed sample" not in full_page()
 
 
-def test_no_events_no_chart() -> None:
+def test_a_page_without_events_has_no_chart() -> None:
     assert charts.loss_chart(charts.read_curves([]), charts.WIDE) == ""
     page = Page(full_page(events=[]))
     assert "svg" not in page.tags
@@ -813,7 +813,7 @@ def test_model_card_has_metadata_numbers_and_the_account() -> None:
     assert metadata["base_model"] == "gpt2"
     assert metadata["library_name"] == "transformers"
     assert metadata["pipeline_tag"] == "text-generation"
-    assert metadata["language"] == ["en"]  # French is below a tenth
+    assert metadata["language"] == ["en"]  # the share of French is below 10%
     assert "license" not in metadata
     results = metadata["model-index"][0]["results"]
     assert [result["metrics"][0]["value"] for result in results] == [24.8, 26.1]
@@ -832,7 +832,7 @@ def test_model_card_has_metadata_numbers_and_the_account() -> None:
 @pytest.mark.parametrize(
     "name", ["no: yes", "---", "'\"", "- #x", "名前 \u2028 x", "{a}: [b]", "null", "1e3", "a\nb: c"]
 )
-def test_awkward_names_come_back_from_the_front_matter(name: str) -> None:
+def test_unusual_names_survive_in_the_front_matter(name: str) -> None:
     card = model_card(changed(example_manifest(), name=name), example(), None)
     card.encode("utf-8")
     metadata = yaml.safe_load(re.match(r"---\n(.*?\n)---\n\n", card, re.DOTALL).group(1))  # type: ignore[union-attr]
@@ -848,12 +848,12 @@ def test_awkward_names_come_back_from_the_front_matter(name: str) -> None:
         ({"name": "a/b/c", "kind": "hub"}, None),
     ],
 )
-def test_only_a_hub_id_is_a_base_model(base: dict[str, str], expected: str | None) -> None:
+def test_only_a_hub_id_is_listed_as_base_model(base: dict[str, str], expected: str | None) -> None:
     metadata, _ = parse_card(model_card(RunManifest(base=BaseModelSource(**base)), None, None))
     assert metadata.get("base_model") == expected
 
 
-def test_model_card_shows_foreign_text_as_it_is() -> None:
+def test_the_model_card_shows_foreign_text_unchanged() -> None:
     comparison, data = example(), example_data()
     text = " x\n```\n# no heading {{ 7*7 }}\n````"
     samples = [changed(comparison.after.samples[0], text=text, prompt="a ` b")]
@@ -866,7 +866,7 @@ def test_model_card_shows_foreign_text_as_it_is() -> None:
     assert "- in \\<script\\> \\# heading: 11 documents" in body
 
 
-def test_a_card_of_nothing_is_still_a_card() -> None:
+def test_a_card_without_data() -> None:
     metadata, body = parse_card(model_card(RunManifest(), None, None))
     assert metadata["library_name"] == "transformers"
     assert "model-index" not in metadata
@@ -887,7 +887,7 @@ def test_write_report_from_a_run_directory(tmp_path: Path) -> None:
     assert write_report(run) == run.report
     page = Page(run.report.read_text("utf-8"))
     assert page.all("h1") == VERDICT
-    assert "0.25" in page.all("dd"), "the settings come from config.yaml"
+    assert "0.25" in page.all("dd"), "the settings are read from config.yaml"
     assert page.tags.count("svg") == 2
     names = sorted(path.name for path in run.root.iterdir())
     assert names == ["comparison.json", "config.yaml", "data.json", "metrics.jsonl", "report.html", "run.json"]

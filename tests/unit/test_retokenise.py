@@ -1,4 +1,4 @@
-"""Held-out text of a run as tokens of another tokenizer, decoded from the run's own tokens."""
+"""Test retokenising: the held-out tokens of a run are decoded and encoded with another tokenizer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TALKS = [
 
 
 def chatml() -> PreTrainedTokenizerBase:
-    """A tokenizer with other tokens, another end-of-text and markers of its own."""
+    """Return a tokenizer with other tokens, another end-of-text and chat markers."""
     made: Any = tokens.train_tokenizer([story(n) for n in range(20)], 300)
     made.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     made.eos_token = "<|im_end|>"
@@ -37,7 +37,7 @@ def chatml() -> PreTrainedTokenizerBase:
 
 
 def learned(store: tokens.TokenStore, reader: PreTrainedTokenizerBase) -> list[list[str]]:
-    """The learned pieces of each part, decoded; a special token is in brackets."""
+    """Return the decoded learned pieces of each part, with special tokens in brackets."""
     found = []
     for part in range(len(store.parts)):
         ids, at, pieces = store.ids(part), 0, []
@@ -75,7 +75,7 @@ def test_examples_keep_their_context(swapped: bool, tmp_path: Path) -> None:
     assert held_out["words"].tolist() == [5 + 5 for _ in TALKS]
 
 
-def test_running_text_is_given_back(tmp_path: Path) -> None:
+def test_running_text_is_unchanged(tmp_path: Path) -> None:
     source = tmp_path / "a.txt"
     source.write_text(story(1))
     config = Config.resolve({"sources": (str(source),), "test": (str(source),), "cache_dir": str(tmp_path / "cache")})

@@ -1,4 +1,4 @@
-"""Atomic writes, manifests, checksums."""
+"""Test atomic writes, manifests and checksums."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def fill_two(folder: Path) -> None:
     (folder / "b.txt").write_text("b")
 
 
-def test_a_failed_write_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_content_and_leaves_no_files(tmp_path: Path) -> None:
     file = tmp_path / "x.json"
     write_json(file, {"a": 1})
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -49,7 +49,7 @@ def test_a_failed_write_leaves_the_old_content_and_nothing_else(tmp_path: Path) 
     assert sorted(p.name for p in (tmp_path / "f").iterdir()) == ["a.bin", "b.txt"]
 
 
-def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+def test_a_folder_is_replaced_atomically(tmp_path: Path) -> None:
     write_folder(tmp_path / "f", fill_two)
     write_folder(tmp_path / "f", lambda folder: write_bytes(folder / "c", b"c"))
     assert [p.name for p in (tmp_path / "f").iterdir()] == ["c"]
@@ -58,10 +58,10 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="modes of files")
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
-def test_files_are_as_the_umask_has_them(tmp_path: Path, umask: int, mode: int) -> None:
+def test_files_have_the_permissions_of_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
     def fill(folder: Path) -> None:
         fill_two(folder)
-        (folder / "a.bin").chmod(0o600)  # as libraries leave what they write
+        (folder / "a.bin").chmod(0o600)  # libraries write files with other permissions
         (folder / "b.txt").chmod(0o755)
 
     before = os.umask(umask)
@@ -72,21 +72,21 @@ def test_files_are_as_the_umask_has_them(tmp_path: Path, umask: int, mode: int) 
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "f").iterdir()} == {mode}
 
 
-def test_what_others_write_just_now_is_no_leftover(tmp_path: Path) -> None:
+def test_files_of_other_running_writers_are_not_deleted(tmp_path: Path) -> None:
     long_ago = time.time() - 5000
     for name in (".a.1.tmp", ".b.2.tmp", ".c.3.old"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x").write_text("x")
         os.utime(tmp_path / name, (long_ago, long_ago))
         os.utime(tmp_path / name / "x", (long_ago, long_ago))
-    (tmp_path / ".a.1.tmp" / "x").write_text("y")  # still at work
+    (tmp_path / ".a.1.tmp" / "x").write_text("y")  # still running
     recover(tmp_path, untouched=3600)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".a.1.tmp", "c"]
     recover(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
 
-def test_the_manifest_tells_damage(tmp_path: Path) -> None:
+def test_the_manifest_detects_corruption(tmp_path: Path) -> None:
     folder = tmp_path / "f"
     write_sealed_folder(folder, fill_two)
     assert verify_folder(folder) == []
@@ -101,7 +101,7 @@ def test_the_manifest_tells_damage(tmp_path: Path) -> None:
     assert len(verify_folder(folder)) == 1
 
 
-def test_opening_what_is_no_run(tmp_path: Path) -> None:
+def test_opening_a_folder_without_a_run_fails(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="does not exist"):
         RunDirectory.open(tmp_path / "nope")
     with pytest.raises(RunError, match="is not a run directory"):
@@ -126,7 +126,7 @@ def test_only_fields_of_the_schema_are_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("filler", [[], {}, "text", 7.5, True, None])
 @pytest.mark.parametrize("name", ["run.json", "data.json", "comparison.json"])
-def test_a_value_of_another_kind_is_refused_by_name_or_harmless(tmp_path: Path, name: str, filler: object) -> None:
+def test_values_of_a_wrong_type_are_refused_by_name_or_harmless(tmp_path: Path, name: str, filler: object) -> None:
     """Each value of a file, two levels deep, is replaced in turn."""
     run = RunDirectory(tmp_path)
     read = {"run.json": run.read_manifest, "data.json": run.read_data, "comparison.json": run.read_comparison}[name]
@@ -147,7 +147,7 @@ def test_a_value_of_another_kind_is_refused_by_name_or_harmless(tmp_path: Path, 
     assert all(f"{name} is corrupted: " in message and key in message for key, message in messages)
 
 
-def test_checkpoints_newest_first_and_only_whole_ones(tmp_path: Path) -> None:
+def test_only_complete_checkpoints_are_listed_newest_first(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     for step in (5, 200, 30):
         write_sealed_folder(run.checkpoint(step), fill_two)

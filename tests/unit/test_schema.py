@@ -1,4 +1,4 @@
-"""The schema: old files open, nothing is lost in reading and writing, and invalid values are refused by name."""
+"""Test the schema: old files open, reading and writing lose nothing, and errors name invalid values."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def old(name: str) -> str:
 
 
 def holds_all_of(after: object, before: object) -> bool:
-    """Whether every value of an old object is in the new one, which may have more keys."""
+    """Return whether every value of the old object is in the new one, which may have more keys."""
     if isinstance(before, dict) and isinstance(after, dict):
         return all(key in after and holds_all_of(after[key], before[key]) for key in before)
     if isinstance(before, list) and isinstance(after, list):
@@ -49,7 +49,7 @@ def holds_all_of(after: object, before: object) -> bool:
 
 
 @pytest.mark.parametrize(("name", "kind"), FILES)
-def test_a_file_of_version_1_opens_and_loses_nothing(name: str, kind: type[Record]) -> None:
+def test_a_version_1_file_opens_without_loss(name: str, kind: type[Record]) -> None:
     record, before = parse(kind, old(name)), json.loads(old(name))
     assert unknown_keys(record) == []
     after = record.to_dict()
@@ -59,13 +59,13 @@ def test_a_file_of_version_1_opens_and_loses_nothing(name: str, kind: type[Recor
         changed
         == {"run.json": {"command"}, "data.json": {"tokens", "text"}, "comparison.json": {"before", "after"}}[name]
     )
-    # Later versions added fields to the report on the text and to the models; every old value is still there.
+    # Later versions added fields; every old value is still there.
     for key in changed & {"text", "before", "after"}:
         assert holds_all_of(after[key], before[key])
     assert parse(kind, json.dumps(after)) == record
 
 
-def test_what_version_1_wrote_otherwise() -> None:
+def test_changed_fields_of_version_1_are_converted() -> None:
     manifest = parse(RunManifest, old("run.json"))
     assert manifest.schema_version == 1
     assert manifest.command is not None
@@ -96,7 +96,7 @@ def test_a_line_separator_in_text_does_not_end_a_line() -> None:
     assert parse_events(event_line(sample) + event_line(sample)) == [sample, sample]
 
 
-def test_lines_that_are_cut_or_unknown_are_left_out() -> None:
+def test_cut_and_unknown_lines_are_skipped() -> None:
     lines = [
         event_line(TrainEvent(step=1, tokens=8, loss=4.0, learning_rate=1e-4)),
         '{"event": "tracker", "step": 2, "url": 1}\n',
@@ -113,7 +113,7 @@ def test_lines_that_are_cut_or_unknown_are_left_out() -> None:
     assert [event.event for event in parse_events("".join(lines))] == ["train"]
 
 
-def test_absent_counts_of_a_stage_are_left_out() -> None:
+def test_missing_counts_of_a_stage_are_omitted() -> None:
     assert StageEvent(message="Reading").to_dict() == {"event": "stage", "message": "Reading"}
 
 
@@ -140,7 +140,7 @@ def test_keys_of_newer_versions_are_kept() -> None:
         ("{", "it is not JSON (EOF while parsing an object at line 1 column 1)"),
     ],
 )
-def test_invalid_values_are_named(content: str, message: str) -> None:
+def test_errors_name_invalid_values(content: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         parse(RunManifest, content)
 

@@ -1,4 +1,4 @@
-"""Each speed-up gives the numbers of what it replaces, and can be taken back."""
+"""Test that each speed-up gives the same numbers as the code it replaces, and can be undone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def activations(network: torch.nn.Module) -> list[str]:
     return [type(module).__name__ for name, module in network.named_modules() if name.endswith(".act")]
 
 
-def test_apply_replaces_modules_and_undo_puts_the_same_ones_back() -> None:
+def test_apply_replaces_modules_and_undo_restores_them() -> None:
     tiny = model(dropout=0.1)
     before, parameters, config = list(tiny.modules()), dict(tiny.state_dict()), tiny.config.to_dict()
     assert speed.apply(tiny) is tiny
@@ -57,7 +57,7 @@ def test_apply_replaces_modules_and_undo_puts_the_same_ones_back() -> None:
         ({"enabled": False, "attention": "documents"}, False, False),
     ],
 )
-def test_set_up_does_what_the_settings_say(
+def test_set_up_follows_the_settings(
     before: Callable[[Any], Any], settings: dict[str, Any], applied: bool, packs: bool
 ) -> None:
     tiny = before(model())
@@ -66,7 +66,7 @@ def test_set_up_does_what_the_settings_say(
     assert activations(tiny) == ["FusedGELU" if applied else "NewGELUActivation"] * 2
 
 
-def test_set_up_leaves_out_an_attention_without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_set_up_skips_an_attention_without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "has_kernel", lambda model, *, precision, training: False)
     tiny = model()
     speed.set_up(tiny, enabled=True, attention="documents", precision="fp32", training=False)
@@ -74,7 +74,7 @@ def test_set_up_leaves_out_an_attention_without_a_kernel(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("documents", [True, False])
-def test_speed_ups_are_suspended_and_put_back(documents: bool) -> None:
+def test_speed_ups_are_suspended_and_restored(documents: bool) -> None:
     tiny = speed.apply(model())
     speed.use_documents(tiny, documents)
 
@@ -97,7 +97,7 @@ def test_a_copied_model_can_be_undone_too() -> None:
     assert activations(speed.undo(copy.deepcopy(speed.apply(model())))) == ["NewGELUActivation"] * 2
 
 
-def test_opened_models_are_sped_up_and_saved_as_they_came(tmp_path: Path) -> None:
+def test_opened_models_are_sped_up_and_saved_without_speed_ups(tmp_path: Path) -> None:
     new = models.open_model("new:64x2", lambda event: None, tokenizer=tokenizer()).model
     models.save(new, tokenizer(), tmp_path)
     loaded = models.open_model(str(tmp_path), lambda event: None).model
@@ -110,7 +110,7 @@ def test_opened_models_are_sped_up_and_saved_as_they_came(tmp_path: Path) -> Non
     assert plain.state_dict().keys() == loaded.state_dict().keys()
 
 
-def test_the_fused_activation_is_the_plain_one() -> None:
+def test_the_fused_activation_equals_the_plain_one() -> None:
     plain, fused = NewGELUActivation(), speed.FusedGELU(NewGELUActivation())
     x = torch.linspace(-12, 12, 100_001, dtype=torch.float64)
     torch.testing.assert_close(fused(x), plain(x), rtol=0, atol=1e-12)
@@ -122,10 +122,10 @@ def test_the_fused_activation_is_the_plain_one() -> None:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
 @pytest.mark.parametrize("rows", [1, 300])
-def test_chunked_loss_and_gradient_are_those_of_pytorch(
+def test_chunked_loss_and_gradient_equal_those_of_pytorch(
     dtype: torch.dtype, tolerance: float, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loss, "_ROWS_BYTES", 4 * 500 * 7)  # chunks of seven rows, and a rest
+    monkeypatch.setattr(loss, "_ROWS_BYTES", 4 * 500 * 7)  # chunks of seven rows and a shorter one
     torch.manual_seed(0)
     logits = torch.randn(rows, 500).mul(4).to(dtype).requires_grad_()
     labels = torch.randint(0, 500, (rows,))
@@ -141,7 +141,7 @@ def test_chunked_loss_and_gradient_are_those_of_pytorch(
     torch.testing.assert_close(one, other, rtol=tolerance, atol=1e-6)
 
 
-def test_a_loss_of_infinity_stays_infinite() -> None:
+def test_an_infinite_loss_stays_infinite() -> None:
     logits = torch.tensor([[0.0, float("-inf")], [float("nan"), 0.0]])
     losses = speed.cross_entropy(logits, torch.tensor([1, 0]), IGNORE)
     assert losses[0] == float("inf")
@@ -160,7 +160,7 @@ def test_logits_far_from_zero_lose_no_precision(offset: float) -> None:
     )
 
 
-def test_a_label_that_is_no_token_is_an_error() -> None:
+def test_a_label_outside_the_vocabulary_is_an_error() -> None:
     with pytest.raises((IndexError, RuntimeError)):
         speed.cross_entropy(torch.zeros(2, 5), torch.tensor([1, -1]), IGNORE)
 
@@ -171,7 +171,7 @@ BORDERS = [0, 3, 4, 40, 300, 310, 311, 500]
 
 
 def heads(dtype: torch.dtype, *, keys: int = 4) -> list[torch.Tensor]:
-    """Query, key and value of shape (1, heads, 500, 16), laid out as a projection gives them."""
+    """Return query, key and value of shape (1, heads, 500, 16) with the memory layout of a projection."""
     torch.manual_seed(0)
     return [torch.randn(1, 500, number, 16).to(dtype).transpose(1, 2).requires_grad_() for number in (4, keys, keys)]
 
@@ -184,7 +184,7 @@ def attend(tensors: list[torch.Tensor], **options: object) -> torch.Tensor:
 
 
 def masked(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: float) -> torch.Tensor:
-    """The same with PyTorch's attention and a mask over all pairs."""
+    """Return the same attention, computed by PyTorch with a mask over all pairs."""
     document = torch.repeat_interleave(torch.arange(len(BORDERS) - 1), torch.tensor(BORDERS).diff())
     mask = (document[:, None] == document[None, :]) & torch.ones(500, 500, dtype=torch.bool).tril()
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True, **options).transpose(1, 2)
@@ -194,7 +194,7 @@ def masked(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **option
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.03)]
 )
-def test_attention_in_tiles_is_attention_with_a_mask(dtype: torch.dtype, tolerance: float, keys: int) -> None:
+def test_tiled_attention_equals_masked_attention(dtype: torch.dtype, tolerance: float, keys: int) -> None:
     ours, theirs = heads(dtype, keys=keys), heads(torch.float64, keys=keys)
     for one, other in zip(theirs, ours, strict=True):
         one.data.copy_(other.data)
@@ -210,7 +210,7 @@ def test_attention_in_tiles_is_attention_with_a_mask(dtype: torch.dtype, toleran
 
 
 @pytest.mark.parametrize("lengths", [[100] * 5, [500], [250, 250]])
-def test_documents_of_one_length_are_worked_on_side_by_side(
+def test_documents_of_equal_length_are_computed_in_one_batch(
     lengths: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     borders = [0, *torch.tensor(lengths).cumsum(0).tolist()]
@@ -229,7 +229,7 @@ def test_documents_of_one_length_are_worked_on_side_by_side(
 
 
 @pytest.mark.parametrize("size", [1, 7, 96, 192, 1000])
-def test_tiles_cover_each_pair_that_may_see_each_other_once(size: int) -> None:
+def test_tiles_cover_each_visible_pair_once(size: int) -> None:
     seen = torch.zeros(500, 500, dtype=torch.int64)
     for tile in attention.tiles_of(tuple(BORDERS), size):
         assert 0 < tile.stop - tile.start <= size
@@ -240,7 +240,7 @@ def test_tiles_cover_each_pair_that_may_see_each_other_once(size: int) -> None:
     assert torch.equal(seen, ((document[:, None] == document[None, :]).long().tril()))
 
 
-def test_attention_of_no_documents_is_the_packaged_one() -> None:
+def test_attention_without_documents_is_that_of_pytorch() -> None:
     tensors = heads(torch.float32)
     output, _ = attention.attend(torch.nn.Module(), *tensors, None, scaling=0.25)
     torch.testing.assert_close(
@@ -254,7 +254,7 @@ def test_other_kinds_of_attention_are_refused(option: str) -> None:
         attend(heads(torch.float32), **{option: 8})
 
 
-def test_dropout_of_attention_is_unbiased_and_its_gradient_fits() -> None:
+def test_dropout_of_attention_is_unbiased_and_has_the_right_gradient() -> None:
     query, key, value = heads(torch.float64)
     exact = masked(query, key, value).detach()
     torch.manual_seed(1)
@@ -288,7 +288,7 @@ def test_masks_keep_their_share_and_repeat_with_the_seed() -> None:
         assert not torch.equal(keep_mask(1_000_003, keep), one)
 
 
-def test_fast_dropout_is_dropout() -> None:
+def test_fast_dropout_has_the_right_rate_and_gradient() -> None:
     torch.manual_seed(0)
     dropout = speed.FastDropout(torch.nn.Dropout(0.25))
     x = torch.rand(300, 400).add(1).requires_grad_()
@@ -309,7 +309,7 @@ def test_fast_dropout_is_dropout() -> None:
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("outer", [1.0, 3.0])
-def test_the_loss_without_logits_is_pytorchs(
+def test_the_loss_without_logits_equals_that_of_pytorch(
     with_bias: bool, tied: bool, outer: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loss, "_CHUNK_BYTES", 8 * 90 * 16)  # several chunks
@@ -343,8 +343,8 @@ def test_the_loss_without_logits_is_pytorchs(
 
 @pytest.mark.parametrize("offset", [0.0, -100.0, 1000.0])
 @pytest.mark.parametrize("spread", [1.0, 60.0])
-def test_the_loss_without_logits_is_exact_far_from_zero_too(offset: float, spread: float) -> None:
-    """With a spread of 60 the target's share is too small for fp32 in many rows."""
+def test_the_loss_without_logits_is_exact_for_large_scores(offset: float, spread: float) -> None:
+    """With a standard deviation of 60, the probability of many targets underflows in fp32."""
     torch.manual_seed(0)
     hidden, bias = torch.randn(60, 4), torch.full((50,), offset)
     weight, labels = torch.randn(50, 4) * spread, torch.randint(0, 50, (60,))
@@ -355,14 +355,14 @@ def test_the_loss_without_logits_is_exact_far_from_zero_too(offset: float, sprea
     assert float(ours) == pytest.approx(float(losses.sum()), rel=1e-5)
 
 
-def test_a_loss_that_is_not_a_number_stays_so() -> None:
+def test_a_nan_loss_stays_nan() -> None:
     hidden, weight = torch.randn(3, 2), torch.randn(5, 2)
     hidden[1, 0] = float("nan")
     assert speed.summed_cross_entropy(hidden, weight, None, torch.tensor([0, 1, 2]), IGNORE).isnan()
     assert not speed.summed_cross_entropy(hidden, weight, None, torch.tensor([0, IGNORE, 2]), IGNORE).isnan()
 
 
-def test_no_more_logits_than_a_chunk_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_most_one_chunk_of_logits_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     made = loss._logits
 
@@ -391,7 +391,7 @@ def test_no_more_logits_than_a_chunk_are_in_memory(monkeypatch: pytest.MonkeyPat
         ("mps", 64, 0.0, 9, False),
     ],
 )
-def test_where_documents_have_a_kernel(
+def test_which_devices_have_a_kernel_for_documents(
     device: str, head_size: int, dropout: float, capability: int, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 0))
@@ -400,7 +400,7 @@ def test_where_documents_have_a_kernel(
     assert attention.has_kernel(torch.device(device), head_size, dropout) is expected
 
 
-def test_memory_is_left_alone_where_the_environment_sets_malloc_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_malloc_is_not_configured_if_the_environment_does(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("MALLOC_ARENA_MAX", "1"), ("GLIBC_TUNABLES", "glibc.malloc.check=3")):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
@@ -411,7 +411,7 @@ def test_memory_is_left_alone_where_the_environment_sets_malloc_up(monkeypatch: 
     allocator._glibc.cache_clear()
 
 
-def test_memory_is_kept_only_inside() -> None:
+def test_memory_is_kept_only_inside_the_context() -> None:
     calls: list[tuple[int, int]] = []
 
     class Libc:
@@ -442,5 +442,5 @@ def test_stochastic_rounding_keeps_the_mean() -> None:
     assert bool((low <= value[0]).all() & (value[0] <= high).all())
     assert bool(((high - low) <= value[0].abs() * 2.0**-7).all())
     torch.testing.assert_close(rounded.double().mean(0), value[0].double(), rtol=2e-5, atol=0)
-    assert torch.equal(low[3:], value[0, 3:])  # what bf16 holds stays
+    assert torch.equal(low[3:], value[0, 3:])  # values that bf16 can represent do not change
     assert torch.equal(high[3:], value[0, 3:])

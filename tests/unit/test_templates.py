@@ -1,4 +1,4 @@
-"""Templates: several columns, or title and body of a chapter, make the text of a document."""
+"""Test templates, which build the text of a document from columns or from the title and body of a chapter."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_escapes_and_literal_braces() -> None:
         ("", "the template names no column"),
     ],
 )
-def test_a_template_is_checked_before_anything_is_read(template: str, words: str) -> None:
+def test_a_template_is_checked_before_sources_are_read(template: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         TextSettings.resolve({"template": template})
     assert words in caught.value.message
@@ -129,7 +129,7 @@ def test_strings_are_records_with_a_text(tmp_path: Path) -> None:
     assert [part.text for part in read(path, "<{text}>")[0]] == ["<one>", "<two>"]
 
 
-def test_the_records_within_an_object_are_those_with_the_columns(tmp_path: Path) -> None:
+def test_the_list_with_the_columns_is_found_inside_an_object(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"name": "Tales", "tales": ROWS, "authors": [{"name": "Mara"}]}))
     assert [part.text for part in read(path, TEMPLATE)[0]] == TEXTS
@@ -137,7 +137,7 @@ def test_the_records_within_an_object_are_those_with_the_columns(tmp_path: Path)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
-def test_an_unknown_column_is_an_error_with_the_columns(kind: str, tmp_path: Path) -> None:
+def test_the_error_for_an_unknown_column_lists_the_columns(kind: str, tmp_path: Path) -> None:
     path = write(tmp_path, ROWS, kind)
     with pytest.raises(SourceError) as caught:
         read(path, "{headline} {body} {author}")
@@ -209,7 +209,7 @@ def test_chapters_have_a_title_and_a_body(tmp_path: Path) -> None:
     assert whole.text.startswith("<>\n# The ferry\n\nIt ran")
 
 
-def test_plain_text_has_a_body_only(tmp_path: Path) -> None:
+def test_plain_text_has_only_a_body(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("One line.\nAnother.\n")
     assert [part.text for part in read(path, "Story: {body}", documents="line")[0]] == [

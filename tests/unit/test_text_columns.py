@@ -1,4 +1,4 @@
-"""Which column is the text: named with its share, refused where it is the smaller part, the same for a whole source."""
+"""Test the choice of the text column: its share is reported, a minority is refused, and a source has one choice."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write(folder: Path, name: str, content: str) -> Path:
 
 
 def table(folder: Path, kind: str, rows: list[dict[str, Any]]) -> Path:
-    """A file of this kind with these rows."""
+    """Write a file of this kind with these rows."""
     path = folder / f"a.{kind}"
     if kind == "parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
@@ -57,7 +57,7 @@ def table(folder: Path, kind: str, rows: list[dict[str, Any]]) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv", "parquet"])
-def test_the_taken_and_the_other_columns_are_reported_with_their_share(tmp_path: Path, kind: str) -> None:
+def test_the_chosen_and_the_other_columns_are_reported_with_their_shares(tmp_path: Path, kind: str) -> None:
     row = {
         "id": "0815-4711",
         "title": "abc defghi",
@@ -89,7 +89,7 @@ def test_the_taken_and_the_other_columns_are_reported_with_their_share(tmp_path:
     )
 
 
-def test_a_column_without_others_is_named_too(tmp_path: Path) -> None:
+def test_a_single_column_is_also_reported(tmp_path: Path) -> None:
     _, report = read(table(tmp_path, "csv", [{"id": "1", "text": "Once upon"}] * 3))
     (note,) = text_notes(report)
     assert (note.sentence(), note.matters) == (
@@ -116,7 +116,7 @@ def test_a_parquet_file_is_measured_at_its_start_middle_and_end(tmp_path: Path) 
     assert column["characters"] == 3000 * 40
 
 
-# -- where the guess is refused
+# -- refused guesses
 
 REFUSED = {
     "three columns": (
@@ -133,7 +133,7 @@ REFUSED = {
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv", "parquet"])
 @pytest.mark.parametrize("case", ["three columns", "a plan and a story", "text and body"])
 @pytest.mark.parametrize("times", [1, 25, 400])
-def test_a_guess_that_leaves_out_most_of_the_text_is_refused(tmp_path: Path, kind: str, case: str, times: int) -> None:
+def test_a_guess_that_skips_most_of_the_text_is_refused(tmp_path: Path, kind: str, case: str, times: int) -> None:
     rows, taken, choices = REFUSED[case]
     path = table(tmp_path, kind, rows * times)
     with pytest.raises(
@@ -156,7 +156,7 @@ def test_half_of_the_text_is_enough(tmp_path: Path) -> None:
     assert report["columns"][0]["share"] == 0.5
 
 
-def test_a_chat_export_with_nothing_but_a_short_title(tmp_path: Path) -> None:
+def test_a_chat_export_with_only_a_short_title_is_refused(tmp_path: Path) -> None:
     chat = [{"title": "c", "mapping": {"a": {"message": {"author": {"role": "user"}, "content": {"parts": [LONG]}}}}}]
     with pytest.raises(
         SourceError,
@@ -167,7 +167,7 @@ def test_a_chat_export_with_nothing_but_a_short_title(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["messages", "turns"])
-def test_lists_are_named_where_no_column_is_text(tmp_path: Path, key: str) -> None:
+def test_lists_are_reported_if_no_column_is_text(tmp_path: Path, key: str) -> None:
     chat = {key: [{"who": "user", "content": "hi"}, {"who": "assistant", "content": "ho"}]}
     with pytest.raises(
         SourceError, match=rf"has no column of text; its columns are '{key}'; there is text in '{key}\[\]\.who'"
@@ -179,7 +179,7 @@ def test_lists_are_named_where_no_column_is_text(tmp_path: Path, key: str) -> No
 @pytest.mark.parametrize(
     "value", ["2026-11-27 10:00:00", "https://example.org/a/b/c", "0815", "f81d4fae-7dec-11d0", "en"]
 )
-def test_numbers_dates_addresses_and_identifiers_are_no_text(tmp_path: Path, value: str) -> None:
+def test_numbers_dates_addresses_and_identifiers_are_not_text(tmp_path: Path, value: str) -> None:
     _, report = read(table(tmp_path, "csv", [{"other": value * 9 if value == "en" else value, "text": "a b"}] * 30))
     assert report["columns"][0]["left_out"] == []
 
@@ -204,7 +204,7 @@ def test_check_collects_one_refusal_for_a_source(tmp_path: Path) -> None:
 
 
 def test_files_of_a_source_do_not_change_the_column(tmp_path: Path) -> None:
-    """No known name: alone, the second file would be read as its summary."""
+    """No column has a known name. On its own, the second file would be read as its summary."""
     write(tmp_path / "d", "a.json", json.dumps([{"words": LONG, "lead": SHORT}] * 3))
     write(tmp_path / "d", "b.json", json.dumps([{"words": "A word.", "lead": SHORT}]))
     texts, report = read(tmp_path / "d")
@@ -212,7 +212,7 @@ def test_files_of_a_source_do_not_change_the_column(tmp_path: Path) -> None:
     assert [(column["taken"], column["files"]) for column in report["columns"]] == [("words", 2)]
 
 
-def test_training_text_follows_the_validation_text_where_no_name_is_known(tmp_path: Path) -> None:
+def test_training_text_uses_the_column_of_the_validation_text(tmp_path: Path) -> None:
     held = write(tmp_path, "v.jsonl", json.dumps({"words": LONG, "lead": SHORT}))
     path = write(
         tmp_path,
@@ -222,7 +222,7 @@ def test_training_text_follows_the_validation_text_where_no_name_is_known(tmp_pa
     assert read(path, validation=str(held))[0] == [LONG, "The end of it.", LONG]
 
 
-def test_files_with_other_columns_are_judged_for_themselves(tmp_path: Path) -> None:
+def test_files_with_other_columns_get_their_own_choice(tmp_path: Path) -> None:
     write(tmp_path / "d", "a.jsonl", json.dumps({"text": LONG}))
     write(tmp_path / "d", "b.csv", f"story\n{LONG}\n")
     _, report = read(tmp_path / "d")
@@ -248,14 +248,14 @@ def test_dotted_paths_lead_into_nested_records(tmp_path: Path, kind: str) -> Non
     assert "data.body.text" in caught.value.hint
 
 
-def test_a_name_with_a_dot_is_no_path(tmp_path: Path) -> None:
+def test_a_column_name_can_contain_a_dot(tmp_path: Path) -> None:
     row = {"a.b": "one", "a": {"b": "two", "c.d": {"e": "three"}}}
     path = write(tmp_path, "a.jsonl", json.dumps(row))
     assert read(path, text_column="a.b")[0] == ["one"]
     assert read(path, text_column="a.c.d.e")[0] == ["three"]
 
 
-def test_null_on_the_way_is_an_empty_document(tmp_path: Path) -> None:
+def test_null_in_a_path_gives_an_empty_document(tmp_path: Path) -> None:
     path = write(tmp_path, "a.jsonl", '{"a": {"b": "one"}}\n{"a": null}\n{"a": {"b": null}}\n')
     assert read(path, text_column="a.b")[0] == ["one", "", ""]
     with pytest.raises(SourceError, match=r"a\.jsonl:2: has no column 'a\.b'"):
@@ -332,13 +332,13 @@ def test_lists_within_an_object(tmp_path: Path, content: object, expected: list[
         {"tags": ["sea", "storm"], "pages": {"1": {"lines": [LONG]}}},
     ],
 )
-def test_a_list_is_not_the_records_where_the_rest_holds_more_text(tmp_path: Path, content: object) -> None:
+def test_a_list_with_less_text_than_its_object_is_not_the_records(tmp_path: Path, content: object) -> None:
     with pytest.raises(SourceError, match="has no column of text") as caught:
         read(write(tmp_path, "a.json", json.dumps(content)))
     assert "there is text in 'data[][]' (9" in str(caught.value) or "'pages.1.lines[]' (8" in str(caught.value)
 
 
-def test_a_list_of_strings_beside_a_text_is_taken_when_it_is_named(tmp_path: Path) -> None:
+def test_a_list_of_strings_beside_a_text_can_be_chosen(tmp_path: Path) -> None:
     path = write(tmp_path, "a.json", json.dumps({"title": "Storm", "text": LONG, "tags": ["sea", "storm"]}))
     texts, report = read(path, text_column="tags")
     assert texts == ["sea", "storm"]
@@ -346,7 +346,7 @@ def test_a_list_of_strings_beside_a_text_is_taken_when_it_is_named(tmp_path: Pat
     assert read(path, text_column="title")[0] == ["Storm"]
 
 
-def test_an_object_of_which_most_is_a_list_of_strings_is_refused(tmp_path: Path) -> None:
+def test_an_object_that_is_mostly_a_list_of_strings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         SourceError, match=r"'language' would be read as the text, but contains only 3% .* 'stories\[\]' \(97%\)"
     ):
@@ -357,7 +357,7 @@ def test_an_object_of_which_most_is_a_list_of_strings_is_refused(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
-def test_repeated_keys_are_counted_and_named(tmp_path: Path, name: str) -> None:
+def test_repeated_keys_are_counted_and_reported(tmp_path: Path, name: str) -> None:
     lines = (
         '{"text":"one","text":"two"}\n{"text":"other"}\n{"n":1,"n":2,"text":"three","text":"four", "text": "five"}\n'
     )
@@ -373,7 +373,7 @@ def test_repeated_keys_are_counted_and_named(tmp_path: Path, name: str) -> None:
     ("name", "content"), [("a.jsonl", '{"%s": "a \\ud83d b"}'), ("a.json", '[{"%s": "a \\ud83d b"}]')]
 )
 @pytest.mark.parametrize("column", ["text", "prompt"])
-def test_lone_surrogates_get_a_sentence_in_every_form(tmp_path: Path, name: str, content: str, column: str) -> None:
+def test_lone_surrogates_are_reported_in_every_format(tmp_path: Path, name: str, content: str, column: str) -> None:
     path = write(tmp_path, name, content % column)
     with pytest.raises(SourceError, match=r":1: holds a lone surrogate"):
         read(path)
@@ -394,7 +394,7 @@ def test_parquet_with_bytes_that_are_not_utf8(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", ["https://example.org/a/long/address/of/a/page", "2026-11-27 10:00:00", "0" * 40])
-def test_without_a_known_name_the_column_that_reads_like_text_is_taken(tmp_path: Path, other: str) -> None:
+def test_without_a_known_name_the_column_most_like_prose_is_chosen(tmp_path: Path, other: str) -> None:
     texts, report = read(table(tmp_path, "jsonl", [{"a": other, "b": "It sang and danced."}] * 3))
     assert texts == ["It sang and danced."] * 3
     assert report["columns"][0]["left_out"] == []

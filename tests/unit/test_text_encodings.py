@@ -1,4 +1,4 @@
-"""Encodings: found for small and larger texts, reported, and never a silent mojibake."""
+"""Test encodings: they are detected and reported, and text is never decoded wrongly without a message."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def read(path: Path, **settings: object) -> tuple[list[Part], TextReport]:
 
 @pytest.mark.parametrize("repeats", [1, 50])
 @pytest.mark.parametrize(("text", "encoding"), CASES)
-def test_an_encoding_is_found_and_said(tmp_path: Path, text: str, encoding: str, repeats: int) -> None:
+def test_an_encoding_is_detected_and_reported(tmp_path: Path, text: str, encoding: str, repeats: int) -> None:
     path = tmp_path / "story.txt"
     path.write_bytes((text * repeats).encode(encoding))
     parts, report = read(path, strip=False)
@@ -74,7 +74,7 @@ def test_an_encoding_is_found_and_said(tmp_path: Path, text: str, encoding: str,
 
 
 @pytest.mark.parametrize(("text", "encoding"), [case for case in CASES if not case[1].startswith("utf")])
-def test_the_other_encoding_may_begin_after_megabytes_of_ascii(tmp_path: Path, text: str, encoding: str) -> None:
+def test_non_ascii_text_after_megabytes_of_ascii_is_detected(tmp_path: Path, text: str, encoding: str) -> None:
     ascii_text = "Once upon a time there was a tale.\n" * 35_000
     path = tmp_path / "story.txt.gz"
     path.write_bytes(gzip.compress((ascii_text + text).encode(encoding), 1))
@@ -93,7 +93,7 @@ def test_the_other_encoding_may_begin_after_megabytes_of_ascii(tmp_path: Path, t
         ("utf-8", b"", "utf-8"),
     ],
 )
-def test_unicode_with_and_without_a_mark(tmp_path: Path, encoding: str, mark: bytes, said: str) -> None:
+def test_unicode_with_and_without_a_byte_order_mark(tmp_path: Path, encoding: str, mark: bytes, said: str) -> None:
     path = tmp_path / "story.txt"
     path.write_bytes(mark + ENGLISH.strip().encode(encoding))
     parts, report = read(path)
@@ -123,7 +123,7 @@ def test_an_unknown_encoding_is_refused_before_reading(tmp_path: Path, name: str
         read(tmp_path / "none.txt", encoding=name)
 
 
-def test_damaged_utf8_is_an_error_with_line_and_byte(tmp_path: Path) -> None:
+def test_the_error_for_invalid_utf8_has_line_and_byte(tmp_path: Path) -> None:
     path = tmp_path / "story.txt"
     path.write_bytes(b"caf\xc3\xa9 \xe2\x80\x9cone\xe2\x80\x9d\nna\xc3\xafve \xff here\n")
     with pytest.raises(SourceError, match=r"story\.txt:2: byte 0xff") as caught:
@@ -132,7 +132,7 @@ def test_damaged_utf8_is_an_error_with_line_and_byte(tmp_path: Path) -> None:
     assert "--encoding" in caught.value.hint
 
 
-def test_damaged_utf8_can_be_replaced_and_is_counted_by_line(tmp_path: Path) -> None:
+def test_invalid_utf8_can_be_replaced_and_is_counted_by_line(tmp_path: Path) -> None:
     path = tmp_path / "story.txt"
     path.write_bytes("café “one” \ufffd\n".encode() + b"\xff\nfine\n" + "naïve – ".encode() + b"\xff\xfe")
     parts, report = read(path, undecodable="replace")
@@ -151,7 +151,7 @@ def test_a_character_cut_off_at_the_end_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("utf8_first", [True, False])
 @pytest.mark.parametrize(("text", "encoding"), [(FRENCH, "cp1252"), (SIMPLIFIED, "gb18030"), (RUSSIAN, "cp1251")])
 @pytest.mark.parametrize("undecodable", ["error", "replace"])
-def test_two_encodings_in_one_file_never_pass_silently(
+def test_two_encodings_in_one_file_are_reported(
     tmp_path: Path, text: str, encoding: str, utf8_first: bool, undecodable: str
 ) -> None:
     halves = [(text + "\n").encode() * 3, (text + "\n").encode(encoding) * 30]
@@ -162,7 +162,7 @@ def test_two_encodings_in_one_file_never_pass_silently(
     assert "--encoding" in caught.value.hint
 
 
-def test_an_encoding_that_cannot_be_told_is_an_error(tmp_path: Path) -> None:
+def test_an_undetectable_encoding_is_an_error(tmp_path: Path) -> None:
     assert guess_encoding("雾气散".encode("gb18030")) is None
     path = tmp_path / "story.txt"
     path.write_bytes(b"one\ntwo " + "雾气散".encode("gb18030"))
@@ -189,7 +189,7 @@ def test_binary_files_are_refused(tmp_path: Path, content: bytes, what: str) -> 
     assert "plain text" in caught.value.hint
 
 
-def test_a_damaged_pdf_under_another_name_is_called_that(tmp_path: Path) -> None:
+def test_a_damaged_pdf_with_another_suffix_is_recognised(tmp_path: Path) -> None:
     path = tmp_path / "story.txt"
     path.write_bytes(b"%PDF-1.7\nstream")
     with pytest.raises(SourceError, match=r"story\.txt: is not a PDF document that can be read") as caught:
@@ -207,7 +207,7 @@ def test_a_damaged_pdf_under_another_name_is_called_that(tmp_path: Path) -> None
         bytes(300),
     ],
 )
-def test_nul_bytes_are_named_and_not_taken_for_utf16(tmp_path: Path, content: bytes) -> None:
+def test_nul_bytes_are_reported_and_not_mistaken_for_utf16(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "story.txt"
     path.write_bytes(content)
     with pytest.raises(SourceError, match=r"story\.txt: is binary data \(full of NUL bytes\)") as caught:
@@ -215,7 +215,7 @@ def test_nul_bytes_are_named_and_not_taken_for_utf16(tmp_path: Path, content: by
     assert "utf-16" not in caught.value.message
 
 
-def test_damaged_utf16_is_named_by_its_nul_bytes(tmp_path: Path) -> None:
+def test_invalid_utf16_is_reported_by_its_nul_bytes(tmp_path: Path) -> None:
     path = tmp_path / "story.txt"
     path.write_bytes(("Once upon a time. " * 4000).encode("utf-16-le") + b"\x00\xdc\x00\xdcx")
     with pytest.raises(SourceError, match=r"has NUL bytes, so it is binary data or damaged text"):

@@ -1,4 +1,4 @@
-"""Files of a folder that are read or left out: each is named and counted, and none that could block is opened."""
+"""Test which files of a folder are read: skipped files are reported and counted, and pipes and devices not opened."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def read(*sources: Path | str, on_problem: str = "raise", **settings: object) ->
 
 @pytest.fixture
 def unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files named locked… can't be opened, whoever runs the tests."""
+    """Make files named locked… unreadable, also for root."""
     real = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: not Path(path).name.startswith("locked") and real(path, mode))
 
 
-def test_what_was_left_out_is_one_sentence_with_names(tmp_path: Path) -> None:
+def test_skipped_files_are_reported_in_one_sentence_with_names(tmp_path: Path) -> None:
     for name in ("a.txt", "README", "x.psd", "y.psd", "z.XCF", "run", "deep/w.psd"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("#!/bin/sh\n" if name == "run" else "text")
@@ -46,12 +46,12 @@ def test_what_was_left_out_is_one_sentence_with_names(tmp_path: Path) -> None:
     assert not note.matters
 
 
-def test_nothing_is_said_where_nothing_was_left_out(tmp_path: Path) -> None:
+def test_no_sentence_if_no_file_was_skipped(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     assert text_notes(read(tmp_path)[1]) == []
 
 
-def test_names_are_capped_and_counts_are_not(tmp_path: Path) -> None:
+def test_lists_of_names_are_capped_but_counts_are_exact(tmp_path: Path) -> None:
     for number in range(1200):
         (tmp_path / f"{number:04}.txt").write_text(f"text {number}")
         if number < 30:
@@ -66,7 +66,7 @@ def test_names_are_capped_and_counts_are_not(tmp_path: Path) -> None:
 
 
 @needs_posix
-def test_all_unreadable_files_are_named_together(tmp_path: Path, unreadable: None) -> None:
+def test_all_unreadable_files_are_reported_together(tmp_path: Path, unreadable: None) -> None:
     for name in ("locked1.txt", "good.txt", "locked2.csv", "locked3.parquet", "d/locked4.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("text")
@@ -95,7 +95,7 @@ def test_many_unreadable_files_are_counted(tmp_path: Path, unreadable: None) -> 
 
 
 @needs_posix
-def test_unreadable_files_can_be_left_out(tmp_path: Path, unreadable: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_files_can_be_skipped(tmp_path: Path, unreadable: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("locked.txt", "good.txt", "later.txt"):
         (tmp_path / name).write_text(name)
     (tmp_path / "dangling.txt").symlink_to(tmp_path / "gone.txt")
@@ -122,7 +122,7 @@ def test_unreadable_files_can_be_left_out(tmp_path: Path, unreadable: None, monk
 
 
 @needs_posix
-def test_a_folder_that_cannot_be_listed_can_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_listed_can_be_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "locked").mkdir()
     (tmp_path / "a.txt").write_text("a")
     real = os.scandir
@@ -139,7 +139,7 @@ def test_a_folder_that_cannot_be_listed_can_be_left_out(tmp_path: Path, monkeypa
 
 
 @needs_posix
-def test_the_cache_key_knows_which_files_are_left_out(tmp_path: Path) -> None:
+def test_the_cache_key_depends_on_the_skipped_files(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     alone = fingerprint([str(tmp_path)], TextSettings())
     (tmp_path / "b.txt").symlink_to(tmp_path / "gone.txt")
@@ -149,7 +149,7 @@ def test_the_cache_key_knows_which_files_are_left_out(tmp_path: Path) -> None:
     assert fingerprint([str(tmp_path)], TextSettings(skip_unreadable=True)) != alone
 
 
-# -- no regular files
+# -- special files
 
 
 @needs_posix
@@ -159,7 +159,7 @@ def test_pipes_sockets_and_devices_are_never_opened(tmp_path: Path, monkeypatch:
     (folder / "a.txt").write_text("text")
     os.mkfifo(folder / "pipe.txt")
     (folder / "null.txt").symlink_to("/dev/null")
-    monkeypatch.chdir(folder)  # the name of a socket is short
+    monkeypatch.chdir(folder)  # socket names have a length limit
     server = socket.socket(socket.AF_UNIX)
     server.bind("socket.txt")
     texts, report = read(folder)
@@ -211,7 +211,7 @@ def test_other_names_are_read_as_plain_text(tmp_path: Path, name: str) -> None:
     "name", ["a.txt", "a.md", "a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.docx", "a.odt", "a.fodt"]
 )
 @pytest.mark.parametrize("content", ["", " \n\t\n"])
-def test_a_file_without_text_is_no_document(tmp_path: Path, name: str, content: str) -> None:
+def test_a_file_without_text_is_not_a_document(tmp_path: Path, name: str, content: str) -> None:
     if name in ("a.parquet", "a.docx", "a.odt", "a.fodt", "a.rtf") and content:
         pytest.skip("white space is no such file")
     (tmp_path / name).write_text(content)
@@ -239,7 +239,7 @@ def test_a_file_without_text_is_no_document(tmp_path: Path, name: str, content: 
         ("café.txt".encode(), "café.txt"),
     ],
 )
-def test_names_that_cannot_be_shown_are_escaped(tmp_path: Path, name: bytes, shown: str) -> None:
+def test_unprintable_names_are_escaped(tmp_path: Path, name: bytes, shown: str) -> None:
     path = os.path.join(os.fsencode(tmp_path), name)
     content = b'{"text": "hello"}' if name.endswith(b"l") else b"hello"
     try:
@@ -282,7 +282,7 @@ def test_check_shows_a_table_whose_encoding_is_not_known(tmp_path: Path, capsys:
 
 
 @pytest.mark.parametrize("files", [("state.json", "dataset_info.json", "data.arrow"), ("dataset_dict.json",)])
-def test_a_saved_dataset_is_refused_with_the_way_to_read_it(tmp_path: Path, files: tuple[str, ...]) -> None:
+def test_the_error_for_a_saved_dataset_says_how_to_read_it(tmp_path: Path, files: tuple[str, ...]) -> None:
     folder = tmp_path / "saved"
     folder.mkdir()
     for name in files:
@@ -296,7 +296,7 @@ def test_a_saved_dataset_is_refused_with_the_way_to_read_it(tmp_path: Path, file
     assert (texts, report["skipped"]["unreadable"]) == (["text"], 1)
 
 
-def test_binary_files_are_left_out_with_skip_unreadable(tmp_path: Path) -> None:
+def test_skip_unreadable_skips_binary_files(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "b.txt").write_bytes(b"abc\0def\0" * 20)
     with pytest.raises(SourceError, match="is binary data") as caught:
@@ -316,7 +316,7 @@ def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: py
         read(name)
 
 
-def test_nothing_of_a_similar_name_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_without_similar_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SourceError) as caught:
         read("stories")

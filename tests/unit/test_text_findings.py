@@ -1,4 +1,4 @@
-"""What is said of a text: each finding with its option, in good grammar; and what was not looked for."""
+"""Test the sentences about a text: findings with their options, plurals, and skipped checks."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_findings_in_words(found: dict[str, Any], sentences: list[str]) -> None:
         assert set(found) & {"overlap", "near_overlap", "personal_data"}
 
 
-def test_places_are_told_with_what_they_repeat() -> None:
+def test_places_of_repeats_name_the_repeated_text() -> None:
     example = {"source": "a.txt", "line": 3, "first_seen": "b.txt:9", "similarity": 0.8}
     found = text_findings(NONE | {"near_duplicates": {"documents": 1, "examples": [example]}})
     assert found[0].places == ("a.txt:3 (b.txt:9)",)
@@ -89,7 +89,7 @@ def test_cleaning_is_a_sentence() -> None:
     assert cleaned(empty) == ""
 
 
-def test_what_was_not_looked_for_is_not_called_none() -> None:
+def test_skipped_checks_are_not_reported_as_zero() -> None:
     assert not not_looked_for(NONE)
     assert not_looked_for(NONE | {"personal_data": None}) == "Personal data was not looked for."
     everything = NONE | {"personal_data": None, "near_duplicates": None}
@@ -99,7 +99,7 @@ def test_what_was_not_looked_for_is_not_called_none() -> None:
 
 
 @pytest.mark.parametrize("text", [None, {}, [], "text", {"duplicates": 3, "personal_data": {"counts": {"odd": "x"}}}])
-def test_half_a_report_is_no_error(text: Any) -> None:
+def test_an_incomplete_report_is_accepted(text: Any) -> None:
     text_findings(text)
     not_looked_for(text)
 
@@ -115,7 +115,7 @@ def test_half_a_report_is_no_error(text: Any) -> None:
         ("time within a cue", "2 times within a cue"),
     ],
 )
-def test_the_plural_is_that_of_the_noun_not_of_the_words_behind_it(what: str, named: str) -> None:
+def test_the_noun_gets_the_plural(what: str, named: str) -> None:
     file = {"file": "a.html", "kind": "html", "bytes": 1, "documents": 1, "characters": 1, "problems": {}}
     report = NONE | {"content_left_out": {what: 2}, "files": [file | {"left_out": {what: 2}}]}
     assert [(note.what, note.places) for note in text_notes(report)] == [(f"Left out of a.html: {named}", ())]

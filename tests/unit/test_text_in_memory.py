@@ -1,4 +1,4 @@
-"""Texts, records and tables in memory become sources that can be read again."""
+"""Test that texts, records and tables in memory become sources in the cache."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def read(source: str) -> list[str]:
     ],
     ids=["list", "tuple", "iterator", "series", "records", "frame", "arrow", "batch"],
 )
-def test_each_kind_of_data_comes_back_whole(data: Any, tmp_path: Path) -> None:
+def test_each_kind_of_data_is_read_back_unchanged(data: Any, tmp_path: Path) -> None:
     (name,) = as_source_names(data, tmp_path)
     assert Path(name).parent == tmp_path
     assert read(name) == TEXTS
@@ -63,7 +63,7 @@ def test_a_dataset_of_the_library(tmp_path: Path) -> None:
     ],
     ids=["texts", "records", "table"],
 )
-def test_data_in_memory_is_named_by_its_kind(data: Any, name: str, kind: str, tmp_path: Path) -> None:
+def test_data_in_memory_is_described_by_its_type(data: Any, name: str, kind: str, tmp_path: Path) -> None:
     (source,) = as_source_names(data, tmp_path / "in-memory")
     assert (source_name(source), kind_of_saved_text(source)) == (name, kind)
     parts, report = read_parts([source], TextSettings(validation_fraction=0, test_fraction=0))
@@ -78,7 +78,7 @@ def test_data_in_memory_is_named_by_its_kind(data: Any, name: str, kind: str, tm
     assert notes == ([] if kind == "texts" else [column])
 
 
-def test_other_sources_are_named_by_their_path() -> None:
+def test_other_sources_are_described_by_their_path() -> None:
     for suffix in ("txt", "json", "jsonl"):
         saved = f"cache/stdin/{'0a' * 32}.{suffix}"
         assert (source_name(saved), kind_of_saved_text(saved)) == ("standard input", "stdin")
@@ -95,7 +95,7 @@ def test_the_same_data_is_written_once(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_paths_and_names_stay_as_they_are(tmp_path: Path) -> None:
+def test_paths_and_names_do_not_change(tmp_path: Path) -> None:
     assert as_source_names("stories/", tmp_path) == ("stories/",)
     assert as_source_names(Path("a b.txt"), tmp_path) == ("a b.txt",)
     assert as_source_names(["stories", Path("more"), "hf:a/b", "-"], tmp_path) == ("stories", "more", "hf:a/b", "-")
@@ -103,7 +103,7 @@ def test_paths_and_names_stay_as_they_are(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_short_texts_need_to_be_named_as_such(tmp_path: Path) -> None:
+def test_short_strings_are_texts_only_in_the_texts_argument(tmp_path: Path) -> None:
     short = ["Once upon a time.", "There was a boy."]
     with pytest.raises(SourceError) as caught:
         as_source_names(short, tmp_path)
@@ -128,7 +128,7 @@ def test_short_texts_need_to_be_named_as_such(tmp_path: Path) -> None:
         (pd.DataFrame({"text": []}), "The table has no rows."),
     ],
 )
-def test_what_is_no_text_is_named_by_its_type(data: Any, message: str, tmp_path: Path) -> None:
+def test_the_error_for_other_data_names_its_type(data: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(SourceError) as caught:
         as_source_names(data, tmp_path)
     assert caught.value.message == message

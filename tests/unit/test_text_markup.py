@@ -1,4 +1,4 @@
-"""Markdown, screenplays and subtitles: what is text, what is left out, which line a chapter has."""
+"""Test Markdown, screenplays and subtitles: their text, omitted parts, and the lines of chapters."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ The end.
 """
 
 
-def test_a_markdown_file_is_text_as_written_without_its_front_matter(tmp_path: Path) -> None:
+def test_markdown_is_read_as_written_without_its_front_matter(tmp_path: Path) -> None:
     (part,), report = read(tmp_path / "a.md", MARKDOWN)
     assert part.text == MARKDOWN.split("---\n", 2)[2].strip()
     assert part.line == 6
@@ -77,7 +77,7 @@ def test_sections_of_level_1_are_chapters_at_their_lines(tmp_path: Path) -> None
     assert [lines[part.line - 1] for part in parts[1:]] == ["# One {#one}", "Two", "# Three #"]
 
 
-def test_titles_are_those_of_the_headings_and_of_the_front_matter(tmp_path: Path) -> None:
+def test_titles_come_from_headings_and_front_matter(tmp_path: Path) -> None:
     from finetale.text.account import TextReport
     from finetale.text.formats import SourceFile, format_named
 
@@ -99,13 +99,13 @@ def test_titles_are_those_of_the_headings_and_of_the_front_matter(tmp_path: Path
         "+++\nnot = toml = at all\n+++\nMore.",
     ],
 )
-def test_what_is_not_front_matter_is_text(tmp_path: Path, text: str) -> None:
+def test_invalid_front_matter_is_text(tmp_path: Path, text: str) -> None:
     (part,), report = read(tmp_path / "a.md", text)
     assert (part.text, part.line) == (text, 1)
     assert report["content_left_out"] == {}
 
 
-def test_front_matter_may_be_toml(tmp_path: Path) -> None:
+def test_front_matter_can_be_toml(tmp_path: Path) -> None:
     (part,), report = read(tmp_path / "a.md", '+++\ntitle = "The Lamp"\n+++\nText.')
     assert (part.text, part.line, report["content_left_out"]) == ("Text.", 4, {"front matter block": 1})
 
@@ -113,7 +113,7 @@ def test_front_matter_may_be_toml(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("documents", "lines"), [("line", [4, 6]), ("blank-line", [4, 6]), ("%%", [4]), ("chapter", [4]), ("file", [4])]
 )
-def test_lines_are_those_of_the_file_after_front_matter(tmp_path: Path, documents: str, lines: list[int]) -> None:
+def test_line_numbers_include_the_front_matter(tmp_path: Path, documents: str, lines: list[int]) -> None:
     parts, _ = read(tmp_path / "a.md", "---\na: b\n---\nOne.\n\nTwo.\n", documents=documents)
     assert [part.line for part in parts] == lines
 
@@ -173,7 +173,7 @@ def test_a_transition_is_not_a_title_page(tmp_path: Path) -> None:
     assert text_of(tmp_path / "a.fountain", "FADE IN:\n\nINT. HOUSE - DAY") == "FADE IN:\n\nINT. HOUSE - DAY"
 
 
-def test_many_marks_that_are_not_closed_take_linear_time(tmp_path: Path) -> None:
+def test_unclosed_marks_take_linear_time(tmp_path: Path) -> None:
     text = "[[ x\n\n" * 100_000 + "]]" + "[[ y" * 100_000 + "/* " * 100_000
     assert text_of(tmp_path / "a.fountain", text) == text.strip()
 
@@ -209,7 +209,7 @@ def test_subrip_is_one_line_per_cue_with_a_blank_line_at_each_gap(tmp_path: Path
     assert report["content_left_out"] == {"cue time": 5, "style tag": 5}
 
 
-def test_subtitles_may_be_in_another_encoding(tmp_path: Path) -> None:
+def test_subtitles_can_have_another_encoding(tmp_path: Path) -> None:
     text = "1\n00:00:01,000 --> 00:00:02,000\nCafé déjà fermé, Hélène !\n"
     (part,), report = read(tmp_path / "a.srt", text.encode("cp1252"))
     assert (part.text, report["files"][0]["encoding"]) == ("Café déjà fermé, Hélène !", "cp1252")
@@ -259,7 +259,7 @@ out<00:03.000><c> again</c>
     assert report["content_left_out"]["repeated line"] == 2
 
 
-def test_equal_lines_that_are_not_automatic_captions_stay(tmp_path: Path) -> None:
+def test_equal_lines_of_other_subtitles_are_kept(tmp_path: Path) -> None:
     assert text_of(tmp_path / "a.vtt", "WEBVTT\n\n00:01.000 --> 00:02.000\nNo.\n\n00:02.000 --> 00:03.000\nNo.") == (
         "No.\nNo."
     )

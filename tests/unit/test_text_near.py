@@ -1,4 +1,4 @@
-"""Near repeats: what counts as one, which document they are told to repeat, and what becomes of them between splits."""
+"""Test near repeats: what counts as one, which document they repeat, and their handling between splits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read(folder: Path, train: list[str], test: list[str] = [], **settings: objec
 
 
 def sketch_of(words: str) -> near.Sketches | None:
-    """The sketch of one text; None if it is too short."""
+    """Return the sketch of a text, or None if it is too short."""
     sketches, index = sketches_of([words])
     return sketches[0] if index[0] >= 0 else None
 
@@ -56,7 +56,7 @@ def test_two_short_texts_are_not_compared() -> None:
     assert sketch_of("") is None
 
 
-def test_a_near_repeat_is_counted_with_place_and_similarity_and_dropped_only_when_asked(tmp_path: Path) -> None:
+def test_a_near_repeat_is_counted_with_place_and_similarity_and_dropped_on_request(tmp_path: Path) -> None:
     parts, report = read(tmp_path, [FIRST, OTHER, LIKE, LIKE])
     assert not any(part.dropped for part in parts)
     assert report["duplicates"]["documents"] == 1
@@ -83,8 +83,8 @@ def test_a_near_copy_of_held_out_text_is_counted_and_dropped_with_all_its_repeat
     }
 
 
-def test_of_a_pair_that_the_hash_parts_the_later_one_goes(tmp_path: Path) -> None:
-    """Held-out text may come after its near copy in the training text; the copy has been handed out by then."""
+def test_the_later_of_two_near_repeats_in_different_splits_is_dropped(tmp_path: Path) -> None:
+    """The training copy can come first. It was already returned when its held-out copy is read."""
     rows = [f"{FIRST} Ending {i} of this." if i % 2 else f"{OTHER} {i} {i * 7} {i * 13}" for i in range(60)]
     settings = {"validation_fraction": 0.3, "test_fraction": 0.3}
     parts, report = read(tmp_path, rows, **settings)
@@ -92,24 +92,26 @@ def test_of_a_pair_that_the_hash_parts_the_later_one_goes(tmp_path: Path) -> Non
     assert report["near_overlap"]["documents"] > 10
     parts, _ = read(tmp_path, rows, drop_overlap="near", **settings)
     kept = {(part.split == "train", part.text.startswith("The")) for part in parts if not part.dropped}
-    assert len(kept) == 2, "each group of like texts is on one side only"
+    assert len(kept) == 2, "each group of near repeats is in one split"
 
 
-def test_a_cut_document_and_a_whole_one_that_is_alike(tmp_path: Path) -> None:
+def test_a_cut_document_and_its_uncut_near_repeat(tmp_path: Path) -> None:
     long = " ".join(f"{FIRST} {i}" for i in range(20))
     shares = {"validation_fraction": 0.2, "test_fraction": 0.2, "long_document": len(long) - 5}
     filler = [" ".join(f"{word}{i}" for word in WORDS.split()) for i in range(30)]
     parts, report = read(tmp_path, [*filler, long, long[: len(long) - 30]], screen=True, **shares)
-    assert any(not part.ends for part in parts), "one of them is cut"
+    assert any(not part.ends for part in parts), "one of the documents is cut"
     places = [example["line"] for example in report["near_overlap"]["examples"]]
     assert 32 in places
     parts, _ = read(tmp_path, [*filler, long, long[: len(long) - 30]], drop_overlap="near", **shares)
     assert [bool(part.dropped) for part in parts if part.line == 32] == [True]
     parts, report = read(tmp_path, [*filler, long, long], drop_overlap="near", **shares)
-    assert not any(part.dropped for part in parts if part.line == 32), "cut in the same places, nothing leaks"
+    assert not any(part.dropped for part in parts if part.line == 32), (
+        "nothing leaks if both are cut at the same places"
+    )
 
 
-def test_memory_is_bounded_and_the_report_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_limited_and_the_report_names_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (near, repeats):
         monkeypatch.setattr(module, "MAX_DOCUMENTS", 2)
     rows = [f"{word} " * 3 + f"{i} {i} {word}{i} goes" for i, word in enumerate(WORDS.split()[:5])]
@@ -124,8 +126,8 @@ def test_memory_is_bounded_and_the_report_says_so(tmp_path: Path, monkeypatch: p
     assert "compared_with" not in report["near_duplicates"]
 
 
-def test_two_cut_documents_that_are_alike_leak_into_each_other(tmp_path: Path) -> None:
-    """They are cut in other places, so what is held out of one is trained on in the other."""
+def test_cut_near_repeats_leak_into_each_other(tmp_path: Path) -> None:
+    """They are cut at different places, so held-out text of one is training text of the other."""
     paragraphs = [" ".join(f"{word}{i}" for word in WORDS.split()[:20]) for i in range(40)]
     for name, part in (("a", paragraphs), ("b", paragraphs[10:])):
         (tmp_path / f"{name}.txt").write_text("\n\n".join(part), encoding="utf-8")
@@ -137,13 +139,13 @@ def test_two_cut_documents_that_are_alike_leak_into_each_other(tmp_path: Path) -
         assert len({part.source for part in found if part.dropped}) == dropped
 
 
-def test_what_is_dropped_as_a_repeat_is_not_counted_as_a_leak_too(tmp_path: Path) -> None:
+def test_a_dropped_repeat_is_not_also_counted_as_a_leak(tmp_path: Path) -> None:
     _, report = read(tmp_path, [LIKE, LIKE, LIKE], [FIRST], deduplicate="exact")
     assert report["near_overlap"]["documents"] == 1
     assert (report["duplicates"]["documents"], report["duplicates"]["dropped"]) == (2, 2)
 
 
-def test_forms_that_are_alike_in_part_cost_no_more_and_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partly_similar_texts_take_linear_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(near, "_MAX_CANDIDATES", 20)
     form = " ".join(f"line {i} of the form reads so" for i in range(8))
     rows = [f"{form} " + " ".join(f"{i}x{k} {i}y{k}" for k in range(8)) for i in range(300)]

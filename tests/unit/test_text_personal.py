@@ -1,4 +1,4 @@
-"""Personal data: what is found, and what only looks like it; and that strange text takes no long time."""
+"""Test the detection of personal data: matches, false positives, and linear time on unusual text."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_personal_data_is_found_alone_and_in_a_sentence(kind: str, text: str) ->
 
 
 @pytest.mark.parametrize("text", PASSED_OVER)
-def test_what_only_looks_like_it_is_passed_over(text: str) -> None:
+def test_similar_text_is_not_personal_data(text: str) -> None:
     assert not find_personal_data(text)
     assert not find_personal_data(f"So it was {text} and so on.")
 
@@ -149,7 +149,7 @@ def test_several_in_a_text_are_masked_in_their_places() -> None:
     assert {finding.kind for finding in found} <= set(KINDS)
 
 
-def test_a_row_of_two_numbers_is_two() -> None:
+def test_two_adjacent_numbers_are_two_matches() -> None:
     for text in ("(555) 123-4567 (555) 987-6543", "DE89370400440532013000,GB29NWBK60161331926819"):
         assert len(find_personal_data(text)) == 2
 
@@ -173,7 +173,7 @@ def test_a_row_of_two_numbers_is_two() -> None:
         ),
     ],
 )
-def test_of_a_private_key_nothing_is_left(text: str, left: str) -> None:
+def test_a_private_key_is_masked_completely(text: str, left: str) -> None:
     assert mask(text, find_personal_data(text)) == left
 
 
@@ -199,7 +199,7 @@ def test_of_a_private_key_nothing_is_left(text: str, left: str) -> None:
         "4111 ",
     ],
 )
-def test_time_stays_linear_whatever_the_text(piece: str) -> None:
+def test_any_text_takes_linear_time(piece: str) -> None:
     sizes = (100_000, 400_000)
     times = []
     for size in sizes:

@@ -1,4 +1,4 @@
-"""Chapters of plain text are found by their headings, and no line of prose is taken for one."""
+"""Test chapters of plain text: headings start them, and lines of prose do not."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def chapters(path: Path) -> list[Part]:
         ("第1章", "第2章"),
     ],
 )
-def test_headings_begin_chapters(first: str, second: str, tmp_path: Path) -> None:
+def test_headings_start_chapters(first: str, second: str, tmp_path: Path) -> None:
     body = "The lamp stood on the sill.\n\nNobody came."
     (tmp_path / "a.txt").write_text(f"A title\n\n{first}\n\n{body}\n\n{second}\n\n{body}\n", encoding="utf-8")
     parts = chapters(tmp_path / "a.txt")
@@ -52,7 +52,7 @@ def test_headings_begin_chapters(first: str, second: str, tmp_path: Path) -> Non
         "Chapter 3 " + "of a very long line " * 5,
     ],
 )
-def test_prose_is_no_heading(line: str, tmp_path: Path) -> None:
+def test_prose_is_not_a_heading(line: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(f"Before.\n\n{line}\n\nAfter.\n", encoding="utf-8")
     assert len(chapters(tmp_path / "a.txt")) == 1
 

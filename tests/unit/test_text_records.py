@@ -1,4 +1,4 @@
-"""Records of jsonl, json, csv, tsv, parquet and datasets: documents, columns, and errors with their line."""
+"""Test records in jsonl, json, csv, tsv, parquet and datasets: documents, columns, and errors with lines."""
 
 from __future__ import annotations
 
@@ -133,15 +133,15 @@ def test_the_text_column(tmp_path: Path, name: str) -> None:
         read(path, text_column="body")
 
 
-def test_without_a_known_name_the_longest_column_is_taken(tmp_path: Path) -> None:
+def test_without_a_known_name_the_longest_column_is_chosen(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", "url,words\nhttp://x,Once upon a time\nhttp://y,there was a king\n")
     parts, report = read(path)
     assert [part.text for part in parts] == ["Once upon a time", "there was a king"]
     assert report.to_dict()["files"][0]["text_column"] == "words"
 
 
-def test_csv_with_long_fields_marks_and_semicolons(tmp_path: Path) -> None:
-    long = "word " * 60_000  # past the csv module's own limit of 128 KiB
+def test_csv_with_long_fields_byte_order_marks_and_semicolons(tmp_path: Path) -> None:
+    long = "word " * 60_000  # more than the default limit of the csv module, 128 KiB
     path = write(tmp_path, "a.csv", f'\ufeffid;text\r\n1;"one; ""two""\r\n\r\nthree"\r\n\r\n2;{long}\r\n')
     parts, report = read(path)
     assert texts(parts) == [(2, 'one; "two"\n\nthree'), (6, long.strip())]
@@ -190,7 +190,7 @@ def datasets_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("name", ["mini", "owner/mini"])
-def test_a_datasets_own_splits_are_used(datasets_home: Path, name: str, streaming: bool) -> None:
+def test_the_splits_of_a_dataset_are_used(datasets_home: Path, name: str, streaming: bool) -> None:
     parts, report = read_parts([f"hf:{name}"], TextSettings(streaming=streaming))
     found = [(part.split, part.text, part.line, part.source) for part in parts]
     assert len(found) == 9
@@ -200,12 +200,12 @@ def test_a_datasets_own_splits_are_used(datasets_home: Path, name: str, streamin
     assert report.to_dict()["skipped"]["dataset_splits"] == []
 
 
-def test_a_named_split_is_divided_like_other_text(datasets_home: Path) -> None:
+def test_a_single_split_is_divided_like_other_text(datasets_home: Path) -> None:
     parts, _ = read("hf:mini:validation")
     assert [(part.split, part.text) for part in parts] == [("train", f"validation {n}") for n in range(3)]
 
 
-def test_text_given_for_validation_goes_before_a_datasets_own(datasets_home: Path) -> None:
+def test_a_given_validation_text_replaces_the_split_of_the_dataset(datasets_home: Path) -> None:
     path = write(datasets_home, "v.txt", "mine")
     parts, report = read_parts(["hf:mini"], TextSettings.resolve({"validation": str(path)}))
     assert [part.text for part in parts if part.split == "validation"] == ["mine"]
@@ -238,7 +238,7 @@ def test_unknown_splits_and_configs(datasets_home: Path, source: str, said: str)
         read_parts([source], TextSettings(), offline=True)
 
 
-def test_a_dataset_that_is_not_here_offline(datasets_home: Path) -> None:
+def test_a_dataset_missing_from_the_cache_offline(datasets_home: Path) -> None:
     with pytest.raises(HubError, match="was not downloaded before") as caught:
         read_parts(["hf:nobody/nothing"], TextSettings(), offline=True)
     assert "HF_ENDPOINT" in caught.value.hint
@@ -272,6 +272,6 @@ def test_names_of_datasets(source: str, candidates: list[tuple[str, str | None]]
 
 
 @pytest.mark.parametrize("source", ["hf:", "hf:/a", "hf:a/b/c/d", "hf:a:", "hf:a//b"])
-def test_names_that_are_none(source: str) -> None:
+def test_invalid_names_of_datasets(source: str) -> None:
     with pytest.raises(SourceError, match="does not name a dataset"):
         hub.parse(source)

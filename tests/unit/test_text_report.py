@@ -1,4 +1,4 @@
-"""The data report: counts, cleaning, problems by line, repeats, overlap, and how documents are told apart."""
+"""Test the data report: counts, cleaning, problems by line, repeats, overlap, and the division into documents."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def write(folder: Path, content: str | bytes, name: str = "a.txt") -> Path:
     ],
 )
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_what_a_document_is(tmp_path: Path, documents: str, expected: list[tuple[int, str]], end: str) -> None:
+def test_text_is_divided_into_documents(
+    tmp_path: Path, documents: str, expected: list[tuple[int, str]], end: str
+) -> None:
     path = write(tmp_path, "one\ntwo\n\n \nthree\n--\nfour\n".replace("\n", end))
     parts, report = read(path, documents=documents)
     assert [(part.line, part.text) for part in parts] == expected
@@ -98,14 +100,14 @@ def test_other_line_ends_and_separators_become_white_space(tmp_path: Path, raw: 
     assert read(tmp_path / name, clean_control=False)[0][0].text == raw
 
 
-def test_characters_without_width_stay_as_they_are(tmp_path: Path) -> None:
+def test_zero_width_characters_are_kept(tmp_path: Path) -> None:
     text = "ภาษา\u200bไทย soft\u00adhyphen می\u200cخواهم 👩\u200d🚀"
     parts, report = read(write(tmp_path, text))
     assert parts[0].text == text
     assert report["problems"] == []
 
 
-def test_cleaning_can_be_switched(tmp_path: Path) -> None:
+def test_cleaning_can_be_switched_off(tmp_path: Path) -> None:
     path = write(tmp_path, " a\x07\r\nItâ€™s\n")
     settings = {"clean_newlines": False, "clean_control": False, "strip": False}
     parts, report = read(path, **settings)
@@ -153,7 +155,7 @@ def test_the_numbers_of_the_report(tmp_path: Path) -> None:
     assert report["sources"] == [str(path)]
 
 
-def test_the_account_of_characters_balances(tmp_path: Path) -> None:
+def test_character_counts_add_up(tmp_path: Path) -> None:
     texts = [f"story {n % 84} " * (n % 7) for n in range(200)]
     path = write(tmp_path, "".join(json.dumps(text) + "\n" for text in texts), "a.jsonl")
     parts, report = read(
@@ -170,7 +172,7 @@ def test_the_account_of_characters_balances(tmp_path: Path) -> None:
     )
 
 
-def test_repeats_are_counted_and_dropped_when_wanted(tmp_path: Path) -> None:
+def test_repeats_are_counted_and_dropped_on_request(tmp_path: Path) -> None:
     path = write(tmp_path, "one\ntwo\none\none\n")
     parts, report = read(path, documents="line")
     assert [part.dropped for part in parts] == [None] * 4
@@ -187,7 +189,7 @@ def test_repeats_are_counted_and_dropped_when_wanted(tmp_path: Path) -> None:
     assert report["dropped"] == [{"reason": "duplicate", "documents": 2, "characters": 6}]
 
 
-def test_overlap_between_splits_is_seen_and_dropped_when_wanted(tmp_path: Path) -> None:
+def test_overlap_between_splits_is_counted_and_dropped_on_request(tmp_path: Path) -> None:
     held = write(tmp_path, "two\n", "held.txt")
     path = write(tmp_path, "one\ntwo\nthree\n")
     parts, report = read(path, documents="line", test=str(held))
@@ -200,7 +202,7 @@ def test_overlap_between_splits_is_seen_and_dropped_when_wanted(tmp_path: Path) 
     assert report["overlap"] == expected | {"dropped": 1}
 
 
-def test_splitting_by_hash_never_makes_overlap(tmp_path: Path) -> None:
+def test_splitting_by_hash_never_creates_overlap(tmp_path: Path) -> None:
     path = write(tmp_path, "".join(f"line {n % 150}\n" for n in range(600)))
     parts, report = read(path, documents="line", validation_fraction=0.2, test_fraction=0.2)
     assert len(parts) == 600

@@ -1,4 +1,4 @@
-"""The quick ways of reading give what the plain ways give: key tables, sketches by the piece, word counts, chunks."""
+"""Test that fast paths equal simple ones: key tables, sketches by pieces, word counts, and chunks."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from finetale.text.splits import first_digest
 SAMPLE = "The ferry’s bell rang; Ｓigma Σ ΟΔΟΣ, x_y 12 — 今天我们去河边。それはペンです don't İstanbul\n\n"
 
 
-def test_a_key_table_finds_what_was_added_and_nothing_else() -> None:
+def test_a_key_table_finds_exactly_the_added_keys() -> None:
     rng = np.random.default_rng(0)
     store, numbers = KeyStore(), {}
     table = KeyTable(store)
     for size in (1, 0, 700, 5000, 40_000):
-        keys = rng.integers(0, 1 << 63, size, np.uint64) << np.uint64(3)  # low bits alike
+        keys = rng.integers(0, 1 << 63, size, np.uint64) << np.uint64(3)  # keys with equal low bits
         first = store.extend(keys)
         table.add(np.arange(first, first + size))
         numbers |= {int(key): first + at for at, key in enumerate(keys)}
@@ -37,11 +37,11 @@ def test_a_key_table_finds_what_was_added_and_nothing_else() -> None:
     assert set(table.find(absent).tolist()) == {-1}
 
 
-def test_keys_that_share_a_slot_are_told_apart() -> None:
+def test_keys_with_the_same_slot_are_distinguished() -> None:
     store = KeyStore()
     table = KeyTable(store)
     inverse = pow(0x9E3779B97F4A7C15, -1, 1 << 64)
-    keys = np.array([inverse * low % (1 << 64) for low in range(500)], np.uint64)  # all in the first slot
+    keys = np.array([inverse * low % (1 << 64) for low in range(500)], np.uint64)  # all keys hash to the first slot
     store.extend(keys)
     table.add(np.arange(500))
     assert table.find(keys).tolist() == list(range(500))
@@ -53,7 +53,9 @@ def test_occurs_twice() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 7, 40, 1000])
-def test_a_long_text_has_the_sketch_and_the_words_of_the_whole(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_of_a_long_text_give_the_sketch_and_words_of_the_whole(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = random.Random(size)
     long = "".join(rng.choices(SAMPLE.split(" "), k=300)) + " ".join(rng.choices(SAMPLE.split(" "), k=300))
     whole, plain = near._words(long), RMinHash(64, 1)
@@ -67,7 +69,7 @@ def test_a_long_text_has_the_sketch_and_the_words_of_the_whole(size: int, monkey
     assert words.count_words(long) == len(long.split())
 
 
-def test_sketches_are_in_the_rows_that_the_index_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_index_names_the_rows_of_sketches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(near, "_CHARACTERS_AT_ONCE", 60)
     texts = ["too short", "one two three four five six", SAMPLE * 3, "", "six five four three two one"]
     sketches, index = near.sketches_of(texts)
@@ -81,7 +83,7 @@ SUSPECTS = ["\x00", "a\x7f", "\x85", "\ufeff", "\ufffd", "\ud800", "Ã©", "â�
 
 @pytest.mark.parametrize("suspect", SUSPECTS)
 @pytest.mark.parametrize("at_once", [1, 2, 5, 1 << 20])
-def test_what_must_be_looked_at_is_seen_wherever_it_stands(
+def test_is_clean_detects_a_suspect_character_at_any_place(
     suspect: str, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cleaning, "_CHARACTERS_AT_ONCE", at_once)
@@ -100,7 +102,7 @@ def test_the_share_of_a_hash_is_that_of_its_first_48_bits() -> None:
                     assert (value.to_bytes(6, "big") + rest < bound) == (value / (1 << 48) < share)
 
 
-def test_documents_before_an_error_are_read_and_an_error_keeps_its_place() -> None:
+def test_documents_before_an_error_are_read_and_the_error_has_its_line() -> None:
     def items():
         yield from range(5)
         raise FileError("a.txt", 6, "bad", "is bad", "")

@@ -1,4 +1,4 @@
-"""Sources: files, folders, compressed files, standard input, and what is wrong with them."""
+"""Test sources (files, folders, compressed files, standard input) and their errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read(*sources: Path | str, on_problem: str = "raise", **settings: object) ->
     return list(parts), report
 
 
-def test_a_folder_is_read_in_order_and_the_rest_is_counted(tmp_path: Path) -> None:
+def test_a_folder_is_read_in_order_and_skipped_files_are_counted(tmp_path: Path) -> None:
     for name in (
         "b.txt",
         "a/z.md",
@@ -102,7 +102,7 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.to_dict()["files"][0]["bytes"] == 19
 
 
-def test_a_terminal_is_no_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_as_standard_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -113,7 +113,7 @@ def test_a_terminal_is_no_standard_input(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("closed", [False, True])
-def test_a_closed_standard_input_is_called_closed(closed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_standard_input_is_reported(closed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     stream.close()
     monkeypatch.setattr(sys, "stdin", stream if closed else None)
@@ -133,7 +133,7 @@ def test_a_missing_path_suggests_the_nearest_name(tmp_path: Path) -> None:
     assert str(tmp_path / "stories") in caught.value.hint
 
 
-def test_all_missing_sources_are_named_before_anything_is_read(tmp_path: Path) -> None:
+def test_all_missing_sources_are_reported_before_anything_is_read(tmp_path: Path) -> None:
     (tmp_path / "good.txt").write_bytes(b"%PDF-")
     with pytest.raises(SourceError) as caught:
         read_parts([str(tmp_path / name) for name in ("good.txt", "x.txt", "y.txt")], TextSettings())
@@ -141,7 +141,7 @@ def test_all_missing_sources_are_named_before_anything_is_read(tmp_path: Path) -
     assert "y.txt" in caught.value.message
 
 
-def test_a_home_folder_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     (tmp_path / "story.txt").write_text("at home")
@@ -186,7 +186,7 @@ def test_a_broken_link_is_an_error(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def test_nothing_to_train_on(tmp_path: Path) -> None:
+def test_sources_without_training_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(" \n\n ")
     (tmp_path / "b.txt").write_text("")
     with pytest.raises(SourceError, match="no training text") as caught:
@@ -198,7 +198,7 @@ def test_nothing_to_train_on(tmp_path: Path) -> None:
         read()
 
 
-def test_collect_goes_on_after_each_bad_file(tmp_path: Path) -> None:
+def test_collect_continues_after_each_bad_file(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "good"}\n{"text": \n{"text": "lost"}\n')
     (tmp_path / "b.txt").write_bytes(b"\x89PNG\r\n\x1a\n")
     (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"x" * 100)[:-9])
@@ -214,7 +214,7 @@ def test_collect_goes_on_after_each_bad_file(tmp_path: Path) -> None:
     ]
 
 
-def test_collect_with_nothing_but_problems_is_no_error(tmp_path: Path) -> None:
+def test_collect_with_only_problems_does_not_raise(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_bytes(b"\x89PNG\r\n\x1a\n")
     parts, report = read(tmp_path, on_problem="collect")
     assert parts == []
@@ -234,7 +234,7 @@ def test_validation_files_inside_the_training_folder_are_not_trained_on(tmp_path
 
 
 def test_run_directories_in_a_folder_of_text_are_skipped(tmp_path: Path) -> None:
-    """Who trains in the folder of the text puts the run there too, and its files are no text."""
+    """A run started in the folder of the text is created there, and its files are not text."""
     (tmp_path / "story.txt").write_text("A story.\n")
     run = tmp_path / "runs" / "gpt2-story-1"
     run.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Splits: stable, by document, contiguous parts of long ones, no wanted split empty, nothing lost."""
+"""Test splits: stable, by document, contiguous parts of long documents, never empty, and without loss."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def documents(count: int, start: int = 0) -> list[str]:
     return [f"Tale number {n}. There was a fox who counted to {n * 7}." for n in range(start, start + count)]
 
 
-def test_the_shares_are_kept(tmp_path: Path) -> None:
+def test_the_splits_have_the_requested_shares(tmp_path: Path) -> None:
     parts, _ = read(tmp_path, documents(3000))
     found = by_split(parts)
     assert 110 < len(found["validation"]) < 190
@@ -42,7 +42,7 @@ def test_the_shares_are_kept(tmp_path: Path) -> None:
     assert sum(map(len, found.values())) == 3000
 
 
-def test_adding_and_reordering_documents_moves_none(tmp_path: Path) -> None:
+def test_adding_and_reordering_documents_keeps_their_splits(tmp_path: Path) -> None:
     before, _ = read(tmp_path, documents(300))
     after, _ = read(tmp_path, reversed(documents(700, start=0)))
     later = {part.text: part.split for part in after}
@@ -70,8 +70,8 @@ def test_a_long_document_is_cut_among_others(tmp_path: Path) -> None:
     assert len(parts) == 303
 
 
-def test_a_split_holds_one_part_of_a_document_at_most(tmp_path: Path) -> None:
-    """Intervals take each part of a split for a document of its own."""
+def test_a_split_has_at_most_one_part_of_a_document(tmp_path: Path) -> None:
+    """Intervals treat each part in a split as a separate document."""
     texts = [" ".join(documents(30, start=n * 100)) for n in range(5)] + documents(40, start=5000)
     for count in (5, 45):
         parts, _ = read(tmp_path, texts[:count], long_document=1000)
@@ -108,28 +108,28 @@ def splits_module_digest(text: str) -> bytes:
     return digest_of(text.encode())
 
 
-def test_training_is_not_left_empty(tmp_path: Path) -> None:
+def test_the_training_split_is_not_empty(tmp_path: Path) -> None:
     parts, report = read(tmp_path, documents(40), validation_fraction=0.98, test_fraction=0.0199999)
     assert len(by_split(parts)["train"]) == 1
     assert "train, which would have stayed empty" in report.to_dict()["split_rule"]
 
 
-def test_a_full_buffer_settles_the_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_buffer_fixes_the_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(splits_module, "BUFFER_BYTES", 20_000)
     kept = [text for text in documents(4000) if splits_module_digest(text) > splits_module.first_digest(0.2)][:300]
     parts, _ = read(tmp_path, kept)
     found = by_split(parts)
     assert sum(map(len, found.values())) == 300
-    assert 1 <= len(found["test"]) <= 3  # a twentieth of those that were held, not of all
+    assert 1 <= len(found["test"]) <= 3  # 5% of the buffered documents, not of all
 
 
-def test_no_held_out_text_when_none_is_wanted(tmp_path: Path) -> None:
+def test_fractions_of_zero_hold_out_nothing(tmp_path: Path) -> None:
     parts, report = read(tmp_path, documents(30), validation_fraction=0, test_fraction=0)
     assert {part.split for part in parts} == {"train"}
     assert report.to_dict()["split_rule"] == "Every document of the training sources is trained on."
 
 
-def test_given_validation_text_leaves_the_training_text_whole(tmp_path: Path) -> None:
+def test_a_given_validation_text_keeps_all_training_text(tmp_path: Path) -> None:
     (tmp_path / "v.txt").write_text("held out")
     parts, report = read(tmp_path, documents(300), validation=str(tmp_path / "v.txt"))
     found = by_split(parts)
@@ -139,7 +139,7 @@ def test_given_validation_text_leaves_the_training_text_whole(tmp_path: Path) ->
     assert "validation text comes from a source of its own" in report.to_dict()["split_rule"]
 
 
-def test_a_fraction_given_beside_validation_text_still_counts(tmp_path: Path) -> None:
+def test_an_explicit_fraction_applies_beside_a_validation_text(tmp_path: Path) -> None:
     (tmp_path / "v.txt").write_text("held out")
     parts, _ = read(tmp_path, documents(300), validation=str(tmp_path / "v.txt"), test_fraction=0.1)
     found = by_split(parts)
@@ -161,7 +161,7 @@ def test_a_fraction_given_beside_validation_text_still_counts(tmp_path: Path) ->
     ],
 )
 @pytest.mark.parametrize(("validation", "test"), [(0.05, 0.05), (0.4, 0.5), (0.1, 0), (0, 0.001)])
-def test_a_cut_loses_nothing_and_leaves_nothing_empty(text: str, validation: float, test: float) -> None:
+def test_cutting_loses_no_text_and_leaves_no_empty_part(text: str, validation: float, test: float) -> None:
     parts = cut(text, validation, test)
     assert "".join(text[start:stop] for _, start, stop in parts) == text
     assert all(text[start:stop].strip() for _, start, stop in parts) or len(parts) == 1
@@ -169,8 +169,8 @@ def test_a_cut_loses_nothing_and_leaves_nothing_empty(text: str, validation: flo
     assert len(parts) in (1, 1 + (validation > 0) + (test > 0))
 
 
-def test_few_documents_are_always_cut_whatever_their_hashes(tmp_path: Path) -> None:
-    """So that a figure never rests on the one document that a hash holds out."""
+def test_few_documents_are_cut_with_any_hashes(tmp_path: Path) -> None:
+    """Otherwise a figure could depend on a single held-out document."""
     path = tmp_path / "a.txt"
     for seed in range(20):
         path.write_text(
@@ -182,7 +182,7 @@ def test_few_documents_are_always_cut_whatever_their_hashes(tmp_path: Path) -> N
         assert "only 15 documents" in report.split_rule
 
 
-def test_masking_moves_no_document(tmp_path: Path) -> None:
+def test_masking_does_not_change_splits(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("\n".join(f"Text {n}: write to ada{n}@example.org about it" for n in range(200)), encoding="utf-8")
     found = []

@@ -1,4 +1,4 @@
-"""csv and tsv: separators, header lines, line ends."""
+"""Test csv and tsv files: separators, header lines, line ends."""
 
 from __future__ import annotations
 
@@ -37,16 +37,14 @@ def read(
         ('text;id\n"Two\nlines, here";1\n"Two\nlines; there";2\n', "text", ["Two\nlines, here", "Two\nlines; there"]),
     ],
 )
-def test_the_separator_is_the_one_that_fits_all_rows(
-    tmp_path: Path, content: str, column: str, expected: list[str]
-) -> None:
+def test_the_separator_must_fit_all_rows(tmp_path: Path, content: str, column: str, expected: list[str]) -> None:
     documents, report = read(tmp_path, content)
     assert [text for _, text in documents] == expected
     assert report["columns"][0]["taken"] == column
 
 
 @pytest.mark.parametrize("first", ["sep=;\n", "sep=;\r\n", '"sep=;"\n', "SEP=;\n", "\ufeffsep=;\r\n"])
-def test_excels_line_with_the_separator_is_skipped_and_used(tmp_path: Path, first: str) -> None:
+def test_the_separator_line_of_excel_is_skipped_and_used(tmp_path: Path, first: str) -> None:
     documents, report = read(tmp_path, f"{first}id;text\n1;Hello, there\n2;Goodbye, now\n")
     assert documents == [(3, "Hello, there"), (4, "Goodbye, now")]
     assert report["problems"] == []
@@ -97,7 +95,7 @@ def test_a_first_row_of_data_is_a_document_and_reported(tmp_path: Path, case: st
         "No.,words",
     ],
 )
-def test_names_are_a_header(tmp_path: Path, header: str) -> None:
+def test_a_first_row_of_names_is_a_header(tmp_path: Path, header: str) -> None:
     row = ",".join(["Once upon a time"] * len(header.split(",")))
     documents, report = read(tmp_path, f"{header}\n{row}\n", text_column=header.rpartition(",")[2])
     assert documents == [(2, "Once upon a time")]
@@ -123,7 +121,7 @@ def test_a_number_counts_the_columns_of_a_headerless_table(tmp_path: Path) -> No
 # -- line ends
 
 
-def test_the_rows_of_pythons_csv_writer_are_no_mixed_newlines(tmp_path: Path) -> None:
+def test_rows_of_pythons_csv_writer_do_not_count_as_mixed_newlines(tmp_path: Path) -> None:
     with (tmp_path / "w.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["id", "text"], ["1", "one\ntwo"], ["2", "three\nfour"]])
     documents, report = read(tmp_path, (tmp_path / "w.csv").read_bytes().decode())

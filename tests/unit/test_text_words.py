@@ -1,4 +1,4 @@
-"""Whether white space separates the words of a text, in scripts of many kinds."""
+"""Test whether white space separates the words of a text, in many scripts."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ GERMAN = "Die Rindfleischetikettierungsüberwachung ist eine Aufgabe, und nieman
         ("ស្វាគមន៍មកកាន់", False),
         ("မြန်မာနိုင်ငံသို့", False),
         ("བོད་ཀྱི་སྐད་ཡིག", False),
-        ("你 好 世 界", False),  # as some tokenizers decode it
+        ("你 好 世 界", False),  # the form that some tokenizers decode
         ("onceuponatimetherewasafoxwhocountedtoten", False),
-        ("The fox said: 从前有一座山，山上有一座庙，庙里有一个老和尚。", False),  # half of it
+        ("The fox said: 从前有一座山，山上有一座庙，庙里有一个老和尚。", False),  # half of the text
     ],
 )
 def test_white_space_separates_words(text: str, spaced: bool) -> None:

@@ -1,4 +1,4 @@
-"""Tokens of a text: all are counted up to a size, a sample beyond it, with an error that covers the difference."""
+"""Test token counts: exact for small texts, estimated from a sample with an error bound for large ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def part(text: str, split: Any = "train", dropped: str | None = None, *, ends: b
 
 
 def parts(*, long: bool) -> list[Part]:
-    """Lines of many lengths in all splits, or one document in three parts."""
+    """Return lines of many lengths in all splits, or one document in three parts."""
     rng = random.Random(3)
     texts = [" ".join(rng.choices(WORDS, k=rng.randint(1, 60))) for _ in range(3000)]
     if long:
@@ -46,7 +46,7 @@ def counted(found: list[Part]) -> TokenCount:
 
 
 @pytest.mark.parametrize("long", [False, True])
-def test_an_exact_count_is_the_account_of_the_store(long: bool, tmp_path: Path) -> None:
+def test_an_exact_count_equals_the_account_of_the_store(long: bool, tmp_path: Path) -> None:
     found = parts(long=long)
     store = build_store(iter(found), load_tokenizer("bundled"), tmp_path / "store", report=dict)
     count = counted(found)
@@ -57,7 +57,7 @@ def test_an_exact_count_is_the_account_of_the_store(long: bool, tmp_path: Path) 
 
 @pytest.mark.parametrize("long", [False, True])
 @pytest.mark.parametrize("exact_bytes", [0, 100_000])
-def test_an_estimate_balances_repeats_and_is_within_twice_its_error(
+def test_an_estimate_is_repeatable_and_within_twice_its_error(
     long: bool, exact_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = parts(long=long)
@@ -75,7 +75,7 @@ def test_an_estimate_balances_repeats_and_is_within_twice_its_error(
         assert abs(count.account[name] - number) <= 0.05 * true.account["read"]
 
 
-def test_nineteen_of_twenty_intervals_hold_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_95_percent_of_intervals_contain_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
     found = parts(long=False)
     true = counted(found).account["read"]
     monkeypatch.setattr(token_count, "EXACT_BYTES", 0)
@@ -87,7 +87,7 @@ def test_nineteen_of_twenty_intervals_hold_the_count(monkeypatch: pytest.MonkeyP
     assert held >= 34
 
 
-def test_ends_of_text_are_counted_in_what_is_not_tokenised_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_end_of_text_tokens_outside_of_the_sample_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [part(f"number {number} <|endoftext|> and on") for number in range(500)]
     true = counted(found)
     monkeypatch.setattr(token_count, "EXACT_BYTES", 0)
@@ -95,7 +95,7 @@ def test_ends_of_text_are_counted_in_what_is_not_tokenised_too(monkeypatch: pyte
     assert "500 end-of-text markers" in true.warnings[0]
 
 
-def test_examples_with_context_are_all_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_with_context_are_counted_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = parts(long=False)
     for number, each in enumerate(found[:900]):
         place = each.text.find(" ")
@@ -110,7 +110,7 @@ def test_examples_with_context_are_all_counted(tmp_path: Path, monkeypatch: pyte
     assert counted(found).account["context"] == store.account["tokens"]["context"]
 
 
-def test_check_says_that_it_estimates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_check_marks_an_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     import finetale as ft
     from finetale.cli import run
 

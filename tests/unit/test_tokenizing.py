@@ -1,4 +1,4 @@
-"""Texts that are encoded piece by piece have the ids of the whole text, for every kind of tokenizer."""
+"""Test that encoding a text in pieces gives the ids of the whole text, for every kind of tokenizer."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("slice_size", [50, 500_000])
-def test_pieces_have_the_ids_of_the_whole(kind: str, slice_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_have_the_ids_of_the_whole_text(kind: str, slice_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizing, "_SLICE_CHARACTERS", slice_size)
-    monkeypatch.setattr(tokenizing, "_MAX_PIECES", 300)  # forgotten several times
+    monkeypatch.setattr(tokenizing, "_MAX_PIECES", 300)  # the cache is emptied several times
     chosen = KINDS[kind]()
     encoder = Encoder(chosen)
     texts = [mixed(seed, size) for seed, size in enumerate([0, 1, 2, 3, 5, 8, 30, 100, 1000] * 8)]
@@ -90,7 +90,7 @@ def test_pieces_have_the_ids_of_the_whole(kind: str, slice_size: int, monkeypatc
         assert len(found) == 95
         for text, ids, whole in zip(texts, found, encode_batch(chosen, texts), strict=True):
             assert ids.tolist() == whole.tolist(), repr(text)
-    assert encoder._backend is not None, "this tokenizer's texts can be cut"
+    assert encoder._backend is not None, "the tokenizer can encode pieces"
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_pieces_have_the_ids_of_the_whole(kind: str, slice_size: int, monkeypatc
         lambda: gpt4(normalizer=normalizers.Prepend("x")),
     ],
 )
-def test_tokenizers_that_look_further_get_the_whole_text(make) -> None:
+def test_tokenizers_with_long_range_rules_get_the_whole_text(make) -> None:
     chosen = make()
     encoder = Encoder(chosen)
     texts = [story(1), mixed(3, 300)]
@@ -114,7 +114,7 @@ def test_tokenizers_that_look_further_get_the_whole_text(make) -> None:
 
 
 @pytest.mark.parametrize("flags", [{"rstrip": True}, {"lstrip": True}, {"single_word": True}, {}])
-def test_added_tokens_that_reach_over_a_cut_keep_texts_whole(flags: dict) -> None:
+def test_added_tokens_across_a_cut_prevent_cutting(flags: dict) -> None:
     raw = bpe(pre_tokenizers.ByteLevel(add_prefix_space=False))
     raw.add_tokens([AddedToken("the end" if not flags else "mask", **flags)])
     chosen = wrapped(raw)
@@ -176,7 +176,7 @@ def test_a_token_over_the_border_is_refused_where_a_piece_reads_otherwise() -> N
     assert Encoder(chosen).encode_example(text, [(0, len(text) - 2)]) is None
 
 
-def test_places_of_a_long_text_are_in_the_tokens_that_the_whole_text_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offsets_of_a_long_text_equal_those_of_the_whole_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizing, "_COMPARED_CHARACTERS", 40)
     monkeypatch.setattr(tokenizing, "_SLICE_CHARACTERS", 300)
     text = " ".join(story(number) for number in range(10)) + "今天我们，去河边。好吗？" * 20

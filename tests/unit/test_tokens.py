@@ -1,4 +1,4 @@
-"""Tokenizers are checked, and a token store accounts for every token of its text."""
+"""Test the checks of tokenizers, and that a token store counts every token of its text."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from finetale.tokens import (
 )
 from tiny import part, store, story, tokenizer
 
-END = 0  # of the tiny tokenizer, which begins texts with it too
+END = 0  # end-of-text of the tiny tokenizer, which is also its beginning-of-text
 
 
 def words_tokenizer(vocabulary: dict[str, int], **special: str) -> PreTrainedTokenizerBase:
-    """A tokenizer of whole words parted by spaces."""
+    """Return a tokenizer of whole words separated by spaces."""
     raw = Tokenizer(tokenizer_models.WordLevel(vocabulary, unk_token=next(iter(vocabulary))))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
     made: PreTrainedTokenizerBase = PreTrainedTokenizerFast(tokenizer_object=raw, **special)
@@ -42,7 +42,7 @@ def words_tokenizer(vocabulary: dict[str, int], **special: str) -> PreTrainedTok
 
 
 def bert_tokenizer() -> PreTrainedTokenizerBase:
-    """A tokenizer of single letters like those of Chinese GPT-2 models: [CLS], [SEP] and [UNK], no end-of-text."""
+    """Return a tokenizer of single letters, like those of Chinese GPT-2 models: [CLS], [SEP], [UNK], no end-of-text."""
     letters = "abcdefghijklmnopqrstuvwxyz.,;—0123456789你好"
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
     made: PreTrainedTokenizerBase = BertTokenizer(vocab={entry: number for number, entry in enumerate(vocabulary)})
@@ -77,20 +77,20 @@ def test_bert_like_tokenizers_begin_with_cls_and_end_with_sep() -> None:
     assert begin_and_end(chosen) == tuple(chosen.convert_tokens_to_ids(["[CLS]", "[SEP]"])) == (2, 3)
 
 
-def test_an_end_without_a_beginning_is_used_for_both() -> None:
+def test_end_of_text_is_also_the_beginning_if_there_is_no_other() -> None:
     assert begin_and_end(words_tokenizer({"<u>": 0, "<e>": 1}, eos_token="<e>")) == (1, 1)
 
 
-def test_a_tokenizer_that_can_end_no_text_is_refused() -> None:
+def test_a_tokenizer_without_an_end_token_is_refused() -> None:
     with pytest.raises(TokenizerError, match="no end-of-text token"):
         begin_and_end(words_tokenizer({"<u>": 0, "a": 1}, unk_token="<u>"))
 
 
-# Tokenizers that are refused
+# Refused tokenizers
 
 
 @pytest.mark.parametrize("chosen", [tokenizer, bert_tokenizer, ByT5Tokenizer], ids=["bytes", "bert", "no backend"])
-def test_whole_tokenizers_are_accepted(chosen: Any) -> None:
+def test_valid_tokenizers_are_accepted(chosen: Any) -> None:
     check_tokenizer(chosen(), "whole")
 
 
@@ -99,13 +99,13 @@ def test_an_empty_tokenizer_is_refused() -> None:
         check_tokenizer(words_tokenizer({"<e>": 0}, eos_token="<e>"), "bare")
 
 
-def test_a_tokenizer_that_knows_no_word_is_refused() -> None:
+def test_a_tokenizer_without_known_words_is_refused() -> None:
     chosen = words_tokenizer({"<u>": 0, "<e>": 1, "zzz": 2}, unk_token="<u>", eos_token="<e>")
     with pytest.raises(TokenizerError, match="tokenizer of deaf loses text: nothing is left of an English sentence"):
         check_tokenizer(chosen, "deaf")
 
 
-def test_a_tokenizer_that_gives_only_spaces_back_is_refused() -> None:
+def test_a_tokenizer_that_decodes_only_to_spaces_is_refused() -> None:
     raw = Tokenizer(tokenizer_models.WordLevel({"<u>": 0, "<e>": 1, "fox": 2}, unk_token="<u>"))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
     raw.decoder = decoders.Replace("fox", " ")
@@ -114,7 +114,7 @@ def test_a_tokenizer_that_gives_only_spaces_back_is_refused() -> None:
         check_tokenizer(chosen, "lossy")
 
 
-def test_a_whole_tokenizer_without_an_end_is_refused() -> None:
+def test_a_valid_tokenizer_without_end_of_text_is_refused() -> None:
     with pytest.raises(TokenizerError, match="no end-of-text token"):
         check_tokenizer(words_tokenizer({"<u>": 0, "fox": 1, "brown": 2}, unk_token="<u>"), "endless")
 
@@ -122,7 +122,7 @@ def test_a_whole_tokenizer_without_an_end_is_refused() -> None:
 # The tokenizer trained on the text
 
 
-def test_the_trained_tokenizer_gives_any_text_back() -> None:
+def test_the_trained_tokenizer_decodes_any_text_unchanged() -> None:
     rng = random.Random(0)
     characters = [chr(point) for point in range(0x110000) if not 0xD800 <= point <= 0xDFFF]
     texts = ["".join(rng.choices(characters, k=300)) for _ in range(10)]
@@ -150,14 +150,14 @@ def test_the_trained_tokenizer_does_not_depend_on_the_order_of_documents() -> No
     assert tokenizer_hash(one) == tokenizer_hash(other)
 
 
-def test_the_trained_tokenizer_has_the_size_asked_for_or_less() -> None:
+def test_the_trained_tokenizer_has_at_most_the_requested_size() -> None:
     texts = [story(number) for number in range(20)]
     assert len(tokens.train_tokenizer(texts, 350)) == 350
     assert len(tokens.train_tokenizer(["ab"], 350)) <= 258
     assert max(tokenizer().get_vocab().values()) + 1 == len(tokenizer()) == 400
 
 
-def test_a_tokenizer_is_trained_on_the_training_text_alone() -> None:
+def test_a_tokenizer_is_trained_only_on_the_training_text() -> None:
     parts = [part("one"), part("two", "validation"), part("three", "test"), part("four", dropped="duplicate")]
     assert list(tokens.training_texts(parts)) == ["one"]
 
@@ -167,7 +167,7 @@ def test_a_tokenizer_is_trained_on_the_training_text_alone() -> None:
 
 def test_the_hash_changes_with_merges_and_with_the_end_of_text() -> None:
     rules = json.loads(tokenizer().backend_tokenizer.to_str())
-    rules["model"]["merges"].reverse()  # the vocabulary stays
+    rules["model"]["merges"].reverse()  # the vocabulary does not change
     swapped = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(rules)),
         bos_token=tokens.END_OF_TEXT,
@@ -180,7 +180,7 @@ def test_the_hash_changes_with_merges_and_with_the_end_of_text() -> None:
     assert tokenizer_hash(tokenizer()) == tokenizer_hash(copy.deepcopy(tokenizer()))
 
 
-def test_the_hash_survives_saving_and_use(tmp_path: Path) -> None:
+def test_the_hash_does_not_change_by_saving_and_use(tmp_path: Path) -> None:
     tokenizer().save_pretrained(str(tmp_path))
     again = AutoTokenizer.from_pretrained(str(tmp_path))
     assert tokenizer_hash(again) == tokenizer_hash(tokenizer())
@@ -189,7 +189,7 @@ def test_the_hash_survives_saving_and_use(tmp_path: Path) -> None:
 
 
 def cutting_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tiny tokenizer from files that tell it to cut texts at 8 tokens, as some published ones do."""
+    """Return the tiny tokenizer with a saved truncation to 8 tokens, as in some published tokenizers."""
     tokenizer().save_pretrained(str(folder))
     rules = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     rules["truncation"] = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
@@ -198,16 +198,16 @@ def cutting_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return made
 
 
-def test_texts_are_never_cut_by_the_tokenizer(tmp_path: Path) -> None:
+def test_the_tokenizer_never_truncates_texts(tmp_path: Path) -> None:
     ids = encode_batch(cutting_tokenizer(tmp_path), [story(1)])[0]
     assert len(ids) == count(story(1)) > 8
 
 
-def test_the_hash_does_not_depend_on_how_texts_are_cut(tmp_path: Path) -> None:
+def test_the_hash_does_not_depend_on_the_truncation(tmp_path: Path) -> None:
     assert tokenizer_hash(cutting_tokenizer(tmp_path)) == tokenizer_hash(tokenizer())
 
 
-def test_tokenizers_without_a_backend_have_a_hash_too() -> None:
+def test_tokenizers_without_a_backend_have_a_hash() -> None:
     few, many = ByT5Tokenizer(extra_ids=3), ByT5Tokenizer(extra_ids=4)
     assert getattr(few, "backend_tokenizer", None) is None
     assert tokenizer_hash(few) == tokenizer_hash(ByT5Tokenizer(extra_ids=3)) != tokenizer_hash(many)
@@ -216,7 +216,7 @@ def test_tokenizers_without_a_backend_have_a_hash_too() -> None:
 # The account
 
 
-def test_the_account_balances_to_the_token(tmp_path: Path) -> None:
+def test_token_counts_of_the_account_add_up(tmp_path: Path) -> None:
     parts = [
         part(story(1), "train"),
         part(story(2), "train"),
@@ -249,11 +249,11 @@ def test_the_account_balances_to_the_token(tmp_path: Path) -> None:
     }
     assert all(target > 0 for target in targets[:8])
     assert [made.num_targets(split) for split in SPLITS[:3]] == [sum(targets[:2]), targets[2], targets[3]]
-    assert len(made.tokens) == sum(targets[:4]) + 4  # a beginning for each part
+    assert len(made.tokens) == sum(targets[:4]) + 4  # beginning-of-text of each part
     assert made.warnings == []
 
 
-def test_a_store_keeps_each_part_as_it_was(tmp_path: Path) -> None:
+def test_a_store_keeps_each_part_unchanged(tmp_path: Path) -> None:
     texts = {"train": "Æther, twice  over", "validation": "你好 world", "test": story(2)}
     made = store(tmp_path, [part(text, split) for split, text in texts.items()])
     assert len(made.parts) == 3
@@ -278,13 +278,13 @@ def test_the_parts_of_a_cut_document_have_one_end_of_text(tmp_path: Path) -> Non
     assert "".join(tokenizer().decode(made.ids(number).tolist()) for number in range(3)) == text
 
 
-def test_bert_like_texts_stand_between_cls_and_sep(tmp_path: Path) -> None:
+def test_bert_like_texts_are_enclosed_by_cls_and_sep(tmp_path: Path) -> None:
     made = build(tmp_path, [part("ab"), part("c d", ends=False)], bert_tokenizer())
     a, b, c, d = bert_tokenizer().convert_tokens_to_ids(["a", "##b", "c", "d"])
     assert made.tokens.tolist() == [2, a, b, 3, 2, c, d]
 
 
-def test_more_parts_than_one_batch_keep_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_several_batches_keep_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "_BATCH_CHARACTERS", 100)
     progress: list[int] = []
     texts = [f"number {number} of some" for number in range(30)]
@@ -297,7 +297,7 @@ def test_more_parts_than_one_batch_keep_their_order(tmp_path: Path, monkeypatch:
     assert progress[-1] == 30
 
 
-def test_the_report_is_asked_for_after_the_last_part(tmp_path: Path) -> None:
+def test_the_report_is_requested_after_the_last_part(tmp_path: Path) -> None:
     seen: list[int] = []
 
     def parts() -> Iterator[Part]:
@@ -310,7 +310,7 @@ def test_the_report_is_asked_for_after_the_last_part(tmp_path: Path) -> None:
     assert set(made.report) == {"seen", "shared_passages"}
 
 
-def test_the_hash_of_a_store_is_that_of_its_content(tmp_path: Path) -> None:
+def test_the_hash_of_a_store_depends_on_its_content(tmp_path: Path) -> None:
     def digest(name: str, *parts: Part) -> str:
         sha256: str = store(tmp_path / name, parts).info["sha256"]
         return sha256
@@ -326,10 +326,10 @@ def test_the_hash_of_a_store_is_that_of_its_content(tmp_path: Path) -> None:
     assert len(others | {one}) == 5
 
 
-# What a person should know
+# Warnings
 
 
-def test_end_of_text_markers_in_the_text_are_warned_of(tmp_path: Path) -> None:
+def test_end_of_text_markers_in_the_text_give_a_warning(tmp_path: Path) -> None:
     made = store(tmp_path, ["one<|endoftext|>two<|endoftext|>three", "four"])
     assert len(made.warnings) == 1
     assert "holds 2 end-of-text markers (<|endoftext|>)" in made.warnings[0]
@@ -342,13 +342,13 @@ def test_the_warning_names_the_marker_of_bert_like_tokenizers(tmp_path: Path) ->
     assert "None" not in made.warnings[0]
 
 
-def test_unknown_tokens_up_to_a_fifth_are_warned_of(tmp_path: Path) -> None:
+def test_up_to_20_percent_of_unknown_tokens_give_a_warning(tmp_path: Path) -> None:
     made = build(tmp_path, [part("a b c d ж")], bert_tokenizer())
     assert made.warnings == ["The tokenizer does not know 1 token of the text (20.00%) and read [UNK] there."]
     assert made.account["tokens"]["read"] == 6
 
 
-def test_more_unknown_tokens_than_a_fifth_are_refused(tmp_path: Path) -> None:
+def test_more_than_20_percent_of_unknown_tokens_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="does not know 22% of the text"):
         build(tmp_path, [part("a b c ж"), part("a b c d ж")], bert_tokenizer())
     assert list(tmp_path.iterdir()) == []
@@ -361,7 +361,7 @@ def test_no_text_at_all_is_refused(tmp_path: Path) -> None:
         assert list((tmp_path / str(number)).iterdir()) == []
 
 
-def test_a_store_whose_parts_are_all_dropped_is_empty_and_says_so(tmp_path: Path) -> None:
+def test_the_error_for_a_store_of_dropped_parts_says_that_it_is_empty(tmp_path: Path) -> None:
     made = store(tmp_path, [part(story(1), dropped="duplicate")])
     assert len(made.tokens) == len(made.parts) == made.num_targets("train") == 0
     assert made.account["tokens"]["read"] == made.account["tokens"]["dropped"] == count(story(1)) + 1
@@ -371,7 +371,7 @@ def test_a_store_whose_parts_are_all_dropped_is_empty_and_says_so(tmp_path: Path
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(2**16, "<u2"), (2**16 + 1, "<u4")])
-def test_ids_take_two_bytes_where_they_fit(tmp_path: Path, size: int, dtype: str) -> None:
+def test_ids_take_two_bytes_if_possible(tmp_path: Path, size: int, dtype: str) -> None:
     chosen = words_tokenizer({f"w{number}": number for number in range(size)}, eos_token="w0")
     made = build(tmp_path, [part(f"w1 w{size - 1}")], chosen)
     assert made.info["dtype"] == dtype
@@ -379,7 +379,7 @@ def test_ids_take_two_bytes_where_they_fit(tmp_path: Path, size: int, dtype: str
     assert (tmp_path / "store" / "tokens.bin").stat().st_size == 4 * int(dtype[-1])
 
 
-def test_ids_past_the_number_of_entries_are_kept(tmp_path: Path) -> None:
+def test_ids_above_the_number_of_entries_are_kept(tmp_path: Path) -> None:
     made = build(tmp_path, [part("b a")], words_tokenizer({"<e>": 0, "a": 1, "b": 70_000}, eos_token="<e>"))
     assert made.tokens.tolist() == [0, 70_000, 1, 0]
 
@@ -427,11 +427,11 @@ def test_places_of_personal_data_become_ranges_of_tokens(tmp_path: Path) -> None
     made = store(tmp_path, [part(first), given])
     texts = [tokenizer().decode(made.tokens[a:b].tolist()) for a, b in made.personal.tolist()]
     assert ["ada@example.org" in texts[0], "212-555-0147" in texts[1]] == [True, True]
-    assert all(len(found) < 24 for found in texts), "and little else"
+    assert all(len(found) < 24 for found in texts), "the range is little longer than the data"
     assert made.personal[0, 0] > made.parts["start"][1]
 
 
-def test_a_tokenizer_that_knows_no_places_gives_the_whole_part() -> None:
+def test_without_offsets_the_range_is_the_whole_part() -> None:
     class Slow:
         is_fast = False
 

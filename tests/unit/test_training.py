@@ -1,4 +1,4 @@
-"""The training loop's parts: budget, optimizer, checkpoints, memory, early stopping, NaNs, signals, records."""
+"""Test the training loop: budget, optimizer, checkpoints, memory, early stopping, NaNs, signals, event files."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Blocks:
 
 
 class Recorder:
-    """A listener that keeps events, and the weights at each of them."""
+    """A listener that records events and the weights at each event."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -145,7 +145,7 @@ def test_learning_rate_warms_up_to_the_peak_and_falls_to_its_end() -> None:
     assert learning_rate(50, 11, wanted) == pytest.approx(0.2)
 
 
-def test_cosine_passes_half_way_at_the_middle_and_constant_stays() -> None:
+def test_cosine_is_half_at_the_middle_and_constant_does_not_change() -> None:
     cosine = settings(learning_rate=1.0, schedule="cosine", final_learning_rate_ratio=0.1)
     rates = [learning_rate(step, 10, cosine) for step in range(11)]
     assert rates[0] == 1.0
@@ -157,7 +157,7 @@ def test_cosine_passes_half_way_at_the_middle_and_constant_stays() -> None:
     assert [learning_rate(step, 4, constant) for step in range(4)] == [0.25, 0.5, 0.5, 0.5]
 
 
-def test_warmup_is_a_share_below_one_and_a_number_from_there_on() -> None:
+def test_warmup_below_one_is_a_share_and_otherwise_a_number_of_steps() -> None:
     assert warmup_steps(200, settings(warmup_steps=0.05)) == 10
     assert warmup_steps(200, settings(warmup_steps=1)) == 1
     assert warmup_steps(200, settings(warmup_steps=300)) == 300
@@ -166,7 +166,7 @@ def test_warmup_is_a_share_below_one_and_a_number_from_there_on() -> None:
     assert learning_rate(199, 200, still_warming) == pytest.approx(200 / 301)
 
 
-def test_default_learning_rate_falls_with_the_root_of_size() -> None:
+def test_the_default_learning_rate_falls_with_the_square_root_of_the_size() -> None:
     assert default_learning_rate(124_439_808, new=False) == 1e-4
     assert default_learning_rate(124_439_808, new=True) == 3e-4
     assert default_learning_rate(4 * 124_439_808, new=False) == 5e-5
@@ -183,7 +183,7 @@ def plan(num_blocks: int = 10, batch_size: int = 4, epochs: float = 3.0, **value
 
 
 @pytest.mark.parametrize(("num_blocks", "batch_size", "epochs"), [(10, 4, 3.0), (7, 7, 2.0), (3, 8, 5.0), (10, 3, 1.0)])
-def test_each_block_comes_once_an_epoch(num_blocks: int, batch_size: int, epochs: float) -> None:
+def test_each_block_occurs_once_per_epoch(num_blocks: int, batch_size: int, epochs: float) -> None:
     budget = plan(num_blocks, batch_size, epochs)
     order = [budget.blocks_of(step, seed=5) for step in range(budget.total_steps)]
     assert [len(step) for step in order[:-1]] == [batch_size] * (budget.total_steps - 1)
@@ -193,14 +193,14 @@ def test_each_block_comes_once_an_epoch(num_blocks: int, batch_size: int, epochs
         assert sorted(flat[epoch * num_blocks : (epoch + 1) * num_blocks]) == list(range(num_blocks))
 
 
-def test_the_order_changes_with_epoch_and_seed_and_is_repeatable() -> None:
+def test_the_order_of_blocks_depends_on_epoch_and_seed_only() -> None:
     budget = plan(50, 50, 2.0)
     orders = [tuple(budget.blocks_of(step, seed)) for seed in (0, 1) for step in (0, 1)]
     assert len(set(orders)) == 4
     assert tuple(budget.blocks_of(1, 1)) == orders[3]
 
 
-def test_a_part_of_an_epoch_takes_its_share_of_the_blocks() -> None:
+def test_a_fraction_of_an_epoch_uses_this_fraction_of_the_blocks() -> None:
     budget = plan(10, 4, 1.5)
     assert (budget.total_blocks, budget.total_steps) == (15, 4)
     times = Counter(int(block) for step in range(4) for block in budget.blocks_of(step, 0))
@@ -218,11 +218,11 @@ def steps_that(asks: Callable[[int], bool], total: int) -> list[int]:
     return [step for step in range(total + 1) if asks(step)]
 
 
-def test_evaluations_come_with_each_epoch_or_every_n_steps_and_at_both_ends() -> None:
-    assert steps_that(plan().evaluates, 8) == [0, 3, 5, 8]  # the first steps at or past 10, 20 and 30 blocks
+def test_evaluations_are_at_epochs_or_every_n_steps_and_at_both_ends() -> None:
+    assert steps_that(plan().evaluates, 8) == [0, 3, 5, 8]  # the first steps with at least 10, 20 and 30 blocks
     assert steps_that(plan(eval_every=3).evaluates, 8) == [0, 3, 6, 8]
     assert steps_that(plan(max_steps=4).evaluates, 4) == [0, 3, 4]
-    assert steps_that(plan(2, 8, 12.0).evaluates, 3) == [0, 1, 2, 3]  # several epochs a step
+    assert steps_that(plan(2, 8, 12.0).evaluates, 3) == [0, 1, 2, 3]  # several epochs per step
 
 
 def test_saves_follow_evaluations_or_their_own_interval() -> None:
@@ -234,21 +234,21 @@ def test_saves_follow_evaluations_or_their_own_interval() -> None:
 # Optimizer
 
 
-def test_only_matrices_decay_and_each_parameter_is_optimised_once() -> None:
+def test_only_matrices_have_weight_decay_and_each_parameter_is_optimised_once() -> None:
     tiny = model(0)
     groups = build_optimizer(tiny, settings(weight_decay=0.3, adam_beta1=0.8, adam_beta2=0.9)).param_groups
     names = {id(parameter): name for name, parameter in tiny.named_parameters()}
     decayed, others = ([names[id(parameter)] for parameter in group["params"]] for group in groups)
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
     assert [group["betas"] for group in groups] == [(0.8, 0.9)] * 2
-    assert len(decayed) == 2 + 2 * 4  # two embeddings, four matrices a layer; the head shares the first embedding
+    assert len(decayed) == 2 + 2 * 4  # two embeddings and four matrices per layer; the head shares the first embedding
     assert len(others) == 2 + 2 * 8
     assert all(".bias" in name or ".ln_" in name for name in others)
     assert not any(".bias" in name or ".ln_" in name for name in decayed)
     assert sorted(decayed + others) == sorted(names.values())
 
 
-def test_frozen_parameters_are_left_out() -> None:
+def test_frozen_parameters_are_not_optimised() -> None:
     tiny = model(0)
     tiny.transformer.wte.weight.requires_grad_(False)
     groups = build_optimizer(tiny, settings()).param_groups
@@ -259,7 +259,7 @@ def test_frozen_parameters_are_left_out() -> None:
 
 
 def stepped(seed: int = 0, steps: int = 2) -> tuple[GPT2LMHeadModel, torch.optim.AdamW]:
-    """A model and an optimizer that have made some steps."""
+    """Return a model and an optimizer after some steps."""
     tiny = model(seed)
     optimizer = build_optimizer(tiny, settings())
     for step in range(steps):
@@ -285,7 +285,7 @@ def damage(file: Path) -> None:
     file.write_bytes(bytes(content))
 
 
-def test_a_checkpoint_gives_weights_moments_and_counters_back(tmp_path: Path) -> None:
+def test_a_checkpoint_restores_weights_moments_and_counters(tmp_path: Path) -> None:
     tiny, optimizer = stepped(0)
     state = TrainState(7, 1234, 5.5, 2, 6, 3, 4.25, 1)
     folder = save_checkpoint(RunDirectory(tmp_path), state, tiny, tokenizer(), optimizer, keep=2)
@@ -314,7 +314,7 @@ def test_a_checkpoint_gives_weights_moments_and_counters_back(tmp_path: Path) ->
     assert float(optimizer.state[one]["step"]) == 2
 
 
-def test_weights_that_are_shared_are_stored_once(tmp_path: Path) -> None:
+def test_shared_weights_are_stored_once(tmp_path: Path) -> None:
     tiny, optimizer = stepped(0, steps=0)
     folder = save_checkpoint(RunDirectory(tmp_path), TrainState(), tiny, tokenizer(), optimizer, keep=1)
     stored = load_file(str(folder / "model.safetensors"))
@@ -335,12 +335,12 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
 def test_the_checkpoint_just_written_is_never_deleted(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     saved(run, 4, 8)
-    damage(run.checkpoint(8) / "model.safetensors")  # a resumed run goes on from step 4
+    damage(run.checkpoint(8) / "model.safetensors")  # a resumed run continues from step 4
     saved(run, 5, keep=1)
     assert newest_valid_checkpoint(run)[0] == run.checkpoint(5)
 
 
-def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path: Path) -> None:
+def test_a_corrupted_checkpoint_is_skipped_and_reported(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     assert newest_valid_checkpoint(run) == (None, [])
     saved(run, 1, 2, 3)
@@ -360,10 +360,10 @@ def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path: Path) -> None:
     assert len(damaged) == 3
 
 
-def test_a_checkpoint_without_its_manifest_is_none(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_manifest_is_incomplete(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     saved(run, 1, 2)
-    (run.checkpoint(2) / "manifest.json").unlink()  # it is written last
+    (run.checkpoint(2) / "manifest.json").unlink()  # the manifest is written last
     assert newest_valid_checkpoint(run) == (run.checkpoint(1), [])
 
 
@@ -376,7 +376,7 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
         read_state(run.checkpoint(1))
 
 
-def test_a_full_disk_is_a_sentence_and_other_errors_stay_themselves(tmp_path: Path) -> None:
+def test_a_full_disk_is_a_user_error_and_other_errors_are_passed_on(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"can't be written: .*No space left"), disk_errors(tmp_path):
         raise OSError(28, "No space left on device")
     with pytest.raises(RunError, match="No space left"), disk_errors(tmp_path):
@@ -385,7 +385,7 @@ def test_a_full_disk_is_a_sentence_and_other_errors_stay_themselves(tmp_path: Pa
         raise ValueError("other")
 
 
-def test_a_run_writes_checkpoints_where_its_schedule_says(tmp_path: Path, blocks: Blocks) -> None:
+def test_a_run_writes_checkpoints_according_to_its_schedule(tmp_path: Path, blocks: Blocks) -> None:
     recorder = Recorder()
     training(tmp_path, blocks, recorder, max_steps=5, evaluation={"save_every": 2, "keep_checkpoints": 2}).run()
     paths = [event.path for event in recorder.of("checkpoint")]
@@ -399,9 +399,9 @@ def test_a_run_writes_checkpoints_where_its_schedule_says(tmp_path: Path, blocks
 
 
 class HungryModel(GPT2LMHeadModel):
-    """Runs out of memory with more than so many sequences, in training only unless told otherwise.
+    """A model that runs out of memory with more than a number of sequences; by default only in training.
 
-    It lets `spared` passes that are too large through.
+    It allows `spared` passes that are too large.
     """
 
     most = 4
@@ -439,12 +439,12 @@ def test_micro_batches_are_halved_when_memory_runs_out(tmp_path: Path, blocks: B
     assert [warning.step for warning in warnings] == [0, 0]
     small = training(tmp_path / "b", blocks, calm, max_steps=2, batch_size=8, micro_batch_size=2)
     small.run()
-    assert same_bits(weights(loop.model), weights(small.model))  # nothing of the failed tries is left
+    assert same_bits(weights(loop.model), weights(small.model))  # failed attempts leave no gradient
     assert [event.loss for event in recorder.of("train")] == [event.loss for event in calm.of("train")]
     assert read_state(RunDirectory(tmp_path / "a").checkpoint(2)).micro_batch_size == 2
 
 
-def test_gradients_of_a_failed_try_are_thrown_away(tmp_path: Path, blocks: Blocks) -> None:
+def test_gradients_of_a_failed_attempt_are_discarded(tmp_path: Path, blocks: Blocks) -> None:
     runs = []
     for number, (micro_batch_size, spared) in enumerate([(4, 1), (2, 0)]):
         recorder = Recorder()
@@ -468,12 +468,12 @@ def test_one_sequence_that_does_not_fit_is_an_error(tmp_path: Path, blocks: Bloc
     assert same_bits(before, weights(loop.model))
 
 
-def test_memory_errors_without_a_message_are_errors_too(tmp_path: Path, blocks: Blocks) -> None:
+def test_memory_errors_without_a_message_are_recognised(tmp_path: Path, blocks: Blocks) -> None:
     with pytest.raises(MemoryLimitError, match="one sequence of 32 tokens"):
         training(tmp_path, blocks, Recorder(), tiny=hungry(0, error=MemoryError())).run()
 
 
-def test_memory_that_runs_out_in_an_evaluation_makes_smaller_batches_too(
+def test_batches_of_evaluations_are_halved_when_memory_runs_out(
     tmp_path: Path, blocks: Blocks, held_out: Blocks
 ) -> None:
     recorder = Recorder()
@@ -483,7 +483,7 @@ def test_memory_that_runs_out_in_an_evaluation_makes_smaller_batches_too(
     assert len(recorder.of("evaluation")) == 2
 
 
-def test_other_errors_are_not_taken_for_memory(tmp_path: Path, blocks: Blocks) -> None:
+def test_other_errors_do_not_count_as_out_of_memory(tmp_path: Path, blocks: Blocks) -> None:
     recorder = Recorder()
     with pytest.raises(RuntimeError, match="shapes"):
         training(tmp_path, blocks, recorder, tiny=hungry(0, error=RuntimeError("shapes differ"))).run()
@@ -497,7 +497,7 @@ def array_memory_error() -> BaseException:
 
 
 def raised_for(error: BaseException, reason: BaseException) -> BaseException:
-    """An error raised in place of another, with the traceback of that one hidden."""
+    """Return an error that was raised `from None` while another was handled."""
     try:
         try:
             raise reason
@@ -536,12 +536,12 @@ def raised_for(error: BaseException, reason: BaseException) -> BaseException:
         (ValueError("out of memory"), False),
     ],
 )
-def test_what_counts_as_out_of_memory(error: BaseException, expected: bool) -> None:
+def test_which_errors_count_as_out_of_memory(error: BaseException, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(None, False), (2_560_000_000, True)])
-def test_an_error_that_means_memory_only_under_a_limit(
+def test_an_error_counts_as_out_of_memory_only_with_a_memory_limit(
     monkeypatch: pytest.MonkeyPatch, limit: int | None, expected: bool
 ) -> None:
     monkeypatch.setattr("finetale.out_of_memory.address_space_limit", lambda: limit)
@@ -570,11 +570,11 @@ def test_batches_are_halved_until_they_fit() -> None:
     with pytest.raises(MemoryLimitError, match="Memory ran out with one sequence of 64 tokens") as caught:
         fit_batches(work, 2, 64)
     assert "--gradient-checkpointing" in caught.value.hint
-    with pytest.raises(ZeroDivisionError):  # another failure is not tried again
+    with pytest.raises(ZeroDivisionError):  # other errors are not retried
         fit_batches(lambda batch_size: 1 // 0, 2, 64, clean_up=pytest.fail)
 
 
-def test_a_probe_that_has_room_for_one_sequence_alone_says_one(tmp_path: Path, blocks: Blocks) -> None:
+def test_a_memory_probe_can_return_one_sequence(tmp_path: Path, blocks: Blocks) -> None:
     forward = PackedForward(hungry(1))
     assert plan_memory(forward, blocks, 8).micro_batch_size == 1
     error = RuntimeError("could not create a primitive")
@@ -595,7 +595,7 @@ def test_the_memory_plan_is_the_largest_power_of_two_that_fits(blocks: Blocks, m
     first = planned(blocks, monkeypatch, 1e12)
     assert first.fixed_bytes == 16 * parameters
     assert first.available_bytes == 1e12 + 4 * parameters
-    assert first.micro_batch_size == 2048 // SIZE  # more than that brings nothing on a CPU
+    assert first.micro_batch_size == 2048 // SIZE  # larger batches are not faster on a CPU
     vocabulary = len(tokenizer())
     assert first.sequence_bytes > 4 * SIZE * (3 * vocabulary + 2 * 12 * 32)
     assert first.expected_bytes(3) == first.fixed_bytes + first.pass_bytes + 3 * first.sequence_bytes
@@ -612,7 +612,7 @@ def test_the_memory_plan_is_the_largest_power_of_two_that_fits(blocks: Blocks, m
     assert planned(blocks, monkeypatch, room(300)).max_sequences == 256
 
 
-def test_the_probe_takes_the_block_of_the_longest_documents(tmp_path: Path) -> None:
+def test_the_probe_uses_the_block_with_the_longest_documents(tmp_path: Path) -> None:
     texts = [story(number, 3) for number in range(30)] + [story(50, 200)]
     mixed = pack(store(tmp_path, texts), "train", 64)
     hungriest = memory._costliest_block(mixed)
@@ -620,24 +620,24 @@ def test_the_probe_takes_the_block_of_the_longest_documents(tmp_path: Path) -> N
     assert mixed.batch(np.array([0])).documents.max() > 0
 
 
-def test_wide_models_take_fewer_tokens_a_pass(blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_CPU_VALUES", 32 * 8 * SIZE)  # the tiny model is 32 wide
+def test_wide_models_use_fewer_tokens_per_pass(blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_CPU_VALUES", 32 * 8 * SIZE)  # the width of the tiny model is 32
     assert planned(blocks, monkeypatch, 1e12).micro_batch_size == 8
 
 
-def test_a_pass_takes_memory_of_its_own_once(blocks: Blocks) -> None:
-    """Copies of the weights in bf16 and the output layer's gradient are there once, however many the sequences."""
+def test_the_fixed_memory_of_a_pass_does_not_grow_with_the_batch(blocks: Blocks) -> None:
+    """The bf16 copies of the weights and the gradient of the output layer exist once for any batch size."""
     tiny = speed.apply(model(0))
     plan = plan_memory(PackedForward(tiny, precision="bf16"), blocks, 4)
     matrices = sum(p.numel() for n, p in tiny.named_parameters() if p.ndim == 2 and "wpe" not in n)
     head = tiny.get_output_embeddings().weight.numel()
     expected = 2 * (matrices - head) + 4 * head
-    assert 0.8 * expected < plan.pass_bytes < 1.2 * expected  # two such short blocks share a tile of the attention
+    assert 0.8 * expected < plan.pass_bytes < 1.2 * expected  # two short blocks share one tile of the attention
     whole = plan_memory(PackedForward(model(0), precision="bf16"), blocks, 4)
-    assert plan.sequence_bytes < 0.8 * whole.sequence_bytes  # no logits are kept
+    assert plan.sequence_bytes < 0.8 * whole.sequence_bytes  # no logits are stored
 
 
-def test_the_memory_probe_is_repeatable_and_leaves_no_trace(blocks: Blocks) -> None:
+def test_the_memory_probe_is_repeatable_and_does_not_change_the_model(blocks: Blocks) -> None:
     tiny = model(0, dropout=0.1)
     before, generator = weights(tiny), torch.get_rng_state()
     first, second = (plan_memory(PackedForward(tiny), blocks, 4).sequence_bytes for _ in range(2))
@@ -653,7 +653,7 @@ def test_the_memory_probe_is_repeatable_and_leaves_no_trace(blocks: Blocks) -> N
 # Steps
 
 
-def test_a_step_uses_the_learning_rate_of_its_place_and_clips_the_gradient(tmp_path: Path, blocks: Blocks) -> None:
+def test_a_step_uses_its_learning_rate_and_clips_the_gradient(tmp_path: Path, blocks: Blocks) -> None:
     found = []
     for number, rate in enumerate([{"learning_rate": 1e-2, "warmup_steps": 9}, {"learning_rate": 1e-3}]):
         loop = training(tmp_path / str(number), blocks, Recorder(), max_steps=1, **rate)
@@ -705,7 +705,7 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run(tmp_path: Path, blo
     assert names_of(RunDirectory(tmp_path))[-1] == state.step
 
 
-def test_patience_starts_anew_with_each_better_evaluation(
+def test_each_better_evaluation_resets_the_patience(
     tmp_path: Path, blocks: Blocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([5.0, 4.0, 4.5, 3.9, 4.0, 3.9, 1.0])
@@ -716,15 +716,15 @@ def test_patience_starts_anew_with_each_better_evaluation(
     assert list(losses) == [1.0]
 
 
-def test_without_patience_the_run_goes_to_its_end(tmp_path: Path, blocks: Blocks) -> None:
-    backwards = pack(store(tmp_path, [story(20, 16)[::-1]]), "train", SIZE)  # learning the training text makes it worse
+def test_without_patience_the_run_uses_its_whole_budget(tmp_path: Path, blocks: Blocks) -> None:
+    backwards = pack(store(tmp_path, [story(20, 16)[::-1]]), "train", SIZE)  # training makes the validation loss worse
     evaluation = {"eval_every": 1, "patience": 0}
     options: dict[str, Any] = {"learning_rate": 0.3, "schedule": "constant", "max_steps": 6}
     loop = training(tmp_path, blocks, Recorder(), validation=backwards, evaluation=evaluation, **options)
     state = loop.run()
     assert (state.step, state.best_step, state.bad_evaluations) == (6, 0, 6)
     kept = GPT2LMHeadModel.from_pretrained(str(tmp_path / "model"))
-    assert same_bits(weights(kept), weights(model(0)))  # nothing was better than the base
+    assert same_bits(weights(kept), weights(model(0)))  # no evaluation was better than the base
 
 
 def test_without_validation_text_the_last_weights_are_kept(tmp_path: Path, blocks: Blocks) -> None:
@@ -736,7 +736,7 @@ def test_without_validation_text_the_last_weights_are_kept(tmp_path: Path, block
     assert same_bits(weights(GPT2LMHeadModel.from_pretrained(str(tmp_path / "model"))), weights(loop.model))
 
 
-def test_events_carry_the_names_that_others_rely_on(tmp_path: Path, blocks: Blocks, held_out: Blocks) -> None:
+def test_the_keys_of_events(tmp_path: Path, blocks: Blocks, held_out: Blocks) -> None:
     recorder = Recorder()
     loop = training(tmp_path, blocks, recorder, validation=held_out, epochs=2.0)
     loop.sample = lambda between: [("Once", " upon")]
@@ -774,7 +774,7 @@ def test_events_carry_the_names_that_others_rely_on(tmp_path: Path, blocks: Bloc
 
 
 class BreakingModel(GPT2LMHeadModel):
-    """Gives NaN from the n-th training pass on, in the loss or in the gradients alone."""
+    """A model that gives NaN from a training pass on, in the loss or only in the gradients."""
 
     first = 4
     gradients_only = False
@@ -813,7 +813,7 @@ def test_nans_stop_the_run_before_they_reach_the_weights(
     assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
-def test_on_a_device_that_runs_ahead_nothing_is_looked_at_between_lines(
+def test_asynchronous_devices_are_not_synchronised_between_log_lines(
     tmp_path: Path, blocks: Blocks, held_out: Blocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ends = []
@@ -831,7 +831,7 @@ def test_on_a_device_that_runs_ahead_nothing_is_looked_at_between_lines(
 
 
 @pytest.mark.parametrize("gradients_only", [False, True], ids=["loss", "gradients"])
-def test_nans_never_reach_the_weights_of_a_device_that_runs_ahead(
+def test_nans_never_reach_the_weights_on_asynchronous_devices(
     tmp_path: Path, blocks: Blocks, gradients_only: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop_module, "_ASYNCHRONOUS", ("cpu",))
@@ -847,10 +847,10 @@ def test_nans_never_reach_the_weights_of_a_device_that_runs_ahead(
     assert same_bits(weights(tiny), weights(good.model))
     newest, _ = newest_valid_checkpoint(RunDirectory(tmp_path / "bad"))
     assert newest is not None
-    assert newest.name == "step-00000003"  # of the epoch before
+    assert newest.name == "step-00000003"  # of the previous epoch
 
 
-def test_a_base_model_full_of_nans_is_refused_before_training(tmp_path: Path, blocks: Blocks, held_out: Blocks) -> None:
+def test_a_base_model_with_nans_is_refused_before_training(tmp_path: Path, blocks: Blocks, held_out: Blocks) -> None:
     tiny = model(0)
     with torch.no_grad():
         tiny.transformer.ln_f.bias[0] = math.nan
@@ -863,7 +863,7 @@ def test_a_base_model_full_of_nans_is_refused_before_training(tmp_path: Path, bl
 # Signals and seeds
 
 
-def test_the_first_signal_asks_and_the_old_handlers_come_back() -> None:
+def test_the_first_signal_requests_a_stop_and_the_old_handlers_are_restored() -> None:
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with StopRequest() as stop:
         stop.check()
@@ -874,7 +874,7 @@ def test_the_first_signal_asks_and_the_old_handlers_come_back() -> None:
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
-def test_threads_leave_signals_alone() -> None:
+def test_threads_do_not_change_signal_handlers() -> None:
     before = signal.getsignal(signal.SIGINT)
     seen: list[Any] = []
 
@@ -890,17 +890,17 @@ def test_threads_leave_signals_alone() -> None:
 
 @pytest.mark.parametrize("at_once", [False, True])
 def test_in_a_library_the_second_signal_raises(at_once: bool) -> None:
-    # A notebook's kernel is the process: `os._exit` would lose everything in it.
+    # The process is the kernel of a notebook, so `os._exit` would lose all its data.
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     wakeup = signal.set_wakeup_fd(-1)
     signal.set_wakeup_fd(wakeup)
     with pytest.raises(KeyboardInterrupt) as caught, StopRequest():  # noqa: PT012
-        assert signal.set_wakeup_fd(wakeup) == wakeup, "an event loop of the host keeps its own"
+        assert signal.set_wakeup_fd(wakeup) == wakeup, "the wake-up descriptor of the host's event loop does not change"
         try:
             with StopRequest(at_once=at_once) as stop:
                 signal.raise_signal(signal.SIGINT)
-                assert not at_once, "the first one stops this work"
-                signal.raise_signal(signal.SIGINT)  # within 0.3 s: the same one
+                assert not at_once, "the first signal stops the work"
+                signal.raise_signal(signal.SIGINT)  # within 0.3 s it counts as the same signal
                 assert stop.requested == "SIGINT"
         except Stopped:
             assert at_once
@@ -911,13 +911,13 @@ def test_in_a_library_the_second_signal_raises(at_once: bool) -> None:
     assert StopRequest.requested is None
 
 
-def test_the_second_signal_leaves_at_once() -> None:
+def test_the_second_signal_ends_the_process_at_once() -> None:
     program = (
         "import signal, time\n"
         "from finetale.signals import StopRequest, ending_the_process\n"
         "with ending_the_process(), StopRequest() as stop:\n"
         "    signal.raise_signal(signal.SIGINT)\n"
-        "    signal.raise_signal(signal.SIGHUP)\n"  # a closed terminal sends two at once
+        "    signal.raise_signal(signal.SIGHUP)\n"  # a closed terminal sends two signals at once
         "    print('asked', stop.requested, flush=True)\n"
         "    time.sleep(0.4)\n"
         "    try:\n"
@@ -931,7 +931,7 @@ def test_the_second_signal_leaves_at_once() -> None:
     assert (done.returncode, done.stdout) == (75, "asked SIGINT\n")
 
 
-def test_each_micro_batch_has_a_seed_of_its_own() -> None:
+def test_each_micro_batch_has_a_different_seed() -> None:
     drawn = []
     for key in [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (2**32 - 1, 9, 9, 9)]:
         seed_micro_batch(*key)
@@ -949,12 +949,12 @@ def event(step: int, **values: Any) -> TrainEvent:
     return TrainEvent(**given | values)
 
 
-def test_metrics_are_one_event_a_line_and_later_lines_are_removed_on_resuming(tmp_path: Path) -> None:
+def test_metrics_have_one_event_per_line_and_resuming_removes_later_lines(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     file = MetricsFile(run.metrics)
     for step in range(5):
         file(event(step))
-    assert len(run.read_events()) == 5  # each line is written at once
+    assert len(run.read_events()) == 5  # each line is flushed
     file.close()
     assert run.read_events() == [event(step) for step in range(5)]
     resumed = MetricsFile(run.metrics, 2)
@@ -966,7 +966,7 @@ def test_metrics_are_one_event_a_line_and_later_lines_are_removed_on_resuming(tm
     assert RunDirectory(tmp_path / "nowhere").read_events() == []
 
 
-def test_a_resumed_run_keeps_the_lines_of_events_it_does_not_know(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_unknown_events(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = ['{"event": "tracker", "step": 1, "url": "x"}\n', '{"event": "tracker", "step": 3}\n', '{"event": "tr']
     path.write_text("".join(lines), encoding="utf-8")
@@ -974,7 +974,7 @@ def test_a_resumed_run_keeps_the_lines_of_events_it_does_not_know(tmp_path: Path
     assert path.read_text(encoding="utf-8") == lines[0]
 
 
-def test_a_line_cut_short_within_a_character_is_left_out(tmp_path: Path) -> None:
+def test_a_line_cut_inside_a_character_is_skipped(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     sample = event_line(SampleEvent(step=1, tokens=1, prompt="", text="é"))
     run.metrics.write_bytes(event_line(event(1)).encode() + sample.encode()[: sample.encode().index(b"\xc3") + 1])
@@ -994,7 +994,7 @@ def test_samples_with_unusual_line_separators_are_kept(tmp_path: Path) -> None:
     assert run.read_events() == rows
 
 
-def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
+def test_tensorboard_has_the_same_numbers_as_the_metrics(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     board = TensorBoardFile(tmp_path)
@@ -1023,7 +1023,7 @@ def test_steps_and_epochs_are_one_budget() -> None:
         return StepBudget(19, 3, epochs, max_steps, None, None).total_steps
 
     assert total(3.0, None) == 19
-    assert total(None, 150) == 150  # as many epochs as it takes
+    assert total(None, 150) == 150  # as many epochs as needed
     assert (total(3.0, 150), total(3.0, 5)) == (19, 5)
     budget = StepBudget(19, 3, None, 150, None, None)
     seen = Counter(block for step in range(150) for block in budget.blocks_of(step, 0).tolist())
