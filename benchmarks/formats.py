@@ -208,7 +208,7 @@ def read(path: Path, expected: Path) -> dict[str, Any]:
     import resource
     from collections import Counter
 
-    import lxml.etree  # noqa: F401 - its import is no part of the time
+    import lxml.etree  # noqa: F401 - the time does not include the import
     import pypdfium2  # noqa: F401
 
     from finetale.config import TextSettings

@@ -2,7 +2,7 @@
 
     python benchmarks/serve_limits.py [--quick]
 
-The model is tiny, so the figures are those of the service and not of a model. The service runs in a process of its own
+The model is tiny, so the figures are those of the service, not of a model. The service runs in a separate process
 on the same cores as its clients, so that the figures include the time of the clients. Each load is repeated, by default
 eleven times (`--quick`: three; shutdowns three times and once). A bound holds if the median is within it. The loads are
 those of `tests/promises/test_service.py`.
@@ -97,7 +97,7 @@ def measured(folder: Path, *, repeats: int, ends: int) -> Iterator[tuple[Bound, 
 
 
 def started(folder: Path, *words: str) -> Serving:
-    """Start `finetale serve WORDS` as a program of its own."""
+    """Start `finetale serve WORDS` as a separate program."""
     return Serving(folder, python=["-m", "finetale", "serve", *words, "--port", "0"])
 
 

@@ -380,7 +380,7 @@ def check_positions(block_size: int | None, positions: int | None) -> None:
 
 
 def share_blocks(store: TokenStore, size: int, segments: NDArray[Any], *, fill: bool = False) -> Blocks:
-    """Give each full segment a block of its own and let shorter ones share. The blocks are in reading order."""
+    """Give each full segment its own block and let shorter ones share. The blocks are in reading order."""
     full = segments["targets"] == size
     short = segments[~full]
     bins = _best_fit(short["targets"], size)

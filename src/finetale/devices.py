@@ -27,7 +27,7 @@ _PROCESS_COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_W
 
 
 def accelerator() -> Accelerator:
-    """Return an Accelerator with Finetale's settings: no mixed precision, accumulation or compilation of its own.
+    """Return an Accelerator with Finetale's settings, without its mixed precision, accumulation and compilation.
 
     Raises:
         TrainingError: the program has built an Accelerator with other settings, which Accelerate shares.

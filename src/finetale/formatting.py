@@ -114,7 +114,7 @@ def duration(value: Any) -> str:
 
 
 def moment(value: Any) -> str:
-    """Return a time (ISO 8601, or seconds since 1970) as 23 November 2026, 12:43. Other text stays as it is."""
+    """Return a time (ISO 8601, or seconds since 1970) as 23 November 2026, 12:43. Other text is unchanged."""
     try:
         number = _finite(value)
         when = datetime.fromtimestamp(number) if number is not None else datetime.fromisoformat(str(value))

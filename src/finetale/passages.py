@@ -154,7 +154,7 @@ class PassageFinder:
 def word_hashes(text: str) -> Words:
     """Hash each word of a text, in order: 0 for a _BREAK, never 0 for a word."""
     terms, inside, single, is_break = _terms(text.replace("'", "").replace("’", ""))
-    # A word begins where the previous character is not part of a word, or one of the two is a word of its own.
+    # A word begins if the previous character is not part of a word, or if one of the two is a single-character word.
     border = np.ones(len(inside) + 1, bool)
     border[1:-1] = ~(inside[1:] & inside[:-1]) | single[1:] | single[:-1]
     starts = np.flatnonzero(inside & border[:-1])
@@ -267,7 +267,7 @@ def _ascii_table() -> bytes:
 
 @cache
 def _tables() -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-    """Return (value of each character in lower case, or 0 if it is in no word; whether it is a word of its own)."""
+    """Return (value of each character in lower case, 0 outside of words; whether it is a single-character word)."""
     lower = np.zeros(_TABLE_SIZE, np.uint64)
     alone = np.zeros(_TABLE_SIZE, bool)
     for code in range(_TABLE_SIZE - 1):

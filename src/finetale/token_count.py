@@ -41,7 +41,7 @@ class TokenCount:
     """The tokens of a text.
 
     Attributes:
-        account: tokens by what becomes of them, as in the account of a token store.
+        account: tokens by use, as in the account of a token store.
         dropped: documents and tokens by the reason why they were dropped.
         warnings: warnings about the text and the tokenizer, as sentences.
         error: half of the width of the 95% interval of the tokens read. None if all tokens were counted.

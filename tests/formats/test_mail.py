@@ -59,7 +59,7 @@ def test_a_mail_is_read_with_subject_and_text(read: Read) -> None:
         ({}, "Body."),
     ],
 )
-def test_the_subject_is_omitted_in_replies(read: Read, headers: dict[str, str], first: str) -> None:
+def test_the_subject_is_omitted_in_replies_and_forwarded_mails(read: Read, headers: dict[str, str], first: str) -> None:
     assert read(mail("Body.", **headers))[0][0].splitlines()[0] == first
 
 

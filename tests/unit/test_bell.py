@@ -14,8 +14,8 @@ from finetale.signals import Bell
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
 def test_a_signal_wakes_the_waiter_in_any_thread() -> None:
-    told: list[int] = []
-    before = signal.signal(signal.SIGHUP, lambda number, frame: told.append(number))
+    received: list[int] = []
+    before = signal.signal(signal.SIGHUP, lambda number, frame: received.append(number))
     bell = Bell()
     try:
         os.kill(os.getpid(), signal.SIGHUP)  # before the wait starts
@@ -25,7 +25,7 @@ def test_a_signal_wakes_the_waiter_in_any_thread() -> None:
         other.start()
         assert signal.SIGHUP in bell.wait()
         other.join()
-        assert told == [signal.SIGHUP] * 2
+        assert received == [signal.SIGHUP] * 2
     finally:
         bell.close()
         assert bell.wait() == b""

@@ -31,8 +31,8 @@ def test_there_are_enough_tales(tales: dict[str, str]) -> None:
     assert sum(len(text.split()) for text in tales.values()) >= 25_000
     assert sorted(int(name.split("-")[0]) for name in tales) == list(range(1, len(tales) + 1))
     guide = (Path(__file__).parents[2] / "docs/tales-world.md").read_text(encoding="utf-8")
-    told = re.findall(r"^(\d+)\. ", guide.partition("## Told so far")[2], re.MULTILINE)
-    assert told == [str(number) for number in range(1, len(tales) + 1)]
+    listed = re.findall(r"^(\d+)\. ", guide.partition("## Told so far")[2], re.MULTILINE)
+    assert listed == [str(number) for number in range(1, len(tales) + 1)]
 
 
 def test_every_tale_has_its_title_as_its_name(tales: dict[str, str]) -> None:

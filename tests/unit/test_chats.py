@@ -84,13 +84,13 @@ def test_whatsapp_from_android(tmp_path: Path) -> None:
         ],
         "speaker": None,
     }
-    said = notes(report)
-    assert "Recognised 1 chat of WhatsApp (--documents file reads it as plain text)." in said
+    sentences = notes(report)
+    assert "Recognised 1 chat of WhatsApp (--documents file reads it as plain text)." in sentences
     assert (
         "2 people write in 2 conversations, cut at silences of 6 hours (--speaker NAME learns the messages of one"
-        " person as answers): Mara (71% of the messages), Tobias (29% of the messages)." in said
+        " person as answers): Mara (71% of the messages), Tobias (29% of the messages)." in sentences
     )
-    assert "Left out of talk.txt: 2 system messages, 2 attachments, 1 deleted message and 1 edit mark" in said
+    assert "Left out of talk.txt: 2 system messages, 2 attachments, 1 deleted message and 1 edit mark" in sentences
 
 
 def test_whatsapp_from_ios(tmp_path: Path) -> None:
@@ -400,9 +400,9 @@ def test_conversations_of_chatgpt(tmp_path: Path) -> None:
         "call of a tool": 1, "tool message": 1, "citation mark": 1, "image": 1, "empty message": 1,
     }  # fmt: skip
     assert report["columns"][0]["taken"] == "mapping"
-    said = notes(report)
-    assert "Recognised 2 conversations with ChatGPT." in said
-    assert "2 messages in another branch" in said
+    sentences = notes(report)
+    assert "Recognised 2 conversations with ChatGPT." in sentences
+    assert "2 messages in another branch" in sentences
     assert report["files"][0]["left_out"]["thought of the assistant"] == 1
 
 

@@ -289,10 +289,10 @@ def test_intervals_are_repeatable_and_do_not_depend_on_the_seed() -> None:
 def test_samples_of_both_models_have_the_same_seeds() -> None:
     settings = CompareSettings.resolve({"num_samples": 2, "max_new_tokens": 6, "seed": 5})
     sides = [Side(name, loaded(seed)) for name, seed in (("base", 0), ("run", 1), ("base again", 0))]
-    told: list[str] = []
+    calls: list[str] = []
     for item in sides:
-        draw_samples(item, ["The lamp", "A heron"], settings, lambda: told.append("between"))
-    assert len(told) > 3 * 2 * 4  # between prompts and between tokens
+        draw_samples(item, ["The lamp", "A heron"], settings, lambda: calls.append("between"))
+    assert len(calls) > 3 * 2 * 4  # between prompts and between tokens
     seeds = [[(sample.prompt, sample.seed) for sample in item.samples] for item in sides]
     assert seeds[0] == seeds[1] == seeds[2]
     assert [prompt for prompt, _ in seeds[0]] == ["The lamp"] * 2 + ["A heron"] * 2

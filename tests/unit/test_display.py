@@ -228,8 +228,8 @@ def test_figures_are_not_cut_on_a_narrow_terminal(width: int) -> None:
 def test_warnings_do_not_break_the_panel_and_results_close_it() -> None:
     drawn = panel([BEGIN, train(1), WARNING, train(2), StageEvent(message="Comparing")])
     assert drawn.count("warning: Memory ran out [at once]") == 1
-    *_, said = (line for line in drawn.rstrip().splitlines() if "0:00:0" not in line)  # progress lines are erased
-    assert said == "Comparing …"
+    *_, last = (line for line in drawn.rstrip().splitlines() if "0:00:0" not in line)  # progress lines are erased
+    assert last == "Comparing …"
     assert drawn.rindex("2/200") < drawn.rindex("Comparing")
 
 

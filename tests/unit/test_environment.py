@@ -130,7 +130,7 @@ def test_peak_memory_includes_allocated_memory(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="the system does not tell")
-def test_the_name_of_the_processor_comes_from_the_system() -> None:
+def test_flags_and_name_of_the_processor() -> None:
     content = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     flags = environment.cpu_flags()
     assert all(f" {flag}" in content for flag in flags)

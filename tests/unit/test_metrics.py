@@ -112,11 +112,11 @@ def test_measurements_of_several_processes_add_up(tmp_path: Path, world: int) ->
 def test_measuring_reports_progress_and_can_be_stopped(tmp_path: Path) -> None:
     blocks = pack(stored(tmp_path, 12), "train", 64)
     forward: Any = CountedForward()
-    told: list[tuple[int, int]] = []
-    measure(forward, blocks, batch_size=4, progress=lambda done, total: told.append((done, total)))
+    progress_calls: list[tuple[int, int]] = []
+    measure(forward, blocks, batch_size=4, progress=lambda done, total: progress_calls.append((done, total)))
     number = -(-len(blocks) // 4)
     assert number >= 3
-    assert told == [(done, number) for done in range(1, number + 1)]
+    assert progress_calls == [(done, number) for done in range(1, number + 1)]
     assert forward.model.training
 
     def stop() -> None:

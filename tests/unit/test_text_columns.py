@@ -304,7 +304,7 @@ def test_an_object_with_a_text_and_a_list_of_strings_is_one_record(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("content", "expected", "said"),
+    ("content", "expected", "detail"),
     [
         ({"year": 2026, "stories": ["one", "two"]}, ["one", "two"], "the records are the 2 strings of 'stories'"),
         (
@@ -317,11 +317,13 @@ def test_an_object_with_a_text_and_a_list_of_strings_is_one_record(tmp_path: Pat
         ({"head": LONG, "comments": [{"by": "me"}, {"by": "you"}]}, [LONG], None),
     ],
 )
-def test_lists_within_an_object(tmp_path: Path, content: object, expected: list[str], said: str | None) -> None:
+def test_lists_within_an_object(tmp_path: Path, content: object, expected: list[str], detail: str | None) -> None:
     texts, report = read(write(tmp_path, "a.json", json.dumps(content)))
     assert texts == expected
-    assert [row["detail"] for row in report["problems"] if row["kind"] == "records_in_list"] == ([said] if said else [])
-    assert any(said in note.what for note in text_notes(report)) if said else True
+    assert [row["detail"] for row in report["problems"] if row["kind"] == "records_in_list"] == (
+        [detail] if detail else []
+    )
+    assert any(detail in note.what for note in text_notes(report)) if detail else True
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_non_ascii_text_after_megabytes_of_ascii_is_detected(tmp_path: Path, tex
 
 
 @pytest.mark.parametrize(
-    ("encoding", "mark", "said"),
+    ("encoding", "mark", "reported"),
     [
         ("utf-8", b"\xef\xbb\xbf", "utf-8 with byte order mark"),
         ("utf-16-le", b"\xff\xfe", "utf-16-le with byte order mark"),
@@ -93,12 +93,12 @@ def test_non_ascii_text_after_megabytes_of_ascii_is_detected(tmp_path: Path, tex
         ("utf-8", b"", "utf-8"),
     ],
 )
-def test_unicode_with_and_without_a_byte_order_mark(tmp_path: Path, encoding: str, mark: bytes, said: str) -> None:
+def test_unicode_with_and_without_a_byte_order_mark(tmp_path: Path, encoding: str, mark: bytes, reported: str) -> None:
     path = tmp_path / "story.txt"
     path.write_bytes(mark + ENGLISH.strip().encode(encoding))
     parts, report = read(path)
     assert parts[0].text == ENGLISH.strip()
-    assert report.to_dict()["files"][0]["encoding"] == said
+    assert report.to_dict()["files"][0]["encoding"] == reported
     assert report.to_dict()["problems"] == []
 
 

@@ -145,7 +145,7 @@ def test_a_dropped_repeat_is_not_also_counted_as_a_leak(tmp_path: Path) -> None:
     assert (report["duplicates"]["documents"], report["duplicates"]["dropped"]) == (2, 2)
 
 
-def test_partly_similar_texts_take_linear_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_comparisons_of_partly_similar_texts_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(near, "_MAX_CANDIDATES", 20)
     form = " ".join(f"line {i} of the form reads so" for i in range(8))
     rows = [f"{form} " + " ".join(f"{i}x{k} {i}y{k}" for k in range(8)) for i in range(300)]

@@ -232,9 +232,9 @@ def test_a_dataset_is_mixed_and_watched_by_one_split_each(datasets_home: Path) -
         read_parts([str(path)], TextSettings.resolve({"watch": "hf:mini"}))
 
 
-@pytest.mark.parametrize(("source", "said"), [("hf:mini:nope", "nope"), ("hf:mini/zz:train", "zz")])
-def test_unknown_splits_and_configs(datasets_home: Path, source: str, said: str) -> None:
-    with pytest.raises((SourceError, HubError), match=said):
+@pytest.mark.parametrize(("source", "message"), [("hf:mini:nope", "nope"), ("hf:mini/zz:train", "zz")])
+def test_unknown_splits_and_configs(datasets_home: Path, source: str, message: str) -> None:
+    with pytest.raises((SourceError, HubError), match=message):
         read_parts([source], TextSettings(), offline=True)
 
 

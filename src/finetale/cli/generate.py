@@ -45,7 +45,7 @@ def command(
     offline: Annotated[bool, Parameter(negative=(), help="Use only files that are on this machine.")] = False,
     as_json: Json = False,
     as_json_lines: Annotated[
-        bool, Parameter(name="--jsonl", negative=(), help="Print one JSON object per text and line, as they are done.")
+        bool, Parameter(name="--jsonl", negative=(), help="Print one JSON object per text and line, once it is done.")
     ] = False,
     quiet: Quiet = False,
     **settings: Any,

@@ -1,4 +1,4 @@
-"""Hold a conversation in the terminal: read one prompt after another, and print each continuation as it is made."""
+"""Run an interactive session in the terminal: read prompts, and print each continuation while it is generated."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from finetale.rundir import RunDirectory
 from finetale.schema import ComparisonFile, Sample
 
 _WIDE = 72
-"""Minimum width of the terminal, in columns, to give intervals a column of their own."""
+"""Minimum width of the terminal, in columns, for a separate column of intervals."""
 _SIDE_BY_SIDE = 56
 """Minimum width of the terminal, in columns, to print samples beside each other."""
 

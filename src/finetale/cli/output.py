@@ -77,7 +77,7 @@ def hide_progress_bars() -> None:
 
 
 def sum_of_tokens(tokens: TokenAccount) -> str:
-    """Return the parts of a token account as a sum. Rare parts are named where there are some."""
+    """Return the parts of a token account as a sum. Rare parts are included if they are not zero."""
     from finetale.schema import ACCOUNT_PARTS, RARE_PARTS
 
     parts = [(name, getattr(tokens, name)) for name in ACCOUNT_PARTS]

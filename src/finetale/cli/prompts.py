@@ -50,14 +50,14 @@ _HINT = "Write it in UTF-8, or give it in a file with --prompts-file."
 
 
 def _check_quotes(model: str, words: Sequence[str]) -> None:
-    """Refuse several single words: a prompt that lacks its quotes. Scripts without spaces are left alone."""
+    """Refuse several single words: a prompt that lacks its quotes. Scripts without spaces are accepted."""
     if len(words) > 1 and all(len(word.split()) == 1 and word != "-" for word in words):
         from finetale.text.words import spaces_separate_words
 
         if spaces_separate_words(words):
             single = " ".join(f"--prompt {shlex.quote(word)}" for word in words[:3])
             raise GenerationError(
-                f"The prompt has no quotes: its {len(words)} words would each be a prompt of their own.",
+                f"The prompt has no quotes: its {len(words)} words would each be a separate prompt.",
                 f"Write {shlex.join(['finetale', 'generate', model, ' '.join(words)])}, or {single} …"
                 " if single words are meant.",
             )

@@ -495,7 +495,7 @@ class CompareSettings(SamplingSettings):
     audit_tokens: int | None = Field(
         None,
         ge=0,
-        description="Training tokens to search for passages that the model knows by heart: passages with personal "
+        description="Training tokens to search for passages that the model has memorised: passages with personal "
         "data or repeats first, then a random choice. auto: a twentieth of all training tokens, between "
         "20,000 and 200,000. 0: no search.",
     )

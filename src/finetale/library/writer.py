@@ -85,8 +85,8 @@ class Writer:
         Raises:
             GenerationError: the model has no chat template, or the template refuses the conversation.
         """
-        said = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        talk = [Message(each["role"], each["content"], False) for each in said]
+        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        talk = [Message(each["role"], each["content"], False) for each in turns]
         prompt = conversation_prompt(self._generator.tokenizer, talk, self.provenance.name)
         samples = self._generator.generate([prompt], SamplingSettings.resolve(settings), n=n, truncate=True)[0]
         return [sample.text for sample in samples]

@@ -20,8 +20,8 @@ _KEPT = ("suppress_tokens", "bad_words_ids")
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Return the ids that end a text: the tokenizer's end-of-text, then the others that the model lists.
 
-    Ids outside the vocabulary are excluded. Where there is no generation_config.json, transformers takes the ids of
-    config.json. A single one there can be the default of the architecture, an ordinary token here: a list alone counts.
+    Ids outside the vocabulary are excluded. Without a generation_config.json, transformers takes the ids of
+    config.json. Only a list counts there: a single id can be the default of the architecture, but an ordinary token.
     """
     value = getattr(model.generation_config, "eos_token_id", None)
     by_default = getattr(model.generation_config, "_from_model_config", False) and not isinstance(value, list)
@@ -75,6 +75,6 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 
 def _ids(value: Any) -> list[int]:
-    """Return one id or several as a list; anything else in a file that nobody checked is left out."""
+    """Return one or several ids as a list, without invalid values of the file."""
     items = value if isinstance(value, list | tuple) else [value]
     return [item for item in items if isinstance(item, int) and not isinstance(item, bool)]

@@ -272,7 +272,7 @@ def compare_models(
         watched=None if store is None else _names_of_watched(store),
     )
     if store is not None and measured_text is MeasuredText.HELD_OUT and config.audit_tokens != 0:
-        # A run that went before may know the very text by heart, and random weights know nothing.
+        # An earlier run can have memorised the same text, and random weights have memorised nothing.
         base = before if same and before.provenance.kind in ("hub", "local", "gguf", "bundled") else None
         memorised = audit_model(after, base, store, config, notify, between)
         result = result.model_copy(update={"memorisation": memorised})
@@ -338,7 +338,7 @@ def audit_model(
     for name, splits in (("training", ("train",)), ("held_out", ("validation", "test"))):
         if not any(store.num_targets(split) for split in splits):
             continue
-        message = f"Looking for {name.replace('_', '-')} text that {after.provenance.name} knows by heart"
+        message = f"Looking for {name.replace('_', '-')} text that {after.provenance.name} has memorised"
         stage(notify, message)
         work = partial(
             memorisation.audit,

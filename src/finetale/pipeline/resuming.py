@@ -238,7 +238,7 @@ def _new_schedule(path: Path, prepared: Prepared, step: int, old_total: int | No
 def _changed_settings(config: Config, before: dict[str, Any] | None) -> list[str]:
     """Describe each setting that differs from its earlier value."""
     now, before = _by_name(config), before or {}
-    with contextlib.suppress(ValidationError):  # invalid values of an older version are compared as they are
+    with contextlib.suppress(ValidationError):  # invalid values of an older version are compared unchanged
         before = Config.model_validate({name: before[name] for name in before if name in now}).model_dump(
             mode="json", include=set(before)
         )

@@ -346,7 +346,7 @@ def _status(run: RunDirectory) -> Iterator[None]:
 
 
 def this_process() -> dict[str, Any]:
-    """Return PID and host name, by which a killed run is told apart from a running one."""
+    """Return PID and host name, which distinguish a killed run from a running one."""
     return {"pid": os.getpid(), "host": platform.node()}
 
 

@@ -82,7 +82,7 @@ def model_card(
 
 
 def escape_markdown(text: Any) -> str:
-    """Return text that Markdown shows as it is, in one line."""
+    """Escape text so that Markdown shows it unchanged, in one line."""
     return re.sub(r"([\\`*_\[\]<>|~#&$])", r"\\\1", " ".join(str(text).split()))
 
 

@@ -9,7 +9,7 @@ from finetale.schema.base import SCHEMA_VERSION, Record, SparseRecord
 ACCOUNT_PARTS = ("trained", "validation", "test", "watched", "context", "unused", "dropped")
 """The parts of a token account, in the order in which they are shown."""
 RARE_PARTS = ("watched", "context", "unused")
-"""Those that are shown only where there are some."""
+"""Parts that are shown only if they are not zero."""
 
 
 class TokenAccount(Record):

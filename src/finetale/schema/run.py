@@ -137,7 +137,7 @@ class RunManifest(Record):
 
     @model_serializer(mode="wrap")
     def _without_config(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave `config` out where it is absent, as it is in all files of version 2."""
+        """Omit `config` if it is None, as in all files of version 2."""
         return {key: value for key, value in handler(self).items() if key != "config" or value is not None}
 
     @field_validator("command", mode="before")

@@ -203,7 +203,7 @@ class EventStream(StreamingResponse):
 
     Args:
         events: the encoded events.
-        end: called when the response ends, also when the client disconnects; the iterator alone would notice too late.
+        end: callback for the end of the response, also after a disconnect. The iterator notices a disconnect too late.
     """
 
     def __init__(self, events: AsyncIterator[bytes], end: Callable[[], Awaitable[None]]) -> None:

@@ -195,7 +195,7 @@ class Completion:
         self.vocabulary = vocabulary
         settings = request.sampling(secrets.randbelow(2**32))
         self.prompts = vocabulary.encode(request.prompts)
-        # A string begins a document, as in `finetale generate`. Token ids are complete as they are.
+        # A string gets beginning-of-text, as in `finetale generate`. Token ids are used unchanged.
         lead = [vocabulary.begin] if isinstance(request.prompts[0], str) else []
         wanted = request.max_tokens if fills else request.wanted
         bias = {int(token): value for token, value in (request.logit_bias or {}).items()}

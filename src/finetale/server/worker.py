@@ -38,7 +38,7 @@ class Ticket:
 
 
 class Worker:
-    """Runs an engine in a thread of its own.
+    """Runs an engine in its own thread.
 
     Args:
         engine: the engine. Only this worker may use it.

@@ -75,7 +75,7 @@ class TorchRows:
 
 
 class SeparateRows:
-    """Rows with a pass and a cache each, for models whose code supports no more. Arguments as for TorchRows."""
+    """Rows with a separate pass and cache each, for models that do not support batches. Arguments as for TorchRows."""
 
     name = "torch, one at a time"
     threads = ALL_THREADS
