@@ -183,7 +183,7 @@ def conversation_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[M
 
 
 def chat_template_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the chat template of a tokenizer, the one called `default` where it has several, else PLAIN_TEMPLATE."""
+    """Return the chat template of a tokenizer, the one called `default` if it has several, else PLAIN_TEMPLATE."""
     template = tokenizer.chat_template
     if isinstance(template, Mapping):
         template = template.get("default")

@@ -326,7 +326,7 @@ def _signed(percent: float) -> str:
 
 
 def sample_metrics(texts: Sequence[str]) -> dict[str, float | None]:
-    """Return how varied samples are, as shares between 0 and 1; None where there are no n-grams.
+    """Return how varied samples are, as shares between 0 and 1; None if there are no n-grams.
 
     - distinct_n (Li et al. 2016, "A diversity-promoting objective function"): different n-grams of words / all n-grams.
     - repetition: share of the 4-grams that occurred earlier in the same sample.

@@ -161,7 +161,7 @@ def change(before: Measurement, after: Measurement, *, per: Unit) -> Change:
     per="byte" it is that of bits per byte, which is valid for all models.
 
     The interval leaves out the same document for both models. It is None for fewer than MIN_DOCUMENTS documents, and
-    where one tokenizer turned a document into nothing, so that the models did not read the same documents.
+    if one tokenizer gave a document no tokens, so that the models did not read the same documents.
     """
     interval = None
     if per == "token":
@@ -195,7 +195,7 @@ def ratio_interval(numerators: Floats, denominators: Floats) -> Interval | None:
 
 
 def jackknife_interval(estimate: float, left_out: Floats, shares: Floats) -> Interval | None:
-    """Return the 95% interval of a figure over documents: estimate ± t × standard error; None where there are too few.
+    """Return the 95% interval of a figure over documents: estimate ± t × standard error; None if there are too few.
 
     The standard error is that of the jackknife, which leaves out one document at a time (Tukey 1958; Miller 1974, "The
     jackknife: a review"; for ratios Cochran 1977, "Sampling Techniques", section 6.17).

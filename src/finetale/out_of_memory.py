@@ -156,7 +156,7 @@ def check_address_space() -> None:
 def _reserve_small_objects() -> None:
     """Leave Python room for small objects when nothing else is left.
 
-    Python 3.11 loops forever where it has no memory for the integer that it needs to enter a `finally` block. Its
+    Python 3.11 loops forever if it has no memory for the integer that it needs to enter a `finally` block. Its
     allocator keeps an arena (1 MiB) as long as one object lives in it, and uses the emptiest arena last.
     """
     if not _reserve:

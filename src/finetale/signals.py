@@ -1,4 +1,4 @@
-"""Turn Ctrl-C, SIGTERM and SIGHUP into a request to stop, which is obeyed where no work is half-done.
+"""Turn Ctrl-C, SIGTERM and SIGHUP into a request to stop, which takes effect between pieces of work.
 
 A second signal does not wait. On the command line it ends the process; in a program that uses Finetale as a library it
 raises KeyboardInterrupt, because a library must not end its host.
@@ -127,7 +127,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def cancelled_by(event: threading.Event | None) -> Iterator[None]:
-    """Stop the work of this thread as at a signal once the event is set, from whatever thread that happens."""
+    """Stop the work of this thread as at a signal once the event is set, from any thread."""
     token = _cancel.set(event)
     try:
         yield

@@ -33,7 +33,7 @@ def escape_surrogates(text: str) -> str:
 
 
 def escape(character: str) -> str:
-    """Return the escape of a control character or a surrogate: \\xNN where it is one byte, else \\uNNNN."""
+    """Return the escape of a control character or a surrogate: \\xNN if it is one byte, else \\uNNNN."""
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:
         code -= 0xDC00

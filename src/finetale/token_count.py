@@ -228,7 +228,7 @@ def look_ahead(parts: Iterator[Part]) -> tuple[Iterator[Part], bool]:
 
 
 def _units(text: str) -> Iterator[str]:
-    """Cut a long text into slices, before a space where there is one."""
+    """Cut a long text into slices, before a space if there is one."""
     if len(text) <= _SLICE_CHARACTERS:
         yield text
         return

@@ -34,7 +34,7 @@ class Name(NamedTuple):
         return "" if ours != self.setting or off else self.value
 
     def among(self, known: Container[str]) -> str:
-        """Return the setting of this meaning that is known; `setting` where none is."""
+        """Return the known setting of this meaning, or `setting` if none is known."""
         return self.instead if self.instead in known and self.setting not in known else self.setting
 
 

@@ -255,13 +255,13 @@ def test_a_page_saved_by_a_browser_as_one_file_is_read(read: Read) -> None:
 HOSTILE = {
     "entities": (
         '<!DOCTYPE html [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;">]><html><p>&b;</p></html>',
-        "declares entities of its own (<!ENTITY), which can grow without limit and are not read",
+        "declares its own entities (<!ENTITY), which can grow without limit and are not read",
     ),
     "external": (
         '<!DOCTYPE html [<!ENTITY x SYSTEM "file:///etc/passwd">]><html><p>&x;</p></html>',
-        "declares entities of its own (<!ENTITY), which can grow without limit and are not read",
+        "declares its own entities (<!ENTITY), which can grow without limit and are not read",
     ),
-    "unclosed": ("<!DOCTYPE html [ <p>text</p>", "declares entities of its own"),
+    "unclosed": ("<!DOCTYPE html [ <p>text</p>", "declares its own entities"),
     "nul": ("\x00" * 5000, "is binary data (full of NUL bytes)"),
     "large": ("<p>" + "word " * ((65 << 20) // 5), "is a page of more than 64 MiB, the most that is read"),
     "deep": ("<div>" * 200_001 + "x", "its page has more than 200,000 elements nested in each other"),

@@ -28,7 +28,7 @@ KEY = "a key of the tests"
 SITE = "https://writers.example"
 
 
-class Place:
+class LimitedService:
     """A service in a thread of this process."""
 
     def __init__(self, folder: Path, **limits: Any) -> None:
@@ -70,8 +70,8 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    found = Place(
+def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LimitedService]:
+    found = LimitedService(
         tmp_path_factory.mktemp("limits"),
         key=KEY,
         origins=frozenset({SITE}),
@@ -103,8 +103,8 @@ def error_in(answer: bytes) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n"])
-def test_missing_headers_close_the_connection(place: Place, sent: bytes) -> None:
-    with place.socket() as client:
+def test_missing_headers_close_the_connection(limited: LimitedService, sent: bytes) -> None:
+    with limited.socket() as client:
         started = time.monotonic()
         if sent:
             client.sendall(sent)
@@ -115,8 +115,8 @@ def test_missing_headers_close_the_connection(place: Place, sent: bytes) -> None
         assert 0.4 < time.monotonic() - started < 5
 
 
-def test_the_second_request_of_a_connection_has_a_timeout_too(place: Place) -> None:
-    with place.socket() as client:
+def test_the_second_request_of_a_connection_has_a_timeout_too(limited: LimitedService) -> None:
+    with limited.socket() as client:
         client.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
         time.sleep(0.7)  # longer than the timeout: an idle connection stays open between requests
@@ -126,8 +126,8 @@ def test_the_second_request_of_a_connection_has_a_timeout_too(place: Place) -> N
         assert 0.4 < time.monotonic() - started < 5
 
 
-def test_the_rest_of_an_unread_body_has_a_timeout(place: Place) -> None:
-    with place.socket() as client:
+def test_the_rest_of_an_unread_body_has_a_timeout(limited: LimitedService) -> None:
+    with limited.socket() as client:
         client.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n")
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
         started = time.monotonic()
@@ -151,16 +151,16 @@ def test_the_rest_of_an_unread_body_has_a_timeout(place: Place) -> None:
         {str(number): 1 for number in range(6_000)},
     ],
 )
-def test_many_errors_in_a_body_cost_no_more_than_one(place: Place, body: dict[str, Any]) -> None:
+def test_many_errors_in_a_body_cost_no_more_than_one(limited: LimitedService, body: dict[str, Any]) -> None:
     started = time.process_time()
-    status, _, data = place.ask("POST", "/v1/completions", {"model": "tiny"} | body, Authorization=f"Bearer {KEY}")
+    status, _, data = limited.ask("POST", "/v1/completions", {"model": "tiny"} | body, Authorization=f"Bearer {KEY}")
     assert status == 400
     assert len(data) < 1000
     assert time.process_time() - started < 0.25  # listing every error took 100 times as long
 
 
-def test_a_missing_body_gets_an_error(place: Place) -> None:
-    with place.socket() as client:
+def test_a_missing_body_gets_an_error(limited: LimitedService) -> None:
+    with limited.socket() as client:
         head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {KEY}\r\n"
         client.sendall(f"{head}Content-Length: 50\r\n\r\n{{".encode())
         answer = read_all(client)
@@ -178,35 +178,35 @@ def test_a_missing_body_gets_an_error(place: Place) -> None:
         (b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -1\r\n\r\n", 400),
     ],
 )
-def test_an_invalid_request_gets_a_json_error(place: Place, sent: bytes, status: int) -> None:
-    with place.socket() as client:
+def test_an_invalid_request_gets_a_json_error(limited: LimitedService, sent: bytes, status: int) -> None:
+    with limited.socket() as client:
         client.sendall(sent)
         answer = read_all(client)
     assert answer.startswith(b"HTTP/1.1 %d " % status)
     assert error_in(answer)["type"] == "invalid_request_error"
 
 
-def test_connections_above_the_limit_get_status_503(place: Place) -> None:
+def test_connections_above_the_limit_get_status_503(limited: LimitedService) -> None:
     with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(place.socket()) for _ in range(20)]
+        clients = [stack.enter_context(limited.socket()) for _ in range(20)]
         time.sleep(0.1)
-        answer = read_all(stack.enter_context(place.socket()))
+        answer = read_all(stack.enter_context(limited.socket()))
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert b"Retry-After: 1" in answer
         assert error_in(answer)["code"] == "too_many_connections"
         clients[0].sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
         assert read_all(clients[0]).startswith(b"HTTP/1.1 200 ")
     deadline = time.monotonic() + 5
-    while place.ask("GET", "/health")[0] != 200:
+    while limited.ask("GET", "/health")[0] != 200:
         assert time.monotonic() < deadline
 
 
-def test_a_client_that_does_not_read_is_disconnected(place: Place) -> None:
+def test_a_client_that_does_not_read_is_disconnected(limited: LimitedService) -> None:
     head = f"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {KEY}\r\n\r\n"
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.settimeout(30)
-    client.connect(("127.0.0.1", place.port))
+    client.connect(("127.0.0.1", limited.port))
     with client:
         asker = threading.Thread(target=pump, args=(client, head.encode()))
         asker.start()
@@ -223,46 +223,46 @@ def pump(client: socket.socket, request: bytes) -> None:
             client.sendall(request)
 
 
-def test_a_client_that_sends_a_large_body_whole_gets_an_error(place: Place) -> None:
+def test_a_client_that_sends_a_large_body_whole_gets_an_error(limited: LimitedService) -> None:
     """Most clients read the response only after they have sent the body."""
     started = time.process_time()  # includes the service, which runs in this process
-    status, headers, data = place.ask("POST", "/v1/completions", "x" * 50_000_000, Authorization=f"Bearer {KEY}")
+    status, headers, data = limited.ask("POST", "/v1/completions", "x" * 50_000_000, Authorization=f"Bearer {KEY}")
     assert (status, headers["connection"]) == (413, "close")
     assert json.loads(data)["error"]["code"] == "body_too_large"
     assert time.process_time() - started < 2  # a fifth of it builds the body
 
 
-def test_only_listed_origins_may_send_requests(place: Place) -> None:
+def test_only_listed_origins_may_send_requests(limited: LimitedService) -> None:
     asks = {"Origin": SITE, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
-    status, headers, _ = place.ask("OPTIONS", "/v1/completions", **asks)
+    status, headers, _ = limited.ask("OPTIONS", "/v1/completions", **asks)
     assert status == 200
     assert headers["access-control-allow-origin"] == SITE
-    status, headers, _ = place.ask("GET", "/v1/models", Origin=SITE, Authorization=f"Bearer {KEY}")
+    status, headers, _ = limited.ask("GET", "/v1/models", Origin=SITE, Authorization=f"Bearer {KEY}")
     assert (status, headers["access-control-allow-origin"]) == (200, SITE)
-    assert place.ask("GET", "/v1/models", Origin=SITE)[0] == 401, "a listed origin still needs the key"
-    status, headers, _ = place.ask("OPTIONS", "/v1/completions", **(asks | {"Origin": "https://evil.example"}))
+    assert limited.ask("GET", "/v1/models", Origin=SITE)[0] == 401, "a listed origin still needs the key"
+    status, headers, _ = limited.ask("OPTIONS", "/v1/completions", **(asks | {"Origin": "https://evil.example"}))
     assert status == 400
     assert "access-control-allow-origin" not in headers
-    status, headers, _ = place.ask("GET", "/v1/models", Origin="https://evil.example", Authorization=f"Bearer {KEY}")
+    status, headers, _ = limited.ask("GET", "/v1/models", Origin="https://evil.example", Authorization=f"Bearer {KEY}")
     assert status == 403
     assert "access-control-allow-origin" not in headers
 
 
-def test_a_browser_prompts_for_the_key(place: Place) -> None:
-    status, headers, _ = place.ask("GET", "/")
+def test_a_browser_prompts_for_the_key(limited: LimitedService) -> None:
+    status, headers, _ = limited.ask("GET", "/")
     assert (status, headers["www-authenticate"]) == (401, 'Basic realm="Finetale"')
-    status, headers, _ = place.ask("GET", "/v1/models")
+    status, headers, _ = limited.ask("GET", "/v1/models")
     assert (status, headers["www-authenticate"]) == (401, 'Bearer realm="Finetale"')
     for shown, expected in ((f":{KEY}", 200), (f"me:{KEY}", 200), (KEY, 401), (f"{KEY}:", 401), ("me:wrong", 401)):
         given = "Basic " + base64.b64encode(shown.encode()).decode()
         for path in ("/", "/v1/models"):
-            assert place.ask("GET", path, Authorization=given)[0] == expected
+            assert limited.ask("GET", path, Authorization=given)[0] == expected
     for broken in ("Basic", "Basic =", "Basic \xff", "Basic " + base64.b64encode(b"\xff:\xff").decode()):
-        assert place.ask("GET", "/", Authorization=broken)[0] == 401
+        assert limited.ask("GET", "/", Authorization=broken)[0] == 401
 
 
 def test_a_response_has_a_time_limit(tmp_path: Path) -> None:
-    found = Place(tmp_path, request_seconds=0.3)
+    found = LimitedService(tmp_path, request_seconds=0.3)
     try:
         may = threading.Event()
         step = found.served.worker.engine.step

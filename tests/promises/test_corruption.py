@@ -64,7 +64,7 @@ def test_a_corrupted_checkpoint_is_reported_and_the_previous_one_used(place: Pla
 
 
 def test_the_best_checkpoint_replaces_a_corrupted_model(place: Place) -> None:
-    name = "corrupted"
+    name = "changed-byte"
     shutil.copytree(place.folder / "whole", place.folder / name)
     run = RunDirectory(place.folder / name)
     best = run.read_manifest().best_step

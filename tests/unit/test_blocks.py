@@ -89,7 +89,7 @@ def test_labels_follow_their_inputs_and_positions_restart_with_each_document() -
     assert starts <= set(batch.inputs[real & (batch.positions == 0)].tolist())
 
 
-def test_documents_no_longer_than_a_block_stay_whole() -> None:
+def test_documents_that_fit_into_a_block_are_not_cut() -> None:
     store: Any = FakeStore.of(LENGTHS["many short"])
     blocks = pack(store, "train", 64, fill=True)
     assert len(blocks.segments) == len(LENGTHS["many short"])

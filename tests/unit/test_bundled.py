@@ -118,7 +118,7 @@ def test_the_tokenizer_encodes_every_byte_and_has_an_end_of_text() -> None:
         assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
 
 
-def test_plain_transformers_loads_it_and_agrees() -> None:
+def test_plain_transformers_loads_the_model_with_the_same_results() -> None:
     tokenizer = AutoTokenizer.from_pretrained(BUNDLED_FOLDER)
     plain = AutoModelForCausalLM.from_pretrained(BUNDLED_FOLDER, dtype=torch.float32).eval()
     ids = tokenizer("The old woman went down to the river with her basket, and", return_tensors="pt").input_ids

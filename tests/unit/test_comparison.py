@@ -174,7 +174,7 @@ def test_different_numbers_of_documents_give_no_interval() -> None:
     assert result["improved"] is None
 
 
-def test_verdict_on_validation_text_alone_says_that_it_chose_the_step() -> None:
+def test_verdict_on_only_validation_text_says_that_it_chose_the_step() -> None:
     old, new = measured(spread(3.0)), measured(spread(2.0))
     result = compared(side("base", validation=old), side("run", validation=new))
     assert result["verdict"].startswith(

@@ -378,7 +378,7 @@ def test_the_first_prompt_is_the_shortest_of_some_examples(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("marked", [True, False])
-def test_labels_are_where_transformers_marks_answers(marked: bool, tmp_path: Path) -> None:
+def test_labels_equal_the_answer_mask_of_transformers(marked: bool, tmp_path: Path) -> None:
     template = (
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}"
         "{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}"

@@ -138,7 +138,7 @@ def test_the_size_of_chunks_changes_nothing(settings: dict, tmp_path: Path, monk
         assert read() == expected
 
 
-def test_a_count_of_findings_is_exact_beyond_the_lines_that_are_named() -> None:
+def test_counts_of_findings_are_exact_beyond_the_listed_lines() -> None:
     account = FileAccount("a.txt", "text", Counter())
     cleaner = cleaning.Cleaner(account, TextSettings(), records=False)
     assert cleaner.clean("a\x07b\n" * 12, 1) == ("ab\n" * 12).strip()

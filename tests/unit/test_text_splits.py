@@ -136,7 +136,7 @@ def test_a_given_validation_text_keeps_all_training_text(tmp_path: Path) -> None
     assert found["validation"] == {"held out"}
     assert len(found["train"]) == 300
     assert "test" not in found
-    assert "validation text comes from a source of its own" in report.to_dict()["split_rule"]
+    assert "validation text comes from a separate source" in report.to_dict()["split_rule"]
 
 
 def test_an_explicit_fraction_applies_beside_a_validation_text(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def _lines_of(file: str) -> list[str]:
 
 
 def _prompts_in(data: bytes, name: str, *, json_lines: bool = False) -> list[str]:
-    """Return the prompts of lines; JSON objects have them under `prompt`, where all lines are objects or must be."""
+    """Return the prompts of lines; JSON objects have them under `prompt`, if all lines are objects or must be."""
     lines = [line for line in _decoded(data, name).split("\n") if line.strip()]
     if json_lines or (lines and all(_is_object(line) for line in lines)):
         return [_prompt_of(line, f"{name}:{number}") for number, line in _numbered(_decoded(data, name).split("\n"))]

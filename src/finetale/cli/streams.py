@@ -1,4 +1,4 @@
-"""Make stdout and stderr print every character, whatever encoding they have.
+"""Make stdout and stderr print every character in any encoding.
 
 Consoles and pipes in ASCII, Latin-1 or a Windows code page lack characters of messages and texts. Python raises an
 error there; the handler below prints a replacement. It prints lone surrogates, which no encoding has, as escapes.

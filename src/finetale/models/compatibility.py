@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 _ROPE_KEYS = dict.fromkeys(("gpt_neox", "gpt_neox_japanese"), ("rotary_emb_base", "rotary_pct"))
-"""Names of rotary base and share in version 4, where they are not `rope_theta` and `partial_rotary_factor`."""
+"""Names of rotary base and share in version 4, if they are not `rope_theta` and `partial_rotary_factor`."""
 _OF_THIS_MACHINE = ("backend", "is_local", "local_files_only")
 
 

@@ -87,14 +87,14 @@ def escape_markdown(text: Any) -> str:
 
 
 def code_span(text: Any) -> str:
-    """Return text as inline code, whatever backticks it holds."""
+    """Return text as inline code. It can contain backticks."""
     line = " ".join(str(text).split()).replace("|", "\\|")
     marks = "`" * (_longest_run_of_backticks(line) + 1)
     return f"{marks} {line} {marks}" if "`" in line else f"{marks}{line}{marks}"
 
 
 def fenced(text: Any, language: str = "text") -> str:
-    """Return text as a code block, verbatim, whatever fences it holds."""
+    """Return text as a code block, verbatim. It can contain fences."""
     marks = "`" * max(3, _longest_run_of_backticks(str(text)) + 1)
     return f"{marks}{language}\n{text}\n{marks}"
 

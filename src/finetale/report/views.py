@@ -43,7 +43,7 @@ _UNDECIDED = {
 """Headline where `improved` is null, by its reason."""
 
 _CLEAR_RISE = 10.0
-"""Minimum rise, in percent, that counts as clear where there is no interval."""
+"""Minimum rise, in percent, that counts as clear if there is no interval."""
 _NOT_COMPARED = "The model was not compared with the one it came from."
 
 

@@ -326,7 +326,7 @@ class TextReport:
     def count_part(self, part: Part, words: int, size: int) -> None:
         """Count a part: in its split if it is used, else under the reason why it was dropped.
 
-        Mixed and watched text has accounts of its own.
+        Mixed and watched text has separate accounts.
         """
         if part.dropped is not None:
             entry = self._dropped.setdefault(part.dropped, [0, 0])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from finetale.text.account import ChatAccount, FileAccount
 
 SILENCE_HOURS = 6
-"""A conversation ends where nobody writes for this long."""
+"""A silence of this length ends a conversation."""
 _MAX_NAMED = 20
 
 
@@ -98,7 +98,7 @@ def is_same_name(one: str, other: str) -> bool:
 
 
 def unknown_speaker(speaker: str, chats: ChatAccount, sources: str) -> FileError | None:
-    """Return the error if nobody of this name writes in the chats that were read, else None.
+    """Return the error if nobody in the chats that were read has this name, else None.
 
     Args:
         speaker: the setting of this name.

@@ -215,4 +215,4 @@ def _read(file: SourceFile) -> Iterator[tuple[int, Raw]]:
 
 
 DATASET = Format("dataset", "table", (), "documents", _read)
-"""A split of a dataset. It is no file, so the registry does not have it."""
+"""A split of a dataset. It is not a file, so the registry does not have it."""

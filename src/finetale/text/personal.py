@@ -226,7 +226,7 @@ def _numbers(text: str) -> Spans:
 def _number(
     text: str, groups: list[tuple[int, int]], gaps: list[str], first: int, last: int
 ) -> tuple[str, int, int] | None:
-    """Return the finding in groups first … last of a row of numbers, if they form a number of their own."""
+    """Return the finding in groups first … last of a row of numbers, if they form a separate number."""
     start, stop = groups[first][0], groups[last][1]
     lengths = tuple(b - a for a, b in groups[first : last + 1])
     if not 7 <= sum(lengths) <= 19:

@@ -136,7 +136,7 @@ def _joined(texts: Iterator[str]) -> tuple[str, str]:
         size += len(last)
         last = block
         if size > _HELD_CHARACTERS and 8 * size > len(text):
-            text += "".join(held)  # CPython enlarges the text where it is. Elsewhere it is copied a few times.
+            text += "".join(held)  # CPython enlarges the text in place. Other Pythons copy it a few times.
             held, size = [], 0
     kept = last.rstrip(" \n\t")
     text += "".join([*held, kept])

@@ -216,7 +216,9 @@ class _Reader:
             fates.append("Every document of the training sources is trained on.")
         if given:
             names = " and ".join(reversed(given))
-            fates.append(f"The {names} text comes from {'a source' if len(given) == 1 else 'sources'} of its own.")
+            fates.append(
+                f"The {names} text comes from {'a separate source' if len(given) == 1 else 'separate sources'}."
+            )
         yield from self._emit_all(self._candidates(plan["mixed"]))
         for account in (*self._report.watched, *self._report.mixed):
             if not account.documents and not self._report.has_fatal_problems:
@@ -261,7 +263,7 @@ class _Reader:
                 self._judge_columns(entry)
 
     def _with_chats(self, entry: Input) -> Input:
-        """Return the input in the format of WhatsApp if it is a text file that WhatsApp wrote, else as it is."""
+        """Return the input in the format of WhatsApp if it is a text file that WhatsApp wrote, else unchanged."""
         settings = self._settings
         if entry.format.name != "text" or settings.documents != "auto" or settings.template is not None:
             return entry
@@ -277,7 +279,7 @@ class _Reader:
         return replace(entry, format=format_named(FORM.lower())) if is_whatsapp(file) else entry
 
     def _check_speaker(self, sources: Sequence[str]) -> None:
-        """Raise an error, or record it, if the setting `speaker` names nobody who writes in the chats."""
+        """Raise an error, or record it, if nobody in the chats has the name in the setting `speaker`."""
         speaker = self._settings.speaker
         if speaker is None or self._report.has_fatal_problems:
             return

@@ -46,7 +46,7 @@ class Earlier:
 
     def leaks(self, document: Candidate) -> frozenset[Split]:
         """Return the splits from which a document must be dropped, so that no held-out text is trained on."""
-        # The same text is cut at the same places, except mixed text. Held-out text of its own source is read first.
+        # The same text is cut at the same places, except mixed text. Separate held-out sources are read first.
         cut, train = (CUT, TRAIN) if self.similarity < 1 or document.beside is not None else (0, 0)
         against = {split: (HELD_OUT if split == "train" else train) | cut for split in SPLITS}
         return frozenset(split for split, _, _ in document.parts if self.marks & against[split])
@@ -173,7 +173,7 @@ class Repeats:
             self._near.add_lonely(self._sketches[rows[long_enough]], first + long_enough)
 
     def _take_in(self, documents: Sequence[Candidate]) -> int:
-        """Add documents without marks, each as a group of its own. Return the number of the first."""
+        """Add documents without marks, each as a separate group. Return the number of the first."""
         first, number = len(self._marks), len(documents)
         for document in documents:
             if document.source is not self._source:

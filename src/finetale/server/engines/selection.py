@@ -314,7 +314,7 @@ def _perplexity(rows: Rows, texts: Sequence[Sequence[int]], vocab_size: int) -> 
 
 
 def _own_samples(engine: BatchingEngine, facts: Facts, number: int = 8, length: int = 128) -> list[list[int]]:
-    """Return token ids of texts that the model generated. They replace held-out text where there is none."""
+    """Return token ids of texts that the model generated, for a model without held-out text."""
     settings = SamplingSettings.resolve({"temperature": 1.0, "top_p": 1.0, "seed": 0})
     length = min(length, facts.context - 1)
     found = []

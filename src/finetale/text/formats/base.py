@@ -57,7 +57,7 @@ class SourceFile:
         account: receives the problems, and what is left out.
         settings: how to decode and clean.
         path: path of the file. None means standard input.
-        open_member: opens the bytes of a member of an archive; None for a file of its own.
+        open_member: opens the bytes of a member of an archive; None for a file on disk.
         columns: returns the choice of the text column, for formats that read only this column.
         rows: the rows of a dataset.
     """
@@ -89,7 +89,7 @@ class SourceFile:
 
     @property
     def is_whole_file(self) -> bool:
-        """Whether it is a file of its own, not a member of an archive or standard input."""
+        """Whether it is a file on disk, not a member of an archive or standard input."""
         return self.path is not None and self._open_member is None
 
     @property
@@ -161,7 +161,7 @@ class Format:
         has_lines: whether a document's lines are lines of the file, for messages.
         has_columns: whether a reader that yields documents makes them of records, by `SourceFile.columns`.
         needs: import names of the optional packages that `read` needs; each has an entry in `extras.EXTRA_OF`.
-        magic: the first bytes of its files, one of them, where they identify the format, or a pattern for them. They
+        magic: the first bytes of its files, one of them, if they identify the format, or a pattern for them. They
             identify a file without a suffix.
         is_binary: whether its files can't be taken for text. If the first bytes of such a file are those of another
             format, it is read as that.

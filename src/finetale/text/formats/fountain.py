@@ -1,4 +1,4 @@
-"""Screenplays in Fountain as they are written: title page, notes and boneyard left out, sections as chapters.
+"""Screenplays in Fountain as written: title page, notes and boneyard left out, sections as chapters.
 
 The syntax is described at fountain.io/syntax.
 """

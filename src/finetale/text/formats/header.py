@@ -46,7 +46,7 @@ def header_names(row: list[str], account: FileAccount, wanted: str | None, line:
     doubled = [name for name, count in Counter(row).items() if count > 1]
     if doubled:
         detail = f"the first line names the column {min(doubled)!r} twice"
-        raise FileError(account.file, line, "bad_table", detail, "Give each column a name of its own.")
+        raise FileError(account.file, line, "bad_table", detail, "Give each column a different name.")
     return row
 
 

@@ -133,7 +133,7 @@ def _records_within(
     """Return the records of a file that holds one object.
 
     The object is the record if one of its strings has the name of a text column, or if its strings are longer than the
-    strings in its list of objects. A list of strings holds the records only if the object has no string of its own. No
+    strings in its list of objects. A list of strings holds the records only if the object has no other string. No
     list holds them if the rest of the object has more characters. If `wanted` leads to a string or a list, it decides.
     The object is the record too if all columns of the template lead to its values, or if it is a conversation.
     """

@@ -32,7 +32,7 @@ class Block:
     Attributes:
         text: its text without white space at its ends. Not empty.
         level: level of a heading, TITLE_LEVEL for a title, None for other text.
-        group: consecutive blocks of the same group are lines of one paragraph. None for a paragraph of its own.
+        group: consecutive blocks of the same group are lines of one paragraph. None for a separate paragraph.
     """
 
     text: str

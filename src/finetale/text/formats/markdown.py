@@ -1,4 +1,4 @@
-"""Markdown as it is written: front matter left out, sections of level 1 as chapters."""
+"""Markdown as written: front matter left out, sections of level 1 as chapters."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def markdown_chapters(file: SourceFile) -> Iterator[Chapter]:
             texts += [pending] if from_line < number else []
             title = _ATTRIBUTES.sub("", new_title)
         texts.append(line)
-        # The line before an underline is a title only if it stands alone, as a paragraph of one line.
+        # The line before an underline is a title only if it is a paragraph of one line.
         previous, pending = pending, "" if fence or new_title is not None else line
         if not line.strip():
             previous, pending = "", ""

@@ -1,4 +1,4 @@
-"""Plain text, and markup that is read as it is written."""
+"""Plain text, and markup that is read as written."""
 
 from __future__ import annotations
 

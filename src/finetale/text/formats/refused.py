@@ -19,7 +19,7 @@ class Refused(NamedTuple):
     way_out: str = ""
 
 
-_OTHER_TEXT = "Convert it to plain text (.txt). A copy that is called .txt is read as it is, markup included."
+_OTHER_TEXT = "Convert it to plain text (.txt). A copy with the suffix .txt is read unchanged, with its markup."
 _WRITER = "Save it as .docx, or convert it with `soffice --headless --convert-to docx FILE`."
 _CALC = "Save it as .xlsx, or convert it with `soffice --headless --convert-to xlsx FILE`."
 _IMPRESS = "Save it as .pdf, or convert it with `soffice --headless --convert-to pdf FILE`."

@@ -1,6 +1,6 @@
 """Subtitles: the spoken text of SubRip, WebVTT, SubStation Alpha and MicroDVD as running text.
 
-Each cue is one line. A blank line stands where nothing is said for `GAP_SECONDS` or more. A cue counts as one "cue
+Each cue is one line. A blank line marks a gap of `GAP_SECONDS` or more. A cue counts as one "cue
 time" that was left out: its number, times and position. Tags for the style are counted as "style tag".
 """
 
@@ -215,7 +215,7 @@ def _seconds(hours: str | None, minutes: str, seconds: str, fraction: str) -> fl
 
 
 def _not_cues(file: SourceFile, expected: str) -> FileError:
-    hint = "Check that the file holds subtitles. Give it the suffix .txt to read it as it is."
+    hint = "Check that the file holds subtitles. Give it the suffix .txt to read it as plain text."
     return FileError(file.name, None, "damaged", f"has no {expected}, so its subtitles can't be read", hint)
 
 

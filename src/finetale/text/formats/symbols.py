@@ -1,4 +1,4 @@
-"""Characters of the fonts Symbol and Wingdings, which have places of their own instead of Unicode's."""
+"""Characters of the fonts Symbol and Wingdings, which use other code points than Unicode."""
 
 from __future__ import annotations
 

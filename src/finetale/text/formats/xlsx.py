@@ -22,7 +22,7 @@ _REFERENCE = re.compile(r"([A-Z]{1,3})(\d{1,7})")
 _DATE_FORMATS = frozenset({*range(14, 23), *range(27, 37), *range(45, 48), *range(50, 59)})
 """Numbers of the built-in formats of dates and times."""
 _NO_DATE = re.compile(r'"[^"]*"|\\.|_.|\*.|\[(?!h+\]|m+\]|s+\])[^\]]*\]', re.IGNORECASE)
-"""Parts of a number format that are no date: literal text, colours, conditions, currencies."""
+"""Parts of a number format that are not part of a date: literal text, colours, conditions, currencies."""
 _DATE_LETTERS = re.compile(r"[dmyhs]", re.IGNORECASE)
 _EPOCH, _EPOCH_1904 = datetime(1899, 12, 30), datetime(1904, 1, 1)
 _DURATION = re.compile(r"\[(?:h+|m+|s+)\]", re.IGNORECASE)

@@ -28,7 +28,7 @@ _BEFORE_ROOT = re.compile(r"\s*(?:<!--.*?-->|<\?.*?\?>)", re.DOTALL)
 _DOCTYPE = re.compile(
     r"""<!DOCTYPE\s+[^\s>\["']+(?:\s+(?:SYSTEM|PUBLIC\s*(?:"[^"]*"|'[^']*'))\s*(?:"[^"]*"|'[^']*')?)?\s*>"""
 )
-"""A document type without declarations of its own. The files that it names are not loaded."""
+"""A document type without internal declarations. The files that it names are not loaded."""
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -162,7 +162,7 @@ def _checked(file: str, blocks: Iterable[bytes], part: str) -> Iterator[bytes]:
     encoding = _encoding(start)
     pieces = chain((start,), iterator)
     try:
-        b"<".decode(encoding, "replace")  # raises LookupError for codecs that are no text encodings, such as zlib
+        b"<".decode(encoding, "replace")  # raises LookupError for codecs that are not text encodings, such as zlib
         if codecs.lookup(encoding).name != "utf-8":
             pieces = chain.from_iterable(_in_utf8(pieces, encoding))
         first = next(pieces, b"")

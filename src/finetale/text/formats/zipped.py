@@ -70,7 +70,7 @@ class Container:
         infos: the entries of its directory, with folders.
 
     Raises:
-        FileError: it is no zip file, is encrypted, corrupted or cut off, or exceeds a limit.
+        FileError: it is not a zip file, is encrypted, corrupted or cut off, or exceeds a limit.
     """
 
     def __init__(self, name: str, file: IO[bytes], limits: Limits = DOCUMENT_LIMITS) -> None:

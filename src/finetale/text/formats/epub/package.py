@@ -123,7 +123,7 @@ def read_book(source: SourceFile, container: Container) -> Book:
         if item.media_type.startswith("image/"):
             book.pictures += 1
         elif member == package or item.media_type not in _PAGES:
-            detail = f"its reading order names {item.member}, which is no page (its type is {item.media_type!r})"
+            detail = f"its reading order names {item.member}, which is not a page (its type is {item.media_type!r})"
             raise FileError(source.name, None, "damaged", detail, DAMAGED_HINT)
         elif member not in book.pages:
             book.pages.append(member)
@@ -210,7 +210,7 @@ def _ncx_entries(name: str, items: dict[str, _Item], container: Container) -> It
             continue
         try:
             root = xml_tree(name, container.blocks(member), member)
-        except FileError:  # the table of contents only divides the text; damage in it is no reason to refuse the text
+        except FileError:  # the table of contents only divides the text; so damage in it does not prevent reading
             continue
         folder = posixpath.dirname(member)
         for point in _elements(root, "navPoint"):

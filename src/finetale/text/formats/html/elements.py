@@ -18,7 +18,7 @@ MAX_BLOCKS = 1_000_000
 MAX_DEPTH = 200_000
 
 _DROPPED = names_in("script style template iframe embed applet noframes audio map datalist rt rp rtc progress meter")
-"""Elements whose content is no text of the page. <noscript> and <form> are regions, because they may hold all of it.
+"""Elements whose content is not text of the page. <noscript> and <form> are regions, because they may hold all of it.
 
 <head> is entered: where its end tag is missing, lxml takes <article> for a part of it.
 """
@@ -43,8 +43,8 @@ _PLAIN = names_in("p div span br a i b em strong td tr table h2 h3 blockquote")
 _MARK_TYPES = names_in("noteref doc-noteref footnote-ref sdfootnoteanc sdendnoteanc")
 _NOTE_MARK = re.compile(r"[\[(]?(?:\d{1,4}|[*†‡§¶]{1,4}|[a-zA-Z]|[ivxlc]{1,7}|[↩↵↑^⏎]\ufe0e?)[\])]?")
 MARK_START, MARK_END = "\ufdd0", "\ufdd1"
-"""Surround the text of a link that may be the mark of a footnote. These are no characters in any text."""
-_SPACES = re.compile(r"[\t\n\f][ \t\n\f]*| [ \t\n\f]+")  # not a single space, which stays as it is
+"""Surround the text of a link that can be the mark of a footnote. These code points do not occur in text."""
+_SPACES = re.compile(r"[\t\n\f][ \t\n\f]*| [ \t\n\f]+")  # not a single space
 _BREAKS = re.compile(" ?\r ?")
 _MANY_BREAKS = re.compile(r"\n{3,}")
 _INVISIBLE: dict[int, str | None] = {

@@ -77,7 +77,7 @@ def known_encoding(name: str | None) -> str | None:
         return _MEANT[name]
     try:
         found = codecs.lookup(name)
-        b"<".decode(found.name)  # raises LookupError for codecs that are no text encodings, such as zlib
+        b"<".decode(found.name)  # raises LookupError for codecs that are not text encodings, such as zlib
     except (LookupError, UnicodeError, ValueError):
         return None
     if found.name.startswith(("utf-16", "utf-32")):
@@ -95,7 +95,7 @@ def _declared_in(data: bytes) -> str | None:
 
 
 def is_utf8(data: bytes, declared: str | None) -> bool:
-    """Return whether bytes are UTF-8 with characters outside ASCII, whatever encoding they are declared to be in.
+    """Return whether bytes are UTF-8 with characters outside ASCII, with any declared encoding.
 
     A few characters of East Asian encodings, two bytes each, may be valid UTF-8 by chance. UTF-8 has three for theirs.
     """

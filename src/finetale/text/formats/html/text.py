@@ -147,7 +147,7 @@ def _without_xml(html: str, account: FileAccount, name: str) -> str:
         end = html.find("]", doctype.end())
         subset = html[doctype.end() : end if end >= 0 else len(html)]
         if end < 0 or "<!entity" in subset.lower():
-            detail = f"{name}declares entities of its own (<!ENTITY), which can grow without limit and are not read"
+            detail = f"{name}declares its own entities (<!ENTITY), which can grow without limit and are not read"
             hint = "Save the page again with a browser, or remove the declarations."
             raise FileError(account.file, None, "entities", detail, hint)
         html = html[: doctype.start()] + html[html.find(">", end) + 1 :]
@@ -351,7 +351,7 @@ class _Selection:
 
 
 def _without_tables(blocks: Sequence[Block]) -> Iterator[Block]:
-    """Yield blocks, with the cells of each row of a table joined to one block. Tables for layout stay as they are."""
+    """Yield blocks, with the cells of each row of a table joined to one block. Tables for layout are unchanged."""
     for table, group in groupby(blocks, key=lambda block: block.cell[0] if block.cell else 0):
         cells = list(group)
         if not table or not (rows := _rows(cells)):

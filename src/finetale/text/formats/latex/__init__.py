@@ -52,7 +52,7 @@ _WIDE_BREAK = re.compile(rf"(?<={_WIDE})[ \t]*\r?\n[ \t]*(?={_WIDE})")
 
 
 def latex_chapters(file: SourceFile) -> Iterator[Chapter]:
-    """Yield the chapters of a LaTeX file, each at its line: `\\chapter`, or `\\section` where there is none."""
+    """Yield the chapters of a LaTeX file, each at its line: `\\chapter`, or `\\section` if there is none."""
     source = "".join(file.texts()).translate({1: None, 2: None, 3: None})
     leave_out = file.account.leave_out
     macros: dict[str, tuple[int, str]] = {}
@@ -298,7 +298,7 @@ class _Converter:
         self._out.append(unicodedata.normalize("NFC", letter[:1] + ACCENTS[name] + letter[1:]) if letter else "")
 
     def _math(self, opening: str, closing: str, start: int) -> None:
-        """Keep a formula as it is written. Without an end in the next 20,000 characters, the mark is text."""
+        """Keep a formula unchanged. Without an end in the next 20,000 characters, its mark is text."""
         end = self._find(closing, start + len(opening))
         while end >= 0 and self._source[end - 1] == "\\":
             end = self._find(closing, end + 1)

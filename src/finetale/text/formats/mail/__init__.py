@@ -31,7 +31,7 @@ _HINT = "Open it in a mail program and save its text, or leave it out."
 
 
 def eml_documents(source: SourceFile) -> Iterator[tuple[int, str]]:
-    """Yield (1, text) of a message. Nothing if its writer wrote no words of their own.
+    """Yield (1, text) of a message. Yield nothing if it has only quotations and signatures.
 
     Raises:
         FileError: the message is larger than `MAX_MESSAGE_BYTES`, or nested too deeply.
@@ -50,7 +50,7 @@ def mbox_documents(source: SourceFile) -> Iterator[tuple[int, str]]:
     """Yield (number of the message from 1, text) of each message of a mailbox. Memory holds one message.
 
     Raises:
-        FileError: it is no mailbox, or a message is larger than `MAX_MESSAGE_BYTES` or nested too deeply.
+        FileError: it is not a mailbox, or a message is larger than `MAX_MESSAGE_BYTES` or nested too deeply.
     """
     for number, message in enumerate(_messages(source), 1):
         yield from _document(message.partition(b"\n")[2], source, number, number)

@@ -40,7 +40,7 @@ def own_words(text: str) -> OwnWords:
 
     Left out are: lines that start with ">", and up to four lines before them that introduce them ("On … wrote:"); the
     rest from "-----Original Message-----" or the header of a forwarded mail on; the rest from a line "-- " on, except
-    what stands below a quotation in it.
+    the text below a quotation in it.
     """
     lines = text.split("\n")
     found = OwnWords("")
@@ -67,11 +67,11 @@ def own_words(text: str) -> OwnWords:
 
 
 def unflowed(text: str, *, delete_space: bool) -> str:
-    """Join the lines of a text in format=flowed (RFC 3676), in which a space at the end means that it goes on.
+    """Join the lines of a text in format=flowed (RFC 3676): a space at the end of a line continues the paragraph.
 
     Args:
         text: the text.
-        delete_space: whether the space itself is no part of the text (DelSp=yes).
+        delete_space: whether to remove this space (DelSp=yes).
     """
     result: list[str] = []
     pending = ""

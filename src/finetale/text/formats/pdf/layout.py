@@ -26,7 +26,7 @@ _TEX = {
 """Control characters that stand for these in TeX's T1 encoding. Its bitmap fonts don't say what they hold."""
 _ACCENTS = dict(zip("`´ˆ˜¨˙˚ˇ˘¯˝", "\u0300\u0301\u0302\u0303\u0308\u0307\u030a\u030c\u0306\u0304\u030b", strict=True))
 _ACCENT = re.compile(f"([{''.join(_ACCENTS)}]) ?([A-Za-zıȷ])|([cCsStT]) ?¸")
-"""An accent that TeX draws as a character of its own, before its letter, or a cedilla after it."""
+"""An accent that TeX draws as a separate character, before its letter, or a cedilla after it."""
 _AS_TEXT = str.maketrans(_LIGATURES | {"\u00a0": " "})
 _AS_TEX_TEXT = _AS_TEXT | str.maketrans(_TEX)
 

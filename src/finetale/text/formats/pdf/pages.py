@@ -1,4 +1,4 @@
-"""The program that reads a PDF file in a process of its own: it prints the pieces of text of each page as JSON lines.
+"""The program that reads a PDF file in a separate process: it prints the pieces of text of each page as JSON lines.
 
 Usage: python pages.py FILE MEMORY_LIMIT. The package starts it, because a damaged file can make PDFium crash, run for
 hours, or take all memory. It imports nothing of Finetale, so that it starts fast.

@@ -120,7 +120,7 @@ def _margin(style: _Style, parity: int, left: float) -> float:
 
 
 def _begins(above: Piece, parity: int, line: Piece, line_parity: int, style: _Style, *, same_column: bool) -> _Begins:
-    """Return what a line begins: a paragraph, a line of verse, or nothing, where it continues the line above."""
+    """Return what a line begins: a paragraph, a line of verse, or nothing if it continues the line above."""
     larger = max(above.height, line.height)
     if larger > 1.14 * min(above.height, line.height):
         return "paragraph"

@@ -143,7 +143,7 @@ class Reader:
     # -- groups
 
     def _open(self, at: int) -> int:
-        """Start a group. Return the position where reading goes on."""
+        """Start a group. Return the position after it."""
         self._flush()
         self._to_skip = 0
         if len(self._stack) >= MAX_DEPTH:
@@ -192,7 +192,7 @@ class Reader:
     # -- control words
 
     def _control(self, word: str, number: int | None, at: int) -> int:
-        """Obey a control word. Return the position where reading goes on."""
+        """Apply a control word. Return the position after it."""
         state = self._state
         if word == "bin":
             return at + max(0, number or 0)
@@ -494,4 +494,4 @@ _ACTIONS = {
     "ilvl": "_set_list_level",
     "chpgn": "_leave_out_page_number",
 }
-"""Control word → the method that obeys it."""
+"""Control word → the method that applies it."""
