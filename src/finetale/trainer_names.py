@@ -59,7 +59,6 @@ _ADAMW = "the optimizer is AdamW"
 _LOG = "metrics.jsonl and tensorboard/ in the run directory hold every number"
 _FULL_RUN = "evaluation always computes exact sums over tokens"
 _BLOCKS = "longer documents are cut into blocks, not truncated"
-_NO_ADAPTERS = "adapters are not offered yet; --freeze trains a part of the weights"
 _WEIGHTS = "weights stay in fp32; --precision bf16 computes in bf16"
 _DEVICE = "the fastest device is used; hide GPUs with CUDA_VISIBLE_DEVICES="
 _SOURCES = "texts are the arguments of the command, without a flag"
@@ -272,16 +271,16 @@ TRAINER_NAMES: dict[str, Name] = {
     "load_in_4bit": Name("", _WEIGHTS),
     "load_in_8bit": Name("", _WEIGHTS),
     "quantization": Name("", _WEIGHTS),
-    "lora": Name("", _NO_ADAPTERS),
-    "qlora": Name("", _NO_ADAPTERS),
-    "peft": Name("", _NO_ADAPTERS),
-    "use_lora": Name("", _NO_ADAPTERS),
-    "use_peft": Name("", _NO_ADAPTERS),
-    "lora_r": Name("", _NO_ADAPTERS),
-    "lora_rank": Name("", _NO_ADAPTERS),
-    "lora_alpha": Name("", _NO_ADAPTERS),
-    "lora_dropout": Name("", _NO_ADAPTERS),
-    "lora_target_modules": Name("", _NO_ADAPTERS),
+    "lora": Name("method", value="lora"),
+    "qlora": Name("method", "weights are not quantised", value="lora"),
+    "peft": Name("method", value="lora"),
+    "use_lora": Name("method", value="lora"),
+    "use_peft": Name("method", value="lora"),
+    "use_dora": Name("method", value="dora"),
+    "use_rslora": Name("rslora"),
+    "lora_r": Name("lora_rank"),
+    "target_modules": Name("lora_targets"),
+    "lora_target_modules": Name("lora_targets"),
     "freeze_layers": Name("freeze"),
     "device": Name("", _DEVICE),
     "device_map": Name("", _DEVICE),

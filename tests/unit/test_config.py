@@ -97,7 +97,7 @@ def test_every_setting_is_in_one_group_and_explained() -> None:
     assert sorted(names) == sorted(Config.model_fields)
     assert len(names) == len(set(names)) >= 60
     assert [n for n in names if len(Config.model_fields[n].description or "") < 10] == []
-    assert len(SECTIONS) == 8
+    assert len(SECTIONS) == 9
 
 
 def test_all_problems_are_reported_together() -> None:

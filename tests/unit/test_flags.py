@@ -57,7 +57,7 @@ def test_unknown_flags_get_a_suggestion(flag: str, written: str, capsys: pytest.
 def test_all_unknown_flags_are_reported_together(capsys: pytest.CaptureFixture[str]) -> None:
     message, hint = refused(capsys, "train x --lr 1 --epochs 3 --lora --out y --temp 2")
     assert message == "train has no flags --lr, --lora, --temp."
-    for words in ("--learning-rate 1", "adapters are not offered", "--temperature 2"):
+    for words in ("--learning-rate 1", "--method lora", "--temperature 2"):
         assert words in hint
 
 

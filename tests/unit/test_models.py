@@ -21,6 +21,7 @@ from transformers import (
 
 from finetale import models
 from finetale.errors import ConfigError, FinetaleError, HubError, ModelError, TokenizerError
+from finetale.models.files import check_files
 from finetale.models.names import meant
 from tiny import loaded, model, save_model, tokenizer
 
@@ -304,12 +305,6 @@ def pretend(folder: Path, *names: str) -> None:
     [
         (
             ["adapter_config.json", "adapter_model.safetensors"],
-            ["config.json", "model.safetensors"],
-            "is an adapter",
-            "merge_and_unload",
-        ),
-        (
-            ["adapter_config.json", "adapter_model.safetensors"],
             [],
             "holds an adapter (adapter_config.json) beside",
             "move adapter_config.json",
@@ -370,10 +365,10 @@ def test_incomplete_model_folders_are_refused(
     assert hint in error.hint
 
 
-def test_an_adapter_names_its_base(folder: Path) -> None:
-    (folder / "config.json").unlink()
-    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/base"}')
-    assert "is an adapter of someone/base, not a model" in refused(folder).message
+def test_an_adapter_on_the_hub_names_its_base() -> None:
+    with pytest.raises(ModelError) as caught:
+        check_files("someone/adapter", ["adapter_config.json"], adapter_base="someone/base")
+    assert "is an adapter of someone/base" in caught.value.message
 
 
 def test_an_index_that_lists_a_missing_file_is_refused(folder: Path) -> None:

@@ -22,6 +22,7 @@ from finetale.config.declared import (
     setting_groups,
 )
 from finetale.config.layers import Settings, read_settings_file, with_new_names
+from finetale.config.method import MethodSettings
 from finetale.config.mixing import Mix
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Config",
     "EvaluationSettings",
     "LearningRateSchedule",
+    "MethodSettings",
     "Mix",
     "SamplingSettings",
     "Settings",

@@ -13,6 +13,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from finetale.config.layers import Settings
+from finetale.config.method import MethodSettings
 from finetale.config.mixing import Mix, as_mixes, parse_mix
 from finetale.config.templates import Template, parse_template
 from finetale.surrogates import describe_surrogates
@@ -286,7 +287,8 @@ class TrainSettings(Settings):
         None,
         gt=0,
         le=1,
-        description="Peak learning rate. auto: 1e-4 × sqrt(124M / parameters), and three times that for new: models.",
+        description="Peak learning rate. auto: 1e-4 × sqrt(124M / parameters); three times that for new: models, "
+        "ten times for lora and dora.",
     )
     schedule: LearningRateSchedule = Field(
         "cosine", description="Learning rate after the warm-up: cosine, linear or constant."
@@ -537,6 +539,7 @@ class Config(
     TextSettings,
     TokenSettings,
     ModelSettings,
+    MethodSettings,
     TrainSettings,
     SpeedSettings,
     EvaluationSettings,
@@ -553,6 +556,19 @@ class Config(
     @classmethod
     def _training_sources(cls, value: Any) -> Any:
         return as_sources(value)
+
+    @model_validator(mode="after")
+    def _adapter_fits_the_rest(self) -> Self:
+        if not self.has_adapter:
+            return self
+        if self.model.startswith("new:"):
+            raise ValueError(
+                f"method {self.method} keeps the weights of the model, and those of {self.model} are random; use "
+                "method full"
+            )
+        if self.freeze is not None:
+            raise ValueError(f"freeze has no effect with method {self.method}, which freezes all weights of the model")
+        return self
 
     @property
     def all_sources(self) -> tuple[str, ...]:

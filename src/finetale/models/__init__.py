@@ -5,6 +5,8 @@ files are checked before weights are read. Weights come from safetensors only an
 folder is never run.
 """
 
+from finetale.models import adapters
+from finetale.models.adapted import AdaptedBase
 from finetale.models.files import positions_of
 from finetale.models.generation import end_ids, suppressed_ids
 from finetale.models.loading import (
@@ -20,15 +22,18 @@ from finetale.models.loading import (
     load_weights,
     locate,
     save,
+    tokenizer_of,
 )
 from finetale.models.names import BUNDLED_NAME, check_name, is_new, name_of_folder, shape_of
 from finetale.models.opening import open_model, warn_if_unfinished
 
 __all__ = [
     "BUNDLED_NAME",
+    "AdaptedBase",
     "LoadedModel",
     "Located",
     "Provenance",
+    "adapters",
     "check_name",
     "enable_checkpointing",
     "end_ids",
@@ -46,5 +51,6 @@ __all__ = [
     "save",
     "shape_of",
     "suppressed_ids",
+    "tokenizer_of",
     "warn_if_unfinished",
 ]

@@ -161,15 +161,14 @@ def _refuse_adapter(name: str, files: Sequence[str], base: str | None) -> None:
     """
     if "config.json" in files:
         raise ModelError(
-            f"{name} holds an adapter (adapter_config.json) beside the model, and Finetale does not use adapters yet.",
+            f"{name} holds an adapter (adapter_config.json) beside the model; which of them is meant?",
             "Merge them with PEFT's merge_and_unload(), or move adapter_config.json and the adapter's weights out of "
             "the folder to use the model without it.",
         )
     of = f" of {base}" if base else ""
     raise ModelError(
-        f"{name} is an adapter{of}, not a model: it holds adapter_config.json and no config.json.",
-        "Merge it into its base with PEFT: AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload()"
-        ".save_pretrained(new_folder), save the tokenizer there too, and give that folder.",
+        f"{name} is an adapter{of}, and Finetale reads adapters from folders only.",
+        f"Download it, as with `hf download {name} --local-dir adapter`, and give the folder.",
     )
 
 

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetale.config import read_settings_file
 from finetale.errors import ConfigError, ModelError, TokenizerError
 from finetale.formatting import shell_command
-from finetale.models import gguf
+from finetale.models import adapters, gguf
 from finetale.models.compatibility import add_older_keys
 from finetale.models.files import check_config, check_files, check_is_folder, first_line, positions_of, read_config
 from finetale.models.generation import drop_foreign_ids, generation_config
@@ -50,6 +51,8 @@ class LoadedModel:
     provenance: Provenance
     warning: str | None = None
     """A warning about its files, for people."""
+    located: Located | None = None
+    """Where its weights were read; None for random weights."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,12 @@ class Located:
     warning: str | None = None
     file: Path | None = None
     """The GGUF file that holds the model; then `folder` is the folder that it is in."""
+    adapter: Path | None = None
+    """Folder of an adapter that is merged into the weights when they are read."""
+    base_sha256: str | None = None
+    """SHA-256 of the weights that the adapter was trained on, if it is known."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer, if that of the weights does not have it."""
 
     @property
     def source(self) -> Path:
@@ -92,7 +101,9 @@ def locate(name: str, *, revision: str | None = None, offline: bool = False) -> 
     if path.is_dir():
         run = RunDirectory(path)
         if run.is_run():
-            return _of_run(name, run)
+            return _of_run(name, run, offline)
+        if is_adapter(path):
+            return _with_adapter(name, "local", path, None, offline)
         if is_sealed(path) and (problems := verify_folder(path)):
             raise ModelError(
                 f"The model in {name} is corrupted ({problems[0]}).",
@@ -112,18 +123,31 @@ def _of_gguf(name: str, path: Path) -> Located:
     return Located(name, "gguf", path.parent, None, gguf.read_config(header, path), warning, path)
 
 
-def _of_run(name: str, run: RunDirectory) -> Located:
-    """Locate the model of a run; if it is corrupted, the checkpoint of its best step, else the newest intact one."""
+def _of_run(name: str, run: RunDirectory, offline: bool) -> Located:
+    """Locate the model of a run.
+
+    If it is missing or corrupted, use the run's adapter with its base, else the checkpoint of its best step, else the
+    newest intact checkpoint.
+    """
     unsealed = (run.model / "config.json").is_file() and not (run.model / MANIFEST_NAME).exists()  # of an older version
     problems = [] if unsealed else verify_folder(run.model)
     if not problems:
         return _checked(name, "run", run.model, None)
+    if is_sealed(run.adapter) and not verify_folder(run.adapter):
+        located = _with_adapter(name, "run", run.adapter, run, offline)
+        what = f"is corrupted ({problems[0]})" if run.model.exists() else "is missing"
+        return replace(located, warning=f"{run.model} {what}; the adapter and its base are used instead.")
     whole = [(step, folder) for step, folder in run.saved_checkpoints() if not verify_folder(folder)]
     if whole:
         best = read_json(whole[0][1] / "state.json").get("best_step")
         step, folder = min(whole, key=lambda item: (item[0] != best, -item[0]))
         warning = f"{run.model} is corrupted ({problems[0]}); the checkpoint of step {step} is used instead."
-        return replace(_checked(name, "run", folder, None), warning=warning)
+        located = (
+            _with_adapter(name, "run", folder, run, offline)
+            if is_adapter(folder)
+            else _checked(name, "run", folder, None)
+        )
+        return replace(located, warning=warning)
     if not run.model.exists():
         raise ModelError(
             f"The run {name} has no model yet.", f"Continue with `{shell_command('finetale', 'resume', name)}`."
@@ -132,6 +156,54 @@ def _of_run(name: str, run: RunDirectory) -> Located:
         f"The model of the run {name} is corrupted ({problems[0]}), and so is every checkpoint.",
         f"Restore the file, or delete {run.model / MANIFEST_NAME} and give {run.model} if the change was intended.",
     )
+
+
+def is_adapter(folder: Path) -> bool:
+    """Return whether a folder holds an adapter alone, without a model."""
+    return (folder / adapters.CONFIG_NAME).is_file() and not (folder / "config.json").is_file()
+
+
+def _with_adapter(name: str, kind: str, folder: Path, run: RunDirectory | None, offline: bool) -> Located:
+    """Locate an adapter and its base.
+
+    Args:
+        run: the run that the adapter belongs to, whose settings name the base. None: that of the adapter's parent
+            folder, else the adapter itself names the base.
+
+    Raises:
+        ModelError: the base is unknown or missing.
+    """
+    if problems := verify_folder(folder) if is_sealed(folder) else []:
+        raise ModelError(f"The adapter {folder} is corrupted ({problems[0]}).", "Restore the file.")
+    if not (folder / adapters.WEIGHTS_NAME).is_file():
+        raise ModelError(
+            f"The adapter {name} has no {adapters.WEIGHTS_NAME}.", "The download may be incomplete. Download it again."
+        )
+    check_tensors(name, folder)
+    base, revision, sha256 = adapters.base_of(folder)
+    parents = (RunDirectory(parent) for parent in (folder.parent, folder.parent.parent))
+    run = run or next((parent for parent in parents if parent.is_run()), None)
+    if run is not None:
+        settings = read_settings_file(run.config)
+        base, revision = str(settings.get("model", base)), settings.get("revision")
+    if base is None:
+        raise ModelError(f"The adapter {name} does not name its base.", f"Name it in {folder / adapters.CONFIG_NAME}.")
+    beside = folder.parent / base
+    try:
+        located = locate(str(beside) if base.startswith(".") else base, revision=revision, offline=offline)
+    except ModelError as error:
+        raise ModelError(
+            f"The base of the adapter {name} can't be used: {error.message}",
+            f"Put the base back, or give its place in {folder / adapters.CONFIG_NAME}.",
+        ) from None
+    if located.adapter is not None:
+        raise ModelError(
+            f"The base of the adapter {name} is an adapter too.",
+            f"Merge it first: `{shell_command('finetale', 'merge', base)}`.",
+        )
+    places = [folder] if run is None else [folder, run.adapter]
+    tokenizer = next((place for place in places if (place / "tokenizer_config.json").is_file()), None)
+    return replace(located, name=name, kind=kind, adapter=folder, base_sha256=sha256, tokenizer=tokenizer)
 
 
 def load(
@@ -171,21 +243,39 @@ def load_located(
     located: Located, *, tokenizer: PreTrainedTokenizerBase | None = None, dropout: float | None = None
 ) -> LoadedModel:
     """Read weights and tokenizer of a located model. Errors as in `load`."""
-    given, tokenizer = tokenizer, tokenizer or load_tokenizer(located.source, name=located.name)
+    given, tokenizer = tokenizer, tokenizer or tokenizer_of(located)
     model = _read_weights(located, dropout)
     _check_fit(model, tokenizer, located.name)
     if given is not None and given.name_or_path not in (str(located.folder), str(located.source)):
         drop_foreign_ids(model, given)
     if located.file is not None:
-        weights = gguf.describe(gguf.check_gguf(located.file))
-        provenance = Provenance(located.name, "gguf", None, sha256_of(located.file), model.num_parameters(), weights)
-        return LoadedModel(model, tokenizer, provenance, located.warning)
+        sha256, weights = sha256_of(located.file), gguf.describe(gguf.check_gguf(located.file))
+    else:
+        sha256, weights = _hash_of_files(located.folder), None
+    if located.adapter is not None:
+        if located.base_sha256 not in (None, sha256):
+            raise ModelError(
+                f"The base of the adapter {located.name} has changed since the adapter was trained (SHA-256 differs).",
+                f"Restore the weights in {located.folder}.",
+            )
+        model = adapters.merge_into(model, located.adapter, located.name)
+        sha256 = hashlib.sha256((sha256 + _hash_of_files(located.adapter)).encode()).hexdigest()
+    provenance = Provenance(located.name, located.kind, located.revision, sha256, model.num_parameters(), weights)
+    return LoadedModel(model, tokenizer, provenance, located.warning, located)
+
+
+def _hash_of_files(folder: Path) -> str:
+    """Return a SHA-256 over the weight files of a folder."""
     digest = hashlib.sha256()
-    known = sealed_sums(located.folder) if is_sealed(located.folder) else {}  # verified when it was located
-    for file in sorted(located.folder.glob("*.safetensors")):
+    known = sealed_sums(folder) if is_sealed(folder) else {}  # verified when it was located
+    for file in sorted(folder.glob("*.safetensors")):
         digest.update(bytes.fromhex(known.get(file.name) or sha256_of(file)))
-    provenance = Provenance(located.name, located.kind, located.revision, digest.hexdigest(), model.num_parameters())
-    return LoadedModel(model, tokenizer, provenance, located.warning)
+    return digest.hexdigest()
+
+
+def tokenizer_of(located: Located) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a located model. Errors as in `load_tokenizer`."""
+    return load_tokenizer(located.tokenizer or located.source, name=located.name)
 
 
 def load_tokenizer(

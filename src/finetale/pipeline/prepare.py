@@ -52,6 +52,8 @@ class Prepared:
     train: Blocks
     validation: Blocks | None
     tuned: Tuned
+    adapted: models.AdaptedBase | None = None
+    """The base of the adapter that is trained; None where all weights are."""
 
     @property
     def budget(self) -> StepBudget:
@@ -110,7 +112,7 @@ def prepare(
         if located.warning:
             warn(notify, located.warning)
         check_positions(config.block_size, located.positions)
-        tokenizer = _given_tokenizer(config) or models.load_tokenizer(located.source, name=config.model)
+        tokenizer = _given_tokenizer(config) or models.tokenizer_of(located)
     store = store or tokenise(config, tokenizer, notify)
     findings = [finding.sentence() for finding in text_findings(store.report) if finding.matters]
     for warning in [*store.warnings, *findings]:
@@ -135,6 +137,12 @@ def prepare(
     if config.gradient_checkpointing:
         models.enable_checkpointing(loaded.model)
     models.freeze(loaded.model, config.freeze)
+    adapted = None
+    if config.has_adapter:
+        assert loaded.located is not None
+        adapted = models.AdaptedBase(loaded.located, loaded.provenance, config.dropout)
+        names = models.adapters.attach(loaded.model, config, config.seed)
+        config = config.model_copy(update=config.resolved_adapter(names))
     blocks = pack(store, "train", size, fill=True)
     new = models.is_new(config.model)
     if config.epochs is None and config.max_steps is None:
@@ -149,7 +157,8 @@ def prepare(
     resolved = config.model_copy(
         update=tuned.choice.to_dict()
         | {
-            "learning_rate": config.learning_rate or default_learning_rate(loaded.provenance.parameters, new=new),
+            "learning_rate": config.learning_rate
+            or default_learning_rate(loaded.provenance.parameters, new=new, adapter=config.has_adapter),
             "revision": loaded.provenance.revision or config.revision,
         }
     )
@@ -166,7 +175,7 @@ def prepare(
                 "with --eval-tokens."
             )
             note(notify, message)
-    return Prepared(resolved, loaded, store, blocks, validation, tuned)
+    return Prepared(resolved, loaded, store, blocks, validation, tuned, adapted)
 
 
 def _report_cut_examples(cut: CutExamples, block_size: int, notify: Notify) -> None:

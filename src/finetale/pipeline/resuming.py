@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from finetale import models, training
 from finetale.config import Config, TextSettings, read_settings_file, with_new_names
+from finetale.config.method import ADAPTER_SETTINGS
 from finetale.errors import ConfigError, InterruptedRun, RunError
 from finetale.formatting import plural, shell_command
 from finetale.notify import Notify, note, stage, warn
@@ -36,8 +37,8 @@ from finetale.signals import Stopped, StopRequest
 from finetale.training.optimizer import learning_rate
 
 _BUDGET = ("epochs", "max_steps")
-_FIXED = ("model", "revision", "tokenizer")
-"""Settings that a run must keep, because its final comparison depends on them."""
+_FIXED = ("model", "revision", "tokenizer", "method", *ADAPTER_SETTINGS)
+"""Settings that a run must keep, because its final comparison or its checkpoints depend on them."""
 _SHAPE_TOKENS = {"sources", "vocab_size", *TextSettings.model_fields}
 """Settings that determine the tokens. If one changes, the run can't use the tokens that it keeps."""
 
@@ -120,7 +121,8 @@ def _prepare_again(
     unasked = _changed_settings(unchanged, before)
     if before is None:
         unasked = ["its SHA-256 differs from the one in run.json"]
-    fixed = [name for name in _FIXED if name in (before or {}) and getattr(config, name) != (before or {})[name]]
+    now, known = _by_name(config), before or {}
+    fixed = [name for name in _FIXED if name in known and now[name] != known[name]]
     if fixed:
         raise RunError(
             f"{run.config} has changed since the run began: {'; '.join(unasked)}.",
@@ -146,14 +148,14 @@ def _prepare_again(
             f"{path} has no valid checkpoint, so its training can't continue.",
             f"Start a new run from its model: `{shell_command('finetale', 'train', 'SOURCE', '--model', path)}`.",
         )
-    if checkpoint is not None:
+    if checkpoint is not None and not config.has_adapter:
         loaded = models.load(models.name_of_folder(checkpoint), dropout=config.dropout)
     # The tokens that the run keeps were made with the settings that it began with.
     shaped_anew = _SHAPE_TOKENS & _changed_names(unchanged, before)
     kept = None if shaped_anew else unchanged_text(run, config, notify)
     tokenizer = kept_tokenizer(run, notify) if kept is not None and loaded is None else None
     prepared = prepare(config, notify, loaded=loaded, store=kept, tokenizer=tokenizer)
-    if loaded is None:
+    if loaded is None:  # the run starts again, or goes on with an adapter of its base
         check_base(manifest, prepared.loaded)
     if budget and checkpoint is not None:
         note(notify, _new_schedule(path, prepared, training.read_state(checkpoint).step, manifest.total_steps))

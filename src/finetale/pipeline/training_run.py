@@ -197,6 +197,7 @@ def _train(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Pa
         # A run that was ended by its patience and is resumed with a new budget must not end again immediately.
         fresh_patience=any(change.step == resume_step for change in run.read_manifest().changes),
         listeners=[*listeners, notify],
+        adapted=prepared.adapted,
         settings_file=settings_bytes(config),
         sample=sample,
     )
@@ -314,6 +315,7 @@ def describe(run: RunDirectory, prepared: Prepared) -> None:
         steps=0,
         best_step=0,
         base=prepared.loaded.provenance.to_dict(),
+        trained=trained_part(prepared),
         data_sha256=prepared.store.info["sha256"],
         config_sha256=hashlib.sha256(settings).hexdigest(),
         config=None,
@@ -324,6 +326,16 @@ def describe(run: RunDirectory, prepared: Prepared) -> None:
         hardware=hardware(),
         command=["finetale", *sys.argv[1:]] if Path(sys.argv[0]).name == "finetale" else None,
     )
+
+
+def trained_part(prepared: Prepared) -> dict[str, Any]:
+    """Return which weights a run trains, for run.json."""
+    config = prepared.config
+    trained = sum(p.numel() for p in prepared.loaded.model.parameters() if p.requires_grad)
+    found: dict[str, Any] = {"method": config.method, "parameters": trained}
+    if config.has_adapter:
+        found |= {"rank": config.rank, "alpha": config.alpha, "layers": list(config.lora_targets)}
+    return found
 
 
 def described_data(prepared: Prepared) -> DataFile:

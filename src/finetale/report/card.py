@@ -19,6 +19,11 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _KEY_SETTINGS = (
     "epochs",
     "max_steps",
+    "method",
+    "lora_rank",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_targets",
     "learning_rate",
     "schedule",
     "warmup_steps",

@@ -286,6 +286,7 @@ def _facts(manifest: RunManifest) -> list[tuple[str, str]]:
         ("Revision", plain(base.revision if base else None)),
         ("Weights of the base", plain(base.weights if base else None)),
         ("Parameters", count(base.parameters if base else None)),
+        ("Trained", _trained(manifest)),
         ("Optimizer steps", steps),
         ("Time", duration(manifest.seconds)),
         ("Speed", _with_unit(count(manifest.tokens_per_second), "tokens per second")),
@@ -302,6 +303,19 @@ def _facts(manifest: RunManifest) -> list[tuple[str, str]]:
         ("SHA-256 of the data", plain(manifest.data_sha256)),
     ]
     return [(label, value) for label, value in facts if value != UNKNOWN]
+
+
+def _trained(manifest: RunManifest) -> str:
+    """Return which weights were trained, or UNKNOWN for all of them and for runs of older versions."""
+    trained, base = manifest.trained, manifest.base
+    if trained is None or (base is not None and trained.parameters == base.parameters):
+        return UNKNOWN
+    whole = base.parameters if base else None
+    part = f" ({share(trained.parameters / whole)} of the base)" if whole else ""
+    if trained.rank is None:
+        return f"{plural(trained.parameters, 'parameter')}{part}"
+    kind = {"lora": "LoRA", "dora": "DoRA"}.get(trained.method, trained.method)
+    return f"{kind} of rank {trained.rank}: {plural(trained.parameters, 'parameter')}{part}"
 
 
 def _with_unit(value: str, unit: str) -> str:

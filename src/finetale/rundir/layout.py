@@ -60,6 +60,10 @@ class RunDirectory:
         return self.root / "model"
 
     @property
+    def adapter(self) -> Path:
+        return self.root / "adapter"
+
+    @property
     def comparison(self) -> Path:
         return self.root / "comparison.json"
 
@@ -101,6 +105,7 @@ class RunDirectory:
         for path in (
             self.checkpoints,
             self.model,
+            self.adapter,
             self.tokens,
             self.tokenizer,
             self.tensorboard,

@@ -92,6 +92,16 @@ class Hardware(Record):
     gpu: Gpu | None = Field(default=None, description="Accelerators; null when there are none.")
 
 
+class Trained(Record):
+    """The weights that are trained."""
+
+    method: str = Field(description="`full`, `lora` or `dora`.")
+    parameters: int = Field(description="Number of parameters that are trained.")
+    rank: int | None = Field(default=None, description="Rank of the adapter's matrices; null where there are none.")
+    alpha: float | None = Field(default=None, description="Scale of the adapter's update.")
+    layers: list[str] | None = Field(default=None, description="Names of the layers that the adapter changes.")
+
+
 class AcceptedChange(Record):
     """Changes of settings or text that were accepted when a run was resumed."""
 
@@ -125,6 +135,7 @@ class RunManifest(Record):
     base: BaseModelSource | None = Field(
         default=None, description="Model that training started from; null before it began."
     )
+    trained: Trained | None = Field(default=None, description="The weights that are trained.")
     data_sha256: str | None = Field(default=None, description="SHA-256 of the tokens of the text.")
     config_sha256: str | None = Field(default=None, description="SHA-256 of `config.yaml`, which holds the settings.")
     config: dict[str, Any] | None = Field(

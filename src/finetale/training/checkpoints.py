@@ -1,7 +1,8 @@
 """Save and load checkpoints: weights, optimizer state and counters of a run. Does not know about the loop.
 
-A checkpoint is a model folder with two more files, one in safetensors format and one in JSON. No file is a pickle. The
-model folder is written like every other one, so its tensors have the names of the base's files. A checkpoint is
+A checkpoint is a model folder with two more files, one in safetensors format and one in JSON. The model folder is
+written like every other one, so its tensors have the names of the base's files. Where an adapter is trained, it holds
+the adapter in place of the model, with the SHA-256 of its base. No file is a pickle. A checkpoint is
 written to a temporary folder, flushed, sealed with a manifest of SHA-256 sums and renamed (see
 `rundir.write_sealed_folder`). It holds no random state, because the loop seeds dropout by (seed, step, micro-batch).
 """
@@ -54,21 +55,27 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     keep: int,
     settings_file: bytes | None = None,
+    adapted: models.AdaptedBase | None = None,
 ) -> Path:
     """Write the checkpoint of `state.step`, then delete all but the `keep` newest and the best.
 
     Args:
         keep: number of checkpoints to keep besides the best.
         settings_file: content of the run's config.yaml. A resumed run compares its settings with this copy.
+        adapted: the base of the adapter that is trained; None where all weights are.
 
     Raises:
         DivergedError: a weight or a moment is not finite. Nothing is written.
     """
     moments = _moments(model, optimizer)
-    check_finite({**model.state_dict(), **moments}, state.step)
+    weights = model.state_dict() if adapted is None else models.adapters.tensors_of(model)
+    check_finite({**weights, **moments}, state.step)
 
     def fill(folder: Path) -> None:
-        models.save(model, tokenizer, folder)
+        if adapted is None:
+            models.save(model, tokenizer, folder)
+        else:
+            adapted.save_adapter(model, folder)
         save_file(moments, str(folder / OPTIMIZER_NAME))
         write_json(folder / STATE_NAME, asdict(state))
         if settings_file is not None:
@@ -129,7 +136,10 @@ def read_state(folder: Path) -> TrainState:
 
 def load_checkpoint(folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> TrainState:
     """Load the weights and moments of a checkpoint into model and optimizer, in place; return the counters."""
-    models.load_weights(model, folder)
+    if models.adapters.is_attached(model):
+        models.adapters.load_into(model, folder)
+    else:
+        models.load_weights(model, folder)
     stored = load_file(str(folder / OPTIMIZER_NAME))
     state: dict[int, dict[str, torch.Tensor]] = {}
     for index, (name, parameter) in enumerate(_optimized(model, optimizer)):

@@ -141,6 +141,8 @@ class Training:
     precision: str
     compiled: bool = False
     listeners: list[Notify] = field(default_factory=list)
+    adapted: models.AdaptedBase | None = None
+    """The base of the adapter that is trained; None where all weights are."""
     settings_file: bytes | None = None
     """Content of config.yaml; each checkpoint holds a copy."""
     sample: Callable[[Callable[[], None]], list[tuple[str, str]]] | None = None
@@ -434,6 +436,7 @@ class Training:
                     self._optimizer.optimizer,
                     self.evaluation.keep_checkpoints,
                     self.settings_file,
+                    self.adapted,
                 )
             self._emit(CheckpointEvent(**self._position, path=str(path.relative_to(self.directory.root))))
         self.accelerator.wait_for_everyone()
@@ -444,8 +447,19 @@ class Training:
         if self.accelerator.is_main_process:
             plain = self.accelerator.unwrap_model(self._forward.model)
             check_finite(dict(plain.named_parameters()), self.state.step)
+            adapted, place = self.adapted, self.directory.adapter
+            if adapted is not None:
+                with disk_errors(place):
+                    write_sealed_folder(place, lambda folder: adapted.save_adapter(plain, folder, self.tokenizer))
+
+            def fill(folder: Path) -> None:
+                if adapted is None:
+                    models.save(plain, self.tokenizer, folder)
+                else:
+                    adapted.save_merged(plain, self.tokenizer, place, folder)
+
             with disk_errors(self.directory.model):
-                write_sealed_folder(self.directory.model, lambda folder: models.save(plain, self.tokenizer, folder))
+                write_sealed_folder(self.directory.model, fill)
         self.accelerator.wait_for_everyone()
 
     @property

@@ -16,13 +16,19 @@ REFERENCE_PARAMETERS = 124_439_808
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def default_learning_rate(parameters: int, *, new: bool) -> float:
-    """Return 1e-4 x sqrt(124M / parameters), limited to [1e-5, 1e-3], and three times that for random weights.
+_ADAPTER_FACTOR = 10
+"""Learning rate of an adapter, as a multiple of that of all weights (docs/log.md)."""
+
+
+def default_learning_rate(parameters: int, *, new: bool, adapter: bool = False) -> float:
+    """Return 1e-4 x sqrt(124M / parameters), limited to [1e-5, 1e-3].
+
+    It is three times that for random weights, and ten times that for an adapter beside frozen weights.
 
     The square root approximates how learning rates fall with size in table 2.1 of the GPT-3 paper (Brown et al. 2020).
     """
     rate = min(1e-3, max(1e-5, 1e-4 * math.sqrt(REFERENCE_PARAMETERS / max(1, parameters))))
-    return float(f"{rate * (3 if new else 1):.2g}")
+    return float(f"{rate * (3 if new else _ADAPTER_FACTOR if adapter else 1):.2g}")
 
 
 def build_optimizer(model: torch.nn.Module, settings: TrainSettings) -> torch.optim.AdamW:

@@ -1,0 +1,319 @@
+"""Train small matrices beside frozen weights: LoRA and its kin. The only module that knows PEFT.
+
+The matrices are injected into the model in place, so that the model keeps its class, its hooks and its speed-ups. Files
+are in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`.
+
+- LoRA: Hu et al. 2021, arXiv:2106.09685. rsLoRA: Kalajdzievski 2023, arXiv:2312.03732.
+- DoRA: Liu et al. 2024, arXiv:2402.09353.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetale.config.method import MethodSettings
+from finetale.errors import ConfigError, ModelError
+from finetale.models.files import first_line
+from finetale.models.safety import read_bounded_json
+from finetale.rundir import write_json
+
+if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig
+    from transformers import PreTrainedModel
+
+CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
+BASE_KEY = "base_sha256"
+"""Key in the metadata of the weights file: SHA-256 of the base's weights."""
+_NAME = "default"
+_PREFIX = "base_model.model."
+"""What PEFT puts before the names of a model's tensors in its files."""
+_READ = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora", "fan_in_fan_out")
+"""Keys of adapter_config.json that are used."""
+_HARMLESS = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "init_lora_weights",
+    "loftq_config",
+    "lora_ga_config",
+    "megatron_config",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "task_type",
+)
+"""Keys of adapter_config.json that do not change what an adapter computes, because its tensors name their layers."""
+
+
+def attach(model: PreTrainedModel, settings: MethodSettings, seed: int) -> tuple[str, ...]:
+    """Inject the matrices of the method into a model, in place; freeze all other weights.
+
+    Args:
+        seed: of the random values of one matrix of each pair; the other one is zero.
+
+    Returns:
+        The names of the layers that have matrices, without what comes before their last distinguishing part.
+
+    Raises:
+        ConfigError: a name of `lora_targets` matches no layer.
+    """
+    import torch
+    from peft import LoraConfig, inject_adapter_in_model
+
+    names = target_names(model, settings.lora_targets)
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.lora_dropout or 0.0,
+        target_modules=list(names),
+        use_rslora=bool(settings.rslora),
+        use_dora=settings.method == "dora",
+        fan_in_fan_out=_stores_transposed(model, names),
+        task_type="CAUSAL_LM",
+    )
+    was_training = model.training
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model, adapter_name=_NAME)
+    model.train(was_training)
+    return names
+
+
+def is_attached(model: torch.nn.Module) -> bool:
+    """Return whether a model has injected matrices."""
+    return _NAME in getattr(model, "peft_config", {})
+
+
+def target_names(model: PreTrainedModel, wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of the layers to adapt, resolved from the setting `lora_targets`.
+
+    Raises:
+        ConfigError: a name matches no layer. The hint lists the names that exist.
+    """
+    layers = [name for name, _ in _linear_layers(model)]
+    last_parts = tuple(dict.fromkeys(name.rpartition(".")[2] for name in layers))
+    if not layers:
+        raise ConfigError("The model has no linear layers for the matrices of lora.", "Use --method full.")
+    if wanted in ((), ("auto",), ("all-linear",)):
+        return last_parts
+    unknown = [name for name in wanted if not any(_matches(layer, name) for layer in layers)]
+    if unknown:
+        raise ConfigError(
+            f"No linear layer of the model is called {', '.join(unknown)} (lora_targets).",
+            f"Layers that can be adapted: {', '.join(last_parts)}; or set --lora-targets all-linear.",
+        )
+    return wanted
+
+
+def _matches(layer: str, name: str) -> bool:
+    return layer == name or layer.endswith(f".{name}")
+
+
+def _linear_layers(model: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Yield the linear layers of a model with their names, without the output layer."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head:
+            yield name, module
+
+
+def _stores_transposed(model: PreTrainedModel, names: tuple[str, ...]) -> bool:
+    """Return whether the layers hold their weights as (inputs, outputs), as those of GPT-2 do."""
+    from transformers.pytorch_utils import Conv1D
+
+    return any(
+        isinstance(module, Conv1D) and any(_matches(layer, name) for name in names)
+        for layer, module in _linear_layers(model)
+    )
+
+
+def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the trained tensors of an adapter by their names in PEFT's files."""
+    from peft import get_peft_model_state_dict
+
+    found = get_peft_model_state_dict(model, adapter_name=_NAME, save_embedding_layers=False)
+    return {f"{_PREFIX}{name}": tensor.detach().contiguous() for name, tensor in sorted(found.items())}
+
+
+def write(model: torch.nn.Module, folder: Path, *, base: str | None, revision: str | None, base_sha256: str) -> None:
+    """Write the adapter of a model in PEFT's layout.
+
+    Args:
+        base: name of the base, for `base_model_name_or_path`.
+        base_sha256: SHA-256 of the base's weights.
+    """
+    from safetensors.torch import save_file
+
+    config: Any = model.peft_config[_NAME]  # type: ignore[index]
+    values = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    write_json(
+        folder / CONFIG_NAME,
+        values | {"base_model_name_or_path": base, "revision": revision, "inference_mode": True},
+    )
+    save_file(tensors_of(model), str(folder / WEIGHTS_NAME), metadata={"format": "pt", BASE_KEY: base_sha256})
+
+
+def load_into(model: torch.nn.Module, folder: Path) -> None:
+    """Load the tensors of an adapter folder into a model whose matrices have the same layers and ranks, in place.
+
+    Raises:
+        ModelError: the file has other tensors.
+    """
+    _load(model, _read_tensors(folder), str(folder))
+
+
+def merge_into(model: PreTrainedModel, folder: Path, name: str) -> PreTrainedModel:
+    """Add an adapter to the weights of its base in place; return the plain model, which has no matrices any more.
+
+    Args:
+        name: name of the adapter for messages.
+
+    Raises:
+        ModelError: the adapter does not fit the model, or is of another kind.
+    """
+    import torch
+    from peft import LoraModel
+
+    tensors = _read_tensors(folder)
+    config = _read_config(folder, name)
+    _check_layers(model, config, name)
+    config.fan_in_fan_out = _stores_transposed(model, tuple(config.target_modules or ()))
+    with torch.random.fork_rng(devices=[]):  # PEFT draws random values first
+        tuner = LoraModel(model, config, _NAME)
+    _load(model, tensors, name)
+    merged: PreTrainedModel = tuner.merge_and_unload()
+    for parameter in merged.parameters():
+        parameter.requires_grad_(True)
+    return merged
+
+
+def base_of(folder: Path) -> tuple[str | None, str | None, str | None]:
+    """Return name, revision and SHA-256 of the base of an adapter folder; None for what is unknown.
+
+    Raises:
+        ModelError: the files can't be read.
+    """
+    values = _config_values(folder, str(folder))
+    named, revision = (values.get(key) for key in ("base_model_name_or_path", "revision"))
+    sha256 = _metadata(folder).get(BASE_KEY)
+    return (
+        named if isinstance(named, str) and named else None,
+        revision if isinstance(revision, str) and revision else None,
+        sha256,
+    )
+
+
+def _metadata(folder: Path) -> dict[str, str]:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(str(folder / WEIGHTS_NAME), "pt") as file:
+            return file.metadata() or {}
+    except Exception as error:
+        raise _unreadable(folder / WEIGHTS_NAME, error) from None
+
+
+def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(str(folder / WEIGHTS_NAME))
+        return tensors
+    except Exception as error:
+        raise _unreadable(folder / WEIGHTS_NAME, error) from None
+
+
+def _unreadable(file: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"The adapter file {file} can't be read: {first_line(error)}", "It may be corrupted or incomplete."
+    )
+
+
+def _load(model: torch.nn.Module, tensors: dict[str, torch.Tensor], name: str) -> None:
+    import torch
+
+    own = tensors_of(model)
+    if own.keys() != tensors.keys():
+        odd = sorted(own.keys() ^ tensors.keys())[0]
+        raise ModelError(
+            f"The adapter {name} does not fit its base: {odd.removeprefix(_PREFIX)} is only in one of them.",
+            "Name the model that the adapter was trained on.",
+        )
+    with torch.no_grad():
+        for key, tensor in own.items():
+            if tensor.shape != tensors[key].shape:
+                raise ModelError(
+                    f"The adapter {name} does not fit its base: {key.removeprefix(_PREFIX)} has the shape "
+                    f"{tuple(tensors[key].shape)} instead of {tuple(tensor.shape)}.",
+                    "Name the model that the adapter was trained on.",
+                )
+            tensor.copy_(tensors[key])
+
+
+def _config_values(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        values = read_bounded_json(folder / CONFIG_NAME)
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(folder / CONFIG_NAME, error) from None
+    if not isinstance(values, dict):
+        raise ModelError(f"The {CONFIG_NAME} of {name} is not an object.", "It may be corrupted.")
+    return values
+
+
+def _read_config(folder: Path, name: str) -> LoraConfig:
+    """Return the settings of an adapter folder; refuse those that Finetale does not know."""
+    from peft import LoraConfig
+
+    values = _config_values(folder, name)
+    kind = values.get("peft_type")
+    if kind != "LORA":
+        raise ModelError(
+            f"{name} is an adapter of the kind {kind}; Finetale reads LoRA and DoRA.",
+            "Merge it with PEFT and give the merged model.",
+        )
+    neutral: tuple[Any, ...] = (None, False, [], {}, "none", "")
+    others = sorted(key for key, value in values.items() if key not in (*_READ, *_HARMLESS) and value not in neutral)
+    if others:
+        raise ModelError(
+            f"{name} is an adapter with {others[0]} in its {CONFIG_NAME}, which Finetale does not read.",
+            "Merge it with PEFT and give the merged model.",
+        )
+    targets = values.get("target_modules")
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        raise ModelError(
+            f"The {CONFIG_NAME} of {name} has no list of target_modules.", "Merge it with PEFT and give the model."
+        )
+    try:
+        config = LoraConfig(**{key: values[key] for key in _READ if key in values}, task_type="CAUSAL_LM")
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            f"The {CONFIG_NAME} of {name} is invalid: {first_line(error)}", "It may be corrupted."
+        ) from None
+    config.lora_dropout = 0.0
+    return config
+
+
+def _check_layers(model: PreTrainedModel, config: LoraConfig, name: str) -> None:
+    """Refuse an adapter of layers that the model does not have, before PEFT changes the model."""
+    layers = [layer for layer, _ in _linear_layers(model)]
+    missing = [
+        target for target in sorted(config.target_modules or ()) if not any(_matches(layer, target) for layer in layers)
+    ]
+    if missing:
+        raise ModelError(
+            f"The adapter {name} is for layers called {missing[0]}, which its base does not have.",
+            "Name the model that the adapter was trained on.",
+        )
