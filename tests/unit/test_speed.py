@@ -228,6 +228,31 @@ def test_documents_of_equal_length_are_computed_in_one_batch(
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("amx", [False, True])
+@pytest.mark.parametrize("keys", [4, 2])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+def test_long_documents_keep_no_weights(
+    dtype: torch.dtype, tolerance: float, keys: int, amx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With matrix instructions (AMX), their output comes from PyTorch's flash kernel."""
+    monkeypatch.setattr(attention, "_KEPT_KEYS", 50)
+    monkeypatch.setattr(attention, "_TILE", {dtype: 60})
+    monkeypatch.setattr(attention, "has_amx", lambda: amx)
+    ours, theirs = heads(dtype, keys=keys), heads(torch.float64, keys=keys)
+    for one, other in zip(theirs, ours, strict=True):
+        one.data.copy_(other.data)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):  # type: ignore[func-returns-value]
+        output = attend(ours, scaling=0.3)
+    assert max(x.shape[-1] for x in kept) <= 50
+    outputs = [output, masked(*theirs, scale=0.3)]
+    outer = torch.randn(outputs[0].shape)
+    gradients = [torch.autograd.grad((o * outer).sum(), t) for o, t in zip(outputs, (ours, theirs), strict=True)]
+    found = [[output.detach(), *grads] for output, grads in zip(outputs, gradients, strict=True)]
+    for one, other in zip(*found, strict=True):
+        assert float((one - other).norm() / other.norm()) < tolerance
+
+
 @pytest.mark.parametrize("size", [1, 7, 96, 192, 1000])
 def test_tiles_cover_each_visible_pair_once(size: int) -> None:
     seen = torch.zeros(500, 500, dtype=torch.int64)

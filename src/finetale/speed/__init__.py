@@ -15,6 +15,7 @@ import torch.nn as nn
 
 from finetale.speed import attention
 from finetale.speed.allocator import kept_memory
+from finetale.speed.gated import FastGatedMLP, is_gated
 from finetale.speed.loss import (
     TiedWeights,
     chunk_bytes,
@@ -24,6 +25,10 @@ from finetale.speed.loss import (
     summed_cross_entropy,
 )
 from finetale.speed.modules import FastDropout, FusedGELU
+from finetale.speed.norms import FastRMSNorm, is_rms_norm
+from finetale.speed.products import FastConv1D, FastLinear
+from finetale.speed.replacing import Replacement, is_simple, replace, restore
+from finetale.speed.rotary import FastRotary, uses_rotary
 from finetale.speed.rounding import round_stochastically
 
 if TYPE_CHECKING:
@@ -61,6 +66,10 @@ def apply(model: M) -> M:
             setattr(parent, name, FusedGELU(child))
         elif type(child) is nn.Dropout:
             setattr(parent, name, FastDropout(child))
+    checked: dict[tuple[object, ...], type[Replacement] | None] = {}
+    for module in model.modules():
+        if not isinstance(module, Replacement) and (faster := _faster(module, checked)) is not None:
+            replace(module, faster)
     _set_attention(model, "sdpa", attention.NAME)
     model.finetale_speed = True  # type: ignore[assignment]
     return model
@@ -104,6 +113,8 @@ def undo(model: M) -> M:
         if isinstance(child, FusedGELU | FastDropout):
             original = child.replaced[0]
             setattr(parent, name, original.train(child.training))
+    for module in model.modules():
+        restore(module)
     _set_attention(model, attention.NAME, "sdpa")
     model.finetale_speed = False  # type: ignore[assignment]
     return model
@@ -161,6 +172,19 @@ def _set_attention(model: nn.Module, old: str, new: str) -> None:
 def _is_switchable(model: PreTrainedModel | nn.Module) -> bool:
     check = getattr(model, "_can_set_attn_implementation", None)
     return check is not None and bool(check())
+
+
+def _faster(module: nn.Module, checked: dict[tuple[object, ...], type[Replacement] | None]) -> type[Replacement] | None:
+    """Return the faster class for a module, or None. One module of each class and width is tested with numbers."""
+    if is_simple(module, nn.Linear):
+        return FastLinear
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+        return FastConv1D
+    key = (type(module), *(tuple(p.shape) for p in module.parameters()))
+    if key not in checked:
+        tests = ((FastRMSNorm, is_rms_norm), (FastGatedMLP, is_gated), (FastRotary, uses_rotary))
+        checked[key] = next((faster for faster, test in tests if test(module)), None)
+    return checked[key]
 
 
 def _children(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,6 +28,9 @@ _UNSUPPORTED_FIELDS = ("sliding_window", "attention_chunk_size", "index_topk", "
 """Config fields that select attention other than plain causal attention."""
 _TILE = {torch.bfloat16: 192, torch.float32: 96}
 """Queries per tile. Smaller tiles need more calls; larger tiles compute more pairs that are then masked."""
+_KEPT_KEYS = 512
+"""Length of a document up to which its attention weights are kept for the backward pass. Their memory grows with the
+square of the length."""
 
 
 def register() -> None:
@@ -36,6 +40,13 @@ def register() -> None:
 
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+@cache
+def has_amx() -> bool:
+    """Return whether the processor has matrix instructions (AMX). With them PyTorch's flash kernel is fast."""
+    check = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return check is not None and bool(check())
 
 
 def is_plain(config: Any) -> bool:
@@ -105,12 +116,9 @@ def attend(
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if query.device.type == "cuda" and dropout == 0 and query.dtype in (torch.bfloat16, torch.float16):
         return _varlen(query, key, value, cu_seq_lens_q, max_length_q, scale), None
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    if query.device.type != "cpu":
-        return _masked(query, key, value, cu_seq_lens_q, scale, dropout), None
-    return _tiled(query, key, value, cu_seq_lens_q, scale, dropout), None
+    if query.device.type == "cpu":
+        return _tiled(query, key, value, cu_seq_lens_q, scale, dropout), None
+    return _masked(query, key, value, cu_seq_lens_q, scale, dropout), None
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -157,6 +165,9 @@ def _masked(
     position = torch.arange(query.shape[2], device=query.device)
     document = torch.searchsorted(borders, position, right=True)
     mask = (document[:, None] == document[None, :]) & (position[:, None] >= position[None, :])
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
     return output.transpose(1, 2)
 
@@ -207,9 +218,11 @@ def _hidden(borders: Sequence[int]) -> torch.Tensor:
 
 
 class _TiledAttention(torch.autograd.Function):
-    """Attention tile by tile, with batched matrix products. On a CPU several times as fast as PyTorch's flash kernels.
+    """Attention tile by tile, with batched matrix products. On a CPU faster than PyTorch's flash kernels.
 
-    The attention weights of all tiles are kept in memory for the backward pass.
+    Query heads that share a key head are rows of one product, so keys and values are not repeated. The attention
+    weights of long documents are computed again in the backward pass; those of others are kept. On processors with AMX
+    the output of long documents comes from PyTorch's flash kernel.
     """
 
     @staticmethod
@@ -223,52 +236,86 @@ class _TiledAttention(torch.autograd.Function):
         dropout: float,
     ) -> torch.Tensor:
         heads, time, _ = query.shape
+        groups = heads // len(key)
         rows, borders = _equal_rows(borders)
         tiles = tiles_of(borders, _TILE.get(query.dtype, 128))
+        long = {start: stop for start, stop in pairwise(borders) if stop - start > _KEPT_KEYS}
+        flash = has_amx() and query.dtype == torch.bfloat16 and not dropout
         with torch.autocast("cpu", enabled=False):  # the arguments already have the right type
-            query, key, value = _folded(query * scale, rows), _folded(key, rows), _folded(value, rows)
-            output = query.new_empty(rows, time // rows, heads, value.shape[2])
-            kept = _masks(tiles, len(query), dropout)
-            weights = []
+            query, key, value = _folded(query * scale, rows, groups), _folded(key, rows), _folded(value, rows)
+            output = query.new_empty(rows, time // rows, len(key) // rows, groups, value.shape[2])
+            kept = _masks(tiles, len(query), groups, dropout)
+            weights: list[torch.Tensor | None] = []
             for number, tile in enumerate(tiles):
-                asked, seen = slice(tile.start, tile.stop), slice(tile.first, tile.stop)
-                scores = torch.bmm(query[:, asked], key[:, seen].transpose(1, 2))  # (rows x heads, queries, keys)
-                scores[:, :, tile.start - tile.first :].masked_fill_(tile.hidden, float("-inf"))
-                weight = torch.softmax(scores, dim=2)
-                weights.append(weight)
+                if tile.first in long and flash:
+                    weights.append(None)
+                    continue
+                weight = _weights(query, key, tile, groups)
+                weights.append(None if tile.first in long else weight)
                 if kept:
                     weight = weight * kept[number]
-                mixed = torch.bmm(weight, value[:, seen])
-                output[:, asked] = mixed.view(rows, heads, -1, mixed.shape[2]).transpose(1, 2)
-        ctx.save_for_backward(query, key, value, *weights, *kept)
-        ctx.rows, ctx.tiles, ctx.scale, ctx.dropout = rows, tiles, scale, dropout
-        output = output.flatten(0, 1)
+                mixed = torch.bmm(
+                    weight, value[:, tile.first : tile.stop]
+                )  # (rows x key heads, queries x groups, size)
+                mixed = mixed.view(rows, -1, tile.stop - tile.start, groups, mixed.shape[2])
+                output[:, tile.start : tile.stop] = mixed.transpose(1, 2)
+            for start, stop in long.items() if flash else ():
+                asked = query[:, start * groups : stop * groups].view(len(query), -1, groups, query.shape[2])
+                keys, values = (x[:, None, start:stop] for x in (key, value))
+                mixed = F.scaled_dot_product_attention(
+                    asked.transpose(1, 2), keys, values, is_causal=True, scale=1.0, enable_gqa=True
+                )  # (rows x key heads, groups, time, size)
+                output[:, start:stop] = mixed.view(rows, -1, *mixed.shape[1:]).permute(0, 3, 1, 2, 4)
+        ctx.save_for_backward(query, key, value, *kept, *weights)
+        ctx.rows, ctx.groups, ctx.tiles, ctx.scale, ctx.dropout = rows, groups, tiles, scale, dropout
+        output = output.view(time, heads, -1)
         return output.mul_(1 / (1 - dropout)) if dropout else output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, *rest = ctx.saved_tensors
-        weights, kept = rest[: len(ctx.tiles)], rest[len(ctx.tiles) :]
-        gradient = _folded(outer[0].transpose(0, 1), ctx.rows)
+        groups, count = ctx.groups, len(ctx.tiles)
+        kept, weights = (rest[:count], rest[count:]) if ctx.dropout else ([], rest)
+        gradient = _folded(outer[0].transpose(0, 1), ctx.rows, groups)
         if ctx.dropout:
             gradient = gradient * (1 / (1 - ctx.dropout))
         to_query = torch.empty_like(query)
         wide = torch.promote_types(key.dtype, torch.float32)
         to_key, to_value = (torch.zeros_like(x, dtype=wide) for x in (key, value))
         for number, tile in enumerate(ctx.tiles):
-            asked, seen = slice(tile.start, tile.stop), slice(tile.first, tile.stop)
-            weight = weights[number]
+            asked, seen = slice(tile.start * groups, tile.stop * groups), slice(tile.first, tile.stop)
+            weight = _weights(query, key, tile, groups) if weights[number] is None else weights[number]
             used = weight * kept[number] if kept else weight
-            to_value[:, seen] += torch.bmm(used.transpose(1, 2), gradient[:, asked])
+            # Not `+=`, which copies the slice onto itself after the addition.
+            to_value[:, seen].add_(torch.bmm(used.transpose(1, 2), gradient[:, asked]))
             to_weight = torch.bmm(gradient[:, asked], value[:, seen].transpose(1, 2))
             if kept:
                 to_weight *= kept[number]
             to_scores = torch.ops.aten._softmax_backward_data(to_weight, weight, 2, weight.dtype)
             to_query[:, asked] = torch.bmm(to_scores, key[:, seen])
-            to_key[:, seen] += torch.bmm(to_scores.transpose(1, 2), query[:, asked])
-        gradients = (to_query.mul_(ctx.scale), to_key.to(key.dtype), to_value.to(value.dtype))
-        return *(_unfolded(x, ctx.rows) for x in gradients), None, None, None
+            to_key[:, seen].add_(torch.bmm(to_scores.transpose(1, 2), query[:, asked]))
+        to_query = _unfolded(to_query.mul_(ctx.scale), ctx.rows, groups)
+        return to_query, *(_unfolded(x.to(key.dtype), ctx.rows) for x in (to_key, to_value)), None, None, None
+
+
+def _weights(query: torch.Tensor, key: torch.Tensor, tile: Tile, groups: int) -> torch.Tensor:
+    """Return the attention weights of a tile, shape (rows x key heads, queries x groups, keys).
+
+    `query` is scaled and folded with its groups, `key` is folded.
+    """
+    scores = torch.bmm(
+        query[:, tile.start * groups : tile.stop * groups], key[:, tile.first : tile.stop].transpose(1, 2)
+    )
+    # An addition is many times as fast as masked_fill_, which PyTorch computes value by value.
+    scores[:, :, tile.start - tile.first :].add_(_addend(tile, groups, scores.dtype))
+    return torch.softmax(scores, dim=2)
+
+
+def _addend(tile: Tile, groups: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return `tile.hidden` as -inf and 0, each row once per group, shape (queries x groups, queries)."""
+    addend = torch.zeros(tile.hidden.shape, dtype=dtype).masked_fill_(tile.hidden, float("-inf"))
+    return addend.repeat_interleave(groups, dim=0) if groups > 1 else addend
 
 
 def _equal_rows(borders: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
@@ -283,23 +330,29 @@ def _equal_rows(borders: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
     return 1, borders
 
 
-def _folded(x: torch.Tensor, rows: int) -> torch.Tensor:
-    """Reshape (heads, time, head size) to (rows x heads, time / rows, head size), contiguous."""
+def _folded(x: torch.Tensor, rows: int, groups: int = 1) -> torch.Tensor:
+    """Reshape (heads, time, size) to (rows x heads / groups, time / rows x groups, size), contiguous.
+
+    The heads of a group are next to each other for each position, so that a range of positions is a range of rows.
+    """
     heads, time, size = x.shape
-    return x.reshape(heads, rows, time // rows, size).transpose(0, 1).reshape(rows * heads, -1, size).contiguous()
+    folded = x.reshape(heads // groups, groups, rows, time // rows, size).permute(2, 0, 3, 1, 4)
+    return folded.reshape(rows * heads // groups, time // rows * groups, size).contiguous()
 
 
-def _unfolded(x: torch.Tensor, rows: int) -> torch.Tensor:
+def _unfolded(x: torch.Tensor, rows: int, groups: int = 1) -> torch.Tensor:
     """Invert `_folded`."""
-    both, time, size = x.shape
-    return x.view(rows, both // rows, time, size).transpose(0, 1).reshape(both // rows, rows * time, size)
+    both, length, size = x.shape
+    heads, time = both // rows * groups, length // groups * rows
+    unfolded = x.view(rows, heads // groups, time // rows, groups, size).permute(1, 3, 0, 2, 4)
+    return unfolded.reshape(heads, time, size)
 
 
-def _masks(tiles: tuple[Tile, ...], heads: int, dropout: float) -> list[torch.Tensor]:
+def _masks(tiles: tuple[Tile, ...], batch: int, groups: int, dropout: float) -> list[torch.Tensor]:
     """Return a dropout mask for the weights of each tile, True where a weight is kept. Empty without dropout."""
     if not dropout:
         return []
-    shapes = [(heads, tile.stop - tile.start, tile.stop - tile.first) for tile in tiles]
+    shapes = [(batch, (tile.stop - tile.start) * groups, tile.stop - tile.first) for tile in tiles]
     sizes = [a * b * c for a, b, c in shapes]
     pieces = torch.split(keep_mask(sum(sizes), 1 - dropout), sizes)
     return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
