@@ -81,9 +81,11 @@ class ChatRenderer:
             learned = [span for turn, span in zip(turns, marked, strict=True) if turn in answers]
         else:
             text, learned = self._by_difference(used, answers)
+        changed = tuple(each["role"] for each in used if each["content"].strip() not in text)
         context = [] if learned is None else _gaps(learned, len(text))
         text, context = self._without_ends(text, context)
-        return Rendered(text, tuple(context), len(answers), len(messages) - last - 1)
+        num_answers = len(answers if learned is None else learned)
+        return Rendered(text, tuple(context), num_answers, len(messages) - last - 1, changed)
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """Return the text of a conversation up to the beginning of the next answer, without beginning-of-text.
@@ -98,7 +100,9 @@ class ChatRenderer:
         text, _ = self._render(messages)
         learned = []
         for number in answers:
-            before, _ = self._render(messages[:number], ask=True)
+            before = self._render(messages[:number], ask=True)[0] if number else self._before_first(messages, text)
+            if before is None:
+                continue
             after = self._render(messages[: number + 1])[0].rstrip()
             if not after.startswith(before):
                 raise self._inexact("the text with an answer does not begin with the text of its prompt")
@@ -107,7 +111,27 @@ class ChatRenderer:
             if not text.startswith(after):
                 raise self._inexact("it changes earlier messages when others follow")
             learned.append((len(before), len(after)))
+        if not learned:
+            raise UnusableExample("no answer to a prompt")
         return text, learned
+
+    def _before_first(self, messages: list[dict[str, str]], text: str) -> str | None:
+        """Return the text up to an answer that begins a conversation.
+
+        It ends with what the template writes to ask for an answer. None if that is not found: the template can't ask
+        for the first message.
+        """
+        try:
+            before, _ = self._render([], ask=True)
+        except UnusableExample:
+            before = None
+        if before is not None and text.startswith(before):
+            return before
+        told, asked = self._render(messages[:1])[0], self._render(messages[:1], ask=True)[0]
+        question = asked[len(told) :] if asked.startswith(told) else ""
+        start = text.find(question) + len(question)
+        is_found = question and question in text and text.startswith(messages[0]["content"].strip(), start)
+        return text[:start] if is_found else None
 
     def _render(self, messages: list[dict[str, str]], *, ask: bool = False) -> tuple[str, list[Span]]:
         from jinja2 import TemplateError, TemplateSyntaxError

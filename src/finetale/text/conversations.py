@@ -100,12 +100,14 @@ class Rendered:
         context: (start, stop) of the characters that are read and not learned, ascending and apart.
         answers: number of answers that are learned.
         unanswered: number of messages after the last answer, which are left out.
+        changed: role of each message whose text is not in `text` as it is, because a chat template changes it.
     """
 
     text: str
     context: tuple[Span, ...]
     answers: int
     unanswered: int = 0
+    changed: tuple[str, ...] = ()
 
 
 class UnusableExample(Exception):

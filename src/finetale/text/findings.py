@@ -354,7 +354,7 @@ def cleaned(report: TextReport) -> str:
 
 def _plural_of(what: str) -> str:
     """Return the plural of a noun that words such as "in another branch" may follow."""
-    match = re.search(" (?:in|after|around|before|of|outside|within|without) ", what)
+    match = re.search(" (?:in|after|around|before|of|outside|that|within|without) ", what)
     end = match.start() if match else len(what)
     return f"{what[:end]}s{what[end:]}"
 

@@ -430,6 +430,8 @@ class _Reader:
         account.documents += 1
         account.characters += len(text)
         account.leave_out("message after the last answer", rendered.unanswered)
+        for role in rendered.changed:
+            account.leave_out(f"{role} message that the chat template changes or leaves out")
         if entry.beside is not None:
             entry.beside.documents += 1
             entry.beside.characters += len(text)
