@@ -113,6 +113,52 @@ def test_a_table_is_read_row_by_row(file: Path) -> None:
     assert text == "a0 b0\n\na1 b1\n\na2 b2\n\na3 b3"
 
 
+def test_items_with_a_hanging_indent_are_one_paragraph_each(file: Path) -> None:
+    """Also those that fill their last line."""
+    full = "The wind sat in the north-east all morning and the river was brown,"
+    lines, expected = [], []
+    for number in range(6):
+        rows = [f"{number + 1}. {full}", full, full if number % 2 else "then grey."]
+        lines += [(72 if not row else 90, 700 - 14 * (3 * number + row), 11, text) for row, text in enumerate(rows)]
+        expected.append(" ".join(rows))
+    lines = [(x, y, s, t if x == 72 else t[:-2]) for x, y, s, t in lines]
+    (text,), _ = read(file, pdf([lines]))
+    assert len(text.split("\n\n")) == 6
+    assert [item[:2] for item in text.split("\n\n")] == ["1.", "2.", "3.", "4.", "5.", "6."]
+
+
+def test_a_bibliography_has_one_paragraph_for_each_title(file: Path) -> None:
+    full = "Ferryman, A. The wind sat in the north-east all morning and the river"
+    rows = [
+        (full, "was grey."),
+        (full, "was brown, then grey."),
+        (full, "was brown, then grey, and nobody cut hay before he looked at it."),
+    ]
+    rows *= 3
+    lines = [
+        (72 if not row else 90, 700 - 14 * (2 * n + row), 11, t)
+        for n, pair in enumerate(rows)
+        for row, t in enumerate(pair)
+    ]
+    (text,), _ = read(file, pdf([lines]))
+    assert text.rstrip().split("\n\n") == [" ".join(pair) for pair in rows]
+
+
+def test_columns_of_two_lines_are_those_of_the_pages_before(file: Path) -> None:
+    def page(*texts: str) -> list[tuple[float, float, float, str]]:
+        left, right = (flow(text, left=at, top=650, width=40) for text, at in zip(texts, (60, 330), strict=True))
+        return [*left, *right]
+
+    short = "The river was brown and nobody in the five villages cut any hay."
+    pages = [page(f"{FIRST}\n\n{SECOND}", f"{SECOND}\n\n{FIRST}")] * 2 + [page(short, f"{short} Nobody.")]
+    assert len(pages[-1]) <= 5
+    (text,), _ = read(file, pdf(pages))
+    assert text.rstrip().split("\n\n")[-2:] == [short, f"{short} Nobody."]
+    rows = [(left, 650 - 14 * n, 11, f"{name}{n}") for n in range(2) for left, name in ((60, "a"), (330, "b"))]
+    (text,), _ = read(file, pdf([*pages[:2], rows]))
+    assert text.rstrip().endswith("a0 b0\n\na1 b1"), "a table"
+
+
 # -- omitted content
 
 

@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 
 from finetale.text.formats.pdf.pages import COLUMN_GAP, LOWERED, RAISED
 from finetale.text.formats.pdf.pieces import SAME_PLACE, Page, Piece
 
 _BINS = 200
 _MIN_IN_COLUMN = 3
+_FULL = 0.45
+"""Share of the width of a column that its lines fill at least. Those of tables fill less."""
 
 
-def in_order(pieces: list[Piece], depth: int = 0) -> Iterator[list[Piece]]:
-    """Yield groups of pieces in reading order. A piece across the gap of two columns starts a new group below both."""
+def usual_gaps(pages: Iterable[Page]) -> list[float]:
+    """Return where the pages of a document have the gap between two columns, in points from the left."""
+    found = (_gap_between_columns(page.pieces) for page in pages)
+    times = Counter(round(gap) for gap in found if gap is not None)
+    return [gap for gap, _ in times.most_common(2)]
+
+
+def in_order(pieces: list[Piece], usual: Sequence[float] = (), depth: int = 0) -> Iterator[list[Piece]]:
+    """Yield groups of pieces in reading order. A piece across the gap of two columns starts a new group below both.
+
+    Args:
+        pieces: the pieces of a page, or of a part of it.
+        usual: the gaps of other pages. They tell columns of one or two lines from a table.
+    """
     gap = _gap_between_columns(pieces) if depth < 4 else None
+    if gap is None and not depth:
+        gap = next((each for each in usual if _separates(each, pieces)), None)
     if gap is None:
         if pieces:
             yield pieces
@@ -26,8 +43,8 @@ def in_order(pieces: list[Piece], depth: int = 0) -> Iterator[list[Piece]]:
 
     def sides(above: float, below: float) -> Iterator[list[Piece]]:
         within = [piece for piece in rest if below < piece.base <= above]
-        yield from in_order([piece for piece in within if piece.right <= gap + 1], depth + 1)
-        yield from in_order([piece for piece in within if piece.right > gap + 1], depth + 1)
+        yield from in_order([piece for piece in within if piece.right <= gap + 1], usual, depth + 1)
+        yield from in_order([piece for piece in within if piece.right > gap + 1], usual, depth + 1)
 
     above = float("inf")
     for piece in sorted(across, key=lambda piece: -piece.base):
@@ -41,6 +58,20 @@ def in_order(pieces: list[Piece], depth: int = 0) -> Iterator[list[Piece]]:
     if group:
         yield group
     yield from sides(above, -float("inf"))
+
+
+def _separates(gap: float, pieces: list[Piece]) -> bool:
+    """Return whether a gap has full columns on both sides, and text across it only above or below them."""
+    left = [piece for piece in pieces if piece.right <= gap + 1]
+    right = [piece for piece in pieces if piece.left >= gap - 1]
+    if not left or not right or min(len(left), len(right)) >= _MIN_IN_COLUMN:
+        return False
+    beside = any(abs(one.base - other.base) <= SAME_PLACE for one in left for other in right)
+    start, end = min(piece.left for piece in pieces), max(piece.right for piece in pieces)
+    return beside and all(
+        max(piece.right - piece.left for piece in side) >= _FULL * room
+        for side, room in ((left, gap - start), (right, end - gap))
+    )
 
 
 def _gap_between_columns(pieces: list[Piece]) -> float | None:
@@ -77,7 +108,7 @@ def _gap_between_columns(pieces: list[Piece]) -> float | None:
     if beside < _MIN_IN_COLUMN:
         return None
     for side, room in ((left, gap - start), (right, end - gap)):  # columns are mostly filled; those of tables are not
-        if statistics.median(piece.right - piece.left for piece in side) < 0.45 * room:
+        if statistics.median(piece.right - piece.left for piece in side) < _FULL * room:
             return None
     return gap
 

@@ -10,7 +10,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable
 
-from finetale.text.formats.pdf.columns import in_order, join_drop_caps, lines_of
+from finetale.text.formats.pdf.columns import in_order, join_drop_caps, lines_of, usual_gaps
 from finetale.text.formats.pdf.footnotes import remove_footnotes
 from finetale.text.formats.pdf.heads import remove_heads
 from finetale.text.formats.pdf.paragraphs import Paragraph, paragraphs_of
@@ -50,9 +50,10 @@ def read_layout(pages: list[Page], leave_out: Callable[[str, int], None], *, tex
         return []
     height = heights.most_common(1)[0][0] or 1.0
     remove_heads(pages, height, leave_out)
+    usual = usual_gaps(pages)
     for page in pages:
         join_drop_caps(page, height)
-        page.columns = [lines_of(group) for group in in_order(page.pieces)]
+        page.columns = [lines_of(group) for group in in_order(page.pieces, usual)]
         page.pieces = []
     remove_footnotes(pages, height, leave_out)
     return list(paragraphs_of(pages, height))

@@ -6,7 +6,7 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
@@ -18,6 +18,10 @@ _FEW = 25
 """Number of lines below which a document is too short to see what is usual in it."""
 _RAGGED = 0.12
 """Programs that don't justify lines leave up to this share of the width free even where the next word would fit."""
+_MIN_HANGING, _MAX_HANGING = 3, 5
+"""Number of items that show a hanging indent without marks, and the largest indent of items, in heights of a line."""
+_ITEM = re.compile(r"(?:[•·◦▪‣–—*-]|\(?(?:\d{1,3}|[A-Za-z]|[ivxlc]{1,5})[.)]|\[\d{1,3}\])\s")
+"""The mark that starts an item of a list."""
 _SPEAKER_CHANGES = re.compile(r"”“$|»«$|[.!?…]\"\"$|」「$")
 """One speech ends and another one begins. So the second one is a new paragraph."""
 
@@ -36,6 +40,7 @@ class _Style:
     """What is usual in the document: height and spacing of lines, indents, edges of lines by parity of the page.
 
     Attributes:
+        hanging: those of the indents that all lines of an item but its first have.
         ragged: 0 if most lines reach the right edge, else the share of the width by which lines may fall short of it.
     """
 
@@ -45,6 +50,7 @@ class _Style:
     rights: dict[tuple[int, float], float]
     indents: set[float]
     ragged: float = 0.0
+    hanging: set[float] = field(default_factory=set)
 
 
 def paragraphs_of(pages: Sequence[Page], height: float) -> Iterator[Paragraph]:
@@ -60,18 +66,19 @@ def paragraphs_of(pages: Sequence[Page], height: float) -> Iterator[Paragraph]:
     is_hyphenated = hyphenates(columns, words)
     current: list[str] = []
     start: tuple[int, float] = (0, 0.0)
+    first: Piece | None = None  # line of the current paragraph
     above: Piece | None = None
     parity = 0
     for page in pages:
         for column in page.columns:
             for index, line in enumerate(column):
                 begins: _Begins = "paragraph"
-                if above is not None:
-                    begins = _begins(above, parity, line, page.number % 2, style, same_column=index > 0)
+                if above is not None and first is not None:
+                    begins = _begins(first, above, parity, line, page.number % 2, style, same_column=index > 0)
                 if begins == "paragraph":
                     if current:
                         yield Paragraph(joined(current, words, hyphenates=is_hyphenated), *start)
-                    current, start = [], (page.number, line.base)
+                    current, start, first = [], (page.number, line.base), line
                 current.append(("\n" if begins == "line" else "") + line.text)
                 above, parity = line, page.number % 2
     if current:
@@ -109,6 +116,7 @@ def _style(pages: Sequence[Page], height: float) -> _Style:
     at_edge = sum(line.right > style.rights[parity, _margin(style, parity, line.left)] - 3 for parity, line in lines)
     style.ragged = 0.0 if at_edge >= 0.4 * len(lines) and len(lines) >= _FEW else _RAGGED
     style.indents = {indent for indent, times in indents.items() if times >= max(2, 0.02 * len(lines))}
+    style.hanging = _hanging_indents(pages, style)
     return style
 
 
@@ -119,8 +127,17 @@ def _margin(style: _Style, parity: int, left: float) -> float:
     return edges[index] if index < len(edges) and edges[index] <= left + SAME_PLACE else round(left)
 
 
-def _begins(above: Piece, parity: int, line: Piece, line_parity: int, style: _Style, *, same_column: bool) -> _Begins:
-    """Return what a line begins: a paragraph, a line of verse, or nothing if it continues the line above."""
+def _begins(
+    first: Piece, above: Piece, parity: int, line: Piece, line_parity: int, style: _Style, *, same_column: bool
+) -> _Begins:
+    """Return what a line begins: a paragraph, a line of verse, or nothing if it continues the line above.
+
+    Args:
+        first: the first line of the paragraph above.
+        above: the line above.
+        parity, line_parity: whether the pages of the two lines have odd numbers.
+        same_column: whether both lines are in one column.
+    """
     larger = max(above.height, line.height)
     if larger > 1.14 * min(above.height, line.height):
         return "paragraph"
@@ -139,6 +156,8 @@ def _begins(above: Piece, parity: int, line: Piece, line_parity: int, style: _St
     room = _room(above, parity, line, style)
     width = style.rights.get((parity, margin_above), above.right) - margin_above
     ends_early = room > style.ragged * width
+    if same_column and (begins := _in_hanging(first, line, indent_above, indent, style, ends_early=ends_early)):
+        return begins
     if indent > indent_above + 0.8 * style.height or _is_near(indent, style.indents):
         return "paragraph"
     if not ends_early:
@@ -146,6 +165,54 @@ def _begins(above: Piece, parity: int, line: Piece, line_parity: int, style: _St
     if same_column and line.text[0].islower() and above.text[-1] not in ".!?:":
         return "line" if room > _RAGGED * width else "nothing"
     return "paragraph"
+
+
+def _in_hanging(
+    first: Piece, line: Piece, indent_above: float, indent: float, style: _Style, *, ends_early: bool
+) -> _Begins | None:
+    """Return what a line begins next to a hanging indent: all lines of an item but its first are indented.
+
+    Items start with a mark, such as "•" or "2.", or the indents of the document show that they are hanging. None if
+    other rules decide.
+    """
+    depth = line.left - first.left
+    if _ITEM.match(first.text):
+        if _ITEM.match(line.text) and abs(depth) <= SAME_PLACE:
+            return "paragraph"
+        is_item = 0.5 * style.height < depth < _MAX_HANGING * style.height
+    else:
+        if indent <= SAME_PLACE and _is_near(indent_above, style.hanging):
+            return "paragraph"
+        is_item = indent > SAME_PLACE and _is_near(indent, style.hanging)
+    return "nothing" if is_item and not ends_early else None
+
+
+def _hanging_indents(pages: Sequence[Page], style: _Style) -> set[float]:
+    """Return the indents that are hanging: the line above is full, and the line before the next item is not.
+
+    Where the first lines of paragraphs are indented, it is the other way round.
+    """
+    into: dict[float, list[bool]] = {indent: [] for indent in style.indents}  # whether the line above is full
+    back: dict[float, list[bool]] = {indent: [] for indent in style.indents}
+    for page in pages:
+        parity = page.number % 2
+        for above, line in (pair for column in page.columns for pair in pairwise(column)):
+            margin = _margin(style, parity, above.left)
+            width = style.rights.get((parity, margin), above.right) - margin
+            is_full = _room(above, parity, line, style) <= style.ragged * width
+            for indent in style.indents:
+                before, after = (abs(each.left - margin - indent) <= 1.5 for each in (above, line))
+                if after and abs(above.left - margin) <= SAME_PLACE:
+                    into[indent].append(is_full)
+                elif before and abs(line.left - margin) <= SAME_PLACE:
+                    back[indent].append(is_full)
+    return {
+        indent
+        for indent in style.indents
+        if len(into[indent]) >= _MIN_HANGING
+        and sum(into[indent]) >= 0.9 * len(into[indent])
+        and sum(back[indent]) <= 0.5 * len(back[indent])
+    }
 
 
 def _room(above: Piece, parity: int, line: Piece, style: _Style) -> float:
