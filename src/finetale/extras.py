@@ -14,6 +14,7 @@ EXTRA_OF: dict[str, str] = {
     "sacrebleu": "answers",
     "openvino": "serve",
     "pypdfium2": "formats",
+    "sentencepiece": "sentencepiece",
     "tensorboard": "tensorboard",
 }
 """Import name of an optional package → the extra of Finetale that installs it."""

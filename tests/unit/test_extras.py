@@ -30,7 +30,15 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_extra_is_declared() -> None:
     declared = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("[project.optional-dependencies]")[1]
-    assert set(extras.EXTRA_OF.values()) == {"answers", "datasets", "formats", "gguf", "serve", "tensorboard"}
+    assert set(extras.EXTRA_OF.values()) == {
+        "answers",
+        "datasets",
+        "formats",
+        "gguf",
+        "sentencepiece",
+        "serve",
+        "tensorboard",
+    }
     for package, extra in extras.EXTRA_OF.items():
         assert f'"{package}>=' in declared.split(f"\n{extra} = [")[1].split("]")[0]
 

@@ -242,6 +242,11 @@ class TokenSettings(Settings):
     vocab_size: int = Field(
         8192, ge=257, le=1_000_000, description="Vocabulary size of the tokenizer that is trained for a new: model."
     )
+    new_tokens: tuple[str, ...] = Field(
+        (),
+        description="Tokens to add to the model's own, such as names that occur often: a token, or a file with one "
+        "token per line. May be given several times. Needs trained embeddings.",
+    )
     block_size: int | None = Field(
         None,
         ge=MIN_BLOCK_SIZE,
@@ -252,6 +257,11 @@ class TokenSettings(Settings):
         None,
         description="Folder for tokenised text. auto: the environment variable FINETALE_CACHE, else ~/.cache/finetale.",
     )
+
+    @field_validator("new_tokens", mode="before")
+    @classmethod
+    def _one_token_or_many(cls, value: Any) -> Any:
+        return as_sources(value)
 
 
 class ModelSettings(Settings):
@@ -568,6 +578,16 @@ class Config(
             )
         if self.freeze is not None:
             raise ValueError(f"freeze has no effect with method {self.method}, which freezes all weights of the model")
+        if self.new_tokens:
+            raise ValueError(f"new_tokens need trained embeddings, which method {self.method} keeps; use method full")
+        return self
+
+    @model_validator(mode="after")
+    def _new_tokens_are_trained(self) -> Self:
+        if self.new_tokens and self.freeze is not None:
+            raise ValueError(
+                f"new_tokens need trained embeddings, and freeze {self.freeze} keeps them; give only one of them"
+            )
         return self
 
     @property

@@ -18,7 +18,6 @@ from finetale.models.loading import (
     is_checkpointing,
     load,
     load_located,
-    load_tokenizer,
     load_weights,
     locate,
     save,
@@ -26,15 +25,20 @@ from finetale.models.loading import (
 )
 from finetale.models.names import BUNDLED_NAME, check_name, is_new, name_of_folder, shape_of
 from finetale.models.opening import open_model, warn_if_unfinished
+from finetale.models.tokenizer_files import load_tokenizer, tokenizer_warning
+from finetale.models.vocabulary import NewToken, add_new_tokens, check_vocabulary, read_new_tokens
 
 __all__ = [
     "BUNDLED_NAME",
     "AdaptedBase",
     "LoadedModel",
     "Located",
+    "NewToken",
     "Provenance",
     "adapters",
+    "add_new_tokens",
     "check_name",
+    "check_vocabulary",
     "enable_checkpointing",
     "end_ids",
     "freeze",
@@ -48,9 +52,11 @@ __all__ = [
     "name_of_folder",
     "open_model",
     "positions_of",
+    "read_new_tokens",
     "save",
     "shape_of",
     "suppressed_ids",
     "tokenizer_of",
+    "tokenizer_warning",
     "warn_if_unfinished",
 ]

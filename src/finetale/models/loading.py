@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,13 @@ from finetale.models.compatibility import add_older_keys
 from finetale.models.files import check_config, check_files, check_is_folder, first_line, positions_of, read_config
 from finetale.models.generation import drop_foreign_ids, generation_config
 from finetale.models.hub import download
-from finetale.models.names import BUNDLED_FOLDER, BUNDLED_NAME, check_name, is_hub_id, is_new, shape_of
+from finetale.models.names import BUNDLED_FOLDER, BUNDLED_NAME, check_name, is_new, shape_of
 from finetale.models.progress_bars import no_progress_bars
-from finetale.models.safety import check_tensors, check_tokenizer_files, clean_config, read_bounded_json
+from finetale.models.safety import check_tensors, clean_config, read_bounded_json
+from finetale.models.tokenizer_files import load_tokenizer, tokenizer_warning
+from finetale.models.vocabulary import NewToken, check_vocabulary, grow
 from finetale.rundir import MANIFEST_NAME, RunDirectory, is_sealed, read_json, sealed_sums, sha256_of, verify_folder
-from finetale.tokens import begin_and_end, check_tokenizer
+from finetale.tokens import begin_and_end
 
 if TYPE_CHECKING:
     import torch
@@ -240,12 +243,25 @@ def load(
 
 
 def load_located(
-    located: Located, *, tokenizer: PreTrainedTokenizerBase | None = None, dropout: float | None = None
+    located: Located,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    dropout: float | None = None,
+    new_tokens: Sequence[NewToken] = (),
 ) -> LoadedModel:
-    """Read weights and tokenizer of a located model. Errors as in `load`."""
+    """Read weights and tokenizer of a located model. Errors as in `load`.
+
+    Args:
+        new_tokens: tokens that were added to `tokenizer`; they get embeddings.
+    """
     given, tokenizer = tokenizer, tokenizer or tokenizer_of(located)
     model = _read_weights(located, dropout)
-    _check_fit(model, tokenizer, located.name)
+    parameters = model.num_parameters()
+    rows = model.get_input_embeddings().weight.shape[0]
+    missing = None if new_tokens else check_vocabulary(rows, tokenizer, located.name)
+    if new_tokens or missing:
+        grow(model, tokenizer, new_tokens)
+    warning = " ".join(filter(None, (located.warning, tokenizer_warning(tokenizer), missing))) or None
     if given is not None and given.name_or_path not in (str(located.folder), str(located.source)):
         drop_foreign_ids(model, given)
     if located.file is not None:
@@ -260,8 +276,8 @@ def load_located(
             )
         model = adapters.merge_into(model, located.adapter, located.name)
         sha256 = hashlib.sha256((sha256 + _hash_of_files(located.adapter)).encode()).hexdigest()
-    provenance = Provenance(located.name, located.kind, located.revision, sha256, model.num_parameters(), weights)
-    return LoadedModel(model, tokenizer, provenance, located.warning, located)
+    provenance = Provenance(located.name, located.kind, located.revision, sha256, parameters, weights)
+    return LoadedModel(model, tokenizer, provenance, warning, located)
 
 
 def _hash_of_files(folder: Path) -> str:
@@ -276,62 +292,6 @@ def _hash_of_files(folder: Path) -> str:
 def tokenizer_of(located: Located) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a located model. Errors as in `load_tokenizer`."""
     return load_tokenizer(located.tokenizer or located.source, name=located.name)
-
-
-def load_tokenizer(
-    source: str | Path, *, name: str | None = None, revision: str | None = None, offline: bool = False
-) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a folder, a run, a GGUF file, the package (`bundled`) or the Hub; refuse an empty one.
-
-    Raises:
-        TokenizerError, ModelError, HubError: as in `load`.
-    """
-    name = name or str(source)
-    folder = Path(source).expanduser()
-    if source == BUNDLED_NAME:
-        check_name(BUNDLED_NAME)
-        folder = BUNDLED_FOLDER
-    if (file := gguf.gguf_file(folder)) is not None:
-        tokenizer = gguf.read_tokenizer(file, name)
-        check_tokenizer(tokenizer, name)
-        return tokenizer
-    if (folder / "run.json").is_file():
-        folder = folder / "model"
-    if not folder.is_dir():
-        if not is_hub_id(str(source)):
-            raise TokenizerError(f"The tokenizer {source} is neither a folder nor a Hub id.", "Check the path.")
-        folder, _ = download(str(source), revision, offline, weights=False)
-    check_tokenizer_files(name, folder)
-    from transformers import AutoTokenizer  # imported late, because it takes seconds: the checks above come first
-
-    try:
-        with no_progress_bars():
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError … for the same problem
-        _refuse_sentencepiece(name, folder)
-        raise TokenizerError(
-            f"The tokenizer of {name} can't be loaded: {first_line(error)}",
-            "Its folder needs tokenizer.json (or vocab.json and merges.txt) and tokenizer_config.json; "
-            "or give --tokenizer.",
-        ) from error
-    try:
-        check_tokenizer(tokenizer, name)
-    except TokenizerError:
-        _refuse_sentencepiece(name, folder)
-        raise
-    return tokenizer
-
-
-def _refuse_sentencepiece(name: str, folder: Path) -> None:
-    """Explain that a tokenizer can't be read because the folder has it only as a SentencePiece or tiktoken model."""
-    files = {file.name for file in folder.iterdir()}
-    models = sorted(file for file in files if file.endswith((".model", ".tiktoken")))
-    if models and not files & {"tokenizer.json", "vocab.json", "vocab.txt"}:
-        raise TokenizerError(
-            f"The tokenizer of {name} is there only as {models[0]}, which has to be converted to tokenizer.json.",
-            "Install sentencepiece, convert it once: "
-            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder) in transformers; or give --tokenizer.",
-        ) from None
 
 
 def save(
@@ -491,16 +451,6 @@ def _set_dropout(config: Any, dropout: float | None) -> None:
     for key in list(config.to_dict()):
         if key.endswith(("_pdrop", "dropout")) and isinstance(getattr(config, key, None), int | float):
             setattr(config, key, dropout)
-
-
-def _check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    rows = model.get_input_embeddings().weight.shape[0]
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= rows:
-        raise TokenizerError(
-            f"The tokenizer does not fit {name}: it has ids up to {largest}, and the model has {rows} embeddings.",
-            "Use the tokenizer the model was trained with (leave --tokenizer out).",
-        )
 
 
 def _new(name: str, tokenizer: PreTrainedTokenizerBase, dropout: float | None, seed: int) -> PreTrainedModel:

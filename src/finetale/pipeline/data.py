@@ -317,11 +317,15 @@ def tokenizer_for(config: Config, notify: Notify, *, offline: bool) -> PreTraine
     from finetale import models
 
     if config.tokenizer is not None:
-        return models.load_tokenizer(config.tokenizer, offline=offline)
-    if models.is_new(config.model):
+        found = models.load_tokenizer(config.tokenizer, offline=offline)
+    elif models.is_new(config.model):
         models.check_name(config.model)
-        return trained_tokenizer(config, notify)
-    return models.load_tokenizer(config.model, revision=config.revision, offline=offline)
+        found = trained_tokenizer(config, notify)
+    else:
+        found = models.load_tokenizer(config.model, revision=config.revision, offline=offline)
+    if config.new_tokens:
+        models.add_new_tokens(found, models.read_new_tokens(config.new_tokens))
+    return found
 
 
 def keep_standard_input(config: Config) -> Config:

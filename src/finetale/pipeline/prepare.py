@@ -100,6 +100,7 @@ def prepare(
     if store is None:
         text.check_sources(config.sources, config)
     given, config = config.model, absolute_names(config)
+    kept = tokenizer is not None
     located = None
     if loaded is not None:
         tokenizer = loaded.tokenizer
@@ -113,6 +114,15 @@ def prepare(
             warn(notify, located.warning)
         check_positions(config.block_size, located.positions)
         tokenizer = _given_tokenizer(config) or models.tokenizer_of(located)
+    if unusual := models.tokenizer_warning(tokenizer):
+        warn(notify, unusual)
+    new_tokens: list[models.NewToken] = []
+    if config.new_tokens and loaded is None and not kept:
+        new_tokens, config = _add_new_tokens(config, tokenizer, notify)
+    elif located is not None and isinstance(located.config.get("vocab_size"), int):
+        missing = models.check_vocabulary(located.config["vocab_size"], tokenizer, config.model)
+        if missing:  # found before the text is read
+            warn(notify, missing)
     store = store or tokenise(config, tokenizer, notify)
     findings = [finding.sentence() for finding in text_findings(store.report) if finding.matters]
     for warning in [*store.warnings, *findings]:
@@ -124,7 +134,7 @@ def prepare(
         if located is None:
             loaded = models.load(config.model, tokenizer=tokenizer, dropout=config.dropout, seed=config.seed)
         else:
-            loaded = models.load_located(located, tokenizer=tokenizer, dropout=config.dropout)
+            loaded = models.load_located(located, tokenizer=tokenizer, dropout=config.dropout, new_tokens=new_tokens)
         loaded = replace(loaded, provenance=replace(loaded.provenance, name=given))
     examples = store.report.get("examples") or {"documents": 0}
     if examples["documents"] > examples.get("by_template", 0) and loaded.tokenizer.chat_template is None:
@@ -176,6 +186,23 @@ def prepare(
             )
             note(notify, message)
     return Prepared(resolved, loaded, store, blocks, validation, tuned, adapted)
+
+
+def _add_new_tokens(
+    config: Config, tokenizer: PreTrainedTokenizerBase, notify: Notify
+) -> tuple[list[models.NewToken], Config]:
+    """Add the new tokens of a config to a tokenizer. Return them, and the config with their texts in place of files."""
+    added, existing = models.add_new_tokens(tokenizer, models.read_new_tokens(config.new_tokens))
+    if existing:
+        names = ", ".join(map(repr, existing[:5])) + (" …" if len(existing) > 5 else "")
+        warn(notify, f"{plural(len(existing), 'new token')} left out, because the tokenizer has them already: {names}.")
+    pieces = sum(len(token.pieces) for token in added) / len(added)
+    note(
+        notify,
+        f"{plural(len(added), 'token')} added to the {added[0].id:,} of the model. Each was {pieces:.1f} tokens "
+        "before, and begins with the mean of their embeddings.",
+    )
+    return added, config.model_copy(update={"new_tokens": tuple(token.text for token in added)})
 
 
 def _report_cut_examples(cut: CutExamples, block_size: int, notify: Notify) -> None:

@@ -37,9 +37,9 @@ from finetale.signals import Stopped, StopRequest
 from finetale.training.optimizer import learning_rate
 
 _BUDGET = ("epochs", "max_steps")
-_FIXED = ("model", "revision", "tokenizer", "method", *ADAPTER_SETTINGS)
+_FIXED = ("model", "revision", "tokenizer", "new_tokens", "method", *ADAPTER_SETTINGS)
 """Settings that a run must keep, because its final comparison or its checkpoints depend on them."""
-_SHAPE_TOKENS = {"sources", "vocab_size", *TextSettings.model_fields}
+_SHAPE_TOKENS = {"sources", "vocab_size", "new_tokens", *TextSettings.model_fields}
 """Settings that determine the tokens. If one changes, the run can't use the tokens that it keeps."""
 
 
