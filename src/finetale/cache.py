@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetale.errors import ConfigError
+from finetale.formatting import parsed_size
 from finetale.rundir import is_sealed, recover, sha256_of, temporary_name, verify_folder
 
 LIMIT_VARIABLE = "FINETALE_CACHE_LIMIT"
@@ -36,9 +37,6 @@ PATTERNS = {
 """Names of the entries of each kind. Nothing else in the cache's folder is ever deleted."""
 INPUTS = ("stdin", "in-memory")
 """Kinds whose entries are files of text. Their names hold the SHA-256 of their content, or its beginning."""
-_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | {
-    f"{letter}ib": 2 ** (10 * number) for number, letter in enumerate("kmgt", 1)
-}
 _UNLIMITED = ("none", "off", "unlimited")
 _GRACE_SECONDS = 60.0
 """Entries used within this time are not evicted: a process may be about to lock them."""
@@ -108,13 +106,13 @@ def size_limit() -> int | None:
         return DEFAULT_LIMIT
     if value in _UNLIMITED:
         return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?b)?", value)
-    if match is None:
+    size = parsed_size(value)
+    if size is None:
         raise ConfigError(
             f"{LIMIT_VARIABLE} is {os.environ[LIMIT_VARIABLE]!r}, which is not a size.",
             "Set it to a size such as 20GiB or 500MB, or to none for no limit.",
         )
-    return int(float(match[1]) * _UNITS[match[2] or ""])
+    return size
 
 
 def hold(path: Path) -> Hold | None:

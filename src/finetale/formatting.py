@@ -6,12 +6,16 @@ Every function accepts any JSON value. It returns `UNKNOWN` for a value that is 
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
 UNKNOWN = "–"
+_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | {
+    f"{letter}ib": 2 ** (10 * number) for number, letter in enumerate("kmgt", 1)
+}
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -138,3 +142,9 @@ def plain(value: Any) -> str:
     if isinstance(value, int) and abs(value) >= 100_000:
         return f"{value:,}"
     return str(value)
+
+
+def parsed_size(text: str) -> int | None:
+    """Return a size such as 500MB, 1.5 GiB or 1000 in bytes; None if the text is not a size."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?b)?", text.strip().lower())
+    return int(float(match[1]) * _UNITS[match[2] or ""]) if match else None

@@ -92,7 +92,7 @@ def play(rows: Rows) -> list[tuple[list[int], list[float]]]:
             free -= copies
         if groups:
             together += len(groups) > 1
-            engine.admit(groups)
+            engine.start(groups)
             jobs += [job for group in groups for job in group]
             running += [job for group in groups for job in group]
         if running:
@@ -126,6 +126,89 @@ def test_separate_rows_give_the_same_tokens_and_probabilities(model: PreTrainedM
     for (tokens, logprobs), (expected, numbers) in zip(play(SeparateRows(model, slots=6)), reference, strict=True):
         assert tokens == expected
         assert logprobs == pytest.approx(numbers, abs=1e-4)
+
+
+def all_rows(model: PreTrainedModel, converted: Any, kind: str, **values: Any) -> Rows:
+    if kind == "torch":
+        return TorchRows(model, context=256, slots=6, **values)
+    if kind == "separate":
+        return SeparateRows(model, slots=6)
+    return OpenVinoRows(converted, context=256, slots=6, exact=True, **values)
+
+
+def finish(engine: BatchingEngine, jobs: list[Job], *, length: int, chunk: int) -> int:
+    """Run jobs until each has `length` tokens; return how often a job had to give its row back."""
+    left, pauses, was_full = list(jobs), 0, False
+    while left:
+        engine.read(chunk)
+        engine.step()
+        pauses += engine._is_full and not was_full
+        was_full = engine._is_full
+        for job in [job for job in left if len(job.tokens) >= length]:
+            engine.drop(job)
+            left.remove(job)
+    assert engine.active == 0
+    return pauses
+
+
+@pytest.mark.parametrize("kind", ["torch", "separate", "openvino"])
+def test_neither_chunks_nor_little_memory_change_a_text(model: PreTrainedModel, converted: Any, kind: str) -> None:
+    drawn = random.Random(3)
+    prompts = [[drawn.randrange(VOCABULARY) for _ in range(length)] for length in (200, 5, 90, 33, 150, 64)]
+
+    def jobs() -> list[Job]:
+        made = []
+        for number, ids in enumerate(prompts):
+            settings = SamplingSettings.resolve({"temperature": number % 2, "top_p": 1.0, "seed": 5})
+            made.append(Job(ids, settings, top=0, reads_prompt=number == 2))
+        return made
+
+    alone = jobs()
+    for job in alone:
+        engine = FACTS.engine(all_rows(model, converted, kind))
+        engine.start([[job]])
+        finish(engine, [job], length=20, chunk=256)
+    for values, chunk in (({}, 7), ({"memory": 0}, 50), ({"memory": 500_000}, 50)):
+        together = jobs()
+        engine = FACTS.engine(all_rows(model, converted, kind, **values))
+        engine.admit([[job] for job in together])
+        pauses = finish(engine, together, length=20, chunk=chunk)
+        assert (pauses > 0) == (bool(values) and kind != "separate")
+        assert [job.tokens for job in together] == [job.tokens for job in alone]
+        for job, single in zip(together, alone, strict=True):
+            assert [token.logprob for token in job.prompt] == pytest.approx(
+                [token.logprob for token in single.prompt], abs=5e-3
+            )
+        engine.rest()
+        assert engine.rows.num_bytes <= 16 * 32 * 2 * 2 * 64 * 4, "the memory is returned"
+
+
+def test_a_prompt_asked_twice_is_read_once(converted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FACTS.engine(all_rows(None, converted, "openvino"))  # type: ignore[arg-type]
+    settings = SamplingSettings.resolve({"temperature": 0})
+    counts: list[int] = []
+    read = engine.rows.read
+
+    def counting(rows: Any, ids: Any, **more: Any) -> Any:
+        counts.append(sum(map(len, ids)))
+        return read(rows, ids, **more)
+
+    monkeypatch.setattr(engine.rows, "read", counting)
+    prompt = [number * 7 % VOCABULARY for number in range(150)]
+    found = []
+    for ids in (prompt, prompt, [*prompt[:100], 1, *prompt[101:]], prompt):
+        job = Job(ids, settings)
+        counts.clear()
+        engine.start([[job]])
+        found.append((counts[0], job))
+        finish(engine, [job], length=10, chunk=256)
+    assert [count for count, _ in found] == [150, 150 - 128, 150 - 96, 150 - 128]
+    assert found[0][1].tokens == found[1][1].tokens == found[3][1].tokens
+    fresh = Job(found[2][1].ids, settings)
+    engine = FACTS.engine(all_rows(None, converted, "openvino"))  # type: ignore[arg-type]
+    engine.start([[fresh]])
+    finish(engine, [fresh], length=10, chunk=256)
+    assert fresh.tokens == found[2][1].tokens
 
 
 @pytest.mark.parametrize(
@@ -174,7 +257,7 @@ def test_models_without_a_batched_cache_are_served_one_row_at_a_time(tmp_path: P
     settings = SamplingSettings.resolve({"temperature": 1.0, "max_new_tokens": 20, "seed": 3})
     ids = [generator.begin, *loaded.tokenizer("The lamp")["input_ids"]]
     jobs = [Job(ids, settings, sample=sample) for sample in range(3)]
-    engine.admit([jobs])
+    engine.start([jobs])
     for _ in range(20):
         engine.step()
     expected = generator.generate(["The lamp"], settings, n=3)[0]
@@ -257,12 +340,7 @@ def test_the_conversion_of_a_read_only_run_is_kept_in_the_cache(loaded: LoadedMo
 def test_failed_prompts_leave_no_row(
     model: PreTrainedModel, converted: Any, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made_of = {
-        "torch": lambda: TorchRows(model, context=256, slots=6),
-        "separate": lambda: SeparateRows(model, slots=6),
-        "openvino": lambda: OpenVinoRows(converted, context=256, slots=6, exact=True),
-    }
-    rows: Any = made_of[kind]()
+    rows: Any = all_rows(model, converted, kind)
     engine = FACTS.engine(rows)
     settings = SamplingSettings.resolve({"temperature": 0})
 
@@ -270,37 +348,46 @@ def test_failed_prompts_leave_no_row(
         return Job([number * 7 % VOCABULARY for number in range(length)], settings, **values)
 
     alone = job(40)
-    engine.admit([[alone]])
+    engine.start([[alone]])
     for _ in range(10):
         engine.step()
     engine.drop(alone)
 
     kept = job(40)
-    engine.admit([[kept]])
-    read, copy, calls = rows.read, rows.copy, []
+    engine.start([[kept]])
+    read, calls = rows.read, []
+
+    def broken(row: int) -> int:
+        raise RuntimeError("no more memory")
 
     def fail(*words: Any, **more: Any) -> Any:
         calls.append(words)
-        if len(calls) == 2:
+        if len(calls) >= 2:
             raise RuntimeError("no more memory")
-        return read(*words, **more) if isinstance(words[-1], list) else copy(*words)
+        return read(*words, **more)
 
-    # First a separate forward pass of the second prompt fails, then a copy.
-    for name, groups in (
-        ("read", [[job(5)], [job(9, reads_prompt=True)], [job(5)]]),
-        ("copy", [[job(5), job(5), job(5)], [job(9)]]),
-    ):
-        calls.clear()
-        with monkeypatch.context() as patch:
-            patch.setattr(rows, name, fail)
-            with pytest.raises(RuntimeError, match="no more memory"):
-                engine.admit(groups)
-        engine.step()
-        assert engine.active == 1
+    calls.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(rows, "read", fail)
+        with pytest.raises(RuntimeError, match="no more memory"):
+            engine.start([[job(5)], [job(9, reads_prompt=True)], [job(5)]])
+    engine.step()
+    assert engine.active == 1
+
+    # A job whose copy fails reads the prompt itself.
+    with monkeypatch.context() as patch:
+        patch.setattr(rows, "copy", broken)
+        copies = [job(5), job(5), job(5)]
+        engine.start([copies, [job(9)]])
+    engine.step()
+    assert len({tuple(each.tokens) for each in copies}) == 1
+    assert engine.active == 5
+    for each in [seat.job for seat in engine._seats if seat.job is not kept]:
+        engine.drop(each)
     for _ in range(8):
         engine.step()
     assert kept.tokens == alone.tokens
-    engine.admit([[job(70 + number)] for number in range(5)])  # all slots are free again
+    engine.start([[job(70 + number)] for number in range(5)])  # all slots are there
     engine.step()
     assert len(kept.tokens) == 11
 
@@ -315,33 +402,27 @@ def test_rows_survive_running_out_of_memory_once(converted: Any, monkeypatch: py
 
     alone, other = job(40), job(9)
     for each in (alone, other):
-        engine.admit([[each]])
+        engine.start([[each]])
         for _ in range(10):
             engine.step()
         engine.drop(each)
     first, kept = job(9), job(40)
-    engine.admit([[first], [kept]])
+    engine.start([[first], [kept]])
     tensor, calls = rows._tensor, []
 
-    def fail(*words: Any) -> Any:
-        calls.append(words)
-        raise MemoryError
+    def second(*words: Any) -> Any:
+        if len(words) == 2 and isinstance(words[1], list):  # a pool
+            calls.append(words)
+            if len(calls) > 1:
+                raise MemoryError
+        return tensor(*words)
 
     with monkeypatch.context() as patch:
-        patch.setattr(rows, "_take", fail)  # fails for the copy; its prompt has been read
-        with pytest.raises(MemoryError):
-            engine.admit([[job(5), job(5)]])
-    assert len(rows._lengths) == engine.active == 2
-    with monkeypatch.context() as patch:
-
-        def second(*words: Any) -> Any:
-            return fail() if calls and len(words) == 2 and isinstance(words[1], list) else tensor(*words)
-
         patch.setattr(rows, "_tensor", second)
         with pytest.raises(MemoryError):
-            engine.admit([[job(200)] for _ in range(4)])
-    assert len(rows._lengths) == engine.active == 2
-    engine.admit([[job(200)] for _ in range(4)])  # enough memory again
+            engine.start([[job(200)] for _ in range(4)])
+    assert len(rows._table.rows) == engine.active == 2
+    engine.start([[job(200)] for _ in range(4)])  # there is memory again
     engine.step()
     engine.drop(first)
     for _ in range(9):
@@ -355,19 +436,21 @@ def test_finished_rows_leave_no_nan_in_the_cache(model: PreTrainedModel) -> None
     rows = TorchRows(model, context=256, slots=4)
     with torch.inference_mode():
         for row, length in enumerate((50, 90, 20)):
-            assert rows.join() == row
-            rows.read(row, [list(range(length))])
-        for keys, values in rows._cache._store:
+            rows.join()
+            rows.read([row], [list(range(length))])
+        (cache,) = rows._caches.values()
+        for keys, values in cache._store:
             keys[1, :, :90], values[1, :, :90] = float("nan"), float("nan")
         rows.leave(1)
         rows.leave(0)
-        for keys, values in rows._cache._store:
+        for keys, values in cache._store:
             assert not keys.isnan().any()
             assert not values.isnan().any()
-        long, short = rows.join(), rows.join()
-        rows.read(long, [list(range(120))])
-        rows.read(short, [[1]])
-        assert not rows.read(0, [[1], [1], [1]]).isnan().any()
+        rows.join()
+        rows.join()
+        rows.read([1], [list(range(120))])
+        rows.read([2], [[1]])
+        assert not rows.read([0, 1, 2], [[1], [1], [1]]).isnan().any()
 
 
 def test_nan_scores_of_a_prompt_are_reported() -> None:
@@ -377,7 +460,7 @@ def test_nan_scores_of_a_prompt_are_reported() -> None:
     engine = FACTS.engine(TorchRows(broken, context=256, slots=4))
     settings = SamplingSettings.resolve({"temperature": 0})
     with pytest.raises(GenerationError, match="not numbers"):
-        engine.admit([[Job([1, 7, 2], settings, top=0, reads_prompt=True)]])
+        engine.start([[Job([1, 7, 2], settings, top=0, reads_prompt=True)]])
     assert engine.active == 0
 
 

@@ -25,25 +25,46 @@ class FakeEngine:
 
     name = "fake"
     threads = 1
+    num_bytes = 0
 
     def __init__(self, slots: int = 2) -> None:
         self.slots = slots
         self.jobs: list[Job] = []
+        self.unread: list[Job] = []
         self.admitted: list[list[int]] = []
+        self.rests = 0
         self.may = threading.Event()
         self.may.set()
         self.fails_next = False
 
     @property
     def active(self) -> int:
-        return len(self.jobs)
+        return len(self.jobs) + len(self.unread)
+
+    @property
+    def free(self) -> int:
+        return self.slots - self.active
+
+    @property
+    def reading(self) -> int:
+        return len(self.unread)
 
     def admit(self, groups: Sequence[Sequence[Job]]) -> None:
         assert self.active + sum(map(len, groups)) <= self.slots
-        if any(tokenizer().decode(group[0].ids, skip_special_tokens=True) == FAILING for group in groups):
-            raise ValueError("this prompt fails")
         self.admitted += [list(group[0].ids) for group in groups]
-        self.jobs += [job for group in groups for job in group]
+        self.unread += [job for group in groups for job in group]
+
+    def read(self, tokens: int) -> list[tuple[Job, Exception | None]]:
+        found: list[tuple[Job, Exception | None]] = []
+        for job in self.unread:
+            bad = tokenizer().decode(job.ids, skip_special_tokens=True) == FAILING
+            found.append((job, ValueError("this prompt fails") if bad else None))
+        self.jobs += [job for job, error in found if error is None]
+        self.unread.clear()
+        return found
+
+    def rest(self) -> None:
+        self.rests += 1
 
     def step(self) -> list[tuple[Job, Token]]:
         self.may.wait()
@@ -56,8 +77,9 @@ class FakeEngine:
         return [(job, Token(70)) for job in self.jobs]
 
     def drop(self, job: Job) -> None:
-        if job in self.jobs:
-            self.jobs.remove(job)
+        for jobs in (self.jobs, self.unread):
+            if job in jobs:
+                jobs.remove(job)
 
 
 class Sent:

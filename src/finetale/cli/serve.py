@@ -17,6 +17,7 @@ from cyclopts.validators import Number
 from finetale.cli.output import Model, Quiet, progress, stdout
 from finetale.errors import ConfigError
 from finetale.extras import install_hint
+from finetale.formatting import parsed_size
 from finetale.signals import hangups
 
 if TYPE_CHECKING:
@@ -76,6 +77,13 @@ def command(
     slots: Annotated[
         int, Parameter(validator=Number(gte=1, lte=1024), help="Maximum number of completions at the same time.")
     ] = 16,
+    kv_memory: Annotated[
+        str | None,
+        Parameter(
+            help="Maximum memory for the keys and values of attention, per model, as 2GB. A model that needs more for "
+            "its requests computes some of them later. auto: a quarter of the free memory."
+        ),
+    ] = None,
     queue: Annotated[
         int,
         Parameter(
@@ -105,6 +113,11 @@ def command(
             f"--host {host} would give others on the network access, and there is no API key.",
             "Set one with --api-key-file or FINETALE_API_KEY, or leave out --host.",
         )
+    memory = None
+    if kv_memory is not None:
+        memory = parsed_size(kv_memory)
+        if memory is None:
+            raise ConfigError(f"--kv-memory {kv_memory} is not a size.", "Write it as in --kv-memory 2GB.")
     with hangups() as reloads:  # as early as possible, so that SIGHUP during start-up means a reload, not the end
         try:
             from finetale.server import service
@@ -116,8 +129,10 @@ def command(
                 f"A package for serving is missing: {error.name}.",
                 install_hint("serve"),
             ) from None
-        from finetale import models, pipeline
+        from finetale import environment, models, pipeline
 
+        if memory is None:
+            memory = environment.available_memory() // 4
         called = name or Path(model).name or model
         others = [_named(word) for word in also]
         names = Counter([called, *(other for other, _ in others), *(["base"] if with_base else [])])
@@ -162,7 +177,7 @@ def command(
             if with_base:
                 loads = {"base": open_base} | loads
             loads |= {other: partial(_open, path, offline) for other, path in others}
-            specs = [ModelSpec(each, load, engine, precision, slots, queue) for each, load in loads.items()]
+            specs = [ModelSpec(each, load, engine, precision, slots, queue, memory) for each, load in loads.items()]
             service.run(
                 specs,
                 Limits(

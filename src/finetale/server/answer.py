@@ -55,6 +55,11 @@ class Served:
         """Number of completions being generated."""
         return self.worker.busy
 
+    @property
+    def kv_bytes(self) -> int:
+        """Memory of the keys and values of attention, in bytes."""
+        return self.worker.engine.num_bytes
+
     def is_full(self, client: str) -> bool:
         """Return whether the queue is full for a client."""
         return self.worker.is_full(client)

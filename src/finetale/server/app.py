@@ -47,7 +47,7 @@ class Service:
 
     def add(self, model: Served | Upstream) -> None:
         """Serve a model. It replaces a model of the same name."""
-        self.meters.watch(model.name, lambda: model.waiting, lambda: model.busy)
+        self.meters.watch(model.name, lambda: model.waiting, lambda: model.busy, lambda: model.kv_bytes)
         self.models[model.name] = model
 
     def app(self) -> App:

@@ -39,8 +39,18 @@ class Meters:
         self._waiting = Gauge("finetale_queue_length", "Requests in the queue.", ["model"], registry=self._registry)
         self._busy = Gauge("finetale_busy_slots", "Completions being generated.", ["model"], registry=self._registry)
 
-    def watch(self, model: str, waiting: Callable[[], int], busy: Callable[[], int]) -> None:
-        """Read a model's queue length and busy slots whenever the metrics are read."""
+        self._kv_bytes = Gauge(
+            "finetale_kv_cache_bytes",
+            "Memory of the keys and values of attention.",
+            ["model"],
+            registry=self._registry,
+        )
+
+    def watch(
+        self, model: str, waiting: Callable[[], int], busy: Callable[[], int], kv_bytes: Callable[[], int]
+    ) -> None:
+        """Read a model's queue length, busy slots and memory whenever the metrics are read."""
+        self._kv_bytes.labels(model).set_function(kv_bytes)
         self._waiting.labels(model).set_function(waiting)
         self._busy.labels(model).set_function(busy)
 

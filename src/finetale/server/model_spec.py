@@ -38,6 +38,7 @@ class ModelSpec:
         precision: of PyTorch's weights: fp32 or bf16; auto for bf16 on a GPU, fp32 elsewhere.
         slots: maximum number of completions at a time.
         max_waiting: maximum number of requests in the queue.
+        kv_memory: maximum bytes of keys and values of attention; None for no limit.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ModelSpec:
     precision: str = "auto"
     slots: int = 16
     max_waiting: int = 32
+    kv_memory: int | None = None
 
     def open(self, notify: Notify, serving: Served | Upstream | None = None) -> Served | Upstream | None:
         """Return the model, ready to serve; None if `serving` has the same weights and its engine works.
@@ -88,6 +90,7 @@ class ModelSpec:
             max_waiting=self.max_waiting,
             engine=self.engine,
             precision=self.precision,
+            kv_memory=self.kv_memory,
             notify=notify,
         )
 
@@ -100,6 +103,7 @@ def serve_model(
     max_waiting: int,
     engine: str = "torch",
     precision: str = "auto",
+    kv_memory: int | None = None,
     notify: Notify = lambda event: None,
 ) -> Served:
     """Return a model with a running worker. The arguments are those of ModelSpec.
@@ -119,6 +123,7 @@ def serve_model(
         slots=slots,
         wanted=engine,
         dtype=torch.bfloat16 if half else torch.float32,
+        memory=kv_memory,
         held_out=lambda: pipeline.held_out_ids(loaded, notify, most=_COMPARED_TOKENS, window=min(context, _WINDOW)),
         notify=notify,
     )

@@ -84,6 +84,11 @@ class Upstream:
         return 0
 
     @property
+    def kv_bytes(self) -> int:
+        """Always 0: only vLLM's own metrics know its memory."""
+        return 0
+
+    @property
     def busy(self) -> int:
         """Number of current requests."""
         return self.asked

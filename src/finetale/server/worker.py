@@ -14,12 +14,13 @@ from finetale.generate.sampler import NOT_A_NUMBER
 from finetale.server.access import QUEUE_FULL
 from finetale.server.completion import ChoiceBuilder, Completion, Piece
 from finetale.server.engines import NOT_NUMBERS, Engine
+from finetale.server.pace import Pace
 from finetale.server.turns import Turns
 
 _log = logging.getLogger("finetale.server")
 
-_PROMPT_TOKENS = 512
-"""Prompt tokens to read between two steps; the last prompt may exceed it."""
+_IDLE_SECONDS = 60.0
+"""Time without requests after which the engine returns its memory of keys and values."""
 Deliver = Callable[["Piece | Exception | None"], None]
 
 
@@ -49,7 +50,7 @@ class Worker:
         self.engine = engine
         self._queue: Turns[Ticket] = Turns(max_waiting)
         self._active: dict[int, tuple[Ticket, ChoiceBuilder]] = {}  # by id of the job
-        self._admitted: list[tuple[Ticket, list[ChoiceBuilder]]] = []  # while their prompts are read
+        self._pace = Pace()
         self._change = threading.Condition()
         self._closing = False
         self.works = True
@@ -95,7 +96,7 @@ class Worker:
 
     def is_full(self, client: str) -> bool:
         """Return whether the queue is full for a client."""
-        return not self._queue.has_room(client, max(0, self.engine.slots - self.engine.active))
+        return not self._queue.has_room(client, max(0, self.engine.free))
 
     def cancel(self, ticket: Ticket) -> None:
         """Cancel a request. Its slots become free after the current step."""
@@ -149,19 +150,21 @@ class Worker:
 
     def _tickets(self) -> list[Ticket]:
         """Return all unfinished requests, each once."""
-        begun = [ticket for ticket, _ in [*self._active.values(), *self._admitted]]
+        begun = [ticket for ticket, _ in self._active.values()]
         return list({id(ticket): ticket for ticket in [*begun, *self._queue]}.values())
 
     def _work(self) -> None:
         while True:
             with self._change:
-                while not self._active and not self.waiting and not self._closing:
-                    self._change.wait()
+                if not self._is_wanted() and not self._change.wait_for(self._is_wanted, _IDLE_SECONDS):
+                    self.engine.rest()
+                    self._change.wait_for(self._is_wanted)
                 if self._closing and not self._active and not self.waiting:
                     return
             try:
                 self._drop_cancelled()
                 self._admit()
+                self._read_prompts()
                 self._step()
             except Exception as error:
                 _log.exception("a step failed")
@@ -172,59 +175,49 @@ class Worker:
             if ticket.cancelled:
                 self._finish(ticket, builder)
 
+    def _is_wanted(self) -> bool:
+        return bool(self._active or self.waiting or self._closing)
+
     def _admit(self) -> None:
-        """Start waiting prompts while slots are free, in turns by client. Start few at a time: running jobs wait."""
-        admitted = self._admitted = []
-        tokens, free = 0, self.engine.slots - self.engine.active
+        """Start waiting requests while slots are free, in turns by client."""
+        admitted: list[list[ChoiceBuilder]] = []
         with self._change:
-            while tokens < _PROMPT_TOKENS:
-                ticket = self._queue.first()
-                if ticket is None or len(ticket.waiting[0]) > free:
-                    break
+            free = self.engine.free
+            while (ticket := self._queue.first()) is not None and len(ticket.waiting[0]) <= free:
                 builders = ticket.waiting.popleft()
                 self._queue.pass_on(done=not ticket.waiting)
                 ticket.running += builders
-                admitted.append((ticket, builders))
-                tokens += len(builders[0].job.ids)
+                for builder in builders:
+                    self._active[id(builder.job)] = (ticket, builder)
+                admitted.append(builders)
                 free -= len(builders)
-        if not admitted:
-            return
-        try:
-            self.engine.admit([[builder.job for builder in builders] for _, builders in admitted])
-        except Exception as error:
-            if len(admitted) > 1:
-                _log.warning("reading prompts together failed; retrying each alone: %s", error)
-            for ticket, builders in admitted:
-                self._admit_alone(ticket, builders)
-        else:
-            for ticket, builders in admitted:
-                self._start(ticket, builders)
-        admitted.clear()
+        if admitted:
+            self.engine.admit([[builder.job for builder in builders] for builders in admitted])
 
-    def _admit_alone(self, ticket: Ticket, builders: list[ChoiceBuilder]) -> None:
-        """Read the prompt of one request after reading several together failed, so that only the faulty one fails."""
-        if ticket.cancelled:  # another prompt of the same request has failed
+    def _read_prompts(self) -> None:
+        """Read a part of the waiting prompts, so small that running streams hardly wait."""
+        if not self.engine.reading:
             return
-        try:
-            self.engine.admit([[builder.job for builder in builders]])
-        except Exception as error:
-            _log.exception("a prompt failed")
-            self._end(ticket, error)
-        else:
-            self._start(ticket, builders)
-
-    def _start(self, ticket: Ticket, builders: list[ChoiceBuilder]) -> None:
-        for builder in builders:
-            self._active[id(builder.job)] = (ticket, builder)
-        for builder in builders:
-            if builder.finished is not None:  # the request wants the prompt only
+        running = self.engine.active > self.engine.reading
+        with self._pace.reading(running) as tokens:
+            found = self.engine.read(tokens)
+        for job, error in found:
+            if id(job) not in self._active:  # its request has just failed
+                continue
+            ticket, builder = self._active[id(job)]
+            if error is not None:
+                _log.error("a prompt failed", exc_info=error)
+                self._end(ticket, error)
+            elif builder.finished is not None:  # the request wants the prompt only
                 self._finish(ticket, builder)
                 self._deliver(ticket, builder)
 
     def _step(self) -> None:
-        if not self._active:
+        if self.engine.active == self.engine.reading:
             return
-        for job, token in self.engine.step():
+        with self._pace.stepping():
+            made = self.engine.step()
+        for job, token in made:
             if id(job) not in self._active:  # its request has just failed
                 continue
             ticket, builder = self._active[id(job)]

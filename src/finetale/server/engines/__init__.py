@@ -2,7 +2,7 @@
 
 batching        the engine: batches and samples jobs on any Rows
 pytorch_rows    Rows of a transformers model; slots is their key/value cache
-openvino_rows   Rows of a model in OpenVINO's format, for CPUs
+openvino_rows   Rows of a model in OpenVINO's format, for CPUs; pages is the table of their key/value cache
 selection       selection of the rows for a model, by measurement
 """
 
@@ -70,17 +70,44 @@ class Engine(Protocol):
     threads: int
 
     def admit(self, groups: Sequence[Sequence[Job]]) -> None:
-        """Read prompts, each shared by a group of jobs. All jobs join, or none; they need a free slot each."""
+        """Add jobs, in groups that share a prompt. Each job needs a free slot. No prompt is read yet."""
+
+    def read(self, tokens: int) -> list[tuple[Job, Exception | None]]:
+        """Read about this many more tokens of the prompts that are not read yet.
+
+        Returns:
+            The jobs whose prompt is read now, with None, and those whose prompt failed, with the error. A failed job is
+            removed.
+        """
 
     def step(self) -> list[tuple[Job, Token]]:
-        """Generate the next token of each job and append it to the job's `tokens`."""
+        """Generate the next token of each job whose prompt is read, and append it to the job's `tokens`."""
 
     def drop(self, job: Job) -> None:
         """Remove a job; do nothing if the engine does not have it."""
 
+    def rest(self) -> None:
+        """Return the memory of keys and values. Only for an engine without jobs."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that keys and values take now, in bytes."""
+
     @property
     def active(self) -> int:
         """Number of jobs."""
+
+    @property
+    def free(self) -> int:
+        """Number of jobs that can be admitted now."""
+
+    @property
+    def reading(self) -> int:
+        """Number of jobs whose prompt is not read yet."""
+
+
+class NoRoom(Exception):
+    """The memory for keys and values is used up. Nothing has changed; there is room when a row has left."""
 
 
 class Rows(Protocol):
@@ -96,24 +123,46 @@ class Rows(Protocol):
     slots: int
     threads: int
 
-    def join(self) -> int:
-        """Add an empty row at the end; return its number."""
+    def join(self, ids: Sequence[int] = ()) -> int:
+        """Add a row at the end.
+
+        Args:
+            ids: a text. If the cache has the keys and values of its first tokens, the row begins with them. At least
+                the last token is left to read.
+
+        Returns:
+            How many tokens of `ids` are read already.
+        """
 
     def copy(self, row: int) -> int:
-        """Add a copy of a row at the end; return its number."""
+        """Add a copy of a row at the end; return its number.
+
+        Raises:
+            NoRoom: the copy needs more memory than there is.
+        """
 
     def leave(self, row: int) -> None:
         """Remove a row; the last row takes its number."""
 
-    def read(self, first: int, ids: Sequence[Sequence[int]], *, every: bool = False) -> Tensor:
-        """Read more tokens of consecutive rows.
+    def read(self, rows: Sequence[int], ids: Sequence[Sequence[int]], *, every: bool = False) -> Tensor:
+        """Read more tokens of some rows.
 
         Args:
-            first: number of the first row.
-            ids: token ids for each row, at least one each.
+            rows: numbers of the rows, each once.
+            ids: token ids for each of them, at least one each.
             every: return the scores after every token instead of after each row's last token.
 
         Returns:
             Scores of the next token in fp32, (rows, vocabulary), or (all tokens, vocabulary) with the rows in order.
             The next call may overwrite them.
+
+        Raises:
+            NoRoom: the tokens need more memory than there is.
         """
+
+    def rest(self) -> None:
+        """Return the memory of keys and values. Only without rows."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that keys and values take now, in bytes."""

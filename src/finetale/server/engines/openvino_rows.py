@@ -1,4 +1,4 @@
-"""Rows of a model in OpenVINO's format, with paged attention (Kwon et al. 2023): keys and values in blocks of a pool.
+"""Rows of a model in OpenVINO's format, with paged attention (Kwon et al. 2023): keys and values in pages of a pool.
 
 OpenVINO GenAI runs the same kernels with its own scheduler and sampler. Finetale uses its one sampler here too, so that
 all parameters of the API and log-probabilities work with every engine.
@@ -6,7 +6,8 @@ all parameters of the API and log-probabilities work with every engine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from torch import Tensor
 
 from finetale import environment
 from finetale.export.openvino import core
+from finetale.server.engines.pages import PageTable
 
-_FIRST_BLOCKS = 16
+_FIRST_PAGES = 16
 
 
 class OpenVinoRows:
@@ -31,6 +33,8 @@ class OpenVinoRows:
         slots: maximum number of rows.
         exact: compute in fp32 instead of the fastest precision, for comparisons.
         group: number of activations that share a scale in 8-bit matrix products; 0 for OpenVINO's default.
+        memory: maximum bytes of keys and values; raised to what one row of `context` tokens needs. None for what all
+            rows need.
 
     Raises:
         RuntimeError: OpenVINO does not recognise the model's attention, or cannot compile the model.
@@ -40,7 +44,14 @@ class OpenVinoRows:
     threads = 1  # OpenVINO's threads spin while they wait, so more torch threads would compete for the cores
 
     def __init__(
-        self, source: Path | Any, *, context: int, slots: int = 16, exact: bool = False, group: int = 0
+        self,
+        source: Path | Any,
+        *,
+        context: int,
+        slots: int = 16,
+        exact: bool = False,
+        group: int = 0,
+        memory: int | None = None,
     ) -> None:
         runtime = core()
         import openvino
@@ -51,8 +62,8 @@ class OpenVinoRows:
             paged_attention_transformation(model)
         except RuntimeError:
             raise RuntimeError("OpenVINO does not find the model's attention") from None
-        self._pools = [port.any_name for port in model.inputs if port.any_name.startswith(("key_cache", "value_cache"))]
-        if not self._pools or any(port.any_name == "beam_idx" for port in model.inputs):
+        pools = [port.any_name for port in model.inputs if port.any_name.startswith(("key_cache", "value_cache"))]
+        if not pools or any(port.any_name == "beam_idx" for port in model.inputs):
             raise RuntimeError("OpenVINO does not find the model's attention")
         self._picks = _insert_pick(model)
         properties: dict[str, Any] = {
@@ -73,55 +84,57 @@ class OpenVinoRows:
         self.slots = slots
         self._request = compiled.create_infer_request()
         self._tensor = openvino.Tensor
-        ports = {name: compiled.input(name) for name in self._pools}
+        ports = {name: compiled.input(name) for name in pools}
         self._shapes = {
             name: (port.element_type, [size.get_length() for size in list(port.partial_shape)[1:]])
             for name, port in ports.items()
         }
-        value_shape = next(shape for name, (_, shape) in self._shapes.items() if name.startswith("value"))
-        self._block = value_shape[1]
-        self._max_blocks = slots * -(-context // self._block)
-        self._free: list[int] = []
-        self._number = 0
-        self._blocks: list[list[int]] = []  # by row
-        self._lengths: list[int] = []
+        size = next(shape for name, (_, shape) in self._shapes.items() if name.startswith("value"))[1]
+        self._page_bytes: int = sum(kind.size * math.prod(shape) for kind, shape in self._shapes.values())
+        row_pages = -(-context // size)
+        allowed = slots * row_pages if memory is None else max(row_pages, memory // self._page_bytes)
+        self._table = PageTable(size, min(allowed, slots * row_pages))
+        self._capacity = 0
 
-    def join(self) -> int:
-        """Add an empty row."""
-        assert len(self._lengths) < self.slots, "no slot is free"
-        self._blocks.append([])
-        self._lengths.append(0)
-        return len(self._lengths) - 1
+    def join(self, ids: Sequence[int] = ()) -> int:
+        """Add a row that begins with the stored keys and values of the first tokens of `ids`; see Rows."""
+        assert len(self._table.rows) < self.slots, "no slot is free"
+        return self._table.join(ids)
 
     def copy(self, row: int) -> int:
         """Add a copy of a row."""
-        old = self._blocks[row]
-        new = self._take(len(old))
-        for name in self._pools:
-            pool = self._request.get_tensor(name).data
-            pool[new] = pool[old]
-        made = self.join()
-        self._blocks[made], self._lengths[made] = new, self._lengths[row]
-        return made
+        pages = self._table.copy(row)
+        self._grow(new for _, new in pages)
+        for old, new in pages:
+            for name in self._shapes:
+                pool = self._request.get_tensor(name).data
+                pool[new] = pool[old]
+        return len(self._table.rows) - 1
 
     def leave(self, row: int) -> None:
         """Remove a row."""
-        self._free += self._blocks[row]
-        for table in (self._blocks, self._lengths):
-            last: Any = table.pop()
-            if row < len(table):
-                table[row] = last
+        self._table.leave(row)
 
-    def read(self, first: int, ids: Sequence[Sequence[int]], *, every: bool = False) -> Tensor:
-        """Read more tokens of consecutive rows; see Rows."""
-        rows = range(first, first + len(ids))
-        for row, more in zip(rows, ids, strict=True):
-            missing = -(-(self._lengths[row] + len(more)) // self._block) - len(self._blocks[row])
-            if missing > 0:
-                self._blocks[row] += self._take(missing)
-        past = [self._lengths[row] for row in rows]
-        tables = [self._blocks[row] for row in rows]
+    def rest(self) -> None:
+        """Return the memory of keys and values."""
+        self._table.clear()
+        if self._capacity > _FIRST_PAGES:
+            self._allocate(_FIRST_PAGES, kept=0)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that keys and values take now, in bytes."""
+        return self._capacity * self._page_bytes
+
+    def read(self, rows: Sequence[int], ids: Sequence[Sequence[int]], *, every: bool = False) -> Tensor:
+        """Read more tokens of some rows; see Rows."""
+        self._table.reserve(rows, [len(more) for more in ids])
+        used = [self._table.rows[row] for row in rows]
+        past = [row.length for row in used]
         after = [before + len(more) for before, more in zip(past, ids, strict=True)]
+        # Only the pages of the tokens: a row keeps pages of a pass that failed.
+        tables = [row.pages[: -(-end // self._table.size)] for row, end in zip(used, after, strict=True)]
+        self._grow(chain.from_iterable(tables))
         ends = np.array([0, *accumulate(map(len, ids))], np.int32)
         places = [np.arange(before, end) for before, end in zip(past, after, strict=True)]
         feed: dict[str, NDArray[Any]] = {
@@ -139,29 +152,28 @@ class OpenVinoRows:
         for name, array in feed.items():
             self._request.set_tensor(name, self._tensor(array))
         self._request.infer()
-        self._lengths[first : first + len(ids)] = after
+        for row, more in zip(rows, ids, strict=True):
+            self._table.fill(row, more)
         found = torch.from_numpy(self._request.get_tensor("logits").data)
         found = found.reshape(-1, found.shape[-1])
         return (found if every or self._picks else found[torch.from_numpy(last)]).float()
 
-    def _take(self, number: int) -> list[int]:
-        while len(self._free) < number:
-            self._grow()
-        taken, self._free = self._free[:number], self._free[number:]
-        return taken
+    def _grow(self, pages: Iterable[int]) -> None:
+        """Allocate memory for these pages, and for as many again, up to the limit."""
+        needed = max(pages, default=-1) + 1
+        if needed > self._capacity:
+            kept = self._capacity
+            self._allocate(min(self._table.limit, max(needed, 2 * self._capacity, _FIRST_PAGES)), kept=kept)
 
-    def _grow(self) -> None:
-        """Double the pool, up to the need of all slots."""
-        old, number = self._number, min(self._max_blocks, max(2 * self._number, _FIRST_BLOCKS))
-        assert number > old, "more blocks are asked for than rows can have"
+    def _allocate(self, number: int, *, kept: int) -> None:
+        """Replace the pools by pools of this many pages, with the first `kept` pages of the old ones."""
         # Allocate all pools before using any: if memory runs out, the old pools stay in use.
         pools = {name: self._tensor(kind, [number, *shape]) for name, (kind, shape) in self._shapes.items()}
         for name, pool in pools.items():
-            if old:
-                pool.data[:old] = self._request.get_tensor(name).data
+            if kept:
+                pool.data[:kept] = self._request.get_tensor(name).data[:kept]
             self._request.set_tensor(name, pool)
-        self._number = number
-        self._free += range(old, number)
+        self._capacity = number
 
 
 def _insert_pick(model: Any) -> bool:

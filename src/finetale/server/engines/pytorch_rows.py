@@ -4,67 +4,155 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from finetale.server.engines import NoRoom
 from finetale.server.engines.slots import SlotCache
 
 ALL_THREADS = torch.get_num_threads()
 """Number of torch threads at import, before a worker changes it; later threads would inherit the changed number."""
+_FEWEST_COLUMNS = 128
 
 
 class TorchRows:
     """Rows of different lengths in one pass, for models whose code supports it.
 
+    A row is in the cache for texts of up to 128, 256, 512 … tokens, and moves to the next one when it is full. A pass
+    reads the rows of one cache.
+
     Args:
         model: a causal language model that takes position_ids, a four-dimensional mask and a cache.
         context: maximum tokens per row.
         slots: maximum number of rows.
+        memory: maximum bytes of keys and values; one row of `context` tokens may exceed it. None for no limit.
     """
 
     name = "torch"
     threads = ALL_THREADS
 
-    def __init__(self, model: PreTrainedModel, *, context: int, slots: int = 16) -> None:
+    def __init__(self, model: PreTrainedModel, *, context: int, slots: int = 16, memory: int | None = None) -> None:
         self.model = model.eval()
         self.slots = slots
-        self._cache = SlotCache(slots, context)
+        self._context = context
+        self._memory = memory
+        self._caches: dict[int, SlotCache] = {}  # by number of columns
+        self._rows: list[tuple[SlotCache, int]] = []  # the cache of each row, and its number there
         # Eager attention adds its mask to the scores; other implementations take a boolean mask.
         self._adds_mask = getattr(model.config.get_text_config(), "_attn_implementation", "") == "eager"
 
-    def join(self) -> int:
-        """Add an empty row."""
-        return self._cache.join()
+    def join(self, ids: Sequence[int] = ()) -> int:
+        """Add an empty row. No beginnings of texts are kept."""
+        assert len(self._rows) < self.slots, "no slot is free"
+        cache = self._cache(1)
+        self._rows.append((cache, cache.join()))
+        return 0
 
     def copy(self, row: int) -> int:
         """Add a copy of a row."""
-        return self._cache.copy(row)
+        cache, place = self._rows[row]
+        self._check_room(cache)
+        self._rows.append((cache, cache.take(cache, place)))
+        return len(self._rows) - 1
 
     def leave(self, row: int) -> None:
         """Remove a row."""
-        self._cache.leave(row)
+        self._vacate(row)
+        last = self._rows.pop()
+        if row < len(self._rows):
+            self._rows[row] = last
 
-    def read(self, first: int, ids: Sequence[Sequence[int]], *, every: bool = False) -> Tensor:
-        """Read more tokens of consecutive rows; see Rows. Rows with different numbers of tokens are read one by one."""
-        if len({len(row) for row in ids}) == 1:
-            return self._read(first, torch.tensor(ids), every)
-        return torch.cat([self._read(first + place, torch.tensor([row]), every) for place, row in enumerate(ids)])
+    def rest(self) -> None:
+        """Return the memory of keys and values."""
+        for cache in self._caches.values():
+            cache.clear()
 
-    def _read(self, first: int, ids: Tensor, every: bool) -> Tensor:
-        positions, mask = self._cache.reading(first, *ids.shape)
+    @property
+    def num_bytes(self) -> int:
+        """Memory that keys and values take now, in bytes."""
+        return sum(cache.num_bytes for cache in self._caches.values())
+
+    def read(self, rows: Sequence[int], ids: Sequence[Sequence[int]], *, every: bool = False) -> Tensor:
+        """Read more tokens of some rows; see Rows. A pass reads rows of one cache that read as many tokens."""
+        for row, more in zip(rows, ids, strict=True):
+            self._make_room(row, len(more))
+        passes: dict[tuple[int, int], list[int]] = {}
+        for place, (row, more) in enumerate(zip(rows, ids, strict=True)):
+            passes.setdefault((self._rows[row][0].columns, len(more)), []).append(place)
+        found: list[Tensor | None] = [None] * len(rows)
+        for places in passes.values():
+            # A pass reads neighbouring slots.
+            places.sort(key=lambda place: self._rows[rows[place]][1])
+            slots = [self._rows[rows[place]][1] for place in places]
+            breaks = [at for at in range(1, len(slots)) if slots[at] != slots[at - 1] + 1]
+            for start, stop in pairwise([0, *breaks, len(slots)]):
+                logits = self._read(
+                    self._rows[rows[places[start]]][0],
+                    slots[start],
+                    torch.tensor([ids[place] for place in places[start:stop]]),
+                    every,
+                )
+                for place, scores in zip(places[start:stop], logits, strict=True):
+                    found[place] = scores
+        return torch.cat([scores for scores in found if scores is not None]).float()
+
+    def _read(self, cache: SlotCache, first: int, ids: Tensor, every: bool) -> Tensor:
+        """Return scores, (rows, tokens or 1, vocabulary)."""
+        positions, mask = cache.reading(first, *ids.shape)
         device = self.model.device
         logits: Tensor = self.model(
             input_ids=ids.to(device),
             position_ids=positions.to(device),
             attention_mask=self._mask(mask),
-            past_key_values=self._cache,
+            past_key_values=cache,
             use_cache=True,
             logits_to_keep=0 if every else 1,
         ).logits
-        self._cache.read()
-        return logits.flatten(0, 1).float()
+        cache.read()
+        return logits
+
+    def _cache(self, tokens: int) -> SlotCache:
+        """Return the cache for rows of this many tokens."""
+        columns = _FEWEST_COLUMNS
+        while columns < tokens:
+            columns *= 2
+        columns = min(columns, self._context)
+        return self._caches.setdefault(columns, SlotCache(columns))
+
+    def _make_room(self, row: int, tokens: int) -> None:
+        """Move a row to a longer cache if its own one is too short for this many more tokens."""
+        cache, place = self._rows[row]
+        larger = self._cache(cache.lengths[place] + tokens)
+        if larger is not cache:
+            self._check_room(larger)
+            moved = larger.take(cache, place)
+            self._vacate(row)
+            self._rows[row] = (larger, moved)
+
+    def _vacate(self, row: int) -> None:
+        """Free a row's slot of its cache; the last slot takes its place."""
+        cache, place = self._rows[row]
+        cache.leave(place)
+        for other, pair in enumerate(self._rows):
+            if pair == (cache, cache.rows):
+                self._rows[other] = (cache, place)
+        if not cache.rows and cache.columns > _FEWEST_COLUMNS:
+            cache.clear()
+
+    def _check_room(self, cache: SlotCache) -> None:
+        """Raise NoRoom if one more row of a cache needs more memory than there is."""
+        if self._memory is not None and len(self._rows) > 1:
+            more = cache.slots_to_add * cache.columns * self._bytes_per_column()
+            if more and self.num_bytes + more > self._memory:
+                raise NoRoom
+
+    def _bytes_per_column(self) -> int:
+        """Return the memory of one token's keys and values, in bytes; 0 before the first pass."""
+        known = (each.num_bytes // (each.slots * each.columns) for each in self._caches.values() if each.slots)
+        return next(known, 0)
 
     def _mask(self, seen: Tensor) -> Tensor:
         seen = seen.to(self.model.device)
@@ -85,10 +173,10 @@ class SeparateRows:
         self.slots = slots
         self._caches: list[DynamicCache] = []
 
-    def join(self) -> int:
-        """Add an empty row."""
+    def join(self, ids: Sequence[int] = ()) -> int:
+        """Add an empty row. No beginnings of texts are kept."""
         self._caches.append(DynamicCache(config=self.model.config))
-        return len(self._caches) - 1
+        return 0
 
     def copy(self, row: int) -> int:
         """Add a copy of a row."""
@@ -101,13 +189,23 @@ class SeparateRows:
         if row < len(self._caches):
             self._caches[row] = last
 
-    def read(self, first: int, ids: Sequence[Sequence[int]], *, every: bool = False) -> Tensor:
-        """Read more tokens of consecutive rows; see Rows."""
+    def rest(self) -> None:
+        """Do nothing: a row that leaves returns its memory."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that keys and values take now, in bytes."""
+        layers = [layer for cache in self._caches for layer in cache.layers if layer.is_initialized]
+        return sum(tensor.numel() * tensor.element_size() for layer in layers for tensor in (layer.keys, layer.values))
+
+    def read(self, rows: Sequence[int], ids: Sequence[Sequence[int]], *, every: bool = False) -> Tensor:
+        """Read more tokens of some rows; see Rows."""
         found = []
-        for place, row in enumerate(ids):
-            cache = self._caches[first + place]
+        for row, more in zip(rows, ids, strict=True):
             logits: Tensor = self.model(
-                input_ids=torch.tensor([row], device=self.model.device), past_key_values=cache, use_cache=True
+                input_ids=torch.tensor([more], device=self.model.device),
+                past_key_values=self._caches[row],
+                use_cache=True,
             ).logits
             found.append(logits[0] if every else logits[0, -1:])
         return torch.cat(found).float()

@@ -72,7 +72,13 @@ class Facts:
         return BatchingEngine(rows, vocab_size=self.vocab_size, holes=self.holes)
 
 
-def torch_engine(loaded: LoadedModel, facts: Facts, slots: int, dtype: torch.dtype = torch.float32) -> BatchingEngine:
+def torch_engine(
+    loaded: LoadedModel,
+    facts: Facts,
+    slots: int,
+    dtype: torch.dtype = torch.float32,
+    memory: int | None = None,
+) -> BatchingEngine:
     """Return a PyTorch engine: with all rows in one pass if the model's code supports it, else one row per pass.
 
     Raises:
@@ -86,7 +92,7 @@ def torch_engine(loaded: LoadedModel, facts: Facts, slots: int, dtype: torch.dty
             return logits
 
     why = ""
-    for rows in (TorchRows(model, context=facts.context, slots=slots), SeparateRows(model, slots=slots)):
+    for rows in (TorchRows(model, context=facts.context, slots=slots, memory=memory), SeparateRows(model, slots=slots)):
         engine = facts.engine(rows)
         try:
             difference = engine.deviation(alone, min(40, facts.context))
@@ -119,6 +125,7 @@ def choose(
     held_out: Callable[[], list[list[int]]],
     notify: Notify,
     dtype: torch.dtype = torch.float32,
+    memory: int | None = None,
 ) -> BatchingEngine:
     """Return the wanted engine, or with `auto` the fastest one whose numbers are right.
 
@@ -130,6 +137,7 @@ def choose(
         held_out: callback; returns token ids of texts that the model was not trained on, none if unknown.
         notify: receives events.
         dtype: type of PyTorch's weights. Comparisons always use fp32.
+        memory: maximum bytes of keys and values; None for no limit.
 
     Raises:
         ConfigError: the wanted engine is not installed.
@@ -139,7 +147,7 @@ def choose(
         FORMATS["openvino"].require_packages("--engine openvino")
     here = FORMATS["openvino"].is_installed()
     if wanted == "torch" or not here or (wanted == "auto" and loaded.model.device.type != "cpu"):
-        return torch_engine(loaded, facts, slots, dtype)
+        return torch_engine(loaded, facts, slots, dtype, memory)
     places = _places(loaded)
     found = ((kept, place) for place in places if (kept := _read_record(place)) is not None)
     limit = cache.size_limit()
@@ -157,7 +165,7 @@ def choose(
         if wanted == "openvino" or speeds["openvino"] >= speeds["torch"]:
             group = record["rounding"]["group"]
             try:
-                rows = OpenVinoRows(folder / _MODEL, context=facts.context, slots=slots, group=group)
+                rows = OpenVinoRows(folder / _MODEL, context=facts.context, slots=slots, group=group, memory=memory)
                 engine = facts.engine(rows)
                 if held is not None:  # until the engine is freed
                     weakref.finalize(engine, held.release)
@@ -168,7 +176,7 @@ def choose(
         if wanted == "openvino":
             raise ModelError(f"OpenVINO can't serve this model: {problem}.", "Use --engine torch.")
         notify(WarningEvent(message=f"OpenVINO can't serve this model: {problem}. PyTorch serves it instead."))
-    return torch_engine(loaded, facts, slots, dtype)
+    return torch_engine(loaded, facts, slots, dtype, memory)
 
 
 def _places(loaded: LoadedModel) -> list[Path]:
@@ -291,15 +299,15 @@ def _convert(
 
 
 def _alone(rows: Rows, ids: Tensor) -> Tensor:
-    """Return the scores after every token of one text, (1, tokens, vocabulary)."""
-    row = rows.join()
+    """Return the scores after every token of one text, (1, tokens, vocabulary). The rows must be empty."""
+    rows.join()
     try:
         with torch.inference_mode():
             # Each pass may overwrite the scores of the pass before.
-            parts = [rows.read(row, part.tolist(), every=True).clone() for part in torch.split(ids, _CHUNK, dim=1)]
+            parts = [rows.read([0], part.tolist(), every=True).clone() for part in torch.split(ids, _CHUNK, dim=1)]
             return torch.cat(parts)[None]
     finally:
-        rows.leave(row)
+        rows.leave(0)
 
 
 def _perplexity(rows: Rows, texts: Sequence[Sequence[int]], vocab_size: int) -> float:
@@ -322,7 +330,7 @@ def _own_samples(engine: BatchingEngine, facts: Facts, number: int = 8, length: 
         jobs = [
             Job([facts.begin], settings, sample=sample) for sample in range(start, min(start + engine.slots, number))
         ]
-        engine.admit([[job] for job in jobs])
+        engine.start([[job] for job in jobs])
         for _ in range(length):
             engine.step()
         for job in jobs:
@@ -339,7 +347,7 @@ def _speed(engine: BatchingEngine, facts: Facts, texts: int = 8, prompt: int = 3
     threads = torch.get_num_threads()
     torch.set_num_threads(engine.threads)
     started = time.perf_counter()
-    engine.admit([[job] for job in jobs])
+    engine.start([[job] for job in jobs])
     for _ in range(steps):
         engine.step()
     seconds = time.perf_counter() - started

@@ -1,7 +1,8 @@
 """A key/value cache whose rows have different lengths and join and leave at any time.
 
-transformers' caches hold rows of equal length, so adding a row copies all others. Here each row has a slot and starts
-at column 0. The rows in use are always the first ones: the last row replaces a row that is removed.
+transformers' caches hold rows of equal length, so adding a row copies all others. Here each row has a slot of a fixed
+number of columns and starts at column 0. The rows in use are always the first ones: the last row replaces a row that is
+removed. TorchRows holds one such cache for each power of two, so that a long text does not make all slots long.
 """
 
 from __future__ import annotations
@@ -12,26 +13,18 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicLayer
 
-_GROWTH = 128
-"""The cache grows in multiples of this many columns."""
-
 
 class SlotCache(Cache):  # type: ignore[misc]
-    """Keys and values of `rows` rows.
+    """Keys and values of rows with at most `columns` tokens.
 
     Call `reading` before each forward pass and `read` after it. The model calls `update` for each layer.
-
-    Args:
-        slots: maximum number of rows.
-        columns: maximum tokens per row.
     """
 
-    def __init__(self, slots: int, columns: int) -> None:
+    def __init__(self, columns: int) -> None:
         super().__init__(layer_class_to_replicate=DynamicLayer)
-        self.slots = slots
         self.columns = columns
         self.lengths: list[int] = []
-        self._store: list[tuple[Tensor, Tensor]] = []  # of each layer, (slots, heads, columns so far, width)
+        self._store: list[tuple[Tensor, Tensor]] = []  # of each layer, (slots, heads, columns, width)
         self._first = 0
         self._count = 0
         self._tokens = 0
@@ -41,19 +34,34 @@ class SlotCache(Cache):  # type: ignore[misc]
         """Number of rows in use."""
         return len(self.lengths)
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the keys and values, in bytes."""
+        return sum(tensor.numel() * tensor.element_size() for pair in self._store for tensor in pair)
+
+    @property
+    def slots(self) -> int:
+        """Number of rows that there is memory for."""
+        return self._store[0][0].shape[0] if self._store else 0
+
+    @property
+    def slots_to_add(self) -> int:
+        """Number of slots that one more row adds."""
+        return 0 if self.rows < self.slots else _more(self.slots) - self.slots
+
     def join(self) -> int:
         """Add an empty row at the end; return its number."""
-        assert self.rows < self.slots, "no slot is free"
         self.lengths.append(0)
         return self.rows - 1
 
     @torch.inference_mode()
-    def copy(self, row: int) -> int:
-        """Add a copy of a row at the end; return its number."""
+    def take(self, other: SlotCache, row: int) -> int:
+        """Add a copy of another cache's row at the end; return its number."""
         new = self.join()
-        length = self.lengths[row]
-        for keys, values in self._store:
-            keys[new, :, :length], values[new, :, :length] = keys[row, :, :length], values[row, :, :length]
+        length = other.lengths[row]
+        for layer, pair in enumerate(other._store):
+            for mine, theirs in zip(self._stored(layer, *pair), pair, strict=True):
+                mine[new, :, :length] = theirs[row, :, :length]
         self.lengths[new] = length
         return new
 
@@ -71,6 +79,11 @@ class SlotCache(Cache):  # type: ignore[misc]
                 store[last, :, :length] = 0
         self.lengths[row] = length
         self.lengths.pop()
+
+    def clear(self) -> None:
+        """Return the memory. Only without rows."""
+        assert not self.lengths, "a row is in use"
+        self._store.clear()
 
     def reading(self, first: int, count: int, tokens: int) -> tuple[Tensor, Tensor]:
         """Prepare a pass that reads `tokens` more tokens of each of `count` rows from `first` on.
@@ -95,7 +108,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         rows = slice(self._first, self._first + self._count)
         lengths = self.lengths[rows]
         width = max(lengths) + self._tokens
-        keys, values = self._stored(layer_idx, key_states, value_states, width)
+        keys, values = self._stored(layer_idx, key_states, value_states)
         if len(set(lengths)) == 1:
             keys[rows, :, lengths[0] : width] = key_states
             values[rows, :, lengths[0] : width] = value_states
@@ -106,21 +119,24 @@ class SlotCache(Cache):  # type: ignore[misc]
                 values[row, :, length : length + self._tokens] = value_states[place]
         return keys[rows, :, :width], values[rows, :, :width]
 
-    def _stored(self, layer: int, keys: Tensor, values: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    def _stored(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tensors of a layer, with a slot for each row."""
         while len(self._store) <= layer:
             self._store.append((self._empty(keys, 0), self._empty(values, 0)))
         stored = self._store[layer]
-        if stored[0].shape[2] < width:
-            columns = min(self.columns, -(-width // _GROWTH) * _GROWTH)
-            grown = (self._empty(keys, columns), self._empty(values, columns))
+        slots = stored[0].shape[0]
+        if slots < self.rows:
+            while slots < self.rows:
+                slots = _more(slots)
+            grown = (self._empty(keys, slots), self._empty(values, slots))
             for new, old in zip(grown, stored, strict=True):
-                new[:, :, : old.shape[2]] = old
+                new[: len(old)] = old
             self._store[layer] = stored = grown
         return stored
 
-    def _empty(self, like: Tensor, columns: int) -> Tensor:
+    def _empty(self, like: Tensor, slots: int) -> Tensor:
         # Zeros, because uninitialised memory can hold NaN, which a mask does not hide.
-        return like.new_zeros(self.slots, like.shape[1], columns, like.shape[3])
+        return like.new_zeros(slots, like.shape[1], self.columns, like.shape[3])
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the length of the longest row in the current pass."""
@@ -129,3 +145,8 @@ class SlotCache(Cache):  # type: ignore[misc]
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
         """Return (number of columns of the mask, offset 0)."""
         return self.get_seq_length() + query_length, 0
+
+
+def _more(slots: int) -> int:
+    """Return the next larger number of slots."""
+    return slots + max(1, slots // 2)

@@ -1,0 +1,61 @@
+"""How many tokens of prompts to read between two steps, from measured times. Knows no engine and no requests.
+
+A stream waits while parts of other requests' prompts are read between its tokens. Reading takes at most twice the time
+of a step, so the pause between two tokens is at most three times as long as without new prompts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_RATIO = 2.0
+"""Largest time of reading between two steps, relative to the time of a step."""
+_ALONE = 256
+"""Tokens to read at a time while no stream waits. A client that leaves frees its slot after these."""
+_LEAST = 8
+_WEIGHT = 0.3
+"""Weight of the newest measurement in the averages."""
+
+
+class Pace:
+    """Measures steps and reading.
+
+    Args:
+        clock: returns the time in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._step_seconds: float | None = None
+        self._token_seconds: float | None = None  # of one token of a prompt
+
+    def tokens(self, running: bool) -> int:
+        """Return how many tokens of prompts to read now.
+
+        Args:
+            running: whether streams wait for it.
+        """
+        if not running or self._step_seconds is None or self._token_seconds is None:
+            return _ALONE if not running else _LEAST
+        return max(_LEAST, min(_ALONE, int(_RATIO * self._step_seconds / self._token_seconds)))
+
+    @contextmanager
+    def reading(self, running: bool) -> Iterator[int]:
+        """Measure the reading of prompts; give the number of tokens to read."""
+        tokens = self.tokens(running)
+        started = self._clock()
+        yield tokens
+        self._token_seconds = _averaged(self._token_seconds, (self._clock() - started) / tokens)
+
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        """Measure a step."""
+        started = self._clock()
+        yield
+        self._step_seconds = _averaged(self._step_seconds, self._clock() - started)
+
+
+def _averaged(before: float | None, new: float) -> float:
+    return new if before is None else (1 - _WEIGHT) * before + _WEIGHT * new
