@@ -196,10 +196,14 @@ def test_log_probabilities_equal_those_of_the_model(running: Running) -> None:
     with torch.inference_mode():
         logits = running.generator.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
     values = [float(logits[at, token]) for at, token in enumerate(ids[1:])]
+    # A string begins with beginning-of-text, which is listed but is not part of the text.
+    assert logprobs.token_logprobs[0] is logprobs.top_logprobs[0] is None
+    assert logprobs.tokens[0] == running.generator.tokenizer.decode(ids[:1])
+    assert logprobs.text_offset[:2] == [0, 0]
+    for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+        del getattr(logprobs, name)[0]
     assert logprobs.token_logprobs[: len(values)] == pytest.approx(values, abs=1e-4)
-    assert logprobs.token_logprobs[len(values)] == pytest.approx(float(logits[-1].max()), abs=1e-4), (
-        "the first new token is the likeliest"
-    )
+    assert logprobs.token_logprobs[len(values)] == pytest.approx(float(logits[-1].max()), abs=1e-4), "greedy"
     known = list(zip(logprobs.tokens, logprobs.text_offset, strict=True))[: len(values)]
     assert "".join(token for token, _ in known) == "The lamp"
     assert all(found.text[at : at + len(token)] == token for token, at in known)
@@ -297,7 +301,7 @@ def test_characters_of_several_tokens_arrive_whole(running: Running) -> None:
         ({"best_of": 2, "stream": True}, "best_of"),
         ({"logprobs": 6}, "logprobs"),
         ({"stop": ["a"] * 5}, "stop"),
-        ({"stop": [""]}, "stop"),
+        ({"stop": [""]}, "stop[0]"),
         ({"suffix": "the end"}, "suffix"),
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
@@ -305,6 +309,8 @@ def test_characters_of_several_tokens_arrive_whole(running: Running) -> None:
         ({"prompt": [[]]}, "prompt"),
         ({"prompt": [True]}, "prompt"),
         ({"prompt": "word " * 500}, "prompt"),
+        ({"prompt": "word " * 500_000}, "prompt"),
+        ({"stop": "x" * 1001}, "stop"),
         ({"extra": 1}, "extra"),
     ],
 )
@@ -568,7 +574,7 @@ def test_offsets_count_characters_not_tokens(running: Running) -> None:
     found = running.complete(prompt="你好 ab", echo=True, logprobs=0, max_tokens=0).choices[0]
     known = [
         (at, token)
-        for at, token in zip(found.logprobs.text_offset, found.logprobs.tokens, strict=True)
+        for at, token in list(zip(found.logprobs.text_offset, found.logprobs.tokens, strict=True))[1:]
         if not token.startswith("bytes:")
     ]
     assert known
@@ -614,7 +620,7 @@ def test_offsets_of_an_echo_count_special_tokens_too(running: Running) -> None:
     end = running.generator.tokenizer.eos_token
     prompt = f"The lamp{end}stood on"
     choice_ = running.complete(prompt=prompt, echo=True, logprobs=0, max_tokens=3).choices[0]
-    tokens, offsets = choice_.logprobs.tokens, choice_.logprobs.text_offset
+    tokens, offsets = choice_.logprobs.tokens[1:], choice_.logprobs.text_offset[1:]
     place = tokens.index(end)
     assert choice_.text[offsets[place] :].startswith(end)
     assert choice_.text[offsets[place + 1] :].startswith(tokens[place + 1])

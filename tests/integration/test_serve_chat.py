@@ -103,13 +103,25 @@ def test_log_probabilities_of_a_message(client: openai.OpenAI) -> None:
         ({"model": "plain"}, "model", "no chat template"),
         ({"messages": [{"role": "system", "content": "Be kind."}]}, "messages", "no system here"),
         ({"messages": []}, "messages", ""),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages", ""),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, "messages", ""),
-        ({"tools": []}, "tools", "Unknown parameter"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", ""),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "required"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "required"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+            "messages[0].content[0].type",
+            "",
+        ),
+        ({"messages": [*HELLO, {"role": "user", "content": [{"type": "text"}]}]}, "messages[1].content[0].text", ""),
+        ({"tools": [{"type": "function", "function": {"name": "light"}}]}, "tools", ""),
+        ({"response_format": {"type": "json_object"}}, "response_format.type", ""),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", ""),
+        ({"stop": "x" * 1001}, "stop", "1000"),
+        ({"extra_body": {"unknown": 1}}, "unknown", "Unknown parameter"),
         ({"top_logprobs": 2}, "top_logprobs", "requires logprobs"),
         ({"max_completion_tokens": 3}, "max_tokens", "one of them"),
         ({"max_tokens": 5000}, "max_tokens", "context"),
         ({"messages": [{"role": "user", "content": "lamp " * 500}], "max_tokens": None}, "prompt", "context"),
+        ({"messages": [{"role": "user", "content": "lamp " * 500_000}]}, "messages", "characters"),
     ],
 )
 def test_unsupported_chat_parameters_are_refused(
@@ -120,3 +132,35 @@ def test_unsupported_chat_parameters_are_refused(
     assert isinstance(caught.value.body, dict)
     assert caught.value.body["param"] == parameter
     assert words in caught.value.body["message"]
+
+
+def test_a_clients_own_parameters_are_accepted(client: openai.OpenAI) -> None:
+    """Clients send parameters that concern OpenAI's service, and the fields of a response when they send it back."""
+    plain = talk(client, messages=[*HELLO, {"role": "assistant", "content": "stood"}, *HELLO])
+    first = talk(client).choices[0].message.model_dump() | {"content": "stood"}
+    answered = first | {"refusal": None, "annotations": [], "audio": None, "tool_calls": None, "reasoning": "…"}
+    found = talk(
+        client,
+        messages=[*HELLO, answered, *HELLO],
+        store=True,
+        metadata={"purpose": "test"},
+        service_tier="auto",
+        parallel_tool_calls=True,
+        tools=[],
+        tool_choice="auto",
+        response_format={"type": "text"},
+        reasoning_effort="low",
+        verbosity="low",
+        modalities=["text"],
+        logprobs=True,
+        top_logprobs=20,
+    )
+    assert found.choices[0].message.content == plain.choices[0].message.content
+    assert len(found.choices[0].logprobs.content[0].top_logprobs) == 20
+
+
+def test_an_assistants_message_without_text_and_the_developers_role(client: openai.OpenAI) -> None:
+    empty = [{"role": "assistant", "content": None}, *HELLO]
+    assert talk(client, messages=[*HELLO, *empty]).choices[0].message.content is not None
+    with pytest.raises(openai.BadRequestError, match="no system here"):
+        talk(client, messages=[{"role": "developer", "content": "Be kind."}, *HELLO])

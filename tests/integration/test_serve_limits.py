@@ -189,16 +189,31 @@ def test_an_invalid_request_gets_a_json_error(limited: LimitedService, sent: byt
 def test_connections_above_the_limit_get_status_503(limited: LimitedService) -> None:
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(limited.socket()) for _ in range(20)]
+        for client in clients:
+            client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n")
         time.sleep(0.1)
         answer = read_all(stack.enter_context(limited.socket()))
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert b"Retry-After: 1" in answer
         assert error_in(answer)["code"] == "too_many_connections"
-        clients[0].sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
-        assert read_all(clients[0]).startswith(b"HTTP/1.1 200 ")
     deadline = time.monotonic() + 5
     while limited.ask("GET", "/health")[0] != 200:
         assert time.monotonic() < deadline
+
+
+def test_an_idle_connection_makes_room_for_a_new_one(limited: LimitedService) -> None:
+    request = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(limited.socket()) for _ in range(20)]
+        for client in idle:
+            client.sendall(request)
+            assert client.recv(100).startswith(b"HTTP/1.1 200 ")
+        for _ in range(3):
+            new = stack.enter_context(limited.socket())
+            new.sendall(request)
+            assert new.recv(100).startswith(b"HTTP/1.1 200 ")
+        idle[-1].sendall(request)
+        assert idle[-1].recv(4000).startswith((b"HTTP/1.1 200 ", b"Content")), "the newest stay open"
 
 
 def test_a_client_that_does_not_read_is_disconnected(limited: LimitedService) -> None:

@@ -598,3 +598,38 @@ def test_top_p_keeps_the_same_tokens_as_a_full_sort(top_p: float, spread: float)
         assert torch.equal(found, expected)
     else:  # all tokens are equally likely, so rounding decides where the sum reaches top_p
         assert (found.isinf().sum(-1) - expected.isinf().sum(-1)).abs().max() <= 1
+
+
+def test_a_stop_string_is_found_wherever_the_text_is_cut() -> None:
+    drawn = random.Random(0)
+    for _ in range(300):
+        whole = "".join(drawn.choice("ab") for _ in range(60))
+        stops = ["".join(drawn.choice("ab") for _ in range(drawn.randrange(1, 7))) for _ in range(2)]
+        text = TextStream(TOKENIZER, [], tuple(stops))
+        shown, at = "", 0
+        while at < len(whole) and not text.stopped:
+            size = drawn.randrange(1, 9)
+            text._append(whole[at : at + size])
+            at += size
+            shown += text.take(final=False)
+            assert whole.startswith(shown)
+        shown += text.take(final=True)
+        places = [place for stop in stops if (place := whole.find(stop)) >= 0]
+        ends = [whole.find(stop) + len(stop) for stop in stops if stop in whole]
+        assert text.stopped == bool(ends and min(ends) <= at)
+        if not places:
+            assert shown == whole
+        elif len(set(ends)) == 1 or min(ends) + 9 < max(ends):
+            assert shown == whole[: min(places)] or shown == whole[: whole.find(stops[ends.index(min(ends)) if len(ends) == 2 else 0])]
+
+
+def test_a_long_stop_string_costs_no_more_than_a_short_one() -> None:
+    seconds = []
+    for stop in ("a" * 5 + "b", "a" * 100_000 + "b"):
+        text = TextStream(TOKENIZER, [], (stop,))
+        began = time.process_time()
+        for _ in range(2000):
+            text._append("a")
+            text.take(final=False)
+        seconds.append(time.process_time() - began)
+    assert seconds[1] < 20 * seconds[0] + 0.1

@@ -24,7 +24,7 @@ class TextStream:
     ) -> None:
         self.tokenizer = tokenizer
         self._skip = not special
-        self.stop = stop
+        self._stops = [_StopString(words) for words in stop]
         self.text = ""
         self.stopped = False
         self._taken = 0
@@ -66,19 +66,18 @@ class TextStream:
 
     def take(self, *, final: bool) -> str:
         """Return the new text since the last call, without a possible start of a stop string; if final, all of it."""
-        held = 0
-        if not final:
-            sizes = (size for stop in self.stop for size in range(1, len(stop)) if self.text.endswith(stop[:size]))
-            held = max(sizes, default=0)
+        held = 0 if final else max((stop.matched for stop in self._stops), default=0)
         start, self._taken = self._taken, len(self.text) - held
         return self.text[start : self._taken]
 
     def _append(self, piece: str) -> None:
+        if self.stopped:
+            return
+        starts = [end - len(stop.words) for stop in self._stops if (end := stop.read(piece)) is not None]
         before = len(self.text)
         self.text += piece
-        found = [self.text.find(stop, max(0, before - len(stop) + 1)) for stop in self.stop]
-        if places := [place for place in found if place >= 0]:
-            self.text = self.text[: min(places)]
+        if starts:
+            self.text = self.text[: before + min(starts)]
             self.stopped = True
 
     def _decode(self) -> str:
@@ -86,3 +85,37 @@ class TextStream:
             self._window, skip_special_tokens=self._skip, clean_up_tokenization_spaces=False
         )
         return text
+
+
+class _StopString:
+    """Finds a stop string in a text that arrives in pieces, in constant time per character (Knuth, Morris, Pratt 1977).
+
+    Attributes:
+        words: the stop string.
+        matched: length of the longest beginning of it that the text ends with.
+    """
+
+    def __init__(self, words: str) -> None:
+        self.words = words
+        self.matched = 0
+        # For each length of a match, the next shorter beginning of the stop string that is also its end.
+        self._shorter = [0, 0]
+        length = 0
+        for character in words[1:]:
+            while length and words[length] != character:
+                length = self._shorter[length]
+            length += words[length] == character
+            self._shorter.append(length)
+
+    def read(self, piece: str) -> int | None:
+        """Read more text; return where in it the stop string ends first, None if it does not."""
+        words, matched = self.words, self.matched
+        for at, character in enumerate(piece, start=1):
+            while matched and words[matched] != character:
+                matched = self._shorter[matched]
+            matched += words[matched] == character
+            if matched == len(words):
+                self.matched = matched
+                return at
+        self.matched = matched
+        return None

@@ -95,6 +95,8 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if len(scope["path"]) > 1 and scope["path"].endswith("/"):  # a redirect would lose the body in some clients
+            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
         status = 0
         started = time.perf_counter()
 

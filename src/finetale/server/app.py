@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from functools import cache, partial
 from typing import Any, TypeVar
 
+from anyio import CapacityLimiter, to_thread
 from jinja2 import Environment, PackageLoader, Template
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -32,6 +33,9 @@ _log = logging.getLogger("finetale.server")
 _SHORT = 4096
 """Bodies of at most this many bytes, and prompts of as many characters or ids, are parsed in the event loop; longer
 ones go to a thread, because they would delay other requests."""
+_PROBES = ("/health", "/ready", "/metrics")
+_MAX_TOKENIZING = 2
+"""Number of long prompts to tokenize at the same time; each takes memory."""
 
 
 class Service:
@@ -44,6 +48,7 @@ class Service:
         self.draining = False
         self.meters = Meters()
         self._post = Post()
+        self._tokenizers = CapacityLimiter(_MAX_TOKENIZING)
 
     def add(self, model: Served | Upstream) -> None:
         """Serve a model. It replaces a model of the same name."""
@@ -91,6 +96,8 @@ class Service:
     def on_answered(self, answered: Answered) -> None:
         """Count and log a response. The log has the route only, never a prompt."""
         self.meters.requests.labels(answered.route, str(answered.status)).inc()
+        if answered.route in _PROBES and answered.status < 400:
+            return  # probes come every few seconds
         _log.info(
             "request",
             extra={
@@ -160,7 +167,7 @@ class Service:
                 request, model.answer("/v1/chat/completions", chat, self.limits.request_seconds)
             )
         messages = [message.plain() for message in chat.messages]
-        ids = await run_in_threadpool(model.vocabulary.encode_chat, messages)
+        ids = await self._tokenized(partial(model.vocabulary.encode_chat, messages), model)
         return await self._answer(request, chat.completion(ids), wire.CHAT)
 
     async def _read(self, kind: type[wire.Body], request: Request) -> wire.Body:
@@ -186,7 +193,7 @@ class Service:
         if isinstance(model, Upstream):
             return await _until_disconnect(request, model.answer("/v1/completions", asked, self.limits.request_seconds))
         self._post.open()
-        answer = await self._submitted(asked, shape, model, request.client.host if request.client else "")
+        answer = await self._submitted(asked, shape, model, _client(request))
         if asked.stream:
             return EventStream(answer.stream(), answer.cancel)
         try:
@@ -199,7 +206,7 @@ class Service:
         try:
             model.worker.check(client)  # before any work is done for the request
             make = partial(Completion, asked, model.vocabulary, fills=shape is wire.CHAT)
-            completion = await run_in_threadpool(make) if asked.size > _SHORT else make()
+            completion = make() if asked.size <= _SHORT else await self._tokenized(make, model)
             answer = Answer(completion, shape, model, self.meters, self._post, self.limits.request_seconds)
             answer.submit(client)
         except RequestError as error:
@@ -208,6 +215,11 @@ class Service:
                 raise
             return await self._submitted(asked, shape, newer, client)
         return answer
+
+    async def _tokenized(self, make: Callable[[], T], model: Served) -> T:
+        """Return the result of a function that tokenizes. Few run at a time, and those that wait are in the queue."""
+        with model.worker.preparing():
+            return await to_thread.run_sync(make, limiter=self._tokenizers)
 
     def _model(self, name: str) -> Served | Upstream:
         if self.loading:
@@ -219,6 +231,10 @@ class Service:
         return self.models[name]
 
 
+def _client(request: Request) -> str:
+    return request.client.host if request.client else ""
+
+
 @cache
 def _page() -> Template:
     environment = Environment(loader=PackageLoader("finetale", "templates"), autoescape=True)
@@ -226,7 +242,8 @@ def _page() -> Template:
 
 
 def _described(model: Served | Upstream) -> dict[str, Any]:
-    return {"id": model.name, "object": "model", "created": model.created, "owned_by": "finetale"}
+    described = {"id": model.name, "object": "model", "created": model.created, "owned_by": "finetale"}
+    return described | {"max_model_len": model.vocabulary.context}  # the name that vLLM uses
 
 
 async def _until_disconnect(request: Request, work: Awaitable[T]) -> T:

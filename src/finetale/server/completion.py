@@ -44,6 +44,22 @@ class Vocabulary:
         self.vocab_size = vocab_size
         self.context = context
         self._names: dict[int, str] = {}
+        self.max_characters = context * max(map(len, tokenizer.get_vocab()))
+        """Longest prompt in characters; a longer one cannot fit the context, whatever its tokens are."""
+
+    def check_size(self, characters: int, parameter: str) -> None:
+        """Check the size of a prompt before tokenizing it, which would take long for a huge one.
+
+        Raises:
+            RequestError: the prompt is too long.
+        """
+        if characters > self.max_characters:
+            raise RequestError(
+                f"The model's context length is {self.context:,} tokens. The prompt has {characters:,} characters; the "
+                f"maximum is {self.max_characters:,}.",
+                parameter,
+                code="context_length_exceeded",
+            )
 
     def encode(self, prompts: Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
         """Return the token ids of prompts, which are strings or ids, without beginning-of-text.
@@ -52,8 +68,11 @@ class Vocabulary:
             RequestError: an id is not in the vocabulary.
         """
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        for text in texts:
+            self.check_size(len(text), "prompt")
         if texts:
-            return [ids.tolist() for ids in encode_batch(self.tokenizer, texts)]
+            # One after the other: the tokenizer's own results take a hundred times the memory of the text.
+            return [ids.tolist() for text in texts for ids in encode_batch(self.tokenizer, [text])]
         lists = [list(prompt) for prompt in prompts if not isinstance(prompt, str)]
         if any(token >= self.vocab_size for ids in lists for token in ids):
             raise RequestError(f"prompt: token ids must be below {self.vocab_size}.", "prompt")
@@ -71,6 +90,7 @@ class Vocabulary:
                 "model",
                 code="no_chat_template",
             )
+        self.check_size(sum(len(message["content"]) for message in messages), "messages")
         try:
             ids = self.tokenizer.apply_chat_template(
                 messages, tokenize=True, add_generation_prompt=True, return_dict=False
@@ -257,17 +277,19 @@ class Completion:
             if isinstance(given, str)
             else self.vocabulary.tokenizer.decode(given, clean_up_tokenization_spaces=False)
         )
-        read = group[0].job.prompt
-        if not group[0].job.reads_prompt:
+        job = group[0].job
+        if not job.reads_prompt:
             return text, []
-        if len(read) < len(self.prompts[number]):
-            read = [Token(self.prompts[number][0]), *read]
         stream = TextStream(self.vocabulary.tokenizer, [], (), special=True)
-        places = []
-        for token in read:
-            places.append(len(stream.text))
+        # The first token has no log-probability. Beginning-of-text is not part of the text, so it takes no room there.
+        lead = len(job.ids) - len(self.prompts[number])
+        places = [(Token(job.ids[0]), 0)]
+        if not lead:
+            stream.add(job.ids[0])
+        for token in job.prompt:
+            places.append((token, len(stream.text)))
             stream.add(token.id)
-        return text, list(zip(read, places, strict=True))
+        return text, places
 
     def with_texts(self, tokens: Sequence[tuple[Token, int]]) -> list[wire.TokenText]:
         """Return tokens with their texts, from tokens with their offsets."""

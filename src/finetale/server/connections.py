@@ -47,10 +47,11 @@ class BoundedProtocol(H11Protocol):
     limits: Limits
     _waiting: asyncio.TimerHandle | None = None
     _stalled: asyncio.TimerHandle | None = None
+    _idle_since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Accept a connection, or reject it if too many are open."""
-        if len(self.connections) >= self.limits.max_connections:
+        """Accept a connection. If too many are open, close the one that has been idle longest, or reject this one."""
+        if len(self.connections) >= self.limits.max_connections and not self._close_idle():
             message = "Too many connections are open; try again soon."
             transport.write(
                 _raw_response(503, message, "rate_limit_error", "too_many_connections", "Retry-After: 1\r\n")
@@ -61,6 +62,7 @@ class BoundedProtocol(H11Protocol):
         # the client's acknowledgement of the bytes before (Nagle's algorithm with delayed ACK).
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         super().connection_made(transport)
+        self._idle_since = self.loop.time()
         self._waiting = self.loop.call_later(self.limits.header_seconds, transport.abort)
 
     def data_received(self, data: bytes) -> None:
@@ -70,9 +72,25 @@ class BoundedProtocol(H11Protocol):
         super().data_received(data)
         self._watch()
 
+    def _close_idle(self) -> bool:
+        """Close the connection that has been without a request longest; return whether there was one."""
+        idle = [each for each in self.connections if isinstance(each, BoundedProtocol) and each.is_idle]
+        if not idle:
+            return False
+        oldest = min(idle, key=lambda each: each._idle_since)
+        self.connections.discard(oldest)  # it is removed only when the event loop has closed it
+        oldest.transport.abort()
+        return True
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being received or answered."""
+        return self.conn.their_state is h11.IDLE and (self.cycle is None or self.cycle.response_complete)
+
     def on_response_complete(self) -> None:
         """Start the next request's time limit; its bytes may already be here."""
         super().on_response_complete()
+        self._idle_since = self.loop.time()
         if self.conn.their_state is not h11.IDLE:  # uvicorn limits the time between two requests
             self._watch()
         if self.transport.is_closing():  # end it even if the client does not read the rest

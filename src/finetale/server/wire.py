@@ -11,8 +11,10 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     PlainValidator,
+    Tag,
     ValidationError,
     model_validator,
 )
@@ -22,7 +24,9 @@ from finetale.errors import RequestError
 from finetale.surrogates import SURROGATE
 
 MAX_LOGPROBS = 5
+MAX_CHAT_LOGPROBS = 20
 MAX_STOPS = 4
+MAX_STOP_CHARACTERS = 1000
 MAX_BIASES = 300
 _MAX_PARAMETERS = 100
 LARGEST_SEED = 2**63 - 1
@@ -69,22 +73,30 @@ _AnyPrompt = (
 _Biases = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100, strict=True)]], BeforeValidator(_few)]
 
 
+_NO_EFFECT = "Accepted, without effect."
+
+
 class StreamOptions(BaseModel):
     """Options of a stream."""
 
     model_config = ConfigDict(extra="forbid")
 
     include_usage: bool = Field(False, strict=True, description="Send the usage in a last chunk.")
+    include_obfuscation: bool | None = Field(None, strict=True, description=_NO_EFFECT)
 
 
-_Stop = Annotated[Text, Field(min_length=1)]
+_Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 _Stops = Annotated[list[_Stop], Field(max_length=MAX_STOPS)]
 _DEFAULT_MAX_TOKENS = 16
 """Default `max_tokens`, as in OpenAI's API."""
 
 
 class _GenerationRequest(BaseModel):
-    """Parameters of both kinds of requests. Types are strict, and unknown parameters are errors."""
+    """Parameters of both kinds of requests. Types are strict, and unknown parameters are errors.
+
+    Some parameters of OpenAI's API concern its own service: where a response is stored, how it is billed. Clients send
+    them with each request, so they are accepted and have no effect.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -102,6 +114,11 @@ class _GenerationRequest(BaseModel):
     stream: bool | None = Field(False, strict=True)
     stream_options: StreamOptions | None = None
     user: Text | None = None
+    store: bool | None = Field(None, strict=True, description=_NO_EFFECT)
+    metadata: dict[str, Any] | None = Field(None, description=_NO_EFFECT)
+    service_tier: Text | None = Field(None, description=_NO_EFFECT)
+    prompt_cache_key: Text | None = Field(None, description=_NO_EFFECT)
+    safety_identifier: Text | None = Field(None, description=_NO_EFFECT)
     top_k: int | None = Field(
         0, ge=0, strict=True, description="Extension: sample from the k most likely tokens. 0: all."
     )
@@ -185,25 +202,53 @@ class CompletionRequest(_GenerationRequest):
 class TextPart(BaseModel):
     """A part of a message. Only text is supported."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="ignore")
 
     type: Literal["text"]
     text: Text
 
 
+# With a discriminator, errors name the part that is wrong.
+_Content = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[list[TextPart], Field(min_length=1, fail_fast=True), Tag("parts")],
+    Discriminator(lambda value: "parts" if isinstance(value, list) else "text"),
+]
+
+
 class Message(BaseModel):
-    """A message of a conversation."""
+    """A message of a conversation.
 
-    model_config = ConfigDict(extra="forbid")
+    Clients send a model's own messages back with all the fields of the response, such as `refusal` and `annotations`.
+    Unknown fields are ignored, as in OpenAI's API.
+    """
 
-    role: Literal["system", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
+    model_config = ConfigDict(extra="ignore")
+
+    role: Literal["system", "developer", "user", "assistant"] = Field(description="developer: the same as system.")
+    content: _Content | None = None
     name: Text | None = None
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="Not supported.")
+
+    @model_validator(mode="after")
+    def _has_text(self) -> Message:
+        if self.content is None and self.role != "assistant":
+            raise ValueError("content: is required")
+        return self
 
     def plain(self) -> dict[str, str]:
         """Return the message as chat templates take it."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": self.role, "content": text} | ({"name": self.name} if self.name is not None else {})
+        parts = self.content if isinstance(self.content, list) else []
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in parts)
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": text} | ({"name": self.name} if self.name is not None else {})
+
+
+class ResponseFormat(BaseModel):
+    """The form of the response. Only text is supported."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text"]
 
 
 class ChatRequest(_GenerationRequest):
@@ -218,7 +263,14 @@ class ChatRequest(_GenerationRequest):
         description="Maximum number of tokens to generate. Default: what the context has room for.",
     )
     logprobs: bool | None = Field(False, strict=True)
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, strict=True)
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_CHAT_LOGPROBS, strict=True)
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="Not supported.")
+    tool_choice: Literal["none", "auto"] | None = Field(None, description=_NO_EFFECT)
+    parallel_tool_calls: bool | None = Field(None, strict=True, description=_NO_EFFECT)
+    modalities: list[Literal["text"]] | None = Field(None, description=_NO_EFFECT)
+    reasoning_effort: Text | None = Field(None, description=_NO_EFFECT)
+    verbosity: Text | None = Field(None, description=_NO_EFFECT)
 
     @model_validator(mode="after")
     def _together(self) -> ChatRequest:
@@ -231,12 +283,11 @@ class ChatRequest(_GenerationRequest):
 
     def completion(self, ids: list[int]) -> CompletionRequest:
         """Return the request as a completion of the conversation's token ids."""
-        shared = self.model_dump(exclude={"messages", "logprobs", "top_logprobs", "max_completion_tokens"})
+        shared = self.model_dump(include=set(_GenerationRequest.model_fields))
         wanted = self.max_tokens if self.max_tokens is not None else self.max_completion_tokens
-        return CompletionRequest.model_validate(
-            shared
-            | {"prompt": ids, "max_tokens": wanted, "logprobs": (self.top_logprobs or 0) if self.logprobs else None}
-        )
+        request = CompletionRequest.model_validate(shared | {"prompt": ids, "max_tokens": wanted})
+        # Conversations may ask for more of them than completions.
+        return request.model_copy(update={"logprobs": (self.top_logprobs or 0) if self.logprobs else None})
 
 
 Body = TypeVar("Body", CompletionRequest, ChatRequest)
@@ -261,10 +312,10 @@ def read(kind: type[Body], body: bytes) -> Body:
     except ValidationError as error:
         first = min(error.errors(), key=lambda item: len(item["loc"]))
         message = first["msg"].removeprefix("Value error, ")
-        if first["loc"]:
-            parameter = str(first["loc"][0])
-        else:
-            parameter, _, message = message.partition(": ")
+        parameter = _path(first["loc"], values)
+        if first["type"] == "value_error" and ": " in message:
+            name, _, message = message.partition(": ")
+            parameter = f"{parameter}.{name}" if parameter else name
         if first["type"] == "extra_forbidden":
             raise RequestError(f"Unknown parameter: {parameter}.", parameter) from None
         if first["type"] == "missing":
@@ -275,6 +326,19 @@ def read(kind: type[Body], body: bytes) -> Body:
     if b"\\u" in body and _has_surrogate(values):
         raise RequestError("The body has an unpaired surrogate, which is not valid text.")
     return request
+
+
+def _path(location: Sequence[int | str], values: Any) -> str:
+    """Return the path of a value, as messages[1].content. Names of types in the location are left out."""
+    path = ""
+    for step in location:
+        if isinstance(step, int) and isinstance(values, list):
+            path += f"[{step}]"
+            values = values[step] if step < len(values) else None
+        elif isinstance(step, str) and isinstance(values, dict) and step.isidentifier():
+            path += f".{step}" if path else step
+            values = values.get(step)
+    return path
 
 
 def _has_surrogate(value: Any) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -51,6 +52,7 @@ class Worker:
         self._queue: Turns[Ticket] = Turns(max_waiting)
         self._active: dict[int, tuple[Ticket, ChoiceBuilder]] = {}  # by id of the job
         self._pace = Pace()
+        self._num_preparing = 0
         self._change = threading.Condition()
         self._closing = False
         self.works = True
@@ -96,7 +98,16 @@ class Worker:
 
     def is_full(self, client: str) -> bool:
         """Return whether the queue is full for a client."""
-        return not self._queue.has_room(client, max(0, self.engine.free))
+        return not self._queue.has_room(client, max(0, self.engine.free) - self._num_preparing)
+
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Count a request as waiting while it is tokenized."""
+        self._num_preparing += 1  # in the event loop only
+        try:
+            yield
+        finally:
+            self._num_preparing -= 1
 
     def cancel(self, ticket: Ticket) -> None:
         """Cancel a request. Its slots become free after the current step."""
