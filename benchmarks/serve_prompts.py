@@ -11,6 +11,7 @@ line.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import statistics
@@ -109,7 +110,7 @@ def stream(client: Any, ids: list[int], tokens: int, times: list[float], ended: 
 
 def differences(times: list[float]) -> list[float]:
     """Return the times between neighbours."""
-    return [after - before for before, after in zip(times, times[1:], strict=False)]
+    return [after - before for before, after in itertools.pairwise(times)]
 
 
 class Memory:

@@ -202,18 +202,24 @@ def test_connections_above_the_limit_get_status_503(limited: LimitedService) -> 
 
 
 def test_an_idle_connection_makes_room_for_a_new_one(limited: LimitedService) -> None:
-    request = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    def check(client: socket.socket) -> None:
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        received = b""
+        while not received.endswith(b'{"status":"ok"}'):
+            more = client.recv(4000)
+            assert more, "the connection is closed"
+            received += more
+
     with contextlib.ExitStack() as stack:
         idle = [stack.enter_context(limited.socket()) for _ in range(20)]
         for client in idle:
-            client.sendall(request)
-            assert client.recv(100).startswith(b"HTTP/1.1 200 ")
+            check(client)
         for _ in range(3):
             new = stack.enter_context(limited.socket())
-            new.sendall(request)
-            assert new.recv(100).startswith(b"HTTP/1.1 200 ")
-        idle[-1].sendall(request)
-        assert idle[-1].recv(4000).startswith((b"HTTP/1.1 200 ", b"Content")), "the newest stay open"
+            check(new)
+        check(idle[-1])  # the newest stay open
+        with pytest.raises((ConnectionError, AssertionError)):
+            check(idle[0])
 
 
 def test_a_client_that_does_not_read_is_disconnected(limited: LimitedService) -> None:

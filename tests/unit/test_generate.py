@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -600,30 +602,27 @@ def test_top_p_keeps_the_same_tokens_as_a_full_sort(top_p: float, spread: float)
         assert (found.isinf().sum(-1) - expected.isinf().sum(-1)).abs().max() <= 1
 
 
-def test_a_stop_string_is_found_wherever_the_text_is_cut() -> None:
+def test_stop_strings_are_found_wherever_the_text_is_cut() -> None:
     drawn = random.Random(0)
+    found = 0
     for _ in range(300):
-        whole = "".join(drawn.choice("ab") for _ in range(60))
-        stops = ["".join(drawn.choice("ab") for _ in range(drawn.randrange(1, 7))) for _ in range(2)]
-        text = TextStream(TOKENIZER, [], tuple(stops))
+        whole = "".join(drawn.choice("ab") for _ in range(40))
+        stop = "".join(drawn.choice("ab") for _ in range(drawn.randrange(1, 9)))
+        text = TextStream(TOKENIZER, [], (stop, "never"))
         shown, at = "", 0
         while at < len(whole) and not text.stopped:
             size = drawn.randrange(1, 9)
             text._append(whole[at : at + size])
             at += size
-            shown += text.take(final=False)
-            assert whole.startswith(shown)
+            shown += text.take(final=text.stopped)
         shown += text.take(final=True)
-        places = [place for stop in stops if (place := whole.find(stop)) >= 0]
-        ends = [whole.find(stop) + len(stop) for stop in stops if stop in whole]
-        assert text.stopped == bool(ends and min(ends) <= at)
-        if not places:
-            assert shown == whole
-        elif len(set(ends)) == 1 or min(ends) + 9 < max(ends):
-            assert shown == whole[: min(places)] or shown == whole[: whole.find(stops[ends.index(min(ends)) if len(ends) == 2 else 0])]
+        assert text.stopped == (stop in whole)
+        assert shown == whole.partition(stop)[0]
+        found += text.stopped
+    assert 50 < found < 300
 
 
-def test_a_long_stop_string_costs_no_more_than_a_short_one() -> None:
+def test_the_cost_of_a_stop_string_does_not_depend_on_its_length() -> None:
     seconds = []
     for stop in ("a" * 5 + "b", "a" * 100_000 + "b"):
         text = TextStream(TOKENIZER, [], (stop,))
