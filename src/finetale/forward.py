@@ -186,7 +186,7 @@ def find_route(model: PreTrainedModel) -> Route:
                     )
                     if route.head:
                         head = _head(model)
-                        outputs = torch.nn.functional.linear(outputs, head.weight, head.bias)
+                        outputs = torch.nn.functional.linear(outputs, head.weight.to(outputs.dtype), head.bias)
                 except (TypeError, ValueError, RuntimeError, AttributeError):
                     return False
                 return bool((outputs.float() - alone).abs().max() <= _TOLERANCE * scale)

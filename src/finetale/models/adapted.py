@@ -27,6 +27,10 @@ class AdaptedBase:
     provenance: Provenance
     dropout: float | None = None
 
+    def read(self) -> PreTrainedModel:
+        """Read the base again, in fp32."""
+        return load_located(self.located, dropout=self.dropout).model
+
     def save_adapter(
         self, model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> None:

@@ -106,7 +106,7 @@ def locate(name: str, *, revision: str | None = None, offline: bool = False) -> 
         if run.is_run():
             return _of_run(name, run, offline)
         if is_adapter(path):
-            return _with_adapter(name, "local", path, None, offline)
+            return locate_adapter(name, path, offline=offline)
         if is_sealed(path) and (problems := verify_folder(path)):
             raise ModelError(
                 f"The model in {name} is corrupted ({problems[0]}).",
@@ -137,7 +137,7 @@ def _of_run(name: str, run: RunDirectory, offline: bool) -> Located:
     if not problems:
         return _checked(name, "run", run.model, None)
     if is_sealed(run.adapter) and not verify_folder(run.adapter):
-        located = _with_adapter(name, "run", run.adapter, run, offline)
+        located = locate_adapter(name, run.adapter, run, offline=offline)
         what = f"is corrupted ({problems[0]})" if run.model.exists() else "is missing"
         return replace(located, warning=f"{run.model} {what}; the adapter and its base are used instead.")
     whole = [(step, folder) for step, folder in run.saved_checkpoints() if not verify_folder(folder)]
@@ -146,7 +146,7 @@ def _of_run(name: str, run: RunDirectory, offline: bool) -> Located:
         step, folder = min(whole, key=lambda item: (item[0] != best, -item[0]))
         warning = f"{run.model} is corrupted ({problems[0]}); the checkpoint of step {step} is used instead."
         located = (
-            _with_adapter(name, "run", folder, run, offline)
+            locate_adapter(name, folder, run, offline=offline)
             if is_adapter(folder)
             else _checked(name, "run", folder, None)
         )
@@ -166,7 +166,7 @@ def is_adapter(folder: Path) -> bool:
     return (folder / adapters.CONFIG_NAME).is_file() and not (folder / "config.json").is_file()
 
 
-def _with_adapter(name: str, kind: str, folder: Path, run: RunDirectory | None, offline: bool) -> Located:
+def locate_adapter(name: str, folder: Path, run: RunDirectory | None = None, *, offline: bool = False) -> Located:
     """Locate an adapter and its base.
 
     Args:
@@ -176,6 +176,7 @@ def _with_adapter(name: str, kind: str, folder: Path, run: RunDirectory | None, 
     Raises:
         ModelError: the base is unknown or missing.
     """
+    kind = "local" if run is None else "run"
     if problems := verify_folder(folder) if is_sealed(folder) else []:
         raise ModelError(f"The adapter {folder} is corrupted ({problems[0]}).", "Restore the file.")
     if not (folder / adapters.WEIGHTS_NAME).is_file():

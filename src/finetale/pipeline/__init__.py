@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from finetale.pipeline.data import check_text
     from finetale.pipeline.evaluating import compare_on, evaluate_on, held_out_ids
     from finetale.pipeline.forecast import plan_run
+    from finetale.pipeline.merging import merge_adapter
     from finetale.pipeline.resuming import resume_run
     from finetale.pipeline.training_run import finish, open_base, train_run
 
@@ -21,6 +22,7 @@ _MODULES = {
     "evaluate_on": "evaluating",
     "finish": "training_run",
     "held_out_ids": "evaluating",
+    "merge_adapter": "merging",
     "open_base": "training_run",
     "plan_run": "forecast",
     "resume_run": "resuming",
@@ -33,6 +35,7 @@ __all__ = [
     "evaluate_on",
     "finish",
     "held_out_ids",
+    "merge_adapter",
     "open_base",
     "plan_run",
     "resume_run",

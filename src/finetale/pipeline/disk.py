@@ -48,6 +48,9 @@ def plan_disk(prepared: Prepared) -> DiskPlan:
     moments = sum(2 * moment * p.numel() + 3 * _ENTRY_BYTES for p in parameters if p.requires_grad)
     text = _tokenizer_bytes(prepared.loaded.tokenizer) + _CONFIG_BYTES
     checkpoint, saved = weights + moments + text, weights + text
+    if prepared.adapted is not None:
+        adapter = sum(4 * p.numel() + _ENTRY_BYTES for p in parameters if p.requires_grad)
+        checkpoint, saved = adapter + moments + _CONFIG_BYTES, weights + adapter + 2 * text
     saves = (step for step in range(1, budget.total_steps + 1) if budget.saves(step))
     standing = len(list(islice(saves, config.keep_checkpoints + 2)))
     lines = budget.total_steps // (config.log_every or 1) * _STEP_BYTES * (2 if config.tensorboard else 1)

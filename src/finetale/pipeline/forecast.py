@@ -16,6 +16,7 @@ from finetale.environment import hardware, peak_memory, reset_peak_memory
 from finetale.errors import MemoryLimitError
 from finetale.forward import PackedForward
 from finetale.generate import Generator
+from finetale.models.frozen import fast_products
 from finetale.notify import Notify, stage
 from finetale.out_of_memory import memory_errors
 from finetale.pipeline.data import data_json, keep_standard_input
@@ -140,7 +141,8 @@ def _sampling_seconds(prepared: Prepared) -> float:
     for number in (1, 1, min(_FEW_TOKENS, most)):
         settings = config.narrow(SamplingSettings).model_copy(update={"max_new_tokens": number, "stop": ()})
         started = time.perf_counter()
-        generator.generate([prompt], settings, n=config.num_samples, truncate=True)
+        with fast_products(prepared.loaded.model):
+            generator.generate([prompt], settings, n=config.num_samples, truncate=True)
         seconds[number] = time.perf_counter() - started
     first, several = seconds[1], seconds[max(seconds)]
     token = (several - first) / max(1, max(seconds) - 1)
@@ -151,4 +153,6 @@ def _program_bytes(prepared: Prepared) -> int:
     """Return the main memory of the program before training, without the weights; 0 for training on a GPU."""
     if next(prepared.loaded.model.parameters()).is_cuda:
         return 0
-    return max(0, psutil.Process().memory_info().rss - 4 * prepared.loaded.provenance.parameters)
+    weights = sum(int(parameter.nbytes) for parameter in prepared.loaded.model.parameters())
+    used = int(psutil.Process().memory_info().rss)
+    return max(0, used - weights)

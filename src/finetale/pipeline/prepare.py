@@ -19,6 +19,7 @@ from finetale.errors import RunError, SourceError
 from finetale.extras import is_installed, require
 from finetale.formatting import plural, shell_command
 from finetale.models import LoadedModel
+from finetale.models.frozen import keep_in_bf16, restore_fp32
 from finetale.notify import Notify, note, stage, warn
 from finetale.out_of_memory import check_address_space
 from finetale.pipeline.data import cut_in_run, tokenise, trained_tokenizer
@@ -163,7 +164,11 @@ def prepare(
     loaded.model.to(devices.device())
     precision = resolve_precision(config.precision)
     speed.set_up(loaded.model, enabled=config.speed, attention=config.attention, precision=precision, training=True)
+    if adapted is not None and precision == "bf16":
+        keep_in_bf16(loaded.model)
     tuned = tune(config, loaded.model, blocks, step_budget(config, blocks), notify)
+    if adapted is not None and tuned.choice.precision == "fp32":  # the probe found bf16 to be slower
+        restore_fp32(loaded.model, adapted.read)
     resolved = config.model_copy(
         update=tuned.choice.to_dict()
         | {

@@ -23,6 +23,7 @@ from finetale.errors import HubError, InterruptedRun, RunError
 from finetale.formatting import shell_command
 from finetale.generate import Generator
 from finetale.models import LoadedModel
+from finetale.models.frozen import fast_products
 from finetale.notify import Notify, stage
 from finetale.out_of_memory import memory_errors
 from finetale.pipeline.data import data_json, keep_standard_input
@@ -181,7 +182,8 @@ def _train(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Pa
 
     def sample(between: Callable[[], None]) -> list[tuple[str, str]]:
         generator = Generator(loaded.model, loaded.tokenizer)
-        return [(prompt, generator.generate([prompt], sampling, truncate=True, between=between)[0][0].text)]
+        with fast_products(loaded.model):
+            return [(prompt, generator.generate([prompt], sampling, truncate=True, between=between)[0][0].text)]
 
     loop = Training(
         model=loaded.model,

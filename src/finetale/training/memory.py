@@ -62,9 +62,9 @@ def plan_memory(forward: PackedForward, blocks: Blocks, most: int, *, moment_byt
     """
     device = forward.device
     parameters = list(forward.model.parameters())
-    # All weights are in fp32; trained weights also have gradients and Adam's two moments.
+    # Trained weights also have gradients and Adam's two moments.
     trained = 4 + 2 * moment_bytes
-    fixed = sum((4 + (trained if p.requires_grad else 0)) * p.numel() for p in parameters)
+    fixed = sum((p.element_size() + (trained if p.requires_grad else 0)) * p.numel() for p in parameters)
     one, two = _kept_bytes_of_one_and_two(forward, blocks)
     if two is None:  # two sequences do not fit
         available = free_memory(forward.model)
@@ -93,7 +93,7 @@ def _rounded(size: int, most: int) -> int:
 def free_memory(model: torch.nn.Module) -> int:
     """Return the free memory of the model's device, plus the memory of the model's weights, in bytes."""
     parameters = list(model.parameters())
-    return _available(parameters[0].device) + 4 * sum(p.numel() for p in parameters)
+    return _available(parameters[0].device) + sum(p.nbytes for p in parameters)
 
 
 def _available(device: torch.device) -> int:
