@@ -27,9 +27,9 @@ class AdaptedBase:
     provenance: Provenance
     dropout: float | None = None
 
-    def read(self) -> PreTrainedModel:
-        """Read the base again, in fp32."""
-        return load_located(self.located, dropout=self.dropout).model
+    def read(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        """Read the base again, in fp32, with embeddings for the tokenizer."""
+        return load_located(self.located, tokenizer=tokenizer, dropout=self.dropout).model
 
     def save_adapter(
         self, model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None
@@ -52,8 +52,7 @@ class AdaptedBase:
 
         The weights of the base are read again, because those in memory may be in bf16.
         """
-        base = load_located(self.located, tokenizer=tokenizer, dropout=self.dropout)
-        merged = adapters.merge_into(base.model, adapter, self.provenance.name)
+        merged = adapters.merge_into(self.read(tokenizer), adapter, self.provenance.name)
         save(merged, tokenizer, folder)
 
 

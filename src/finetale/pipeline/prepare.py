@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,7 +169,7 @@ def prepare(
         keep_in_bf16(loaded.model)
     tuned = tune(config, loaded.model, blocks, step_budget(config, blocks), notify)
     if adapted is not None and tuned.choice.precision == "fp32":  # the probe found bf16 to be slower
-        restore_fp32(loaded.model, adapted.read)
+        restore_fp32(loaded.model, partial(adapted.read, loaded.tokenizer))
     resolved = config.model_copy(
         update=tuned.choice.to_dict()
         | {
