@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finetale.round_trip import TextSample
 from finetale.text.documents import SPLITS, size_in_utf8
 from finetale.tokenizing import Encoder
 from finetale.tokens import begin_and_end, check_known, encode_parts, tokenizer_warnings
@@ -97,6 +98,7 @@ class TokenCounter:
         unknown = tokenizer.unk_token_id
         self._unknown = unknown if unknown not in (self._begin, self._end) else None
         self._seen = {"unknown": 0, "markers": 0, "ids": 0}
+        self._text = TextSample()
         self._context = 0
         self._bytes = 0
         self._tallies = {split: _Tally() for split in SPLITS}
@@ -109,6 +111,8 @@ class TokenCounter:
         whole: list[Part] = []
         units: list[tuple[_Tally, str]] = []
         for part in parts:
+            if part.dropped is None:
+                self._text.add(part.text)
             size = len(part.text) if part.text.isascii() else size_in_utf8(part.text)
             self._bytes += size
             if self._bytes <= EXACT_BYTES or part.context:
@@ -163,7 +167,7 @@ class TokenCounter:
                 {"reason": reason, "documents": self._dropped[reason].parts, "tokens": number}
                 for reason, number in sorted(gone.items())
             ],
-            tokenizer_warnings(seen, self._tokenizer),
+            tokenizer_warnings(seen, self._tokenizer, self._text),
             self._sample.error() if estimated else None,
         )
 

@@ -28,6 +28,7 @@ from finetale.errors import RunError, SourceError, TokenizerError
 from finetale.formatting import plural
 from finetale.mixture import Mixture
 from finetale.passages import PassageFinder
+from finetale.round_trip import TextSample, changes
 from finetale.rundir import read_json, write_json, write_sealed_folder
 from finetale.signals import leave_open
 from finetale.text.documents import size_in_utf8
@@ -335,6 +336,7 @@ def build_store(
     personal: list[tuple[int, int]] = []
     context: list[tuple[int, int]] = []
     seen = {"unknown": 0, "markers": 0, "ids": 0}
+    sample = TextSample()
     unknown = tokenizer.unk_token_id if tokenizer.unk_token_id not in (begin, end) else None
     special = special_tokens_of(tokenizer)
 
@@ -385,6 +387,7 @@ def build_store(
                         dropped[reason] += 1
                         dropped_tokens[reason] += targets
                         continue
+                    sample.add(part.text)
                     pieces += (first, ids, last) if part.ends else (first, ids)
                     learned = learned_pieces(part.text, part.context, special)
                     kept.append((part.split, "\n".join(learned)))
@@ -459,7 +462,7 @@ def build_store(
                 {"reason": reason, "documents": count, "tokens": dropped_tokens[reason]}
                 for reason, count in sorted(dropped.items())
             ],
-            "warnings": tokenizer_warnings(seen, tokenizer),
+            "warnings": tokenizer_warnings(seen, tokenizer, sample),
             "report": reported | {"shared_passages": shared.to_dict()},
         }
         check_known(seen, tokenizer)
@@ -573,8 +576,13 @@ def batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
         yield batch
 
 
-def tokenizer_warnings(seen: dict[str, int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return warnings as sentences. `seen` has the numbers of ids, of unknown ones, and of markers of a text's end."""
+def tokenizer_warnings(seen: dict[str, int], tokenizer: PreTrainedTokenizerBase, sample: TextSample) -> list[str]:
+    """Return warnings as sentences.
+
+    Args:
+        seen: the numbers of ids, of unknown ones, and of markers of a text's end.
+        sample: a sample of the text, which is compared with what encoding and decoding makes of it.
+    """
     warnings = []
     marker = tokenizer.convert_ids_to_tokens(begin_and_end(tokenizer)[1])
     if seen["markers"]:
@@ -588,6 +596,8 @@ def tokenizer_warnings(seen: dict[str, int], tokenizer: PreTrainedTokenizerBase)
             f"The tokenizer does not know {plural(seen['unknown'], 'token')} of the text "
             f"({share:.2%}) and read {tokenizer.unk_token} there."
         )
+    if (changed := changes(tokenizer, sample.units)) is not None:
+        warnings.append(changed.sentence())
     return warnings
 
 

@@ -14,7 +14,7 @@ from finetale.cli.output import Json, Quiet, Source, print_json, progress, stdou
 from finetale.cli.settings import with_settings
 from finetale.config import TextSettings
 from finetale.formatting import plural, size
-from finetale.schema import CheckResult, LengthBin, TextReport
+from finetale.schema import CheckResult, LengthBin, TextReport, TokenizerFit
 
 _MAX_PROBLEMS = 20
 _MAX_PLACES = 5
@@ -95,6 +95,8 @@ def _show(result: CheckResult) -> None:
     console.print(table)
     if text.split_rule:
         console.print(text.split_rule, soft_wrap=True, markup=False)
+    if result.tokenizer_fit is not None:
+        _show_fit(console, result.tokenizer_fit)
     _show_files(console, text)
     _show_lengths(console, text.length_histogram)
     for line in (*result.warnings, *_remarks(text)):
@@ -102,6 +104,19 @@ def _show(result: CheckResult) -> None:
     _show_problems(console, text)
     if result.refused:
         console.print(f"[red]error[/]: {escape(result.refused)}", soft_wrap=True)
+
+
+def _show_fit(console: Console, fit: TokenizerFit) -> None:
+    console.print()
+    table = _table("tokenizer", "this model's", "one trained on this text")
+    own = "too little text" if fit.own_bytes_per_token is None else f"{fit.own_bytes_per_token:.2f}"
+    table.add_row("vocabulary", f"{fit.vocab_size:,}", "–" if fit.own_vocab_size is None else f"{fit.own_vocab_size:,}")
+    table.add_row("bytes of text per token", f"{fit.bytes_per_token:.2f}", own)
+    table.add_row("fragments of characters", f"{fit.fragments_share:.1%}", "")
+    table.add_row("unknown text", f"{fit.unknown_share:.1%}", "")
+    console.print(table)
+    if fit.advice:
+        console.print(f"note: {fit.advice}", soft_wrap=True, markup=False)
 
 
 def _spaces_separate_words(text: TextReport) -> bool:
@@ -175,7 +190,7 @@ def _show_problems(console: Console, text: TextReport) -> None:
 
 def _table(*titles: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    left = ("split", "file", "kind", "encoding", "characters")
+    left = ("tokenizer", "split", "file", "kind", "encoding", "characters")
     for title in titles:
         table.add_column(title, justify="left" if title in left and title != "characters" else "right")
     return table

@@ -12,15 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from finetale import __version__, cache, text, tokens
+from finetale import __version__, cache, text, tokenizer_report, tokens
 from finetale.blocks import CutExamples, check_enough, choose_block_size, cut_examples
 from finetale.chat import chat_renderer, chat_template_of
 from finetale.config import Config, TextSettings
 from finetale.errors import FinetaleError, RunError, SourceError
 from finetale.notify import Notify, counted, stage, warn
 from finetale.passages import PassageFinder
+from finetale.round_trip import TextSample
 from finetale.rundir import temporary_name, write_bytes, write_sealed_folder
-from finetale.schema import CheckResult, DataFile
+from finetale.schema import CheckResult, DataFile, TokenizerFit
 from finetale.text.documents import SPLITS, Part, Split, digest_of
 from finetale.token_count import TokenCounter, look_ahead
 from finetale.tokens import TokenStore
@@ -249,6 +250,9 @@ def check_text(config: Config, notify: Notify, *, exact_tokens: bool = False) ->
         config.sources, config, on_problem="collect", offline=config.offline, renderer=renderer
     )
     named_tokenizer = config.tokenizer or config.model
+    sample = tokenizer_report.new_sample()
+    if named and tokenizer is not None and not config.model.startswith("new:"):
+        parts = _sampled(parts, sample)
     if tokenizer is None:
         shared = _shared_passages(counted(parts, progress), None, None)
         result["no_tokens"] = (
@@ -264,6 +268,7 @@ def check_text(config: Config, notify: Notify, *, exact_tokens: bool = False) ->
             count = counter.result()
             result |= {"tokens": count.account, "dropped": count.dropped, "warnings": count.warnings}
             result |= {"estimated": count.error is not None, "tokens_error": count.error, "tokenizer": named_tokenizer}
+            result["tokenizer_fit"] = _fit(tokenizer, sample, notify)
             try:
                 check_enough(count.account["trained"], count.account["trained"], config.block_size)
             except SourceError as error:
@@ -289,7 +294,23 @@ def check_text(config: Config, notify: Notify, *, exact_tokens: bool = False) ->
             choose_block_size(store, None, config.block_size)
         except SourceError as error:
             result["refused"] = f"{error.message} {error.hint}"
+    result["tokenizer_fit"] = _fit(tokenizer, sample, notify)
     return CheckResult.model_validate(result | counts | {"tokenizer": named_tokenizer, "text": reported})
+
+
+def _sampled(parts: Iterator[Part], sample: TextSample) -> Iterator[Part]:
+    """Yield parts, and add the training text among them to a sample."""
+    for part in parts:
+        if part.split == "train" and part.dropped is None and not part.is_mixed:
+            sample.add(part.text)
+        yield part
+
+
+def _fit(tokenizer: PreTrainedTokenizerBase, sample: TextSample, notify: Notify) -> TokenizerFit | None:
+    if not sample.units:
+        return None
+    stage(notify, "Comparing the tokenizer with one trained on the text")
+    return tokenizer_report.measure(tokenizer, sample)
 
 
 def _shared_passages(

@@ -78,7 +78,7 @@ from finetale.schema.events import (
     parse_events,
     recorded_lines,
 )
-from finetale.schema.results import CheckResult, DiskForecast, MemoryForecast, PlanResult
+from finetale.schema.results import CheckResult, DiskForecast, MemoryForecast, PlanResult, TokenizerFit
 from finetale.schema.run import (
     AcceptedChange,
     BaseModelSource,
@@ -160,6 +160,7 @@ __all__ = [
     "StoppedEvent",
     "TextReport",
     "TokenAccount",
+    "TokenizerFit",
     "TrainEvent",
     "Trial",
     "WarningEvent",

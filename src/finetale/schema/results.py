@@ -11,6 +11,22 @@ from finetale.schema.data import DataFile, DroppedTokens, TextReport, TokenAccou
 from finetale.schema.run import BaseModelSource, Hardware, ProbeResult
 
 
+class TokenizerFit(Record):
+    """How well a tokenizer fits a text, measured on a sample."""
+
+    sample_bytes: int = Field(description="Bytes of the measured sample, in UTF-8.")
+    vocab_size: int = Field(description="Number of tokens of the tokenizer.")
+    bytes_per_token: float = Field(description="Bytes of text per token, on average.")
+    fragments_share: float = Field(description="Share of the tokens that hold only some of the bytes of a character.")
+    unknown_share: float = Field(description="Share of the tokens that stand for unknown text.")
+    changed_share: float = Field(description="Share of the characters that encoding and decoding changes.")
+    own_vocab_size: int | None = Field(
+        default=None, description="Number of tokens of a tokenizer trained on the text; null with too little text."
+    )
+    own_bytes_per_token: float | None = Field(default=None, description="Its bytes per token on the same sample.")
+    advice: str | None = Field(default=None, description="What to do if the tokenizer fits badly, as a sentence.")
+
+
 class CheckResult(Record):
     """The result of `finetale check`."""
 
@@ -24,6 +40,9 @@ class CheckResult(Record):
         description="Half of the width of the 95% interval of `tokens.read`; null when all tokens are counted.",
     )
     tokenizer: str | None = Field(default=None, description="Model or tokenizer that the tokens were counted with.")
+    tokenizer_fit: TokenizerFit | None = Field(
+        default=None, description="How the tokenizer fits the text; null unless a model or tokenizer is named."
+    )
     no_tokens: str | None = Field(default=None, description="Why the tokens were not counted.")
     dropped: list[DroppedTokens] = Field(default=[], description="Dropped tokens by reason.")
     warnings: list[str] = Field(default=[], description="Warnings of the tokenizer, as sentences.")
