@@ -63,8 +63,16 @@ def load_tokenizer(
         folder, _ = download(str(source), revision, offline, weights=False)
     check_tokenizer_files(name, folder)
     tokenizer = _read(folder, name)
+    _without_dropout(tokenizer)
     check_tokenizer(tokenizer, name)
     return tokenizer
+
+
+def _without_dropout(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Turn off the dropout of merges, with which the same text gets other tokens each time."""
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if getattr(model, "dropout", None):
+        model.dropout = None  # type: ignore[union-attr]
 
 
 def _read(folder: Path, name: str) -> PreTrainedTokenizerBase:
