@@ -17,7 +17,9 @@ from safetensors.torch import load_file
 from children import call
 from finetale import models
 from finetale.cli import run
+from finetale.config import Config
 from finetale.errors import ModelError, RunError
+from finetale.pipeline.prepare import prepare
 from finetale.rundir import RunDirectory, verify_folder
 from finetale.schema import Event, TrainEvent
 from finetale.training import Training
@@ -88,6 +90,17 @@ def test_the_base_did_not_change_and_the_model_got_better(finished: Path) -> Non
     assert comparison.after.validation is not None
     assert comparison.after.validation.loss < comparison.before.validation.loss - 0.1
     assert comparison.improved
+
+
+@pytest.mark.parametrize(("precision", "kept"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_frozen_matrices_are_kept_in_the_type_of_the_products(here: Path, precision: str, kept: torch.dtype) -> None:
+    settings = {"model": "base", "method": "lora", "sources": "stories", "precision": precision, "max_steps": 1}
+    prepared = prepare(Config.resolve(settings), lambda event: None)
+    layers = prepared.loaded.model.transformer.h
+    assert {layer.mlp.c_fc.base_layer.weight.dtype for layer in layers} == {kept}
+    assert {layer.attn.c_attn.base_layer.weight.dtype for layer in layers} == {kept}
+    assert prepared.loaded.model.lm_head.weight.dtype == kept
+    assert layers[0].mlp.c_fc.lora_A["default"].weight.dtype == torch.float32
 
 
 def stop_after_step_3() -> None:

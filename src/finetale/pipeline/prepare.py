@@ -164,12 +164,15 @@ def prepare(
     _report_budget(config, step_budget(config, blocks), notify)
     loaded.model.to(devices.device())
     precision = resolve_precision(config.precision)
-    speed.set_up(loaded.model, enabled=config.speed, attention=config.attention, precision=precision, training=True)
     if adapted is not None and precision == "bf16":
-        keep_in_bf16(loaded.model)
+        keep_in_bf16(loaded.model)  # before the speed-ups, which replace the classes that it knows
+    set_up = partial(speed.set_up, enabled=config.speed, attention=config.attention, training=True)
+    set_up(loaded.model, precision=precision)
     tuned = tune(config, loaded.model, blocks, step_budget(config, blocks), notify)
-    if adapted is not None and tuned.choice.precision == "fp32":  # the probe found bf16 to be slower
+    if adapted is not None and precision != tuned.choice.precision == "fp32":  # the probe found bf16 to be slower
         restore_fp32(loaded.model, partial(adapted.read, loaded.tokenizer))
+        set_up(loaded.model, precision="fp32")
+        speed.use_documents(loaded.model, tuned.choice.attention == "documents")
     resolved = config.model_copy(
         update=tuned.choice.to_dict()
         | {
