@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import sentencepiece
 import torch
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -25,6 +26,7 @@ from transformers import (
 )
 
 from finetale import extras, models
+from finetale.cli import run
 from finetale.errors import FinetaleError, TokenizerError
 from finetale.tokens import begin_and_end
 from tiny import story, tokenizer
@@ -215,3 +217,36 @@ def test_files_that_are_no_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError) as caught:
         models.load_tokenizer(folder)
     assert "tokenizer.model" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["vocabulary and merges", "bert", "sentencepiece"])
+def test_from_training_to_generating(kind: str, tmp_path: Path) -> None:
+    """A run is resumed bit by bit, and its tokenizer is the same in transformers."""
+    folder = save_base(tmp_path / "base", "llama" if kind == "sentencepiece" else "gpt2")
+    {
+        "vocabulary and merges": write_vocabulary_and_merges,
+        "bert": write_bert,
+        "sentencepiece": lambda place: train_pieces(place, "unigram"),
+    }[kind](folder)
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for number in range(12):
+        (texts / f"{number}.txt").write_text(f"{PLAIN} {PLAIN[number:]}", encoding="utf-8")
+    fixed = ["--max-new-tokens", "2", "--audit-tokens", "0", "--no-probe", "--save-every", "1", "--precision", "fp32"]
+    words = ["train", str(texts), "--model", str(folder), "--max-steps", "2", *fixed]
+    weights = []
+    for name in ("whole", "stopped"):
+        out = tmp_path / name
+        assert run([*words, "--out", str(out)]) == 0
+        if name == "stopped":
+            shutil.rmtree(out / "checkpoints" / "step-00000002")
+            manifest = out / "run.json"
+            manifest.write_text(manifest.read_text().replace('"finished"', '"interrupted"'))
+            assert run(["resume", str(out)]) == 0
+        weights.append(load_file(out / "model" / "model.safetensors"))
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    made, again = models.load_tokenizer(folder), AutoTokenizer.from_pretrained(tmp_path / "stopped" / "model")
+    assert ids_of(again) == ids_of(made)
+    end = json.loads((tmp_path / "stopped" / "model" / "generation_config.json").read_text())["eos_token_id"]
+    assert end == begin_and_end(made)[1]
+    assert run(["generate", str(tmp_path / "stopped"), "the lamp", "--max-new-tokens", "3"]) == 0
