@@ -38,7 +38,7 @@ lint: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	MYPYPATH=tests $(BIN)/mypy --allow-untyped-calls --allow-subclassing-any benchmarks/*.py recipes/*.py docs/generate.py
+	MYPYPATH=tests $(BIN)/mypy --allow-untyped-calls --allow-subclassing-any benchmarks/*.py benchmarks/gpu/*.py recipes/*.py docs/generate.py
 	$(BIN)/lint-imports
 
 docs: $(STAMP)    ## write the generated pages again

@@ -14,6 +14,9 @@ from hypothesis import HealthCheck, settings
 
 from finetale.environment import available_memory, calm_threads, num_cores
 
+# The expected values are those of a CPU. tests/invariant also runs on a GPU (benchmarks/gpu/README.md).
+if os.environ.get("FINETALE_TEST_DEVICE", "cpu") == "cpu":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # Set before torch is loaded, here and in the processes that tests start, because the workers use all cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 calm_threads()

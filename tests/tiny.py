@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +16,8 @@ from finetale.models import LoadedModel, Provenance
 from finetale.text import Part, Split
 from finetale.tokens import TokenStore
 
+DEVICE = torch.device(os.environ.get("FINETALE_TEST_DEVICE", "cpu"))
+"""Device of the models. FINETALE_TEST_DEVICE=cuda runs `tests/invariant` on a GPU."""
 MODEL_FILES = (
     "README.md",
     "config.json",
@@ -51,8 +54,15 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return tokens.train_tokenizer([story(n) for n in range(20)], 400)
 
 
-def model(seed: int = 0, *, positions: int = 64, dropout: float = 0.0, scale: float = 0.2) -> GPT2LMHeadModel:
-    """Return a GPT-2 with 2 layers and width 32."""
+def model(
+    seed: int = 0,
+    *,
+    positions: int = 64,
+    dropout: float = 0.0,
+    attention_dropout: float | None = None,
+    scale: float = 0.2,
+) -> GPT2LMHeadModel:
+    """Return a GPT-2 with 2 layers and width 32. `attention_dropout` is `dropout` if None."""
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=len(tokenizer()),
@@ -62,12 +72,17 @@ def model(seed: int = 0, *, positions: int = 64, dropout: float = 0.0, scale: fl
         n_head=2,
         resid_pdrop=dropout,
         embd_pdrop=dropout,
-        attn_pdrop=dropout,
+        attn_pdrop=dropout if attention_dropout is None else attention_dropout,
         initializer_range=scale,
         bos_token_id=0,
         eos_token_id=0,
     )
-    return GPT2LMHeadModel(config).eval()
+    return GPT2LMHeadModel(config).eval().to(DEVICE)
+
+
+def bound(cpu: float, gpu: float) -> float:
+    """Return the relative difference that a test allows on its device. A GPU adds in an order that varies."""
+    return cpu if DEVICE.type == "cpu" else gpu
 
 
 def loaded(seed: int = 0, **settings: Any) -> LoadedModel:

@@ -84,6 +84,7 @@ class PackedForward:
         if not hasattr(model, "get_output_embeddings"):  # wrapped; the whole pass must go through the wrapper
             self.route = Route(self.route.isolation)
         self._compiled = torch.compile(_module(model, self.route), dynamic=False) if compiled else None
+        self._room = 64  # documents per compiled pass
 
     def token_losses(self, batch: Batch) -> torch.Tensor:
         """Return the negative log-likelihood of each target in nats, fp32, shape (batch, time); 0 where it is IGNORE.
@@ -140,7 +141,11 @@ class PackedForward:
         return _on(self.device, learned) if 0 < len(learned) <= _DENSE * batch.labels.size else None
 
     def _outputs(self, batch: Batch, tied: speed.TiedWeights | None = None) -> torch.Tensor:
-        return _outputs(self.model, batch, self.route, tied, self._compiled)
+        if self._compiled is not None:
+            number = len(_borders(batch.documents)) - 1
+            if number > self._room:  # another shape is compiled again, so leave room for batches with more documents
+                self._room = 1 << (number + number // 2).bit_length()
+        return _outputs(self.model, batch, self.route, tied, self._compiled, self._room)
 
     def loss_bytes(self, tokens: int, vocabulary: int) -> int:
         """Return the memory for logits and their gradient in bytes, without what autograd keeps of the model."""
@@ -218,10 +223,16 @@ def _outputs(
     route: Route,
     tied: speed.TiedWeights | None = None,
     compiled: Any = None,
+    room: int = 0,
 ) -> torch.Tensor:
-    """Return the logits, shape (batch, time, vocabulary), or with `route.head` the last hidden states, (…, width)."""
+    """Return the logits, shape (batch, time, vocabulary), or with `route.head` the last hidden states, (…, width).
+
+    Args:
+        compiled: the module as torch.compile returns it. Its shapes do not depend on the documents.
+        room: largest number of documents in a compiled pass.
+    """
     device = next(model.parameters()).device
-    module = compiled or _module(model, route)
+    module = _module(model, route) if compiled is None else compiled
 
     def run(tokens: torch.Tensor, **arguments: Any) -> torch.Tensor:
         words = {"input_ids": tokens} if tied is None else {"inputs_embeds": tied.embed(tokens)}
@@ -237,7 +248,7 @@ def _outputs(
         borders = _borders(batch.documents)
         longest = int(np.diff(borders).max())
         if compiled is not None:  # every new shape would be compiled again
-            borders, longest = _padded(borders), inputs.shape[1]
+            borders, longest = np.pad(borders, (0, room + 1 - len(borders)), mode="edge"), inputs.shape[1]
         on_device = _on(device, borders)
         flat = run(
             inputs.view(1, -1),
@@ -280,12 +291,6 @@ def _borders(documents: Integers) -> NDArray[np.int32]:
     starts = np.ones(documents.shape, bool)
     starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
     return np.append(np.flatnonzero(starts), documents.size).astype(np.int32)
-
-
-def _padded(borders: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Append empty documents until their number is a power of two and at least 64."""
-    number = max(64, 1 << (len(borders) - 2).bit_length())
-    return np.pad(borders, (0, number + 1 - len(borders)), mode="edge")
 
 
 def _head(model: torch.nn.Module) -> torch.nn.Linear:

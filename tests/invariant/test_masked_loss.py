@@ -18,7 +18,7 @@ from finetale.forward import PackedForward
 from finetale.metrics import measure
 from finetale.text import read_parts
 from finetale.tokens import TokenStore, build_store
-from tiny import model, tokenizer
+from tiny import DEVICE, bound, model, tokenizer
 
 CONVERSATIONS = [
     [("user", "Who sat by the river?"), ("assistant", "The old man sat by the river.")],
@@ -42,7 +42,7 @@ def llama() -> PreTrainedModel:
         bos_token_id=0,
         eos_token_id=0,
     )
-    return LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(config).eval().to(DEVICE)
 
 
 def gpt2() -> PreTrainedModel:
@@ -75,7 +75,9 @@ def reference(tuned: PreTrainedModel, store: TokenStore) -> tuple[float, int]:
                 labels[max(begin, 0) : end] = IGNORE
         number = int((labels != IGNORE).sum())
         with torch.no_grad():
-            loss = tuned(input_ids=torch.tensor(ids[None]), labels=torch.tensor(labels[None])).loss
+            loss = tuned(
+                input_ids=torch.tensor(ids[None]).to(DEVICE), labels=torch.tensor(labels[None]).to(DEVICE)
+            ).loss
         total += loss.item() * number
         count += number
     return total, count
@@ -96,9 +98,9 @@ def test_packed_masked_loss_equals_that_of_transformers(make, loss: str, fast: b
         blocks = pack(store, "train", block_size, fill=True)
         assert blocks.num_targets == count
         summed = sum(forward.loss(blocks.batch(np.array([i]))).item() for i in range(len(blocks)))
-        assert summed / count == pytest.approx(total / count, abs=1e-5)
+        assert summed / count == pytest.approx(total / count, abs=bound(1e-5, 1e-4))
         measured = measure(forward, blocks)
-        assert measured.loss == pytest.approx(total / count, abs=1e-5)
+        assert measured.loss == pytest.approx(total / count, abs=bound(1e-5, 1e-4))
         assert measured.tokens.sum() == count
 
 
@@ -111,14 +113,16 @@ def test_packed_masked_gradients_equal_those_of_single_examples(tmp_path: Path) 
     for i in range(len(blocks)):
         forward.loss(blocks.batch(np.array([i]))).backward()
     for row in store.parts:
-        ids = torch.tensor(np.asarray(store.tokens[row["start"] : row["start"] + row["targets"] + 1], np.int64))[None]
+        ids = torch.tensor(
+            np.asarray(store.tokens[row["start"] : row["start"] + row["targets"] + 1], np.int64)[None]
+        ).to(DEVICE)
         labels = ids.clone()
         for begin, end in store.context - int(row["start"]):
             if end > 0 and begin < ids.shape[1]:
                 labels[0, max(begin, 0) : end] = IGNORE
         (theirs(input_ids=ids, labels=labels).loss * int((labels[:, 1:] != IGNORE).sum())).backward()
     for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-4, msg=name)
+        torch.testing.assert_close(mine.grad, other.grad, rtol=bound(1e-4, 1e-3), atol=bound(1e-4, 1e-3), msg=name)
 
 
 @pytest.mark.parametrize("fast", [True, False])

@@ -1,4 +1,8 @@
-"""Test pairs of configurations that must agree: packing, micro-batches, the Trainer, resuming, seeds."""
+"""Test pairs of configurations that must agree: packing, micro-batches, the Trainer, resuming, seeds.
+
+On a CPU the weights are equal to the bit. On a GPU the kernels of attention and embedding add in an order that varies.
+There `bound` states the relative difference that is allowed.
+"""
 
 from __future__ import annotations
 
@@ -12,28 +16,17 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from finetale import speed
-from finetale.blocks import IGNORE, Blocks, pack, windows
-from finetale.config import EvaluationSettings, TrainSettings
+from finetale.blocks import IGNORE, pack, windows
+from finetale.config import TrainSettings
 from finetale.errors import InterruptedRun
 from finetale.forward import PackedForward, Route
 from finetale.metrics import measure
 from finetale.rundir import RunDirectory
 from finetale.schema import Event
 from finetale.tokens import TokenStore
-from finetale.training import MetricsFile, StepBudget, Training, newest_valid_checkpoint
-from tiny import model, store, story, tokenizer
-
-SETTINGS: dict[str, Any] = {
-    "learning_rate": 1e-3,
-    "batch_size": 8,
-    "micro_batch_size": 8,
-    "precision": "fp32",
-    "max_grad_norm": 1.0,
-    "schedule": "linear",
-    "final_learning_rate_ratio": 0.0,
-    "warmup_steps": 0,
-}
+from finetale.training import MetricsFile, StepBudget, newest_valid_checkpoint
+from loops import SETTINGS, losses_of, same_weights, sped_up, train, weights
+from tiny import DEVICE, bound, model, store, story
 
 
 @pytest.fixture
@@ -46,61 +39,15 @@ def stored(tmp_path: Path, texts: list[str]) -> TokenStore:
     return store(tmp_path, texts)
 
 
-def train(
-    folder: Path,
-    blocks: Blocks,
-    *,
-    validation: Blocks | None = None,
-    dropout: float = 0.0,
-    epochs: float = 2.0,
-    max_steps: int | None = None,
-    eval_every: int | None = None,
-    listeners: tuple[Any, ...] = (),
-    tiny: torch.nn.Module | None = None,
-    checkpoint: Path | None = None,
-    patience: int = 0,
-    **settings: Any,
-) -> Training:
-    """Train the tiny model; return the finished loop."""
-    wanted = TrainSettings.resolve(SETTINGS | settings)
-    assert wanted.batch_size is not None
-    training = Training(
-        model=tiny if tiny is not None else model(3, dropout=dropout),  # type: ignore[arg-type]
-        tokenizer=tokenizer(),
-        train_blocks=blocks,
-        validation_blocks=validation,
-        settings=wanted,
-        evaluation=EvaluationSettings.resolve({"patience": patience, "eval_every": eval_every}),
-        directory=RunDirectory(folder),
-        budget=StepBudget(len(blocks), wanted.batch_size, epochs, max_steps, eval_every, None),
-        precision=wanted.precision,
-        listeners=list(listeners),
-    )
-    training.run(checkpoint)
-    return training
-
-
-def losses_of(folder: Path, blocks: Blocks, **settings: Any) -> list[float]:
-    rows: list[Any] = []
-    train(folder, blocks, listeners=(rows.append,), **settings)
-    return [row.loss for row in rows if row.event == "train"]
-
-
-def weights(tiny: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in tiny.state_dict().items()}
-
-
-def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 @pytest.mark.parametrize("isolation", ["restarting positions", "explicit mask", "one row per document"])
 def test_packed_loss_equals_the_loss_of_single_documents(stored: TokenStore, isolation: str) -> None:
     tiny = model(1)
     packed = measure(PackedForward(tiny, route=Route(isolation)), pack(stored, "train", 64, fill=False), batch_size=3)
     alone = []
     for row in stored.parts:
-        ids = torch.tensor(np.asarray(stored.tokens[row["start"] : row["start"] + row["targets"] + 1], np.int64))
+        ids = torch.tensor(np.asarray(stored.tokens[row["start"] : row["start"] + row["targets"] + 1], np.int64)).to(
+            DEVICE
+        )
         total = 0.0
         for at in range(0, len(ids) - 1, 64):
             piece = ids[at : at + 65]
@@ -109,7 +56,7 @@ def test_packed_loss_equals_the_loss_of_single_documents(stored: TokenStore, iso
             total += float(F.cross_entropy(logits.double(), piece[1:], reduction="sum"))
         alone.append(total)
     assert len(alone) == 40
-    np.testing.assert_allclose(packed.nats, alone, rtol=1e-5)
+    np.testing.assert_allclose(packed.nats, alone, rtol=bound(1e-5, 1e-4))
 
 
 def test_filled_blocks_lose_no_target(stored: TokenStore) -> None:
@@ -134,7 +81,7 @@ def test_micro_batches_do_not_change_the_run(tmp_path: Path, stored: TokenStore,
     whole = losses_of(tmp_path / "a", blocks)
     cut = losses_of(tmp_path / "b", blocks, micro_batch_size=micro_batch_size)
     assert len(whole) == len(cut) >= 10
-    np.testing.assert_allclose(cut, whole, rtol=1e-4)
+    np.testing.assert_allclose(cut, whole, rtol=bound(1e-4, 1e-3))
 
 
 def test_losses_equal_those_of_the_transformers_trainer(tmp_path: Path, stored: TokenStore) -> None:
@@ -180,7 +127,7 @@ def test_losses_equal_those_of_the_transformers_trainer(tmp_path: Path, stored: 
         report_to=[],
         save_strategy="no",
         disable_tqdm=True,
-        use_cpu=True,
+        use_cpu=DEVICE.type == "cpu",
         remove_unused_columns=False,
         optim="adamw_torch",
     )
@@ -188,7 +135,7 @@ def test_losses_equal_those_of_the_transformers_trainer(tmp_path: Path, stored: 
     trainer.train()
     theirs = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     assert len(ours) == len(theirs) == steps
-    assert max(abs(a - b) / b for a, b in zip(ours, theirs, strict=True)) <= 1e-4
+    assert max(abs(a - b) / b for a, b in zip(ours, theirs, strict=True)) <= bound(1e-4, 1e-3)
     assert ours[-1] < ours[0] - 0.1
 
 
@@ -206,12 +153,13 @@ class StopAfter:
 
 
 @pytest.mark.parametrize(("stop_after", "fast"), [(1, False), (4, False), (7, False), (8, False), (4, True), (7, True)])
-def test_a_resumed_run_has_exactly_the_weights_of_an_uninterrupted_one(
+def test_a_resumed_run_has_the_weights_of_an_uninterrupted_one(
     tmp_path: Path, stored: TokenStore, stop_after: int, fast: bool
 ) -> None:
     def start(seed: int) -> torch.nn.Module:
-        tiny = model(seed, dropout=0.2)
-        return speed.apply(tiny) if fast else tiny
+        # The kernel for packed documents on a GPU has no dropout.
+        tiny = model(seed, dropout=0.2, attention_dropout=0.0 if fast and DEVICE.type == "cuda" else None)
+        return sped_up(tiny, "bf16") if fast else tiny
 
     blocks, held = pack(stored, "train", 64, fill=True), pack(stored, "train", 64)
     options: dict[str, Any] = {
@@ -241,25 +189,28 @@ def test_a_resumed_run_has_exactly_the_weights_of_an_uninterrupted_one(
     file = MetricsFile(stopped / "metrics.jsonl", stop_after)
     resumed = train(stopped, blocks, listeners=(file,), checkpoint=checkpoint, tiny=start(99), **options)
     file.close()
-    assert same_bits(weights(finished.model), weights(resumed.model))
-    assert finished.state.best_loss == resumed.state.best_loss
+    assert same_weights(weights(finished.model), weights(resumed.model))
+    assert finished.state.best_loss == pytest.approx(resumed.state.best_loss, rel=bound(0, 1e-3), abs=0)
 
-    def figures(folder: Path) -> list[tuple[Any, ...]]:
+    def figures(folder: Path) -> tuple[list[tuple[str, int]], list[float]]:
         rows = [event.to_dict() for event in RunDirectory(folder).read_events()]
-        return [(row["event"], row["step"], row.get("loss")) for row in rows if row["event"] in ("train", "evaluation")]
+        rows = [row for row in rows if row["event"] in ("train", "evaluation")]
+        return [(row["event"], row["step"]) for row in rows], [row["loss"] for row in rows]
 
-    assert figures(whole) == figures(stopped)
-    assert len(figures(whole)) > finished.budget.total_steps
+    (events, losses), (events_stopped, losses_stopped) = figures(whole), figures(stopped)
+    assert events == events_stopped
+    np.testing.assert_allclose(losses_stopped, losses, rtol=bound(0, 1e-3))
+    assert len(events) > finished.budget.total_steps
 
 
 def test_the_speed_layer_does_not_change_the_run(tmp_path: Path, stored: TokenStore) -> None:
-    """The losses of 20 steps in fp32 agree within a relative 1e-5."""
+    """Compare the losses of 20 steps in fp32."""
     blocks = pack(stored, "train", 64, fill=True)
-    fast = losses_of(tmp_path / "fast", blocks, tiny=speed.apply(model(3)), max_steps=20, epochs=20.0)
+    fast = losses_of(tmp_path / "fast", blocks, tiny=sped_up(model(3)), max_steps=20, epochs=20.0)
     plain = losses_of(tmp_path / "plain", blocks, tiny=model(3), max_steps=20, epochs=20.0)
     assert len(fast) == len(plain) == 20
     assert plain[-1] < plain[0] - 0.1
-    np.testing.assert_allclose(fast, plain, rtol=1e-5)
+    np.testing.assert_allclose(fast, plain, rtol=bound(1e-5, 1e-3))
 
 
 @pytest.mark.parametrize("half", [{"precision": "bf16"}, {"precision": "fp32", "optimizer_state": "bf16"}])
@@ -276,7 +227,7 @@ def test_bf16_ends_within_half_a_percent_of_fp32(tmp_path: Path, stored: TokenSt
             blocks,
             validation=held,
             listeners=(rows.append,),
-            tiny=speed.apply(model(3)),
+            tiny=sped_up(model(3), settings["precision"]),
             **options,
         )
         measured = [row.loss for row in rows if row.event == "evaluation"]
@@ -293,8 +244,8 @@ def test_weights_depend_only_on_the_seed(tmp_path: Path, stored: TokenStore) -> 
         weights(train(tmp_path / str(number), blocks, dropout=0.1, seed=seed, max_steps=5).model)
         for number, seed in enumerate((7, 7, 8))
     ]
-    assert same_bits(runs[0], runs[1])
-    assert not same_bits(runs[0], runs[2])
+    assert same_weights(runs[0], runs[1])
+    assert not same_weights(runs[0], runs[2])
 
 
 def test_gradient_checkpointing_gives_the_same_losses(tmp_path: Path, stored: TokenStore) -> None:
@@ -302,7 +253,7 @@ def test_gradient_checkpointing_gives_the_same_losses(tmp_path: Path, stored: To
     plain = losses_of(tmp_path / "a", blocks, dropout=0.1, max_steps=4)
     checkpointed = losses_of(tmp_path / "b", blocks, dropout=0.1, max_steps=4, gradient_checkpointing=True)
     assert len(plain) == 4
-    np.testing.assert_allclose(plain, checkpointed, rtol=1e-5)
+    np.testing.assert_allclose(plain, checkpointed, rtol=bound(1e-5, 1e-3))
 
 
 def test_losses_do_not_depend_on_the_batch_size(stored: TokenStore) -> None:
@@ -310,5 +261,5 @@ def test_losses_do_not_depend_on_the_batch_size(stored: TokenStore) -> None:
     blocks = pack(stored, "train", 64)
     measured = [measure(forward, blocks, batch_size=size) for size in (1, 5, 64)]
     for other in measured[1:]:
-        assert other.loss == pytest.approx(measured[0].loss, rel=1e-6)
+        assert other.loss == pytest.approx(measured[0].loss, rel=bound(1e-6, 1e-5))
     assert math.isclose(measured[0].bytes.sum(), sum(int(b) for b in stored.parts["bytes"]))

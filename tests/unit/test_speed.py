@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.util
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from transformers.activations import NewGELUActivation
 
 from finetale import models, speed
 from finetale.blocks import IGNORE
-from finetale.speed import allocator, attention, loss
+from finetale.speed import allocator, attention, flash, loss
 from finetale.speed.modules import keep_mask
 from tiny import model, tokenizer
 
@@ -409,7 +409,7 @@ def test_at_most_one_chunk_of_logits_is_in_memory(monkeypatch: pytest.MonkeyPatc
     [
         ("cpu", 7, 0.5, 0, True),
         ("cuda", 64, 0.0, 9, True),
-        ("cuda", 64, 0.1, 9, False),
+        ("cuda", 64, 0.1, 9, True),
         ("cuda", 60, 0.0, 9, False),
         ("cuda", 512, 0.0, 9, False),
         ("cuda", 64, 0.0, 7, False),
@@ -420,9 +420,28 @@ def test_which_devices_have_a_kernel_for_documents(
     device: str, head_size: int, dropout: float, capability: int, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 0))
-    if importlib.util.find_spec("torch.nn.attention.varlen") is None:  # before torch 2.10
-        expected = expected and device == "cpu"
-    assert attention.has_kernel(torch.device(device), head_size, dropout) is expected
+    for right in (True, False):
+        monkeypatch.setattr(flash, "is_right", lambda *arguments, right=right: right)
+        wanted = expected and (right or device == "cpu")
+        assert attention.has_kernel(torch.device(device), head_size, dropout) is wanted
+
+
+def test_a_kernel_that_is_missing_or_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU PyTorch has no flash kernel. `masked_attention` takes its place, correct and with a small error."""
+    check = flash.is_right.__wrapped__  # without the memory of earlier answers
+    assert not check(torch.device("cpu"), 64, 0.0)
+
+    def exact(*arguments: Any, error: float = 0.0) -> torch.Tensor:
+        query, key, value, borders, _, scale, dropout = arguments
+        return flash.masked_attention(query, key, value, borders, scale, dropout) * (1 + error)
+
+    monkeypatch.setattr(flash, "attention", exact)
+    assert check(torch.device("cpu"), 64, 0.0)
+    assert check(torch.device("cpu"), 64, 0.1)
+    monkeypatch.setattr(flash, "attention", partial(exact, error=0.05))
+    assert not check(torch.device("cpu"), 64, 0.0)
+    monkeypatch.setattr(flash, "attention", lambda *arguments: exact(*arguments[:-1], 0.0))
+    assert not check(torch.device("cpu"), 64, 0.1)  # it ignores dropout
 
 
 def test_malloc_is_not_configured_if_the_environment_does(monkeypatch: pytest.MonkeyPatch) -> None:

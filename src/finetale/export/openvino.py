@@ -72,7 +72,14 @@ def convert(model: PreTrainedModel) -> Any:
     import openvino
 
     # OpenVINO recognises attention in transformers' own code only.
-    with speed.suspended(model), torch.inference_mode(False), torch.no_grad(), _silent(), _freeing_traces():
+    with (
+        speed.suspended(model),
+        _on_the_cpu(model),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        _silent(),
+        _freeing_traces(),
+    ):
         shapes = _cache_shapes(model)
         names = ["input_ids", "attention_mask", "position_ids"]
         past = [f"past.{layer}.{part}" for layer in range(len(shapes)) for part in ("key", "value")]
@@ -189,6 +196,17 @@ def _hold_state(converted: Any, pairs: dict[str, str], sizes: dict[str, tuple[in
             empty = ops.concat([rows, ops.constant([heads, 0, width], dtype=np.int64)], 0)
             node.set_arguments([ops.broadcast(ops.constant(0.0, dtype=np.float32), empty).output(0)])
     converted.validate_nodes_and_infer_types()
+
+
+@contextlib.contextmanager
+def _on_the_cpu(model: PreTrainedModel) -> Iterator[None]:
+    """Move a model to the CPU inside the context. OpenVINO converts it from there."""
+    device = model.device
+    model.to("cpu")
+    try:
+        yield
+    finally:
+        model.to(device)
 
 
 @contextlib.contextmanager

@@ -67,7 +67,8 @@ def apply(model: M) -> M:
         elif type(child) is nn.Dropout:
             setattr(parent, name, FastDropout(child))
     checked: dict[tuple[object, ...], type[Replacement] | None] = {}
-    for module in model.modules():
+    on_cpu = next(model.parameters()).device.type == "cpu"  # elsewhere the replacements would call the originals
+    for module in model.modules() if on_cpu else ():
         if not isinstance(module, Replacement) and (faster := _faster(module, checked)) is not None:
             replace(module, faster)
     _set_attention(model, "sdpa", attention.NAME)

@@ -7,7 +7,6 @@ flash kernels. Without this argument, as in generation, PyTorch's own attention 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -18,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from finetale.speed import flash
 from finetale.speed.loss import compute_type
 from finetale.speed.modules import keep_mask
 
@@ -61,17 +61,12 @@ def is_plain(config: Any) -> bool:
 
 
 def has_kernel(device: torch.device, head_size: int, dropout: float) -> bool:
-    """Return whether there is a kernel for packed documents: tiles on a CPU, varlen attention on newer GPUs in bf16."""
+    """Return whether there is a kernel for packed documents: tiles on a CPU, flash attention on newer GPUs in bf16."""
     if device.type == "cpu":
         return True
-    if device.type != "cuda" or dropout or head_size % 8 or head_size > 256:
+    if device.type != "cuda" or head_size % 8 or head_size > 256 or torch.cuda.get_device_capability(device)[0] < 8:
         return False
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:  # before torch 2.10
-        return False
-    wanted = {"window_size", "scale", "enable_gqa"}
-    return wanted <= set(inspect.signature(varlen_attn).parameters) and torch.cuda.get_device_capability(device)[0] >= 8
+    return flash.is_right(device, head_size, dropout)
 
 
 def attend(
@@ -114,11 +109,12 @@ def attend(
     # Rotary embeddings leave query and key in fp32 under autocast. PyTorch's attention casts them too.
     dtype = compute_type(query)
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    if query.device.type == "cuda" and dropout == 0 and query.dtype in (torch.bfloat16, torch.float16):
-        return _varlen(query, key, value, cu_seq_lens_q, max_length_q, scale), None
     if query.device.type == "cpu":
         return _tiled(query, key, value, cu_seq_lens_q, scale, dropout), None
-    return _masked(query, key, value, cu_seq_lens_q, scale, dropout), None
+    if query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16):
+        longest = query.shape[2] if max_length_q is None else max_length_q
+        return flash.attention(query, key, value, cu_seq_lens_q, longest, scale, dropout), None
+    return flash.masked_attention(query, key, value, cu_seq_lens_q, scale, dropout), None
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -129,47 +125,6 @@ def _tiled(
         query[0], key[0], value[0], tuple(borders.tolist()), scale, dropout
     )
     return output[None]
-
-
-def _varlen(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    borders: torch.Tensor,
-    longest: int | None,
-    scale: float,
-) -> torch.Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    max_length = query.shape[2] if longest is None else longest
-    output = varlen_attn(
-        query[0].transpose(0, 1),  # (time, heads, head size)
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
-        borders,
-        borders,
-        max_length,
-        max_length,
-        scale=scale,
-        window_size=(-1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    assert isinstance(output, torch.Tensor)
-    return output[None]
-
-
-def _masked(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, borders: torch.Tensor, scale: float, dropout: float
-) -> torch.Tensor:
-    """Compute attention with a mask over all pairs. The fallback where packed documents have no kernel."""
-    position = torch.arange(query.shape[2], device=query.device)
-    document = torch.searchsorted(borders, position, right=True)
-    mask = (document[:, None] == document[None, :]) & (position[:, None] >= position[None, :])
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
-    return output.transpose(1, 2)
 
 
 @dataclass(frozen=True)

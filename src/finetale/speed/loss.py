@@ -179,7 +179,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 states = hidden[chunk].to(dtype)
                 logits = _logits(states, matrix, None if bias is None else _padded(bias))
                 logits[:, vocabulary:] = float("-inf")
-                total += into_gradient(logits, targets[chunk], weights[chunk])
+                part, logits = into_gradient(logits, targets[chunk], weights[chunk])
+                total += part
                 if to_hidden is not None:
                     to_hidden[chunk] = logits @ matrix
                 if wanted[1]:
@@ -231,8 +232,10 @@ def _padded(weights: torch.Tensor) -> torch.Tensor:
     return F.pad(weights, (0, 0) * (weights.ndim - 1) + (0, missing))
 
 
-def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Return the weighted sum of the losses of a chunk, and overwrite the logits with its gradient."""
+def _loss_and_gradient(
+    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the weighted sum of the losses of a chunk and its gradient, which overwrites the logits."""
     total = torch.zeros((), dtype=torch.float32, device=logits.device)
     for rows in _row_slices(logits) if logits.device.type == "cpu" else [slice(None)]:
         share = torch.softmax(logits[rows].float(), dim=1)
@@ -241,7 +244,7 @@ def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor, weights: tor
             weights[rows] == 0, 0.0, _exact(likelihood, logits[rows], targets[rows]) * weights[rows]
         ).sum()
         logits[rows] = _minus_target(share, targets[rows], weights[rows])
-    return total
+    return total, logits
 
 
 def _exact(likelihood: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -252,15 +255,18 @@ def _exact(likelihood: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor
 
 
 @cache
-def _compiled_gradient() -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Return a version of `_loss_and_gradient` that torch.compile fuses into two passes over the logits."""
+def _compiled_gradient() -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """Return a version of `_loss_and_gradient` that torch.compile fuses into two passes over the logits.
 
-    def fused(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    It overwrites nothing: torch 2.11 read the likelihoods from logits that the same kernel had overwritten.
+    """
+
+    def fused(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         log_share = torch.log_softmax(logits.float(), dim=1)
         likelihood = log_share.gather(1, targets[:, None])[:, 0]
         at_target = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
-        logits.copy_((log_share.exp() - at_target.float()) * weights[:, None])
-        return -torch.where(weights == 0, 0.0, likelihood * weights).sum()
+        gradient = (log_share.exp() - at_target.float()) * weights[:, None]
+        return -torch.where(weights == 0, 0.0, likelihood * weights).sum(), gradient.to(logits.dtype)
 
     return torch.compile(fused)
 
