@@ -10,6 +10,7 @@ import torch
 from finetale import speed
 from finetale.blocks import Blocks
 from finetale.config import EvaluationSettings, TrainSettings
+from finetale.models import AdaptedBase
 from finetale.rundir import RunDirectory
 from finetale.training import StepBudget, Training
 from tiny import DEVICE, model, tokenizer
@@ -40,6 +41,7 @@ def train(
     checkpoint: Path | None = None,
     patience: int = 0,
     compiled: bool = False,
+    adapted: AdaptedBase | None = None,
     **settings: Any,
 ) -> Training:
     """Run the loop on the tiny model and return it."""
@@ -56,6 +58,7 @@ def train(
         budget=StepBudget(len(blocks), wanted.batch_size, epochs, max_steps, eval_every, None),
         precision=wanted.precision,
         compiled=compiled,
+        adapted=adapted,
         listeners=list(listeners),
     )
     training.run(checkpoint)

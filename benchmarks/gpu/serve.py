@@ -67,7 +67,7 @@ def ours(network: Any) -> Callable[[list[list[int]], int], int]:
 
     def serve(prompts: list[list[int]], new: int) -> int:
         jobs = [Job(ids, settings) for ids in prompts]
-        engine.admit([[job] for job in jobs])
+        engine.start([[job] for job in jobs])
         for _ in range(new):
             engine.step()
         for job in jobs:

@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from finetale import models, speed
 from finetale.blocks import Blocks, pack
-from finetale.config import SamplingSettings
+from finetale.config import Config, SamplingSettings
 from finetale.errors import DivergedError
 from finetale.forward import PackedForward, find_route
 from finetale.generate import Generator
@@ -29,7 +29,7 @@ from finetale.speed import attention, flash
 from finetale.training import loop as loop_module
 from finetale.training import plan_memory
 from loops import losses_of, same_weights, sped_up, train, weights
-from tiny import DEVICE, bound, model, store, story, tokenizer
+from tiny import DEVICE, bound, model, save_model, store, story, tokenizer
 
 ON_GPU = DEVICE.type == "cuda"
 needs_gpu = pytest.mark.skipif(not ON_GPU, reason="needs a GPU: FINETALE_TEST_DEVICE=cuda")
@@ -243,6 +243,21 @@ def test_frozen_weights_stay_as_they_are(make: Make, tmp_path: Path, blocks: Blo
     assert not frozen & changed
 
 
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_an_adapter_leaves_the_weights_of_its_base(method: str, tmp_path: Path, blocks: Blocks) -> None:
+    loaded = models.load(str(save_model(tmp_path / "base", 3)))
+    assert loaded.located is not None
+    tiny = loaded.model.to(DEVICE)
+    models.adapters.attach(tiny, Config.resolve({"method": method, "lora_rank": 2}), seed=0)
+    before = weights(tiny)
+    base = models.AdaptedBase(loaded.located, loaded.provenance)
+    train(tmp_path / "run", blocks, tiny=sped_up(tiny, HALF), precision=HALF, max_steps=4, adapted=base)
+    after = weights(tiny)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert len(changed) >= 8
+    assert all("lora" in name for name in changed)
+
+
 @torch.no_grad()
 def plain_tokens(tuned: PreTrainedModel, ids: list[int], number: int) -> list[int]:
     """Return the likeliest next tokens, each from a pass over the whole text without a cache."""
@@ -285,10 +300,10 @@ def test_served_tokens_are_those_of_transformers(make: Make, prompts: list[str])
     jobs = [
         Job([generator.begin, *tokenizer().encode(text, add_special_tokens=False)], settings, top=2) for text in prompts
     ]
-    engine.admit([[jobs[0]], [jobs[1]]])
+    engine.start([[jobs[0]], [jobs[1]]])
     for step in range(12):
         if step == 4:
-            engine.admit([[jobs[2]]])
+            engine.start([[jobs[2]]])
         engine.step()
     assert [len(job.tokens) for job in jobs] == [12, 12, 8]
     for job in jobs:
