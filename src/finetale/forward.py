@@ -127,13 +127,19 @@ class PackedForward:
                 logits = self._outputs(batch)
                 return speed.cross_entropy(logits.flatten(0, 1), labels, IGNORE).sum() * scale
             head = _head(self.model)
-            tied = speed.TiedWeights(head.weight) if self.route.tied and head.weight.requires_grad else None
+            tied = _tied(self.model) if self.route.tied and head.weight.requires_grad else None
             states = self._outputs(batch, tied).flatten(0, 1)
             if self._compiled is None and (rows := self._learned_rows(batch)) is not None:
                 states, labels = states[rows], labels[rows]
-            return speed.summed_cross_entropy(
+            saves = speed.has_half_gradient(head.weight)
+            if saves:
+                speed.release_holes()
+            total = speed.summed_cross_entropy(
                 states, head.weight, head.bias, labels, IGNORE, scale, tied, self._compiled is not None
             )
+            if saves:
+                speed.release_holes()
+            return total
 
     def _learned_rows(self, batch: Batch) -> torch.Tensor | None:
         """Return the indices of the targets to compute logits for. None if nearly all targets are learned, or none."""
@@ -186,9 +192,7 @@ def find_route(model: PreTrainedModel) -> Route:
 
             def agrees(route: Route) -> bool:
                 try:
-                    outputs = _outputs(
-                        model, batch, route, speed.TiedWeights(_head(model).weight) if route.tied else None
-                    )
+                    outputs = _outputs(model, batch, route, _tied(model) if route.tied else None)
                     if route.head:
                         head = _head(model)
                         outputs = torch.nn.functional.linear(outputs, head.weight.to(outputs.dtype), head.bias)
@@ -298,9 +302,13 @@ def _head(model: torch.nn.Module) -> torch.nn.Linear:
     return head
 
 
+def _tied(model: Any) -> speed.TiedWeights:
+    return speed.TiedWeights(_head(model).weight, model.get_input_embeddings().padding_idx)
+
+
 def _is_lookup(embedding: torch.nn.Module) -> bool:
     """Return whether an embedding does nothing but look up rows."""
-    if type(embedding) is not torch.nn.Embedding or embedding.padding_idx is not None:
+    if type(embedding) is not torch.nn.Embedding:
         return False
     return embedding.max_norm is None and not embedding.scale_grad_by_freq and not embedding.sparse
 

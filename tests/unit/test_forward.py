@@ -168,9 +168,7 @@ FAST = {
     "gpt2": Route("document borders passed to attention", head=True, tied=True),
     "gpt-neox": Route("document borders passed to attention", head=True),
     "llama": Route("document borders passed to attention", head=True),
-    "opt": Route(
-        "document borders passed to attention", head=True
-    ),  # the embedding has a padding entry without a gradient
+    "opt": Route("document borders passed to attention", head=True, tied=True),
     "bloom": Route("one row per document", head=True, tied=True),
     "ignores masks": Route("one row per document", head=True, tied=True),
 }

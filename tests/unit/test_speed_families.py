@@ -12,9 +12,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from finetale import speed
 from finetale.blocks import Batch
+from finetale.config import TrainSettings
 from finetale.forward import PackedForward
-from finetale.speed import norms
+from finetale.speed import loss, norms
 from finetale.speed.replacing import Replacement
+from finetale.training import optimizer
 
 VOCABULARY, LENGTH = 120, 40
 COMMON: dict[str, Any] = {
@@ -81,11 +83,11 @@ def batch() -> Batch:
 
 def gradients(network: PreTrainedModel, precision: str = "fp32") -> tuple[float, dict[str, torch.Tensor]]:
     forward = PackedForward(network, precision=precision)
-    loss = forward.loss(batch(), 1 / (2 * LENGTH))
-    loss.backward()  # type: ignore[no-untyped-call]
+    total = forward.loss(batch(), 1 / (2 * LENGTH))
+    total.backward()  # type: ignore[no-untyped-call]
     found = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
     network.zero_grad()
-    return float(loss.detach()), found
+    return float(total.detach()), found
 
 
 def replacements(network: torch.nn.Module) -> set[str]:
@@ -202,3 +204,75 @@ def test_generation_is_the_models_own() -> None:
     ids = torch.arange(6)[None]
     outputs = [network.generate(ids, max_new_tokens=8, do_sample=False).tolist() for network in (plain, fast)]
     assert outputs[0] == outputs[1]
+
+
+# Gradients in bf16
+
+needs_grad_dtype = pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="needs torch 2.10")
+
+
+@needs_grad_dtype
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_half_gradients_are_the_rounded_ones(family: str, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the layers are the same to the bit. The output weights add chunks and the embedding in bf16."""
+    monkeypatch.setattr(loss, "_HALF_CHUNK_BYTES", 2 * VOCABULARY * 30)  # three chunks
+    monkeypatch.setattr(loss, "_SLICE_BYTES", 2 * 32 * 50)
+    results = []
+    for half in (False, True):
+        network = built(family)
+        if not tied:
+            network.config.tie_word_embeddings = False
+            head = torch.nn.Linear(32, VOCABULARY, bias=False)
+            head.weight.data.copy_(network.get_input_embeddings().weight.data)  # type: ignore[arg-type]
+            network.set_output_embeddings(head)
+        speed.apply(network)
+        speed.use_half_gradients(network, half)
+        loss_, found = gradients(network, "bf16")
+        results.append((loss_, found))
+        speed.use_half_gradients(network, False)
+        assert gradients(network, "bf16")[1]["lm_head.weight" if not tied else next(iter(found))].dtype == torch.float32
+    (one, wide), (other, narrow) = results
+    assert one == pytest.approx(other, rel=1e-6)
+    assert wide.keys() == narrow.keys()
+    kinds = {name: gradient.dtype for name, gradient in narrow.items()}
+    assert torch.bfloat16 in kinds.values()
+    for name, gradient in wide.items():
+        assert gradient.dtype == torch.float32
+        vocabulary = len(gradient) == VOCABULARY
+        if kinds[name] == torch.bfloat16 and not vocabulary:
+            assert torch.equal(gradient, narrow[name].float()), name
+        else:
+            torch.testing.assert_close(
+                gradient, narrow[name].float(), rtol=2e-2, atol=4e-3 * float(gradient.abs().max())
+            )
+    assert sum(kind == torch.bfloat16 for kind in kinds.values()) >= 8
+
+
+@needs_grad_dtype
+def test_adamw_takes_gradients_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The norm, the clipping and the updates are those of the same gradients in fp32."""
+    monkeypatch.setattr(optimizer, "_PIECE", 100)
+    settings = TrainSettings(learning_rate=1e-2, weight_decay=0.1)
+    torch.manual_seed(0)
+    rows = [[torch.randn(30, 20).bfloat16(), torch.randn(7)] for _ in range(4)]
+    results = []
+    for half in (False, True):
+        torch.manual_seed(1)
+        holder = torch.nn.Linear(20, 30)
+        holder.bias = torch.nn.Parameter(torch.randn(7))
+        if half:
+            holder.weight.grad_dtype = torch.bfloat16
+        adamw = optimizer.build_optimizer(holder, settings)
+        norms = []
+        for number, (weight, bias) in enumerate(rows):
+            holder.weight.grad = weight.clone() if half else weight.float()
+            holder.bias.grad = bias.clone()
+            norms.append(float(optimizer.clip_gradients(adamw, (1.0, 1e9)[number % 2])))
+            adamw.step()
+            adamw.zero_grad()
+        states = [value for p in (holder.weight, holder.bias) for value in adamw.state[p].values()]
+        results.append([torch.tensor(norms), holder.weight.detach(), holder.bias.detach(), *states])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+    assert float(results[1][3]) == 4.0  # steps

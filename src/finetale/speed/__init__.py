@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING, TypeVar
 import torch.nn as nn
 
 from finetale.speed import attention
-from finetale.speed.allocator import kept_memory
+from finetale.speed.allocator import kept_memory, release_holes
 from finetale.speed.gated import FastGatedMLP, is_gated
 from finetale.speed.loss import (
     TiedWeights,
     chunk_bytes,
     cross_entropy,
+    has_half_gradient,
     linear_cross_entropy,
     most_likely,
     summed_cross_entropy,
 )
 from finetale.speed.modules import FastDropout, FusedGELU
 from finetale.speed.norms import FastRMSNorm, is_rms_norm
-from finetale.speed.products import FastConv1D, FastLinear
+from finetale.speed.products import FastConv1D, FastLinear, use_half_gradients
 from finetale.speed.replacing import Replacement, is_simple, replace, restore
 from finetale.speed.rotary import FastRotary, uses_rotary
 from finetale.speed.rounding import round_stochastically
@@ -44,18 +45,21 @@ __all__ = [
     "apply",
     "chunk_bytes",
     "cross_entropy",
+    "has_half_gradient",
     "has_kernel",
     "is_applied",
     "kept_memory",
     "linear_cross_entropy",
     "most_likely",
     "packs_documents",
+    "release_holes",
     "round_stochastically",
     "set_up",
     "summed_cross_entropy",
     "suspended",
     "undo",
     "use_documents",
+    "use_half_gradients",
 ]
 
 

@@ -43,6 +43,17 @@ def kept_memory() -> Iterator[None]:
             libc.malloc_trim(0)
 
 
+def release_holes() -> None:
+    """Return free memory between arrays in use to the system, inside `kept_memory`.
+
+    The temporary arrays of a forward pass leave holes between those that it keeps. Call this before arrays that do not
+    fit into the holes.
+    """
+    libc = _glibc()
+    if libc is not None and _depth:
+        libc.malloc_trim(0)
+
+
 @cache
 def _glibc() -> ctypes.CDLL | None:
     own = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")

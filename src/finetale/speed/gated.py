@@ -1,6 +1,7 @@
 """Compute gated feed-forward layers (SwiGLU, GeGLU; Shazeer 2020) and keep only the inputs of the product.
 
 The product and the activation are computed again in the backward pass. That costs little beside the matrix products.
+Where gradients are in bf16 to save memory, one of the two inputs is computed again too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from finetale.speed.loss import compute_type
+from finetale.speed.loss import compute_type, has_half_gradient
 from finetale.speed.products import takes_over
 from finetale.speed.replacing import Replacement, is_simple
 
@@ -110,7 +111,7 @@ class _GatedMLP(torch.autograd.Function):
             rows = input.to(dtype).flatten(0, -2)
             gated, above = rows @ gate.to(dtype).t(), rows @ up.to(dtype).t()
             output = _activated(gated, silu).mul_(above) @ down.to(dtype).t()
-        ctx.save_for_backward(rows, gated, above, gate, up, down)
+        ctx.save_for_backward(rows, gated, None if has_half_gradient(up) else above, gate, up, down)
         ctx.silu, ctx.input_type = silu, input.dtype
         result: torch.Tensor = output.view(input.shape)
         return result
@@ -122,6 +123,8 @@ class _GatedMLP(torch.autograd.Function):
         gradient = outer[0].flatten(0, -2)
         dtype = gradient.dtype
         wanted = ctx.needs_input_grad
+        if above is None:
+            above = rows @ up.to(dtype).t()
         product, to_gated, to_above = _gradients(gradient @ down.to(dtype), gated, above, ctx.silu)
         to_down = gradient.t() @ product if wanted[3] else None
         del product

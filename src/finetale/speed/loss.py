@@ -17,6 +17,10 @@ from torch.autograd.function import once_differentiable
 
 _CHUNK_BYTES, _GPU_CHUNK_BYTES = 128 * 2**20, 512 * 2**20
 """Size of a chunk's logits. More chunks cost more: each one adds to the gradient of all output weights."""
+_HALF_CHUNK_BYTES = 34 * 2**20
+"""The same where memory is saved by a gradient in bf16."""
+_SLICE_BYTES = 8 * 2**20
+"""Size of the part of that gradient that is computed at once."""
 _ROWS_BYTES = 4 * 2**20
 """Size of the fp32 logits whose softmax is computed together. They fit in a processor's cache."""
 _SMALLEST = -80.0
@@ -27,10 +31,14 @@ class TiedWeights:
     """Weights that the embedding and the output layer share. Both add to one gradient array instead of two.
 
     Use an object for one forward and backward pass: `embed` the tokens, then pass it to `summed_cross_entropy`.
+
+    Args:
+        padding: token whose embedding has no gradient (`padding_idx` of `nn.Embedding`), or None.
     """
 
-    def __init__(self, weight: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, padding: int | None = None) -> None:
         self.weight = weight
+        self.padding = padding
         self.gradient: torch.Tensor | None = None
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -127,6 +135,11 @@ def compute_type(tensor: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
 
 
+def has_half_gradient(weight: torch.Tensor) -> bool:
+    """Return whether a weight asks for its gradient in bf16."""
+    return getattr(weight, "grad_dtype", None) == torch.bfloat16
+
+
 class _RowsCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor, ignore: int) -> torch.Tensor:
@@ -174,7 +187,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total = torch.zeros((), dtype=torch.float32, device=hidden.device)
             to_hidden = torch.empty_like(hidden) if wanted[0] else None
             to_weight, to_bias = None, None
-            most = _most_bytes(hidden.device)
+            half = dtype == torch.bfloat16 and has_half_gradient(weight)
+            most = _HALF_CHUNK_BYTES if half else _most_bytes(hidden.device)
             for chunk in _slices(len(labels), matrix.shape[0] * matrix.element_size(), most):
                 states = hidden[chunk].to(dtype)
                 logits = _logits(states, matrix, None if bias is None else _padded(bias))
@@ -183,10 +197,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 total += part
                 if to_hidden is not None:
                     to_hidden[chunk] = logits @ matrix
-                if wanted[1]:
+                if wanted[1] and half:
+                    to_weight = _added_in_slices(to_weight, logits[:, :vocabulary], states)
+                elif wanted[1]:
                     to_weight = _added(to_weight, (logits.t() @ states)[:vocabulary])
                 if wanted[2]:
                     to_bias = _added(to_bias, logits.sum(0, dtype=torch.float32)[:vocabulary])
+                del logits  # before those of the next chunk are allocated
         ctx.save_for_backward(to_hidden, to_weight, to_bias)
         ctx.tied = tied
         return total
@@ -216,12 +233,29 @@ class _TiedEmbedding(torch.autograd.Function):
     def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (tokens,) = ctx.saved_tensors
         total, ctx.tied.gradient = ctx.tied.gradient, None
-        total.index_add_(0, tokens.flatten(), outer[0].flatten(0, -2).to(total.dtype))
+        tokens, gradient = tokens.flatten(), outer[0].flatten(0, -2)
+        if ctx.tied.padding is not None:
+            gradient = gradient.masked_fill((tokens == ctx.tied.padding)[:, None], 0.0)
+        if total.dtype == torch.bfloat16:  # the sum over equal tokens needs more digits
+            used, places = torch.unique(tokens, return_inverse=True)
+            total[used] = total[used].float().index_add_(0, places, gradient.float()).to(total.dtype)
+        else:
+            total.index_add_(0, tokens, gradient.to(total.dtype))
         return total, None, None
 
 
 def _added(total: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor:
     return part.float() if total is None else total.add_(part)
+
+
+def _added_in_slices(total: torch.Tensor | None, logits: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """Add the gradient of the output weights to `total`, a few rows at a time, so that no second array is needed."""
+    first = total is None
+    if total is None:
+        total = states.new_empty(logits.shape[1], states.shape[1])
+    for rows in _slices(len(total), 2 * states.shape[1], _SLICE_BYTES):
+        total[rows].addmm_(logits[:, rows].t(), states, beta=0 if first else 1)
+    return total
 
 
 def _padded(weights: torch.Tensor) -> torch.Tensor:

@@ -1,19 +1,26 @@
 """Compute linear layers without keeping copies of the weights in bf16.
 
 Autocast keeps its copy of a weight from the forward to the backward pass. Here both passes make one, which costs a
-hundredth of a step and saves two bytes per weight. The gradient stays in bf16 if the parameter asks for it
-(`Tensor.grad_dtype`).
+hundredth of a step and saves two bytes per weight. Products in bf16 give gradients in bf16. If the
+parameter asks for it (`Tensor.grad_dtype`), they are not converted to fp32. Then a gradient takes half of the memory
+and has the same value, as long as it is not added to another.
 """
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
+import torch.nn as nn
 from torch.autograd.function import once_differentiable
 
+from finetale.speed.allocator import release_holes
 from finetale.speed.loss import compute_type
 from finetale.speed.replacing import Replacement
+
+_RELEASING: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Layers whose gradient is the sign that a third of the backward pass is done."""
 
 
 class FastLinear(Replacement):
@@ -40,6 +47,30 @@ class FastConv1D(Replacement):
             return self.original(input)  # type: ignore[no-any-return]
         product: torch.Tensor = _Linear.apply(input, self.weight, self.bias, True)  # type: ignore[no-untyped-call]
         return product
+
+
+def use_half_gradients(model: nn.Module, yes: bool) -> None:
+    """Choose the type of the gradients of linear layers: bf16, or that of the weights. Call it without gradients.
+
+    Has no effect before torch 2.10, and on layers that are not replaced.
+    """
+    if not hasattr(torch.Tensor, "grad_dtype"):
+        return
+    layers = [m for m in model.modules() if isinstance(m, FastLinear | FastConv1D) and m.weight.requires_grad]
+    for layer in layers:
+        wanted = torch.bfloat16 if yes else layer.weight.dtype
+        if layer.weight.grad_dtype != wanted:
+            layer.weight.grad_dtype = wanted
+    for layer in layers[len(layers) // 3 :: max(1, len(layers) // 3)] if yes else ():
+        if layer not in _RELEASING:
+            _RELEASING.add(layer)
+            layer.weight.register_post_accumulate_grad_hook(_release)  # type: ignore[no-untyped-call]
+
+
+def _release(weight: torch.Tensor) -> None:
+    """Return the memory of activations that the backward pass has used, before gradients scatter over all of it."""
+    if weight.grad is not None and weight.grad.dtype == torch.bfloat16:
+        release_holes()
 
 
 def takes_over(input: torch.Tensor) -> bool:

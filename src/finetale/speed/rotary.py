@@ -21,6 +21,8 @@ from finetale.speed.replacing import Replacement
 
 _NAME = "apply_rotary_pos_emb"
 _TOLERANCE = 1e-6
+_VALUES = 2**17
+"""Values that are rotated together; half a MiB in fp32."""
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -73,7 +75,7 @@ def rotate(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tenso
     """Rotate queries and keys; return them in the type of the matrix products.
 
     Args:
-        q: shape (batch, heads, time, size); `k` may have another number of heads.
+        q: shape (batch, heads, time, size), or with heads and time exchanged. `k` may have another number of heads.
         cos: shape (batch, time, size), or smaller in the last dimension: then the rest of each head is not rotated.
             Its halves are equal, as those of `sin`.
     """
@@ -97,13 +99,21 @@ class _Rotation(torch.autograd.Function):
 
 
 def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return x1 cos - x2 sin and x2 cos + x1 sin, where x1 and x2 are the halves of what is rotated of each head."""
+    """Return x1 cos - x2 sin and x2 cos + x1 sin, where x1 and x2 are the halves of what is rotated of each head.
+
+    A few heads at a time are computed in fp32, so that they stay in a processor's cache.
+    """
     size = cos.shape[-1]
     half = size // 2
+    output = torch.empty_like(x, dtype=dtype)
+    output[..., size:] = x[..., size:]
+    heads = max(1, _VALUES // max(1, x[:, :1].numel())) if cos.shape[1] == 1 else x.shape[1]
     with torch.autocast("cpu", enabled=False):
-        wide = x[..., :size].to(torch.promote_types(x.dtype, cos.dtype))
-        rotated = wide * cos
-        rotated[..., :half].addcmul_(wide[..., half:], sin[..., :half], value=-1)
-        rotated[..., half:].addcmul_(wide[..., :half], sin[..., half:])
-        rotated = rotated.to(dtype)
-        return rotated if size == x.shape[-1] else torch.cat((rotated, x[..., size:].to(dtype)), dim=-1)
+        for at in range(0, x.shape[1], heads):
+            part = slice(at, at + heads)
+            wide = x[:, part, :, :size].to(torch.promote_types(x.dtype, cos.dtype))
+            rotated = wide * cos
+            rotated[..., :half].addcmul_(wide[..., half:], sin[..., :half], value=-1)
+            rotated[..., half:].addcmul_(wide[..., :half], sin[..., half:])
+            output[:, part, :, :size] = rotated
+    return output

@@ -44,7 +44,13 @@ from finetale.schema import (
 from finetale.signals import StopRequest
 from finetale.training.checkpoints import TrainState, check_finite, load_checkpoint, save_checkpoint
 from finetale.training.divergence import HISTORY, jump, not_finite
-from finetale.training.optimizer import build_optimizer, learning_rate
+from finetale.training.optimizer import (
+    HalfGradientsAdamW,
+    HalfMomentsAdamW,
+    build_optimizer,
+    clip_gradients,
+    learning_rate,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -176,13 +182,15 @@ class Training:
         prepared, self._optimizer = self.accelerator.prepare(self.model, optimizer)
         self._forward = PackedForward(prepared, precision=self.precision, route=route, compiled=self.compiled)
         # The fused AdamW reads on the device whether to skip the update. For others the host has to decide first.
-        self._deferred = self._forward.device.type in _ASYNCHRONOUS and type(optimizer) is torch.optim.AdamW
+        self._deferred = self._forward.device.type in _ASYNCHRONOUS and not isinstance(optimizer, HalfMomentsAdamW)
         self._bad = torch.zeros((), device=self._forward.device)
         self._log_every = self.evaluation.log_every or (_LOG_EVERY_ASYNCHRONOUS if self._deferred else 1)
         with speed.kept_memory(), StopRequest() as self._stop:
             try:
                 if checkpoint is None:
                     self._save_model()  # so that a run has a model from the beginning
+                if isinstance(optimizer, HalfGradientsAdamW):
+                    optimizer.allocate()
                 self._steps()
             except InterruptedRun as stopped:
                 path = self.directory.checkpoint(self.state.step)
@@ -273,6 +281,9 @@ class Training:
         total = torch.zeros((), device=self._forward.device)
         model = self._forward.model.train()
         chunks = [mine[at : at + size] for at in range(0, len(mine), size)]
+        # The sum of several passes needs fp32, as does the mean over processes.
+        once = len(chunks) == 1 and world == 1 and self.precision == "bf16" and not self._deferred
+        speed.use_half_gradients(model, once and isinstance(self._optimizer.optimizer, HalfGradientsAdamW))
         with self._forward.autocast():  # around all micro-batches, so that the weights are cast once per step
             for number, chunk in enumerate(chunks):
                 self._stop.check()
@@ -285,8 +296,7 @@ class Training:
                     with self._forward.no_autocast():
                         self.accelerator.backward(loss)
                 total += loss.detach()
-        limit = self.settings.max_grad_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+        norm = clip_gradients(self._optimizer.optimizer, self.settings.max_grad_norm or math.inf)
         mean = self.accelerator.reduce(total, "sum") / world
         if self._deferred:
             self._bad = torch.maximum(self._bad, 1.0 - (torch.isfinite(mean) & torch.isfinite(norm)).float())
@@ -303,7 +313,10 @@ class Training:
             group["lr"] = rate
         if not skip:
             self._optimizer.step()
+        half = any(map(speed.has_half_gradient, self.model.parameters()))
         self._optimizer.zero_grad()
+        if half:
+            speed.release_holes()
         return rate
 
     def _must_skip(self, loss: torch.Tensor, norm: torch.Tensor) -> bool:

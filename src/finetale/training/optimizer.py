@@ -14,6 +14,8 @@ REFERENCE_PARAMETERS = 124_439_808
 """Number of parameters of the smallest GPT-2, for which the default learning rate is 1e-4."""
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_PIECE = 2**20
+"""Values that are updated together."""
 
 
 _ADAPTER_FACTOR = 10
@@ -36,13 +38,111 @@ def build_optimizer(model: torch.nn.Module, settings: TrainSettings) -> torch.op
     assert settings.learning_rate is not None
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    kind = HalfMomentsAdamW if settings.optimizer_state == "bf16" else torch.optim.AdamW
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    kind = torch.optim.AdamW
+    if settings.optimizer_state == "bf16":
+        kind = HalfMomentsAdamW
+    elif on_cpu:
+        kind = HalfGradientsAdamW
     return kind(
         [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
         lr=settings.learning_rate,
         betas=(settings.adam_beta1, settings.adam_beta2),
         eps=settings.adam_epsilon,
         fused=True,
+    )
+
+
+@torch.no_grad()
+def clip_gradients(optimizer: torch.optim.Optimizer, limit: float) -> torch.Tensor:
+    """Scale all gradients so that their norm is at most `limit`; return the norm before.
+
+    Gradients in bf16 are scaled by the optimizer when it converts them, so that they are not rounded again.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not isinstance(optimizer, HalfGradientsAdamW) or not any(_is_half(p) for p in parameters):
+        norm: torch.Tensor = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        return norm
+    pieces = [piece for p in parameters for piece in _pieces(p.grad)]
+    norms = [torch.linalg.vector_norm(piece.float()) for piece in pieces]
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    optimizer.gradient_scale = min(1.0, limit / (float(norm) + 1e-6))
+    return norm
+
+
+def _is_half(parameter: torch.Tensor) -> bool:
+    return parameter.grad is not None and parameter.grad.dtype == torch.bfloat16
+
+
+def _pieces(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return views of at most `_PIECE` values, so that a copy in fp32 takes little memory."""
+    return torch.split(tensor.view(-1), _PIECE)
+
+
+class HalfGradientsAdamW(torch.optim.AdamW):
+    """AdamW that accepts gradients in bf16; then it converts and updates one parameter at a time.
+
+    With gradients in fp32 it is torch's.
+    """
+
+    gradient_scale = 1.0
+    """Factor of the gradients in the next step."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update the parameters."""
+        if not any(_is_half(p) for group in self.param_groups for p in group["params"]):
+            super().step()
+            return
+        self.allocate()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    state = self.state[parameter]
+                    state["step"] += 1
+                    tensors = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
+                    for weight, gradient, first, second in zip(*map(_pieces, tensors), strict=True):
+                        scaled = gradient.float() * self.gradient_scale
+                        _update(weight, scaled, first, second, state["step"], group)
+        self.gradient_scale = 1.0
+
+    def allocate(self) -> None:
+        """Allocate the moments that do not exist yet.
+
+        Moments that are allocated between the first passes would divide the free memory into pieces that are too small
+        for the activations of the next passes.
+        """
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if not self.state[parameter]:
+                    self.state[parameter]["step"] = torch.zeros((), dtype=torch.float32)
+                    for name in _MOMENTS:
+                        self.state[parameter][name] = torch.zeros_like(parameter)
+
+
+def _update(
+    parameter: torch.Tensor,
+    gradient: torch.Tensor,
+    first: torch.Tensor,
+    second: torch.Tensor,
+    step: torch.Tensor,
+    group: dict[str, Any],
+) -> None:
+    """Update a parameter, or a piece of it, and its moments in place, all in fp32. `step` counts from 1."""
+    torch._fused_adamw_(
+        [parameter],
+        [gradient],
+        [first],
+        [second],
+        [],
+        [step],
+        lr=group["lr"],
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        amsgrad=False,
+        maximize=False,
     )
 
 
@@ -66,21 +166,7 @@ class HalfMomentsAdamW(torch.optim.AdamW):
                         state[name] = torch.zeros_like(parameter, dtype=torch.bfloat16)
                 state["step"] += 1
                 first, second = (state[name].float() for name in _MOMENTS)
-                torch._fused_adamw_(
-                    [parameter],
-                    [parameter.grad],
-                    [first],
-                    [second],
-                    [],
-                    [state["step"]],
-                    lr=group["lr"],
-                    beta1=group["betas"][0],
-                    beta2=group["betas"][1],
-                    weight_decay=group["weight_decay"],
-                    eps=group["eps"],
-                    amsgrad=False,
-                    maximize=False,
-                )
+                _update(parameter, parameter.grad, first, second, state["step"], group)
                 state["exp_avg"] = speed.round_stochastically(first)
                 state["exp_avg_sq"] = speed.round_stochastically(second)
 
