@@ -152,6 +152,8 @@ def _by_rules(folder: Path, name: str, tokenizer: PreTrainedTokenizerBase) -> Pr
     """
     from transformers import PreTrainedTokenizerFast
 
+    if _is_general(tokenizer):
+        return tokenizer
     try:
         exact: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
     except Exception:  # an old or partial file; the class has another source
@@ -181,8 +183,7 @@ def _by_pieces(file: Path, name: str, tokenizer: PreTrainedTokenizerBase) -> Pre
         processor = sentencepiece.SentencePieceProcessor(model_file=str(file))
     except (OSError, RuntimeError):  # another file, such as a tiktoken vocabulary
         return tokenizer
-    is_general = type(tokenizer).__name__ in ("PreTrainedTokenizerFast", "TokenizersBackend")
-    if not is_general and not _words_that_differ(processor, tokenizer):
+    if not _is_general(tokenizer) and not _words_that_differ(processor, tokenizer):
         return tokenizer
     converted = _converted(file)
     if words := _words_that_differ(processor, converted):
@@ -192,6 +193,11 @@ def _by_pieces(file: Path, name: str, tokenizer: PreTrainedTokenizerBase) -> Pre
             "Name its class as `tokenizer_class` in tokenizer_config.json, or give another with --tokenizer.",
         )
     return converted
+
+
+def _is_general(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether a tokenizer has the general class of transformers, which adds no rules of its own."""
+    return type(tokenizer).__name__ in ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 def _words_that_differ(processor: Any, tokenizer: PreTrainedTokenizerBase) -> list[str]:
