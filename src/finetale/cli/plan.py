@@ -11,7 +11,7 @@ from rich.table import Table
 
 from finetale.cli.output import Json, Quiet, Source, print_json, progress, stdout, sum_of_tokens
 from finetale.cli.settings import with_settings
-from finetale.formatting import duration, size
+from finetale.formatting import duration, plural, size
 
 if TYPE_CHECKING:
     from finetale.schema import PlanResult, ProbeResult
@@ -62,6 +62,9 @@ def _show(plan: PlanResult) -> None:
     machine, model, tokens, memory, disk = plan.hardware, plan.model, plan.data.tokens, plan.memory, plan.disk
     where = machine.gpu.name if machine.gpu else f"{machine.cpu}, {machine.cores} cores"
     console.print(f"Model     {model.name}, {(model.parameters or 0) / 1e6:,.1f} M parameters")
+    part = plan.trained
+    rank = "" if part.rank is None else f", rank {part.rank}"
+    console.print(f"Method    {part.method}{rank}: {plural(part.parameters, 'parameter')} trained")
     console.print(f"Machine   {where}")
     console.print(
         f"Tokens    {tokens.read:,} read = {sum_of_tokens(tokens)}",
@@ -74,7 +77,8 @@ def _show(plan: PlanResult) -> None:
         f"Speed     {plan.tokens_per_second:,.0f} tokens/s training, "
         f"{plan.evaluation_tokens_per_second:,.0f} evaluating (measured)"
     )
-    console.print(f"Memory    about {size(memory.expected_bytes)} of {size(memory.available_bytes)} free")
+    saved = f" (frozen matrices in bf16 save {size(memory.saved_bytes)})" if memory.saved_bytes else ""
+    console.print(f"Memory    about {size(memory.expected_bytes)} of {size(memory.available_bytes)} free{saved}")
     console.print(f"Disk      {size(disk.peak_bytes)} of {size(disk.free_bytes)} free")
     console.print(
         f"Time      about {duration(plan.total_seconds)}: {duration(plan.train_seconds)} training, "

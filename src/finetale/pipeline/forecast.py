@@ -22,6 +22,7 @@ from finetale.out_of_memory import memory_errors
 from finetale.pipeline.data import data_json, keep_standard_input
 from finetale.pipeline.disk import free_bytes, plan_disk
 from finetale.pipeline.prepare import Prepared, evaluation_blocks, prepare
+from finetale.pipeline.training_run import trained_part
 from finetale.pipeline.tuning import estimate_memory, targets_of
 from finetale.schema import PlanResult
 from finetale.training import free_memory, measure_choice
@@ -65,6 +66,7 @@ def plan_run(config: Config, notify: Notify) -> PlanResult:
     comparison_seconds = 2 * sum(map(len, held_out)) / evaluating + 2 * sampling
     values = {
         "model": prepared.loaded.provenance.to_dict(),
+        "trained": trained_part(prepared),
         "hardware": hardware(),
         "data": data_json(prepared.config, prepared.store, prepared.blocks_json()).to_dict(),
         "steps": steps,
@@ -73,6 +75,7 @@ def plan_run(config: Config, notify: Notify) -> PlanResult:
         "memory": {
             "expected_bytes": expected,
             "available_bytes": available,
+            "saved_bytes": sum(p.nbytes for p in prepared.loaded.model.parameters() if p.dtype == torch.bfloat16),
         },
         "disk": plan_disk(prepared).to_dict() | {"free_bytes": free_bytes(Path(config.out or "runs"))},
         "tokens_per_second": round(training, 1),

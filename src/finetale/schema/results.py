@@ -8,7 +8,7 @@ from pydantic import Field
 
 from finetale.schema.base import Record
 from finetale.schema.data import DataFile, DroppedTokens, TextReport, TokenAccount
-from finetale.schema.run import BaseModelSource, Hardware, ProbeResult
+from finetale.schema.run import BaseModelSource, Hardware, ProbeResult, Trained
 
 
 class TokenizerFit(Record):
@@ -69,6 +69,7 @@ class MemoryForecast(Record):
 
     expected_bytes: int = Field(description="Memory that the run will take, bytes.")
     available_bytes: int = Field(description="Memory that is free, bytes.")
+    saved_bytes: int = Field(default=0, description="Bytes that frozen matrices in bf16 save in `expected_bytes`.")
 
 
 class DiskForecast(Record):
@@ -83,6 +84,7 @@ class PlanResult(Record):
     """The result of `finetale plan`: what the run would take, measured on this machine."""
 
     model: BaseModelSource = Field(description="The model to start from.")
+    trained: Trained = Field(description="The weights that the run would train.")
     hardware: Hardware = Field(description="This machine.")
     data: DataFile = Field(description="What `data.json` of the run would hold.")
     steps: int = Field(description="Optimizer steps of the run.")
