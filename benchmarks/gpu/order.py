@@ -150,15 +150,16 @@ def run(task: Task, seconds: float, out: Path) -> dict[str, Any]:
         process = subprocess.Popen(
             words, cwd=ROOT, env=os.environ | task.variables, stdout=log, stderr=log, start_new_session=True
         )
+        stopped = False
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
-            pass
+            stopped = True
         finally:  # the workers of a task belong to its session
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
     code = process.wait()
-    found: dict[str, Any] = {"rc": None if code == -signal.SIGKILL else code, "seconds": time.monotonic() - began}
+    found: dict[str, Any] = {"rc": None if stopped else code, "seconds": time.monotonic() - began}
     with (out / "log.txt").open("rb") as log:
         log.seek(start)
         lines = log.read().decode(errors="replace").splitlines()

@@ -80,13 +80,15 @@ def ours(network: Any) -> Callable[[list[list[int]], int], int]:
 def theirs(network: Any) -> Callable[[list[list[int]], int], int]:
     """Return a function that generates with transformers' continuous batching."""
     import torch
-    from transformers import GenerationConfig
+    from transformers import ContinuousBatchingConfig, GenerationConfig
 
+    # Its default takes most of the memory, which on a CPU belongs to other processes too.
+    limits = None if torch.cuda.is_available() else ContinuousBatchingConfig(num_blocks=128, max_batch_tokens=256)
     config = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0, bos_token_id=0, max_new_tokens=1)
 
     def serve(prompts: list[list[int]], new: int) -> int:
         config.max_new_tokens = new
-        found = network.generate_batch(inputs=prompts, generation_config=config)
+        found = network.generate_batch(prompts, generation_config=config, continuous_batching_config=limits)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return sum(len(output.generated_tokens) for output in found.values())
