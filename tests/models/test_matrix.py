@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,19 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import finetale as ft
-from architectures import ALL, Architecture
-from finetale.errors import InterruptedRun
+from architectures import ALL, POSITIONS, Architecture
+from finetale import models, speed
+from finetale.config import SamplingSettings
+from finetale.errors import InterruptedRun, ModelError
+from finetale.forward import find_route
+from finetale.generate import Generator, find_way
 from finetale.library import Run
+from finetale.server.engines import Job, selection
+from finetale.server.model_spec import Served, serve_model
 from finetale.tokens import begin_and_end
 from tiny import MODEL_FILES, story, tokenizer, write_stories
 
-QUICK = ("llama", "gpt_neox")
+QUICK = ("llama", "gpt_neox", "qwen2", "gemma3_text", "phi3", "mixtral", "mamba", "recurrent_gemma")
 SETTINGS: dict[str, Any] = {
     "block_size": 32,
     "batch_size": 4,
@@ -34,6 +41,7 @@ SETTINGS: dict[str, Any] = {
     "offline": True,
     "quiet": True,
 }
+SHORT = ("The lamp", "She counted the eggs")
 PROMPTS = ("The lamp stood on the sill and the boat lay in the reeds.", "She counted")
 
 each = pytest.mark.parametrize(
@@ -88,23 +96,78 @@ def plain_text(model: PreTrainedModel, prompt: str, number: int) -> list[int]:
     return ids[start:]
 
 
+def greedy(served: Served, prompts: Sequence[str], number: int) -> list[list[int]]:
+    """Return the continuations of prompts that an engine reads together."""
+    settings = SamplingSettings.resolve({"temperature": 0})
+    begin, _ = begin_and_end(tokenizer())
+    engine = served.worker.engine
+    jobs = [Job([begin, *tokenizer().encode(prompt)], settings) for prompt in prompts]
+    engine.admit([[job] for job in jobs])
+    for _ in range(number):
+        engine.step()
+    return [job.tokens for job in jobs]
+
+
+@pytest.mark.parametrize("architecture", ALL, ids=lambda item: item.name)
+def test_what_is_done_with_a_type(architecture: Architecture, tmp_path: Path) -> None:
+    base = architecture.save(tmp_path / "base")
+    loaded = models.load(str(base))
+    speed.set_up(loaded.model, enabled=True, attention="auto", precision="fp32", training=True)
+    assert models.positions_of(loaded.model.config.to_dict()) == architecture.context
+    assert models.locate(str(base)).positions == architecture.context
+    assert find_route(loaded.model).isolation == architecture.documents
+    assert find_way(loaded.model) == architecture.reading
+    facts = selection.Facts(len(tokenizer()), (), architecture.context or POSITIONS, 0)
+    assert selection.torch_engine(loaded, facts, 4).name == architecture.server
+    for folder in (tmp_path / "saved", tmp_path / "saved again"):
+        models.save(loaded.model, loaded.tokenizer, folder)
+        assert tensors(folder) == tensors(base)
+        loaded = models.load(str(folder))
+
+
 @each
 def test_from_base_to_service(architecture: Architecture, stories: Path, tmp_path: Path) -> None:
     base = architecture.save(tmp_path / "base")
-    run = interrupted(stories, tmp_path / "run", model=str(base), **SETTINGS)
+    settings = SETTINGS | {"model": str(base)}
+    run = interrupted(stories, tmp_path / "run", **settings)
     model = tmp_path / "run" / "model"
     assert {file.name for file in model.iterdir()} - {"manifest.json"} == set(MODEL_FILES)
     assert tensors(model) == tensors(base)
     (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("*04")
     assert tensors(checkpoint) == tensors(base)
     assert run.comparison.after.validation.loss < run.comparison.before.validation.loss
+
+    ft.train(stories, out=tmp_path / "whole", **settings)
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("run", "whole")]
+    assert weights[0] == weights[1]
+
     plain, info = AutoModelForCausalLM.from_pretrained(model, output_loading_info=True)
     assert not any(info.values())
-    text = story(99, 20)
-    assert ft.evaluate(run, texts=[text], precision="fp32", block_size=64).loss == pytest.approx(
-        plain_loss(plain, text), abs=1e-5
-    )
-    writer = ft.load(run)
-    for prompt in PROMPTS:
-        expected = tokenizer().decode(plain_text(plain, prompt, 8))
-        assert writer.generate(prompt, max_new_tokens=8, temperature=0) == [expected]
+    text = story(99, 8)
+    measured = ft.evaluate(run, texts=[text], precision="fp32", block_size=32)
+    assert measured.loss == pytest.approx(plain_loss(plain, text), abs=1e-5)
+
+    expected = [plain_text(plain, prompt, 8) for prompt in PROMPTS]
+    greedily: dict[str, Any] = {"max_new_tokens": 8, "temperature": 0}
+    loaded = models.load(str(tmp_path / "run"))
+    together = Generator(loaded.model, loaded.tokenizer).generate(PROMPTS, SamplingSettings.resolve(greedily))
+    assert [samples[0].text for samples in together] == [tokenizer().decode(tokens) for tokens in expected]
+    served = serve_model("it", loaded, slots=4, max_waiting=4, precision="fp32")
+    assert greedy(served, SHORT, 4) == [plain_text(plain, prompt, 4) for prompt in SHORT]
+    served.worker.close(None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ALL, ids=lambda item: item.name)
+def test_openvino(architecture: Architecture, tmp_path: Path) -> None:
+    loaded = models.load(str(architecture.save(tmp_path / "base")))
+    if architecture.openvino is not None:
+        with pytest.raises(ModelError, match=f"OpenVINO can't serve this model.*{architecture.openvino}"):
+            serve_model("it", loaded, slots=4, max_waiting=4, engine="openvino")
+        return
+    expected = [plain_text(loaded.model, prompt, 4) for prompt in SHORT]
+    served = serve_model("it", loaded, slots=4, max_waiting=4, engine="openvino")
+    assert served.worker.engine.name.startswith("openvino")
+    found = greedy(served, SHORT, 4)
+    served.worker.close(None)
+    assert [tokens[0] for tokens in found] == [tokens[0] for tokens in expected]  # rounded weights change near ties

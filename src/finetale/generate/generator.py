@@ -7,20 +7,19 @@ after a near tie.
 
 from __future__ import annotations
 
-import inspect
 from collections import abc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetale import models
 from finetale.config import SamplingSettings
 from finetale.errors import GenerationError
+from finetale.generate.reading import UNPADDED, WHOLE, find_way, inference, new_reader
 from finetale.generate.sampler import EXHAUSTED, NOT_A_NUMBER, Sampler, Stream, random_stream
 from finetale.generate.text import CONTEXT_TOKENS, TextStream
 from finetale.surrogates import describe_surrogates, quoted
@@ -60,7 +59,7 @@ class Generator:
         self.begin, _ = begin_and_end(tokenizer)
         self.ends = models.end_ids(model, tokenizer)
         config = model.config.get_text_config()
-        self.context: int = getattr(config, "max_position_embeddings", None) or _UNLIMITED
+        self.context: int = models.positions_of(config.to_dict()) or _UNLIMITED
         # Embeddings are often padded to a round number, and vocabularies can have gaps: such ids are not text.
         known = set(tokenizer.get_vocab().values())
         self.vocab_size: int = min(config.vocab_size, max(known) + 1)
@@ -102,7 +101,7 @@ class Generator:
         if settings.num_beams > 1:
             _check_beams(n, settings)
         rows = self._rows(prompts, settings, n, truncate)
-        with _inference(self.model):
+        with inference(self.model):
             if settings.num_beams > 1:
                 for prompt in range(len(prompts)):
                     self._search_beams(rows[prompt * n : (prompt + 1) * n], settings)
@@ -137,12 +136,12 @@ class Generator:
 
     def _stream(self, row: _Row, prompt: str, settings: SamplingSettings) -> abc.Generator[str, None, Sample]:
         if settings.num_beams > 1:
-            with _inference(self.model):
+            with inference(self.model):
                 self._search_beams([row], settings)
         else:
             (batch,) = self._batches([row], settings, 1)
             while row.finish_reason is None:
-                with _inference(self.model):
+                with inference(self.model):
                     batch.step()
                 if piece := row.text.take(final=row.finish_reason is not None):
                     yield piece
@@ -188,13 +187,15 @@ class Generator:
         """Yield batches of prompts of similar length.
 
         A shorter prompt joins a batch only if its padding, its prompt and its new text together fit into the context.
-        Models with a causal mask of fixed size (GPT-Neo) have no more columns.
+        Models with a causal mask of fixed size (GPT-Neo) have no more columns. Only prompts of one length share a
+        batch if the model's code allows no more.
         """
+        pads = find_way(self.model) != UNPADDED
         groups: list[list[_Row]] = []
         for row in sorted(rows, key=lambda row: -len(row.ids)):
             if groups and len(groups[-1]) < batch_size:
                 longest = len(groups[-1][0].ids)
-                if longest == len(row.ids) or longest + row.room <= self.context:
+                if longest == len(row.ids) or (pads and longest + row.room <= self.context):
                     groups[-1].append(row)
                     continue
             groups.append([row])
@@ -211,6 +212,7 @@ class Generator:
             num_beams=settings.num_beams,
             num_return_sequences=len(rows),
             do_sample=False,
+            use_cache=find_way(self.model) != WHOLE,
             repetition_penalty=settings.repetition_penalty,
             no_repeat_ngram_size=settings.no_repeat_ngram_size,
             suppress_tokens=self.forbidden or None,
@@ -275,29 +277,28 @@ class _Row:
 
 
 class _Batch:
-    """Rows that are decoded together, with their key/value cache. Finished rows are removed."""
+    """Rows that are decoded together. Finished rows are removed."""
 
     def __init__(self, model: PreTrainedModel, rows: list[_Row], sampler: Sampler) -> None:
         self.model = model
         self.rows = rows
         self.sampler = sampler
-        self.cache: DynamicCache | None = None
-        self.accepted = inspect.signature(model.forward).parameters  # models with ALiBi (BLOOM) take no positions
+        self.reader = new_reader(model)
         lengths = [len(row.ids) for row in rows]
-        self.width = max(lengths)  # columns in use
+        self.width = self.prompts = max(lengths)  # columns in use, and those of the prompts
         self.starts = [self.width - length for length in lengths]
         columns = self.width + max(row.room for row in rows)
         ids = torch.zeros(len(rows), columns, dtype=torch.long)
-        mask = torch.ones_like(ids)
         for place, (row, start) in enumerate(zip(rows, self.starts, strict=True)):
             ids[place, start : self.width] = torch.tensor(row.ids)
-            mask[place, :start] = 0
         self.ids = ids.to(model.device)  # (rows, columns)
-        self.mask = mask.to(model.device)  # (rows, columns)
 
     def step(self) -> None:
         """Add one token to each row."""
-        logits = self._read_prompts() if self.cache is None else self._read_last_tokens(self.cache)
+        if self.width == self.prompts:
+            logits = self._read_prompts()
+        else:
+            logits = self.reader.read(self.ids[:, : self.width], self.starts)
         streams = [row.stream for row in self.rows]
         tokens = self.sampler.choose(
             logits, self.ids[:, : self.width], self.starts, streams, [row.tokens for row in self.rows]
@@ -312,58 +313,25 @@ class _Batch:
 
     def _read_prompts(self) -> Tensor:
         """Return the logits after the prompts. The model reads a prompt that occurs in several rows once."""
-        self.cache = DynamicCache(config=self.model.config)
         first: dict[tuple[int, ...], int] = {}
         for place, row in enumerate(self.rows):
             first.setdefault(tuple(row.ids), place)
         places = list(first.values())
-        mask = self.mask[places, : self.width]
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        logits = self._forward(self.ids[places, : self.width], mask, positions, self.cache)
+        logits = self.reader.read(self.ids[places, : self.width], [self.starts[place] for place in places])
         if len(places) < len(self.rows):
             order = {key: index for index, key in enumerate(first)}
             copies = torch.tensor([order[tuple(row.ids)] for row in self.rows], device=logits.device)
-            self.cache.reorder_cache(copies)
+            self.reader.select(copies)
             logits = logits[copies]
-        return logits
-
-    def _read_last_tokens(self, cache: DynamicCache) -> Tensor:
-        mask = self.mask[:, : self.width]
-        positions = mask.sum(-1, keepdim=True) - 1
-        return self._forward(self.ids[:, self.width - 1 : self.width], mask, positions, cache)
-
-    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-        options = {"position_ids": positions, "logits_to_keep": 1}
-        logits: Tensor = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
-            **{name: value for name, value in options.items() if name in self.accepted},
-        ).logits
-        return logits[:, -1]  # (rows, padded vocabulary)
+        return logits  # (rows, padded vocabulary)
 
     def _keep(self, stay: list[int]) -> None:
         self.rows = [self.rows[place] for place in stay]
         self.starts = [self.starts[place] for place in stay]
-        if self.rows and self.cache is not None:
+        if self.rows:
             indices = torch.tensor(stay, device=self.ids.device)
-            self.ids, self.mask = self.ids[indices], self.mask[indices]
-            self.cache.reorder_cache(indices)
-
-
-@contextmanager
-def _inference(model: PreTrainedModel) -> Iterator[None]:
-    """Disable gradients and dropout inside; restore the mode of every module afterwards."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module in training:
-            module.training = True
+            self.ids = self.ids[indices]
+            self.reader.select(indices)
 
 
 def _check_beams(n: int, settings: SamplingSettings) -> None:

@@ -32,6 +32,8 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 _OTHER_FORMATS = (".ggml", ".onnx", ".tflite", ".mlmodel")
 WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_POSITIONS = ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len")
+_CHANGING = ("longrope", "su", "dynamic")
 _SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors", re.ASCII)
 
 
@@ -199,11 +201,27 @@ def read_config(file: Path) -> Any:
 
 
 def positions_of(config: dict[str, Any]) -> int | None:
-    """Return the number of positions in a config.json, under any name that architectures use."""
-    for key in ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len"):
-        if isinstance(config.get(key), int):
-            return int(config[key])
-    return None
+    """Return the length of the longest text that a model can read, from its config.json; None without a limit.
+
+    Some models change their rotary positions when a text grows beyond the length of their first training (LongRoPE,
+    dynamic NTK). A token's score then depends on the length of the text, or of the longest text in the batch, and a
+    cache holds keys of other positions. For these models that length is the limit.
+    """
+    limits = [config[key] for key in _POSITIONS if isinstance(config.get(key), int)][:1]
+    return min([*limits, *_changing_positions(config)], default=None)
+
+
+def _changing_positions(config: dict[str, Any]) -> list[int]:
+    """Return the lengths beyond which rotary positions change with the length of a text."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    if not isinstance(rope, dict):
+        return []
+    found = []
+    for values in (rope, *rope.values()):  # one entry, or one per type of layers
+        if isinstance(values, dict) and (values.get("rope_type") or values.get("type")) in _CHANGING:
+            name = "original_max_position_embeddings"
+            found.append(values.get(name) or config.get(name))
+    return [limit for limit in found if isinstance(limit, int)]
 
 
 def first_line(error: BaseException) -> str:

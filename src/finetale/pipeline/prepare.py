@@ -19,6 +19,7 @@ from finetale.environment import resolve_precision
 from finetale.errors import RunError, SourceError
 from finetale.extras import is_installed, require
 from finetale.formatting import plural, shell_command
+from finetale.generate import find_way
 from finetale.models import LoadedModel
 from finetale.models.frozen import keep_in_bf16, restore_fp32
 from finetale.notify import Notify, note, stage, warn
@@ -164,6 +165,7 @@ def prepare(
     _report_budget(config, step_budget(config, blocks), notify)
     loaded.model.to(devices.device())
     precision = resolve_precision(config.precision)
+    find_way(loaded.model)  # refuses models that can't continue texts
     if adapted is not None and precision == "bf16":
         keep_in_bf16(loaded.model)  # before the speed-ups, which replace the classes that it knows
     set_up = partial(speed.set_up, enabled=config.speed, attention=config.attention, training=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from finetale.generate.reading import STATES, cache_name, new_cache
 from finetale.server.engines import NoRoom
 from finetale.server.engines.slots import SlotCache
 
@@ -175,7 +176,7 @@ class SeparateRows:
 
     def join(self, ids: Sequence[int] = ()) -> int:
         """Add an empty row. No beginnings of texts are kept."""
-        self._caches.append(DynamicCache(config=self.model.config))
+        self._caches.append(new_cache(self.model))
         return 0
 
     def copy(self, row: int) -> int:
@@ -195,17 +196,63 @@ class SeparateRows:
     @property
     def num_bytes(self) -> int:
         """Memory that keys and values take now, in bytes."""
-        layers = [layer for cache in self._caches for layer in cache.layers if layer.is_initialized]
-        return sum(tensor.numel() * tensor.element_size() for layer in layers for tensor in (layer.keys, layer.values))
+        values = [value for cache in self._caches for layer in cache.layers for value in vars(layer).values()]
+        tensors = [item for value in values for item in (value if isinstance(value, list) else [value])]
+        return sum(item.numel() * item.element_size() for item in tensors if isinstance(item, Tensor))
 
     def read(self, rows: Sequence[int], ids: Sequence[Sequence[int]], *, every: bool = False) -> Tensor:
         """Read more tokens of some rows; see Rows."""
         found = []
         for row, more in zip(rows, ids, strict=True):
-            logits: Tensor = self.model(
-                input_ids=torch.tensor([more], device=self.model.device),
-                past_key_values=self._caches[row],
-                use_cache=True,
-            ).logits
-            found.append(logits[0] if every else logits[0, -1:])
+            scores = self._read(self._caches[row], torch.tensor([more], device=self.model.device))
+            found.append(scores if every else scores[-1:])
+        return torch.cat(found).float()
+
+    def _read(self, cache: DynamicCache, ids: Tensor) -> Tensor:
+        """Return the scores after each token of `ids`, (1, tokens)."""
+        name = cache_name(self.model)
+        # A model that keeps a state takes several tokens only at the beginning of a text.
+        pieces = ids.split(1, dim=1) if name == STATES and cache.has_previous_state() else (ids,)
+        return torch.cat([self.model(input_ids=piece, use_cache=True, **{name: cache}).logits[0] for piece in pieces])
+
+
+class WholeRows:
+    """Rows without a cache, for models whose code supports none. Each pass reads a whole text again."""
+
+    name = "torch, without a cache"
+    threads = ALL_THREADS
+    num_bytes = 0
+
+    def __init__(self, model: PreTrainedModel, *, slots: int = 16) -> None:
+        self.model = model.eval()
+        self.slots = slots
+        self._texts: list[list[int]] = []
+
+    def join(self, ids: Sequence[int] = ()) -> int:
+        """Add an empty row."""
+        self._texts.append([])
+        return 0
+
+    def copy(self, row: int) -> int:
+        """Add a copy of a row."""
+        self._texts.append(list(self._texts[row]))
+        return len(self._texts) - 1
+
+    def leave(self, row: int) -> None:
+        """Remove a row."""
+        last = self._texts.pop()
+        if row < len(self._texts):
+            self._texts[row] = last
+
+    def rest(self) -> None:
+        """Do nothing: no keys and values are kept."""
+
+    def read(self, rows: Sequence[int], ids: Sequence[Sequence[int]], *, every: bool = False) -> Tensor:
+        """Read more tokens of some rows; see Rows."""
+        found = []
+        for row, more in zip(rows, ids, strict=True):
+            self._texts[row] += more
+            whole = torch.tensor([self._texts[row]], device=self.model.device)
+            logits: Tensor = self.model(input_ids=whole, use_cache=False).logits
+            found.append(logits[0, -len(more) :] if every else logits[0, -1:])
         return torch.cat(found).float()

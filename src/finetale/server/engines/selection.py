@@ -25,16 +25,18 @@ from finetale import cache, environment, rundir
 from finetale.config import SamplingSettings
 from finetale.errors import ModelError
 from finetale.export import FORMATS, openvino
+from finetale.generate.reading import FAILURES
 from finetale.models import LoadedModel
 from finetale.notify import Notify
 from finetale.rundir import RunDirectory
 from finetale.schema import StageEvent, WarningEvent
 from finetale.server.engines import Job, Rows
 from finetale.server.engines.batching import BatchingEngine
-from finetale.server.engines.pytorch_rows import ALL_THREADS, SeparateRows, TorchRows
+from finetale.server.engines.pytorch_rows import ALL_THREADS, SeparateRows, TorchRows, WholeRows
 
-_TORCH_TOLERANCE = 0.02
-"""Largest difference between scores of rows read together and alone, as a share of the largest score; bf16 has 1%."""
+_TORCH_TOLERANCE, _HALF_TOLERANCE = 1e-3, 0.02
+"""Largest difference between scores of rows read together and alone, as a share of the largest score, in fp32 and in
+types of 16 bits; bf16 has 1%."""
 _CONVERTED_TOLERANCE = 1e-3
 """Largest difference between the scores of a converted model and PyTorch's, as a share of the largest score."""
 MAX_PERPLEXITY_CHANGE = 0.01
@@ -49,6 +51,8 @@ _UNTOUCHED_SECONDS = 3600.0
 """After this time without a write, an unfinished conversion counts as abandoned."""
 _MODEL, _RECORD = "model.xml", "engine.json"
 _CHUNK = 256
+_PIECE = 5
+"""Number of tokens of a piece when the test of an engine reads a text in pieces."""
 
 
 @dataclass(frozen=True)
@@ -79,35 +83,53 @@ def torch_engine(
     dtype: torch.dtype = torch.float32,
     memory: int | None = None,
 ) -> BatchingEngine:
-    """Return a PyTorch engine: with all rows in one pass if the model's code supports it, else one row per pass.
+    """Return the first PyTorch engine with right scores: all rows in one pass, one row per pass, without a cache.
 
     Raises:
-        ModelError: generation with a cache gives wrong scores in both ways.
+        ModelError: no engine gives right scores.
     """
     model = loaded.model.to(dtype)
 
     def alone(ids: Tensor) -> Tensor:
         with torch.inference_mode():
-            logits: Tensor = model(input_ids=ids.to(model.device)).logits
+            logits: Tensor = model(input_ids=ids.to(model.device), use_cache=False).logits
             return logits
 
     why = ""
-    for rows in (TorchRows(model, context=facts.context, slots=slots, memory=memory), SeparateRows(model, slots=slots)):
+    kinds: tuple[Rows, ...] = (
+        TorchRows(model, context=facts.context, slots=slots, memory=memory),
+        SeparateRows(model, slots=slots),
+        WholeRows(model, slots=slots),
+    )
+    for rows in kinds:
         engine = facts.engine(rows)
         try:
-            difference = engine.deviation(alone, min(40, facts.context))
-        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError) as error:
+            difference = max(engine.deviation(alone, min(40, facts.context)), _deviation_in_pieces(rows, alone, facts))
+        except FAILURES as error:
             why = f"its code fails: {type(error).__name__}"
             continue
-        if difference <= _TORCH_TOLERANCE:
+        if difference <= (_TORCH_TOLERANCE if dtype == torch.float32 else _HALF_TOLERANCE):
             _copy_weights(model)
             return engine
         why = f"scores differ by {difference:.1%}"
     raise ModelError(
-        f"A {model.config.model_type} model can't be served: "
-        f"with a cache its scores differ from those of the whole text ({why}).",
-        "Use `finetale generate`, which works with it.",
+        f"A {model.config.model_type} model can't be served: read piece by piece, its scores differ from those of the "
+        f"whole text ({why}).",
+        "Choose a model such as gpt2 or EleutherAI/pythia-160m.",
     )
+
+
+def _deviation_in_pieces(rows: Rows, alone: Callable[[Tensor], Tensor], facts: Facts) -> float:
+    """Compare the scores of a text that is read in pieces, as long prompts are, with those of the text in one pass.
+
+    Returns:
+        The largest difference as a share of the largest score; infinite if a score is NaN.
+    """
+    ids = torch.arange(2, 2 + min(3 * _PIECE, facts.context))[None] % facts.vocab_size
+    expected = alone(ids)[..., : facts.vocab_size].float().cpu()
+    found = _alone(rows, ids, _PIECE)[..., : facts.vocab_size].cpu()
+    far = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
+    return far if far == far else float("inf")
 
 
 def _copy_weights(model: torch.nn.Module) -> None:
@@ -298,13 +320,13 @@ def _convert(
     }
 
 
-def _alone(rows: Rows, ids: Tensor) -> Tensor:
+def _alone(rows: Rows, ids: Tensor, piece: int = _CHUNK) -> Tensor:
     """Return the scores after every token of one text, (1, tokens, vocabulary). The rows must be empty."""
     rows.join()
     try:
         with torch.inference_mode():
             # Each pass may overwrite the scores of the pass before.
-            parts = [rows.read([0], part.tolist(), every=True).clone() for part in torch.split(ids, _CHUNK, dim=1)]
+            parts = [rows.read([0], part.tolist(), every=True).clone() for part in torch.split(ids, piece, dim=1)]
             return torch.cat(parts)[None]
     finally:
         rows.leave(0)
