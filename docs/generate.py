@@ -1,4 +1,4 @@
-"""Write docs/commands.md, docs/settings.md, docs/schema.md and README's layer numbers from the code.
+"""Write docs/commands.md, settings.md, schema.md and models.md, and README's layer numbers, from the code.
 
 A test checks that they are up to date.
 """
@@ -6,6 +6,7 @@ A test checks that they are up to date.
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -111,6 +112,54 @@ def schema() -> str:
     return NOTE + "\n".join(lines).rstrip() + "\n"
 
 
+def models() -> str:
+    """Return the table of architectures, from the list that tests/models/test_matrix.py asserts."""
+    sys.path.insert(0, str(HERE.parent / "tests"))
+    try:
+        from architectures import ALL
+    finally:
+        sys.path.pop(0)
+    lines = [
+        "# Models",
+        "",
+        "Finetale trains any causal language model that transformers has, from safetensors or GGUF. It tests three",
+        "things on the loaded model itself, not by its name, and chooses the fastest way whose numbers are right:",
+        "",
+        "- *Packed documents*: how documents that share a row are kept apart in training and evaluation.",
+        "- *Generation*: whether the scores with a cache, and in a batch of prompts of different lengths, are those of",
+        "  each text alone. Without a cache, the whole text is read again for each token, which is slow.",
+        "- *Service*: the engine of PyTorch that serves it, and whether OpenVINO can.",
+        "",
+        "A model whose scores change with the text that follows is not a causal language model, and is refused before",
+        "training.",
+        "",
+        "The rows below are tested with tiny models with random weights: train, stop, resume (the same weights to the",
+        "bit as a run without a stop), compare, generate (the same tokens as transformers without a cache), serve, and",
+        "load in plain transformers (the same tensor names as the base, the same loss to 1e-5).",
+        "",
+        "| models | `model_type` | packed documents | generation | service: PyTorch | service: OpenVINO |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {item.name} | `{item.kind}` | {item.documents} | {item.reading} | {item.server.removeprefix('torch, ')} | "
+        f"{'yes' if item.openvino is None else 'no, PyTorch serves it'} |".replace("| torch |", "| all rows together |")
+        for item in ALL
+    ]
+    lines += ["", *(f"{item.name} {item.note}." for item in ALL if item.note)]
+    lines += [
+        "",
+        "## Precision and files",
+        "",
+        "- Weights in fp16 or bf16 are trained as fp32 and saved as fp32.",
+        "- Weights in several files (`model.safetensors.index.json`) are read; each file must be there.",
+        "- Weights in pickles alone (`pytorch_model.bin`) are refused, because they can carry code.",
+        "- Quantised weights (GPTQ, AWQ, bitsandbytes, FP8 and others) are refused before their download, because",
+        "  Finetale trains weights in full precision. Choose the model that they were made from.",
+        "- A model that sees positions up to a limit is never read beyond it: longer blocks and prompts are refused.",
+    ]
+    return NOTE + "\n".join(lines) + "\n"
+
+
 def readme() -> str:
     """Return the README with the layer number of each module, from the contract in pyproject.toml, lowest first."""
     page = (HERE.parent / "README.md").read_text(encoding="utf-8")
@@ -169,4 +218,5 @@ if __name__ == "__main__":
     (HERE / "commands.md").write_text(commands(), encoding="utf-8")
     (HERE / "settings.md").write_text(settings(), encoding="utf-8")
     (HERE / "schema.md").write_text(schema(), encoding="utf-8")
+    (HERE / "models.md").write_text(models(), encoding="utf-8")
     (HERE.parent / "README.md").write_text(readme(), encoding="utf-8")

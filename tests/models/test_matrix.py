@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from finetale.server.model_spec import Served, serve_model
 from finetale.tokens import begin_and_end
 from tiny import MODEL_FILES, story, tokenizer, write_stories
 
+ROOT = Path(__file__).parents[2]
 QUICK = ("llama", "gpt_neox", "qwen2", "gemma3_text", "phi3", "mixtral", "mamba", "recurrent_gemma")
 SETTINGS: dict[str, Any] = {
     "block_size": 32,
@@ -103,9 +105,9 @@ def greedy(served: Served, prompts: Sequence[str], number: int) -> list[list[int
     engine = served.worker.engine
     jobs = [Job([begin, *tokenizer().encode(prompt)], settings) for prompt in prompts]
     engine.admit([[job] for job in jobs])
-    for _ in range(number):
+    while any(len(job.tokens) < number for job in jobs):
         engine.step()
-    return [job.tokens for job in jobs]
+    return [job.tokens[:number] for job in jobs]
 
 
 @pytest.mark.parametrize("architecture", ALL, ids=lambda item: item.name)
@@ -171,3 +173,11 @@ def test_openvino(architecture: Architecture, tmp_path: Path) -> None:
     found = greedy(served, SHORT, 4)
     served.worker.close(None)
     assert [tokens[0] for tokens in found] == [tokens[0] for tokens in expected]  # rounded weights change near ties
+
+
+def test_the_table_is_up_to_date() -> None:
+    generate = runpy.run_path(str(ROOT / "docs/generate.py"))
+    page = (ROOT / "docs/models.md").read_text(encoding="utf-8")
+    assert page == generate["models"](), "run `make docs`"
+    assert sum(line.startswith("| ") for line in page.splitlines()) == len(ALL) + 1
+    assert len(ALL) == 25

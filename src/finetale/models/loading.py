@@ -442,8 +442,18 @@ def _read_weights(located: Located, dropout: float | None) -> PreTrainedModel:
             f"The weights of {located.name} lack {len(missing)} tensors of its architecture, such as {missing[0]}.",
             "The files do not belong to this config.json. Download the model again.",
         )
+    _make_reproducible(model)
     loaded: PreTrainedModel = model.eval()
     return loaded
+
+
+def _make_reproducible(model: PreTrainedModel) -> None:
+    """Compute experts with biases (gpt_oss) one by one.
+
+    The faster code gathers a bias for every token. With several threads, its gradient is summed in any order.
+    """
+    if any(name.endswith(".gate_up_proj_bias") for name, _ in model.named_parameters()):
+        model.set_experts_implementation("eager")
 
 
 def _set_dropout(config: Any, dropout: float | None) -> None:

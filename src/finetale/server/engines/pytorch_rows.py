@@ -212,7 +212,7 @@ class SeparateRows:
         """Return the scores after each token of `ids`, (1, tokens)."""
         name = cache_name(self.model)
         # A model that keeps a state takes several tokens only at the beginning of a text.
-        pieces = ids.split(1, dim=1) if name == STATES and cache.has_previous_state() else (ids,)
+        pieces = torch.split(ids, 1, dim=1) if name == STATES and cache.has_previous_state() else (ids,)
         return torch.cat([self.model(input_ids=piece, use_cache=True, **{name: cache}).logits[0] for piece in pieces])
 
 
