@@ -129,7 +129,7 @@ ALL = (
         {"hidden_size": 32, "n_layer": 2, "n_head": 2},
         documents=ROWS,
         server=SEPARATE,
-        openvino="failed",
+        openvino="TorchScript module",
         context=None,
     ),
     Architecture("Llama", "llama", _LLAMA),
@@ -199,7 +199,7 @@ ALL = (
         },
         documents=ROWS,
         server=SEPARATE,
-        openvino="aten::histc",
+        openvino="reshape",
     ),
     Architecture(
         "Mamba",
@@ -207,7 +207,7 @@ ALL = (
         {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
         documents=ROWS,
         server=SEPARATE,
-        openvino="failed",
+        openvino="TorchScript module",
         context=None,
     ),
     Architecture(
@@ -233,7 +233,7 @@ ALL = (
         documents=ROWS,
         reading=WHOLE,
         server=NO_CACHE,
-        openvino="failed",
+        openvino="NoneType",
         context=None,
     ),
 )
