@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from finetale.schema import StageEvent, WarningEvent
 from finetale.server.engines import Job, Rows
 from finetale.server.engines.batching import BatchingEngine
 from finetale.server.engines.pytorch_rows import ALL_THREADS, SeparateRows, TorchRows, WholeRows
+from finetale.tokenizing import encode_batch
 
 _TORCH_TOLERANCE, _HALF_TOLERANCE = 1e-3, 0.02
 """Largest difference between scores of rows read together and alone, as a share of the largest score, in fp32 and in
@@ -291,17 +293,17 @@ def _convert(
     announce("Measuring what int8 weights change")
     texts, of = held_out(), "held-out text"
     if not texts:
-        texts, of = _own_samples(reference, facts), "text that it generated"
-    before = _perplexity(reference.rows, texts, facts.vocab_size)
+        texts, of = _general_texts(loaded, facts), "general text"
+    before, best = _predictions(reference.rows, texts, facts.vocab_size)
     record["perplexity"] = {"torch": before, "text": of, "tokens": sum(len(text) - 1 for text in texts)}
     for rounding in _ROUNDINGS:
         rounded = rounding["weights"] == "int8"
         smaller = openvino.compress(converted, symmetric=rounding["symmetric"]) if rounded else converted
         openvino.save(smaller, place / _MODEL)
         rows = OpenVinoRows(place / _MODEL, context=facts.context, slots=slots, group=rounding["group"])
-        after = _perplexity(rows, texts, facts.vocab_size)
+        after, chosen = _predictions(rows, texts, facts.vocab_size)
         record |= {"rounding": rounding}
-        record["perplexity"]["openvino"] = after
+        record["perplexity"] |= {"openvino": after, "same_choice": float((chosen == best).double().mean())}
         if abs(after - before) <= before * MAX_PERPLEXITY_CHANGE:
             break
         if rounded:
@@ -332,33 +334,23 @@ def _alone(rows: Rows, ids: Tensor, piece: int = _CHUNK) -> Tensor:
         rows.leave(0)
 
 
-def _perplexity(rows: Rows, texts: Sequence[Sequence[int]], vocab_size: int) -> float:
-    nats = torch.zeros((), dtype=torch.float64)
-    number = 0
+def _predictions(rows: Rows, texts: Sequence[Sequence[int]], vocab_size: int) -> tuple[float, Tensor]:
+    """Return the perplexity of texts per token, and the most likely next token after each token, (all tokens,)."""
+    nats, best = torch.zeros((), dtype=torch.float64), []
     for text in texts:
         ids = torch.tensor([list(text)])
-        scores = _alone(rows, ids[:, :-1])[0, :, :vocab_size]
-        nats += torch.nn.functional.cross_entropy(scores.cpu().double(), ids[0, 1:], reduction="sum")
-        number += len(text) - 1
-    return float((nats / max(1, number)).exp())
+        scores = _alone(rows, ids[:, :-1])[0, :, :vocab_size].cpu()
+        nats += torch.nn.functional.cross_entropy(scores.double(), ids[0, 1:], reduction="sum")
+        best.append(scores.argmax(dim=-1))
+    likeliest = torch.cat(best)
+    return float((nats / len(likeliest)).exp()), likeliest
 
 
-def _own_samples(engine: BatchingEngine, facts: Facts, number: int = 8, length: int = 128) -> list[list[int]]:
-    """Return token ids of texts that the model generated, for a model without held-out text."""
-    settings = SamplingSettings.resolve({"temperature": 1.0, "top_p": 1.0, "seed": 0})
-    length = min(length, facts.context - 1)
-    found = []
-    for start in range(0, number, engine.slots):
-        jobs = [
-            Job([facts.begin], settings, sample=sample) for sample in range(start, min(start + engine.slots, number))
-        ]
-        engine.start([[job] for job in jobs])
-        for _ in range(length):
-            engine.step()
-        for job in jobs:
-            found.append([*job.ids, *(token for token in job.tokens if token >= 0)])
-            engine.drop(job)
-    return [text for text in found if len(text) > 1]
+def _general_texts(loaded: LoadedModel, facts: Facts) -> list[list[int]]:
+    """Return token ids of texts of several kinds and languages, for a model without held-out text."""
+    texts = (files(__package__) / "general-text.txt").read_text(encoding="utf-8").split("\n---\n")
+    pieces = [[facts.begin, *ids.tolist()][: facts.context] for ids in encode_batch(loaded.tokenizer, texts)]
+    return [piece for piece in pieces if len(piece) > 1]
 
 
 def _speed(engine: BatchingEngine, facts: Facts, texts: int = 8, prompt: int = 32, steps: int = 12) -> float:
