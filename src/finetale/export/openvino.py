@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from finetale import speed
 
-VERSION = 2
+VERSION = 3
 """Number of the conversion. Raise it when the same weights would give a different model, here or in the server."""
 
 

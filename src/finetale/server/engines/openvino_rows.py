@@ -33,6 +33,7 @@ class OpenVinoRows:
         slots: maximum number of rows.
         exact: compute in fp32 instead of the fastest precision, for comparisons.
         group: number of activations that share a scale in 8-bit matrix products; 0 for OpenVINO's default.
+        fp32: compute in fp32 where the weights are not rounded; a part of what `exact` does.
         memory: maximum bytes of keys and values; raised to what one row of `context` tokens needs. None for what all
             rows need.
 
@@ -51,6 +52,7 @@ class OpenVinoRows:
         slots: int = 16,
         exact: bool = False,
         group: int = 0,
+        fp32: bool = False,
         memory: int | None = None,
     ) -> None:
         runtime = core()
@@ -78,6 +80,8 @@ class OpenVinoRows:
                 "INFERENCE_PRECISION_HINT": "f32",
                 "KV_CACHE_PRECISION": "f32",
             }
+        if fp32:
+            properties["INFERENCE_PRECISION_HINT"] = "f32"
         if group:
             properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = group
         compiled = runtime.compile_model(model, "CPU", properties)

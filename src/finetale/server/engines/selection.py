@@ -44,11 +44,13 @@ _CONVERTED_TOLERANCE = 1e-3
 MAX_PERPLEXITY_CHANGE = 0.01
 """Largest relative change of the perplexity by int8 weights."""
 _ROUNDINGS: tuple[dict[str, Any], ...] = (
-    {"weights": "int8", "symmetric": True, "group": 128},
-    {"weights": "int8", "symmetric": False, "group": 32},
-    {"weights": "as they are", "group": 0},
+    {"weights": "int8", "symmetric": True, "group": 128, "fp32": False},
+    {"weights": "int8", "symmetric": False, "group": 32, "fp32": False},
+    {"weights": "int8", "symmetric": False, "group": 32, "fp32": True},
+    {"weights": "as they are", "group": 0, "fp32": True},
 )
-"""Roundings of weights and activations to try, fastest first."""
+"""Roundings of weights and activations to try, fastest first. Without `fp32`, OpenVINO computes in bf16 where the
+processor has it, which changes some models more than int8 weights do."""
 _UNTOUCHED_SECONDS = 3600.0
 """After this time without a write, an unfinished conversion counts as abandoned."""
 _MODEL, _RECORD = "model.xml", "engine.json"
@@ -187,9 +189,16 @@ def choose(
             notify(WarningEvent(message=message))
         speeds = record["tokens_per_second"]
         if wanted == "openvino" or speeds["openvino"] >= speeds["torch"]:
-            group = record["rounding"]["group"]
+            rounding = record["rounding"]
             try:
-                rows = OpenVinoRows(folder / _MODEL, context=facts.context, slots=slots, group=group, memory=memory)
+                rows = OpenVinoRows(
+                    folder / _MODEL,
+                    context=facts.context,
+                    slots=slots,
+                    group=rounding["group"],
+                    fp32=rounding["fp32"],
+                    memory=memory,
+                )
                 engine = facts.engine(rows)
                 if held is not None:  # until the engine is freed
                     weakref.finalize(engine, held.release)
@@ -300,7 +309,9 @@ def _convert(
         rounded = rounding["weights"] == "int8"
         smaller = openvino.compress(converted, symmetric=rounding["symmetric"]) if rounded else converted
         openvino.save(smaller, place / _MODEL)
-        rows = OpenVinoRows(place / _MODEL, context=facts.context, slots=slots, group=rounding["group"])
+        rows = OpenVinoRows(
+            place / _MODEL, context=facts.context, slots=slots, group=rounding["group"], fp32=rounding["fp32"]
+        )
         after, chosen = _predictions(rows, texts, facts.vocab_size)
         record |= {"rounding": rounding}
         record["perplexity"] |= {"openvino": after, "same_choice": float((chosen == best).double().mean())}
