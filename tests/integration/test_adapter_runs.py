@@ -89,7 +89,9 @@ def test_the_base_did_not_change_and_the_model_got_better(finished: Path) -> Non
     assert comparison.before.validation is not None
     assert comparison.after.validation is not None
     assert comparison.after.validation.loss < comparison.before.validation.loss - 0.1
-    assert comparison.improved
+    assert comparison.before.test is not None
+    assert comparison.after.test is not None
+    assert comparison.after.test.loss < comparison.before.test.loss - 0.1
 
 
 @pytest.mark.parametrize(("precision", "kept"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])

@@ -23,6 +23,7 @@ from transformers import BertConfig, BertForMaskedLM
 from commands import Result, environment, finetale, finish, start
 from finetale import cli, models, rundir
 from finetale.text.formats.zipped import OLE_MAGIC
+from finetale.tokens import train_tokenizer
 from tiny import WORDS, model, save_model, tokenizer, write_stories
 
 PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x10\x00\x00\x00\x10\x08\x06\x00\x00\x00" + bytes(range(256))
@@ -198,7 +199,7 @@ CASES = [
     bad_model("pickle only", "pickled", "pytorch_model.bin … safetensors only", "model.save_pretrained"),
     bad_model("encoder", "encoder", "an encoder (model_type bert)", "gpt2"),
     bad_model("no tokenizer", "mute", "tokenizer … is empty", "missing"),
-    bad_model("tokenizer too large", "chatty", "does not fit … 401 … 400 embeddings", "--tokenizer"),
+    bad_model("tokenizer too large", "foreign", "does not fit … 499 … 400 embeddings", "--tokenizer"),
     bad_model(
         "truncated weights",
         "truncated",
@@ -414,9 +415,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mute = save_model(folder / "mute")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (mute / name).unlink()
-    larger = models.load_tokenizer(save_model(folder / "chatty"))
-    larger.add_tokens(["<one>", "<two>"])
-    larger.save_pretrained(folder / "chatty")
+    save_model(folder / "foreign")
+    names = [f"{first}{last}" for first in WORDS.split() for last in WORDS.split()]
+    train_tokenizer([" ".join(names)] * 2, 500).save_pretrained(folder / "foreign")
     (save_model(folder / "truncated") / "model.safetensors").write_bytes(weights[:2000])
     for name, value in (("nan", torch.nan), ("huge", 1e30)):
         broken = model()

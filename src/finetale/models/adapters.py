@@ -163,7 +163,7 @@ def write(model: torch.nn.Module, folder: Path, *, base: str | None, revision: s
         folder / CONFIG_NAME,
         values | {"base_model_name_or_path": base, "revision": revision, "inference_mode": True},
     )
-    save_file(tensors_of(model), str(folder / WEIGHTS_NAME), metadata={"format": "pt", BASE_KEY: base_sha256})
+    save_file(tensors_of(model), str(folder / WEIGHTS_NAME), metadata={BASE_KEY: base_sha256})
 
 
 def load_into(model: torch.nn.Module, folder: Path) -> None:
