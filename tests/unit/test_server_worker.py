@@ -223,3 +223,15 @@ def test_echo_without_new_tokens_returns_only_the_prompt(worker: Worker, engine:
     assert isinstance(piece, Piece)
     assert (piece.text, piece.finish_reason) == ("", "length")
     assert engine.active == 0
+
+
+def test_an_idle_engine_returns_its_memory(worker: Worker, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetale.server.worker._IDLE_SECONDS", 0.05)
+    for rests in (1, 2):
+        assert Sent(worker, "a").all()
+        deadline = time.monotonic() + 10
+        while engine.rests < rests:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    time.sleep(0.2)
+    assert engine.rests == 2, "once per rest"

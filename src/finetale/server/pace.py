@@ -1,7 +1,7 @@
 """How many tokens of prompts to read between two steps, from measured times. Knows no engine and no requests.
 
 A stream waits while parts of other requests' prompts are read between its tokens. Reading takes at most twice the time
-of a step, so the pause between two tokens is at most three times as long as without new prompts.
+of a step, as far as the smallest part allows: with a long text before it, even that can take longer.
 """
 
 from __future__ import annotations

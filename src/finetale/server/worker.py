@@ -17,6 +17,7 @@ from finetale.server.completion import ChoiceBuilder, Completion, Piece
 from finetale.server.engines import NOT_NUMBERS, Engine
 from finetale.server.pace import Pace
 from finetale.server.turns import Turns
+from finetale.speed import allocator
 
 _log = logging.getLogger("finetale.server")
 
@@ -169,6 +170,7 @@ class Worker:
             with self._change:
                 if not self._is_wanted() and not self._change.wait_for(self._is_wanted, _IDLE_SECONDS):
                     self.engine.rest()
+                    allocator.release()
                     self._change.wait_for(self._is_wanted)
                 if self._closing and not self._active and not self.waiting:
                     return

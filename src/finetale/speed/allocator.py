@@ -49,8 +49,14 @@ def release_holes() -> None:
     The temporary arrays of a forward pass leave holes between those that it keeps. Call this before arrays that do not
     fit into the holes.
     """
+    if _depth:
+        release()
+
+
+def release() -> None:
+    """Return free memory to the system. glibc keeps freed arrays of less than 32 MB by default."""
     libc = _glibc()
-    if libc is not None and _depth:
+    if libc is not None:
         libc.malloc_trim(0)
 
 

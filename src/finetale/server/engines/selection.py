@@ -50,7 +50,7 @@ _ROUNDINGS: tuple[dict[str, Any], ...] = (
     {"weights": "as they are", "group": 0, "fp32": True},
 )
 """Roundings of weights and activations to try, fastest first. Without `fp32`, OpenVINO computes in bf16 where the
-processor has it, which changes some models more than int8 weights do."""
+processor has it."""
 _UNTOUCHED_SECONDS = 3600.0
 """After this time without a write, an unfinished conversion counts as abandoned."""
 _MODEL, _RECORD = "model.xml", "engine.json"
