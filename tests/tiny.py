@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from finetale import models, tokens
 from finetale.models import LoadedModel, Provenance
@@ -78,6 +78,24 @@ def model(
         eos_token_id=0,
     )
     return GPT2LMHeadModel(config).eval().to(DEVICE)
+
+
+def llama_model(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
+    """Return a Llama with 2 layers, width 32 and two query heads per key. `changes` are other values of its config."""
+    torch.manual_seed(seed)
+    values: dict[str, Any] = {
+        "vocab_size": len(tokenizer()),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.2,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    return LlamaForCausalLM(LlamaConfig(**values | changes)).eval().to(DEVICE)
 
 
 def bound(cpu: float, gpu: float) -> float:

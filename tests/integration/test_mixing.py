@@ -29,7 +29,7 @@ def records(number: int, what: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Create a folder with a tiny model, three kinds of text, and a finished run."""
     folder = tmp_path_factory.mktemp("mixing")
     patch = pytest.MonkeyPatch()
@@ -47,13 +47,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finally:
         patch.undo()
     return folder
-
-
-@pytest.fixture
-def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FINETALE_CACHE", str(place / "cache"))
-    monkeypatch.chdir(place)
-    return place
 
 
 def read(path: Path) -> Any:

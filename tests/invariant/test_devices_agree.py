@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from finetale import models, speed
 from finetale.blocks import Blocks, pack
@@ -29,7 +29,7 @@ from finetale.speed import attention, flash
 from finetale.training import loop as loop_module
 from finetale.training import plan_memory
 from loops import losses_of, same_weights, sped_up, train, weights
-from tiny import DEVICE, bound, model, save_model, store, story, tokenizer
+from tiny import DEVICE, bound, llama_model, model, save_model, store, story, tokenizer
 
 ON_GPU = DEVICE.type == "cuda"
 needs_gpu = pytest.mark.skipif(not ON_GPU, reason="needs a GPU: FINETALE_TEST_DEVICE=cuda")
@@ -42,20 +42,7 @@ def gpt2() -> PreTrainedModel:
 
 
 def llama() -> PreTrainedModel:
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer()),
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    return LlamaForCausalLM(config).eval().to(DEVICE)
+    return llama_model(3, hidden_size=64, intermediate_size=96)
 
 
 MODELS = pytest.mark.parametrize("make", [gpt2, llama])

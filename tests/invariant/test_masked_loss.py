@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from finetale import speed
 from finetale.blocks import IGNORE, pack, windows
@@ -18,7 +18,7 @@ from finetale.forward import PackedForward
 from finetale.metrics import measure
 from finetale.text import read_parts
 from finetale.tokens import TokenStore, build_store
-from tiny import DEVICE, bound, model, tokenizer
+from tiny import DEVICE, bound, llama_model, model, tokenizer
 
 CONVERSATIONS = [
     [("user", "Who sat by the river?"), ("assistant", "The old man sat by the river.")],
@@ -29,20 +29,7 @@ CONVERSATIONS = [
 
 
 def llama() -> PreTrainedModel:
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer()),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.2,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    return LlamaForCausalLM(config).eval().to(DEVICE)
+    return llama_model(3, max_position_embeddings=256)
 
 
 def gpt2() -> PreTrainedModel:

@@ -9,34 +9,19 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from finetale import models
 from finetale.config import Config
 from finetale.errors import ConfigError
 from finetale.models import adapters
-from tiny import model, save_model, tokenizer
+from tiny import llama_model, model, save_model, tokenizer
 
 KINDS = ("gpt2", "llama")
 
 
 def llama() -> LlamaForCausalLM:
-    """Return a Llama with 2 layers, width 32 and two query heads per key."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer()),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    return LlamaForCausalLM(config).eval()
+    return llama_model(intermediate_size=48, tie_word_embeddings=True)
 
 
 def base_of(kind: str, folder: Path) -> Path:

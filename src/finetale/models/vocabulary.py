@@ -9,6 +9,7 @@ output layer begins in the same way, and stays tied to the embedding where it is
 
 from __future__ import annotations
 
+import errno
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def _lines(entry: str) -> list[str] | None:
     except ValueError:  # a NUL
         return None
     except OSError as error:
-        if error.errno == 36:  # longer than a path can be
+        if error.errno == errno.ENAMETOOLONG:
             return None
         raise ConfigError(f"{entry} can't be read: {error.strerror or error}.", "Check the file.") from None
 

@@ -167,13 +167,9 @@ class Worker:
 
     def _work(self) -> None:
         while True:
-            with self._change:
-                if not self._is_wanted() and not self._change.wait_for(self._is_wanted, _IDLE_SECONDS):
-                    self.engine.rest()
-                    allocator.release()
-                    self._change.wait_for(self._is_wanted)
-                if self._closing and not self._active and not self.waiting:
-                    return
+            self._wait()
+            if self._closing and not self._active and not self.waiting:
+                return
             try:
                 self._drop_cancelled()
                 self._admit()
@@ -187,6 +183,16 @@ class Worker:
         for ticket, builder in list(self._active.values()):
             if ticket.cancelled:
                 self._finish(ticket, builder)
+
+    def _wait(self) -> None:
+        """Wait for requests. After some time without any, return the engine's memory of keys and values."""
+        with self._change:
+            if self._change.wait_for(self._is_wanted, _IDLE_SECONDS):
+                return
+        self.engine.rest()  # without the lock, for which the event loop waits
+        allocator.release()
+        with self._change:
+            self._change.wait_for(self._is_wanted)
 
     def _is_wanted(self) -> bool:
         return bool(self._active or self.waiting or self._closing)

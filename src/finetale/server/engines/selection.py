@@ -32,7 +32,7 @@ from finetale.notify import Notify
 from finetale.rundir import RunDirectory
 from finetale.schema import StageEvent, WarningEvent
 from finetale.server.engines import Job, Rows
-from finetale.server.engines.batching import BatchingEngine
+from finetale.server.engines.batching import CHUNK, BatchingEngine
 from finetale.server.engines.pytorch_rows import ALL_THREADS, SeparateRows, TorchRows, WholeRows
 from finetale.tokenizing import encode_batch
 
@@ -54,7 +54,6 @@ processor has it."""
 _UNTOUCHED_SECONDS = 3600.0
 """After this time without a write, an unfinished conversion counts as abandoned."""
 _MODEL, _RECORD = "model.xml", "engine.json"
-_CHUNK = 256
 _PIECE = 5
 """Number of tokens of a piece when the test of an engine reads a text in pieces."""
 
@@ -333,7 +332,7 @@ def _convert(
     }
 
 
-def _alone(rows: Rows, ids: Tensor, piece: int = _CHUNK) -> Tensor:
+def _alone(rows: Rows, ids: Tensor, piece: int = CHUNK) -> Tensor:
     """Return the scores after every token of one text, (1, tokens, vocabulary). The rows must be empty."""
     rows.join()
     try:
