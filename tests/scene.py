@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 TRAIN = (
     *("train", "stories", "--model", "base", "--precision", "fp32", "--threads", "1"),
     *("--batch-size", "4", "--micro-batch-size", "2", "--max-steps", "6", "--epochs", "9", "--learning-rate", "3e-3"),
@@ -15,9 +17,19 @@ TRAIN = (
 """Command of a run of six steps that saves a checkpoint after each step."""
 
 
+WITH_ADAPTER = {"lora_rank": 2, "lora_dropout": 0.1, "learning_rate": "1e-2"}
+"""Settings of the short run with an adapter."""
+METHODS = pytest.mark.parametrize("place", ["full", "lora"], indirect=True)
+"""Run a test with all weights trained, and with an adapter."""
+
+
 def train_with(**settings: object) -> tuple[str, ...]:
     """Return the command of the short run with other settings."""
-    words = list(TRAIN)
+    return _with(TRAIN, settings)
+
+
+def _with(command: tuple[str, ...], settings: dict[str, object]) -> tuple[str, ...]:
+    words = list(command)
     for name, value in settings.items():
         flag = f"--{name.replace('_', '-')}"
         if flag in words:
@@ -33,11 +45,29 @@ class Place:
 
     folder: Path
     digest: str
+    method: str = "full"
+
+    @property
+    def train(self) -> tuple[str, ...]:
+        """Return the command of the run in whole/, without its --out."""
+        return command_of(self.method)
+
+    def train_with(self, **settings: object) -> tuple[str, ...]:
+        """Return that command with other settings."""
+        return _with(self.train, settings)
 
     def weights_of(self, name: str) -> str:
         """Return the SHA-256 of a run's weights."""
         return digest_of(self.folder / name)
 
 
+def command_of(method: str) -> tuple[str, ...]:
+    """Return the command of the short run with a method."""
+    return TRAIN if method == "full" else _with(TRAIN, {"method": method} | WITH_ADAPTER)
+
+
 def digest_of(run: Path) -> str:
-    return hashlib.sha256((run / "model/model.safetensors").read_bytes()).hexdigest()
+    """Return the SHA-256 of the weights of a run: those of its model, and those of its adapter if it has one."""
+    files = (run / "model/model.safetensors", run / "adapter/adapter_model.safetensors")
+    assert files[0].is_file()
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest()

@@ -12,7 +12,7 @@ from children import call
 from finetale import models
 from finetale.rundir import MANIFEST_NAME, RunDirectory, add_file, is_sealed, verify_folder
 from finetale.training import newest_valid_checkpoint
-from scene import TRAIN, Place
+from scene import METHODS, Place
 
 
 def flip(file: Path, rng: random.Random) -> None:
@@ -23,14 +23,16 @@ def flip(file: Path, rng: random.Random) -> None:
 
 
 def sealed_folders(run: RunDirectory) -> list[Path]:
-    return [run.model, *(folder for _, folder in run.saved_checkpoints())]
+    adapter = [run.adapter] if run.adapter.is_dir() else []
+    return [run.model, *adapter, *(folder for _, folder in run.saved_checkpoints())]
 
 
+@METHODS
 @pytest.mark.parametrize("trials", [100])
 def test_one_changed_byte_is_always_found(place: Place, trials: int) -> None:
     rng, tried = random.Random(3), 0
     folders = sealed_folders(RunDirectory(place.folder / "whole"))
-    assert len(folders) == 3
+    assert len(folders) == (3 if place.method == "full" else 4)
     files = [file for folder in folders for file in sorted(folder.iterdir())]
     assert {"model.safetensors", "optimizer.safetensors", "state.json", MANIFEST_NAME, "README.md"} <= {
         file.name for file in files
@@ -47,6 +49,7 @@ def test_one_changed_byte_is_always_found(place: Place, trials: int) -> None:
             tried += 1
 
 
+@METHODS
 def test_a_corrupted_checkpoint_is_reported_and_the_previous_one_used(place: Place) -> None:
     run = stopped_run(place, "damaged")
     (last, newest), (before, _) = list(run.saved_checkpoints())[:2]
@@ -93,7 +96,7 @@ def test_the_best_checkpoint_replaces_a_corrupted_model(place: Place) -> None:
 
 def stopped_run(place: Place, name: str) -> RunDirectory:
     """Return an uninterrupted run without its last checkpoint, report and comparison."""
-    code, output = call(place.folder, *TRAIN, "--out", name, "--keep-checkpoints", "4")
+    code, output = call(place.folder, *place.train, "--out", name, "--keep-checkpoints", "4")
     assert code == 0, output
     run = RunDirectory(place.folder / name)
     shutil.rmtree(run.checkpoint(6))

@@ -15,7 +15,7 @@ from children import call, start
 from finetale.rundir import RunDirectory
 from finetale.schema import CheckpointEvent
 from finetale.training import newest_valid_checkpoint
-from scene import TRAIN, Place
+from scene import METHODS, Place
 
 
 def completed(run: RunDirectory) -> int:
@@ -33,7 +33,7 @@ def kill_and_resume(place: Place, name: str, delay: float, *, saving: bool) -> s
         saving: after the delay, wait until the run writes a folder, and kill it `delay` milliseconds later.
     """
     run = RunDirectory(place.folder / name)
-    process = start(place.folder, (*TRAIN, "--out", name))
+    process = start(place.folder, (*place.train, "--out", name))
     while not run.root.exists() and process.is_alive():
         time.sleep(0.0005)
     time.sleep(delay)
@@ -44,7 +44,7 @@ def kill_and_resume(place: Place, name: str, delay: float, *, saving: bool) -> s
     process.kill()
     process.join()
     if not run.is_run():  # killed before run.json was written, so a new run can use the folder
-        code, output = call(place.folder, *TRAIN, "--out", name)
+        code, output = call(place.folder, *place.train, "--out", name)
         assert code == 0, output
         assert place.weights_of(name) == place.digest
         shutil.rmtree(run.root)
@@ -78,7 +78,7 @@ def _half_written(run: RunDirectory) -> list[Path]:
 def seconds_of_a_run(place: Place) -> float:
     """Return the seconds from the creation of the directory to the end of a run."""
     run = RunDirectory(place.folder / "timed")
-    process = start(place.folder, (*TRAIN, "--out", "timed"))
+    process = start(place.folder, (*place.train, "--out", "timed"))
     while not run.root.exists():
         time.sleep(0.0005)
     began = time.perf_counter()
@@ -87,6 +87,7 @@ def seconds_of_a_run(place: Place) -> float:
     return time.perf_counter() - began
 
 
+@METHODS
 @pytest.mark.parametrize("kills", [6, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_a_killed_run_resumes(place: Place, kills: int, record_property: pytest.FixtureRequest) -> None:
     rng, length = random.Random(7), seconds_of_a_run(place)

@@ -11,7 +11,7 @@ import pytest
 
 from children import call
 from finetale.rundir import RunDirectory
-from scene import TRAIN, Place, train_with
+from scene import METHODS, Place
 
 
 def mark_interrupted(root: Path) -> Path:
@@ -39,14 +39,15 @@ def read_only(place: Place, tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@METHODS
 def test_the_error_names_a_read_only_disk(place: Place, read_only: Path) -> None:
     cases = {
-        ("train", *train_with(out=read_only / "new")[1:]): f"{read_only / 'new'} can't be written: Read-only",
+        ("train", *place.train_with(out=read_only / "new")[1:]): f"{read_only / 'new'} can't be written: Read-only",
         ("resume", str(read_only / "half")): "can't be written: Read-only",
         ("compare", str(read_only / "whole")): "can't be written: Read-only",
         ("report", str(read_only / "whole")): "can't be written: Read-only",
         (
-            *TRAIN,
+            *place.train,
             "--out",
             "unwritten",
             "--cache-dir",
@@ -64,6 +65,7 @@ def test_the_error_names_a_read_only_disk(place: Place, read_only: Path) -> None
     assert code == 0, "reading works"
 
 
+@METHODS
 def test_the_error_names_a_missing_text_and_the_run_resumes_later(place: Place, tmp_path: Path) -> None:
     """Runs of older versions have no tokens/, so they need their text."""
     half = mark_interrupted(shutil.copytree(place.folder / "whole", place.folder / "half"))

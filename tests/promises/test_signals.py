@@ -21,7 +21,7 @@ import pytest
 import finetale
 from children import CONTEXT, call, finish, printed, start
 from finetale.rundir import RunDirectory
-from scene import TRAIN, Place
+from scene import Place
 
 STAGES = {
     "loading": ("finetale.pipeline.prepare", "models.load_located"),
@@ -30,8 +30,10 @@ STAGES = {
     "evaluation": ("finetale.forward", "PackedForward.token_losses"),
     "sampling": ("finetale.generate.generator", "_Batch.step"),
     "saving": ("finetale.training.checkpoints", "save_file"),
+    "merging": ("finetale.models.adapters", "merge_into"),
 }
-"""Stages at which the signal arrives, and a function that is called in each."""
+"""Stages at which the signal arrives, and a function that is called in each. Only an adapter is merged."""
+FULL_STAGES = tuple(stage for stage in STAGES if stage != "merging")
 FAST_STAGES = ("loading", "step")
 """Stages of the second-signal tests that are not marked slow."""
 
@@ -106,7 +108,15 @@ def name_of(*words: object) -> str:
 
 @pytest.mark.parametrize("nth", [2, *[pytest.param(n, marks=pytest.mark.slow) for n in (1, 3, 4, 5)]])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-@pytest.mark.parametrize("stage", list(STAGES))
+@pytest.mark.parametrize(
+    ("place", "stage"),
+    [
+        *[("full", stage) for stage in FULL_STAGES],
+        *[("lora", stage) for stage in ("step", "saving", "merging")],
+        *[pytest.param("lora", stage, marks=pytest.mark.slow) for stage in ("loading", "evaluation", "sampling")],
+    ],
+    indirect=["place"],
+)
 def test_a_signal_leaves_a_run_that_resumes(place: Place, stage: str, number: signal.Signals, nth: int) -> None:
     """The slow variants also bound the wall time, which needs an idle machine."""
     idle = nth != 2
@@ -114,7 +124,7 @@ def test_a_signal_leaves_a_run_that_resumes(place: Place, stage: str, number: si
         nth = 1
     name = name_of(stage, number.name, nth)
     code, output = call(
-        place.folder, *TRAIN, "--out", name, hook=functools.partial(send_signal_in, stage, number.value, nth)
+        place.folder, *place.train, "--out", name, hook=functools.partial(send_signal_in, stage, number.value, nth)
     )
     taken = since_the_signal(place)
     print(f"{stage} {number.name}: {taken.seconds:.2f} s, {taken.processor_seconds:.2f} s of processor time")
@@ -131,12 +141,12 @@ def test_a_signal_leaves_a_run_that_resumes(place: Place, stage: str, number: si
 
 
 @pytest.mark.parametrize("then", list(THEN))
-@pytest.mark.parametrize("stage", [*FAST_STAGES, *[pytest.param(s, marks=pytest.mark.slow) for s in list(STAGES)[3:]]])
+@pytest.mark.parametrize("stage", [*FAST_STAGES, *[pytest.param(s, marks=pytest.mark.slow) for s in FULL_STAGES[3:]]])
 def test_a_second_signal_ends_the_process_at_once(place: Place, stage: str, then: str) -> None:
     """The process ends long before its work of a minute, and in the slow variants within a second."""
     name = name_of("twice", stage, then)
     hook = functools.partial(send_signal_in, stage, signal.SIGTERM.value, 2 if stage == "step" else 1, then)
-    code = finish(start(place.folder, (*TRAIN, "--out", name), hook))
+    code = finish(start(place.folder, (*place.train, "--out", name), hook))
     taken = since_the_signal(place)
     print(f"{stage} {then}: {taken.seconds:.2f} s, {taken.processor_seconds:.2f} s of processor time")
     assert taken.processor_seconds < 0.5 + 1  # the second signal comes half a second later
@@ -181,7 +191,7 @@ def test_a_second_signal_does_not_end_a_program_that_uses_the_library(place: Pla
 def test_a_signal_before_a_finished_run_is_replaced_keeps_that_run(place: Place) -> None:
     before = place.weights_of("whole")
     hook = functools.partial(send_signal_in, "loading", signal.SIGTERM.value, 1)
-    code, output = call(place.folder, *TRAIN, "--out", "whole", "--overwrite", hook=hook)
+    code, output = call(place.folder, *place.train, "--out", "whole", "--overwrite", hook=hook)
     assert code == 130, output
     assert place.weights_of("whole") == before
     assert RunDirectory(place.folder / "whole").read_manifest().status == "finished"

@@ -47,10 +47,10 @@ def plan_disk(prepared: Prepared) -> DiskPlan:
     weights = sum(4 * p.numel() + _ENTRY_BYTES for p in parameters)
     moments = sum(2 * moment * p.numel() + 3 * _ENTRY_BYTES for p in parameters if p.requires_grad)
     text = _tokenizer_bytes(prepared.loaded.tokenizer) + _CONFIG_BYTES
-    checkpoint, saved = weights + moments + text, weights + text
+    checkpoint, saved, beside = weights + moments + text, weights + text, 0
     if prepared.adapted is not None:
         adapter = sum(4 * p.numel() + _ENTRY_BYTES for p in parameters if p.requires_grad)
-        checkpoint, saved = adapter + moments + _CONFIG_BYTES, weights + adapter + 2 * text
+        checkpoint, saved, beside = adapter + moments + _CONFIG_BYTES, weights - adapter + text, adapter + text
     saves = (step for step in range(1, budget.total_steps + 1) if budget.saves(step))
     standing = len(list(islice(saves, config.keep_checkpoints + 2)))
     lines = budget.total_steps // (config.log_every or 1) * _STEP_BYTES * (2 if config.tensorboard else 1)
@@ -62,7 +62,7 @@ def plan_disk(prepared: Prepared) -> DiskPlan:
     )
     tokens = sum(file.stat().st_size for file in prepared.store.folder.iterdir())
     is_linked = _device(prepared.store.folder) == _device(config.out or Path("runs"))
-    return DiskPlan(checkpoint, max(moments_of_most) + data + tokens, tokens if is_linked else 0)
+    return DiskPlan(checkpoint, max(moments_of_most) + beside + data + tokens, tokens if is_linked else 0)
 
 
 def check_disk(root: Path, plan: DiskPlan) -> None:
