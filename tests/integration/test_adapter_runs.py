@@ -176,9 +176,9 @@ def test_merge_writes_the_model_again(here: Path, capsys: pytest.CaptureFixture[
     ("words", "message"),
     [
         (("run", "--out", "base"), "base exists already."),
-        (("run/adapter",), "is an adapter folder, so it is not clear where"),
-        (("base",), "base is neither a run nor an adapter folder."),
-        (("nowhere",), "nowhere is neither a run nor an adapter folder."),
+        (("run/adapter",), "is an adapter and not a run, so it is not clear where"),
+        (("base",), "base is neither a run nor an adapter."),
+        (("./nowhere",), "./nowhere is neither a run nor an adapter."),
     ],
 )
 def test_merge_refuses_what_it_can_not_do(

@@ -52,7 +52,9 @@ def step_2_is_best_until_8() -> None:
 @pytest.mark.parametrize("keep", [1, 3])
 def test_the_forecast_of_disk_space_is_right(place: Place, keep: int) -> None:
     """At step 8 the best checkpoint is an old one, so it takes space in addition to the newest ones."""
-    large = {} if place.method == "full" else {"lora_rank": 64, "learning_rate": "1e-3"}  # so that weights take more space than the report
+    large = (
+        {} if place.method == "full" else {"lora_rank": 64, "learning_rate": "1e-3"}
+    )  # so that weights take more space than the report
     words = place.train_with(keep_checkpoints=keep, max_steps=8, patience=0, **large)
     code, output = call(place.folder, "plan", *words[1:], "--json")
     assert code == 0, output
@@ -110,7 +112,9 @@ def skip_disk_check() -> None:
 @METHODS
 def test_a_disk_that_fills_up_leaves_only_whole_checkpoints(place: Place, small_disk: Path) -> None:
     run = RunDirectory(small_disk / "run")
-    code, output = call(place.folder, *place.train, "--out", str(run.root), "--keep-checkpoints", "9", hook=skip_disk_check)
+    code, output = call(
+        place.folder, *place.train, "--out", str(run.root), "--keep-checkpoints", "9", hook=skip_disk_check
+    )
     assert code == 1, output
     assert "can't be written" in output
     assert "Free some disk space" in output

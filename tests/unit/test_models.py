@@ -21,7 +21,6 @@ from transformers import (
 
 from finetale import models
 from finetale.errors import ConfigError, FinetaleError, HubError, ModelError, TokenizerError
-from finetale.models.files import check_files
 from finetale.models.names import meant
 from finetale.tokens import train_tokenizer
 from tiny import loaded, model, save_model, story, tokenizer
@@ -363,12 +362,6 @@ def test_incomplete_model_folders_are_refused(
     assert isinstance(error, ModelError)
     assert words in error.message
     assert hint in error.hint
-
-
-def test_an_adapter_on_the_hub_names_its_base() -> None:
-    with pytest.raises(ModelError) as caught:
-        check_files("someone/adapter", ["adapter_config.json"], adapter_base="someone/base")
-    assert "is an adapter of someone/base" in caught.value.message
 
 
 def test_an_index_that_lists_a_missing_file_is_refused(folder: Path) -> None:

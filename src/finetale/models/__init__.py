@@ -7,25 +7,23 @@ folder is never run.
 
 from finetale.models import adapters
 from finetale.models.adapted import AdaptedBase
-from finetale.models.files import positions_of
+from finetale.models.files import is_adapter, positions_of
 from finetale.models.generation import end_ids, suppressed_ids
+from finetale.models.hub import holds_adapter
 from finetale.models.loading import (
     LoadedModel,
-    Located,
     Provenance,
     enable_checkpointing,
     freeze,
-    is_adapter,
     is_checkpointing,
     load,
     load_located,
     load_weights,
-    locate,
-    locate_adapter,
     save,
     tokenizer_of,
 )
-from finetale.models.names import BUNDLED_NAME, check_name, is_new, name_of_folder, shape_of
+from finetale.models.locating import Located, best_checkpoint, locate, locate_adapter
+from finetale.models.names import BUNDLED_NAME, check_name, is_hub_id, is_new, name_of_folder, shape_of
 from finetale.models.opening import open_model, warn_if_unfinished
 from finetale.models.tokenizer_files import load_tokenizer, tokenizer_warning
 from finetale.models.vocabulary import NewToken, add_new_tokens, check_vocabulary, read_new_tokens
@@ -39,13 +37,16 @@ __all__ = [
     "Provenance",
     "adapters",
     "add_new_tokens",
+    "best_checkpoint",
     "check_name",
     "check_vocabulary",
     "enable_checkpointing",
     "end_ids",
     "freeze",
+    "holds_adapter",
     "is_adapter",
     "is_checkpointing",
+    "is_hub_id",
     "is_new",
     "load",
     "load_located",

@@ -7,7 +7,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from finetale.models import adapters
-from finetale.models.loading import Located, Provenance, load_located, save
+from finetale.models.loading import Provenance, load_located, save
+from finetale.models.locating import Located
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

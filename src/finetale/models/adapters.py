@@ -9,7 +9,7 @@ are in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel
 
-CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
+CONFIG_NAME, WEIGHTS_NAME, PICKLE_NAME = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 BASE_KEY = "base_sha256"
 """Key in the metadata of the weights file: SHA-256 of the base's weights."""
 _NAME = "default"
@@ -200,20 +200,48 @@ def merge_into(model: PreTrainedModel, folder: Path, name: str) -> PreTrainedMod
     return merged
 
 
-def base_of(folder: Path) -> tuple[str | None, str | None, str | None]:
-    """Return name, revision and SHA-256 of the base of an adapter folder; None for what is unknown.
+def check_files(name: str, files: Sequence[str]) -> None:
+    """Check that the files of an adapter include its weights in safetensors.
 
     Raises:
-        ModelError: the files can't be read.
+        ModelError: they do not.
     """
-    values = _config_values(folder, str(folder))
+    if WEIGHTS_NAME in files:
+        return
+    if PICKLE_NAME in files:
+        raise ModelError(
+            f"The adapter {name} has its weights only as {PICKLE_NAME}, a format that can carry code; Finetale reads "
+            "safetensors only.",
+            "Convert it on an isolated machine with PEFT: PeftModel.from_pretrained(base, adapter)"
+            ".save_pretrained(folder).",
+        )
+    raise ModelError(f"The adapter {name} has no {WEIGHTS_NAME}.", "The download may be incomplete. Download it again.")
+
+
+def named_base(folder: Path, name: str) -> tuple[str | None, str | None]:
+    """Return name and revision of the base that an adapter folder names; None for what it does not.
+
+    Args:
+        name: name of the adapter for messages.
+
+    Raises:
+        ModelError: adapter_config.json can't be read.
+    """
+    values = _config_values(folder, name)
     named, revision = (values.get(key) for key in ("base_model_name_or_path", "revision"))
-    sha256 = _metadata(folder).get(BASE_KEY)
     return (
         named if isinstance(named, str) and named else None,
         revision if isinstance(revision, str) and revision else None,
-        sha256,
     )
+
+
+def base_sha256(folder: Path) -> str | None:
+    """Return the SHA-256 of the base that an adapter was trained on; None if its weights file does not hold it.
+
+    Raises:
+        ModelError: the file can't be read.
+    """
+    return _metadata(folder).get(BASE_KEY)
 
 
 def _metadata(folder: Path) -> dict[str, str]:
@@ -273,10 +301,15 @@ def _config_values(folder: Path, name: str) -> dict[str, Any]:
     return values
 
 
-def _read_config(folder: Path, name: str) -> LoraConfig:
-    """Return the settings of an adapter folder; refuse those that Finetale does not know."""
-    from peft import LoraConfig
+def read_settings(folder: Path, name: str) -> dict[str, Any]:
+    """Return the settings of an adapter folder; refuse adapters that Finetale can't merge.
 
+    Args:
+        name: name of the adapter for messages.
+
+    Raises:
+        ModelError: the file can't be read, or the adapter is of another kind.
+    """
     values = _config_values(folder, name)
     kind = values.get("peft_type")
     if kind != "LORA":
@@ -296,8 +329,14 @@ def _read_config(folder: Path, name: str) -> LoraConfig:
         raise ModelError(
             f"The {CONFIG_NAME} of {name} has no list of target_modules.", "Merge it with PEFT and give the model."
         )
+    return {key: values[key] for key in _READ if key in values}
+
+
+def _read_config(folder: Path, name: str) -> LoraConfig:
+    from peft import LoraConfig
+
     try:
-        config = LoraConfig(**{key: values[key] for key in _READ if key in values}, task_type="CAUSAL_LM")
+        config = LoraConfig(**read_settings(folder, name), task_type="CAUSAL_LM")
     except (TypeError, ValueError) as error:
         raise ModelError(
             f"The {CONFIG_NAME} of {name} is invalid: {first_line(error)}", "It may be corrupted."

@@ -80,18 +80,32 @@ def check_config(name: str, config: Any) -> None:
         )
 
 
-def check_files(name: str, files: Sequence[str], *, adapter_base: str | None = None) -> None:
+def holds_adapter_alone(files: Sequence[str]) -> bool:
+    """Return whether a folder with these files holds an adapter, without the weights of a model."""
+    model = (WEIGHTS, _INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
+    return "adapter_config.json" in files and not any(file in model or _SHARD.fullmatch(file) for file in files)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Return whether a folder holds an adapter alone, without the weights of a model."""
+    return folder.is_dir() and holds_adapter_alone([file.name for file in folder.iterdir()])
+
+
+def check_files(name: str, files: Sequence[str]) -> None:
     """Check that a folder contains a complete model in safetensors.
 
     Args:
         files: the names of the files in the folder.
-        adapter_base: the base that its adapter_config.json names, if that is known.
 
     Raises:
         ModelError: it does not. The message names what it contains instead.
     """
-    if "adapter_config.json" in files:
-        _refuse_adapter(name, files, adapter_base)
+    if "adapter_config.json" in files:  # with PEFT, transformers would use it, so results would depend on the machine
+        raise ModelError(
+            f"{name} holds an adapter (adapter_config.json) beside the model; which of them is meant?",
+            "Merge them with PEFT's merge_and_unload(), or move adapter_config.json and the adapter's weights out of "
+            "the folder to use the model without it.",
+        )
     has_config = "config.json" in files
     if has_config and WEIGHTS in files:
         return
@@ -152,25 +166,6 @@ def check_is_folder(name: str, path: Path) -> None:
     raise ModelError(
         f"{name} is a file, not a model folder.",
         f"Give its folder: {beside}" if beside else "Give the folder that holds config.json and model.safetensors.",
-    )
-
-
-def _refuse_adapter(name: str, files: Sequence[str], base: str | None) -> None:
-    """Refuse adapters (LoRA and others).
-
-    An adapter alone is not a model. If an adapter is in the folder of a model, transformers uses it only if PEFT is
-    installed, so results would depend on the machine.
-    """
-    if "config.json" in files:
-        raise ModelError(
-            f"{name} holds an adapter (adapter_config.json) beside the model; which of them is meant?",
-            "Merge them with PEFT's merge_and_unload(), or move adapter_config.json and the adapter's weights out of "
-            "the folder to use the model without it.",
-        )
-    of = f" of {base}" if base else ""
-    raise ModelError(
-        f"{name} is an adapter{of}, and Finetale reads adapters from folders only.",
-        f"Download it, as with `hf download {name} --local-dir adapter`, and give the folder.",
     )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from finetale.errors import HubError
-from finetale.models.files import check_config, check_files, first_line, read_config
+from finetale.models import adapters
+from finetale.models.files import check_config, check_files, first_line, holds_adapter_alone, read_config
 from finetale.models.names import meant
 
 _NO_NETWORK = "or give a local folder; `--model bundled` needs no network."
@@ -17,8 +18,20 @@ _UNREACHABLE = (
 )
 
 
-def download(name: str, revision: str | None, offline: bool, *, weights: bool = True) -> tuple[Path, str | None]:
-    """Download the needed root-level files of a Hub repository; return the local snapshot and its commit."""
+def download(
+    name: str,
+    revision: str | None,
+    offline: bool,
+    *,
+    weights: bool = True,
+    check_adapter: Callable[[], None] = lambda: None,
+) -> tuple[Path, str | None]:
+    """Download the needed root-level files of a Hub repository; return the local snapshot and its commit.
+
+    Args:
+        weights: whether weights are needed, and not the tokenizer only.
+        check_adapter: called before anything is downloaded if the repository holds an adapter; may raise.
+    """
     from huggingface_hub import HfApi, snapshot_download
 
     # The patterns must be the same online and offline, or the client reports the files as missing.
@@ -33,16 +46,35 @@ def download(name: str, revision: str | None, offline: bool, *, weights: bool = 
             )
             return folder, folder.name
         info = HfApi().model_info(name, revision=revision)
-    if weights:
-        files = [item.rfilename for item in info.siblings or [] if "/" not in item.rfilename]
+
+    def first(file: str) -> Path:
+        with _hub_errors(name, revision, offline):
+            return Path(snapshot_download(name, revision=info.sha, allow_patterns=[file])) / file
+
+    files = [item.rfilename for item in info.siblings or [] if "/" not in item.rfilename]
+    if weights and holds_adapter_alone(files):
+        check_adapter()
+        adapters.read_settings(first(adapters.CONFIG_NAME).parent, name)
+        adapters.check_files(name, files)
+    elif weights:
         if "config.json" in files:
-            with _hub_errors(name, revision, offline):
-                snapshot = Path(snapshot_download(name, revision=info.sha, allow_patterns=["config.json"]))
-            check_config(name, read_config(snapshot / "config.json"))
+            check_config(name, read_config(first("config.json")))
         check_files(name, files)
     with _hub_errors(name, revision, offline):
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=below))
     return folder, folder.name
+
+
+def holds_adapter(name: str, revision: str | None, offline: bool) -> bool:
+    """Return whether a Hub repository holds an adapter. Downloads nothing."""
+    from huggingface_hub import HfApi
+
+    if offline or _hub_is_offline():
+        folder, _ = download(name, revision, offline)
+        return holds_adapter_alone([file.name for file in folder.iterdir()])
+    with _hub_errors(name, revision, offline):
+        info = HfApi().model_info(name, revision=revision)
+    return holds_adapter_alone([item.rfilename for item in info.siblings or []])
 
 
 def _hub_is_offline() -> bool:

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetale.config import read_settings_file
 from finetale.errors import ConfigError, ModelError, TokenizerError
-from finetale.formatting import shell_command
 from finetale.models import adapters, gguf
 from finetale.models.compatibility import add_older_keys
-from finetale.models.files import check_config, check_files, check_is_folder, first_line, positions_of, read_config
+from finetale.models.files import first_line, read_config
 from finetale.models.generation import drop_foreign_ids, generation_config
-from finetale.models.hub import download
-from finetale.models.names import BUNDLED_FOLDER, BUNDLED_NAME, check_name, is_new, shape_of
+from finetale.models.locating import Located, locate
+from finetale.models.names import is_new, shape_of
 from finetale.models.progress_bars import no_progress_bars
-from finetale.models.safety import check_tensors, clean_config, read_bounded_json
+from finetale.models.safety import clean_config
 from finetale.models.tokenizer_files import load_tokenizer, tokenizer_warning
 from finetale.models.vocabulary import NewToken, check_vocabulary, grow
-from finetale.rundir import MANIFEST_NAME, RunDirectory, is_sealed, read_json, sealed_sums, sha256_of, verify_folder
+from finetale.rundir import is_sealed, sealed_sums, sha256_of
 from finetale.tokens import begin_and_end
 
 if TYPE_CHECKING:
@@ -40,6 +38,8 @@ class Provenance:
     parameters: int
     weights: str | None = None
     """Type and bits of the weights in a GGUF file, such as "Q4_K, 4.8 bits per weight"."""
+    base: str | None = None
+    """Name of the base of an adapter, with its commit if it is on the Hub."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,158 +56,6 @@ class LoadedModel:
     """A warning about its files, for people."""
     located: Located | None = None
     """Where its weights were read; None for random weights."""
-
-
-@dataclass(frozen=True)
-class Located:
-    """A model whose files are on this machine and checked, but whose weights are not read yet."""
-
-    name: str
-    kind: str
-    folder: Path
-    revision: str | None
-    config: dict[str, Any]
-    warning: str | None = None
-    file: Path | None = None
-    """The GGUF file that holds the model; then `folder` is the folder that it is in."""
-    adapter: Path | None = None
-    """Folder of an adapter that is merged into the weights when they are read."""
-    base_sha256: str | None = None
-    """SHA-256 of the weights that the adapter was trained on, if it is known."""
-    tokenizer: Path | None = None
-    """Folder of the tokenizer, if that of the weights does not have it."""
-
-    @property
-    def source(self) -> Path:
-        """The path that the tokenizer is loaded from."""
-        return self.file or self.folder
-
-    @property
-    def positions(self) -> int | None:
-        """The length of the longest sequence that the model has positions for; None without a limit."""
-        return positions_of(self.config)
-
-
-def locate(name: str, *, revision: str | None = None, offline: bool = False) -> Located:
-    """Find a model (downloading it if it is on the Hub) and check its files.
-
-    Raises:
-        ModelError: the model is missing, is not a causal language model, has only pickles, or needs code of its own.
-        HubError: the Hub can't be reached or refuses.
-    """
-    check_name(name)
-    path = Path(name).expanduser()
-    if name == BUNDLED_NAME:
-        return _checked(name, "bundled", BUNDLED_FOLDER, None)
-    if (file := gguf.gguf_file(path)) is not None:
-        return _of_gguf(name, file)
-    if path.is_dir():
-        run = RunDirectory(path)
-        if run.is_run():
-            return _of_run(name, run, offline)
-        if is_adapter(path):
-            return locate_adapter(name, path, offline=offline)
-        if is_sealed(path) and (problems := verify_folder(path)):
-            raise ModelError(
-                f"The model in {name} is corrupted ({problems[0]}).",
-                f"Give the run's directory instead of its model folder, or delete {path / MANIFEST_NAME} "
-                "if the change was intended.",
-            )
-        return _checked(name, "local", path, None)
-    check_is_folder(name, path)
-    folder, commit = download(name, revision, offline)
-    return _checked(name, "hub", folder, commit)
-
-
-def _of_gguf(name: str, path: Path) -> Located:
-    header = gguf.check_gguf(path)
-    warnings = [gguf.precision_warning(path, header), gguf.tokenizer_warning(path, header)]
-    warning = " ".join(each for each in warnings if each) or None
-    return Located(name, "gguf", path.parent, None, gguf.read_config(header, path), warning, path)
-
-
-def _of_run(name: str, run: RunDirectory, offline: bool) -> Located:
-    """Locate the model of a run.
-
-    If it is missing or corrupted, use the run's adapter with its base, else the checkpoint of its best step, else the
-    newest intact checkpoint.
-    """
-    unsealed = (run.model / "config.json").is_file() and not (run.model / MANIFEST_NAME).exists()  # of an older version
-    problems = [] if unsealed else verify_folder(run.model)
-    if not problems:
-        return _checked(name, "run", run.model, None)
-    if is_sealed(run.adapter) and not verify_folder(run.adapter):
-        located = locate_adapter(name, run.adapter, run, offline=offline)
-        what = f"is corrupted ({problems[0]})" if run.model.exists() else "is missing"
-        return replace(located, warning=f"{run.model} {what}; the adapter and its base are used instead.")
-    whole = [(step, folder) for step, folder in run.saved_checkpoints() if not verify_folder(folder)]
-    if whole:
-        best = read_json(whole[0][1] / "state.json").get("best_step")
-        step, folder = min(whole, key=lambda item: (item[0] != best, -item[0]))
-        warning = f"{run.model} is corrupted ({problems[0]}); the checkpoint of step {step} is used instead."
-        located = (
-            locate_adapter(name, folder, run, offline=offline)
-            if is_adapter(folder)
-            else _checked(name, "run", folder, None)
-        )
-        return replace(located, warning=warning)
-    if not run.model.exists():
-        raise ModelError(
-            f"The run {name} has no model yet.", f"Continue with `{shell_command('finetale', 'resume', name)}`."
-        )
-    raise ModelError(
-        f"The model of the run {name} is corrupted ({problems[0]}), and so is every checkpoint.",
-        f"Restore the file, or delete {run.model / MANIFEST_NAME} and give {run.model} if the change was intended.",
-    )
-
-
-def is_adapter(folder: Path) -> bool:
-    """Return whether a folder holds an adapter alone, without a model."""
-    return (folder / adapters.CONFIG_NAME).is_file() and not (folder / "config.json").is_file()
-
-
-def locate_adapter(name: str, folder: Path, run: RunDirectory | None = None, *, offline: bool = False) -> Located:
-    """Locate an adapter and its base.
-
-    Args:
-        run: the run that the adapter belongs to, whose settings name the base. None: that of the adapter's parent
-            folder, else the adapter itself names the base.
-
-    Raises:
-        ModelError: the base is unknown or missing.
-    """
-    kind = "local" if run is None else "run"
-    if problems := verify_folder(folder) if is_sealed(folder) else []:
-        raise ModelError(f"The adapter {folder} is corrupted ({problems[0]}).", "Restore the file.")
-    if not (folder / adapters.WEIGHTS_NAME).is_file():
-        raise ModelError(
-            f"The adapter {name} has no {adapters.WEIGHTS_NAME}.", "The download may be incomplete. Download it again."
-        )
-    check_tensors(name, folder)
-    base, revision, sha256 = adapters.base_of(folder)
-    parents = (RunDirectory(parent) for parent in (folder.parent, folder.parent.parent))
-    run = run or next((parent for parent in parents if parent.is_run()), None)
-    if run is not None:
-        settings = read_settings_file(run.config)
-        base, revision = str(settings.get("model", base)), settings.get("revision")
-    if base is None:
-        raise ModelError(f"The adapter {name} does not name its base.", f"Name it in {folder / adapters.CONFIG_NAME}.")
-    beside = folder.parent / base
-    try:
-        located = locate(str(beside) if base.startswith(".") else base, revision=revision, offline=offline)
-    except ModelError as error:
-        raise ModelError(
-            f"The base of the adapter {name} can't be used: {error.message}",
-            f"Put the base back, or give its place in {folder / adapters.CONFIG_NAME}.",
-        ) from None
-    if located.adapter is not None:
-        raise ModelError(
-            f"The base of the adapter {name} is an adapter too.",
-            f"Merge it first: `{shell_command('finetale', 'merge', base)}`.",
-        )
-    places = [folder] if run is None else [folder, run.adapter]
-    tokenizer = next((place for place in places if (place / "tokenizer_config.json").is_file()), None)
-    return replace(located, name=name, kind=kind, adapter=folder, base_sha256=sha256, tokenizer=tokenizer)
 
 
 def load(
@@ -268,7 +116,7 @@ def load_located(
     if located.file is not None:
         sha256, weights = sha256_of(located.file), gguf.describe(gguf.check_gguf(located.file))
     else:
-        sha256, weights = _hash_of_files(located.folder), None
+        sha256, weights = _hash_of_files(located.folder, located.kind), None
     if located.adapter is not None:
         if located.base_sha256 not in (None, sha256):
             raise ModelError(
@@ -276,15 +124,16 @@ def load_located(
                 f"Restore the weights in {located.folder}.",
             )
         model = adapters.merge_into(model, located.adapter, located.name)
-        sha256 = hashlib.sha256((sha256 + _hash_of_files(located.adapter)).encode()).hexdigest()
-    provenance = Provenance(located.name, located.kind, located.revision, sha256, parameters, weights)
+        sha256 = hashlib.sha256((sha256 + _hash_of_files(located.adapter, located.kind)).encode()).hexdigest()
+    provenance = Provenance(located.name, located.kind, located.revision, sha256, parameters, weights, located.base)
     return LoadedModel(model, tokenizer, provenance, warning, located)
 
 
-def _hash_of_files(folder: Path) -> str:
-    """Return a SHA-256 over the weight files of a folder."""
+def _hash_of_files(folder: Path, kind: str) -> str:
+    """Return a SHA-256 over the weight files of a folder of a located model."""
     digest = hashlib.sha256()
-    known = sealed_sums(folder) if is_sealed(folder) else {}  # verified when it was located
+    # The manifest of a folder on this machine was verified when the model was located.
+    known = sealed_sums(folder) if kind != "hub" and is_sealed(folder) else {}
     for file in sorted(folder.glob("*.safetensors")):
         digest.update(bytes.fromhex(known.get(file.name) or sha256_of(file)))
     return digest.hexdigest()
@@ -387,27 +236,6 @@ def is_checkpointing(model: torch.nn.Module) -> bool:
         if hasattr(type(model), name):
             return bool(getattr(model, name))
     return False
-
-
-def _checked(name: str, kind: str, folder: Path, revision: str | None) -> Located:
-    files = sorted(file.name for file in folder.iterdir())
-    config: Any = {}
-    if "config.json" in files:
-        config = read_config(folder / "config.json")
-        check_config(name, config)  # first, because the kind of model is the more helpful message
-    check_files(name, files, adapter_base=_adapter_base(folder))
-    layers = next((config[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if key in config), None)
-    check_tensors(name, folder, layers)
-    return Located(name, kind, folder, revision, config)
-
-
-def _adapter_base(folder: Path) -> str | None:
-    """Return the base that an adapter in a folder names, if there is one."""
-    try:
-        base = read_bounded_json(folder / "adapter_config.json").get("base_model_name_or_path")
-    except (OSError, ValueError, RecursionError, AttributeError):
-        return None
-    return base[:200] if isinstance(base, str) else None
 
 
 def _read_weights(located: Located, dropout: float | None) -> PreTrainedModel:

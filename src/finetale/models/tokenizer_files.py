@@ -13,8 +13,8 @@ from weakref import WeakKeyDictionary
 
 from finetale.errors import TokenizerError
 from finetale.extras import install_hint, is_installed
-from finetale.models import gguf
-from finetale.models.files import first_line
+from finetale.models import adapters, gguf
+from finetale.models.files import first_line, is_adapter
 from finetale.models.hub import download
 from finetale.models.names import BUNDLED_FOLDER, BUNDLED_NAME, check_name, is_hub_id
 from finetale.models.progress_bars import no_progress_bars
@@ -47,25 +47,35 @@ def load_tokenizer(
         ModelError, HubError: as in `loading.load`.
     """
     name = name or str(source)
-    folder = Path(source).expanduser()
-    if source == BUNDLED_NAME:
-        check_name(BUNDLED_NAME)
-        folder = BUNDLED_FOLDER
-    if (file := gguf.gguf_file(folder)) is not None:
+    if (file := gguf.gguf_file(Path(source).expanduser())) is not None:
         tokenizer = gguf.read_tokenizer(file, name)
         check_tokenizer(tokenizer, name)
         return tokenizer
-    if (folder / "run.json").is_file():
-        folder = folder / "model"
-    if not folder.is_dir():
-        if not is_hub_id(str(source)):
-            raise TokenizerError(f"The tokenizer {source} is neither a folder nor a Hub id.", "Check the path.")
-        folder, _ = download(str(source), revision, offline, weights=False)
+    folder = _folder(str(source), revision, offline)
+    if is_adapter(folder) and not (folder / "tokenizer_config.json").is_file():
+        base, commit = adapters.named_base(folder, name)
+        if base is not None:
+            folder = _folder(str(folder.parent / base) if base.startswith(".") else base, commit, offline)
     check_tokenizer_files(name, folder)
     tokenizer = _read(folder, name)
     _without_dropout(tokenizer)
     check_tokenizer(tokenizer, name)
     return tokenizer
+
+
+def _folder(source: str, revision: str | None, offline: bool) -> Path:
+    """Return the folder with the tokenizer of a model."""
+    folder = Path(source).expanduser()
+    if source == BUNDLED_NAME:
+        check_name(BUNDLED_NAME)
+        return BUNDLED_FOLDER
+    if (folder / "run.json").is_file():
+        return folder / "model"
+    if not folder.is_dir():
+        if not is_hub_id(source):
+            raise TokenizerError(f"The tokenizer {source} is neither a folder nor a Hub id.", "Check the path.")
+        folder, _ = download(source, revision, offline, weights=False)
+    return folder
 
 
 def _without_dropout(tokenizer: PreTrainedTokenizerBase) -> None:

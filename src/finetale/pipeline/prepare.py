@@ -16,7 +16,7 @@ from finetale.blocks import Blocks, CutExamples, check_positions, check_stride, 
 from finetale.chat import PLAIN_TEMPLATE
 from finetale.config import DEFAULT_EPOCHS, Config
 from finetale.environment import resolve_precision
-from finetale.errors import RunError, SourceError
+from finetale.errors import ModelError, RunError, SourceError
 from finetale.extras import is_installed, require
 from finetale.formatting import plural, shell_command
 from finetale.generate import find_way
@@ -115,6 +115,12 @@ def prepare(
         located = models.locate(config.model, revision=config.revision, offline=config.offline)
         if located.warning:
             warn(notify, located.warning)
+        if config.has_adapter and located.adapter is not None:
+            raise ModelError(
+                f"{config.model} is an adapter, so no other adapter can be trained beside it.",
+                f"Merge it first: `{shell_command('finetale', 'merge', config.model, '--out', 'FOLDER')}`; or use "
+                "--method full.",
+            )
         check_positions(config.block_size, located.positions)
         tokenizer = _given_tokenizer(config) or models.tokenizer_of(located)
     if unusual := models.tokenizer_warning(tokenizer):

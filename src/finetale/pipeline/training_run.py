@@ -30,6 +30,7 @@ from finetale.pipeline.data import data_json, keep_standard_input
 from finetale.pipeline.disk import check_disk, plan_disk
 from finetale.pipeline.evaluating import compare_models, open_as_configured
 from finetale.pipeline.kept_text import keep_inputs, keep_text, kept_text
+from finetale.pipeline.merging import restore_adapter
 from finetale.pipeline.prepare import Prepared, absolute_names, prepare, run_directory
 from finetale.report import model_card, write_report
 from finetale.rundir import (
@@ -115,6 +116,8 @@ def finish(run: RunDirectory, config: Config, notify: Notify, state: TrainState 
     if after.warning or not is_sealed(run.model):  # loaded from a checkpoint instead, or saved by an older version
         write_sealed_folder(run.model, lambda folder: models.save(after.model, after.tokenizer, folder))
     add_file(run.model, "README.md", card.encode())
+    if config.has_adapter:
+        restore_adapter(run, after.tokenizer, notify)
     write_report(run)
 
 

@@ -30,10 +30,15 @@ class BaseModelSource(Record):
     weights: str | None = Field(
         default=None, description="Type and bits of the weights in a GGUF file; absent for other models."
     )
+    base: str | None = Field(
+        default=None,
+        description="Base of an adapter, with its commit if it is on the Hub (`NAME@COMMIT`); absent for other models.",
+    )
 
     @model_serializer(mode="wrap")
-    def _without_absent_weights(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in handler(self).items() if key != "weights" or value is not None}
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        rare = ("weights", "base")
+        return {key: value for key, value in handler(self).items() if key not in rare or value is not None}
 
 
 class Choice(Record):

@@ -12,6 +12,7 @@ import torch
 from finetale import models, pipeline
 from finetale.chat import PLAIN_TEMPLATE
 from finetale.errors import ModelError
+from finetale.formatting import shell_command
 from finetale.generate import Generator
 from finetale.models import LoadedModel
 from finetale.notify import Notify
@@ -67,6 +68,11 @@ class ModelSpec:
             return None
         if self.engine == "vllm":
             found = loaded.provenance
+            if loaded.located is not None and loaded.located.adapter is not None:
+                raise ModelError(
+                    f"The engine vllm does not serve adapters ({found.name}).",
+                    f"Merge it first: `{shell_command('finetale', 'merge', found.name, '--out', 'FOLDER')}`.",
+                )
             if found.kind == "gguf":
                 raise ModelError(
                     f"The engine vllm does not serve GGUF files ({found.name}).",
