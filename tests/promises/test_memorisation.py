@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,17 @@ class Setup:
     times: tuple[int, ...] = TIMES
     epochs: int = 16
     batch_size: int = 8
+    method: tuple[tuple[str, Any], ...] = (("learning_rate", 3e-3),)
+    """Settings of the method."""
 
 
 SHORT = Setup(records=12, held_out=30, times=FEWER, epochs=11, batch_size=2)
-RUNS = [(0, SHORT), *(pytest.param(seed, Setup(), marks=pytest.mark.slow) for seed in range(5))]
+ADAPTER = replace(SHORT, epochs=20, method=(("method", "lora"), ("lora_rank", 64), ("learning_rate", 3e-3)))
+RUNS = [
+    (0, SHORT),
+    pytest.param(0, ADAPTER, marks=pytest.mark.slow),
+    *(pytest.param(seed, Setup(), marks=pytest.mark.slow) for seed in range(5)),
+]
 
 
 def secret(rng: random.Random) -> str:
@@ -71,7 +78,7 @@ def test_every_canary_that_the_model_completes_is_found(
     source, other = tmp_path / "text.jsonl", tmp_path / "other.jsonl"
     for path, texts in ((source, rows), (other, others)):
         path.write_text("".join(json.dumps({"text": row}) + "\n" for row in texts), encoding="utf-8")
-    settings = {"precision": "fp32", "epochs": setup.epochs, "learning_rate": 3e-3, "block_size": 256}
+    settings = {"precision": "fp32", "epochs": setup.epochs, "block_size": 256} | dict(setup.method)
     settings |= {
         "batch_size": setup.batch_size,
         "micro_batch_size": setup.batch_size,

@@ -14,6 +14,7 @@ import torch
 
 import finetale
 from children import call
+from finetale import models
 from finetale.blocks import Blocks, pack
 from finetale.config import Config, EvaluationSettings, TrainSettings, read_settings_file
 from finetale.errors import ConfigError, InterruptedRun
@@ -22,7 +23,7 @@ from finetale.schema import Event, TrainEvent
 from finetale.signals import StopRequest
 from finetale.training import StepBudget, Training, newest_valid_checkpoint
 from scene import TRAIN, Place, train_with
-from tiny import model, store, story, tokenizer
+from tiny import model, save_model, store, story, tokenizer
 
 SETTINGS = {"learning_rate": 2e-3, "batch_size": 6, "micro_batch_size": 2, "precision": "fp32", "seed": 11}
 PATIENT = {"eval_every": 3, "patience": 3}
@@ -37,11 +38,24 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Blocks, Blocks]:
     return made[0], made[1]
 
 
-def loop(folder: Path, blocks: tuple[Blocks, Blocks], seed: int) -> Training:
-    """Return a run of 2.5 epochs with 3 micro-batches per step, dropout, a schedule and early stopping."""
+def loop(folder: Path, blocks: tuple[Blocks, Blocks], seed: int, base: Path | None = None) -> Training:
+    """Return a run of 2.5 epochs with 3 micro-batches per step, dropout, a schedule and early stopping.
+
+    Args:
+        seed: of the weights that are trained.
+        base: folder of the base of an adapter; None trains all weights.
+    """
     settings, evaluation = TrainSettings.resolve(SETTINGS), EvaluationSettings.resolve(PATIENT)
+    adapted = None
+    if base is None:
+        tiny: Any = model(seed, dropout=0.1)
+    else:
+        loaded = models.load(str(base))
+        assert loaded.located is not None
+        adapted, tiny = models.AdaptedBase(loaded.located, loaded.provenance), loaded.model
+        models.adapters.attach(tiny, Config.resolve({"method": "dora", "lora_rank": 2, "lora_dropout": 0.1}), seed)
     return Training(
-        model=model(seed, dropout=0.1),
+        model=tiny,
         tokenizer=tokenizer(),
         train_blocks=blocks[0],
         validation_blocks=blocks[1],
@@ -50,6 +64,7 @@ def loop(folder: Path, blocks: tuple[Blocks, Blocks], seed: int) -> Training:
         directory=RunDirectory(folder),
         budget=StepBudget(len(blocks[0]), 6, 2.5, None, 3, None),
         precision="fp32",
+        adapted=adapted,
     )
 
 
@@ -60,14 +75,18 @@ def bits(folder: Path) -> bytes:
     assert not damaged
     state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
     del state["seconds"]
-    files = [(newest / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")]
-    return b"".join([*files, json.dumps(state).encode(), (folder / "model/model.safetensors").read_bytes()])
+    kept = sorted([*newest.glob("*.safetensors"), *folder.glob("adapter/*.safetensors")])
+    assert len(kept) == 2 + (folder / "adapter").is_dir()
+    files = [file.read_bytes() for file in (*kept, folder / "model/model.safetensors")]
+    return b"".join([*files, json.dumps(state).encode()])
 
 
+@pytest.mark.parametrize("method", ["full", "dora"])
 @pytest.mark.parametrize("stops", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_run_stopped_anywhere_resumes_to_the_same_weights(
-    tmp_path: Path, blocks: tuple[Blocks, Blocks], stops: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, blocks: tuple[Blocks, Blocks], stops: int, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    base = save_model(tmp_path / "base", 3, dropout=0.1) if method == "dora" else None
     calls = {"made": 0, "stop": 0}
     check = StopRequest.check
 
@@ -78,7 +97,7 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_weights(
         check(self)
 
     monkeypatch.setattr(StopRequest, "check", counted)
-    whole = loop(tmp_path / "whole", blocks, 3)
+    whole = loop(tmp_path / "whole", blocks, 3, base)
     whole.run()
     total = calls["made"]
     assert whole.budget.total_steps >= 8
@@ -89,11 +108,11 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_weights(
         calls |= {"made": 0, "stop": stop}
         torch.manual_seed(number)  # the state of the generator before the run must not matter
         with pytest.raises(InterruptedRun, match="Stopped by a test"):
-            loop(folder, blocks, 3).run()
+            loop(folder, blocks, 3, base).run()
         calls["stop"] = 0
         newest, _ = newest_valid_checkpoint(RunDirectory(folder))
         assert newest is not None
-        loop(folder, blocks, 99).run(newest)
+        loop(folder, blocks, 99, base).run(newest)
         assert bits(folder) == expected
     torch.set_rng_state(torch_state)
 
