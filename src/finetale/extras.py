@@ -9,6 +9,7 @@ from finetale.errors import ConfigError
 EXTRA_OF: dict[str, str] = {
     "datasets": "datasets",
     "gguf": "gguf",
+    "llguidance": "serve",
     "lxml": "formats",
     "nncf": "serve",
     "sacrebleu": "answers",

@@ -85,6 +85,7 @@ class Sampler:
         starts: list[int],
         streams: list[Stream],
         new: Sequence[Sequence[int]] | None = None,
+        allowed: Tensor | None = None,
     ) -> Tensor:
         """Return one token id per row, or EXHAUSTED or NOT_A_NUMBER.
 
@@ -94,10 +95,13 @@ class Sampler:
             starts: where each row of ids begins.
             streams: index of each row's random stream.
             new: the generated tokens of each row; may be None if no penalty counts them.
+            allowed: which tokens each row may choose, (rows, vocabulary), bool; None for all.
         """
         scores = logits[:, : self.vocab_size].float()  # (rows, vocabulary)
         if len(self.holes):
             scores = scores.index_fill(1, self.holes.to(scores.device), -torch.inf)
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed.to(scores.device), -torch.inf)
         if self.bias:
             places = torch.tensor(list(self.bias), device=scores.device)
             scores = scores.index_add(1, places, torch.tensor([list(self.bias.values())] * len(scores)).to(scores))

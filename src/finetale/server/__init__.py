@@ -5,6 +5,8 @@ app             routes
 access          API key, hosts, origins and sizes
 connections     limits on connections
 wire            request and response bodies; openapi describes them
+forms           the form that a request asks for: JSON, a pattern, a choice, a grammar
+grammars        structured output: a form → the tokens that may come next; token_bytes are their bytes
 completion      a request → jobs → choices
 answer          pieces of choices → a body or a stream
 worker          thread that runs an engine; turns is its queue

@@ -206,7 +206,8 @@ class Service:
         try:
             model.worker.check(client)  # before any work is done for the request
             make = partial(Completion, asked, model.vocabulary, fills=shape is wire.CHAT)
-            completion = make() if asked.size <= _SHORT else await self._tokenized(make, model)
+            is_quick = asked.size <= _SHORT and asked.form() is None
+            completion = make() if is_quick else await self._tokenized(make, model)
             answer = Answer(completion, shape, model, self.meters, self._post, self.limits.request_seconds)
             answer.submit(client)
         except RequestError as error:

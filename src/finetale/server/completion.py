@@ -16,6 +16,8 @@ from finetale.generate.sampler import EXHAUSTED
 from finetale.generate.text import CONTEXT_TOKENS, TextStream
 from finetale.server import wire
 from finetale.server.engines import Job, Token
+from finetale.server.grammars import Constraint, Grammars
+from finetale.server.token_bytes import byte_table
 from finetale.tokenizing import encode_batch
 from finetale.tokens import begin_and_end
 
@@ -43,6 +45,7 @@ class Vocabulary:
         self.ends = ends or (end,)
         self.vocab_size = vocab_size
         self.context = context
+        self.grammars = Grammars(tokenizer, vocab_size, self.ends)
         self._names: dict[int, str] = {}
         self.max_characters = context * max(map(len, tokenizer.get_vocab()))
         """Longest prompt in characters; a longer one cannot fit the context, whatever its tokens are."""
@@ -106,18 +109,11 @@ class Vocabulary:
             text = self.tokenizer.decode([token], clean_up_tokenization_spaces=False)
             if "\ufffd" in text:
                 known = self.tokenizer.convert_ids_to_tokens(token)
-                data = [_byte_table().get(character) for character in known]
+                data = [byte_table().get(character) for character in known]
                 if None not in data:
                     text = "bytes:" + "".join(f"\\x{value:02x}" for value in data)
             self._names[token] = text
         return self._names[token]
-
-
-def _byte_table() -> dict[str, int]:
-    """Return the byte for each character that byte-level tokenizers use for it (GPT-2's table)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [value for value in range(256) if value not in printable]
-    return {chr(value): value for value in printable} | {chr(256 + at): value for at, value in enumerate(others)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +136,7 @@ class ChoiceBuilder:
         text: decodes the tokens.
         end: id of end-of-text.
         room: maximum number of tokens.
+        constraint: the constraint of the job; None without one.
         whole: decode the text once at its end, because nothing needs it earlier.
         finished: why the text ended; None while it has not.
         logprob: sum of the tokens' log-probabilities in nats.
@@ -150,6 +147,7 @@ class ChoiceBuilder:
     text: TextStream
     ends: tuple[int, ...]
     room: int
+    constraint: Constraint | None = None
     whole: bool = False
     finished: Literal["end", "length", "stop"] | None = None
     logprob: float = 0.0
@@ -172,6 +170,8 @@ class ChoiceBuilder:
                 self.text.add(token.id)
             if self.text.stopped:
                 self.finished = "stop"
+            elif self.constraint is not None and self.constraint.complete:
+                self.finished = "end"
             elif len(self.job.tokens) >= self.room:
                 self.finished = "length"
         if self.finished is not None:
@@ -214,6 +214,10 @@ class Completion:
         self.request = request
         self.vocabulary = vocabulary
         settings = request.sampling(secrets.randbelow(2**32))
+        form = request.form()
+        constraint = None if form is None else vocabulary.grammars.constraint(form)
+        if constraint is not None and constraint.is_json:
+            settings = settings.model_copy(update={"stop": ()})  # the end of JSON is known; a stop string would cut it
         self.prompts = vocabulary.encode(request.prompts)
         # A string gets beginning-of-text, as in `finetale generate`. Token ids are used unchanged.
         lead = [vocabulary.begin] if isinstance(request.prompts[0], str) else []
@@ -237,28 +241,30 @@ class Completion:
                     code="context_length_exceeded",
                 )
             room = room if wanted is None else wanted
-            self.groups.append(
-                [
-                    ChoiceBuilder(
-                        number * request.count + sample,
-                        Job(
-                            [*lead, *ids],
-                            settings,
-                            bias,
-                            before[tuple(ids)] + sample,
-                            top,
-                            reads_prompt=bool(request.echo) and request.logprobs is not None and sample == 0,
-                        ),
-                        TextStream(vocabulary.tokenizer, ids[-CONTEXT_TOKENS:], settings.stop),
-                        vocabulary.ends,
-                        room,
-                        whole=not (request.stream or settings.stop or request.logprobs is not None),
-                        finished="length" if room == 0 else None,
-                    )
-                    for sample in range(request.count)
-                ]
-            )
-
+            self.groups.append([])
+            for sample in range(request.count):
+                own = None if constraint is None else constraint.copy()
+                job = Job(
+                    [*lead, *ids],
+                    settings,
+                    bias,
+                    before[tuple(ids)] + sample,
+                    top,
+                    reads_prompt=bool(request.echo) and request.logprobs is not None and sample == 0,
+                    constraint=own,
+                )
+                context = ids[-CONTEXT_TOKENS:] if own is None else [own.anchor]
+                builder = ChoiceBuilder(
+                    number * request.count + sample,
+                    job,
+                    TextStream(vocabulary.tokenizer, context, settings.stop),
+                    vocabulary.ends,
+                    room,
+                    own,
+                    whole=not (request.stream or settings.stop or request.logprobs is not None),
+                    finished="length" if room == 0 else None,
+                )
+                self.groups[-1].append(builder)
             before[tuple(ids)] += request.count
 
     def usage(self) -> dict[str, int]:

@@ -33,6 +33,14 @@ COMMAND = "FINETALE_VLLM"
 """Environment variable with vLLM's command, if it is not on the PATH."""
 _STARTING_SECONDS, _ENDING_SECONDS = 1800.0, 5.0
 _JSON = {"Content-Type": "application/json"}
+_STRUCTURED = {
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+    "guided_whitespace_pattern": "whitespace_pattern",
+}
+"""Older names of vLLM's parameters → their names in `structured_outputs`."""
 _running: set[Upstream] = set()
 
 
@@ -174,7 +182,13 @@ class Upstream:
         await answer.aclose()
 
     def _body(self, asked: wire.CompletionRequest | wire.ChatRequest) -> bytes:
-        body = asked.model_dump(exclude_unset=True)
+        body = asked.model_dump(exclude_unset=True, by_alias=True)
+        for name in [
+            name for name in body if name.startswith("guided_")
+        ]:  # newer versions know only the other spelling
+            value = body.pop(name)
+            if value is not None and name in _STRUCTURED:
+                body.setdefault("structured_outputs", {})[_STRUCTURED[name]] = value
         if isinstance(asked, wire.CompletionRequest):
             body["max_tokens"] = asked.wanted
         if isinstance(asked, wire.CompletionRequest) and not asked.echo and isinstance(asked.prompts[0], str):

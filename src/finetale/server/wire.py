@@ -21,6 +21,7 @@ from pydantic import (
 
 from finetale.config import SamplingSettings
 from finetale.errors import RequestError
+from finetale.server.forms import FormParameters
 from finetale.surrogates import SURROGATE
 
 MAX_LOGPROBS = 5
@@ -91,7 +92,7 @@ _DEFAULT_MAX_TOKENS = 16
 """Default `max_tokens`, as in OpenAI's API."""
 
 
-class _GenerationRequest(BaseModel):
+class _GenerationRequest(FormParameters):
     """Parameters of both kinds of requests. Types are strict, and unknown parameters are errors.
 
     Some parameters of OpenAI's API concern its own service: where a response is stored, how it is billed. Clients send
@@ -150,6 +151,7 @@ class CompletionRequest(_GenerationRequest):
     def _together(self) -> CompletionRequest:
         if self.suffix:
             raise ValueError("suffix: is not supported")
+        self.form()
         made = self.best_of or self.n or 1
         if made < (self.n or 1):
             raise ValueError("best_of: must be at least n")
@@ -243,14 +245,6 @@ class Message(BaseModel):
         return {"role": role, "content": text} | ({"name": self.name} if self.name is not None else {})
 
 
-class ResponseFormat(BaseModel):
-    """The form of the response. Only text is supported."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    type: Literal["text"]
-
-
 class ChatRequest(_GenerationRequest):
     """Body of POST /v1/chat/completions."""
 
@@ -264,7 +258,6 @@ class ChatRequest(_GenerationRequest):
     )
     logprobs: bool | None = Field(False, strict=True)
     top_logprobs: int | None = Field(None, ge=0, le=MAX_CHAT_LOGPROBS, strict=True)
-    response_format: ResponseFormat | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="Not supported.")
     tool_choice: Literal["none", "auto"] | None = Field(None, description=_NO_EFFECT)
     parallel_tool_calls: bool | None = Field(None, strict=True, description=_NO_EFFECT)
@@ -276,6 +269,7 @@ class ChatRequest(_GenerationRequest):
     def _together(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs: requires logprobs to be true")
+        self.form()
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise ValueError("max_tokens: is the same as max_completion_tokens; set only one of them")
         _check_together(self.stream, self.stream_options, self.logit_bias)
@@ -283,7 +277,7 @@ class ChatRequest(_GenerationRequest):
 
     def completion(self, ids: list[int]) -> CompletionRequest:
         """Return the request as a completion of the conversation's token ids."""
-        shared = self.model_dump(include=set(_GenerationRequest.model_fields))
+        shared = {name: getattr(self, name) for name in _GenerationRequest.model_fields}
         wanted = self.max_tokens if self.max_tokens is not None else self.max_completion_tokens
         request = CompletionRequest.model_validate(shared | {"prompt": ids, "max_tokens": wanted})
         # Conversations may ask for more of them than completions.

@@ -243,6 +243,9 @@ class Worker:
             if token.id == NOT_A_NUMBER:
                 self._end(ticket, GenerationError(NOT_NUMBERS, ""))
                 continue
+            if builder.constraint is not None and builder.constraint.failure is not None:
+                self._end(ticket, builder.constraint.failure)
+                continue
             builder.accept(token)
             if builder.finished is not None:
                 self._finish(ticket, builder)

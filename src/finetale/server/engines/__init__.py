@@ -31,6 +31,16 @@ class Token:
     top: tuple[tuple[int, float], ...] = ()
 
 
+class Constraint(Protocol):
+    """The tokens that may come next in the text of a job."""
+
+    def mask(self) -> Tensor:
+        """Return which tokens may come next, (vocabulary,), bool."""
+
+    def accept(self, token: int) -> None:
+        """Continue with a token."""
+
+
 @dataclass(slots=True, eq=False)
 class Job:
     """One sample of one prompt.
@@ -42,6 +52,7 @@ class Job:
         sample: number of the sample; with the seed and the prompt it selects the random stream.
         top: how many of the most likely tokens to report with each token; None for no log-probabilities.
         reads_prompt: whether to report the prompt's log-probabilities in `prompt`.
+        constraint: the tokens that the text may have; None for all.
         prompt: a Token for each of `ids` but the first, if `reads_prompt`.
         tokens: generated ids.
     """
@@ -52,6 +63,7 @@ class Job:
     sample: int = 0
     top: int | None = None
     reads_prompt: bool = False
+    constraint: Constraint | None = None
     prompt: list[Token] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
 

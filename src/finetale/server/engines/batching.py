@@ -179,6 +179,8 @@ class BatchingEngine:
         for seat, token in zip(seats, tokens, strict=True):
             seat.job.tokens.append(token.id)
             seat.logits = None
+            if seat.job.constraint is not None:
+                seat.job.constraint.accept(token.id)
         return [(seat.job, token) for seat, token in zip(seats, tokens, strict=True)]
 
     def drop(self, job: Job) -> None:
@@ -360,9 +362,17 @@ class BatchingEngine:
                 starts,
                 [(place,) for place in places],
                 [job.tokens for job in jobs],
+                self._allowed(jobs),
             )
             chosen[places] = found.cpu()
         return chosen
+
+    def _allowed(self, jobs: Sequence[Job]) -> Tensor | None:
+        """Return which tokens the jobs' constraints allow, (jobs, vocabulary); None without constraints."""
+        if all(job.constraint is None for job in jobs):
+            return None
+        every = torch.ones(self._vocab_size, dtype=torch.bool)
+        return torch.stack([every if job.constraint is None else job.constraint.mask() for job in jobs])
 
     def _with_logprobs(self, logits: Tensor, chosen: Tensor, tops: Sequence[int | None]) -> list[Token]:
         """Return Tokens, with log-probabilities if `tops` says so; logits (rows, vocabulary), chosen (rows,)."""

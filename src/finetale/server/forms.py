@@ -1,0 +1,214 @@
+"""Parameters of requests that ask for a form of the text: JSON, a pattern, a choice or a grammar. Knows no grammars."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_SCHEMA_CHARACTERS = 65_536
+MAX_GRAMMAR_CHARACTERS = 8_192
+MAX_CHOICES = 4_096
+MAX_DEPTH = 64
+"""Maximum nesting of a JSON schema."""
+JSON_SPACE = r"( |\n[ \t]{0,64})"
+"""Space between the tokens of JSON. Unlimited space would let a weak model write spaces until its limit."""
+_NO_EFFECT = "Accepted, without effect."
+_Text = Annotated[str, Field(strict=True)]
+_Switch = Annotated[bool, Field(strict=True)]
+_Choices = Annotated[list[_Text], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The form that a text must have.
+
+    Attributes:
+        kind: how to read `source`.
+        source: a JSON schema, a regular expression, or a grammar in Lark's or GBNF notation.
+        parameter: the parameter of the request, for messages.
+        space: regular expression of the space between the tokens of JSON; None for no space.
+    """
+
+    kind: Literal["json", "regex", "grammar"]
+    source: str
+    parameter: str
+    space: str | None = None
+
+
+class JsonSchema(BaseModel):
+    """A schema with its name."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: _Text | None = None
+    description: _Text | None = None
+    content: dict[str, Any] | _Switch | None = Field(None, alias="schema", description="Default: any object.")
+    strict: _Switch | None = Field(None, description="Accepted, without effect: a schema is always enforced.")
+
+
+class ResponseFormat(BaseModel):
+    """The form of the response."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = Field(None, description="Required for json_schema.")
+
+
+class StructuredOutputs(BaseModel):
+    """The form of the text, as in vLLM. One of the first five is required."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    content: dict[str, Any] | _Switch | _Text | None = Field(None, alias="json", description="A JSON schema.")
+    regex: _Text | None = None
+    choice: _Choices | None = None
+    grammar: _Text | None = Field(None, description="A grammar in Lark's or GBNF notation.")
+    json_object: _Switch | None = Field(None, description="Any JSON object.")
+    whitespace_pattern: _Text | None = Field(None, description="Regular expression of the space in JSON.")
+    disable_any_whitespace: _Switch = Field(False, description="JSON without space.")
+    disable_fallback: _Switch | None = Field(None, description=_NO_EFFECT)
+    disable_additional_properties: _Switch | None = Field(None, description=_NO_EFFECT)
+
+
+class FormParameters(BaseModel):
+    """Parameters for the form of a text."""
+
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = Field(None, description="Extension.")
+    guided_json: dict[str, Any] | _Switch | _Text | None = Field(None, description="Extension: a JSON schema.")
+    guided_regex: _Text | None = Field(None, description="Extension.")
+    guided_choice: _Choices | None = Field(None, description="Extension.")
+    guided_grammar: _Text | None = Field(None, description="Extension: a grammar in Lark's or GBNF notation.")
+    guided_whitespace_pattern: _Text | None = Field(None, description="Extension.")
+    guided_decoding_backend: _Text | None = Field(None, description=_NO_EFFECT)
+
+    def form(self) -> Form | None:
+        """Return the form that the text must have; None for any text.
+
+        Raises:
+            ValueError: the parameters contradict each other, or one is too large. The message begins with its name.
+        """
+        found = [*self._from_response_format(), *self._from_structured_outputs(), *self._from_guided()]
+        if len(found) > 1:
+            raise ValueError(f"{found[1].parameter}: can't be combined with {found[0].parameter}; set only one of them")
+        return found[0] if found else None
+
+    def _from_response_format(self) -> list[Form]:
+        wanted = self.response_format
+        if wanted is None or wanted.type == "text":
+            return []
+        if wanted.type == "json_object":
+            return [json_form({"type": "object"}, "response_format")]
+        if wanted.json_schema is None:
+            raise ValueError("response_format: json_schema is required for this type")
+        content = wanted.json_schema.content
+        where = "response_format.json_schema.schema"
+        return [json_form({"type": "object"} if content is None else content, where)]
+
+    def _from_structured_outputs(self) -> list[Form]:
+        wanted = self.structured_outputs
+        if wanted is None:
+            return []
+        space = None if wanted.disable_any_whitespace else wanted.whitespace_pattern or JSON_SPACE
+        values = {"json": wanted.content, "regex": wanted.regex, "choice": wanted.choice, "grammar": wanted.grammar}
+        if wanted.json_object:
+            values["json_object"] = {"type": "object"}
+        return [
+            _form(kind, value, f"structured_outputs.{kind}", space)
+            for kind, value in values.items()
+            if value is not None
+        ]
+
+    def _from_guided(self) -> list[Form]:
+        values = {
+            "json": self.guided_json,
+            "regex": self.guided_regex,
+            "choice": self.guided_choice,
+            "grammar": self.guided_grammar,
+        }
+        space = self.guided_whitespace_pattern or JSON_SPACE
+        return [_form(kind, value, f"guided_{kind}", space) for kind, value in values.items() if value is not None]
+
+
+def json_form(schema: Any, parameter: str, space: str | None = JSON_SPACE) -> Form:
+    """Return the form of JSON with a schema.
+
+    Raises:
+        ValueError: the schema is too large or nested too deeply.
+    """
+    if schema is True:
+        schema = {}  # the same, and the notation that options need
+    if not isinstance(schema, dict):
+        raise ValueError(f"{parameter}: must be a JSON schema that allows a value, as an object")
+    if _depth(schema) > MAX_DEPTH:
+        raise ValueError(f"{parameter}: is nested deeper than {MAX_DEPTH} levels")
+    text = json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
+    if len(text) > MAX_SCHEMA_CHARACTERS:
+        raise ValueError(f"{parameter}: has {len(text):,} characters; the maximum is {MAX_SCHEMA_CHARACTERS:,}")
+    if space is not None and len(space) > MAX_GRAMMAR_CHARACTERS:
+        raise ValueError("whitespace_pattern: is too long")
+    return Form("json", text, parameter, space)
+
+
+def choice_form(choices: Sequence[str], parameter: str) -> Form:
+    """Return the form of one of several texts.
+
+    Raises:
+        ValueError: the texts are too long together, or one is empty.
+    """
+    if not all(choices):
+        raise ValueError(f"{parameter}: has an empty text")
+    size = sum(map(len, choices))
+    if size > MAX_SCHEMA_CHARACTERS:
+        raise ValueError(f"{parameter}: has {size:,} characters; the maximum is {MAX_SCHEMA_CHARACTERS:,}")
+    return Form("regex", "|".join(map(literal, dict.fromkeys(choices))), parameter)
+
+
+def literal(text: str) -> str:
+    """Return a regular expression that matches a text only."""
+    return re.sub(r"[\\.+*?()|\[\]{}^$/]", lambda found: "\\" + found[0], text)
+
+
+def _form(kind: str, value: Any, parameter: str, space: str | None) -> Form:
+    if kind == "json":
+        if isinstance(value, str):
+            if len(value) > MAX_SCHEMA_CHARACTERS:
+                raise ValueError(
+                    f"{parameter}: has {len(value):,} characters; the maximum is {MAX_SCHEMA_CHARACTERS:,}"
+                )
+            try:
+                value = json.loads(value)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{parameter}: is not JSON ({error})") from None
+        return json_form(value, parameter, space)
+    if kind == "json_object":
+        return json_form(value, parameter, space)
+    if kind == "choice":
+        return choice_form(value, parameter)
+    if not value:
+        raise ValueError(f"{parameter}: is empty")
+    if len(value) > MAX_GRAMMAR_CHARACTERS:
+        raise ValueError(f"{parameter}: has {len(value):,} characters; the maximum is {MAX_GRAMMAR_CHARACTERS:,}")
+    return Form("regex" if kind == "regex" else "grammar", value, parameter)
+
+
+def _depth(value: Any) -> int:
+    """Return how deeply a JSON value is nested, at most MAX_DEPTH + 1."""
+    level, depth = [value], 0
+    while depth <= MAX_DEPTH:
+        level = [
+            item
+            for each in level
+            if isinstance(each, dict | list)
+            for item in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            break
+        depth += 1
+    return depth

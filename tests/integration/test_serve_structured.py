@@ -1,0 +1,205 @@
+"""Test structured output of a real server with the clients that people use."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import jsonschema
+import openai
+import pytest
+from pydantic import BaseModel, ConfigDict, Field
+
+from finetale.chat import PLAIN_TEMPLATE
+from finetale.models import load_tokenizer
+from serving import Client, Serving
+from tiny import save_model
+
+
+class Place(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    city: Literal["Paris", "北京"]
+
+
+class Person(BaseModel):
+    """A person."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[str, Field(pattern="^[a-z]{1,8}$", description="The name.")]
+    age: Annotated[int, Field(ge=0, le=120)]
+    home: Place | None
+    tags: Annotated[list[Literal["poet", "sailor"]], Field(max_length=2)]
+
+
+ASKED = [{"role": "user", "content": "Who stood at the lamp?"}]
+SCHEMA = Person.model_json_schema()
+BOTH = pytest.mark.parametrize("engine", ["torch", "openvino"])
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    place = tmp_path_factory.mktemp("structured")
+    folder = save_model(place / "torch", positions=512)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = PLAIN_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    with Serving(place, "torch", "--engine", "torch") as serving:
+        yield serving
+
+
+@pytest.fixture
+def client(serving: Serving) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"http://127.0.0.1:{serving.port}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_openai_parses_a_model_of_pydantic(client: openai.OpenAI) -> None:
+    found = client.chat.completions.parse(
+        model="torch", messages=ASKED, response_format=Person, n=4, seed=1, max_tokens=200
+    )
+    assert len(found.choices) == 4
+    for choice in found.choices:
+        assert choice.finish_reason == "stop"
+        assert isinstance(choice.message.parsed, Person)
+
+
+def test_openai_raises_for_a_text_that_was_cut(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.LengthFinishReasonError):
+        client.chat.completions.parse(model="torch", messages=ASKED, response_format=Person, max_tokens=5)
+
+
+def test_a_stream_of_openai_parses(client: openai.OpenAI) -> None:
+    asked = {"model": "torch", "messages": ASKED, "response_format": Person, "seed": 2, "max_tokens": 200}
+    with client.chat.completions.stream(**asked) as stream:
+        kinds = {event.type for event in stream}
+        streamed = stream.get_final_completion()
+    assert "content.delta" in kinds
+    whole = client.chat.completions.parse(**asked)
+    assert streamed.choices[0].message.parsed == whole.choices[0].message.parsed
+
+
+def test_any_object(client: openai.OpenAI) -> None:
+    ended = 0
+    for seed in range(4):
+        found = client.chat.completions.create(
+            model="torch", messages=ASKED, response_format={"type": "json_object"}, n=4, seed=seed, max_tokens=150
+        )
+        for choice in found.choices:
+            if choice.finish_reason == "stop":
+                assert isinstance(json.loads(choice.message.content or ""), dict)
+                ended += 1
+    assert ended
+
+
+@pytest.mark.parametrize(
+    ("values", "pattern"),
+    [
+        ({"guided_regex": "(lamp|boat){1,3}"}, "(lamp|boat){1,3}"),
+        ({"guided_choice": ["yes", "诗"]}, "yes|诗"),
+        ({"guided_grammar": 'root ::= "a" [0-9]'}, "a[0-9]"),
+        ({"guided_json": {"type": "integer", "minimum": 0, "maximum": 9}}, "[0-9]"),
+        ({"guided_json": '{"const": "x"}'}, '"x"'),
+        ({"structured_outputs": {"regex": "(lamp|boat)"}}, "lamp|boat"),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, "a|b"),
+        ({"structured_outputs": {"grammar": 'start: "a" | "b"'}}, "a|b"),
+        ({"structured_outputs": {"json": {"const": [1, 2]}, "disable_any_whitespace": True}}, r"\[1,2\]"),
+    ],
+)
+def test_the_parameters_of_vllm(values: dict[str, Any], pattern: str, client: openai.OpenAI) -> None:
+    told = client.chat.completions.create(model="torch", messages=ASKED, extra_body=values, n=3, max_tokens=60)
+    texts = [(choice.message.content, choice.finish_reason) for choice in told.choices]
+    written = client.completions.create(model="torch", prompt="The lamp", extra_body=values, n=3, max_tokens=60)
+    texts += [(choice.text, choice.finish_reason) for choice in written.choices]
+    for text, reason in texts:
+        assert reason == "stop"
+        assert re.fullmatch(pattern, text or ""), text
+
+
+def test_a_bad_schema_is_refused_with_its_parameter(client: openai.OpenAI) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "array", "uniqueItems": True}}}
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="torch", messages=ASKED, response_format=wanted)  # type: ignore[call-overload]
+    assert caught.value.param == "response_format.json_schema.schema"
+    assert "uniqueItems" in str(caught.value)
+
+
+def test_openvino_writes_the_form_too(tmp_path: Any) -> None:
+    save_model(tmp_path / "tiny", positions=512)
+    with (
+        Serving(tmp_path, "tiny", "--engine", "openvino") as serving,
+        openai.OpenAI(base_url=f"http://127.0.0.1:{serving.port}/v1", api_key="none", max_retries=0) as client,
+    ):
+        found = client.completions.create(
+            model="tiny", prompt="The lamp", extra_body={"guided_json": SCHEMA}, n=8, seed=3, max_tokens=200
+        )
+        for choice in found.choices:
+            assert choice.finish_reason == "stop", choice.text
+            jsonschema.validate(json.loads(choice.text), SCHEMA)
+
+
+def test_compiling_does_not_stop_a_running_stream(serving: Serving) -> None:
+    """Large schemas are compiled one after the other while a stream runs. Its longest pause stays short."""
+    large = {"properties": {f"property_{i:05}": {"type": "string"} for i in range(1000)}}
+
+    async def body() -> float:
+        streaming, asking = await Client.to(serving), await Client.to(serving)
+        streaming.send(
+            "POST",
+            "/v1/completions",
+            {"model": "torch", "prompt": "The", "max_tokens": 400, "stream": True, "logit_bias": {"0": -100}},
+        )
+        await streaming.head()
+        pauses: list[float] = []
+
+        async def read() -> None:
+            clock = asyncio.get_running_loop().time
+            last = clock()
+            while size := int(await streaming.reader.readline(), 16):
+                await streaming.reader.readexactly(size + 2)
+                pauses.append(clock() - last)
+                last = clock()
+
+        reading = asyncio.create_task(read())
+        for number in range(3):
+            schema = large | {"title": str(number)}
+            body = {"model": "torch", "prompt": "The", "guided_json": schema, "max_tokens": 1}
+            status, *_ = await asking.ask("POST", "/v1/completions", body)
+            assert status in (200, 400)
+        await reading
+        await streaming.close()
+        await asking.close()
+        return max(pauses)
+
+    assert asyncio.run(body()) < 1.0
+
+
+def test_instructor(client: openai.OpenAI) -> None:
+    if importlib.util.find_spec("instructor") is None:
+        pytest.skip("instructor is not installed")
+    import instructor
+
+    asker = instructor.from_openai(client, mode=instructor.Mode.JSON_SCHEMA)
+    found = asker.chat.completions.create(
+        model="torch", messages=ASKED, response_model=Person, max_retries=0, max_tokens=200
+    )
+    assert isinstance(found, Person)
+
+
+def test_langchain(serving: Serving) -> None:
+    if importlib.util.find_spec("langchain_openai") is None:
+        pytest.skip("langchain-openai is not installed")
+    from langchain_openai import ChatOpenAI
+
+    chat = ChatOpenAI(
+        model="torch", base_url=f"http://127.0.0.1:{serving.port}/v1", api_key="none", max_tokens=200, max_retries=0
+    )
+    found = chat.with_structured_output(Person, method="json_schema").invoke("Who stood at the lamp?")
+    assert isinstance(found, Person)
+    found = chat.with_structured_output(SCHEMA, method="json_schema").invoke("Who stood at the lamp?")
+    jsonschema.validate(found, SCHEMA)
