@@ -113,7 +113,7 @@ def test_log_probabilities_of_a_message(client: openai.OpenAI) -> None:
         ),
         ({"messages": [*HELLO, {"role": "user", "content": [{"type": "text"}]}]}, "messages[1].content[0].text", ""),
         ({"tools": [{"type": "function", "function": {"name": "light"}}]}, "tools", ""),
-        ({"response_format": {"type": "json_object"}}, "response_format.type", ""),
+        ({"response_format": {"type": "xml"}}, "response_format.type", ""),
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", ""),
         ({"stop": "x" * 1001}, "stop", "1000"),
         ({"extra_body": {"unknown": 1}}, "unknown", "Unknown parameter"),
