@@ -12,10 +12,13 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from commands import Result, Worker
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REVISIONS = ("main", COMMIT)
@@ -129,6 +132,36 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
+
+
+@dataclass
+class Machine:
+    """A hub, a machine that can reach it, and the working directory of its commands."""
+
+    requests: list[str]
+    worker: Worker
+    work: Path
+    home: Path
+
+    def run(self, *arguments: str | Path) -> Result:
+        """Run a command; `requests` then holds what it asked the hub."""
+        self.requests.clear()
+        return self.worker.run(*arguments)
+
+    def downloaded(self, repo: str) -> set[str]:
+        """Return the files of a repository that the last command downloaded."""
+        start = f"GET {repo}/resolve/"
+        return {line.removeprefix(start).partition("/")[2] for line in self.requests if line.startswith(start)}
+
+
+def refused(result: Result) -> tuple[str, str]:
+    """Check that a command was refused; return its error and hint."""
+    assert result.code == 1, result.stderr
+    assert len(result.errors) == 1, result.stderr
+    assert len(result.hints) == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    return result.errors[0], result.hints[0]
 
 
 @contextmanager

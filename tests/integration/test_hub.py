@@ -6,7 +6,6 @@ import json
 import shutil
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from transformers import BertConfig
 
 import hub
 from commands import Result, Worker, environment
+from hub import Machine, refused
 from tiny import save_model, story, tokenizer, write_stories
 
 TINY = (
@@ -25,26 +25,6 @@ TINY = (
 )
 SPLITS = {"train": 20, "validation": 4, "test": 5}
 NEEDED = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-
-
-@dataclass
-class Machine:
-    """A hub, a machine that can reach it, and the working directory of its commands."""
-
-    requests: list[str]
-    worker: Worker
-    work: Path
-    home: Path
-
-    def run(self, *arguments: str | Path) -> Result:
-        """Run a command; `requests` then holds what it asked the hub."""
-        self.requests.clear()
-        return self.worker.run(*arguments)
-
-    def downloaded(self, repo: str) -> set[str]:
-        """Return the files of a repository that the last command downloaded."""
-        start = f"GET {repo}/resolve/"
-        return {line.removeprefix(start).partition("/")[2] for line in self.requests if line.startswith(start)}
 
 
 @pytest.fixture(scope="module")
@@ -121,16 +101,6 @@ def offline_worker(machine: Machine, trained: Any) -> Iterator[Worker]:
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
         with Worker(machine.work, environment(machine.home, HF_ENDPOINT=url), impatient=True) as worker:
             yield worker
-
-
-def refused(result: Result) -> tuple[str, str]:
-    """Check that a command was refused; return its error and hint."""
-    assert result.code == 1, result.stderr
-    assert len(result.errors) == 1, result.stderr
-    assert len(result.hints) == 1, result.stderr
-    assert "Traceback" not in result.stderr
-    assert result.stdout == ""
-    return result.errors[0], result.hints[0]
 
 
 def account(result: Result) -> dict[str, Any]:

@@ -98,7 +98,8 @@ def _hub_errors(name: str, revision: str | None, offline: bool) -> Iterator[None
         ) from None
     except errors.RevisionNotFoundError:
         raise HubError(
-            f"{name} has no revision {revision!r}.", "Check --revision: a branch, a tag or a commit."
+            f"{name} has no revision {revision!r}.",
+            "Check --revision, or the revision in adapter_config.json: a branch, a tag or a commit.",
         ) from None
     except errors.RepositoryNotFoundError:
         raise HubError(

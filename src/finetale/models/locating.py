@@ -214,6 +214,8 @@ def _of_adapter(
         else:
             beside = str(folder.parent / base) if base.startswith(".") else base
             located = _locate(beside, revision, offline, adapter=name)
+    except HubError as error:
+        raise HubError(f"The base of the adapter {name} can't be used: {error.message}", error.hint) from None
     except ModelError as error:
         if kind == "hub":
             hint = f"{download_hint}and name another base in adapter/{adapters.CONFIG_NAME}."
@@ -223,8 +225,6 @@ def _of_adapter(
             unseal = f", and delete its {MANIFEST_NAME}" if is_sealed(folder) else ""
             hint = f"Put the base back, or give its place in {folder / adapters.CONFIG_NAME}{unseal}."
         raise ModelError(f"The base of the adapter {name} can't be used: {error.message}", hint) from None
-    except HubError as error:
-        raise HubError(f"The base of the adapter {name} can't be used: {error.message}", error.hint) from None
     places = [folder] if run is None else [folder, run.adapter]
     return replace(
         located,
