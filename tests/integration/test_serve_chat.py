@@ -17,6 +17,8 @@ TEMPLATE = (
     "{% for message in messages %}{% if message.role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
     "{{ message.role }}: {{ message.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
 )
+LIGHT = {"type": "function", "function": {"name": "light"}}
+LIGHT_CALL = {"id": "1", "type": "function", "function": {"name": "light", "arguments": "{}"}}
 HELLO = [{"role": "user", "content": "The lamp"}]
 
 
@@ -103,7 +105,13 @@ def test_log_probabilities_of_a_message(client: openai.OpenAI) -> None:
         ({"model": "plain"}, "model", "no chat template"),
         ({"messages": [{"role": "system", "content": "Be kind."}]}, "messages", "no system here"),
         ({"messages": []}, "messages", ""),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", ""),
+        ({"messages": [{"role": "other", "content": "x"}]}, "messages[0].role", ""),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": [LIGHT_CALL]}]}, "messages[0].tool_calls", ""),
+        ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages[0].tool_calls[0].id", ""),
+        ({"tool_choice": "required"}, "tool_choice", "needs tools"),
+        ({"tools": [LIGHT], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice", "no tool"),
+        ({"tools": [LIGHT, LIGHT]}, "tools", "same name"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", ""),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "required"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "required"),
         (
@@ -112,7 +120,7 @@ def test_log_probabilities_of_a_message(client: openai.OpenAI) -> None:
             "",
         ),
         ({"messages": [*HELLO, {"role": "user", "content": [{"type": "text"}]}]}, "messages[1].content[0].text", ""),
-        ({"tools": [{"type": "function", "function": {"name": "light"}}]}, "tools", ""),
+        ({"tools": [LIGHT]}, "tool_choice", "no tools"),
         ({"response_format": {"type": "xml"}}, "response_format.type", ""),
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", ""),
         ({"stop": "x" * 1001}, "stop", "1000"),

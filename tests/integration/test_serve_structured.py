@@ -37,6 +37,29 @@ class Person(BaseModel):
     tags: Annotated[list[Literal["poet", "sailor"]], Field(max_length=2)]
 
 
+TOOL_TEMPLATE = (
+    "{% if tools %}{% for tool in tools %}{{ tool.function.name }} {% endfor %}<tool_call>{% endif %}"
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}"
+    "{% for call in message.tool_calls or [] %}<tool_call>{{ call.function.arguments | tojson }}</tool_call>{% endfor %}"
+    "\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"enum": ["Paris", "北京"]},
+                "days": {"type": "integer", "minimum": 1, "maximum": 9},
+            },
+            "required": ["city", "days"],
+            "additionalProperties": False,
+        },
+    },
+}
+NAMED = {"type": "function", "function": {"name": "weather"}}
 ASKED = [{"role": "user", "content": "Who stood at the lamp?"}]
 SCHEMA = Person.model_json_schema()
 BOTH = pytest.mark.parametrize("engine", ["torch", "openvino"])
@@ -49,7 +72,10 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     tokenizer = load_tokenizer(folder)
     tokenizer.chat_template = PLAIN_TEMPLATE
     tokenizer.save_pretrained(folder)
-    with Serving(place, "torch", "--engine", "torch") as serving:
+    folder = save_model(place / "calls", positions=512)
+    tokenizer.chat_template = TOOL_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    with Serving(place, "torch", "--also", "calls=calls", "--engine", "torch") as serving:
         yield serving
 
 
@@ -203,3 +229,82 @@ def test_langchain(serving: Serving) -> None:
     assert isinstance(found, Person)
     found = chat.with_structured_output(SCHEMA, method="json_schema").invoke("Who stood at the lamp?")
     jsonschema.validate(found, SCHEMA)
+
+
+# Tools
+
+MODELS = pytest.mark.parametrize("model", ["torch", "calls"])
+
+
+@MODELS
+@pytest.mark.parametrize("choice", ["required", NAMED])
+def test_a_required_tool_is_called(model: str, choice: Any, client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": model, "messages": ASKED, "tools": [WEATHER], "tool_choice": choice, "seed": 1}
+    asked |= {"max_tokens": 300, "parallel_tool_calls": False, "n": 3}
+    found = client.chat.completions.create(**asked)
+    called: list[Any] = []
+    for choice in found.choices:
+        assert choice.finish_reason == "tool_calls"
+        assert choice.message.content is None
+        (call,) = choice.message.tool_calls
+        assert (call.type, call.function.name) == ("function", "weather")
+        jsonschema.validate(json.loads(call.function.arguments), WEATHER["function"]["parameters"])  # type: ignore[index]
+        called.append(call)
+    with client.chat.completions.stream(**asked) as stream:
+        streamed = stream.get_final_completion()
+    for choice, call in zip(streamed.choices, called, strict=True):
+        assert choice.finish_reason == "tool_calls"
+        assert choice.message.tool_calls[0].function.name == "weather"
+        assert choice.message.tool_calls[0].function.arguments == call.function.arguments
+
+
+def test_the_result_of_a_tool_is_part_of_the_conversation(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "calls", "tools": [WEATHER], "max_tokens": 100}
+    first = client.chat.completions.create(messages=ASKED, tool_choice=NAMED, seed=1, **asked)
+    message = first.choices[0].message
+    result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "Rain."}
+    sent: list[Any] = [*ASKED, message.model_dump(), result]
+    found = client.chat.completions.create(messages=sent, seed=1, **asked)
+    # The tools, the call and its result are in the prompt.
+    plain = client.chat.completions.create(messages=sent, seed=1, **(asked | {"tool_choice": "none"}))
+    without = client.chat.completions.create(messages=ASKED, seed=1, **(asked | {"tool_choice": "none"}))
+    assert found.usage.prompt_tokens > plain.usage.prompt_tokens > without.usage.prompt_tokens + 10
+    assert found.choices[0].message.content is not None
+
+
+def test_auto_without_a_template_for_tools_is_refused(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="torch", messages=ASKED, tools=[WEATHER])  # type: ignore[list-item]
+    assert caught.value.param == "tool_choice"
+
+
+def test_instructor_with_tools(client: openai.OpenAI) -> None:
+    if importlib.util.find_spec("instructor") is None:
+        pytest.skip("instructor is not installed")
+    import instructor
+
+    for model in ("torch", "calls"):
+        asker = instructor.from_openai(client, mode=instructor.Mode.TOOLS)
+        found = asker.chat.completions.create(
+            model=model, messages=ASKED, response_model=Person, max_retries=0, max_tokens=300
+        )
+        assert isinstance(found, Person)
+
+
+def test_langchain_with_tools(serving: Serving) -> None:
+    if importlib.util.find_spec("langchain_openai") is None:
+        pytest.skip("langchain-openai is not installed")
+    from langchain_openai import ChatOpenAI
+
+    chat = ChatOpenAI(
+        model="calls", base_url=f"http://127.0.0.1:{serving.port}/v1", api_key="none", max_tokens=300, max_retries=0
+    )
+    found = chat.with_structured_output(Person, method="function_calling").invoke("Who stood at the lamp?")
+    assert isinstance(found, Person)
+    called = chat.bind_tools([WEATHER], tool_choice="required", parallel_tool_calls=False).invoke("The weather?")
+    (call,) = called.tool_calls
+    assert call["name"] == "weather"
+    jsonschema.validate(call["args"], WEATHER["function"]["parameters"])  # type: ignore[index]
+    chunks = list(chat.bind_tools([WEATHER], tool_choice="weather").stream("The weather?"))
+    assert [call["name"] for chunk in chunks for call in chunk.tool_call_chunks] == ["weather"]
+    assert chat.bind_tools([WEATHER]).invoke("The weather?").content

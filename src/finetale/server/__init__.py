@@ -4,7 +4,8 @@ service         life of a service: start, reload, shutdown
 app             routes
 access          API key, hosts, origins and sizes
 connections     limits on connections
-wire            request and response bodies; openapi describes them
+wire            request and response bodies; messages are those of conversations; openapi describes them
+tools           tool calls: their notation in chat templates, and their place in responses
 forms           the form that a request asks for: JSON, a pattern, a choice, a grammar
 grammars        structured output: a form → the tokens that may come next; token_bytes are their bytes
 completion      a request → jobs → choices

@@ -25,6 +25,7 @@ from finetale.server.access import Answered, App, Guard, Limits
 from finetale.server.answer import Answer, EventStream, Post, Served, error_of
 from finetale.server.completion import Completion
 from finetale.server.meters import Meters
+from finetale.server.tools import Calls
 from finetale.server.vllm import Upstream
 from finetale.server.wire import ChatRequest, CompletionRequest
 
@@ -167,8 +168,9 @@ class Service:
                 request, model.answer("/v1/chat/completions", chat, self.limits.request_seconds)
             )
         messages = [message.plain() for message in chat.messages]
-        ids = await self._tokenized(partial(model.vocabulary.encode_chat, messages), model)
-        return await self._answer(request, chat.completion(ids), wire.CHAT)
+        calls = Calls(chat, model.vocabulary.chat_template, has_form=chat.form() is not None)
+        ids = await self._tokenized(partial(model.vocabulary.encode_chat, messages, calls.tools), model)
+        return await self._answer(request, chat.completion(ids), calls.shape, calls)
 
     async def _read(self, kind: type[wire.Body], request: Request) -> wire.Body:
         body = await self._body(request)
@@ -187,13 +189,15 @@ class Service:
                 f"The request asks for {wanted:,} completions; the maximum is {self.limits.max_samples}.", parameter
             )
 
-    async def _answer(self, request: Request, asked: CompletionRequest, shape: wire.Shape) -> Response:
+    async def _answer(
+        self, request: Request, asked: CompletionRequest, shape: wire.Shape, calls: Calls | None = None
+    ) -> Response:
         model = self._model(asked.model)
         self._limit(len(asked.prompts) * asked.count, "n" if asked.count > 1 else "prompt")
         if isinstance(model, Upstream):
             return await _until_disconnect(request, model.answer("/v1/completions", asked, self.limits.request_seconds))
         self._post.open()
-        answer = await self._submitted(asked, shape, model, _client(request))
+        answer = await self._submitted(asked, shape, model, _client(request), calls)
         if asked.stream:
             return EventStream(answer.stream(), answer.cancel)
         try:
@@ -201,12 +205,22 @@ class Service:
         finally:
             await answer.cancel()
 
-    async def _submitted(self, asked: CompletionRequest, shape: wire.Shape, model: Served, client: str) -> Answer:
+    async def _submitted(
+        self, asked: CompletionRequest, shape: wire.Shape, model: Served, client: str, calls: Calls | None
+    ) -> Answer:
         """Queue a request at a model, or at its successor if the model was just replaced."""
         try:
             model.worker.check(client)  # before any work is done for the request
-            make = partial(Completion, asked, model.vocabulary, fills=shape is wire.CHAT)
-            is_quick = asked.size <= _SHORT and asked.form() is None
+            form = asked.form() if calls is None or calls.form is None else calls.form
+            make = partial(
+                Completion,
+                asked,
+                model.vocabulary,
+                fills=calls is not None,
+                form=form,
+                keeps_special=calls is not None and model.vocabulary.is_special(calls.marker),
+            )
+            is_quick = asked.size <= _SHORT and form is None
             completion = make() if is_quick else await self._tokenized(make, model)
             answer = Answer(completion, shape, model, self.meters, self._post, self.limits.request_seconds)
             answer.submit(client)
@@ -214,7 +228,7 @@ class Service:
             newer = self.models.get(model.name)
             if error.code != "draining" or self.draining or newer is model or not isinstance(newer, Served):
                 raise
-            return await self._submitted(asked, shape, newer, client)
+            return await self._submitted(asked, shape, newer, client, calls)
         return answer
 
     async def _tokenized(self, make: Callable[[], T], model: Served) -> T:

@@ -6,7 +6,7 @@ import secrets
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -16,6 +16,7 @@ from finetale.generate.sampler import EXHAUSTED
 from finetale.generate.text import CONTEXT_TOKENS, TextStream
 from finetale.server import wire
 from finetale.server.engines import Job, Token
+from finetale.server.forms import Form
 from finetale.server.grammars import Constraint, Grammars
 from finetale.server.token_bytes import byte_table
 from finetale.tokenizing import encode_batch
@@ -81,8 +82,18 @@ class Vocabulary:
             raise RequestError(f"prompt: token ids must be below {self.vocab_size}.", "prompt")
         return lists
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+    @property
+    def chat_template(self) -> str | None:
+        """The chat template; of several the one for tools, else the default."""
+        found = self.tokenizer.chat_template
+        return found.get("tool_use", found.get("default")) if isinstance(found, dict) else found
+
+    def encode_chat(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> list[int]:
         """Return the token ids of a conversation, up to the start of the model's message.
+
+        Args:
+            messages: the messages, as templates take them.
+            tools: the tools that the model may call; None for none.
 
         Raises:
             RequestError: the model has no chat template, or the template rejects the conversation.
@@ -96,12 +107,17 @@ class Vocabulary:
         self.check_size(sum(len(message["content"]) for message in messages), "messages")
         try:
             ids = self.tokenizer.apply_chat_template(
-                messages, tokenize=True, add_generation_prompt=True, return_dict=False
+                messages, tools=tools, tokenize=True, add_generation_prompt=True, return_dict=False
             )
-        except (TemplateError, ValueError, TypeError, KeyError) as error:
+        except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise RequestError(f"messages: the model's chat template rejects them: {error}.", "messages") from None
         lead = [self.begin] if self.begins_chats and ids[:1] != [self.begin] else []
         return [*lead, *map(int, ids)]
+
+    def is_special(self, text: str) -> bool:
+        """Return whether a text is a special token, which texts leave out."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        return any(token.special and token.content == text for token in added)
 
     def name_of(self, token: int) -> str:
         """Return a token's text; for a part of a character its bytes, as bytes:\\xe4."""
@@ -205,19 +221,29 @@ class Completion:
         request: the request.
         vocabulary: the model's vocabulary.
         fills: let a completion fill the context if the request sets no maximum.
+        form: the form of the text, in place of the request's.
+        keeps_special: leave special tokens in the text, because tool calls begin with one.
 
     Raises:
         RequestError: a prompt does not fit the model.
     """
 
-    def __init__(self, request: wire.CompletionRequest, vocabulary: Vocabulary, *, fills: bool = False) -> None:
+    def __init__(
+        self,
+        request: wire.CompletionRequest,
+        vocabulary: Vocabulary,
+        *,
+        fills: bool = False,
+        form: Form | None = None,
+        keeps_special: bool = False,
+    ) -> None:
         self.request = request
         self.vocabulary = vocabulary
         settings = request.sampling(secrets.randbelow(2**32))
-        form = request.form()
+        form = form or request.form()
         constraint = None if form is None else vocabulary.grammars.constraint(form)
-        if constraint is not None and constraint.is_json:
-            settings = settings.model_copy(update={"stop": ()})  # the end of JSON is known; a stop string would cut it
+        if constraint is not None and constraint.ends_itself:
+            settings = settings.model_copy(update={"stop": ()})  # a stop string would cut the text
         self.prompts = vocabulary.encode(request.prompts)
         # A string gets beginning-of-text, as in `finetale generate`. Token ids are used unchanged.
         lead = [vocabulary.begin] if isinstance(request.prompts[0], str) else []
@@ -257,7 +283,7 @@ class Completion:
                 builder = ChoiceBuilder(
                     number * request.count + sample,
                     job,
-                    TextStream(vocabulary.tokenizer, context, settings.stop),
+                    TextStream(vocabulary.tokenizer, context, settings.stop, special=keeps_special),
                     vocabulary.ends,
                     room,
                     own,

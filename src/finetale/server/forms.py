@@ -18,9 +18,9 @@ MAX_DEPTH = 64
 JSON_SPACE = r"( |\n[ \t]{0,64})"
 """Space between the tokens of JSON. Unlimited space would let a weak model write spaces until its limit."""
 _NO_EFFECT = "Accepted, without effect."
-_Text = Annotated[str, Field(strict=True)]
+Text = Annotated[str, Field(strict=True)]
 _Switch = Annotated[bool, Field(strict=True)]
-_Choices = Annotated[list[_Text], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
+_Choices = Annotated[list[Text], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,13 @@ class Form:
 
     Attributes:
         kind: how to read `source`.
-        source: a JSON schema, a regular expression, or a grammar in Lark's or GBNF notation.
+        source: a JSON schema, a regular expression, a grammar in Lark's or GBNF notation, or
+            llguidance's grammar of tool calls.
         parameter: the parameter of the request, for messages.
         space: regular expression of the space between the tokens of JSON; None for no space.
     """
 
-    kind: Literal["json", "regex", "grammar"]
+    kind: Literal["json", "regex", "grammar", "calls"]
     source: str
     parameter: str
     space: str | None = None
@@ -45,8 +46,8 @@ class JsonSchema(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    name: _Text | None = None
-    description: _Text | None = None
+    name: Text | None = None
+    description: Text | None = None
     content: dict[str, Any] | _Switch | None = Field(None, alias="schema", description="Default: any object.")
     strict: _Switch | None = Field(None, description="Accepted, without effect: a schema is always enforced.")
 
@@ -65,12 +66,12 @@ class StructuredOutputs(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    content: dict[str, Any] | _Switch | _Text | None = Field(None, alias="json", description="A JSON schema.")
-    regex: _Text | None = None
+    content: dict[str, Any] | _Switch | Text | None = Field(None, alias="json", description="A JSON schema.")
+    regex: Text | None = None
     choice: _Choices | None = None
-    grammar: _Text | None = Field(None, description="A grammar in Lark's or GBNF notation.")
+    grammar: Text | None = Field(None, description="A grammar in Lark's or GBNF notation.")
     json_object: _Switch | None = Field(None, description="Any JSON object.")
-    whitespace_pattern: _Text | None = Field(None, description="Regular expression of the space in JSON.")
+    whitespace_pattern: Text | None = Field(None, description="Regular expression of the space in JSON.")
     disable_any_whitespace: _Switch = Field(False, description="JSON without space.")
     disable_fallback: _Switch | None = Field(None, description=_NO_EFFECT)
     disable_additional_properties: _Switch | None = Field(None, description=_NO_EFFECT)
@@ -81,12 +82,12 @@ class FormParameters(BaseModel):
 
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = Field(None, description="Extension.")
-    guided_json: dict[str, Any] | _Switch | _Text | None = Field(None, description="Extension: a JSON schema.")
-    guided_regex: _Text | None = Field(None, description="Extension.")
+    guided_json: dict[str, Any] | _Switch | Text | None = Field(None, description="Extension: a JSON schema.")
+    guided_regex: Text | None = Field(None, description="Extension.")
     guided_choice: _Choices | None = Field(None, description="Extension.")
-    guided_grammar: _Text | None = Field(None, description="Extension: a grammar in Lark's or GBNF notation.")
-    guided_whitespace_pattern: _Text | None = Field(None, description="Extension.")
-    guided_decoding_backend: _Text | None = Field(None, description=_NO_EFFECT)
+    guided_grammar: Text | None = Field(None, description="Extension: a grammar in Lark's or GBNF notation.")
+    guided_whitespace_pattern: Text | None = Field(None, description="Extension.")
+    guided_decoding_backend: Text | None = Field(None, description=_NO_EFFECT)
 
     def form(self) -> Form | None:
         """Return the form that the text must have; None for any text.

@@ -141,9 +141,9 @@ class Constraint:
         )
 
     @property
-    def is_json(self) -> bool:
-        """Whether the text is one JSON value, whose end is known."""
-        return self._form.kind == "json"
+    def ends_itself(self) -> bool:
+        """Whether the text is JSON or calls of tools, whose end is known."""
+        return self._form.kind in ("json", "calls")
 
     @property
     def complete(self) -> bool:
@@ -206,6 +206,8 @@ def _grammar(form: Form) -> str:
 
     if form.kind == "regex":
         return LLMatcher.grammar_from_regex(form.source)
+    if form.kind == "calls":
+        return LLMatcher.grammar_from_lark(form.source)
     if form.kind == "grammar":
         return grammar_from("grammar", form.source)
     if form.space is None:

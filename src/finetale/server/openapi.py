@@ -46,7 +46,10 @@ _USAGE = {
 
 def _response_schema(kind: str, content: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of a response whose choices have the given content."""
-    choice = content | {"index": {"type": "integer", "minimum": 0}, "finish_reason": {"enum": ["stop", "length"]}}
+    choice = content | {
+        "index": {"type": "integer", "minimum": 0},
+        "finish_reason": {"enum": ["stop", "length", "tool_calls"]},
+    }
     return {
         "type": "object",
         "required": ["id", "object", "created", "model", "choices", "usage"],
@@ -67,7 +70,11 @@ def _response_schema(kind: str, content: dict[str, Any]) -> dict[str, Any]:
 _MESSAGE = {
     "type": "object",
     "required": ["role", "content"],
-    "properties": {"role": {"const": "assistant"}, "content": {"type": "string"}},
+    "properties": {
+        "role": {"const": "assistant"},
+        "content": {"type": ["string", "null"]},
+        "tool_calls": {"type": "array", "items": {"type": "object", "required": ["id", "type", "function"]}},
+    },
 }
 _COMPLETION = _response_schema("text_completion", {"text": {"type": "string"}, "logprobs": _LOGPROBS})
 _CHAT = _response_schema("chat.completion", {"message": _MESSAGE, "logprobs": {"type": ["object", "null"]}})

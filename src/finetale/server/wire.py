@@ -11,17 +11,16 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    Discriminator,
     Field,
     PlainValidator,
-    Tag,
     ValidationError,
     model_validator,
 )
 
 from finetale.config import SamplingSettings
 from finetale.errors import RequestError
-from finetale.server.forms import FormParameters
+from finetale.server.forms import FormParameters, Text
+from finetale.server.messages import Message, ToolParameters
 from finetale.surrogates import SURROGATE
 
 MAX_LOGPROBS = 5
@@ -33,7 +32,6 @@ _MAX_PARAMETERS = 100
 LARGEST_SEED = 2**63 - 1
 
 TokenId = Annotated[int, Field(ge=0, strict=True)]
-Text = Annotated[str, Field(strict=True)]
 
 
 def _one_or_many(value: Any) -> Any:
@@ -201,51 +199,7 @@ class CompletionRequest(_GenerationRequest):
         return SamplingSettings.resolve(given)
 
 
-class TextPart(BaseModel):
-    """A part of a message. Only text is supported."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    type: Literal["text"]
-    text: Text
-
-
-# With a discriminator, errors name the part that is wrong.
-_Content = Annotated[
-    Annotated[Text, Tag("text")] | Annotated[list[TextPart], Field(min_length=1, fail_fast=True), Tag("parts")],
-    Discriminator(lambda value: "parts" if isinstance(value, list) else "text"),
-]
-
-
-class Message(BaseModel):
-    """A message of a conversation.
-
-    Clients send a model's own messages back with all the fields of the response, such as `refusal` and `annotations`.
-    Unknown fields are ignored, as in OpenAI's API.
-    """
-
-    model_config = ConfigDict(extra="ignore")
-
-    role: Literal["system", "developer", "user", "assistant"] = Field(description="developer: the same as system.")
-    content: _Content | None = None
-    name: Text | None = None
-    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="Not supported.")
-
-    @model_validator(mode="after")
-    def _has_text(self) -> Message:
-        if self.content is None and self.role != "assistant":
-            raise ValueError("content: is required")
-        return self
-
-    def plain(self) -> dict[str, str]:
-        """Return the message as chat templates take it."""
-        parts = self.content if isinstance(self.content, list) else []
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in parts)
-        role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": text} | ({"name": self.name} if self.name is not None else {})
-
-
-class ChatRequest(_GenerationRequest):
+class ChatRequest(_GenerationRequest, ToolParameters):
     """Body of POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1, fail_fast=True)
@@ -258,9 +212,6 @@ class ChatRequest(_GenerationRequest):
     )
     logprobs: bool | None = Field(False, strict=True)
     top_logprobs: int | None = Field(None, ge=0, le=MAX_CHAT_LOGPROBS, strict=True)
-    tools: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="Not supported.")
-    tool_choice: Literal["none", "auto"] | None = Field(None, description=_NO_EFFECT)
-    parallel_tool_calls: bool | None = Field(None, strict=True, description=_NO_EFFECT)
     modalities: list[Literal["text"]] | None = Field(None, description=_NO_EFFECT)
     reasoning_effort: Text | None = Field(None, description=_NO_EFFECT)
     verbosity: Text | None = Field(None, description=_NO_EFFECT)
@@ -270,6 +221,7 @@ class ChatRequest(_GenerationRequest):
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs: requires logprobs to be true")
         self.form()
+        self.check_tools()
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise ValueError("max_tokens: is the same as max_completion_tokens; set only one of them")
         _check_together(self.stream, self.stream_options, self.logit_bias)
