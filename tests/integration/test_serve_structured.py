@@ -40,7 +40,8 @@ class Person(BaseModel):
 TOOL_TEMPLATE = (
     "{% if tools %}{% for tool in tools %}{{ tool.function.name }} {% endfor %}<tool_call>{% endif %}"
     "{% for message in messages %}{{ message.role }}: {{ message.content }}"
-    "{% for call in message.tool_calls or [] %}<tool_call>{{ call.function.arguments | tojson }}</tool_call>{% endfor %}"
+    "{% for call in message.tool_calls or [] %}"
+    "<tool_call>{{ call.function.arguments | tojson }}</tool_call>{% endfor %}"
     "\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
 )
 WEATHER = {
