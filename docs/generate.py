@@ -150,11 +150,12 @@ def models() -> str:
         "",
         "## Precision and files",
         "",
-        "- Weights in fp16 or bf16 are trained as fp32 and saved as fp32.",
+        "- Weights in fp16 or bf16 are read exactly, trained as fp32 and saved as fp32: the run is that from the same",
+        "  weights in fp32, bit for bit on a CPU. The type in config.json is not used.",
         "- Weights in several files (`model.safetensors.index.json`) are read; each file must be there.",
         "- Weights in pickles alone (`pytorch_model.bin`) are refused, because they can carry code.",
-        "- Quantised weights (GPTQ, AWQ, bitsandbytes, FP8 and others) are refused before their download, because",
-        "  Finetale trains weights in full precision. Choose the model that they were made from.",
+        "- Quantised weights (GPTQ, AWQ, bitsandbytes, compressed-tensors, FP8, MXFP4 and others) are refused before",
+        "  their download, because Finetale trains weights in full precision. Choose the model that they come from.",
         "- A model that sees positions up to a limit is never read beyond it: longer blocks and prompts are refused.",
     ]
     return NOTE + "\n".join(lines) + "\n"

@@ -38,14 +38,18 @@ def blocks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Blocks, Blocks]:
     return made[0], made[1]
 
 
-def loop(folder: Path, blocks: tuple[Blocks, Blocks], seed: int, base: Path | None = None) -> Training:
+def loop(
+    folder: Path, blocks: tuple[Blocks, Blocks], seed: int, base: Path | None = None, moments: str = "fp32"
+) -> Training:
     """Return a run of 2.5 epochs with 3 micro-batches per step, dropout, a schedule and early stopping.
 
     Args:
         seed: of the weights that are trained.
         base: folder of the base of an adapter; None trains all weights.
+        moments: type of the optimizer's moments.
     """
-    settings, evaluation = TrainSettings.resolve(SETTINGS), EvaluationSettings.resolve(PATIENT)
+    settings = TrainSettings.resolve(SETTINGS | {"optimizer_state": moments})
+    evaluation = EvaluationSettings.resolve(PATIENT)
     adapted = None
     if base is None:
         tiny: Any = model(seed, dropout=0.1)
@@ -81,10 +85,15 @@ def bits(folder: Path) -> bytes:
     return b"".join([*files, json.dumps(state).encode()])
 
 
-@pytest.mark.parametrize("method", ["full", "dora"])
+@pytest.mark.parametrize(("method", "moments"), [("full", "fp32"), ("dora", "fp32"), ("dora", "bf16")])
 @pytest.mark.parametrize("stops", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_run_stopped_anywhere_resumes_to_the_same_weights(
-    tmp_path: Path, blocks: tuple[Blocks, Blocks], stops: int, method: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    blocks: tuple[Blocks, Blocks],
+    stops: int,
+    method: str,
+    moments: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     base = save_model(tmp_path / "base", 3, dropout=0.1) if method == "dora" else None
     calls = {"made": 0, "stop": 0}
@@ -97,7 +106,7 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_weights(
         check(self)
 
     monkeypatch.setattr(StopRequest, "check", counted)
-    whole = loop(tmp_path / "whole", blocks, 3, base)
+    whole = loop(tmp_path / "whole", blocks, 3, base, moments)
     whole.run()
     total = calls["made"]
     assert whole.budget.total_steps >= 8
@@ -108,11 +117,11 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_weights(
         calls |= {"made": 0, "stop": stop}
         torch.manual_seed(number)  # the state of the generator before the run must not matter
         with pytest.raises(InterruptedRun, match="Stopped by a test"):
-            loop(folder, blocks, 3, base).run()
+            loop(folder, blocks, 3, base, moments).run()
         calls["stop"] = 0
         newest, _ = newest_valid_checkpoint(RunDirectory(folder))
         assert newest is not None
-        loop(folder, blocks, 99, base).run(newest)
+        loop(folder, blocks, 99, base, moments).run(newest)
         assert bits(folder) == expected
     torch.set_rng_state(torch_state)
 

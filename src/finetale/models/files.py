@@ -28,6 +28,8 @@ _ENCODERS = frozenset(
         "xlm-roberta",
     }
 )
+_QUANTISED = ("quantization_config", "compression_config")
+"""Keys of config.json that describe quantised weights."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 _OTHER_FORMATS = (".ggml", ".onnx", ".tflite", ".mlmodel")
 WEIGHTS = "model.safetensors"
@@ -50,9 +52,11 @@ def check_config(name: str, config: Any) -> None:
             f"The config.json of {name} has no model_type.", "It may be corrupted, or it is not a transformers model."
         )
     kind = config["model_type"]
-    if config.get("quantization_config"):
+    if quantised := next((config[key] for key in _QUANTISED if config.get(key)), None):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
         raise ModelError(
-            f"{name} is quantised (quantization_config in config.json), and Finetale trains weights in full precision.",
+            f"{name} is quantised ({str(method)[:40]}, by its config.json), and Finetale trains weights in full "
+            "precision.",
             "Choose the model that it was made from.",
         )
     if config.get("auto_map") and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:

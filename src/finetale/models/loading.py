@@ -256,6 +256,7 @@ def _read_weights(located: Located, dropout: float | None) -> PreTrainedModel:
                 trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, with their names
             )
     except ModelError:
         raise
@@ -264,15 +265,30 @@ def _read_weights(located: Located, dropout: float | None) -> PreTrainedModel:
             f"The weights of {located.name} can't be read: {first_line(error)}",
             "The files may be corrupted or incomplete. Download them again.",
         ) from error
-    missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))
-    if missing:
-        raise ModelError(
-            f"The weights of {located.name} lack {len(missing)} tensors of its architecture, such as {missing[0]}.",
-            "The files do not belong to this config.json. Download the model again.",
-        )
+    _check_loaded(located.name, info)
     _make_reproducible(model)
     loaded: PreTrainedModel = model.eval()
     return loaded
+
+
+def _check_loaded(name: str, info: dict[str, Any]) -> None:
+    """Refuse files whose tensors are not those of the architecture: transformers would fill them with random values.
+
+    Args:
+        info: what transformers reports about the tensors that it read.
+    """
+    hint = "The files do not belong to this config.json. Download the model again."
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"The weights of {name} lack {len(missing)} tensors of its architecture, such as {missing[0]}.", hint
+        )
+    if other := sorted(info.get("mismatched_keys", ())):
+        key, stored, wanted = other[0]
+        raise ModelError(
+            f"The weights of {name} have {key} of the shape {tuple(stored)}, and its config.json wants "
+            f"{tuple(wanted)}.",
+            hint,
+        )
 
 
 def _make_reproducible(model: PreTrainedModel) -> None:

@@ -90,7 +90,7 @@ def _locate(name: str, revision: str | None, offline: bool, adapter: str | None 
         if is_adapter(path):
             _refuse_nested(name, adapter)
             return locate_adapter(name, path, offline=offline)
-        if is_sealed(path) and (problems := verify_folder(path)):
+        if is_sealed(path) and (problems := verify_folder(path, links=True)):
             raise ModelError(
                 f"The model in {name} is corrupted ({problems[0]}).",
                 f"Give the run's directory instead of its model folder, or delete {path / MANIFEST_NAME} "
@@ -175,7 +175,7 @@ def locate_adapter(name: str, folder: Path, run: RunDirectory | None = None, *, 
         HubError: the Hub refuses the base.
     """
     kind = "local" if run is None else "run"
-    if problems := verify_folder(folder) if is_sealed(folder) else []:
+    if problems := verify_folder(folder, links=run is None) if is_sealed(folder) else []:
         raise ModelError(f"The adapter {folder} is corrupted ({problems[0]}).", _restore_hint(folder, run))
     parents = (RunDirectory(parent) for parent in (folder.parent, folder.parent.parent))
     run = run or next((parent for parent in parents if parent.is_run()), None)

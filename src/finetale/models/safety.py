@@ -27,8 +27,12 @@ _QUANTISED = (
     ".absmax",
     ".quant_map",
     ".weight_packed",
+    ".W_q",
+    "._data",
 )
-"""Ends of the names of tensors that belong to quantised weights (FP8, GPTQ, AWQ, bitsandbytes, compressed-tensors)."""
+"""Ends of the names of tensors that belong to quantised weights: FP8, GPTQ, AWQ, bitsandbytes, compressed-tensors, HQQ,
+Quanto."""
+_QUANTISED_TYPES = ("F4", "F6_", "F8_")
 _WEIGHT_FILE = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
 _ALWAYS = frozenset({"architectures", "rope_parameters", "rope_scaling"})
 _NEVER = frozenset(
@@ -109,6 +113,8 @@ def check_tensors(name: str, folder: Path, layers: Any = None) -> None:
             f"The config.json of {name} has {layers:,} layers, but its files contain only {tensors:,} tensors.",
             "The files do not belong together. Download the model again.",
         )
+    if (folder / "model.safetensors").is_file():  # it is read, and an index beside it is not
+        return
     for index in sorted(folder.glob("*.safetensors.index.json")):
         try:
             files = set(read_bounded_json(index, _INDEX_BYTES)["weight_map"].values())
@@ -166,7 +172,12 @@ def _refuse_quantised(name: str, file: str, tensors: dict[str, Any]) -> None:
     """
     for key, value in tensors.items():
         kind = str(value.get("dtype")) if isinstance(value, dict) else ""
-        if key.endswith(_QUANTISED) or kind.startswith("F8_") or (key.endswith("weight") and kind in ("I8", "U8")):
+        packed = ("weight", "_blocks")  # the second is MXFP4's
+        if (
+            key.endswith(_QUANTISED)
+            or kind.startswith(_QUANTISED_TYPES)
+            or (key.endswith(packed) and kind in ("I8", "U8"))
+        ):
             raise ModelError(
                 f"{name} is quantised ({file} holds {key[:100]}, {kind}), "
                 "and Finetale trains weights in full precision.",

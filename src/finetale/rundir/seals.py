@@ -51,8 +51,12 @@ def is_sealed(path: Path) -> bool:
         return False
 
 
-def verify_folder(path: Path) -> list[str]:
-    """Return the problems of a sealed folder, none if it is intact. Files that the manifest lacks are ignored."""
+def verify_folder(path: Path, *, links: bool = False) -> list[str]:
+    """Return the problems of a sealed folder, none if it is intact. Files that the manifest lacks are ignored.
+
+    Args:
+        links: whether files may be symbolic links, as in the Hub's cache.
+    """
     try:
         entries = _entries(path)
     except RunError as error:
@@ -62,7 +66,7 @@ def verify_folder(path: Path) -> list[str]:
         file = path / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
             problems.append(f"{name}: is outside the folder")
-        elif not file.is_file() or file.is_symlink():
+        elif not file.is_file() or (file.is_symlink() and not links):
             problems.append(f"{name}: missing")
         elif _entry(file) != entry:
             problems.append(f"{name}: content differs from its SHA-256")
