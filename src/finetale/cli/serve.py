@@ -100,6 +100,9 @@ def command(
             validator=Number(gte=0, lte=86_400), help="Seconds to finish running requests after SIGTERM or Ctrl-C."
         ),
     ] = 30.0,
+    chat_template: Annotated[
+        Path | None, Parameter(help="File with a chat template in Jinja for MODEL. auto: the model's own.")
+    ] = None,
     revision: Annotated[str | None, Parameter(help="Branch, tag or commit on the Hub.")] = None,
     offline: Annotated[bool, Parameter(negative=(), help="Use only what is on this machine already.")] = False,
     quiet: Quiet = False,
@@ -123,7 +126,7 @@ def command(
             from finetale.server import service
             from finetale.server.access import Limits
             from finetale.server.connections import max_connections
-            from finetale.server.model_spec import ModelSpec
+            from finetale.server.model_spec import ModelSpec, read_template
         except ImportError as error:
             raise ConfigError(
                 f"A package for serving is missing: {error.name}.",
@@ -133,6 +136,8 @@ def command(
 
         if memory is None:
             memory = environment.available_memory() // 4
+        if chat_template is not None:
+            read_template(chat_template)  # an invalid one is reported before the model is loaded
         called = name or Path(model).name or model
         others = [_named(word) for word in also]
         names = Counter([called, *(other for other, _ in others), *(["base"] if with_base else [])])
@@ -177,7 +182,12 @@ def command(
             if with_base:
                 loads = {"base": open_base} | loads
             loads |= {other: partial(_open, path, offline) for other, path in others}
-            specs = [ModelSpec(each, load, engine, precision, slots, queue, memory) for each, load in loads.items()]
+            specs = [
+                ModelSpec(
+                    each, load, engine, precision, slots, queue, memory, chat_template if each == called else None
+                )
+                for each, load in loads.items()
+            ]
             service.run(
                 specs,
                 Limits(

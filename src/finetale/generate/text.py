@@ -17,12 +17,20 @@ class TextStream:
 
     Args:
         special: whether special tokens are part of the text, as in a prompt that is echoed.
+        keeps_stop: whether a stop string is part of the text.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, context: list[int], stop: tuple[str, ...], *, special: bool = False
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        context: list[int],
+        stop: tuple[str, ...],
+        *,
+        special: bool = False,
+        keeps_stop: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
+        self._keeps_stop = keeps_stop
         self._skip = not special
         self._stops = [_StopString(words) for words in stop]
         self.text = ""
@@ -73,11 +81,12 @@ class TextStream:
     def _append(self, piece: str) -> None:
         if self.stopped:
             return
-        starts = [end - len(stop.words) for stop in self._stops if (end := stop.read(piece)) is not None]
+        found = [(end - len(stop.words), end) for stop in self._stops if (end := stop.read(piece)) is not None]
         before = len(self.text)
         self.text += piece
-        if starts:
-            self.text = self.text[: before + min(starts)]
+        if found:
+            start, end = min(found)
+            self.text = self.text[: before + (end if self._keeps_stop else start)]
             self.stopped = True
 
     def _decode(self) -> str:

@@ -5,6 +5,7 @@ app             routes
 access          API key, hosts, origins and sizes
 connections     limits on connections
 wire            request and response bodies; messages are those of conversations; openapi describes them
+extensions      parameters of vLLM; token_routes are its routes for tokens
 tools           tool calls: their notation in chat templates, and their place in responses
 forms           the form that a request asks for: JSON, a pattern, a choice, a grammar
 grammars        structured output: a form → the tokens that may come next; token_bytes are their bytes

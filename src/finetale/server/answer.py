@@ -167,7 +167,8 @@ class Answer:
                 written = [(token, at + len(opening)) for piece in mine for token, at in piece.tokens]
                 reason = mine[-1].finish_reason if mine else None
                 index = number * (asked.n or 1) + place
-                choices.append(self._shape.choice(index, text, reason, self._logprobs([*read, *written])))
+                choice = self._shape.choice(index, text, reason, self._logprobs([*read, *written]))
+                choices.append(choice | self.completion.extras(builder))
         return self.head | {"choices": choices, "usage": self.completion.usage()}
 
     async def stream(self) -> AsyncIterator[bytes]:
@@ -192,6 +193,10 @@ class Answer:
             written = [(token, at + openings[piece.index]) for token, at in piece.tokens]
             logprobs = self._logprobs([*read, *written])
             choice = self._shape.part(piece.index, text, piece.finish_reason, logprobs, first=first)
+            if asked.return_token_ids:
+                group = self.completion.groups[piece.index // asked.count]
+                choice |= {"prompt_token_ids": list(group[0].job.ids)} if first else {}
+                choice["token_ids"] = [token.id for token, _ in piece.tokens]
             yield wire.event(head | {"choices": [choice]})
         if piece is None and wants_usage:
             yield wire.event(head | {"choices": [], "usage": self.completion.usage()})

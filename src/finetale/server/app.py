@@ -25,6 +25,7 @@ from finetale.server.access import Answered, App, Guard, Limits
 from finetale.server.answer import Answer, EventStream, Post, Served, error_of
 from finetale.server.completion import Completion
 from finetale.server.meters import Meters
+from finetale.server.token_routes import DetokenizeRequest, TokenizeRequest
 from finetale.server.tools import Calls
 from finetale.server.vllm import Upstream
 from finetale.server.wire import ChatRequest, CompletionRequest
@@ -68,6 +69,8 @@ class Service:
             Route("/v1/models/{name:path}", self.one_model, methods=["GET"]),
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/tokenize", self.tokenize, methods=["POST"]),
+            Route("/detokenize", self.detokenize, methods=["POST"]),
         ]
         handlers: dict[Any, Any] = {
             RequestError: _rejected,
@@ -169,8 +172,24 @@ class Service:
             )
         messages = [message.plain() for message in chat.messages]
         calls = Calls(chat, model.vocabulary.chat_template, has_form=chat.form() is not None)
-        ids = await self._tokenized(partial(model.vocabulary.encode_chat, messages, calls.tools), model)
+        ids = await self._tokenized(
+            partial(model.vocabulary.encode_chat, messages, calls.tools, chat.template_options()), model
+        )
         return await self._answer(request, chat.completion(ids), calls.shape, calls)
+
+    async def tokenize(self, request: Request) -> Response:
+        """Return the token ids of a prompt or a conversation."""
+        asked = await self._read(TokenizeRequest, request)
+        return JSONResponse(await self._in_thread(partial(asked.answer, self._model(asked.model).vocabulary)))
+
+    async def detokenize(self, request: Request) -> Response:
+        """Return the text of token ids."""
+        asked = await self._read(DetokenizeRequest, request)
+        return JSONResponse(await self._in_thread(partial(asked.answer, self._model(asked.model).vocabulary)))
+
+    async def _in_thread(self, make: Callable[[], T]) -> T:
+        """Return the result of a function that tokenizes. Few run at a time."""
+        return await to_thread.run_sync(make, limiter=self._tokenizers)
 
     async def _read(self, kind: type[wire.Body], request: Request) -> wire.Body:
         body = await self._body(request)
@@ -234,7 +253,7 @@ class Service:
     async def _tokenized(self, make: Callable[[], T], model: Served) -> T:
         """Return the result of a function that tokenizes. Few run at a time, and those that wait are in the queue."""
         with model.worker.preparing():
-            return await to_thread.run_sync(make, limiter=self._tokenizers)
+            return await self._in_thread(make)
 
     def _model(self, name: str) -> Served | Upstream:
         if self.loading:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -88,12 +88,18 @@ class Vocabulary:
         found = self.tokenizer.chat_template
         return found.get("tool_use", found.get("default")) if isinstance(found, dict) else found
 
-    def encode_chat(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> list[int]:
+    def encode_chat(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """Return the token ids of a conversation, up to the start of the model's message.
 
         Args:
             messages: the messages, as templates take them.
             tools: the tools that the model may call; None for none.
+            options: other options of `apply_chat_template`; None for a prompt that begins the model's message.
 
         Raises:
             RequestError: the model has no chat template, or the template rejects the conversation.
@@ -107,7 +113,7 @@ class Vocabulary:
         self.check_size(sum(len(message["content"]) for message in messages), "messages")
         try:
             ids = self.tokenizer.apply_chat_template(
-                messages, tools=tools, tokenize=True, add_generation_prompt=True, return_dict=False
+                messages, tools=tools, tokenize=True, return_dict=False, **(options or {"add_generation_prompt": True})
             )
         except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise RequestError(f"messages: the model's chat template rejects them: {error}.", "messages") from None
@@ -150,7 +156,8 @@ class ChoiceBuilder:
         index: number of the choice.
         job: the job that generates the tokens.
         text: decodes the tokens.
-        end: id of end-of-text.
+        ends: ids of end-of-text.
+        stops: ids that end the text, too. `shows_stop` tells whether their text is a part of it.
         room: maximum number of tokens.
         constraint: the constraint of the job; None without one.
         whole: decode the text once at its end, because nothing needs it earlier.
@@ -164,6 +171,8 @@ class ChoiceBuilder:
     ends: tuple[int, ...]
     room: int
     constraint: Constraint | None = None
+    stops: tuple[int, ...] = ()
+    shows_stop: bool = False
     whole: bool = False
     finished: Literal["end", "length", "stop"] | None = None
     logprob: float = 0.0
@@ -172,7 +181,7 @@ class ChoiceBuilder:
 
     def accept(self, token: Token) -> None:
         """Add the next token, and check whether it ends the text."""
-        if token.id in self.ends:
+        if token.id in self.ends or (token.id in self.stops and not self.shows_stop):
             self.logprob += token.logprob or 0.0
             # Clients that count tokens by `logprobs` need end-of-text too, although it has no text.
             self._tokens.append((token, len(self.text.text)))
@@ -186,14 +195,18 @@ class ChoiceBuilder:
                 self.text.add(token.id)
             if self.text.stopped:
                 self.finished = "stop"
-            elif self.constraint is not None and self.constraint.complete:
+            elif token.id in self.stops or (self.constraint is not None and self.constraint.complete):
                 self.finished = "end"
             elif len(self.job.tokens) >= self.room:
                 self.finished = "length"
         if self.finished is not None:
             if self.whole:
-                self.text.add_all([made for made in self.job.tokens if made not in (*self.ends, EXHAUSTED)])
+                self.text.add_all([made for made in self.job.tokens if made not in (*self._hidden, EXHAUSTED)])
             self.text.finish()
+
+    @property
+    def _hidden(self) -> tuple[int, ...]:
+        return self.ends if self.shows_stop else (*self.ends, *self.stops)
 
     def take(self) -> Piece | None:
         """Return the piece that is new since the last call; None if there is none yet."""
@@ -244,10 +257,19 @@ class Completion:
         constraint = None if form is None else vocabulary.grammars.constraint(form)
         if constraint is not None and constraint.ends_itself:
             settings = settings.model_copy(update={"stop": ()})  # a stop string would cut the text
-        self.prompts = vocabulary.encode(request.prompts)
         # A string gets beginning-of-text, as in `finetale generate`. Token ids are used unchanged.
         lead = [vocabulary.begin] if isinstance(request.prompts[0], str) else []
         wanted = request.max_tokens if fills else request.wanted
+        if (most := request.truncate_prompt_tokens) is not None:
+            most = max(1, (vocabulary.context - (wanted or 1)) if most == -1 else most) - len(lead)
+        self.prompts = [_end_of(ids, most) for ids in vocabulary.encode(request.prompts)]
+        stops = tuple(request.stop_token_ids or ())
+        if any(token >= vocabulary.vocab_size for token in stops):
+            raise RequestError(f"stop_token_ids: token ids must be below {vocabulary.vocab_size}.", "stop_token_ids")
+        ends = () if request.ignore_eos else vocabulary.ends
+        late = [token for token in (*vocabulary.ends, *stops) if token < vocabulary.vocab_size]
+        reads_prompt = request.prompt_logprobs is not None or (bool(request.echo) and request.logprobs is not None)
+        keeps_special = keeps_special or request.skip_special_tokens is False
         bias = {int(token): value for token, value in (request.logit_bias or {}).items()}
         if any(token >= vocabulary.vocab_size for token in bias):
             raise RequestError(f"logit_bias: token ids must be below {vocabulary.vocab_size}.", "logit_bias")
@@ -276,22 +298,56 @@ class Completion:
                     bias,
                     before[tuple(ids)] + sample,
                     top,
-                    reads_prompt=bool(request.echo) and request.logprobs is not None and sample == 0,
+                    reads_prompt=sample == 0 and reads_prompt,
                     constraint=own,
+                    late=late,
+                    min_tokens=request.min_tokens or 0,
+                    prompt_top=max(request.prompt_logprobs or 0, request.logprobs or 0),
                 )
                 context = ids[-CONTEXT_TOKENS:] if own is None else [own.anchor]
                 builder = ChoiceBuilder(
                     number * request.count + sample,
                     job,
-                    TextStream(vocabulary.tokenizer, context, settings.stop, special=keeps_special),
-                    vocabulary.ends,
+                    TextStream(
+                        vocabulary.tokenizer,
+                        context,
+                        settings.stop,
+                        special=keeps_special,
+                        keeps_stop=bool(request.include_stop_str_in_output),
+                    ),
+                    ends,
                     room,
                     own,
+                    stops,
+                    bool(request.include_stop_str_in_output),
                     whole=not (request.stream or settings.stop or request.logprobs is not None),
                     finished="length" if room == 0 else None,
                 )
                 self.groups[-1].append(builder)
             before[tuple(ids)] += request.count
+
+    def extras(self, builder: ChoiceBuilder) -> dict[str, Any]:
+        """Return the fields of a choice that OpenAI's API does not have."""
+        found: dict[str, Any] = {}
+        number = builder.index // self.request.count
+        job = self.groups[number][0].job
+        if self.request.prompt_logprobs is not None:
+            most = self.request.prompt_logprobs
+            found["prompt_logprobs"] = [None, *(self._ranked(token, most) for token in job.prompt)]
+        if self.request.return_token_ids:
+            found["prompt_token_ids"] = list(job.ids)
+            found["token_ids"] = [token for token in builder.job.tokens if token >= 0]
+        return found
+
+    def _ranked(self, token: Token, most: int) -> dict[str, Any]:
+        """Return a token of the prompt with the likely ones at its place, by id, as vLLM does."""
+        name_of = self.vocabulary.name_of
+        likely = {
+            str(other): {"logprob": value, "rank": rank, "decoded_token": name_of(other)}
+            for rank, (other, value) in enumerate(token.top[:most], start=1)
+        }
+        own = {"logprob": token.logprob, "rank": None, "decoded_token": name_of(token.id)}
+        return {str(token.id): likely.get(str(token.id), own)} | likely
 
     def usage(self) -> dict[str, int]:
         """Return the `usage`: tokens of the prompts and of all generated completions."""
@@ -319,7 +375,8 @@ class Completion:
         if not lead:
             stream.add(job.ids[0])
         for token in job.prompt:
-            places.append((token, len(stream.text)))
+            shown = Token(token.id, token.logprob, token.top[: self.request.logprobs or 0])
+            places.append((shown, len(stream.text)))
             stream.add(token.id)
         return text, places
 
@@ -332,3 +389,8 @@ class Completion:
             )
             for token, place in tokens
         ]
+
+
+def _end_of(ids: list[int], most: int | None) -> list[int]:
+    """Return the last `most` ids; all if it is None."""
+    return ids if most is None else ids[max(0, len(ids) - most) :]

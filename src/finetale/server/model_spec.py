@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jinja2 import Environment, TemplateSyntaxError
 
 from finetale import models, pipeline
 from finetale.chat import PLAIN_TEMPLATE
-from finetale.errors import ModelError
+from finetale.errors import ConfigError, ModelError
 from finetale.formatting import shell_command
 from finetale.generate import Generator
 from finetale.models import LoadedModel
@@ -40,6 +42,7 @@ class ModelSpec:
         slots: maximum number of completions at a time.
         max_waiting: maximum number of requests in the queue.
         kv_memory: maximum bytes of keys and values of attention; None for no limit.
+        chat_template: file with a chat template; None for the model's own.
     """
 
     name: str
@@ -49,6 +52,7 @@ class ModelSpec:
     slots: int = 16
     max_waiting: int = 32
     kv_memory: int | None = None
+    chat_template: Path | None = None
 
     def open(self, notify: Notify, serving: Served | Upstream | None = None) -> Served | Upstream | None:
         """Return the model, ready to serve; None if `serving` has the same weights and its engine works.
@@ -64,6 +68,8 @@ class ModelSpec:
         ):
             raise ModelError(f"{before.name} does not exist any more.", "")  # or the name would be looked up on the Hub
         loaded = self.load(notify)
+        if self.chat_template is not None:
+            loaded.tokenizer.chat_template = read_template(self.chat_template)
         if serving is not None and serving.works and before is not None and before.sha256 == loaded.provenance.sha256:
             return None
         if self.engine == "vllm":
@@ -88,6 +94,7 @@ class ModelSpec:
                 slots=self.slots,
                 max_waiting=self.max_waiting,
                 provenance=found,
+                chat_template=self.chat_template,
             )
         return serve_model(
             self.name,
@@ -99,6 +106,28 @@ class ModelSpec:
             kv_memory=self.kv_memory,
             notify=notify,
         )
+
+
+def read_template(path: Path) -> str:
+    """Return the chat template of a file.
+
+    Raises:
+        ConfigError: the file cannot be read, or it is not a template.
+    """
+    try:
+        text = path.expanduser().read_text(encoding="utf-8-sig")
+        # With the tag that transformers adds; a template that uses another one fails when it is used.
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", text))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"The chat template {path} can't be read: {getattr(error, 'strerror', None) or error}.",
+            "Check the path of --chat-template.",
+        ) from None
+    except TemplateSyntaxError as error:
+        raise ConfigError(
+            f"The chat template {path} is not valid Jinja: {error.message} (line {error.lineno}).", "Correct it."
+        ) from None
+    return text
 
 
 def serve_model(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import finetale
+from finetale.server.token_routes import DetokenizeRequest, TokenizeRequest
 from finetale.server.wire import ChatRequest, CompletionRequest
 
 _ERROR = {
@@ -78,6 +79,17 @@ _MESSAGE = {
 }
 _COMPLETION = _response_schema("text_completion", {"text": {"type": "string"}, "logprobs": _LOGPROBS})
 _CHAT = _response_schema("chat.completion", {"message": _MESSAGE, "logprobs": {"type": ["object", "null"]}})
+_TOKENIZED = {
+    "type": "object",
+    "required": ["count", "max_model_len", "tokens", "token_strs"],
+    "properties": {
+        "count": {"type": "integer"},
+        "max_model_len": {"type": "integer"},
+        "tokens": {"type": "array", "items": {"type": "integer"}},
+        "token_strs": {"type": ["array", "null"], "items": {"type": "string"}},
+    },
+}
+_DETOKENIZED = {"type": "object", "required": ["prompt"], "properties": {"prompt": {"type": "string"}}}
 _EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
 _MODEL = {
     "type": "object",
@@ -95,7 +107,7 @@ _STATUS = {"type": "object", "required": ["status"], "properties": {"status": {"
 def document(models: Sequence[str], *, needs_key: bool) -> dict[str, Any]:
     """Return the OpenAPI document of a service with the given models."""
     shapes: dict[str, Any] = {}
-    for kind in (CompletionRequest, ChatRequest):
+    for kind in (CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest):
         request = kind.model_json_schema(ref_template="#/components/schemas/{model}")
         request["properties"]["model"]["enum"] = list(models)
         shapes |= request.pop("$defs", {}) | {kind.__name__: request}
@@ -130,6 +142,8 @@ def document(models: Sequence[str], *, needs_key: bool) -> dict[str, Any]:
             },
             "/v1/completions": {"post": _generation_route("CompletionRequest", "Completions", _COMPLETION, errors)},
             "/v1/chat/completions": {"post": _generation_route("ChatRequest", "The next message", _CHAT, errors)},
+            "/tokenize": {"post": _route("TokenizeRequest", "Token ids of a text", _TOKENIZED, errors)},
+            "/detokenize": {"post": _route("DetokenizeRequest", "The text of token ids", _DETOKENIZED, errors)},
         },
         "components": {
             "schemas": shapes,
@@ -155,18 +169,19 @@ _ERRORS = {
 
 def _generation_route(request: str, what: str, body: dict[str, Any], errors: dict[str, Any]) -> dict[str, Any]:
     """Return the description of a route that generates text."""
+    route = _route(request, f"{what}; as server-sent events if stream is true.", body, errors)
+    route["responses"]["200"]["content"]["text/event-stream"] = {"schema": _EVENT}
+    return route
+
+
+def _route(request: str, what: str, body: dict[str, Any], errors: dict[str, Any]) -> dict[str, Any]:
+    """Return the description of a route with a body."""
     return {
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{request}"}}},
         },
-        "responses": {
-            "200": {
-                "description": f"{what}; as server-sent events if stream is true.",
-                "content": {"application/json": {"schema": body}, "text/event-stream": {"schema": _EVENT}},
-            }
-        }
-        | errors,
+        "responses": {"200": _response(what, body)} | errors,
     }
 
 

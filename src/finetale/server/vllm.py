@@ -205,6 +205,7 @@ def start(
     slots: int,
     max_waiting: int,
     provenance: Provenance,
+    chat_template: Path | None = None,
 ) -> Upstream:
     """Start vLLM on a model's folder and wait until it responds.
 
@@ -226,8 +227,9 @@ def start(
     # vLLM must find its own packages, not ours.
     inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     words = ["serve", str(folder), "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
+    template = [] if chat_template is None else ["--chat-template", str(chat_template.expanduser().resolve())]
     process = subprocess.Popen(
-        [command, *words, "--max-num-seqs", str(slots)],
+        [command, *words, "--max-num-seqs", str(slots), *template],
         env=inherited | {"VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"},
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr.fileno(),

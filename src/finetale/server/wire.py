@@ -19,6 +19,7 @@ from pydantic import (
 
 from finetale.config import SamplingSettings
 from finetale.errors import RequestError
+from finetale.server.extensions import ChatExtensions, Extensions
 from finetale.server.forms import FormParameters, Text
 from finetale.server.messages import Message, ToolParameters
 from finetale.surrogates import SURROGATE
@@ -90,7 +91,7 @@ _DEFAULT_MAX_TOKENS = 16
 """Default `max_tokens`, as in OpenAI's API."""
 
 
-class _GenerationRequest(FormParameters):
+class _GenerationRequest(FormParameters, Extensions):
     """Parameters of both kinds of requests. Types are strict, and unknown parameters are errors.
 
     Some parameters of OpenAI's API concern its own service: where a response is stored, how it is billed. Clients send
@@ -119,7 +120,7 @@ class _GenerationRequest(FormParameters):
     prompt_cache_key: Text | None = Field(None, description=_NO_EFFECT)
     safety_identifier: Text | None = Field(None, description=_NO_EFFECT)
     top_k: int | None = Field(
-        0, ge=0, strict=True, description="Extension: sample from the k most likely tokens. 0: all."
+        0, ge=-1, strict=True, description="Extension: sample from the k most likely tokens. 0 and -1: all."
     )
     min_p: float | None = Field(0.0, ge=0, le=1, strict=True, description="Extension.")
     repetition_penalty: float | None = Field(1.0, ge=0.01, le=10, strict=True, description="Extension.")
@@ -150,6 +151,7 @@ class CompletionRequest(_GenerationRequest):
         if self.suffix:
             raise ValueError("suffix: is not supported")
         self.form()
+        self.check_extensions(stream=self.stream, echo=self.echo)
         made = self.best_of or self.n or 1
         if made < (self.n or 1):
             raise ValueError("best_of: must be at least n")
@@ -188,7 +190,7 @@ class CompletionRequest(_GenerationRequest):
             # Dividing by less would overflow; the most likely token would be chosen anyway.
             "temperature": 1.0 if self.temperature is None else self.temperature if self.temperature >= 1e-3 else 0.0,
             "top_p": 1.0 if self.top_p is None else self.top_p,
-            "top_k": self.top_k or 0,
+            "top_k": max(0, self.top_k or 0),
             "min_p": self.min_p or 0.0,
             "repetition_penalty": self.repetition_penalty or 1.0,
             "presence_penalty": self.presence_penalty or 0.0,
@@ -199,7 +201,7 @@ class CompletionRequest(_GenerationRequest):
         return SamplingSettings.resolve(given)
 
 
-class ChatRequest(_GenerationRequest, ToolParameters):
+class ChatRequest(_GenerationRequest, ToolParameters, ChatExtensions):
     """Body of POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1, fail_fast=True)
@@ -222,6 +224,8 @@ class ChatRequest(_GenerationRequest, ToolParameters):
             raise ValueError("top_logprobs: requires logprobs to be true")
         self.form()
         self.check_tools()
+        self.check_extensions(stream=self.stream)
+        self.template_options()
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise ValueError("max_tokens: is the same as max_completion_tokens; set only one of them")
         _check_together(self.stream, self.stream_options, self.logit_bias)
@@ -236,7 +240,7 @@ class ChatRequest(_GenerationRequest, ToolParameters):
         return request.model_copy(update={"logprobs": (self.top_logprobs or 0) if self.logprobs else None})
 
 
-Body = TypeVar("Body", CompletionRequest, ChatRequest)
+Body = TypeVar("Body", bound=BaseModel)
 
 
 def read(kind: type[Body], body: bytes) -> Body:

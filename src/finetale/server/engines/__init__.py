@@ -53,6 +53,9 @@ class Job:
         top: how many of the most likely tokens to report with each token; None for no log-probabilities.
         reads_prompt: whether to report the prompt's log-probabilities in `prompt`.
         constraint: the tokens that the text may have; None for all.
+        late: tokens that may not be among the first `min_tokens`.
+        min_tokens: see `late`.
+        prompt_top: how many of the most likely tokens to report in `prompt`.
         prompt: a Token for each of `ids` but the first, if `reads_prompt`.
         tokens: generated ids.
     """
@@ -64,6 +67,9 @@ class Job:
     top: int | None = None
     reads_prompt: bool = False
     constraint: Constraint | None = None
+    late: Sequence[int] = ()
+    min_tokens: int = 0
+    prompt_top: int = 0
     prompt: list[Token] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
 

@@ -288,7 +288,7 @@ class BatchingEngine:
             raise GenerationError(NOT_NUMBERS, "")
         job, start = seat.job, seat.num_read - len(scores) + 1
         following = torch.tensor(job.ids[start : start + len(scores)], dtype=torch.int64)
-        job.prompt += self._with_logprobs(scores[: len(following)], following, [job.top or 0] * len(following))
+        job.prompt += self._with_logprobs(scores[: len(following)], following, [job.prompt_top] * len(following))
 
     def _read(self, seats: Sequence[_Seat], ids: Sequence[Sequence[int]], *, every: bool = False) -> Tensor | None:
         """Return the scores; None if there was no memory, and the newest job gave its row back."""
@@ -368,11 +368,17 @@ class BatchingEngine:
         return chosen
 
     def _allowed(self, jobs: Sequence[Job]) -> Tensor | None:
-        """Return which tokens the jobs' constraints allow, (jobs, vocabulary); None without constraints."""
-        if all(job.constraint is None for job in jobs):
+        """Return which tokens the jobs may choose, (jobs, vocabulary); None if all jobs may choose all."""
+        waiting = [len(job.tokens) < job.min_tokens for job in jobs]
+        if not any(waiting) and all(job.constraint is None for job in jobs):
             return None
-        every = torch.ones(self._vocab_size, dtype=torch.bool)
-        return torch.stack([every if job.constraint is None else job.constraint.mask() for job in jobs])
+        allowed = torch.ones(len(jobs), self._vocab_size, dtype=torch.bool)
+        for row, job, waits in zip(allowed, jobs, waiting, strict=True):
+            if job.constraint is not None:
+                row.copy_(job.constraint.mask())
+            if waits:
+                row[list(job.late)] = False
+        return allowed
 
     def _with_logprobs(self, logits: Tensor, chosen: Tensor, tops: Sequence[int | None]) -> list[Token]:
         """Return Tokens, with log-probabilities if `tops` says so; logits (rows, vocabulary), chosen (rows,)."""
