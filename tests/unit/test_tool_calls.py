@@ -14,6 +14,7 @@ from finetale.server import tools
 from finetale.server.forms import Form
 from finetale.server.grammars import Grammars
 from finetale.server.messages import Tool, ToolParameters
+from finetale.server.ollama import Reply
 from finetale.server.tools import HERMES, LLAMA, MISTRAL, PLAIN, CallReader, Calls, Notation
 from finetale.tokens import begin_and_end
 from tiny import tokenizer
@@ -228,3 +229,18 @@ def test_a_stream_with_calls() -> None:
     calls = parts[-1]["delta"]["tool_calls"]
     assert [(call["index"], call["function"]["name"]) for call in calls] == [(0, "weather"), (1, "light")]
     assert (other["delta"]["content"], other["finish_reason"]) == ("Just text", "length")
+
+
+def test_calls_in_ollamas_form() -> None:
+    shape = tools.CallShape(HERMES, NAMES)
+    choice = shape.choice(0, TEXTS["hermes"], "stop", None)
+    found = Reply("tiny", chats=True).whole({"choices": [choice], "usage": None})
+    assert found["message"] == {
+        "role": "assistant",
+        "content": "Let me see.",
+        "tool_calls": [
+            {"function": {"name": "weather", "arguments": {"city": "北京"}}},
+            {"function": {"name": "light", "arguments": {}}},
+        ],
+    }
+    assert found["done_reason"] == "stop"

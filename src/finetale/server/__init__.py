@@ -9,6 +9,7 @@ extensions      parameters of vLLM; token_routes are its routes for tokens
 tools           tool calls: their notation in chat templates, and their place in responses
 forms           the form that a request asks for: JSON, a pattern, a choice, a grammar
 grammars        structured output: a form → the tokens that may come next; token_bytes are their bytes
+ollama          Ollama's API in terms of OpenAI's; ollama_routes are its routes
 completion      a request → jobs → choices
 answer          pieces of choices → a body or a stream
 worker          thread that runs an engine; turns is its queue

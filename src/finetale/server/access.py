@@ -27,7 +27,11 @@ _OPEN = ("/health", "/ready")
 """Routes that need no key, because monitoring has none."""
 QUEUE_FULL = "Too many requests are waiting; try again soon.", "queue_full"
 _REST_SECONDS, _REST_BYTES = 2.0, 256 * 2**20
-_ROUTES = (*_OPEN, "/", "/metrics", "/openapi.json", "/v1/models", "/v1/completions", "/v1/chat/completions")
+_ROUTES = (
+    *(*_OPEN, "/", "/metrics", "/openapi.json", "/v1/models", "/v1/completions", "/v1/chat/completions"),
+    *("/tokenize", "/detokenize"),
+    *("/api/version", "/api/tags", "/api/ps", "/api/show", "/api/chat", "/api/generate"),
+)
 
 
 @dataclass(frozen=True)

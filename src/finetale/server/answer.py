@@ -214,19 +214,23 @@ class EventStream(StreamingResponse):
     Args:
         events: the encoded events.
         end: callback for the end of the response, also after a disconnect. The iterator notices a disconnect too late.
+        kind: media type.
     """
 
-    def __init__(self, events: AsyncIterator[bytes], end: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, events: AsyncIterator[bytes], end: Callable[[], Awaitable[None]], kind: str = "text/event-stream"
+    ) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(events, media_type="text/event-stream", headers=headers)
-        self._end = end
+        super().__init__(events, media_type=kind, headers=headers)
+        self.events = events
+        self.end = end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            await self._end()
+            await self.end()
 
 
 class Post:

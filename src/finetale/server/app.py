@@ -20,7 +20,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from finetale.errors import RequestError
-from finetale.server import openapi, wire
+from finetale.server import ollama_routes, openapi, wire
 from finetale.server.access import Answered, App, Guard, Limits
 from finetale.server.answer import Answer, EventStream, Post, Served, error_of
 from finetale.server.completion import Completion
@@ -71,6 +71,7 @@ class Service:
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/tokenize", self.tokenize, methods=["POST"]),
             Route("/detokenize", self.detokenize, methods=["POST"]),
+            *ollama_routes.routes(self),
         ]
         handlers: dict[Any, Any] = {
             RequestError: _rejected,
@@ -154,17 +155,20 @@ class Service:
 
     async def one_model(self, request: Request) -> Response:
         """Describe one model."""
-        return JSONResponse(_described(self._model(request.path_params["name"])))
+        return JSONResponse(_described(self.model(request.path_params["name"])))
 
     async def completions(self, request: Request) -> Response:
         """Complete prompts."""
-        asked = await self._read(CompletionRequest, request)
-        return await self._answer(request, asked, wire.TEXT)
+        asked = await self.read(CompletionRequest, request)
+        return await self.complete(request, asked, wire.TEXT)
 
     async def chat(self, request: Request) -> Response:
         """Generate the next message of a conversation with the model's chat template."""
-        chat = await self._read(ChatRequest, request)
-        model = self._model(chat.model)
+        return await self.converse(request, await self.read(ChatRequest, request))
+
+    async def converse(self, request: Request, chat: ChatRequest) -> Response:
+        """Return the response to a chat request."""
+        model = self.model(chat.model)
         if isinstance(model, Upstream):
             self._limit(chat.n or 1, "n")
             return await _until_disconnect(
@@ -175,23 +179,24 @@ class Service:
         ids = await self._tokenized(
             partial(model.vocabulary.encode_chat, messages, calls.tools, chat.template_options()), model
         )
-        return await self._answer(request, chat.completion(ids), calls.shape, calls)
+        return await self.complete(request, chat.completion(ids), calls.shape, calls)
 
     async def tokenize(self, request: Request) -> Response:
         """Return the token ids of a prompt or a conversation."""
-        asked = await self._read(TokenizeRequest, request)
-        return JSONResponse(await self._in_thread(partial(asked.answer, self._model(asked.model).vocabulary)))
+        asked = await self.read(TokenizeRequest, request)
+        return JSONResponse(await self._in_thread(partial(asked.answer, self.model(asked.model).vocabulary)))
 
     async def detokenize(self, request: Request) -> Response:
         """Return the text of token ids."""
-        asked = await self._read(DetokenizeRequest, request)
-        return JSONResponse(await self._in_thread(partial(asked.answer, self._model(asked.model).vocabulary)))
+        asked = await self.read(DetokenizeRequest, request)
+        return JSONResponse(await self._in_thread(partial(asked.answer, self.model(asked.model).vocabulary)))
 
     async def _in_thread(self, make: Callable[[], T]) -> T:
         """Return the result of a function that tokenizes. Few run at a time."""
         return await to_thread.run_sync(make, limiter=self._tokenizers)
 
-    async def _read(self, kind: type[wire.Body], request: Request) -> wire.Body:
+    async def read(self, kind: type[wire.Body], request: Request) -> wire.Body:
+        """Return the body of a request, validated."""
         body = await self._body(request)
         return wire.read(kind, body) if len(body) <= _SHORT else await run_in_threadpool(wire.read, kind, body)
 
@@ -208,10 +213,18 @@ class Service:
                 f"The request asks for {wanted:,} completions; the maximum is {self.limits.max_samples}.", parameter
             )
 
-    async def _answer(
+    async def complete(
         self, request: Request, asked: CompletionRequest, shape: wire.Shape, calls: Calls | None = None
     ) -> Response:
-        model = self._model(asked.model)
+        """Return the response to a completion request.
+
+        Args:
+            request: the request, whose client may disconnect.
+            asked: its body.
+            shape: the form of the response.
+            calls: what the tools of a chat request mean; None for a request that is not a chat.
+        """
+        model = self.model(asked.model)
         self._limit(len(asked.prompts) * asked.count, "n" if asked.count > 1 else "prompt")
         if isinstance(model, Upstream):
             return await _until_disconnect(request, model.answer("/v1/completions", asked, self.limits.request_seconds))
@@ -255,7 +268,12 @@ class Service:
         with model.worker.preparing():
             return await self._in_thread(make)
 
-    def _model(self, name: str) -> Served | Upstream:
+    def model(self, name: str) -> Served | Upstream:
+        """Return the model of a name.
+
+        Raises:
+            RequestError: there is none, or the models are still loading.
+        """
         if self.loading:
             raise RequestError("The models are still loading.", status=503, kind="server_error", code="loading")
         if name not in self.models:
