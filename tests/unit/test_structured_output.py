@@ -432,3 +432,10 @@ def test_a_tokenizer_that_changes_tokens_by_their_neighbours_is_refused() -> Non
 
     with pytest.raises(RequestError, match="tokenizer does not allow structured output"):
         grammars(Spaced()).constraint(choice_form(["a"], "guided_choice"))  # type: ignore[arg-type]
+
+
+def test_a_deep_value_with_an_escape_is_read() -> None:
+    body = b'{"model": "x", "metadata": {"a": ' + b"[" * 400 + b'"\\u0041"' + b"]" * 400 + b"}}"
+    assert wire.read(wire.CompletionRequest, body).model == "x"
+    with pytest.raises(RequestError, match="surrogate"):
+        wire.read(wire.CompletionRequest, body.replace(b"0041", b"d800"))

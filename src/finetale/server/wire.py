@@ -293,11 +293,16 @@ def _path(location: Sequence[int | str], values: Any) -> str:
 
 def _has_surrogate(value: Any) -> bool:
     """Return whether a string in a JSON value has a surrogate, which UTF-8 cannot encode."""
-    if isinstance(value, str):
-        return SURROGATE.search(value) is not None
-    if isinstance(value, dict):
-        return any(_has_surrogate(item) for pair in value.items() for item in pair)
-    return isinstance(value, list) and any(_has_surrogate(item) for item in value)
+    waiting = [value]  # without recursion, because the value can be nested deeply
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, str) and SURROGATE.search(each) is not None:
+            return True
+        if isinstance(each, dict):
+            waiting += [*each.keys(), *each.values()]
+        elif isinstance(each, list):
+            waiting += each
+    return False
 
 
 def _check_together(
