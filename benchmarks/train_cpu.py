@@ -1,6 +1,6 @@
 """Measure training tokens per CPU-second: Finetale and transformers.Trainer, on the same text, model and optimizer.
 
-    python benchmarks/train_cpu.py [--text FILE] [--tokenizer FOLDER] [--quick]
+    python benchmarks/train_cpu.py [--text FILE] [--tokenizer FOLDER] [--model FOLDER] [--quick]
 
 The contenders are
 
@@ -10,11 +10,11 @@ The contenders are
     packed bf16   the same in bf16
     finetale      Finetale with its defaults, 4 blocks of 512 tokens per step
 
-The shapes are GPT-2 (124M) and the bundled base, both with the dropout of their config. The contenders take turns, each
-in a new process. The first step is not timed, and the figures are medians over the turns. Useful tokens are targets
-that are text, not padding. Memory is the peak of the process. The default text is the bundled tales. --tokenizer sets
-the tokenizer of the GPT-2 shape. The top-level keys hold the worse value of both shapes. Prints tables, and one JSON
-object as its last line.
+The shapes are GPT-2 (124M) and the bundled base, both with the dropout of their config. --model measures the model of a
+folder instead, of any type, with one block of 1,024 tokens per step. The contenders take turns, each in a new process.
+The first step is not timed, and the figures are medians over the turns. Useful tokens are targets that are text, not
+padding. Memory is the peak of the process. The default text is the bundled tales. --tokenizer sets the tokenizer of the
+GPT-2 shape. The top-level keys hold the worse value of all shapes. Prints tables, and one JSON object as its last line.
 """
 
 from __future__ import annotations
@@ -32,10 +32,14 @@ import contenders
 from finetale.environment import calm_threads
 
 BLOCK, BATCH, CUT = 512, 4, 128
+FOLDER = "folder"
+"""Name of the shape of --model."""
+FOLDER_BLOCK, FOLDER_BATCH = 1024, 1
 SHAPES = {"gpt2": "new:gpt2", "bundled": "bundled"}
 CONTENDERS = ("tutorial", "packed fp32", "packed bf16", "finetale")
 STEPS = {"gpt2": {"tutorial": 6, "packed fp32": 2, "packed bf16": 2, "finetale": 4}}
-"""Timed steps per turn. The bundled base runs ten times as many."""
+"""Timed steps per turn. The bundled base runs ten times as many, and a model of --model one and a half times."""
+FACTORS = {"gpt2": 1, "bundled": 10, FOLDER: 1.5}
 MATRIX_PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::addbmm", "aten::baddbmm"}
 
 
@@ -46,6 +50,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one turn with few steps")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--model", help="folder of a model to measure instead of the shapes")
     parser.add_argument("--contender", nargs=2, metavar=("SHAPE", "NAME"), help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, default=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -58,7 +63,8 @@ def main() -> None:
         return
     from finetale.environment import hardware, versions
 
-    shapes = {shape: compare(shape, arguments) for shape in arguments.shapes}
+    wanted = [FOLDER] if arguments.model else arguments.shapes
+    shapes = {shape: compare(shape, arguments) for shape in wanted}
     keys = ("ratio_vs_tutorial", "ratio_vs_packed", "peak_memory_ratio")
     worst = {key: (max if "memory" in key else min)(shapes[shape][key] for shape in shapes) for key in keys}
     print(
@@ -74,8 +80,9 @@ def compare(shape: str, arguments: argparse.Namespace) -> dict[str, Any]:
     turns: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
     for _ in range(1 if arguments.quick else arguments.turns):
         for name in CONTENDERS:
-            steps = STEPS["gpt2"][name] // (2 if arguments.quick else 1) * (1 if shape == "gpt2" else 10)
+            steps = int(STEPS["gpt2"][name] // (2 if arguments.quick else 1) * FACTORS[shape])
             words: tuple[str, ...] = ("--contender", shape, name, "--steps", str(max(1, steps)))
+            words += ("--model", arguments.model) if arguments.model else ()
             words += ("--text", arguments.text, "--tokenizer", arguments.tokenizer)
             turns[name].append(contenders.in_process(__file__, *words))
             rate = turns[name][-1]["tokens"] / turns[name][-1]["cpu_seconds"]
@@ -107,13 +114,15 @@ def above_libraries(row: dict[str, Any]) -> float:
 
 
 def run_contender(shape: str, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    tokenizer = arguments.tokenizer if shape == "gpt2" else "bundled"
+    tokenizer = {"gpt2": arguments.tokenizer, FOLDER: arguments.model}.get(shape, "bundled")
+    model = SHAPES.get(shape, arguments.model)
+    sizes = (FOLDER_BLOCK, FOLDER_BATCH) if shape == FOLDER else (BLOCK, BATCH)
     if name == "finetale":
-        return run_finetale(SHAPES[shape], tokenizer, arguments)
-    return run_packed_or_tutorial(SHAPES[shape], tokenizer, name, arguments)
+        return run_finetale(model, tokenizer, sizes, arguments)
+    return run_packed_or_tutorial(model, tokenizer, sizes, name, arguments)
 
 
-def run_finetale(model: str, tokenizer: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def run_finetale(model: str, tokenizer: str, sizes: tuple[int, int], arguments: argparse.Namespace) -> dict[str, Any]:
     """Run `finetale train` without held-out text, timed from the end of the first step to the last."""
     from finetale.config import Config
     from finetale.pipeline import train_run
@@ -132,8 +141,8 @@ def run_finetale(model: str, tokenizer: str, arguments: argparse.Namespace) -> d
             "sources": (arguments.text,),
             "model": model,
             "tokenizer": tokenizer,
-            "block_size": BLOCK,
-            "batch_size": BATCH,
+            "block_size": sizes[0],
+            "batch_size": sizes[1],
             "max_steps": arguments.steps + 1,
             "validation_fraction": 0,
             "test_fraction": 0,
@@ -145,10 +154,12 @@ def run_finetale(model: str, tokenizer: str, arguments: argparse.Namespace) -> d
             "out": Path(folder) / "run",
         }
         train_run(Config.resolve(settings), notify)
-    return clock.figures | {"tokens": tokens[-1] - tokens[0]} | profile(model, tokenizer)
+    return clock.figures | {"tokens": tokens[-1] - tokens[0]} | profile(model, tokenizer, sizes)
 
 
-def run_packed_or_tutorial(model: str, tokenizer: str, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def run_packed_or_tutorial(
+    model: str, tokenizer: str, sizes: tuple[int, int], name: str, arguments: argparse.Namespace
+) -> dict[str, Any]:
     """Run `transformers.Trainer` on a data set built as in tutorials, or as in run_clm."""
     import transformers
 
@@ -161,9 +172,15 @@ def run_packed_or_tutorial(model: str, tokenizer: str, name: str, arguments: arg
     if name == "tutorial":
         rows, collate = contenders.padded_lines(lines, read, CUT)
     else:
-        rows, collate = contenders.blocks_of(lines, read, BLOCK), transformers.default_data_collator
+        rows, collate = contenders.blocks_of(lines, read, sizes[0]), transformers.default_data_collator
     return contenders.run_trainer(
-        network, rows, collate, batch_size=BATCH, steps=arguments.steps, bf16=name.endswith("bf16"), use_cpu=True
+        network,
+        rows,
+        collate,
+        batch_size=BATCH if name == "tutorial" else sizes[1],
+        steps=arguments.steps,
+        bf16=name.endswith("bf16"),
+        use_cpu=True,
     )
 
 
@@ -174,12 +191,12 @@ def plain_model(model: str, tokenizer: Any) -> Any:
 
     from finetale import models
 
-    if model == "bundled":
-        return AutoModelForCausalLM.from_pretrained(models.locate("bundled").folder, dtype=torch.float32)
+    if not model.startswith("new:"):
+        return AutoModelForCausalLM.from_pretrained(models.locate(model).folder, dtype=torch.float32)
     return GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer)))
 
 
-def profile(model: str, tokenizer: str) -> dict[str, Any]:
+def profile(model: str, tokenizer: str, sizes: tuple[int, int]) -> dict[str, Any]:
     """Profile a training step by kind of operation, and measure the speed of matrix products alone."""
     import numpy as np
     import torch
@@ -194,9 +211,11 @@ def profile(model: str, tokenizer: str) -> dict[str, Any]:
     network, precision = loaded.model.train(), resolve_precision("auto")
     speed.set_up(network, enabled=True, attention="auto", precision=precision, training=True)
     forward = PackedForward(network, precision=precision)
-    rng, shape = np.random.default_rng(0), (BATCH, BLOCK)
+    rng, shape, block = np.random.default_rng(0), (sizes[1], sizes[0]), sizes[0]
     ids = rng.integers(0, len(loaded.tokenizer), shape)
-    batch = Batch(ids, ids, np.tile(np.arange(BLOCK), (BATCH, 1)), np.zeros(shape, np.int64), np.zeros(shape, np.int64))
+    batch = Batch(
+        ids, ids, np.tile(np.arange(block), (shape[0], 1)), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    )
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
 
     def step() -> None:
@@ -215,13 +234,13 @@ def profile(model: str, tokenizer: str) -> dict[str, Any]:
     width = network.config.hidden_size
     matrices = sum(p.numel() for n, p in network.named_parameters() if p.ndim == 2 and "wpe" not in n)
     attention = (
-        6 * network.config.num_hidden_layers * width * BLOCK
+        6 * network.config.num_hidden_layers * width * block
     )  # half of all pairs, 2 products, forward and twice backward
     return {
         "profile": {name: share / total for name, share in sorted(spent.items(), key=lambda item: -item[1])},
         "precision": precision,
         "flop_per_token": 6 * matrices + attention,
-        "matmul_gflops": matmul_gflops(width, precision),
+        "matmul_gflops": matmul_gflops(width, precision, shape[0] * block),
     }
 
 
@@ -240,12 +259,12 @@ def kind_of(operation: str) -> str:
     return "everything else"
 
 
-def matmul_gflops(width: int, precision: str) -> float:
+def matmul_gflops(width: int, precision: str, rows: int) -> float:
     """Return GFLOP per CPU-second of the largest matrix products in the model's layers, the best of ten tries."""
     import torch
 
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    left, right = torch.randn(BATCH * BLOCK, width).to(dtype), torch.randn(width, 4 * width).to(dtype)
+    left, right = torch.randn(rows, width).to(dtype), torch.randn(width, 4 * width).to(dtype)
     times = []
     for _ in range(10):
         started = time.process_time()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch.nn as nn
 
 from finetale.speed import attention
-from finetale.speed.allocator import kept_memory, release_holes
+from finetale.speed.allocator import kept_memory, release_holes, temporary
 from finetale.speed.gated import FastGatedMLP, is_gated
 from finetale.speed.loss import (
     TiedWeights,
@@ -57,6 +57,7 @@ __all__ = [
     "set_up",
     "summed_cross_entropy",
     "suspended",
+    "temporary",
     "undo",
     "use_documents",
     "use_half_gradients",

@@ -10,14 +10,22 @@ import contextlib
 import ctypes
 import os
 import platform
+import threading
 from collections.abc import Iterator
 from functools import cache
+
+import torch
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # parameters of mallopt(3)
 _AFTERWARDS = ((_MMAP_MAX, 65536), (_MMAP_THRESHOLD, 32 * 2**20), (_TRIM_THRESHOLD, 64 * 2**20))
 """Values to restore. glibc raises its thresholds to these once a program has freed large arrays."""
 _UNLIMITED = 2**31 - 1  # the largest value that mallopt accepts, a C int
 _depth = 0
+_CACHED_VALUES = 2**17
+"""fp32 values per thread that are computed together, so that they stay in a processor's cache; half a MiB."""
+_TEMPORARY_BYTES = 32 * 2**20
+"""Size up to which `temporary` keeps an array."""
+_arrays = threading.local()
 
 
 @contextlib.contextmanager
@@ -40,7 +48,44 @@ def kept_memory() -> Iterator[None]:
         if libc is not None and _depth == 0:
             for name, value in _AFTERWARDS:
                 libc.mallopt(name, value)
-            libc.malloc_trim(0)
+        if _depth == 0:
+            vars(_arrays).clear()
+            release()
+
+
+def temporary(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Return an array with undefined values, on the CPU. Inside `kept_memory` the same memory is used again and again.
+
+    New memory costs more than most operations on it: the system clears each page when it is first written.
+
+    Args:
+        name: names the use. The next call with this name, in this thread, may return the same memory.
+    """
+    size = 1
+    for length in shape:
+        size *= length
+    if not _depth or size * dtype.itemsize > _TEMPORARY_BYTES:
+        return torch.empty(shape, dtype=dtype)
+    key = f"{name} {dtype}"
+    array: torch.Tensor | None = vars(_arrays).get(key)
+    if array is None or len(array) < size:
+        array = torch.empty(size, dtype=dtype)
+        setattr(_arrays, key, array)
+    return array[:size].view(shape)
+
+
+def cached_values() -> int:
+    """Return the number of fp32 values to compute together, so that they stay in the caches of all threads."""
+    return _CACHED_VALUES * torch.get_num_threads()
+
+
+def cast(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
+    """Return a tensor in another type. A copy is a `temporary` of this name, in the order of the tensor's memory."""
+    if tensor.dtype == dtype:
+        return tensor
+    if not tensor.is_contiguous():
+        return tensor.to(dtype)
+    return temporary(name, tuple(tensor.shape), dtype).copy_(tensor)
 
 
 def release_holes() -> None:

@@ -8,7 +8,7 @@ flash kernels. Without this argument, as in generation, PyTorch's own attention 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from finetale.speed import flash
+from finetale.speed.allocator import temporary
 from finetale.speed.loss import compute_type
 from finetale.speed.modules import keep_mask
 
@@ -139,6 +140,14 @@ class Tile:
     stop: int
     first: int
     hidden: torch.Tensor
+    _addends: dict[tuple[int, torch.dtype], torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def addend(self, groups: int, dtype: torch.dtype) -> torch.Tensor:
+        """Return `hidden` as -inf and 0, each row once per group, shape ((stop - start) x groups, stop - start)."""
+        if (groups, dtype) not in self._addends:
+            addend = torch.zeros(self.hidden.shape, dtype=dtype).masked_fill_(self.hidden, float("-inf"))
+            self._addends[groups, dtype] = addend.repeat_interleave(groups, dim=0)
+        return self._addends[groups, dtype]
 
 
 @lru_cache(maxsize=8)
@@ -205,10 +214,11 @@ class _TiledAttention(torch.autograd.Function):
                 if tile.first in long and flash:
                     weights.append(None)
                     continue
-                weight = _weights(query, key, tile, groups)
-                weights.append(None if tile.first in long else weight)
+                again = tile.first in long  # whether the backward pass computes the weights again
+                weight = _weights(query, key, tile, groups, temporarily=again)
+                weights.append(None if again else weight)
                 if kept:
-                    weight = weight * kept[number]
+                    weight = torch.mul(weight, kept[number], out=_array("used", weight))
                 mixed = torch.bmm(
                     weight, value[:, tile.first : tile.stop]
                 )  # (rows x key heads, queries x groups, size)
@@ -240,37 +250,39 @@ class _TiledAttention(torch.autograd.Function):
         to_key, to_value = (torch.zeros_like(x, dtype=wide) for x in (key, value))
         for number, tile in enumerate(ctx.tiles):
             asked, seen = slice(tile.start * groups, tile.stop * groups), slice(tile.first, tile.stop)
-            weight = _weights(query, key, tile, groups) if weights[number] is None else weights[number]
-            used = weight * kept[number] if kept else weight
+            weight = weights[number]
+            if weight is None:
+                weight = _weights(query, key, tile, groups, temporarily=True)
+            used = torch.mul(weight, kept[number], out=_array("used", weight)) if kept else weight
             # Not `+=`, which copies the slice onto itself after the addition.
             to_value[:, seen].add_(torch.bmm(used.transpose(1, 2), gradient[:, asked]))
-            to_weight = torch.bmm(gradient[:, asked], value[:, seen].transpose(1, 2))
+            to_scores = torch.bmm(gradient[:, asked], value[:, seen].transpose(1, 2), out=_array("to scores", weight))
             if kept:
-                to_weight *= kept[number]
-            to_scores = torch.ops.aten._softmax_backward_data(to_weight, weight, 2, weight.dtype)
+                to_scores *= kept[number]
+            torch.ops.aten._softmax_backward_data.out(to_scores, weight, 2, weight.dtype, grad_input=to_scores)
             to_query[:, asked] = torch.bmm(to_scores, key[:, seen])
             to_key[:, seen].add_(torch.bmm(to_scores.transpose(1, 2), query[:, asked]))
         to_query = _unfolded(to_query.mul_(ctx.scale), ctx.rows, groups)
         return to_query, *(_unfolded(x.to(key.dtype), ctx.rows) for x in (to_key, to_value)), None, None, None
 
 
-def _weights(query: torch.Tensor, key: torch.Tensor, tile: Tile, groups: int) -> torch.Tensor:
+def _weights(query: torch.Tensor, key: torch.Tensor, tile: Tile, groups: int, *, temporarily: bool) -> torch.Tensor:
     """Return the attention weights of a tile, shape (rows x key heads, queries x groups, keys).
 
     `query` is scaled and folded with its groups, `key` is folded.
     """
-    scores = torch.bmm(
-        query[:, tile.start * groups : tile.stop * groups], key[:, tile.first : tile.stop].transpose(1, 2)
-    )
+    asked = query[:, tile.start * groups : tile.stop * groups]
+    seen = key[:, tile.first : tile.stop]
+    shape = (len(query), asked.shape[1], seen.shape[1])
+    scores = temporary("weights", shape, query.dtype) if temporarily else query.new_empty(shape)
+    torch.bmm(asked, seen.transpose(1, 2), out=scores)
     # An addition is many times as fast as masked_fill_, which PyTorch computes value by value.
-    scores[:, :, tile.start - tile.first :].add_(_addend(tile, groups, scores.dtype))
-    return torch.softmax(scores, dim=2)
+    scores[:, :, tile.start - tile.first :].add_(tile.addend(groups, scores.dtype))
+    return torch.softmax(scores, dim=2, out=scores)
 
 
-def _addend(tile: Tile, groups: int, dtype: torch.dtype) -> torch.Tensor:
-    """Return `tile.hidden` as -inf and 0, each row once per group, shape (queries x groups, queries)."""
-    addend = torch.zeros(tile.hidden.shape, dtype=dtype).masked_fill_(tile.hidden, float("-inf"))
-    return addend.repeat_interleave(groups, dim=0) if groups > 1 else addend
+def _array(name: str, like: torch.Tensor) -> torch.Tensor:
+    return temporary(f"attention {name}", tuple(like.shape), like.dtype)
 
 
 def _equal_rows(borders: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from finetale.speed.allocator import cast, temporary
 from finetale.speed.loss import compute_type, has_half_gradient
 from finetale.speed.products import takes_over
 from finetale.speed.replacing import Replacement, is_simple
@@ -69,21 +69,41 @@ def _is_silu(module: nn.Module) -> bool:
     return str(_activation(module)).startswith("SiLU")
 
 
-def _activated(gate: torch.Tensor, silu: bool) -> torch.Tensor:
-    return F.silu(gate) if silu else F.gelu(gate, approximate="tanh")
+def _activated(gate: torch.Tensor, silu: bool, out: torch.Tensor | None = None) -> torch.Tensor:
+    out = torch.empty_like(gate) if out is None else out
+    if silu:
+        torch.ops.aten.silu.out(gate, out=out)
+    else:
+        torch.ops.aten.gelu.out(gate, approximate="tanh", out=out)
+    return out
 
 
 def _gradients(
-    outer: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, silu: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the product, and the gradients of gate and up, from the gradient of the product. Overwrites `outer`."""
-    active = _activated(gate, silu)
-    to_up = outer * active
+    outer: torch.Tensor,
+    gate: torch.Tensor,
+    up: torch.Tensor,
+    silu: bool,
+    to_gate: torch.Tensor,
+    to_up: torch.Tensor,
+) -> torch.Tensor:
+    """Write the gradients of gate and up into `to_gate` and `to_up`; return the product, a temporary array.
+
+    Args:
+        outer: gradient of the product. It is overwritten.
+    """
+    active = _activated(gate, silu, _array("product", gate))
+    torch.mul(outer, active, out=to_up)
     product = active.mul_(up)
     outer.mul_(up)
     if silu:
-        return product, torch.ops.aten.silu_backward(outer, gate), to_up
-    return product, torch.ops.aten.gelu_backward(outer, gate, approximate="tanh"), to_up
+        torch.ops.aten.silu_backward.grad_input(outer, gate, grad_input=to_gate)
+    else:
+        torch.ops.aten.gelu_backward.grad_input(outer, gate, approximate="tanh", grad_input=to_gate)
+    return product
+
+
+def _array(name: str, like: torch.Tensor) -> torch.Tensor:
+    return temporary(f"gated {name}", tuple(like.shape), like.dtype)
 
 
 class _Product(torch.autograd.Function):
@@ -97,7 +117,8 @@ class _Product(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gate, up = ctx.saved_tensors
-        _, to_gate, to_up = _gradients(outer[0].clone(), gate, up, ctx.silu)
+        to_gate, to_up = torch.empty_like(gate), torch.empty_like(up)
+        _gradients(_array("outer", outer[0]).copy_(outer[0]), gate, up, ctx.silu, to_gate, to_up)
         return to_gate, to_up, None
 
 
@@ -109,9 +130,13 @@ class _GatedMLP(torch.autograd.Function):
         dtype = compute_type(input)
         with torch.autocast("cpu", enabled=False):
             rows = input.to(dtype).flatten(0, -2)
-            gated, above = rows @ gate.to(dtype).t(), rows @ up.to(dtype).t()
-            output = _activated(gated, silu).mul_(above) @ down.to(dtype).t()
-        ctx.save_for_backward(rows, gated, None if has_half_gradient(up) else above, gate, up, down)
+            gated = rows @ cast(gate, dtype, "weight").t()
+            again = has_half_gradient(up)  # whether the backward pass computes this product again
+            above = _array("above", gated) if again else torch.empty_like(gated)
+            torch.mm(rows, cast(up, dtype, "weight").t(), out=above)
+            product = _activated(gated, silu, _array("product", gated)).mul_(above)
+            output = product @ cast(down, dtype, "weight").t()
+        ctx.save_for_backward(rows, gated, None if again else above, gate, up, down)
         ctx.silu, ctx.input_type = silu, input.dtype
         result: torch.Tensor = output.view(input.shape)
         return result
@@ -124,14 +149,16 @@ class _GatedMLP(torch.autograd.Function):
         dtype = gradient.dtype
         wanted = ctx.needs_input_grad
         if above is None:
-            above = rows @ up.to(dtype).t()
-        product, to_gated, to_above = _gradients(gradient @ down.to(dtype), gated, above, ctx.silu)
+            above = torch.mm(rows, cast(up, dtype, "weight").t(), out=_array("above", gated))
+        to_product, to_gated, to_above = (_array(name, gated) for name in ("outer", "to gate", "to up"))
+        torch.mm(gradient, cast(down, dtype, "weight"), out=to_product)
+        product = _gradients(to_product, gated, above, ctx.silu, to_gated, to_above)
         to_down = gradient.t() @ product if wanted[3] else None
-        del product
         to_gate = to_gated.t() @ rows if wanted[1] else None
         to_up = to_above.t() @ rows if wanted[2] else None
         to_input = None
         if wanted[0]:
-            to_input = torch.addmm(to_gated @ gate.to(dtype), to_above, up.to(dtype))
+            to_input = to_gated @ cast(gate, dtype, "weight")
+            to_input = to_input.addmm_(to_above, cast(up, dtype, "weight"))
             to_input = to_input.to(ctx.input_type).view(outer[0].shape)
         return to_input, to_gate, to_up, to_down, None

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from finetale.speed.allocator import temporary
+
 _CHUNK_BYTES, _GPU_CHUNK_BYTES = 128 * 2**20, 512 * 2**20
 """Size of a chunk's logits. More chunks cost more: each one adds to the gradient of all output weights."""
 _HALF_CHUNK_BYTES = 34 * 2**20
@@ -158,7 +160,7 @@ class _RowsCrossEntropy(torch.autograd.Function):
         targets, weights = torch.where(counted, labels, 0), torch.where(counted, outer[0], 0.0)
         gradient = torch.empty_like(logits)
         for rows in _row_slices(logits):
-            share = torch.softmax(logits[rows].float(), dim=1)
+            share = _softmax(logits[rows])
             gradient[rows] = _minus_target(share, targets[rows], weights[rows])
         return gradient, None, None
 
@@ -272,13 +274,21 @@ def _loss_and_gradient(
     """Return the weighted sum of the losses of a chunk and its gradient, which overwrites the logits."""
     total = torch.zeros((), dtype=torch.float32, device=logits.device)
     for rows in _row_slices(logits) if logits.device.type == "cpu" else [slice(None)]:
-        share = torch.softmax(logits[rows].float(), dim=1)
+        share = _softmax(logits[rows])
         likelihood = share.gather(1, targets[rows, None])[:, 0].log()
         total -= torch.where(
             weights[rows] == 0, 0.0, _exact(likelihood, logits[rows], targets[rows]) * weights[rows]
         ).sum()
         logits[rows] = _minus_target(share, targets[rows], weights[rows])
     return total, logits
+
+
+def _softmax(logits: torch.Tensor) -> torch.Tensor:
+    """Return the softmax of logits in fp32; on a CPU in an array that the next call overwrites."""
+    if logits.device.type != "cpu" or logits.dtype == torch.float64:
+        return torch.softmax(logits.float(), dim=1)
+    share = temporary("softmax", tuple(logits.shape), torch.float32).copy_(logits)
+    return torch.softmax(share, dim=1, out=share)
 
 
 def _exact(likelihood: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

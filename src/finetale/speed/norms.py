@@ -13,12 +13,11 @@ import torch
 import torch.nn as nn
 from torch.autograd.function import once_differentiable
 
+from finetale.speed.allocator import cached_values, temporary
 from finetale.speed.loss import compute_type
 from finetale.speed.products import takes_over
 from finetale.speed.replacing import Replacement
 
-_VALUES = 2**17
-"""Values that are computed together; half a MiB in fp32."""
 _TOLERANCE = 1e-5
 """Largest relative difference from the original module's output in fp32."""
 
@@ -47,7 +46,7 @@ def is_rms_norm(module: nn.Module) -> bool:
     x = torch.linspace(-2, 3, 3 * len(weight)).sin().view(3, -1) * torch.tensor([[1e-3], [1.0], [30.0]])
     with torch.no_grad():
         theirs, epsilon = module(x), _epsilon(module)
-        ours = _normalised(x, epsilon)[0] * (weight.float() + _shift(module))
+        ours = x * _factors(x, epsilon) * (weight.float() + _shift(module))
     return bool((theirs - ours).abs().max() <= _TOLERANCE * theirs.abs().max())
 
 
@@ -61,11 +60,16 @@ def _shift(module: nn.Module) -> float:
     return 1.0 if type(module).__name__.startswith("Gemma") else 0.0
 
 
-def _normalised(x: torch.Tensor, epsilon: float | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return rows divided by their root mean square, and the divisors' reciprocals, shape (rows, 1)."""
+def _factors(x: torch.Tensor, epsilon: float | None) -> torch.Tensor:
+    """Return the reciprocals of the root mean squares of rows, shape (rows, 1)."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    factor = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
-    return x * factor, factor
+    factors: torch.Tensor = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+    return factors
+
+
+def _wide(name: str, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return a copy of rows in another type, in an array that the next call with this name overwrites."""
+    return temporary(name, tuple(rows.shape), dtype).copy_(rows)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -80,7 +84,9 @@ class _RMSNorm(torch.autograd.Function):
         normalised = None if known else torch.empty_like(output)
         with torch.autocast("cpu", enabled=False):
             for chunk in _chunks(rows):
-                values, factors[chunk] = _normalised(rows[chunk].to(wide), epsilon)
+                values = _wide("norm", rows[chunk], wide)
+                factors[chunk] = _factors(values, epsilon)
+                values.mul_(factors[chunk])
                 if normalised is not None:
                     normalised[chunk] = values
                 output[chunk] = values.mul_(scale)
@@ -94,21 +100,23 @@ class _RMSNorm(torch.autograd.Function):
         saved, weight, factors = ctx.saved_tensors
         wide = factors.dtype
         scale = weight.to(wide) + ctx.shift
-        each = scale.reciprocal() if ctx.known else torch.ones_like(scale)
         gradient, rows = outer[0].flatten(0, -2), saved.flatten(0, -2)
         to_input = torch.empty(rows.shape, dtype=ctx.input_type)
         to_scale = torch.zeros_like(scale)
+        each = scale.reciprocal()
         for chunk in _chunks(rows):
-            values = torch.mul(rows[chunk].to(wide), each)  # the normalised input
-            above = gradient[chunk].to(wide)
-            product = above * values
+            values, above = _wide("norm", rows[chunk], wide), _wide("gradient of norm", gradient[chunk], wide)
+            if ctx.known:
+                values.mul_(each)  # the normalised input
+            product = torch.mul(above, values, out=temporary("product of norm", tuple(above.shape), wide))
             to_scale += product.sum(0)
-            above = above * scale  # not in place: the gradient may belong to other operations too
             mean = torch.mv(product, scale).div_(len(scale)).unsqueeze(1)
-            to_input[chunk] = above.addcmul_(values, mean, value=-1).mul_(factors[chunk])
+            above.mul_(scale).addcmul_(values, mean, value=-1)
+            to_input[chunk] = above.mul_(factors[chunk])
         return to_input.view(outer[0].shape), to_scale.to(weight.dtype), None, None
 
 
 def _chunks(rows: torch.Tensor) -> Iterator[slice]:
-    size = max(1, _VALUES // rows.shape[1])
+    """Return slices of rows whose fp32 values fit in a processor's cache."""
+    size = max(1, cached_values() // rows.shape[1])
     return (slice(at, at + size) for at in range(0, len(rows), size))

@@ -15,7 +15,7 @@ import torch
 import torch.nn as nn
 from torch.autograd.function import once_differentiable
 
-from finetale.speed.allocator import release_holes
+from finetale.speed.allocator import cast, release_holes
 from finetale.speed.loss import compute_type
 from finetale.speed.replacing import Replacement
 
@@ -86,7 +86,8 @@ class _Linear(torch.autograd.Function):
         dtype = compute_type(input)
         with torch.autocast("cpu", enabled=False):
             rows = input.to(dtype).flatten(0, -2)
-            matrix = weight.to(dtype) if transposed else weight.to(dtype).t()  # (inputs, outputs)
+            matrix = cast(weight, dtype, "weight")
+            matrix = matrix if transposed else matrix.t()  # (inputs, outputs)
             product = rows @ matrix if bias is None else torch.addmm(bias.to(dtype), rows, matrix)
         ctx.save_for_backward(rows if weight.requires_grad else None, weight)
         ctx.transposed, ctx.input_type = transposed, input.dtype
@@ -99,7 +100,7 @@ class _Linear(torch.autograd.Function):
         gradient = outer[0].flatten(0, -2)
         to_input, to_weight, to_bias = None, None, None
         if ctx.needs_input_grad[0]:
-            matrix = weight.to(gradient.dtype)
+            matrix = cast(weight, gradient.dtype, "weight")
             to_input = gradient @ (matrix.t() if ctx.transposed else matrix)
             to_input = to_input.to(ctx.input_type).view(*outer[0].shape[:-1], -1)
         if ctx.needs_input_grad[1]:

@@ -15,14 +15,13 @@ import torch
 import torch.nn as nn
 from torch.autograd.function import once_differentiable
 
+from finetale.speed.allocator import cached_values, temporary
 from finetale.speed.loss import compute_type
 from finetale.speed.products import takes_over
 from finetale.speed.replacing import Replacement
 
 _NAME = "apply_rotary_pos_emb"
 _TOLERANCE = 1e-6
-_VALUES = 2**17
-"""Values that are rotated together; half a MiB in fp32."""
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -107,12 +106,14 @@ def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, dtype: torch
     half = size // 2
     output = torch.empty_like(x, dtype=dtype)
     output[..., size:] = x[..., size:]
-    heads = max(1, _VALUES // max(1, x[:, :1].numel())) if cos.shape[1] == 1 else x.shape[1]
+    heads = max(1, cached_values() // max(1, x[:, :1].numel())) if cos.shape[1] == 1 else x.shape[1]
     with torch.autocast("cpu", enabled=False):
         for at in range(0, x.shape[1], heads):
             part = slice(at, at + heads)
-            wide = x[:, part, :, :size].to(torch.promote_types(x.dtype, cos.dtype))
-            rotated = wide * cos
+            rotating = x[:, part, :, :size]
+            shape, exact = tuple(rotating.shape), torch.promote_types(x.dtype, cos.dtype)
+            wide = temporary("heads", shape, exact).copy_(rotating)
+            rotated = torch.mul(wide, cos, out=temporary("rotated heads", shape, exact))
             rotated[..., :half].addcmul_(wide[..., half:], sin[..., :half], value=-1)
             rotated[..., half:].addcmul_(wide[..., :half], sin[..., half:])
             output[:, part, :, :size] = rotated

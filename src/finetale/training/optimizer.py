@@ -64,7 +64,7 @@ def clip_gradients(optimizer: torch.optim.Optimizer, limit: float) -> torch.Tens
         norm: torch.Tensor = torch.nn.utils.clip_grad_norm_(parameters, limit)
         return norm
     pieces = [piece for p in parameters for piece in _pieces(p.grad)]
-    norms = [torch.linalg.vector_norm(piece.float()) for piece in pieces]
+    norms = [torch.linalg.vector_norm(_wide(piece)) for piece in pieces]
     norm = torch.linalg.vector_norm(torch.stack(norms))
     optimizer.gradient_scale = min(1.0, limit / (float(norm) + 1e-6))
     return norm
@@ -72,6 +72,11 @@ def clip_gradients(optimizer: torch.optim.Optimizer, limit: float) -> torch.Tens
 
 def _is_half(parameter: torch.Tensor) -> bool:
     return parameter.grad is not None and parameter.grad.dtype == torch.bfloat16
+
+
+def _wide(piece: torch.Tensor) -> torch.Tensor:
+    """Return a piece of a gradient in fp32, in an array that the next call overwrites."""
+    return speed.temporary("gradient", tuple(piece.shape), torch.float32).copy_(piece)
 
 
 def _pieces(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -102,7 +107,7 @@ class HalfGradientsAdamW(torch.optim.AdamW):
                     state["step"] += 1
                     tensors = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
                     for weight, gradient, first, second in zip(*map(_pieces, tensors), strict=True):
-                        scaled = gradient.float() * self.gradient_scale
+                        scaled = _wide(gradient).mul_(self.gradient_scale)
                         _update(weight, scaled, first, second, state["step"], group)
         self.gradient_scale = 1.0
 
