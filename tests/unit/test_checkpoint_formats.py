@@ -55,6 +55,11 @@ def saved(network: PreTrainedModel, folder: Path, **options: Any) -> Path:
     return folder
 
 
+def stored(folder: Path) -> dict[str, torch.Tensor]:
+    """Return copies of the tensors in a folder, because safetensors maps a file that the test writes again."""
+    return {name: value.clone() for name, value in load_file(folder / "model.safetensors").items()}
+
+
 def logits(network: PreTrainedModel) -> torch.Tensor:
     with torch.inference_mode():
         found: torch.Tensor = network(torch.arange(20)[None] + 5).logits
@@ -93,7 +98,7 @@ def test_half_precision_is_read_exactly_and_saved_as_fp32(dtype: torch.dtype, sh
 
 
 def test_a_file_with_two_types_is_read_exactly(folder: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
+    tensors = stored(folder)
     mixed = {name: value if ".ln_" in name else value.to(torch.bfloat16) for name, value in tensors.items()}
     save_file(mixed, folder / "model.safetensors", metadata={"format": "pt"})
     change(folder / "config.json", torch_dtype="bfloat16", dtype="float16")  # neither is believed
@@ -205,7 +210,7 @@ def test_quantised_weights_are_refused_before_they_are_read(
     assert f"{folder} is quantised ({method}, by its config.json)" in error.message
     assert "Choose the model that it was made from" in error.hint
     save_model(folder)  # a config.json that does not mention it
-    whole = load_file(folder / "model.safetensors")
+    whole = stored(folder)
     found = {name: torch.ones(4, 4).to(dtype) for name, dtype in tensors.items()}
     save_file(whole | found, folder / "model.safetensors", metadata={"format": "pt"})
     error = refused(folder)
@@ -223,15 +228,13 @@ def test_the_older_key_of_compressed_tensors_is_known(folder: Path) -> None:
 
 def test_a_file_without_metadata_is_read(folder: Path) -> None:
     """safetensors #549: a file that was saved again has no metadata, and a loader asked None for its format."""
-    save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors")
+    save_file(stored(folder), folder / "model.safetensors")
     assert same(models.load(str(folder)).model, model(0))
 
 
 def test_names_without_the_prefix_are_read_and_saved_as_they_were(folder: Path) -> None:
     """The files of GPT-2 on the Hub have `wte.weight` and the masks of an older attention."""
-    tensors = {
-        name.removeprefix("transformer."): value for name, value in load_file(folder / "model.safetensors").items()
-    }
+    tensors = {name.removeprefix("transformer."): value for name, value in stored(folder).items()}
     masks = {f"h.{layer}.attn.bias": torch.ones(64, 64).tril()[None, None] for layer in range(2)}
     save_file(tensors | masks, folder / "model.safetensors", metadata={"format": "pt"})
     loaded = models.load(str(folder))
@@ -244,7 +247,7 @@ def test_names_without_the_prefix_are_read_and_saved_as_they_were(folder: Path) 
 @pytest.mark.parametrize("kept", ["lm_head.weight", "transformer.wte.weight"])
 def test_a_tied_matrix_is_read_under_either_name(kept: str, folder: Path) -> None:
     """transformers #38870, #41038: a file held the tied matrix as the output layer only; random embeddings followed."""
-    tensors = load_file(folder / "model.safetensors")
+    tensors = stored(folder)
     tied = tensors.pop("transformer.wte.weight")
     save_file(tensors | {kept: tied}, folder / "model.safetensors", metadata={"format": "pt"})
     assert same(models.load(str(folder)).model, model(0))
