@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from finetale import models
 from finetale.config import Config
-from finetale.errors import ConfigError
+from finetale.errors import ConfigError, ModelError
 from finetale.models import adapters
 from tiny import llama_model, model, save_model, tokenizer
 
@@ -148,3 +149,78 @@ def test_merged_model_is_the_base_with_the_adapter(kind: str, settings: dict[str
     assert (logits(with_peft) - wanted).abs().max() < 1e-5
     assert (logits(merged) - logits(with_peft)).abs().max() < 1e-5
     assert load_file(tmp_path / "merged" / "model.safetensors").keys() == load_file(base / "model.safetensors").keys()
+
+
+# Adapters that PEFT wrote
+
+
+def of_peft(base: Path, folder: Path, rows: int | None = None, **settings: Any) -> Any:
+    """Return a PEFT model with random matrices, which is saved in a folder.
+
+    Args:
+        rows: number of embeddings that the base is resized to.
+    """
+    plain = AutoModelForCausalLM.from_pretrained(str(base))
+    if rows is not None:
+        plain.resize_token_embeddings(rows, mean_resizing=False)
+    torch.manual_seed(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # PEFT warns of tied and of saved embeddings
+        with_peft = get_peft_model(plain, LoraConfig(r=2, task_type="CAUSAL_LM", **settings)).eval()
+        with torch.no_grad():
+            for parameter in with_peft.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+        with_peft.save_pretrained(str(folder))
+    return with_peft
+
+
+def untied(folder: Path) -> Path:
+    folder.mkdir()
+    models.save(llama_model(intermediate_size=48), tokenizer(), folder)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by PeftModel
+def test_an_adapter_of_an_untied_output_layer_is_merged(tmp_path: Path) -> None:
+    base = untied(tmp_path / "base")
+    with_peft = of_peft(base, tmp_path / "adapter", target_modules=["q_proj", "lm_head"])
+    merged = models.load(str(tmp_path / "adapter")).model
+    assert (logits(models.load(str(base)).model) - logits(with_peft)).abs().max() > 0.1
+    torch.testing.assert_close(logits(merged), logits(with_peft), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by PeftModel
+@pytest.mark.parametrize(
+    ("tied", "rows", "settings", "message"),
+    [
+        (
+            True,
+            None,
+            {"target_modules": ["lm_head"]},
+            "changes the output layer lm_head, whose weights its base uses as",
+        ),
+        (
+            False,
+            None,
+            {"target_modules": ["embed_tokens"]},
+            "changes embed_tokens, and Finetale merges matrices of linear",
+        ),
+        (False, 410, {"target_modules": ["q_proj"]}, "holds lm_head.weight, which was trained or resized"),
+        (
+            False,
+            None,
+            {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+            "is an adapter with modules_to_save in its adapter_config.json",
+        ),
+    ],
+)
+def test_adapters_that_can_not_be_merged_name_the_reason(
+    tied: bool, rows: int | None, settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    base = base_of("llama", tmp_path / "base") if tied else untied(tmp_path / "base")
+    of_peft(base, tmp_path / "adapter", rows, **settings)
+    with pytest.raises(ModelError) as caught:
+        models.load(str(tmp_path / "adapter"))
+    assert message in caught.value.message
+    assert caught.value.hint

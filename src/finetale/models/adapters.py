@@ -9,6 +9,7 @@ are in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -191,7 +192,8 @@ def merge_into(model: PreTrainedModel, folder: Path, name: str) -> PreTrainedMod
     config = _read_config(folder, name)
     _check_layers(model, config, name)
     config.fan_in_fan_out = _stores_transposed(model, tuple(config.target_modules or ()))
-    with torch.random.fork_rng(devices=[]):  # PEFT draws random values first
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # PEFT draws random values first
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # _check_layers looks at the weights
         tuner = LoraModel(model, config, _NAME)
     _load(model, tensors, name)
     merged: PreTrainedModel = tuner.merge_and_unload()
@@ -274,6 +276,7 @@ def _load(model: torch.nn.Module, tensors: dict[str, torch.Tensor], name: str) -
     import torch
 
     own = tensors_of(model)
+    tensors = _without_copies(model, tensors, name)
     if own.keys() != tensors.keys():
         odd = sorted(own.keys() ^ tensors.keys())[0]
         raise ModelError(
@@ -289,6 +292,28 @@ def _load(model: torch.nn.Module, tensors: dict[str, torch.Tensor], name: str) -
                     "Name the model that the adapter was trained on.",
                 )
             tensor.copy_(tensors[key])
+
+
+def _without_copies(model: torch.nn.Module, tensors: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    """Leave out copies of the base's weights: PEFT saves embeddings and output layer if one of them is adapted.
+
+    Raises:
+        ModelError: one is not a copy, so it was trained or resized.
+    """
+    import torch
+
+    base = model.state_dict()
+    for key, tensor in tensors.items():
+        if ".lora_" in key:
+            continue
+        kept = base.get(key.removeprefix(_PREFIX))
+        if kept is None or kept.shape != tensor.shape or not torch.equal(kept, tensor.to(kept.dtype)):
+            raise ModelError(
+                f"The adapter {name} holds {key.removeprefix(_PREFIX)}, which was trained or resized beside its "
+                "matrices; Finetale does not read that.",
+                "Merge it with PEFT and give the merged model.",
+            )
+    return {key: tensor for key, tensor in tensors.items() if ".lora_" in key}
 
 
 def _config_values(folder: Path, name: str) -> dict[str, Any]:
@@ -346,13 +371,29 @@ def _read_config(folder: Path, name: str) -> LoraConfig:
 
 
 def _check_layers(model: PreTrainedModel, config: LoraConfig, name: str) -> None:
-    """Refuse an adapter of layers that the model does not have, before PEFT changes the model."""
-    layers = [layer for layer, _ in _linear_layers(model)]
-    missing = [
-        target for target in sorted(config.target_modules or ()) if not any(_matches(layer, target) for layer in layers)
-    ]
-    if missing:
-        raise ModelError(
-            f"The adapter {name} is for layers called {missing[0]}, which its base does not have.",
-            "Name the model that the adapter was trained on.",
-        )
+    """Refuse an adapter of layers that the model does not have or that can't be merged, before PEFT changes the model.
+
+    A matrix of the output layer can be merged only if the embeddings have weights of their own (PEFT issue 2018).
+    """
+    layers, head = [layer for layer, _ in _linear_layers(model)], model.get_output_embeddings()
+    others = {part: module for part, module in model.named_modules() if part not in layers}
+    for target in sorted(config.target_modules or ()):
+        if any(_matches(layer, target) for layer in layers):
+            continue
+        found = next((module for part, module in others.items() if _matches(part, target)), None)
+        if found is None:
+            raise ModelError(
+                f"The adapter {name} is for layers called {target}, which its base does not have.",
+                "Name the model that the adapter was trained on.",
+            )
+        if found is not head:
+            raise ModelError(
+                f"The adapter {name} changes {target}, and Finetale merges matrices of linear layers only.",
+                "Merge it with PEFT and give the merged model.",
+            )
+        if head.weight is model.get_input_embeddings().weight:
+            raise ModelError(
+                f"The adapter {name} changes the output layer {target}, whose weights its base uses as embeddings too. "
+                "A merged model would have changed embeddings.",
+                "Use an adapter that was trained without the output layer.",
+            )
