@@ -134,7 +134,8 @@ def test_a_stopped_run_is_refused_when_its_base_has_changed_or_is_gone(here: Pat
     (here / "base").rename(here / "moved")
     code, output = call(here, "resume", "stopped")
     assert code == 1
-    assert "base' is neither an existing folder nor a Hub id" in output
+    assert f"The base model of stopped is gone: there is no {here / 'base'} any more." in output
+    assert "hint: Put it back" in output
     save_model(here / "base", seed=5)
     code, output = call(here, "resume", "stopped")
     assert code == 1

@@ -17,7 +17,7 @@ from transformers import BertConfig
 import hub
 from commands import Result, Worker, environment
 from hub import Machine, refused
-from tiny import save_model, story, tokenizer, write_stories
+from tiny import model, save_model, story, tokenizer, write_stories
 
 TINY = (
     *("--max-steps", "2", "--batch-size", "2", "--max-new-tokens", "4", "--num-samples", "1", "--num-prompts", "1"),
@@ -58,6 +58,15 @@ def _fill_hub(root: Path) -> None:
     BertConfig(architectures=["BertForMaskedLM"]).save_pretrained(encoder)
     tokenizer().save_pretrained(encoder)
     (encoder / "model.safetensors").write_bytes(b"never asked for")
+
+    quantised = save_model(models / "owner" / "quantised")
+    config = json.loads((quantised / "config.json").read_text())
+    (quantised / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "awq"}}))
+    shards = models / "owner" / "shards"
+    model(0).half().save_pretrained(shards, max_shard_size="25KB")
+    tokenizer().save_pretrained(shards)
+    shutil.copytree(shards, models / "owner" / "incomplete")
+    min((models / "owner" / "incomplete").glob("model-*.safetensors")).unlink()
 
     texts = datasets / "owner" / "texts"
     texts.mkdir(parents=True)
@@ -178,6 +187,23 @@ def test_an_encoder_is_refused_by_its_config(machine: Machine) -> None:
     assert "owner/encoder is an encoder (model_type bert)" in error
     assert "gpt2" in hint
     assert machine.downloaded("owner/encoder") == {"config.json"}
+
+
+def test_quantised_weights_are_refused_by_the_config(machine: Machine) -> None:
+    error, hint = refused(machine.run("generate", "owner/quantised", "The lamp"))
+    assert "owner/quantised is quantised (awq, by its config.json)" in error
+    assert "Choose the model that it was made from" in hint
+    assert machine.downloaded("owner/quantised") == {"config.json"}
+
+
+def test_weights_in_several_files_of_half_precision(machine: Machine) -> None:
+    result = machine.run("generate", "owner/shards", "The lamp", "--max-new-tokens", "3")
+    assert result.code == 0, result.stderr
+    assert len([name for name in machine.downloaded("owner/shards") if name.endswith(".safetensors")]) == 4
+    error, hint = refused(machine.run("generate", "owner/incomplete", "The lamp"))
+    assert "owner/incomplete lacks 1 of its 4 weight files, such as model-00001-of-00004.safetensors." in error
+    assert machine.downloaded("owner/incomplete") == {"config.json"}
+    assert hint
 
 
 def test_a_damaged_config_on_the_hub(machine: Machine) -> None:

@@ -24,7 +24,7 @@ def mark_interrupted(root: Path) -> Path:
 
 @pytest.fixture
 def read_only(place: Place, tmp_path: Path) -> Iterator[Path]:
-    """Mount a read-only file system with a finished run whole/ and an interrupted run half/."""
+    """Mount a read-only file system with base/, a finished run whole/ and an interrupted run half/."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -32,6 +32,7 @@ def read_only(place: Place, tmp_path: Path) -> Iterator[Path]:
     )
     if mounted.returncode:
         pytest.skip("no file system can be mounted here")
+    shutil.copytree(place.folder / "base", disk / "base")
     shutil.copytree(place.folder / "whole", disk / "whole")
     mark_interrupted(shutil.copytree(place.folder / "whole", disk / "half"))
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
@@ -63,6 +64,10 @@ def test_the_error_names_a_read_only_disk(place: Place, read_only: Path) -> None
     assert not (place.folder / "unwritten").exists()
     code, output = call(place.folder, "generate", str(read_only / "whole"), "The lamp", "--max-new-tokens", "2")
     assert code == 0, "reading works"
+    code, output = call(place.folder, *place.train_with(model=read_only / "base", out="from-read-only"))
+    assert code == 0, output
+    assert place.weights_of("from-read-only") == place.digest
+    shutil.rmtree(place.folder / "from-read-only")
 
 
 @METHODS

@@ -238,6 +238,22 @@ def test_changed_settings_of_a_version_1_run_are_reported(place: Place, stopped:
     assert "has changed since the run began: learning_rate is 0.003, was 0.5." in output
 
 
+def test_a_base_that_is_gone_is_reported_before_training_continues(place: Place, stopped: RunDirectory) -> None:
+    """Only the final comparison needs it, so the training is not lost."""
+    (place.folder / "base").rename(place.folder / "moved")
+    try:
+        code, output = call(place.folder, "resume", "stopped")
+    finally:
+        (place.folder / "moved").rename(place.folder / "base")
+    assert code == 1, output
+    assert "is gone" in output
+    assert output.index("the final comparison needs it") < output.index("error:")
+    assert stopped.read_manifest().steps == 6
+    code, output = call(place.folder, "resume", "stopped")
+    assert code == 0, output
+    assert place.weights_of("stopped") == place.digest
+
+
 def test_changed_settings_without_a_checkpoint_are_refused_too(place: Place, stopped: RunDirectory) -> None:
     shutil.rmtree(stopped.checkpoints)
     text = stopped.config.read_text(encoding="utf-8")

@@ -32,7 +32,7 @@ from finetale.pipeline.training_run import (
 )
 from finetale.rundir import RunDirectory, recover, sha256_of, write_bytes, write_record
 from finetale.rundir.jsonfiles import json_bytes
-from finetale.schema import AcceptedChange, RunManifest
+from finetale.schema import AcceptedChange, BaseModelSource, RunManifest
 from finetale.signals import Stopped, StopRequest
 from finetale.training.optimizer import learning_rate
 
@@ -117,6 +117,7 @@ def _prepare_again(
         config = Config.resolve(config.model_dump(exclude=set(_BUDGET)), budget)
     if manifest.base is None:
         return prepare(config, notify), None
+    _check_base_is_there(path, manifest.base, config, notify)
     before = _settings_before(run, manifest)
     unasked = _changed_settings(unchanged, before)
     if before is None:
@@ -185,6 +186,20 @@ def _prepare_again(
             changes=[*manifest.changes, AcceptedChange(step=step, what=changes)],
         )
     return prepared, checkpoint
+
+
+def _check_base_is_there(path: Path, base: BaseModelSource, config: Config, notify: Notify) -> None:
+    """Refuse to continue an adapter whose base is gone, before any work. Without an adapter, warn.
+
+    Raises:
+        RunError: the base of the adapter is gone.
+    """
+    if base.kind not in ("local", "run", "gguf") or Path(config.model).expanduser().exists():
+        return
+    message = f"The base model of {path} is gone: there is no {config.model} any more."
+    if config.has_adapter:
+        raise RunError(message, "Put it back: the adapter is trained beside it.")
+    warn(notify, f"{message} Put it back before training ends, because the final comparison needs it.")
 
 
 def _settings_before(run: RunDirectory, manifest: RunManifest) -> dict[str, Any] | None:
