@@ -259,6 +259,20 @@ def test_a_required_tool_is_called(model: str, choice: Any, client: openai.OpenA
         assert choice.message.tool_calls[0].function.arguments == call.function.arguments
 
 
+@MODELS
+def test_openai_parses_the_arguments_of_a_tool(model: str, client: openai.OpenAI) -> None:
+    found = client.chat.completions.parse(
+        model=model,
+        messages=ASKED,
+        tools=[openai.pydantic_function_tool(Person)],
+        tool_choice="required",
+        parallel_tool_calls=False,
+        max_tokens=300,
+    )
+    (call,) = found.choices[0].message.tool_calls or []
+    assert isinstance(call.function.parsed_arguments, Person)
+
+
 def test_the_result_of_a_tool_is_part_of_the_conversation(client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": "calls", "tools": [WEATHER], "max_tokens": 100}
     first = client.chat.completions.create(messages=ASKED, tool_choice=NAMED, seed=1, **asked)

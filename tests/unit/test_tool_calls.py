@@ -180,7 +180,52 @@ def test_auto_needs_a_template_with_tools() -> None:
         Calls(asked, "{{ messages }}")
     assert (caught.value.status, caught.value.parameter) == (400, "tool_choice")
     calls = Calls(asked, HERMES_TEMPLATE)
-    assert (calls.form, calls.tools) == (None, [Tool.model_validate(WEATHER).plain()])
+    assert calls.tools == [Tool.model_validate(WEATHER).plain()]
+    assert calls.form is not None
+    assert calls.form.optional
+    calls = Calls(asked, HERMES_TEMPLATE, is_special=lambda text: text == "<tool_call>")
+    assert (calls.form, calls.keeps_special) == (None, True)
+
+
+@pytest.mark.parametrize("name", ["hermes", "mistral"])
+def test_what_begins_like_a_call_becomes_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("llguidance")
+    notation = NOTATIONS[name]
+    monkeypatch.setattr(tools, "notation_of", lambda template: notation)
+    form = Calls(ToolParameters.model_validate({"tools": [WEATHER, LIGHT]}), "").form
+    assert form is not None
+    used, ended = tokenizer(), 0
+    end = begin_and_end(used)[1]
+    grammars = Grammars(used, len(used), (end,))
+    for seed in range(8):
+        constraint, chance, text = grammars.constraint(form), random.Random(seed), b""
+        words = grammars._words
+        assert isinstance(words, tuple)
+
+        def add(token: int, constraint: Any = constraint, words: Any = words) -> bytes:
+            assert bool(constraint.mask()[token])
+            constraint.accept(token)
+            assert constraint.failure is None
+            return bytes(words[0].bytes[token])
+
+        for token in used("Just text, <tool> [x].\n" + notation.start)["input_ids"]:
+            assert bool(constraint.mask()[end])  # the text may end without a call
+            text += add(token)
+        for _ in range(150):
+            allowed = constraint.mask().nonzero()[:, 0].tolist()
+            if end in allowed:
+                ended += 1
+                break
+            text += add(chance.choice(allowed))
+        else:
+            continue
+        reader = CallReader(notation, NAMES)
+        assert reader.add(text.decode()) == "Just text, <tool> [x].\n"
+        rest, calls = reader.end()
+        assert rest == ""
+        assert {call["function"]["name"] for call in calls} <= NAMES
+        assert calls
+    assert ended > 2
 
 
 def test_without_tools_nothing_changes() -> None:
@@ -195,13 +240,12 @@ def test_tools_and_a_form_contradict_each_other() -> None:
         Calls(asked, HERMES_TEMPLATE, has_form=True)
 
 
-def test_large_tools_are_refused() -> None:
+def test_large_tools_can_be_called_but_not_required() -> None:
     function = {"name": "x", "parameters": {"description": "x" * 70_000}}
-    asked = ToolParameters.model_validate(
-        {"tools": [{"type": "function", "function": function}], "tool_choice": "required"}
-    )
+    values: dict[str, Any] = {"tools": [{"type": "function", "function": function}]}
     with pytest.raises(RequestError, match="maximum is 65,536"):
-        Calls(asked, None)
+        Calls(ToolParameters.model_validate(values | {"tool_choice": "required"}), None)
+    assert Calls(ToolParameters.model_validate(values), HERMES_TEMPLATE).form is None
 
 
 def test_a_response_with_calls() -> None:

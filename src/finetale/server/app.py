@@ -175,9 +175,12 @@ class Service:
                 request, model.answer("/v1/chat/completions", chat, self.limits.request_seconds)
             )
         messages = [message.plain() for message in chat.messages]
-        calls = Calls(chat, model.vocabulary.chat_template, has_form=chat.form() is not None)
+        vocabulary = model.vocabulary
+        calls = Calls(
+            chat, vocabulary.chat_template, has_form=chat.form() is not None, is_special=vocabulary.is_special
+        )
         ids = await self._tokenized(
-            partial(model.vocabulary.encode_chat, messages, calls.tools, chat.template_options()), model
+            partial(vocabulary.encode_chat, messages, calls.tools, chat.template_options()), model
         )
         return await self.complete(request, chat.completion(ids), calls.shape, calls)
 
@@ -250,7 +253,7 @@ class Service:
                 model.vocabulary,
                 fills=calls is not None,
                 form=form,
-                keeps_special=calls is not None and model.vocabulary.is_special(calls.marker),
+                keeps_special=calls is not None and calls.keeps_special,
             )
             is_quick = asked.size <= _SHORT and form is None
             completion = make() if is_quick else await self._tokenized(make, model)

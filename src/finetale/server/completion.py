@@ -254,7 +254,7 @@ class Completion:
         self.vocabulary = vocabulary
         settings = request.sampling(secrets.randbelow(2**32))
         form = form or request.form()
-        constraint = None if form is None else vocabulary.grammars.constraint(form)
+        constraint = _constraint(form, vocabulary)
         if constraint is not None and constraint.ends_itself:
             settings = settings.model_copy(update={"stop": ()})  # a stop string would cut the text
         # A string gets beginning-of-text, as in `finetale generate`. Token ids are used unchanged.
@@ -389,6 +389,20 @@ class Completion:
             )
             for token, place in tokens
         ]
+
+
+def _constraint(form: Form | None, vocabulary: Vocabulary) -> Constraint | None:
+    """Return the constraint of a form.
+
+    Raises:
+        RequestError: the form cannot be enforced, and it is not optional.
+    """
+    try:
+        return None if form is None else vocabulary.grammars.constraint(form)
+    except RequestError:
+        if form is not None and form.optional:
+            return None
+        raise
 
 
 def _end_of(ids: list[int], most: int | None) -> list[int]:

@@ -35,10 +35,15 @@ class Form:
         space: regular expression of the space between the tokens of JSON; None for no space.
     """
 
-    kind: Literal["json", "regex", "grammar", "calls"]
+    kind: Literal["json", "regex", "grammar", "calls", "possible calls"]
     source: str
     parameter: str
     space: str | None = None
+
+    @property
+    def optional(self) -> bool:
+        """Whether a text without the form is better than none."""
+        return self.kind == "possible calls"
 
 
 class JsonSchema(BaseModel):

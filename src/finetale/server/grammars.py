@@ -206,7 +206,7 @@ def _grammar(form: Form) -> str:
 
     if form.kind == "regex":
         return LLMatcher.grammar_from_regex(form.source)
-    if form.kind == "calls":
+    if form.kind in ("calls", "possible calls"):
         return LLMatcher.grammar_from_lark(form.source)
     if form.kind == "grammar":
         return grammar_from("grammar", form.source)

@@ -5,10 +5,11 @@ A template shows the notation that its model was trained on. For a template with
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -64,22 +65,30 @@ class Calls:
         asked: the request's parameters.
         template: the model's chat template.
         has_form: whether the request asks for a form of the text.
+        is_special: returns whether a text is a special token of the model.
 
     Attributes:
         tools: the tools for the chat template; None without any.
-        form: the form of a required call; None if the text is free.
+        form: the form of a required call, or of a text that may have calls; None if the text is free.
         shape: the form of the response.
-        marker: text of a token that is a part of calls and must not be left out of the text; empty without one.
+        keeps_special: whether a special token is a part of calls, and must not be left out of the text.
 
     Raises:
         RequestError: the model does not support the request.
     """
 
-    def __init__(self, asked: ToolParameters, template: str | None, *, has_form: bool = False) -> None:
+    def __init__(
+        self,
+        asked: ToolParameters,
+        template: str | None,
+        *,
+        has_form: bool = False,
+        is_special: Callable[[str], bool] = lambda text: False,
+    ) -> None:
         self.tools: list[dict[str, Any]] | None = None
         self.form: Form | None = None
         self.shape: Shape = CHAT
-        self.marker = ""
+        self.keeps_special = False
         choice = asked.tool_choice or "auto"
         if not asked.tools or choice == "none":
             return
@@ -100,7 +109,11 @@ class Calls:
                     "tool_choice",
                     code="no_tools",
                 )
-            self.marker = notation.start
+            self.keeps_special = is_special(notation.start)
+            # A special token has no text for a grammar. A whole text is a call or not from its first character.
+            if not self.keeps_special and notation.kind != "whole":
+                with contextlib.suppress(RequestError):  # too large; the text is free then
+                    self.form = _form(tools, notation, several=True, required=False)
         else:
             if isinstance(choice, NamedTool):
                 tools = [tool for tool in tools if tool.function.name == choice.function.name]
@@ -109,8 +122,15 @@ class Calls:
         self.shape = CallShape(notation or PLAIN, frozenset(tool.function.name for tool in tools))
 
 
-def _form(tools: Sequence[Tool], notation: Notation, *, several: bool) -> Form:
-    """Return the form of calls, as a grammar of llguidance. Each schema is on its own, so that its references work."""
+def _form(tools: Sequence[Tool], notation: Notation, *, several: bool, required: bool = True) -> Form:
+    """Return the form of calls, as a grammar of llguidance. Each schema is on its own, so that its references work.
+
+    Args:
+        tools: the tools that may be called.
+        notation: how the model writes calls.
+        several: whether several calls are allowed.
+        required: whether the text is calls only. If not, it is any text, and what begins like a call is one.
+    """
     rules = []
     for number, tool in enumerate(tools):
         head = f'{{"name": "{tool.function.name}", "{notation.arguments}": '
@@ -118,20 +138,27 @@ def _form(tools: Sequence[Tool], notation: Notation, *, several: bool) -> Form:
         rules.append(f"c{number}: {json.dumps(head)} a{number} {json.dumps('}')}")
         rules.append(f"a{number}: %json {json.dumps(schema, ensure_ascii=False)}")
     call = " | ".join(f"c{number}" for number in range(len(tools)))
-    if notation.kind == "tagged":
-        rules.append(f"one: {json.dumps(notation.start + chr(10))} call {json.dumps(chr(10) + notation.end)}")
-        text = "one" + (f' ("\\n" one){{0,{_MAX_CALLS - 1}}}' if several else "")
-    elif notation.kind == "list":
-        more = f' (", " call){{0,{_MAX_CALLS - 1}}}' if several else ""
-        text = f'{json.dumps(notation.start + " [")} call{more} "]"'
+    more = f"{{0,{_MAX_CALLS - 1}}}"
+    if notation.kind == "whole":
+        text, before, inner, after = "one", "", "call", ""
+    elif notation.kind == "tagged":
+        before, inner, after = "\n", "call", f"\n{notation.end}"
+        text = f'one ("\\n" one){more}' if several else "one"
     else:
-        text = "call"
+        text, before, after = "one", " [", "]"
+        inner = f'call (", " call){more}' if several else "call"
+    if required:
+        begin = json.dumps(notation.start + before) if notation.kind != "whole" else '""'
+    else:  # any text, until one that begins a call
+        text, begin = "one* rest", f"begin {json.dumps(before)}"
+        rules += ["rest: TEXT", f"begin[lazy]: TEXT {json.dumps(notation.start)}", r"TEXT: /(.|\n)*/"]
+    rules.append(f"one: {begin} {inner} {json.dumps(after)}")
     source = "\n".join([f"start: {text}", f"call: {call}", *rules])
     if len(source) > MAX_SCHEMA_CHARACTERS:
         raise RequestError(
             f"tools: have {len(source):,} characters; the maximum is {MAX_SCHEMA_CHARACTERS:,}.", "tools"
         )
-    return Form("calls", source, "tools")
+    return Form("calls" if required else "possible calls", source, "tools")
 
 
 class CallReader:
