@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx2
 import openai
 import psutil
 import pytest
@@ -129,6 +131,21 @@ def test_vllm_gives_the_same_text_as_pytorch(client: openai.OpenAI, place: Path)
         own.close()
     pieces = list(client.completions.create(**asked, stream=True))
     assert "".join(piece.choices[0].text for piece in pieces) == found.choices[0].text
+
+
+def test_structured_output_and_ollamas_api_reach_vllm(client: openai.OpenAI, serving: Serving) -> None:
+    """Newer versions of vLLM know only `structured_outputs`, which is what they get."""
+    for values in (
+        {"guided_choice": ["yes"]},
+        {"structured_outputs": {"choice": ["yes"]}},
+        {"guided_json": {"const": 3}},
+    ):
+        found = client.completions.create(model="tiny", prompt="The", max_tokens=9, extra_body=values)
+        assert found.choices[0].text in ("yes", "3")
+    body = {"model": "tiny", "prompt": "The", "options": {"num_predict": 6, "temperature": 0}}
+    lines = httpx2.post(f"http://127.0.0.1:{serving.port}/api/generate", json=body, trust_env=False).text.splitlines()
+    assert json.loads(lines[-1])["eval_count"] == 6
+    assert "".join(json.loads(line)["response"] for line in lines)
 
 
 def test_requests_are_checked_before_they_reach_vllm(client: openai.OpenAI) -> None:
