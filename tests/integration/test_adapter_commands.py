@@ -143,9 +143,9 @@ def test_openvino_serves_the_adapter_with_its_base(here: Path) -> None:
     assert Generator(base.model, base.tokenizer).generate(["The lamp"], settings)[0][0].text != expected
     for engine in ("openvino", "torch"):
         spec = ModelSpec("adapter", lambda notify: models.open_model("run/adapter", notify), engine=engine, slots=2)
-        served = spec.open(lambda event: None)
+        served = spec.open(lambda event: None, {})
         assert served is not None
-        assert spec.open(lambda event: None, served) is None  # a reload finds the same weights
+        assert spec.open(lambda event: None, {"adapter": served}) is None  # a reload finds the same weights
         job = Job([0, *loaded.tokenizer.encode("The lamp")], settings)
         worker = served.worker
         assert worker.engine.name == engine
@@ -159,7 +159,7 @@ def test_openvino_serves_the_adapter_with_its_base(here: Path) -> None:
 def test_vllm_does_not_serve_an_adapter_without_saying_so(here: Path) -> None:
     spec = ModelSpec("adapter", lambda notify: models.open_model("run/adapter", notify), engine="vllm")
     with pytest.raises(ModelError, match="The engine vllm does not serve adapters") as caught:
-        spec.open(lambda event: None)
+        spec.open(lambda event: None, {})
     assert "finetale merge run/adapter --out FOLDER" in caught.value.hint
 
 

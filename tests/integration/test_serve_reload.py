@@ -174,7 +174,13 @@ def test_one_failing_model_does_not_block_the_others(caplog: pytest.LogCaptureFi
 
     def model(name: str) -> Any:
         return SimpleNamespace(
-            name=name, described=name, waiting=0, busy=0, works=True, close=lambda seconds: closed.set()
+            name=name,
+            described=name,
+            waiting=0,
+            busy=0,
+            works=True,
+            backend=object(),
+            close=lambda seconds: closed.set(),
         )
 
     def fail(*words: Any) -> None:

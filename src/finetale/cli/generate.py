@@ -75,7 +75,7 @@ def command(
 
     with progress(quiet=quiet, as_json=as_json or as_json_lines) as display:
         loaded = models.open_model(model, display, revision=revision, offline=offline)
-        models.warn_if_unfinished(loaded, display)
+        models.warn_if_unfinished(loaded.provenance, display)
         generator = Generator(loaded.model, loaded.tokenizer)
         asked = given
         if chat:

@@ -46,6 +46,15 @@ def command(
             help="Another model to serve, as NAME=MODEL. Repeat it for several.",
         ),
     ] = (),
+    adapter: Annotated[
+        tuple[str, ...],
+        Parameter(
+            name="--adapter",
+            negative=(),
+            help="An adapter to serve beside MODEL, its base, as NAME=RUN or NAME=FOLDER. Repeat it for several. With "
+            "PyTorch and vLLM, all share one copy of the base's weights.",
+        ),
+    ] = (),
     with_base: Annotated[
         bool, Parameter(negative=(), help="Also serve the base model of a run, as `base`. The page then shows both.")
     ] = False,
@@ -125,6 +134,7 @@ def command(
         try:
             from finetale.server import service
             from finetale.server.access import Limits
+            from finetale.server.adapter_spec import AdapterSpec
             from finetale.server.connections import max_connections
             from finetale.server.model_spec import ModelSpec, read_template
         except ImportError as error:
@@ -140,10 +150,12 @@ def command(
             read_template(chat_template)  # an invalid one is reported before the model is loaded
         called = name or Path(model).name or model
         others = [_named(word) for word in also]
-        names = Counter([called, *(other for other, _ in others), *(["base"] if with_base else [])])
+        beside = [_adapter(word) for word in adapter]
+        names = Counter([called, *(name for name, _ in [*others, *beside]), *(["base"] if with_base else [])])
         if twice := [name for name, number in names.items() if number > 1]:
             raise ConfigError(
-                f"Two models have the name {twice[0]}.", "Give them different names with --name and --also NAME=MODEL."
+                f"Two models have the name {twice[0]}.",
+                "Give them different names with --name, --also NAME=MODEL and --adapter NAME=RUN.",
             )
         everywhere = host in ("0.0.0.0", "::")
         own = socket.gethostname() if everywhere else host
@@ -166,7 +178,7 @@ def command(
 
             def open_first(notify: Notify) -> LoadedModel:
                 loaded = models.open_model(model, notify, revision=revision, offline=offline)
-                models.warn_if_unfinished(loaded, notify)
+                models.warn_if_unfinished(loaded.provenance, notify)
                 return loaded
 
             def open_base(notify: Notify) -> LoadedModel:
@@ -181,13 +193,17 @@ def command(
             loads: dict[str, Callable[[Notify], LoadedModel]] = {called: open_first}
             if with_base:
                 loads = {"base": open_base} | loads
-            loads |= {other: partial(_open, path, offline) for other, path in others}
-            specs = [
-                ModelSpec(
-                    each, load, engine, precision, slots, queue, memory, chat_template if each == called else None
-                )
-                for each, load in loads.items()
-            ]
+            specs: list[service.Spec] = []
+            for each, load in (loads | {other: partial(_open, path, offline) for other, path in others}).items():
+                mine, template = (dict(beside), chat_template) if each == called else ({}, None)
+                base = ModelSpec(each, load, engine, precision, slots, queue, memory, template, mine)
+                specs += [base, *(AdapterSpec(other, path, base) for other, path in mine.items())]
+
+            def check() -> None:
+                if beside:
+                    found = models.find_adapters(dict(beside))
+                    models.check_adapters(models.locate(model, revision=revision, offline=offline), found)
+
             service.run(
                 specs,
                 Limits(
@@ -204,6 +220,7 @@ def command(
                 notify=display,
                 ready=ready,
                 reloads=reloads,
+                check=check,
             )
         return 0
 
@@ -277,3 +294,19 @@ def _named(word: str) -> tuple[str, str]:
     if not name or not model:
         raise ConfigError(f"--also {word} is not NAME=MODEL.", "Write it as in --also base=gpt2.")
     return name, model
+
+
+def _adapter(word: str) -> tuple[str, str]:
+    """Return the name and the path of an adapter.
+
+    Raises:
+        ConfigError: it is not NAME=RUN, or the name has a slash.
+    """
+    name, _, path = word.partition("=")
+    if not name.strip() or not path:
+        raise ConfigError(f"--adapter {word} is not NAME=RUN.", "Write it as in --adapter letters=runs/letters.")
+    if "/" in name:
+        raise ConfigError(
+            f"--adapter {word}: the name {name} has a slash.", "Write it as in --adapter letters=runs/letters."
+        )
+    return name, path

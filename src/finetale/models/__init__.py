@@ -7,12 +7,15 @@ folder is never run.
 
 from finetale.models import adapters
 from finetale.models.adapted import AdaptedBase
+from finetale.models.adapter_checks import check_adapters, find_adapters
+from finetale.models.adapter_folders import AdapterFolder, find_adapter
 from finetale.models.files import is_adapter, positions_of
 from finetale.models.generation import end_ids, suppressed_ids
 from finetale.models.hub import holds_adapter
 from finetale.models.loading import (
     LoadedModel,
     Provenance,
+    adapted_sha256,
     enable_checkpointing,
     freeze,
     is_checkpointing,
@@ -21,6 +24,7 @@ from finetale.models.loading import (
     load_weights,
     save,
     tokenizer_of,
+    weights_sha256,
 )
 from finetale.models.locating import Located, best_checkpoint, locate, locate_adapter
 from finetale.models.names import BUNDLED_NAME, check_name, is_hub_id, is_new, name_of_folder, shape_of
@@ -31,17 +35,22 @@ from finetale.models.vocabulary import NewToken, add_new_tokens, check_vocabular
 __all__ = [
     "BUNDLED_NAME",
     "AdaptedBase",
+    "AdapterFolder",
     "LoadedModel",
     "Located",
     "NewToken",
     "Provenance",
+    "adapted_sha256",
     "adapters",
     "add_new_tokens",
     "best_checkpoint",
+    "check_adapters",
     "check_name",
     "check_vocabulary",
     "enable_checkpointing",
     "end_ids",
+    "find_adapter",
+    "find_adapters",
     "freeze",
     "holds_adapter",
     "is_adapter",
@@ -64,4 +73,5 @@ __all__ = [
     "tokenizer_of",
     "tokenizer_warning",
     "warn_if_unfinished",
+    "weights_sha256",
 ]

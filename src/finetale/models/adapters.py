@@ -10,7 +10,8 @@ are in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,7 @@ def target_names(model: PreTrainedModel, wanted: tuple[str, ...]) -> tuple[str, 
     Raises:
         ConfigError: a name matches no layer. The hint lists the names that exist.
     """
-    layers = [name for name, _ in _linear_layers(model)]
+    layers = [name for name, _ in linear_layers(model)]
     last_parts = tuple(dict.fromkeys(name.rpartition(".")[2] for name in layers))
     if not layers:
         raise ConfigError("The model has no linear layers for the matrices of lora.", "Use --method full.")
@@ -120,7 +121,7 @@ def _matches(layer: str, name: str) -> bool:
     return layer == name or layer.endswith(f".{name}")
 
 
-def _linear_layers(model: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Module]]:
+def linear_layers(model: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Module]]:
     """Yield the linear layers of a model with their names, without the output layer."""
     import torch
     from transformers.pytorch_utils import Conv1D
@@ -131,13 +132,26 @@ def _linear_layers(model: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Modul
             yield name, module
 
 
+def adaptable_layers(model: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Yield the layers of a model that an adapter can have matrices for, with their names.
+
+    These are its linear layers, and the output layer if the embeddings have weights of their own.
+    """
+    import torch
+
+    yield from linear_layers(model)
+    head = model.get_output_embeddings()
+    if isinstance(head, torch.nn.Linear) and head.weight is not model.get_input_embeddings().weight:
+        yield next((name, module) for name, module in model.named_modules() if module is head)
+
+
 def _stores_transposed(model: PreTrainedModel, names: tuple[str, ...]) -> bool:
     """Return whether the layers hold their weights as (inputs, outputs), as those of GPT-2 do."""
     from transformers.pytorch_utils import Conv1D
 
     return any(
         isinstance(module, Conv1D) and any(_matches(layer, name) for name in names)
-        for layer, module in _linear_layers(model)
+        for layer, module in linear_layers(model)
     )
 
 
@@ -173,7 +187,7 @@ def load_into(model: torch.nn.Module, folder: Path) -> None:
     Raises:
         ModelError: the file has other tensors.
     """
-    _load(model, _read_tensors(folder), str(folder))
+    _load(model, read_tensors(folder), str(folder))
 
 
 def merge_into(model: PreTrainedModel, folder: Path, name: str) -> PreTrainedModel:
@@ -188,7 +202,7 @@ def merge_into(model: PreTrainedModel, folder: Path, name: str) -> PreTrainedMod
     import torch
     from peft import LoraModel
 
-    tensors = _read_tensors(folder)
+    tensors = read_tensors(folder)
     config = _read_config(folder, name)
     _check_layers(model, config, name)
     config.fan_in_fan_out = _stores_transposed(model, tuple(config.target_modules or ()))
@@ -200,6 +214,60 @@ def merge_into(model: PreTrainedModel, folder: Path, name: str) -> PreTrainedMod
     for parameter in merged.parameters():
         parameter.requires_grad_(True)
     return merged
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How an adapter folder fits a model.
+
+    Attributes:
+        layers: the layers that have matrices, by name.
+        factor: what the product of the two matrices is multiplied by.
+        rank: rank of the matrices.
+        is_dora: whether there is a magnitude per output.
+    """
+
+    layers: Mapping[str, torch.nn.Module]
+    factor: float
+    rank: int
+    is_dora: bool
+
+    def tensors_of(self, layer: str) -> tuple[str, ...]:
+        """Return the names of a layer's tensors in PEFT's files: A, B, and for DoRA the magnitude."""
+        names = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
+        return tuple(f"{_PREFIX}{layer}.{name}" for name in names[: 3 if self.is_dora else 2])
+
+
+def fit_of(model: PreTrainedModel, folder: Path, name: str) -> Fit:
+    """Check that an adapter folder fits a model. Reads no tensors; the model may have none (PyTorch's device `meta`).
+
+    Raises:
+        ModelError: the files can't be read, the adapter is of another kind, or it has other layers or sizes.
+    """
+    config = _read_config(folder, name)
+    targets = tuple(config.target_modules or ())
+    _check_layers(model, config, name)
+    layers = {
+        layer: module for layer, module in adaptable_layers(model) if any(_matches(layer, target) for target in targets)
+    }
+    factor = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
+    fit = Fit(layers, factor, config.r, bool(config.use_dora))
+    expected: dict[str, tuple[int, ...]] = {}
+    for layer, module in layers.items():
+        outputs, inputs = matrix_of(module).shape
+        shapes = ((config.r, inputs), (outputs, config.r), (outputs,))
+        expected |= dict(zip(fit.tensors_of(layer), shapes, strict=False))
+    found = _shapes(folder)
+    _check_shapes(expected, {key: shape for key, shape in found.items() if ".lora_" in key}, name)
+    return fit
+
+
+def matrix_of(module: torch.nn.Module) -> torch.Tensor:
+    """Return the weight of a linear layer as (outputs, inputs)."""
+    from transformers.pytorch_utils import Conv1D
+
+    weight: torch.Tensor = module.weight  # type: ignore[assignment]
+    return weight.t() if isinstance(module, Conv1D) else weight
 
 
 def check_files(name: str, files: Sequence[str]) -> None:
@@ -256,7 +324,22 @@ def _metadata(folder: Path) -> dict[str, str]:
         raise _unreadable(folder / WEIGHTS_NAME, error) from None
 
 
-def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(str(folder / WEIGHTS_NAME), "pt") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise _unreadable(folder / WEIGHTS_NAME, error) from None
+
+
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of an adapter folder by their names in PEFT's files.
+
+    Raises:
+        ModelError: the file can't be read.
+    """
     from safetensors.torch import load_file
 
     try:
@@ -276,25 +359,35 @@ def _load(model: torch.nn.Module, tensors: dict[str, torch.Tensor], name: str) -
     import torch
 
     own = tensors_of(model)
-    tensors = _without_copies(model, tensors, name)
-    if own.keys() != tensors.keys():
-        odd = sorted(own.keys() ^ tensors.keys())[0]
+    tensors = without_copies(model, tensors, name)
+    _check_shapes(
+        {key: tuple(tensor.shape) for key, tensor in own.items()},
+        {key: tuple(tensor.shape) for key, tensor in tensors.items()},
+        name,
+    )
+    with torch.no_grad():
+        for key, tensor in own.items():
+            tensor.copy_(tensors[key])
+
+
+def _check_shapes(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], name: str) -> None:
+    """Refuse tensors with other names or shapes than those that the base needs."""
+    if expected.keys() != found.keys():
+        odd = sorted(expected.keys() ^ found.keys())[0]
         raise ModelError(
             f"The adapter {name} does not fit its base: {odd.removeprefix(_PREFIX)} is only in one of them.",
             "Name the model that the adapter was trained on.",
         )
-    with torch.no_grad():
-        for key, tensor in own.items():
-            if tensor.shape != tensors[key].shape:
-                raise ModelError(
-                    f"The adapter {name} does not fit its base: {key.removeprefix(_PREFIX)} has the shape "
-                    f"{tuple(tensors[key].shape)} instead of {tuple(tensor.shape)}.",
-                    "Name the model that the adapter was trained on.",
-                )
-            tensor.copy_(tensors[key])
+    for key, shape in expected.items():
+        if shape != found[key]:
+            raise ModelError(
+                f"The adapter {name} does not fit its base: {key.removeprefix(_PREFIX)} has the shape "
+                f"{found[key]} instead of {shape}.",
+                "Name the model that the adapter was trained on.",
+            )
 
 
-def _without_copies(model: torch.nn.Module, tensors: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+def without_copies(model: torch.nn.Module, tensors: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
     """Leave out copies of the base's weights: PEFT saves embeddings and output layer if one of them is adapted.
 
     Raises:
@@ -306,7 +399,8 @@ def _without_copies(model: torch.nn.Module, tensors: dict[str, torch.Tensor], na
     for key, tensor in tensors.items():
         if ".lora_" in key:
             continue
-        kept = base.get(key.removeprefix(_PREFIX))
+        own = key.removeprefix(_PREFIX)
+        kept = base.get(own, base.get(own.replace(".base_layer", "")))
         if kept is None or kept.shape != tensor.shape or not torch.equal(kept, tensor.to(kept.dtype)):
             raise ModelError(
                 f"The adapter {name} holds {key.removeprefix(_PREFIX)}, which was trained or resized beside its "
@@ -375,7 +469,7 @@ def _check_layers(model: PreTrainedModel, config: LoraConfig, name: str) -> None
 
     A matrix of the output layer can be merged only if the embeddings have weights of their own (PEFT issue 2018).
     """
-    layers, head = [layer for layer, _ in _linear_layers(model)], model.get_output_embeddings()
+    layers, head = [layer for layer, _ in linear_layers(model)], model.get_output_embeddings()
     others = {part: module for part, module in model.named_modules() if part not in layers}
     for target in sorted(config.target_modules or ()):
         if any(_matches(layer, target) for layer in layers):

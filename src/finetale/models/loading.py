@@ -113,20 +113,34 @@ def load_located(
     warning = " ".join(filter(None, (located.warning, tokenizer_warning(tokenizer), missing))) or None
     if given is not None and given.name_or_path not in (str(located.folder), str(located.source)):
         drop_foreign_ids(model, given)
-    if located.file is not None:
-        sha256, weights = sha256_of(located.file), gguf.describe(gguf.check_gguf(located.file))
-    else:
-        sha256, weights = _hash_of_files(located.folder, located.kind), None
+    sha256 = weights_sha256(located)
     if located.adapter is not None:
-        if located.base_sha256 not in (None, sha256):
-            raise ModelError(
-                f"The base of the adapter {located.name} has changed since the adapter was trained (SHA-256 differs).",
-                f"Restore the weights in {located.folder}.",
-            )
         model = adapters.merge_into(model, located.adapter, located.name)
-        sha256 = hashlib.sha256((sha256 + _hash_of_files(located.adapter, located.kind)).encode()).hexdigest()
+    weights = None if located.file is None else gguf.describe(gguf.check_gguf(located.file))
     provenance = Provenance(located.name, located.kind, located.revision, sha256, parameters, weights, located.base)
     return LoadedModel(model, tokenizer, provenance, warning, located)
+
+
+def weights_sha256(located: Located) -> str:
+    """Return the SHA-256 of the weights of a located model, as its provenance has it.
+
+    Raises:
+        ModelError: the base of its adapter is not the one that the adapter was trained on.
+    """
+    sha256 = _hash_of_files(located.folder, located.kind) if located.file is None else sha256_of(located.file)
+    if located.adapter is None:
+        return sha256
+    if located.base_sha256 not in (None, sha256):
+        raise ModelError(
+            f"The base of the adapter {located.name} has changed since the adapter was trained (SHA-256 differs).",
+            f"Restore the weights in {located.folder}.",
+        )
+    return adapted_sha256(sha256, located.adapter, located.kind)
+
+
+def adapted_sha256(base_sha256: str, folder: Path, kind: str = "local") -> str:
+    """Return the SHA-256 of a base together with an adapter folder of a located model."""
+    return hashlib.sha256((base_sha256 + _hash_of_files(folder, kind)).encode()).hexdigest()
 
 
 def _hash_of_files(folder: Path, kind: str) -> str:

@@ -175,11 +175,31 @@ def locate_adapter(name: str, folder: Path, run: RunDirectory | None = None, *, 
         HubError: the Hub refuses the base.
     """
     kind = "local" if run is None else "run"
-    if problems := verify_folder(folder, links=run is None) if is_sealed(folder) else []:
-        raise ModelError(f"The adapter {folder} is corrupted ({problems[0]}).", _restore_hint(folder, run))
+    verify_adapter(folder, run)
     parents = (RunDirectory(parent) for parent in (folder.parent, folder.parent.parent))
     run = run or next((parent for parent in parents if parent.is_run()), None)
     return _of_adapter(name, kind, folder, None, offline, run)
+
+
+def verify_adapter(folder: Path, run: RunDirectory | None) -> None:
+    """Check an adapter folder against its checksums, if it has them.
+
+    Raises:
+        ModelError: it is corrupted.
+    """
+    if problems := verify_folder(folder, links=run is None) if is_sealed(folder) else []:
+        raise ModelError(f"The adapter {folder} is corrupted ({problems[0]}).", _restore_hint(folder, run))
+
+
+def check_adapter(folder: Path, name: str) -> None:
+    """Check that an adapter folder has its files, and is of a kind that Finetale reads.
+
+    Raises:
+        ModelError: it does not.
+    """
+    adapters.check_files(name, [file.name for file in folder.iterdir()])
+    check_tensors(name, folder)
+    adapters.read_settings(folder, name)
 
 
 def _restore_hint(folder: Path, run: RunDirectory | None) -> str:
@@ -193,9 +213,7 @@ def _restore_hint(folder: Path, run: RunDirectory | None) -> str:
 def _of_adapter(
     name: str, kind: str, folder: Path, commit: str | None, offline: bool, run: RunDirectory | None = None
 ) -> Located:
-    adapters.check_files(name, [file.name for file in folder.iterdir()])
-    check_tensors(name, folder)
-    adapters.read_settings(folder, name)
+    check_adapter(folder, name)
     base, revision = adapters.named_base(folder, name)
     if run is not None:
         settings = read_settings_file(run.config)

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetale.environment import resolve_precision
 from finetale.formatting import shell_command
-from finetale.models.loading import LoadedModel, load
+from finetale.models.loading import LoadedModel, Provenance, load
 from finetale.notify import Notify, stage, warn
 from finetale.rundir import RunDirectory
 
@@ -51,11 +51,11 @@ def open_model(
     return loaded
 
 
-def warn_if_unfinished(loaded: LoadedModel, notify: Notify) -> None:
-    """Warn when the model comes from a run that has not finished."""
-    if loaded.provenance.kind != "run":
+def warn_if_unfinished(provenance: Provenance, notify: Notify) -> None:
+    """Warn when a model comes from a run that has not finished."""
+    if provenance.kind != "run":
         return
-    name = loaded.provenance.name
+    name = provenance.name
     run = RunDirectory(Path(name).expanduser())
     manifest = run.read_manifest()
     if manifest.status != "finished":

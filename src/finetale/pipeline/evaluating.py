@@ -156,7 +156,7 @@ def evaluate_on(name: str, config: Config, notify: Notify) -> Evaluation:
     """Return a model's figures on all of the text of the sources, for `finetale evaluate`."""
     check_address_space()
     loaded = open_as_configured(name, config, notify)
-    models.warn_if_unfinished(loaded, notify)
+    models.warn_if_unfinished(loaded.provenance, notify)
     store = tokenise(keep_standard_input(_unsplit(config)), loaded.tokenizer, notify)
     measured = evaluate_model(loaded, store, MeasuredText.WHOLE, config, notify)
     figures = measured["test"].summary()
@@ -402,7 +402,7 @@ def compare_on(
         tokenizer=second.tokenizer if models.is_new(before) else None,
     )
     for loaded in (first, second):
-        models.warn_if_unfinished(loaded, notify)
+        models.warn_if_unfinished(loaded.provenance, notify)
     return compare_models(
         first,
         second,

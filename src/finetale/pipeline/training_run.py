@@ -89,7 +89,7 @@ def finish(run: RunDirectory, config: Config, notify: Notify, state: TrainState 
         try:
             after = open_as_configured(models.name_of_folder(run.root), config, notify)
             if state is None:
-                models.warn_if_unfinished(after, notify)
+                models.warn_if_unfinished(after.provenance, notify)
             before = load_base(manifest, config, after, notify)
             result = compare_models(
                 before,

@@ -14,7 +14,7 @@ completion      a request → jobs → choices
 answer          pieces of choices → a body or a stream
 worker          thread that runs an engine; turns is its queue
 engines         engines that generate tokens, and the selection of one
-model_spec      specification of a model → the model with its worker
+model_spec      specification of a model → the model with its worker; adapter_spec is that of an adapter
 vllm            vLLM as an engine
 meters, logs    metrics and log
 """

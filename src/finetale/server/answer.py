@@ -13,9 +13,11 @@ from typing import Any
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
+from transformers import PreTrainedModel
 
 from finetale.errors import FinetaleError, RequestError
 from finetale.models import Provenance
+from finetale.models.adapter_hooks import LoadedAdapter
 from finetale.server import wire
 from finetale.server.completion import Completion, Piece, Vocabulary
 from finetale.server.engines import Token
@@ -27,18 +29,38 @@ Pieces = asyncio.Queue["Piece | Exception | None"]
 
 @dataclass
 class Served:
-    """A model with the worker that serves it."""
+    """A model with the worker that serves it. An adapter shares the worker of its base.
+
+    Attributes:
+        name: name of the model in requests.
+        vocabulary: its vocabulary.
+        worker: runs its engine.
+        created: when it was opened, in seconds since 1970.
+        provenance: where it came from.
+        host: the model in memory, to load adapters for; None if the engine takes no adapters.
+        adapter: the adapter to generate with; None for the engine's model alone.
+        is_merged: whether it is an adapter that was merged into a copy of its base.
+    """
 
     name: str
     vocabulary: Vocabulary
     worker: Worker
     created: int
     provenance: Provenance | None = None
+    host: PreTrainedModel | None = None
+    adapter: LoadedAdapter | None = None
+    is_merged: bool = False
 
     @property
     def described(self) -> str:
         """Name and engine, for people."""
-        return f"{self.name} ({self.worker.engine.name})"
+        how = ", adapter" if self.adapter is not None else ", merged adapter" if self.is_merged else ""
+        return f"{self.name} ({self.worker.engine.name}{how})"
+
+    @property
+    def backend(self) -> object:
+        """What computes; models that share it have an equal one."""
+        return self.worker
 
     @property
     def works(self) -> bool:
@@ -48,17 +70,17 @@ class Served:
     @property
     def waiting(self) -> int:
         """Number of requests in the queue."""
-        return self.worker.waiting
+        return self.worker.num_waiting(self.name)
 
     @property
     def busy(self) -> int:
         """Number of completions being generated."""
-        return self.worker.busy
+        return self.worker.num_busy(self.name)
 
     @property
     def kv_bytes(self) -> int:
-        """Memory of the keys and values of attention, in bytes."""
-        return self.worker.engine.num_bytes
+        """Memory of the keys and values of attention, in bytes. That of adapters is counted at their base."""
+        return 0 if self.adapter is not None else self.worker.engine.num_bytes
 
     def is_full(self, client: str) -> bool:
         """Return whether the queue is full for a client."""

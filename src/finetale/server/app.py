@@ -253,6 +253,7 @@ class Service:
                 model.vocabulary,
                 fills=calls is not None,
                 form=form,
+                adapter=model.adapter,
                 keeps_special=calls is not None and calls.keeps_special,
             )
             is_quick = asked.size <= _SHORT and form is None

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from finetale.errors import RequestError
 from finetale.generate.sampler import EXHAUSTED
 from finetale.generate.text import CONTEXT_TOKENS, TextStream
+from finetale.models.adapter_hooks import LoadedAdapter
 from finetale.server import wire
 from finetale.server.engines import Job, Token
 from finetale.server.forms import Form
@@ -50,6 +51,12 @@ class Vocabulary:
         self._names: dict[int, str] = {}
         self.max_characters = context * max(map(len, tokenizer.get_vocab()))
         """Longest prompt in characters; a longer one cannot fit the context, whatever its tokens are."""
+
+    def with_tokenizer(
+        self, tokenizer: PreTrainedTokenizerBase, ends: tuple[int, ...], *, begins_chats: bool
+    ) -> Vocabulary:
+        """Return the vocabulary of an adapter of this model, whose tokenizer has the same tokens."""
+        return Vocabulary(tokenizer, self.vocab_size, self.context, ends, begins_chats=begins_chats)
 
     def check_size(self, characters: int, parameter: str) -> None:
         """Check the size of a prompt before tokenizing it, which would take long for a huge one.
@@ -236,6 +243,7 @@ class Completion:
         fills: let a completion fill the context if the request sets no maximum.
         form: the form of the text, in place of the request's.
         keeps_special: leave special tokens in the text, because tool calls begin with one.
+        adapter: the adapter to generate with.
 
     Raises:
         RequestError: a prompt does not fit the model.
@@ -249,6 +257,7 @@ class Completion:
         fills: bool = False,
         form: Form | None = None,
         keeps_special: bool = False,
+        adapter: LoadedAdapter | None = None,
     ) -> None:
         self.request = request
         self.vocabulary = vocabulary
@@ -303,6 +312,7 @@ class Completion:
                     late=late,
                     min_tokens=request.min_tokens or 0,
                     prompt_top=max(request.prompt_logprobs or 0, request.logprobs or 0),
+                    adapter=adapter,
                 )
                 context = ids[-CONTEXT_TOKENS:] if own is None else [own.anchor]
                 builder = ChoiceBuilder(

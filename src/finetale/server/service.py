@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -19,6 +19,7 @@ from finetale.errors import ConfigError, FinetaleError
 from finetale.notify import Notify
 from finetale.schema import Event, WarningEvent
 from finetale.server.access import MAX_HEADER_BYTES, Limits
+from finetale.server.adapter_spec import AdapterSpec
 from finetale.server.answer import Served
 from finetale.server.app import Service
 from finetale.server.connections import bounded
@@ -34,8 +35,11 @@ _LAST_ERRORS_SECONDS = 0.3
 """Time to send the last errors to waiting clients."""
 
 
+Spec = ModelSpec | AdapterSpec
+
+
 def run(
-    specs: list[ModelSpec],
+    specs: Sequence[Spec],
     limits: Limits,
     *,
     host: str,
@@ -44,6 +48,7 @@ def run(
     notify: Notify,
     ready: Callable[[str, list[str]], None],
     reloads: list[int],
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; then reject new requests and finish the running ones.
 
@@ -51,7 +56,7 @@ def run(
     models: a model that has changed replaces the old one, which finishes its requests.
 
     Args:
-        specs: the models.
+        specs: the models; a base before its adapters.
         limits: limits on requests and connections.
         host: address to listen on.
         port: port to listen on; 0 for any free one.
@@ -59,6 +64,7 @@ def run(
         notify: receives the events of loading.
         ready: callback; receives the URL and, for each model, its name and engine, once requests are served.
         reloads: list that `hangups` fills.
+        check: callback that raises an error if the models can't be served; called before any is loaded.
 
     Raises:
         ConfigError: the service cannot listen on the address.
@@ -92,10 +98,12 @@ def run(
         with logged_as_json():
             # Ctrl-C ends loading and all processes that it has started.
             with StopRequest(at_once=True, resumable=False), hangups(reloads):
+                check()
                 for spec in specs:
-                    opened = spec.open(notify)
+                    opened = spec.open(notify, service.models)
                     assert opened is not None
                     service.add(opened)
+                _log_copies(specs, service)
             with _draining(service, server, drain_seconds):
                 _settle()
                 service.loading = False
@@ -125,17 +133,34 @@ def run(
             pass
 
 
-def reload(service: Service, specs: list[ModelSpec]) -> None:
+def _log_copies(specs: Sequence[Spec], service: Service) -> None:
+    """Log how many copies of the weights of a base there are in memory."""
+    for base in (spec for spec in specs if isinstance(spec, ModelSpec) and spec.adapters):
+        names = ", ".join(base.adapters)
+        backends = {id(service.models[name].backend) for name in (base.name, *base.adapters)}
+        if len(backends) == 1:
+            _log.info("one copy of the weights of %s in memory serves it and its adapters (%s)", base.name, names)
+        else:
+            _log.info(
+                "OpenVINO has a copy of the weights in memory for %s and for each of its adapters (%s): %d copies. "
+                "--engine torch has one copy for all, and is slower",
+                base.name,
+                names,
+                len(backends),
+            )
+
+
+def reload(service: Service, specs: Sequence[Spec]) -> None:
     """Reload the models. If loading a model fails, log the error and keep serving the old one."""
     torch.set_num_threads(ALL_THREADS)  # a new thread inherits the number that another thread set last
     with _reloading:
         _reload(service, specs)
 
 
-def _reload(service: Service, specs: list[ModelSpec]) -> None:
+def _reload(service: Service, specs: Sequence[Spec]) -> None:
     for spec in specs:
         try:
-            opened = spec.open(_tell, service.models[spec.name])
+            opened = spec.open(_tell, service.models)
         except (FinetaleError, OSError) as error:
             _log.error("%s could not be reloaded and stays as it was: %s", spec.name, error)
             continue
@@ -148,8 +173,10 @@ def _reload(service: Service, specs: list[ModelSpec]) -> None:
         old = service.models[spec.name]
         service.add(opened)
         _log.info("%s has been reloaded", opened.described)
-        # The old model finishes its requests, then its thread ends and its memory is freed.
-        threading.Thread(target=_retire, args=(old,), daemon=True).start()
+        # The old model finishes its requests, then its thread ends and its memory is freed. An old adapter that shares
+        # the thread of a model that stays is freed with its last request.
+        if not any(model.backend is old.backend for model in service.models.values()):
+            threading.Thread(target=_retire, args=(old,), daemon=True).start()
         del old, opened
 
 

@@ -70,6 +70,16 @@ class Worker:
         """Number of completions being generated."""
         return len(self._active)
 
+    def num_waiting(self, model: str) -> int:
+        """Return the number of requests in the queue for a model: the engine's, or one of its adapters."""
+        with self._change:
+            return sum(ticket.completion.request.model == model for ticket in self._queue)
+
+    def num_busy(self, model: str) -> int:
+        """Return the number of completions being generated for a model: the engine's, or one of its adapters."""
+        running = list(self._active.values())
+        return sum(ticket.completion.request.model == model for ticket, _ in running)
+
     def submit(self, completion: Completion, client: str, deliver: Deliver) -> Ticket:
         """Put a request into the queue.
 

@@ -15,6 +15,7 @@ from typing import Protocol
 from torch import Tensor
 
 from finetale.config import SamplingSettings
+from finetale.models.adapter_hooks import LoadedAdapter
 
 NOT_NUMBERS = "The model's scores are not numbers (NaN)."
 
@@ -58,6 +59,7 @@ class Job:
         prompt_top: how many of the most likely tokens to report in `prompt`.
         prompt: a Token for each of `ids` but the first, if `reads_prompt`.
         tokens: generated ids.
+        adapter: the adapter to generate with; None for the engine's model alone.
     """
 
     ids: Sequence[int]
@@ -72,6 +74,7 @@ class Job:
     prompt_top: int = 0
     prompt: list[Token] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
+    adapter: LoadedAdapter | None = None
 
 
 class Engine(Protocol):
@@ -135,16 +138,20 @@ class Rows(Protocol):
         name: name of the engine, for people.
         slots: maximum number of rows.
         threads: number of torch threads to set in the thread that uses it.
+        takes_adapters: whether a row can have an adapter.
     """
 
     name: str
     slots: int
     threads: int
+    takes_adapters: bool
 
-    def join(self, ids: Sequence[int] = ()) -> int:
+    def join(self, ids: Sequence[int] = (), adapter: LoadedAdapter | None = None) -> int:
         """Add a row at the end.
 
         Args:
+            adapter: the adapter to compute the row with. Rows of different adapters never share keys and values. Only
+                if `takes_adapters`, and the model has `adapter_hooks`.
             ids: a text. If the cache has the keys and values of its first tokens, the row begins with them. At least
                 the last token is left to read.
 

@@ -110,7 +110,7 @@ class BatchingEngine:
         """Add jobs, in groups that share a prompt. No prompt is read yet."""
         assert sum(map(len, groups)) <= self.slots - self.active, "no slot is free"
         for group in groups:
-            assert all(job.ids == group[0].ids for job in group)
+            assert all(job.ids == group[0].ids and job.adapter is group[0].adapter for job in group)
             for job in group:
                 greedy = job.settings.temperature == 0
                 settings = job.settings.model_copy(update={"seed": 0, "max_new_tokens": 1, "stop": ()})
@@ -208,7 +208,8 @@ class BatchingEngine:
                 self._rowless.remove(seat)
                 if seat.reports:
                     seat.job.prompt = []
-                seat.num_read = self.rows.join([] if seat.reports else [*seat.job.ids, *seat.job.tokens])
+                known = [] if seat.reports else [*seat.job.ids, *seat.job.tokens]
+                seat.num_read = self.rows.join(known, seat.job.adapter)
                 self._seats.append(seat)
 
     def _give_back(self, seat: _Seat) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from finetale import environment
 from finetale.export.openvino import core
+from finetale.models.adapter_hooks import LoadedAdapter
 from finetale.server.engines.pages import PageTable
 
 _FIRST_PAGES = 16
@@ -42,6 +43,7 @@ class OpenVinoRows:
     """
 
     name = "openvino"
+    takes_adapters = False
     threads = 1  # OpenVINO's threads spin while they wait, so more torch threads would compete for the cores
 
     def __init__(
@@ -100,8 +102,9 @@ class OpenVinoRows:
         self._table = PageTable(size, min(allowed, slots * row_pages))
         self._capacity = 0
 
-    def join(self, ids: Sequence[int] = ()) -> int:
+    def join(self, ids: Sequence[int] = (), adapter: LoadedAdapter | None = None) -> int:
         """Add a row that begins with the stored keys and values of the first tokens of `ids`; see Rows."""
+        assert adapter is None, "OpenVINO runs merged models"
         assert len(self._table.rows) < self.slots, "no slot is free"
         return self._table.join(ids)
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from finetale.generate.reading import STATES, cache_name, new_cache
+from finetale.models import adapter_hooks
+from finetale.models.adapter_hooks import LoadedAdapter
 from finetale.server.engines import NoRoom
 from finetale.server.engines.slots import SlotCache
 
@@ -23,7 +25,7 @@ class TorchRows:
     """Rows of different lengths in one pass, for models whose code supports it.
 
     A row is in the cache for texts of up to 128, 256, 512 … tokens, and moves to the next one when it is full. A pass
-    reads the rows of one cache.
+    reads the rows of one cache. They may have different adapters.
 
     Args:
         model: a causal language model that takes position_ids, a four-dimensional mask and a cache.
@@ -34,6 +36,7 @@ class TorchRows:
 
     name = "torch"
     threads = ALL_THREADS
+    takes_adapters = True
 
     def __init__(self, model: PreTrainedModel, *, context: int, slots: int = 16, memory: int | None = None) -> None:
         self.model = model.eval()
@@ -42,14 +45,16 @@ class TorchRows:
         self._memory = memory
         self._caches: dict[int, SlotCache] = {}  # by number of columns
         self._rows: list[tuple[SlotCache, int]] = []  # the cache of each row, and its number there
+        self._adapters: list[LoadedAdapter | None] = []  # of each row
         # Eager attention adds its mask to the scores; other implementations take a boolean mask.
         self._adds_mask = getattr(model.config.get_text_config(), "_attn_implementation", "") == "eager"
 
-    def join(self, ids: Sequence[int] = ()) -> int:
+    def join(self, ids: Sequence[int] = (), adapter: LoadedAdapter | None = None) -> int:
         """Add an empty row. No beginnings of texts are kept."""
         assert len(self._rows) < self.slots, "no slot is free"
         cache = self._cache(1)
         self._rows.append((cache, cache.join()))
+        self._adapters.append(adapter)
         return 0
 
     def copy(self, row: int) -> int:
@@ -57,14 +62,15 @@ class TorchRows:
         cache, place = self._rows[row]
         self._check_room(cache)
         self._rows.append((cache, cache.take(cache, place)))
+        self._adapters.append(self._adapters[row])
         return len(self._rows) - 1
 
     def leave(self, row: int) -> None:
         """Remove a row."""
         self._vacate(row)
-        last = self._rows.pop()
+        last, adapter = self._rows.pop(), self._adapters.pop()
         if row < len(self._rows):
-            self._rows[row] = last
+            self._rows[row], self._adapters[row] = last, adapter
 
     def rest(self) -> None:
         """Return the memory of keys and values."""
@@ -94,24 +100,28 @@ class TorchRows:
                     self._rows[rows[places[start]]][0],
                     slots[start],
                     torch.tensor([ids[place] for place in places[start:stop]]),
+                    [self._adapters[rows[place]] for place in places[start:stop]],
                     every,
                 )
                 for place, scores in zip(places[start:stop], logits, strict=True):
                     found[place] = scores
         return torch.cat([scores for scores in found if scores is not None]).float()
 
-    def _read(self, cache: SlotCache, first: int, ids: Tensor, every: bool) -> Tensor:
-        """Return scores, (rows, tokens or 1, vocabulary)."""
+    def _read(
+        self, cache: SlotCache, first: int, ids: Tensor, chosen: Sequence[LoadedAdapter | None], every: bool
+    ) -> Tensor:
+        """Return scores, (rows, tokens or 1, vocabulary), computed with the chosen adapter of each row."""
         positions, mask = cache.reading(first, *ids.shape)
         device = self.model.device
-        logits: Tensor = self.model(
-            input_ids=ids.to(device),
-            position_ids=positions.to(device),
-            attention_mask=self._mask(mask),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=0 if every else 1,
-        ).logits
+        with adapter_hooks.using(chosen, device):
+            logits: Tensor = self.model(
+                input_ids=ids.to(device),
+                position_ids=positions.to(device),
+                attention_mask=self._mask(mask),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=0 if every else 1,
+            ).logits
         cache.read()
         return logits
 
@@ -168,27 +178,31 @@ class SeparateRows:
 
     name = "torch, one at a time"
     threads = ALL_THREADS
+    takes_adapters = True
 
     def __init__(self, model: PreTrainedModel, *, slots: int = 16) -> None:
         self.model = model.eval()
         self.slots = slots
         self._caches: list[DynamicCache] = []
+        self._adapters: list[LoadedAdapter | None] = []
 
-    def join(self, ids: Sequence[int] = ()) -> int:
+    def join(self, ids: Sequence[int] = (), adapter: LoadedAdapter | None = None) -> int:
         """Add an empty row. No beginnings of texts are kept."""
         self._caches.append(new_cache(self.model))
+        self._adapters.append(adapter)
         return 0
 
     def copy(self, row: int) -> int:
         """Add a copy of a row."""
         self._caches.append(copy.deepcopy(self._caches[row]))
+        self._adapters.append(self._adapters[row])
         return len(self._caches) - 1
 
     def leave(self, row: int) -> None:
         """Remove a row."""
-        last = self._caches.pop()
+        last, adapter = self._caches.pop(), self._adapters.pop()
         if row < len(self._caches):
-            self._caches[row] = last
+            self._caches[row], self._adapters[row] = last, adapter
 
     def rest(self) -> None:
         """Do nothing: a row that leaves returns its memory."""
@@ -204,7 +218,8 @@ class SeparateRows:
         """Read more tokens of some rows; see Rows."""
         found = []
         for row, more in zip(rows, ids, strict=True):
-            scores = self._read(self._caches[row], torch.tensor([more], device=self.model.device))
+            with adapter_hooks.using([self._adapters[row]]):
+                scores = self._read(self._caches[row], torch.tensor([more], device=self.model.device))
             found.append(scores if every else scores[-1:])
         return torch.cat(found).float()
 
@@ -221,28 +236,32 @@ class WholeRows:
 
     name = "torch, without a cache"
     threads = ALL_THREADS
+    takes_adapters = True
     num_bytes = 0
 
     def __init__(self, model: PreTrainedModel, *, slots: int = 16) -> None:
         self.model = model.eval()
         self.slots = slots
         self._texts: list[list[int]] = []
+        self._adapters: list[LoadedAdapter | None] = []
 
-    def join(self, ids: Sequence[int] = ()) -> int:
+    def join(self, ids: Sequence[int] = (), adapter: LoadedAdapter | None = None) -> int:
         """Add an empty row."""
         self._texts.append([])
+        self._adapters.append(adapter)
         return 0
 
     def copy(self, row: int) -> int:
         """Add a copy of a row."""
         self._texts.append(list(self._texts[row]))
+        self._adapters.append(self._adapters[row])
         return len(self._texts) - 1
 
     def leave(self, row: int) -> None:
         """Remove a row."""
-        last = self._texts.pop()
+        last, adapter = self._texts.pop(), self._adapters.pop()
         if row < len(self._texts):
-            self._texts[row] = last
+            self._texts[row], self._adapters[row] = last, adapter
 
     def rest(self) -> None:
         """Do nothing: no keys and values are kept."""
@@ -253,6 +272,7 @@ class WholeRows:
         for row, more in zip(rows, ids, strict=True):
             self._texts[row] += more
             whole = torch.tensor([self._texts[row]], device=self.model.device)
-            logits: Tensor = self.model(input_ids=whole, use_cache=False).logits
+            with adapter_hooks.using([self._adapters[row]]):
+                logits: Tensor = self.model(input_ids=whole, use_cache=False).logits
             found.append(logits[0, -len(more) :] if every else logits[0, -1:])
         return torch.cat(found).float()

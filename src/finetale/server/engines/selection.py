@@ -21,13 +21,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from finetale import cache, environment, rundir
 from finetale.config import SamplingSettings
 from finetale.errors import ModelError
 from finetale.export import FORMATS, openvino
 from finetale.generate.reading import FAILURES
-from finetale.models import LoadedModel
+from finetale.models import LoadedModel, adapter_hooks
 from finetale.notify import Notify
 from finetale.rundir import RunDirectory
 from finetale.schema import StageEvent, WarningEvent
@@ -85,13 +86,20 @@ def torch_engine(
     slots: int,
     dtype: torch.dtype = torch.float32,
     memory: int | None = None,
+    *,
+    adapters: bool = False,
 ) -> BatchingEngine:
     """Return the first PyTorch engine with right scores: all rows in one pass, one row per pass, without a cache.
+
+    Args:
+        adapters: whether jobs may have adapters. Rows with different ones must have right scores in one pass too.
 
     Raises:
         ModelError: no engine gives right scores.
     """
     model = loaded.model.to(dtype)
+    if adapters:
+        adapter_hooks.add_hooks(model)
 
     def alone(ids: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -108,6 +116,8 @@ def torch_engine(
         engine = facts.engine(rows)
         try:
             difference = max(engine.deviation(alone, min(40, facts.context)), _deviation_in_pieces(rows, alone, facts))
+            if adapters and slots > 1:
+                difference = max(difference, _deviation_of_adapters(rows, model, alone, facts))
         except FAILURES as error:
             why = f"its code fails: {type(error).__name__}"
             continue
@@ -135,6 +145,33 @@ def _deviation_in_pieces(rows: Rows, alone: Callable[[Tensor], Tensor], facts: F
     return far if far == far else float("inf")
 
 
+def _deviation_of_adapters(
+    rows: Rows, model: PreTrainedModel, alone: Callable[[Tensor], Tensor], facts: Facts
+) -> float:
+    """Compare the scores of a row with an adapter and a row without one, read together, with those of each alone.
+
+    Returns:
+        The largest difference as a share of the largest score; infinite if a score is NaN.
+    """
+    ids = torch.arange(2, 2 + min(_PIECE, facts.context))[None] % facts.vocab_size
+    chosen = (adapter_hooks.probe(model), None)
+    worst = 0.0
+    for adapter in chosen:
+        rows.join((), adapter)
+    try:
+        with torch.inference_mode():
+            found = rows.read([0, 1], ids.tolist() * 2)[:, : facts.vocab_size].cpu()
+        for row, adapter in enumerate(chosen):
+            with adapter_hooks.using([adapter]):
+                expected = alone(ids)[0, -1, : facts.vocab_size].float().cpu()
+            far = float((found[row] - expected).abs().max() / expected.abs().max().clamp(min=1))
+            worst = max(worst, far if far == far else float("inf"))
+    finally:
+        for _ in chosen:
+            rows.leave(0)
+    return worst
+
+
 def _copy_weights(model: torch.nn.Module) -> None:
     """Copy the weights from the mapped file into memory: overwriting a mapped file would crash the process."""
     for tensor in (*model.parameters(), *model.buffers()):
@@ -151,6 +188,7 @@ def choose(
     notify: Notify,
     dtype: torch.dtype = torch.float32,
     memory: int | None = None,
+    adapters: bool = False,
 ) -> BatchingEngine:
     """Return the wanted engine, or with `auto` the fastest one whose numbers are right.
 
@@ -163,6 +201,7 @@ def choose(
         notify: receives events.
         dtype: type of PyTorch's weights. Comparisons always use fp32.
         memory: maximum bytes of keys and values; None for no limit.
+        adapters: whether PyTorch's jobs may have adapters.
 
     Raises:
         ConfigError: the wanted engine is not installed.
@@ -172,7 +211,7 @@ def choose(
         FORMATS["openvino"].require_packages("--engine openvino")
     here = FORMATS["openvino"].is_installed()
     if wanted == "torch" or not here or (wanted == "auto" and loaded.model.device.type != "cpu"):
-        return torch_engine(loaded, facts, slots, dtype, memory)
+        return torch_engine(loaded, facts, slots, dtype, memory, adapters=adapters)
     places = _places(loaded)
     found = ((kept, place) for place in places if (kept := _read_record(place)) is not None)
     limit = cache.size_limit()
@@ -208,7 +247,7 @@ def choose(
         if wanted == "openvino":
             raise ModelError(f"OpenVINO can't serve this model: {problem}.", "Use --engine torch.")
         notify(WarningEvent(message=f"OpenVINO can't serve this model: {problem}. PyTorch serves it instead."))
-    return torch_engine(loaded, facts, slots, dtype, memory)
+    return torch_engine(loaded, facts, slots, dtype, memory, adapters=adapters)
 
 
 def _places(loaded: LoadedModel) -> list[Path]:
