@@ -50,10 +50,11 @@ class AdapterFolder:
         """
         if self.base_sha256 in (None, base_sha256):
             return
+        own = self.base or "its own base"
         raise ModelError(
-            f"The adapter {name} was trained on {self.base or 'another base'} (SHA-256 {self.base_sha256[:12]}…), "
-            f"which is not {base} (SHA-256 {base_sha256[:12]}…).",
-            f"Serve the base that it was trained on, or the merged model with --also {name}={self.path}.",
+            f"The adapter {name} was trained on {own} (SHA-256 {self.base_sha256[:12]}…), which is not {base} "
+            f"(SHA-256 {base_sha256[:12]}…).",
+            f"Serve {own} with --adapter, or the merged model with --also {name}={self.path}.",
         )
 
 

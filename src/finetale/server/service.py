@@ -142,11 +142,11 @@ def _log_copies(specs: Sequence[Spec], service: Service) -> None:
             _log.info("one copy of the weights of %s in memory serves it and its adapters (%s)", base.name, names)
         else:
             _log.info(
-                "OpenVINO has a copy of the weights in memory for %s and for each of its adapters (%s): %d copies. "
-                "--engine torch has one copy for all, and is slower",
+                "%d copies of the weights of %s in memory serve it and its adapters (%s), because OpenVINO runs merged "
+                "copies; --engine torch needs one copy",
+                len(backends),
                 base.name,
                 names,
-                len(backends),
             )
 
 
