@@ -18,8 +18,9 @@ from finetale.generate import Generator
 from finetale.rundir import RunDirectory, sha256_of, verify_folder
 from finetale.server.engines import Job
 from finetale.server.model_spec import ModelSpec
+from finetale.tokens import train_tokenizer
 from scene import command_of, digest_of
-from tiny import save_model, write_stories
+from tiny import save_model, story, write_stories
 
 SHORT = ("--max-steps", "1", "--num-prompts", "1", "--num-samples", "1", "--max-new-tokens", "2", "--no-tensorboard")
 
@@ -121,6 +122,29 @@ def test_an_adapter_is_not_trained_beside_another(here: Path, capsys: pytest.Cap
     done(capsys, "merge", "run/adapter", "--out", "merged")
     code, output = call(here, *words, "--model", "merged")
     assert code == 0, output
+
+
+@pytest.mark.parametrize("entries", [400, 390])
+def test_merge_keeps_the_end_ids_of_a_run_with_another_tokenizer(entries: int, here: Path) -> None:
+    """Ids that the base lists mean other tokens in the tokenizer of the run."""
+    listed = here / "base" / "generation_config.json"
+    values = json.loads(listed.read_text(encoding="utf-8")) | {"eos_token_id": [0, 7], "suppress_tokens": [9]}
+    listed.write_text(json.dumps(values), encoding="utf-8")
+    train_tokenizer([story(number) for number in range(20)], entries).save_pretrained(here / "other")
+    words = [*command_of("lora"), "--audit-tokens", "0", "--out", "second", "--tokenizer", "other"]
+    code, output = call(here, *words)
+    assert code == 0, output
+    code, output = call(here, "merge", "second", "--out", "merged")
+    assert code == 0, output
+    shutil.copytree("second/adapter", "alone")  # beside its base, without the settings of the run
+    code, output = call(here, "merge", "alone", "--out", "third")
+    assert code == 0, output
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "model.safetensors"):
+        wanted = (here / "second" / "model" / name).read_bytes()
+        assert (here / "merged" / name).read_bytes() == wanted
+        if entries != 400:  # then it is not the tokenizer of the base
+            assert (here / "third" / name).read_bytes() == wanted
+    assert json.loads((here / "merged" / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"] == 0
 
 
 def test_an_adapter_that_names_itself_as_its_base_is_refused(here: Path) -> None:

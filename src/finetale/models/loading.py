@@ -20,7 +20,7 @@ from finetale.models.safety import clean_config
 from finetale.models.tokenizer_files import load_tokenizer, tokenizer_warning
 from finetale.models.vocabulary import NewToken, check_vocabulary, grow
 from finetale.rundir import is_sealed, sealed_sums, sha256_of
-from finetale.tokens import begin_and_end
+from finetale.tokens import begin_and_end, tokenizer_hash
 
 if TYPE_CHECKING:
     import torch
@@ -111,8 +111,8 @@ def load_located(
     if new_tokens or missing:
         grow(model, tokenizer, new_tokens)
     warning = " ".join(filter(None, (located.warning, tokenizer_warning(tokenizer), missing))) or None
-    if given is not None and given.name_or_path not in (str(located.folder), str(located.source)):
-        drop_foreign_ids(model, given)
+    if _is_foreign(located, given, tokenizer):
+        drop_foreign_ids(model, tokenizer)
     sha256 = weights_sha256(located)
     if located.adapter is not None:
         model = adapters.merge_into(model, located.adapter, located.name)
@@ -141,6 +141,19 @@ def weights_sha256(located: Located) -> str:
 def adapted_sha256(base_sha256: str, folder: Path, kind: str = "local") -> str:
     """Return the SHA-256 of a base together with an adapter folder of a located model."""
     return hashlib.sha256((base_sha256 + _hash_of_files(folder, kind)).encode()).hexdigest()
+
+
+def _is_foreign(located: Located, given: PreTrainedTokenizerBase | None, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether a tokenizer is not that of a model's weights, so that the ids that the model lists are not its."""
+    if given is not None:
+        return given.name_or_path not in (str(located.folder), str(located.source))
+    if located.tokenizer is None or located.foreign_tokenizer is not None:
+        return bool(located.foreign_tokenizer)
+    try:
+        own = load_tokenizer(located.source, name=located.name)
+    except TokenizerError:
+        return True
+    return tokenizer_hash(own) != tokenizer_hash(tokenizer)
 
 
 def _hash_of_files(folder: Path, kind: str) -> str:

@@ -44,6 +44,8 @@ class Located:
     """SHA-256 of the weights that the adapter was trained on, if it is known."""
     tokenizer: Path | None = None
     """Folder of the tokenizer, if that of the weights does not have it."""
+    foreign_tokenizer: bool | None = None
+    """Whether that tokenizer is another one than that of the weights, if it is known."""
 
     @property
     def source(self) -> Path:
@@ -215,9 +217,11 @@ def _of_adapter(
 ) -> Located:
     check_adapter(folder, name)
     base, revision = adapters.named_base(folder, name)
+    foreign = None
     if run is not None:
         settings = read_settings_file(run.config)
         base, revision = str(settings.get("model", base)), settings.get("revision")
+        foreign = settings.get("tokenizer") is not None
     download_hint = f"Download the adapter with `{shell_command('hf', 'download', name, '--local-dir', 'adapter')}`, "
     if base is None:
         raise ModelError(
@@ -253,6 +257,7 @@ def _of_adapter(
         base=f"{base}@{located.revision}" if located.revision else base,
         base_sha256=adapters.base_sha256(folder),
         tokenizer=next((place for place in places if (place / "tokenizer_config.json").is_file()), None),
+        foreign_tokenizer=foreign,
     )
 
 
