@@ -11,15 +11,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
+from finetale import models
 from finetale.blocks import Blocks, pack
-from finetale.config import EvaluationSettings, TrainSettings
+from finetale.config import Config, EvaluationSettings, TrainSettings
 from finetale.errors import DivergedError
 from finetale.rundir import RunDirectory
 from finetale.training import StepBudget, Training
 from finetale.training.checkpoints import TrainState, save_checkpoint
 from finetale.training.divergence import HISTORY, jump, not_finite
 from finetale.training.optimizer import build_optimizer
-from tiny import model, part, store, story, tokenizer
+from tiny import model, part, save_model, store, story, tokenizer
 
 
 class Unstable(GPT2LMHeadModel):
@@ -150,3 +151,28 @@ def test_no_nan_is_saved(tmp_path: Path) -> None:
         tiny.transformer.wpe.weight[3, 3] = 3e38  # large, but finite, also when summed
         tiny.transformer.wpe.weight[4, 4] = 3e38
     save_checkpoint(run, TrainState(), tiny, tokenizer(), optimizer, 2)
+
+
+def test_no_nan_of_an_adapter_is_saved(tmp_path: Path) -> None:
+    loaded = models.load(str(save_model(tmp_path / "base")))
+    assert loaded.located is not None
+    adapted = models.AdaptedBase(loaded.located, loaded.provenance)
+    models.adapters.attach(loaded.model, Config.resolve({"method": "lora", "lora_rank": 2}), seed=0)
+    optimizer = build_optimizer(loaded.model, TrainSettings.resolve({"learning_rate": 1e-3}))
+    run = RunDirectory(tmp_path / "run")
+
+    def save() -> None:
+        save_checkpoint(run, TrainState(step=3), loaded.model, loaded.tokenizer, optimizer, 2, adapted=adapted)
+
+    matrix = loaded.model.transformer.h[1].mlp.c_fc.lora_B["default"].weight
+    with torch.no_grad():
+        matrix[3, 1] = math.nan
+    with pytest.raises(
+        DivergedError, match=r"After step 3, .*h\.1\.mlp\.c_fc\.lora_B.* holds numbers that are not finite"
+    ):
+        save()
+    assert not list(run.checkpoints.glob("*"))
+    with torch.no_grad():
+        matrix[3, 1] = 3e38
+    save()
+    assert len(list(run.checkpoints.glob("*"))) == 1

@@ -23,6 +23,10 @@ COMMANDS = {
         *("train", "stories", "--model", "bundled", "--max-steps", "2", "--out", "run", "--precision", "fp32"),
         *("--micro-batch-size", "1", "--no-probe"),
     ),
+    "adapter": (
+        *("train", "stories", "--model", "bundled", "--max-steps", "2", "--out", "run", "--precision", "fp32"),
+        *("--method", "lora"),
+    ),
     "plan": ("plan", "stories", "--model", "bundled", "--precision", "fp32"),
     "generate": ("generate", "bundled", "Once", "--max-new-tokens", "200"),
     "evaluate": ("evaluate", "bundled", "stories", "--precision", "fp32"),
