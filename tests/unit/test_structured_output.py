@@ -17,7 +17,15 @@ import psutil
 import pytest
 import sentencepiece
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import (
+    BertTokenizer,
+    ByT5Tokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+)
 
 from finetale import extras, models, tokens
 from finetale.errors import RequestError
@@ -86,11 +94,12 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PreTrained
         "chinese": tokens.train_tokenizer([CHINESE * 3, '{"姓名": "黛玉"}'], 400),
         "unigram": sentencepiece_tokenizer(place / "unigram", "unigram", byte_fallback=True),
         "bpe": sentencepiece_tokenizer(place / "bpe", "bpe", byte_fallback=True),
+        "python": ByT5Tokenizer(),
         "no bytes": sentencepiece_tokenizer(place / "none", "bpe", character_coverage=1.0),
     }
 
 
-KINDS = ["bytes", "chinese", "unigram", "bpe", "no bytes"]
+KINDS = ["bytes", "chinese", "unigram", "bpe", "python", "no bytes"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -116,7 +125,7 @@ def grammars(used: PreTrainedTokenizerBase) -> Grammars:
 
 def walk(constraint: Constraint, used: PreTrainedTokenizerBase, seed: int, most: int) -> tuple[str, bool]:
     """Choose allowed tokens at random; return the text, and whether it ended by itself."""
-    _, end = tokens.begin_and_end(used)
+    end = constraint._ends[0]
     chance = random.Random(seed)
     text, ended = TextStream(used, [constraint.anchor], ()), False
     for _ in range(most):
@@ -414,6 +423,17 @@ def test_without_llguidance_the_extra_is_named(served: Served, monkeypatch: pyte
     assert (caught.value.status, caught.value.parameter) == (400, "guided_regex")
     assert "pip install 'finetale[serve]'" in caught.value.message
     assert ask(served, response_format={"type": "text"}, max_tokens=2)
+
+
+def test_a_vocabulary_that_cannot_write_json_is_refused(tmp_path: Path) -> None:
+    """BERT's tokens begin with a space, unless they continue a word."""
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *'你好{}":,abc', *(f"##{letter}" for letter in "abc")]
+    (tmp_path / "vocab.txt").write_text("\n".join(entries) + "\n", encoding="utf-8")
+    used = BertTokenizer(str(tmp_path / "vocab.txt"))
+    own = Grammars(used, len(used), (3,))
+    with pytest.raises(RequestError, match="allows no text that the model's tokens can write"):
+        own.constraint(json_form({"type": "object"}, "guided_json"))
+    assert walk(own.constraint(choice_form(["abc"], "guided_choice")), used, 0, 5) == ("abc", True)
 
 
 def test_a_tokenizer_that_changes_tokens_by_their_neighbours_is_refused() -> None:

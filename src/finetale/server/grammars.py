@@ -75,24 +75,33 @@ class Grammars:
         """Compile a form again when it is used next. Its automaton has reached the limit of its size."""
         self._compiled.pop(form, None)  # without the lock, because the engine must not wait while a form is compiled
 
-    def _tokens(self, form: Form) -> tuple[TokenBytes, LLTokenizer]:
-        from llguidance import LLTokenizer
+    def prepare(self) -> None:
+        """Read the vocabulary, which takes about half a second for 50,000 tokens, before the first request needs it."""
+        with self._lock:
+            if self._words is None and extras.is_installed("llguidance"):
+                self._words = self._read()
 
+    def _tokens(self, form: Form) -> tuple[TokenBytes, LLTokenizer]:
         if self._words is None:
-            try:
-                words = TokenBytes(self._tokenizer, self._vocab_size)
-                end = self._ends[0] if self._ends else -1
-                bridge = _Bridge(words, self._ends, end)
-                self._words = words, LLTokenizer(bridge, n_vocab=self._vocab_size, eos_token=self._ends)  # type: ignore[arg-type]
-            except InexactTokens as error:
-                self._words = error
+            self._words = self._read()
         if isinstance(self._words, InexactTokens):
             raise RequestError(
-                f"{form.parameter}: the model's tokenizer does not allow structured output. It changes the text of a "
-                f"token depending on its neighbours ({self._words}).",
+                f"{form.parameter}: the model's tokenizer does not allow structured output: {self._words}.",
                 form.parameter,
             )
         return self._words
+
+    def _read(self) -> tuple[TokenBytes, LLTokenizer] | InexactTokens:
+        from llguidance import LLTokenizer
+
+        try:
+            words = TokenBytes(self._tokenizer, self._vocab_size)
+            bridge = _Bridge(words, self._ends)
+            return words, LLTokenizer(bridge, n_vocab=self._vocab_size, eos_token=self._ends)  # type: ignore[arg-type]
+        except InexactTokens as error:
+            return error
+        except Exception as error:  # a tokenizer of another kind; all else that the service does works
+            return InexactTokens(f"it can't be read ({type(error).__name__})")
 
     def _compile(self, form: Form, tokens: LLTokenizer) -> LLMatcher:
         from llguidance import LLMatcher
@@ -190,8 +199,8 @@ class _Bridge:
     is_tokenizer_wrapper = True
     bos_token_id = None
 
-    def __init__(self, words: TokenBytes, ends: list[int], end: int) -> None:
-        self.eos_token_id = end
+    def __init__(self, words: TokenBytes, ends: list[int]) -> None:
+        self.eos_token_id = ends[0]
         self.tokens = words.bytes
         self.special_token_ids = sorted({*words.special, *ends})
         self._words = words

@@ -210,6 +210,7 @@ def serve_model(
     vocabulary = Vocabulary(
         loaded.tokenizer, facts.vocab_size, context, generator.ends, begins_chats=_begins_chats(loaded)
     )
+    vocabulary.grammars.prepare()
     takes_adapters = num_adapters > 0 and chosen.rows.takes_adapters
     return Served(
         name,

@@ -110,7 +110,9 @@ class TokenBytes:
             except UnicodeDecodeError:  # how a part of a character is shown depends on the decoder
                 continue
             if text != lead + expected:
-                raise InexactTokens(f"{text!r} is not {lead + expected!r}")
+                raise InexactTokens(
+                    f"it changes the text of a token depending on its neighbours ({text!r} for {lead + expected!r})"
+                )
 
     def _decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -122,9 +124,11 @@ class TokenBytes:
 
 def _bytes_of(name: str, text: str) -> bytes:
     """Return the bytes of a token, from its name in the vocabulary and its text after another token."""
-    if "\ufffd" not in text:
+    if text and "\ufffd" not in text:
         return text.encode()
     if match := _BYTE.fullmatch(name):
         return bytes([int(match[1], 16)])
     data = [byte_table().get(character) for character in name]
-    return b"" if None in data else bytes(value for value in data if value is not None)
+    if name and None not in data:
+        return bytes(value for value in data if value is not None)
+    return bytes([ord(name)]) if len(name) == 1 and ord(name) < 256 else b""  # ByT5's name for a byte
