@@ -65,7 +65,7 @@ class Grammars:
             )
         with self._lock:
             words, tokens = self._tokens(form)
-            matcher = self._compiled.pop(form, None) or self._compile(form, tokens)
+            matcher = self._compiled.pop(form, None) or self._compile(form, words, tokens)
             self._compiled[form] = matcher
             while len(self._compiled) > _MAX_CACHED:
                 self._compiled.popitem(last=False)
@@ -103,7 +103,7 @@ class Grammars:
         except Exception as error:  # a tokenizer of another kind; all else that the service does works
             return InexactTokens(f"it can't be read ({type(error).__name__})")
 
-    def _compile(self, form: Form, tokens: LLTokenizer) -> LLMatcher:
+    def _compile(self, form: Form, words: TokenBytes, tokens: LLTokenizer) -> LLMatcher:
         from llguidance import LLMatcher
 
         try:
@@ -114,8 +114,9 @@ class Grammars:
         if matcher.is_error():
             raise _invalid(form, matcher.get_error())
         first = matcher.deep_copy()
+        forced = first.compute_ff_bytes().decode(errors="ignore")
         allowed = first.compute_bitmask()
-        if _is_stuck(first) or not any(allowed):
+        if _is_stuck(first) or not any(allowed) or (forced and not words.encode(forced)):
             raise _invalid(form, "it allows no text that the model's tokens can write")
         if first.is_error():
             raise _invalid(form, first.get_error())
