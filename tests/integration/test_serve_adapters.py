@@ -126,6 +126,15 @@ def test_each_name_gives_the_text_of_its_merged_model_alone_and_with_others(plac
                 for key, (text, logprobs) in together.items():
                     assert text == texts[key]
                     assert logprobs == pytest.approx(alone[key][1], abs=1e-4)
+        for name in NAMES:  # structured output shares its compiled forms with the base
+            asked = {
+                "model": name,
+                "prompt": "The lamp",
+                "max_tokens": 20,
+                "extra_body": {"guided_regex": "(yes|no){2}"},
+            }
+            text = client.completions.create(**asked).choices[0].text  # type: ignore[call-overload]
+            assert re.fullmatch("(yes|no){2}", text)
         metrics = get(serving, "/metrics")
         for name in NAMES:
             written = re.search(rf'finetale_completion_tokens_total{{model="{name}"}} (\S+)', metrics)

@@ -56,7 +56,10 @@ class Vocabulary:
         self, tokenizer: PreTrainedTokenizerBase, ends: tuple[int, ...], *, begins_chats: bool
     ) -> Vocabulary:
         """Return the vocabulary of an adapter of this model, whose tokenizer has the same tokens."""
-        return Vocabulary(tokenizer, self.vocab_size, self.context, ends, begins_chats=begins_chats)
+        found = Vocabulary(tokenizer, self.vocab_size, self.context, ends, begins_chats=begins_chats)
+        if ends == self.ends:
+            found.grammars = self.grammars  # the tokens are the same, so they are read and compiled for once
+        return found
 
     def check_size(self, characters: int, parameter: str) -> None:
         """Check the size of a prompt before tokenizing it, which would take long for a huge one.
