@@ -127,6 +127,17 @@ def test_a_missing_file_is_named(sharded: Path) -> None:
     assert "Download it again" in error.hint
 
 
+def test_the_index_and_not_the_names_say_how_many_files_there_are(sharded: Path) -> None:
+    """CoSER #3: files called 1 to 15 of 30 were all that there were."""
+    index = sharded / "model.safetensors.index.json"
+    for file in list(sharded.glob("model-*")):
+        file.rename(sharded / file.name.replace("of-00004", "of-00009"))
+    change(index, weight_map=json.loads(index.read_text().replace("of-00004", "of-00009"))["weight_map"])
+    assert same(models.load(str(sharded)).model, model(0))
+    index.unlink()
+    assert "has its weights in 4 files and no model.safetensors.index.json" in refused(sharded).message
+
+
 @pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/tmp/elsewhere.safetensors", "sub/model.safetensors"])
 def test_an_index_that_names_a_file_outside_the_folder_is_refused(name: str, sharded: Path) -> None:
     index = sharded / "model.safetensors.index.json"

@@ -333,12 +333,6 @@ def pretend(folder: Path, *names: str) -> None:
             "save_pretrained",
         ),
         (
-            ["model-00001-of-00003.safetensors", "model.safetensors.index.json"],
-            ["model.safetensors"],
-            "lacks 2 of its 3 weight files, such as model-00002-of-00003",
-            "The download may be incomplete. Download it again.",
-        ),
-        (
             ["model-00001-of-00001.safetensors"],
             ["model.safetensors"],
             "no model.safetensors.index.json",

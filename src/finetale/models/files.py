@@ -33,7 +33,7 @@ _QUANTISED = ("quantization_config", "compression_config")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 _OTHER_FORMATS = (".ggml", ".onnx", ".tflite", ".mlmodel")
 WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 _POSITIONS = ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len")
 _CHANGING = ("longrope", "su", "dynamic")
 _SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors", re.ASCII)
@@ -86,7 +86,7 @@ def check_config(name: str, config: Any) -> None:
 
 def holds_adapter_alone(files: Sequence[str]) -> bool:
     """Return whether a folder with these files holds an adapter, without the weights of a model."""
-    model = (WEIGHTS, _INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
+    model = (WEIGHTS, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
     return "adapter_config.json" in files and not any(file in model or _SHARD.fullmatch(file) for file in files)
 
 
@@ -113,10 +113,14 @@ def check_files(name: str, files: Sequence[str]) -> None:
     has_config = "config.json" in files
     if has_config and WEIGHTS in files:
         return
-    shards = [match for file in files if (match := _SHARD.fullmatch(file))]
-    if has_config and (shards or _INDEX in files):
-        _check_shards(name, files, shards)
-        return
+    if has_config and INDEX in files:
+        return  # `safety.check_index` says whether the files that it lists are there
+    shards = [file for file in files if _SHARD.fullmatch(file)]
+    if has_config and shards:
+        raise ModelError(
+            f"{name} has its weights in {len(shards)} files and no {INDEX} that lists them.",
+            "The download may be incomplete. Download it again.",
+        )
     for file in sorted(files):
         if file.lower().endswith(".gguf"):
             raise ModelError(
@@ -171,20 +175,6 @@ def check_is_folder(name: str, path: Path) -> None:
         f"{name} is a file, not a model folder.",
         f"Give its folder: {beside}" if beside else "Give the folder that holds config.json and model.safetensors.",
     )
-
-
-def _check_shards(name: str, files: Sequence[str], shards: Sequence[re.Match[str]]) -> None:
-    """Refuse weights in several files of which one is missing."""
-    hint = "The download may be incomplete. Download it again."
-    if shards:
-        total = int(shards[0][2])
-        there = {int(match[1]) for match in shards}
-        missing = [number for number in range(1, total + 1) if number not in there]
-        if missing:
-            first = f"model-{missing[0]:05}-of-{total:05}.safetensors"
-            raise ModelError(f"{name} lacks {len(missing)} of its {total} weight files, such as {first}.", hint)
-    if _INDEX not in files:
-        raise ModelError(f"{name} has its weights in {len(shards)} files and no {_INDEX} that lists them.", hint)
 
 
 def read_config(file: Path) -> Any:

@@ -8,8 +8,17 @@ from pathlib import Path
 
 from finetale.errors import HubError
 from finetale.models import adapters
-from finetale.models.files import check_config, check_files, first_line, holds_adapter_alone, read_config
+from finetale.models.files import (
+    INDEX,
+    WEIGHTS,
+    check_config,
+    check_files,
+    first_line,
+    holds_adapter_alone,
+    read_config,
+)
 from finetale.models.names import meant
+from finetale.models.safety import check_index
 
 _NO_NETWORK = "or give a local folder; `--model bundled` needs no network."
 _UNREACHABLE = (
@@ -60,6 +69,8 @@ def download(
         if "config.json" in files:
             check_config(name, read_config(first("config.json")))
         check_files(name, files)
+        if WEIGHTS not in files:
+            check_index(name, first(INDEX), files)
     with _hub_errors(name, revision, offline):
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=below))
     return folder, folder.name

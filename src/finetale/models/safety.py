@@ -6,6 +6,7 @@ import json
 import math
 import re
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,22 +117,36 @@ def check_tensors(name: str, folder: Path, layers: Any = None) -> None:
     if (folder / "model.safetensors").is_file():  # it is read, and an index beside it is not
         return
     for index in sorted(folder.glob("*.safetensors.index.json")):
-        try:
-            files = set(read_bounded_json(index, _INDEX_BYTES)["weight_map"].values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ModelError(f"{index.name} of {name} can't be read: {error}.", "Download the model again.") from None
-        for file in files:
-            if not isinstance(file, str) or not _WEIGHT_FILE.fullmatch(file):
-                raise ModelError(
-                    f"{index.name} of {name} names {str(file)[:80]!r}, which is not a weight file in its folder.",
-                    "The model may be malicious. Choose another one.",
-                )
-        missing = sorted(file for file in files if not (folder / file).is_file())
-        if missing:
+        check_index(name, index, [file.name for file in folder.iterdir() if file.is_file()])
+
+
+def check_index(name: str, index: Path, there: Sequence[str]) -> None:
+    """Refuse an index of several weight files that names missing or foreign files.
+
+    Names such as model-00001-of-00030.safetensors do not decide how many files there are (CoSER issue 3).
+
+    Args:
+        there: names of the files in the model's folder.
+
+    Raises:
+        ModelError: names the file.
+    """
+    try:
+        files = set(read_bounded_json(index, _INDEX_BYTES)["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{index.name} of {name} can't be read: {error}.", "Download the model again.") from None
+    for file in files:
+        if not isinstance(file, str) or not _WEIGHT_FILE.fullmatch(file):
             raise ModelError(
-                f"{name} lacks {len(missing)} of its {len(files)} weight files, such as {missing[0]}.",
-                "The download may be incomplete. Download it again.",
+                f"{index.name} of {name} names {str(file)[:80]!r}, which is not a weight file in its folder.",
+                "The model may be malicious. Choose another one.",
             )
+    missing = sorted(files - set(there))
+    if missing:
+        raise ModelError(
+            f"{name} lacks {len(missing)} of its {len(files)} weight files, such as {missing[0]}.",
+            "The download may be incomplete. Download it again.",
+        )
 
 
 def _tensors_in(name: str, file: Path) -> int:
