@@ -342,6 +342,8 @@ def test_equal_forms_are_compiled_once(served: Served, monkeypatch: pytest.Monke
         ({"guided_json": "[1]"}, "guided_json", "must be a JSON schema that allows a value"),
         ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex", "unclosed group"),
         ({"structured_outputs": {"regex": 3}}, "structured_outputs.regex", "string"),
+        ({"structured_outputs": {}}, "structured_outputs", "needs json, regex"),
+        ({"structured_outputs": {"json": {}, "regex": "a"}}, "structured_outputs.regex", "can't be combined with"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema is required"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "json_object"),
         (

@@ -125,6 +125,8 @@ class FormParameters(BaseModel):
         values = {"json": wanted.content, "regex": wanted.regex, "choice": wanted.choice, "grammar": wanted.grammar}
         if wanted.json_object:
             values["json_object"] = {"type": "object"}
+        if all(value is None for value in values.values()):
+            raise ValueError("structured_outputs: needs json, regex, choice, grammar or json_object")
         return [
             _form(kind, value, f"structured_outputs.{kind}", space)
             for kind, value in values.items()
