@@ -25,7 +25,7 @@ from finetale.server.app import Service
 from finetale.server.connections import bounded
 from finetale.server.engines.pytorch_rows import ALL_THREADS
 from finetale.server.logs import logged_as_json
-from finetale.server.model_spec import ModelSpec
+from finetale.server.model_spec import BYTES_PER_WEIGHT, ModelSpec
 from finetale.server.vllm import Upstream, close_all
 from finetale.signals import Bell, StopRequest, handling, hangups, in_terminal
 
@@ -141,12 +141,14 @@ def _log_copies(specs: Sequence[Spec], service: Service) -> None:
         if len(backends) == 1:
             _log.info("one copy of the weights of %s in memory serves it and its adapters (%s)", base.name, names)
         else:
+            found = service.models[base.name].provenance
             _log.info(
                 "%d copies of the weights of %s in memory serve it and its adapters (%s), because OpenVINO runs merged "
-                "copies; --engine torch needs one copy",
+                "copies of about %d MB each in int8; --engine torch needs one copy",
                 len(backends),
                 base.name,
                 names,
+                round((found.parameters if found else 0) * BYTES_PER_WEIGHT / 1e6),
             )
 
 
