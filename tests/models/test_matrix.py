@@ -16,11 +16,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import finetale as ft
 from architectures import ALL, POSITIONS, Architecture
 from finetale import models, speed
-from finetale.config import SamplingSettings
+from finetale.config import Config, SamplingSettings
 from finetale.errors import InterruptedRun, ModelError
 from finetale.forward import find_route
 from finetale.generate import Generator, find_way
 from finetale.library import Run
+from finetale.models import adapters
+from finetale.models.adapter_hooks import load_adapter, using
 from finetale.server.engines import Job, selection
 from finetale.server.model_spec import Served, serve_model
 from finetale.tokens import begin_and_end
@@ -131,6 +133,37 @@ def test_what_is_done_with_a_type(architecture: Architecture, tmp_path: Path) ->
         models.save(loaded.model, loaded.tokenizer, folder)
         assert tensors(folder) == tensors(base)
         loaded = models.load(str(folder))
+
+
+@pytest.mark.parametrize("architecture", ALL, ids=lambda item: item.name)
+def test_an_adapter_beside_its_base_gives_the_scores_of_the_merged_model(
+    architecture: Architecture, tmp_path: Path
+) -> None:
+    base = str(architecture.save(tmp_path / "base"))
+    loaded = models.open_model(base, lambda event: None)
+    facts = selection.Facts(len(tokenizer()), (), architecture.context or POSITIONS, 0)
+    assert selection.torch_engine(loaded, facts, 4, adapters=True).name == architecture.server
+    # PEFT refuses the other layers of Mamba, whose kernels use their weights without calling them.
+    targets = {"lora_targets": "in_proj"} if architecture.kind == "mamba" else {}
+    trained = models.load(base).model
+    adapters.attach(trained, Config.resolve({"method": "dora", "lora_rank": 2} | targets), seed=0)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    adapters.write(trained, folder, base=base, revision=None, base_sha256="0" * 64)
+    adapter = load_adapter(loaded.model, folder, "it")
+    merged = adapters.merge_into(models.load(base).model, folder, "it").eval()
+    ids = torch.arange(2, 14)[None]
+    with torch.inference_mode():
+        expected, alone = (model(input_ids=ids, use_cache=False).logits for model in (merged, loaded.model))
+        with using([adapter]):
+            found = loaded.model(input_ids=ids, use_cache=False).logits
+    assert (alone - expected).abs().max() > 0.5
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max().clamp(min=1)))
 
 
 @each

@@ -157,6 +157,27 @@ def test_rows_that_join_and_leave_keep_their_adapters(tmp_path: Path) -> None:
     assert [each.tokens for each in jobs] == [each.tokens for each in alone]
 
 
+def test_a_running_text_keeps_the_adapter_that_it_began_with(tmp_path: Path) -> None:
+    base = model(3)
+    adapter_hooks.add_hooks(base)
+    engine = FACTS.engine(TorchRows(base, context=64, slots=4))
+    old = load_adapter(base, write_adapter(model(3), tmp_path / "one", 0), "one")
+    (tmp_path / "one").rename(tmp_path / "gone")
+    new = load_adapter(base, write_adapter(model(3), tmp_path / "one", 5), "one")
+    alone = [job(4, 9, adapter) for adapter in (old, new)]
+    for each in alone:
+        run(engine, [each], tokens=20)
+    running, later = job(4, 9, old), job(4, 9, new)
+    engine.start([[running]])
+    for _ in range(8):
+        engine.step()
+    engine.start([[later]])
+    for _ in range(12):
+        engine.step()
+    assert running.tokens == alone[0].tokens
+    assert later.tokens == alone[1].tokens[:12] != running.tokens[:12]
+
+
 def test_several_samples_of_a_prompt_have_its_adapter(tmp_path: Path) -> None:
     base = model(3)
     adapter_hooks.add_hooks(base)
