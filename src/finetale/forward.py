@@ -131,7 +131,7 @@ class PackedForward:
             states = self._outputs(batch, tied).flatten(0, 1)
             if self._compiled is None and (rows := self._learned_rows(batch)) is not None:
                 states, labels = states[rows], labels[rows]
-            saves = speed.has_half_gradient(head.weight)
+            saves = speed.has_half_gradient(head.weight) or not head.weight.requires_grad
             if saves:
                 speed.release_holes()
             total = speed.summed_cross_entropy(

@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 
 
 class _HalfLinear(nn.Linear):
+    computes_as = nn.Linear
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return F.linear(input, _weight_for(self, input), self.bias)
 
 
 class _HalfConv1D(Conv1D):  # type: ignore[misc]
+    computes_as = Conv1D
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         product = torch.addmm(self.bias, x.view(-1, x.size(-1)), _weight_for(self, x))
         return product.view(*x.shape[:-1], self.nf)
@@ -68,11 +72,18 @@ def keep_in_bf16(model: PreTrainedModel) -> int:
         saved += 2 * weight.numel()
         for module in modules:
             module.__class__ = _HALVES[type(module)]
+    # What was read from a file is a view of its memory map, and a single view keeps all pages of the file in memory.
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype != torch.bfloat16:
+            tensor.data = tensor.data.clone()
     return saved
 
 
 def restore_fp32(model: PreTrainedModel, read: Callable[[], PreTrainedModel]) -> None:
-    """Undo `keep_in_bf16` with the weights of a model that is read again, because the rounding can't be undone."""
+    """Undo `keep_in_bf16` with the weights of a model that is read again, because the rounding can't be undone.
+
+    The model must have no speed-ups, which replace its classes.
+    """
     halves = [(name, module) for name, module in model.named_modules() if type(module) in _HALVES.values()]
     if not halves:
         return
@@ -88,7 +99,7 @@ def restore_fp32(model: PreTrainedModel, read: Callable[[], PreTrainedModel]) ->
 def fast_products(model: PreTrainedModel) -> Iterator[None]:
     """Compute in bf16 inside, if `keep_in_bf16` converted the model. Otherwise each product would convert weights."""
     device = next(model.parameters()).device.type
-    halves = any(type(module) in _HALVES.values() for module in model.modules())
+    halves = any(isinstance(module, tuple(_HALVES.values())) for module in model.modules())
     with torch.autocast(device, dtype=torch.bfloat16, enabled=halves):
         yield
 

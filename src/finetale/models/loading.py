@@ -257,6 +257,13 @@ def enable_checkpointing(model: PreTrainedModel) -> None:
     model.disable_input_require_grads()  # only the older kind needs it, and it would undo `freeze`
 
 
+def discard(model: torch.nn.Module) -> None:
+    """Free the weights of a model that is not used any more, although references to it remain."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.grad = None
+        tensor.data = tensor.data.new_empty(0)
+
+
 def is_checkpointing(model: torch.nn.Module) -> bool:
     """Return whether `enable_checkpointing` was called."""
     for name in ("is_activation_checkpointing", "is_gradient_checkpointing"):

@@ -178,6 +178,7 @@ def prepare(
     set_up(loaded.model, precision=precision)
     tuned = tune(config, loaded.model, blocks, step_budget(config, blocks), notify)
     if adapted is not None and precision != tuned.choice.precision == "fp32":  # the probe found bf16 to be slower
+        speed.undo(loaded.model)
         restore_fp32(loaded.model, partial(adapted.read, loaded.tokenizer))
         set_up(loaded.model, precision="fp32")
         speed.use_documents(loaded.model, tuned.choice.attention == "documents")

@@ -74,7 +74,9 @@ def train_and_finish(run: RunDirectory, prepared: Prepared, notify: Notify, chec
     with _status(run), memory_errors():
         state = _train(run, prepared, notify, checkpoint)
         config = prepared.config.model_copy(update={"micro_batch_size": state.micro_batch_size})
-        gc.collect()  # free optimizer and gradients, because the comparison loads two models
+        models.discard(prepared.loaded.model)
+        gc.collect()  # free the optimizer and gradients too, because the comparison loads two models
+        speed.release()
         finish(run, config, notify, state)
     return run
 

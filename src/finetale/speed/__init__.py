@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch.nn as nn
 
 from finetale.speed import attention
-from finetale.speed.allocator import kept_memory, release_holes, temporary
+from finetale.speed.allocator import kept_memory, release, release_holes, temporary
 from finetale.speed.gated import FastGatedMLP, is_gated
 from finetale.speed.loss import (
     TiedWeights,
@@ -25,10 +25,11 @@ from finetale.speed.loss import (
     most_likely,
     summed_cross_entropy,
 )
+from finetale.speed.low_rank import FastLoRA, is_low_rank
 from finetale.speed.modules import FastDropout, FusedGELU
 from finetale.speed.norms import FastRMSNorm, is_rms_norm
 from finetale.speed.products import FastConv1D, FastLinear, use_half_gradients
-from finetale.speed.replacing import Replacement, is_simple, replace, restore
+from finetale.speed.replacing import Replacement, computed_as, is_simple, replace, restore
 from finetale.speed.rotary import FastRotary, uses_rotary
 from finetale.speed.rounding import round_stochastically
 
@@ -52,6 +53,7 @@ __all__ = [
     "linear_cross_entropy",
     "most_likely",
     "packs_documents",
+    "release",
     "release_holes",
     "round_stochastically",
     "set_up",
@@ -184,11 +186,16 @@ def _faster(module: nn.Module, checked: dict[tuple[object, ...], type[Replacemen
     """Return the faster class for a module, or None. One module of each class and width is tested with numbers."""
     if is_simple(module, nn.Linear):
         return FastLinear
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+    if computed_as(module).__name__ == "Conv1D" and hasattr(module, "nf"):
         return FastConv1D
     key = (type(module), *(tuple(p.shape) for p in module.parameters()))
     if key not in checked:
-        tests = ((FastRMSNorm, is_rms_norm), (FastGatedMLP, is_gated), (FastRotary, uses_rotary))
+        tests = (
+            (FastRMSNorm, is_rms_norm),
+            (FastGatedMLP, is_gated),
+            (FastRotary, uses_rotary),
+            (FastLoRA, is_low_rank),
+        )
         checked[key] = next((faster for faster, test in tests if test(module)), None)
     return checked[key]
 

@@ -20,7 +20,7 @@ from finetale.speed.allocator import temporary
 _CHUNK_BYTES, _GPU_CHUNK_BYTES = 128 * 2**20, 512 * 2**20
 """Size of a chunk's logits. More chunks cost more: each one adds to the gradient of all output weights."""
 _HALF_CHUNK_BYTES = 34 * 2**20
-"""The same where memory is saved by a gradient in bf16."""
+"""The same where memory is saved by a gradient in bf16, or by none of the output weights."""
 _SLICE_BYTES = 8 * 2**20
 """Size of the part of that gradient that is computed at once."""
 _ROWS_BYTES = 4 * 2**20
@@ -190,7 +190,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             to_hidden = torch.empty_like(hidden) if wanted[0] else None
             to_weight, to_bias = None, None
             half = dtype == torch.bfloat16 and has_half_gradient(weight)
-            most = _HALF_CHUNK_BYTES if half else _most_bytes(hidden.device)
+            small = half or (not wanted[1] and hidden.device.type == "cpu")  # then chunks add to no gradient
+            most = _HALF_CHUNK_BYTES if small else _most_bytes(hidden.device)
             for chunk in _slices(len(labels), matrix.shape[0] * matrix.element_size(), most):
                 states = hidden[chunk].to(dtype)
                 logits = _logits(states, matrix, None if bias is None else _padded(bias))

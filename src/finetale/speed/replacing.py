@@ -43,8 +43,17 @@ def restore(module: nn.Module) -> None:
         module.__class__ = module.replaced  # type: ignore[assignment]
 
 
+def computed_as(module: nn.Module) -> type[nn.Module]:
+    """Return the class whose `forward` a module computes: that before `replace`, or its attribute `computes_as`."""
+    found = type(module).replaced if isinstance(module, Replacement) else type(module)
+    return getattr(found, "computes_as", found)
+
+
 def is_simple(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Return whether calling a module does nothing but the `forward` of `kind`: no subclass of it, and no hooks."""
-    found = type(module).replaced if isinstance(module, Replacement) else type(module)
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return found is kind and "forward" not in vars(module) and not any(getattr(module, name) for name in hooks)
+    return (
+        computed_as(module) is kind
+        and "forward" not in vars(module)
+        and not any(getattr(module, name) for name in hooks)
+    )
