@@ -18,7 +18,7 @@ from finetale.speed.replacing import Replacement, restore
 pytest.importorskip("peft")
 
 
-def adapted(kind: str, **settings: Any) -> Any:
+def adapted(kind: str, seed: int = 0, **settings: Any) -> Any:
     """Return a tiny model in training mode with an adapter that is not zero."""
     torch.manual_seed(0)
     if kind == "gpt2":
@@ -32,6 +32,7 @@ def adapted(kind: str, **settings: Any) -> Any:
         sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
         model = LlamaForCausalLM(LlamaConfig(vocab_size=64, max_position_embeddings=32, **sizes))
     adapters.attach(model, Config.resolve({"method": "lora", "lora_rank": 4} | settings), seed=0)
+    torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -64,7 +65,7 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 
 
 @pytest.mark.parametrize(("kind", "layers"), [("gpt2", 2 * 4), ("llama", 2 * 7)])
-def test_gradients_are_those_of_peft_and_in_bf16_as_close_to_them(kind: str, layers: int) -> None:
+def test_gradients_are_those_of_peft(kind: str, layers: int) -> None:
     model = adapted(kind)
     expected = gradients(model)
     assert len(expected) == 2 * layers
@@ -74,11 +75,24 @@ def test_gradients_are_those_of_peft_and_in_bf16_as_close_to_them(kind: str, lay
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
-    ours = distance(gradients(model, bf16=True), expected)
-    leave_to_peft(model)
-    assert ours <= 1.2 * distance(gradients(model, bf16=True), expected)
     speed.undo(model)
     assert fast_layers(model) == 0
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("half_base", [False, True])
+def test_in_bf16_gradients_are_as_close_to_those_in_fp32_as_pefts(kind: str, half_base: bool) -> None:
+    ours, theirs = 0.0, 0.0  # sums over several adapters, because single distances vary by a factor of two
+    for seed in range(8):
+        model = adapted(kind, seed)
+        exact = gradients(model)
+        if half_base:
+            frozen.keep_in_bf16(model)
+        speed.apply(model)
+        ours += distance(gradients(model, bf16=True), exact)
+        leave_to_peft(model)
+        theirs += distance(gradients(model, bf16=True), exact)
+    assert 0 < ours <= 1.2 * theirs
 
 
 def test_without_gradients_the_layer_is_pefts_own() -> None:
@@ -111,12 +125,8 @@ def test_frozen_weights_in_bf16_use_the_same_functions_and_are_restored(kind: st
     model, whole = adapted(kind), adapted(kind)
     weights = {name: p.clone() for name, p in model.named_parameters()}
     assert frozen.keep_in_bf16(model) > 0
-    exact = gradients(whole)
     speed.apply(model)
     assert fast_layers(model) == (8 if kind == "gpt2" else 14)
-    ours = distance(gradients(model, bf16=True), exact)
-    leave_to_peft(model)
-    assert ours <= 1.2 * distance(gradients(model, bf16=True), exact)
     with frozen.fast_products(model):
         assert torch.is_autocast_enabled("cpu")
     speed.undo(model)
