@@ -11,6 +11,7 @@ from finetale.formatting import shell_command
 from finetale.models import adapters
 from finetale.models.files import is_adapter
 from finetale.models.locating import check_adapter, verify_adapter
+from finetale.models.names import is_hub_id
 from finetale.rundir import RunDirectory
 
 
@@ -86,6 +87,9 @@ def find_adapter(path: str) -> AdapterFolder:
 def _not_an_adapter(path: str, place: Path) -> ModelError:
     if (place / "config.json").is_file():
         return ModelError(f"{path} is a whole model, not an adapter.", f"Serve it with --also NAME={path}.")
+    if not place.exists() and is_hub_id(path):
+        command = shell_command("hf", "download", path, "--local-dir", "adapter")
+        return ModelError(f"There is no folder {path}.", f"Download an adapter of the Hub first: `{command}`.")
     return ModelError(
         f"{path} is neither a run nor an adapter folder." if place.exists() else f"There is no folder {path}.",
         f"Give a run, or a folder with {adapters.CONFIG_NAME} and {adapters.WEIGHTS_NAME}.",
