@@ -122,6 +122,23 @@ def test_targets_can_be_chosen_and_unknown_ones_are_refused_with_those_that_exis
     assert "c_attn, c_proj, c_fc" in caught.value.hint
 
 
+def test_layers_that_the_kernels_of_mamba_read_are_left_out_and_refused_by_name() -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    sizes = {"hidden_size": 16, "state_size": 4, "num_hidden_layers": 2, "vocab_size": len(tokenizer())}
+    tiny = MambaForCausalLM(MambaConfig(**sizes))
+    names = adapters.attach(tiny, Config.resolve({"method": "lora", "lora_rank": 2}), seed=0)
+    assert "in_proj" in names
+    assert not {"out_proj", "dt_proj"} & set(names)
+    for wanted in ("out_proj", "in_proj,mixer.out_proj", "dt_proj"):
+        with pytest.raises(ConfigError, match=r"(out|dt)_proj \(lora_targets\) can't be adapted in a mamba model"):
+            adapters.attach(
+                MambaForCausalLM(MambaConfig(**sizes)),
+                Config.resolve({"method": "lora", "lora_targets": wanted}),
+                seed=0,
+            )
+
+
 # Files
 
 

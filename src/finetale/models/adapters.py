@@ -55,6 +55,9 @@ _HARMLESS = (
     "task_type",
 )
 """Keys of adapter_config.json that do not change what an adapter computes, because its tensors name their layers."""
+_FUSED_TYPES = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+_FUSED_LAYERS = ("dt_proj", "out_proj")
+"""Layers whose weights state-space models or their kernels read without calling the layers. PEFT refuses `out_proj`."""
 
 
 def attach(model: PreTrainedModel, settings: MethodSettings, seed: int) -> tuple[str, ...]:
@@ -100,9 +103,18 @@ def target_names(model: PreTrainedModel, wanted: tuple[str, ...]) -> tuple[str, 
     """Return the names of the layers to adapt, resolved from the setting `lora_targets`.
 
     Raises:
-        ConfigError: a name matches no layer. The hint lists the names that exist.
+        ConfigError: a name matches no layer, or one that can't be adapted. The hint lists the names that exist.
     """
     layers = [name for name, _ in linear_layers(model)]
+    fused = _FUSED_LAYERS if getattr(model.config, "model_type", None) in _FUSED_TYPES else ()
+    read_by_kernels = [name for name in wanted if name.rpartition(".")[2] in fused]
+    if read_by_kernels:
+        raise ConfigError(
+            f"The layers {', '.join(read_by_kernels)} (lora_targets) can't be adapted in a {model.config.model_type} "
+            "model: its kernels read their weights without calling the layers.",
+            "Leave them out, or set --lora-targets all-linear, which does.",
+        )
+    layers = [name for name in layers if name.rpartition(".")[2] not in fused]
     last_parts = tuple(dict.fromkeys(name.rpartition(".")[2] for name in layers))
     if not layers:
         raise ConfigError("The model has no linear layers for the matrices of lora.", "Use --method full.")
