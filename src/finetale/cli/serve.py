@@ -32,7 +32,10 @@ def command(
     /,
     *,
     host: Annotated[
-        str, Parameter(help="Address to listen on. Any but this machine's own needs an API key.")
+        str,
+        Parameter(
+            help="Address to listen on, or unix:PATH for a Unix socket. Others than this machine's need an API key."
+        ),
     ] = "127.0.0.1",
     port: Annotated[
         int, Parameter(validator=Number(gte=0, lte=65_535), help="Port to listen on. 0: any free port.")
@@ -120,7 +123,8 @@ def command(
     key = _key(api_key_file)
     if not host.strip():
         raise ConfigError("--host is empty.", "Set it to an address to listen on, or leave it out.")
-    if host not in _LOOPBACK and key is None:
+    is_unix = host.startswith("unix:")
+    if host not in _LOOPBACK and not is_unix and key is None:
         raise ConfigError(
             f"--host {host} would give others on the network access, and there is no API key.",
             "Set one with --api-key-file or FINETALE_API_KEY, or leave out --host.",
@@ -158,7 +162,7 @@ def command(
                 "Give them different names with --name, --also NAME=MODEL and --adapter NAME=RUN.",
             )
         everywhere = host in ("0.0.0.0", "::")
-        own = socket.gethostname() if everywhere else host
+        own = socket.gethostname() if everywhere else "localhost" if is_unix else host
         hosts = frozenset({*_LOOPBACK, *map(_host, allow_host), _host(own)})
         console = stdout()
 
@@ -167,7 +171,7 @@ def command(
         def ready(address: str, served: list[str]) -> None:
             stack.close()
             console.print(
-                f"Serving {' and '.join(served)} at {address}/v1 (press Ctrl-C to stop)",
+                f"Serving {' and '.join(served)} at {address if is_unix else f'{address}/v1'} (press Ctrl-C to stop)",
                 soft_wrap=True,
                 highlight=False,
                 markup=False,

@@ -3,6 +3,7 @@
 service         life of a service: start, reload, shutdown
 app             routes
 access          API key, hosts, origins and sizes
+listening       socket of the service: an address or a Unix socket
 connections     limits on connections
 wire            request and response bodies; messages are those of conversations; openapi describes them
 extensions      parameters of vLLM; token_routes are its routes for tokens

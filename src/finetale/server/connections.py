@@ -60,7 +60,9 @@ class BoundedProtocol(H11Protocol):
             return
         # asyncio does not set it on sockets of our own listener. Without it a body or the next token waits 40 ms for
         # the client's acknowledgement of the bytes before (Nagle's algorithm with delayed ACK).
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        accepted = transport.get_extra_info("socket")
+        if accepted.family in (socket.AF_INET, socket.AF_INET6):
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         super().connection_made(transport)
         self._idle_since = self.loop.time()
         self._waiting = self.loop.call_later(self.limits.header_seconds, transport.abort)

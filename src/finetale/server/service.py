@@ -15,7 +15,7 @@ from types import FrameType
 import torch
 import uvicorn
 
-from finetale.errors import ConfigError, FinetaleError
+from finetale.errors import FinetaleError
 from finetale.notify import Notify
 from finetale.schema import Event, WarningEvent
 from finetale.server.access import MAX_HEADER_BYTES, Limits
@@ -24,6 +24,7 @@ from finetale.server.answer import Served
 from finetale.server.app import Service
 from finetale.server.connections import bounded
 from finetale.server.engines.pytorch_rows import ALL_THREADS
+from finetale.server.listening import listening
 from finetale.server.logs import logged_as_json
 from finetale.server.model_spec import BYTES_PER_WEIGHT, ModelSpec
 from finetale.server.vllm import Upstream, close_all
@@ -58,11 +59,12 @@ def run(
     Args:
         specs: the models; a base before its adapters.
         limits: limits on requests and connections.
-        host: address to listen on.
+        host: address to listen on, or `unix:PATH`.
         port: port to listen on; 0 for any free one.
         drain_seconds: time limit for finishing running requests.
         notify: receives the events of loading.
-        ready: callback; receives the URL and, for each model, its name and engine, once requests are served.
+        ready: callback; receives the URL (or `unix:PATH`) and, for each model, its name and engine, once requests are
+            served.
         reloads: list that `hangups` fills.
         check: callback that raises an error if the models can't be served; called before any is loaded.
 
@@ -70,7 +72,20 @@ def run(
         ConfigError: the service cannot listen on the address.
         FinetaleError: a model cannot be served.
     """
-    listener = _listen(host, port)
+    with listening(host, port) as (listener, url):
+        _run(listener, specs, limits, drain_seconds, notify, lambda served: ready(url, served), reloads, check)
+
+
+def _run(
+    listener: socket.socket,
+    specs: Sequence[Spec],
+    limits: Limits,
+    drain_seconds: float,
+    notify: Notify,
+    ready: Callable[[list[str]], None],
+    reloads: list[int],
+    check: Callable[[], None],
+) -> None:
     service = Service(limits)
     config = uvicorn.Config(
         service.app(),
@@ -107,11 +122,7 @@ def run(
             with _draining(service, server, drain_seconds):
                 _settle()
                 service.loading = False
-                address, number = listener.getsockname()[:2]
-                ready(
-                    f"http://{f'[{address}]' if ':' in address else address}:{number}",
-                    [model.described for model in service.models.values()],
-                )
+                ready([model.described for model in service.models.values()])
                 announced = False
                 while not ended.is_set():
                     if reloads:  # also signals that came while loading
@@ -198,22 +209,6 @@ def _settle() -> None:
 def _tell(event: Event) -> None:
     if isinstance(event, WarningEvent):
         _log.warning(event.message)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket.
-
-    Raises:
-        ConfigError: the address is not available.
-    """
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, OverflowError, UnicodeError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ConfigError(
-            f"Finetale can't listen on {host}:{port}: {why}.", "Choose another address with --host and --port."
-        ) from None
 
 
 @contextmanager
