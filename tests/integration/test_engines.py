@@ -279,6 +279,10 @@ def chosen(loaded: LoadedModel, wanted: str = "openvino", **values: Any) -> tupl
     return selection.choose(loaded, facts, wanted=wanted, **given), events
 
 
+def records_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.rglob("engine.json"))]
+
+
 def record_of(folder: Path) -> dict[str, Any]:
     (file,) = folder.glob("engines/openvino-*/engine.json")
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -582,6 +586,26 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
         return compress(openvino.convert(other.eval()), symmetric=symmetric)
 
     monkeypatch.setattr(openvino, "compress", ruin)
+
+
+def test_an_exact_engine_has_the_models_own_weights_and_is_stored_beside_the_fast_one(
+    loaded: LoadedModel, tmp_path: Path
+) -> None:
+    fast, _ = chosen(loaded)
+    exact, _ = chosen(loaded, exact=True)
+    found = {record["rounding"]["weights"]: record for record in records_of(tmp_path / "cache")}
+    assert found.keys() == {"int8", "as they are"}
+    assert found["as they are"]["rounding"]["fp32"]
+    assert found["as they are"]["perplexity"]["same_choice"] == 1.0
+    ids = torch.arange(3, 40)[None]
+    with torch.inference_mode():
+        expected = loaded.model(input_ids=ids, use_cache=False).logits
+    scale = float(expected.abs().max())
+    differences = [
+        float((selection._alone(engine.rows, ids)[..., : expected.shape[2]] - expected).abs().max()) / scale
+        for engine in (exact, fast)
+    ]
+    assert differences[0] < 1e-5 < differences[1]
 
 
 @pytest.mark.usefixtures("broken")

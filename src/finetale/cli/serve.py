@@ -84,7 +84,11 @@ def command(
     ] = "auto",
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],
-        Parameter(help="Precision of PyTorch's weights. auto: bf16 on a GPU, fp32 elsewhere."),
+        Parameter(
+            help="fp32: compute with the model's own weights in fp32 on either engine, so that texts without "
+            "randomness are the model's own. bf16: PyTorch's weights in bf16. auto: the fastest of OpenVINO; PyTorch "
+            "in bf16 on a GPU, fp32 elsewhere."
+        ),
     ] = "auto",
     slots: Annotated[
         int, Parameter(validator=Number(gte=1, lte=1024), help="Maximum number of completions at the same time.")

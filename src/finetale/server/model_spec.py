@@ -40,7 +40,8 @@ class ModelSpec:
         name: name in requests.
         load: loads the model.
         engine: auto, openvino, torch or vllm.
-        precision: of PyTorch's weights: fp32 or bf16; auto for bf16 on a GPU, fp32 elsewhere.
+        precision: of PyTorch's weights: fp32 or bf16; auto for bf16 on a GPU, fp32 elsewhere. With fp32, OpenVINO
+            computes in fp32 with the model's own weights.
         slots: maximum number of completions at a time.
         max_waiting: maximum number of requests in the queue.
         kv_memory: maximum bytes of keys and values of attention; None for no limit.
@@ -206,6 +207,7 @@ def serve_model(
         ),
         notify=notify,
         adapters=num_adapters > 0,
+        exact=precision == "fp32",
     )
     vocabulary = Vocabulary(
         loaded.tokenizer, facts.vocab_size, context, generator.ends, begins_chats=_begins_chats(loaded)

@@ -32,7 +32,7 @@ class OpenVinoRows:
         source: a model of `export.openvino`, or the file that it was saved to.
         context: maximum tokens per row.
         slots: maximum number of rows.
-        exact: compute in fp32 instead of the fastest precision, for comparisons.
+        exact: compute in fp32 instead of the fastest precision, with keys and values in fp32.
         group: number of activations that share a scale in 8-bit matrix products; 0 for OpenVINO's default.
         fp32: compute in fp32 where the weights are not rounded; a part of what `exact` does.
         memory: maximum bytes of keys and values; raised to what one row of `context` tokens needs. None for what all

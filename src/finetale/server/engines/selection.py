@@ -52,6 +52,8 @@ _ROUNDINGS: tuple[dict[str, Any], ...] = (
 )
 """Roundings of weights and activations to try, fastest first. Without `fp32`, OpenVINO computes in bf16 where the
 processor has it."""
+_EXACT: tuple[dict[str, Any], ...] = ({"weights": "as they are", "group": 0, "fp32": True, "exact": True},)
+"""The only candidate if the numbers must be those of fp32: keys and values are in fp32 too."""
 _UNTOUCHED_SECONDS = 3600.0
 """After this time without a write, an unfinished conversion counts as abandoned."""
 _MODEL, _RECORD = "model.xml", "engine.json"
@@ -189,6 +191,7 @@ def choose(
     dtype: torch.dtype = torch.float32,
     memory: int | None = None,
     adapters: bool = False,
+    exact: bool = False,
 ) -> BatchingEngine:
     """Return the wanted engine, or with `auto` the fastest one whose numbers are right.
 
@@ -202,6 +205,7 @@ def choose(
         dtype: type of PyTorch's weights. Comparisons always use fp32.
         memory: maximum bytes of keys and values; None for no limit.
         adapters: whether PyTorch's jobs may have adapters.
+        exact: whether a converted model computes in fp32 with the model's own weights.
 
     Raises:
         ConfigError: the wanted engine is not installed.
@@ -212,10 +216,10 @@ def choose(
     here = FORMATS["openvino"].is_installed()
     if wanted == "torch" or not here or (wanted == "auto" and loaded.model.device.type != "cpu"):
         return torch_engine(loaded, facts, slots, dtype, memory, adapters=adapters)
-    places = _places(loaded)
+    places = _places(loaded, exact)
     found = ((kept, place) for place in places if (kept := _read_record(place)) is not None)
     limit = cache.size_limit()
-    record, folder = next(found, None) or _make(loaded, facts, places, slots, held_out, notify)
+    record, folder = next(found, None) or _make(loaded, facts, places, slots, held_out, notify, exact)
     held = cache.hold(folder) if folder == places[-1] else None
     cache.evict(cache.cache_root(None), limit)
     problem = record["problem"]
@@ -235,6 +239,7 @@ def choose(
                     slots=slots,
                     group=rounding["group"],
                     fp32=rounding["fp32"],
+                    exact=rounding.get("exact", False),
                     memory=memory,
                 )
                 engine = facts.engine(rows)
@@ -250,7 +255,7 @@ def choose(
     return torch_engine(loaded, facts, slots, dtype, memory, adapters=adapters)
 
 
-def _places(loaded: LoadedModel) -> list[Path]:
+def _places(loaded: LoadedModel, exact: bool) -> list[Path]:
     """Return the folders for the converted model: in the run's directory, then in the cache."""
     inputs = {
         "weights": loaded.provenance.sha256,
@@ -258,7 +263,7 @@ def _places(loaded: LoadedModel) -> list[Path]:
         "conversion": openvino.VERSION,
         "versions": environment.versions("torch", "transformers", "openvino", "nncf"),
         "machine": [platform.machine(), environment.cpu_name(), ALL_THREADS],
-    }
+    } | ({"exact": True} if exact else {})
     digest = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:16]
     cached = cache.cache_root(None) / "engines" / f"openvino-{digest}"
     if loaded.provenance.kind == "run":
@@ -280,12 +285,13 @@ def _make(
     slots: int,
     held_out: Callable[[], list[list[int]]],
     notify: Notify,
+    exact: bool,
 ) -> tuple[dict[str, Any], Path]:
     """Convert a model, compare it with PyTorch and store it; return (results, folder)."""
     record: dict[str, Any] = {}
 
     def fill(place: Path) -> None:
-        _convert(loaded, facts, place, slots, held_out, notify, record)
+        _convert(loaded, facts, place, slots, held_out, notify, record, _EXACT if exact else _ROUNDINGS)
         if record["problem"] is not None:
             for file in place.iterdir():
                 file.unlink()
@@ -321,6 +327,7 @@ def _convert(
     held_out: Callable[[], list[list[int]]],
     notify: Notify,
     record: dict[str, Any],
+    roundings: Sequence[dict[str, Any]],
 ) -> None:
     """Fill a folder with the converted model, and `record` with the results of the comparison."""
     from finetale.server.engines.openvino_rows import OpenVinoRows
@@ -337,18 +344,23 @@ def _convert(
         record["problem"] = f"its scores differ from PyTorch's by {record['deviation']:.1%}"
         return
     del exact
-    announce("Measuring what int8 weights change")
+    announce("Comparing the converted model with PyTorch's")
     texts, of = held_out(), "held-out text"
     if not texts:
         texts, of = _general_texts(loaded, facts), "general text"
     before, best = _predictions(reference.rows, texts, facts.vocab_size)
     record["perplexity"] = {"torch": before, "text": of, "tokens": sum(len(text) - 1 for text in texts)}
-    for rounding in _ROUNDINGS:
+    for rounding in roundings:
         rounded = rounding["weights"] == "int8"
         smaller = openvino.compress(converted, symmetric=rounding["symmetric"]) if rounded else converted
         openvino.save(smaller, place / _MODEL)
         rows = OpenVinoRows(
-            place / _MODEL, context=facts.context, slots=slots, group=rounding["group"], fp32=rounding["fp32"]
+            place / _MODEL,
+            context=facts.context,
+            slots=slots,
+            group=rounding["group"],
+            fp32=rounding["fp32"],
+            exact=rounding.get("exact", False),
         )
         after, chosen = _predictions(rows, texts, facts.vocab_size)
         record |= {"rounding": rounding}
