@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from finetale.export import openvino
 from finetale.generate import Generator
 from finetale.models import LoadedModel
 from finetale.pipeline import evaluating
-from finetale.server.engines import Job, Rows, selection
+from finetale.server.engines import Job, Rows, selection, speeds
 from finetale.server.engines.batching import BatchingEngine
 from finetale.server.engines.openvino_rows import OpenVinoRows
 from finetale.server.engines.pytorch_rows import SeparateRows, TorchRows
@@ -514,7 +515,7 @@ def test_the_place_of_a_conversion_does_not_depend_on_the_thread(loaded: LoadedM
     with ThreadPoolExecutor(1) as pool:
         pool.submit(torch.set_num_threads, threads + 1).result()
         assert pool.submit(torch.get_num_threads).result() == threads + 1
-        assert pool.submit(selection._places, loaded).result() == selection._places(loaded)
+        assert pool.submit(selection._places, loaded, False).result() == selection._places(loaded, False)
         pool.submit(torch.set_num_threads, threads).result()  # new threads inherit the last number set
 
 
@@ -560,7 +561,8 @@ def test_pytorch_serves_a_model_whose_conversion_cannot_be_opened(
 
 def faster(read: Any) -> Any:
     """Return a reader of records in which OpenVINO is the faster engine."""
-    return lambda folder: (found := read(folder)) and found | {"tokens_per_second": {"torch": 1, "openvino": 2}}
+    results = {"tokens_per_second": {"torch": 1, "openvino": 2}, "other_programs": 0.0}
+    return lambda folder: (found := read(folder)) and found | results
 
 
 def test_scores_of_long_texts_equal_those_of_pytorch() -> None:
@@ -652,8 +654,8 @@ def test_pytorch_serves_a_model_that_cannot_be_converted(loaded: LoadedModel) ->
 
 
 def test_auto_chooses_the_faster_engine(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    speeds = {"torch": 2.0, "openvino": 1.0}
-    monkeypatch.setattr(selection, "_speed", lambda engine, facts: speeds[engine.name])
+    rates = {"torch": 2.0, "openvino": 1.0}
+    monkeypatch.setattr(speeds, "_speed", lambda engine, *sizes: rates[engine.name])
     assert chosen(loaded, "auto")[0].name == "torch"
     assert chosen(loaded, "openvino")[0].name == "openvino"
 
@@ -709,3 +711,63 @@ print("telemetry" if sys.modules.get("openvino_telemetry") else "done")
     assert done.stdout == "done\n", done.stderr[-2000:]
     shutil.rmtree(tmp_path / ".cache", ignore_errors=True)
     assert not list(tmp_path.iterdir())
+
+
+def speed_record(torch_rate: float, openvino_rate: float, **more: Any) -> dict[str, Any]:
+    return {"tokens_per_second": {"torch": torch_rate, "openvino": openvino_rate}} | more
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (speed_record(10, 20, other_programs=0.1, measurements=1), None),
+        (speed_record(10, 20), None),  # stored by an older version
+        (speed_record(10, 20, other_programs=0.6, measurements=1), "the machine was busy before"),
+        (speed_record(10, 20, other_programs=0.6, measurements=6), None),
+        (speed_record(10, 11, other_programs=0.0, measurements=2), "they were close before"),
+        (speed_record(11, 10, other_programs=0.0, measurements=3), None),
+    ],
+)
+def test_engines_are_measured_again_if_they_were_close_or_the_machine_was_busy(
+    record: dict[str, Any], reason: str | None
+) -> None:
+    assert speeds.doubt(record) == reason
+
+
+def test_of_two_measurements_the_calmer_one_counts() -> None:
+    calm, busy = speed_record(10, 20, other_programs=0.0), speed_record(20, 10, other_programs=0.9)
+    assert speeds.combined(busy, calm)["tokens_per_second"] == {"torch": 10, "openvino": 20}
+    assert speeds.combined(calm, busy)["tokens_per_second"] == {"torch": 10, "openvino": 20}
+    assert speeds.combined(calm | {"measurements": 2}, busy)["measurements"] == 3
+    assert speeds.doubt(speeds.combined(speeds.combined(busy, calm), busy)) is None
+
+
+def test_a_doubtful_choice_is_measured_again_and_stored(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = [
+        speed_record(10.0, 30.0, other_programs=0.9, measurements=1),
+        speed_record(30.0, 10.0, other_programs=0.0, measurements=1),
+    ]
+    monkeypatch.setattr(speeds, "measure", lambda *words: results.pop(0))
+    engine, _ = chosen(loaded)
+    assert engine.name == "openvino"
+    engine, events = chosen(loaded, "auto")
+    assert "Measuring again which engine is faster here, because the machine was busy before" in [
+        event.message for event in events
+    ]
+    assert engine.name == "torch"
+    assert record_of(tmp_path / "cache")["tokens_per_second"] == {"torch": 30.0, "openvino": 10.0}
+    engine, events = chosen(loaded, "auto")
+    assert (engine.name, events) == ("torch", [])
+    assert engine.rates == {"torch": 30.0, "openvino": 10.0}
+    assert not results
+
+
+def test_the_use_of_the_processor_by_other_programs_is_measured() -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        before = speeds._used()
+        time.sleep(0.5)
+        others = speeds._used() - before
+        busy.kill()
+    assert others > 0.2

@@ -32,6 +32,7 @@ from finetale.server.access import Limits
 from finetale.server.answer import Served
 from finetale.server.app import Service
 from finetale.server.engines import selection
+from finetale.server.meters import Meters
 from serving import Serving
 from tiny import save_model, tokenizer
 
@@ -447,6 +448,17 @@ def test_metrics_count_requests_and_tokens(running: Running) -> None:
     assert value("finetale_time_to_first_token_seconds_count") > 0
     assert value("finetale_queue_length") == value("finetale_busy_slots") == 0
     assert "The lamp" not in running.raw({}, "/metrics", "GET")[2].decode()
+
+
+def test_metrics_have_the_speeds_of_the_engines_that_were_compared() -> None:
+    meters = Meters()
+    meters.compared("tiny", {"torch": 20.0, "openvino": 30.5})
+    meters.compared("other", {})
+    lines = [line for line in meters.text().decode().splitlines() if line.startswith("finetale_engine_tokens")]
+    assert sorted(lines) == [
+        'finetale_engine_tokens_per_second{engine="openvino",model="tiny"} 30.5',
+        'finetale_engine_tokens_per_second{engine="torch",model="tiny"} 20.0',
+    ]
 
 
 def test_a_full_queue_refuses_at_once(running: Running) -> None:

@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -25,6 +25,7 @@ class FakeEngine:
 
     name = "fake"
     threads = 1
+    rates: ClassVar[dict[str, float]] = {}
     num_bytes = 0
 
     def __init__(self, slots: int = 2) -> None:

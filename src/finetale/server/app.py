@@ -55,6 +55,8 @@ class Service:
     def add(self, model: Served | Upstream) -> None:
         """Serve a model. It replaces a model of the same name."""
         self.meters.watch(model.name, lambda: model.waiting, lambda: model.busy, lambda: model.kv_bytes)
+        if isinstance(model, Served):
+            self.meters.compared(model.name, model.worker.engine.rates)
         self.models[model.name] = model
 
     def app(self) -> App:

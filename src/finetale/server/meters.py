@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -45,6 +45,18 @@ class Meters:
             ["model"],
             registry=self._registry,
         )
+
+        self._rates = Gauge(
+            "finetale_engine_tokens_per_second",
+            "Speed of each engine when the model's engine was chosen.",
+            ["model", "engine"],
+            registry=self._registry,
+        )
+
+    def compared(self, model: str, rates: Mapping[str, float]) -> None:
+        """Report the speeds of the engines that were compared for a model."""
+        for engine, rate in rates.items():
+            self._rates.labels(model, engine).set(rate)
 
     def watch(
         self, model: str, waiting: Callable[[], int], busy: Callable[[], int], kv_bytes: Callable[[], int]

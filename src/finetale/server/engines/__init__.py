@@ -84,11 +84,13 @@ class Engine(Protocol):
         name: name of the engine, for people.
         slots: maximum number of jobs.
         threads: number of torch threads to set in the thread that uses it.
+        rates: tokens per second of each engine that was compared for the model; empty without a comparison.
     """
 
     name: str
     slots: int
     threads: int
+    rates: Mapping[str, float]
 
     def admit(self, groups: Sequence[Sequence[Job]]) -> None:
         """Add jobs, in groups that share a prompt. Each job needs a free slot. No prompt is read yet."""

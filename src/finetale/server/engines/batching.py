@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,6 +79,7 @@ class BatchingEngine:
         self.name = rows.name
         self.slots = rows.slots
         self.threads = rows.threads
+        self.rates: Mapping[str, float] = {}
         self._vocab_size = vocab_size
         self._holes = list(holes)
         self._seats: list[_Seat] = []  # by row

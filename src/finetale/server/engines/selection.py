@@ -7,11 +7,11 @@ rounded. The results are stored beside the converted model.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
 import shutil
-import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,15 +24,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from finetale import cache, environment, rundir
-from finetale.config import SamplingSettings
-from finetale.errors import ModelError
+from finetale.errors import FinetaleError, ModelError
 from finetale.export import FORMATS, openvino
 from finetale.generate.reading import FAILURES
 from finetale.models import LoadedModel, adapter_hooks
 from finetale.notify import Notify
 from finetale.rundir import RunDirectory
 from finetale.schema import StageEvent, WarningEvent
-from finetale.server.engines import Job, Rows
+from finetale.server.engines import Rows, speeds
 from finetale.server.engines.batching import CHUNK, BatchingEngine
 from finetale.server.engines.pytorch_rows import ALL_THREADS, SeparateRows, TorchRows, WholeRows
 from finetale.tokenizing import encode_batch
@@ -229,8 +228,8 @@ def choose(
         if record["hurt"] is not None:
             message = f"{record['hurt']}; its weights stay as they are, which is slower."
             notify(WarningEvent(message=message))
-        speeds = record["tokens_per_second"]
-        if wanted == "openvino" or speeds["openvino"] >= speeds["torch"]:
+        why = speeds.doubt(record) if wanted == "auto" else None
+        if wanted == "openvino" or why is not None or _is_faster(record):
             rounding = record["rounding"]
             try:
                 rows = OpenVinoRows(
@@ -243,16 +242,40 @@ def choose(
                     memory=memory,
                 )
                 engine = facts.engine(rows)
-                if held is not None:  # until the engine is freed
-                    weakref.finalize(engine, held.release)
-                return engine
+                if why is not None:
+                    notify(StageEvent(message=f"Measuring again which engine is faster here, because {why}"))
+                    record = _measured_again(record, folder, torch_engine(loaded, facts, slots), engine, facts)
+                if wanted == "openvino" or _is_faster(record):
+                    engine.rates = record["tokens_per_second"]
+                    if held is not None:  # until the engine is freed
+                        weakref.finalize(engine, held.release)
+                    return engine
+                del engine, rows
             except (RuntimeError, OSError) as error:  # another process deleted it, or memory ran out
                 problem = f"the stored conversion can't be opened: {openvino.last_line(error)}"
     if problem is not None:
         if wanted == "openvino":
             raise ModelError(f"OpenVINO can't serve this model: {problem}.", "Use --engine torch.")
         notify(WarningEvent(message=f"OpenVINO can't serve this model: {problem}. PyTorch serves it instead."))
-    return torch_engine(loaded, facts, slots, dtype, memory, adapters=adapters)
+    engine = torch_engine(loaded, facts, slots, dtype, memory, adapters=adapters)
+    engine.rates = record.get("tokens_per_second", {})
+    return engine
+
+
+def _is_faster(record: dict[str, Any]) -> bool:
+    """Return whether OpenVINO was at least as fast as PyTorch."""
+    rates = record["tokens_per_second"]
+    return bool(rates["openvino"] >= rates["torch"])
+
+
+def _measured_again(
+    record: dict[str, Any], folder: Path, reference: BatchingEngine, engine: BatchingEngine, facts: Facts
+) -> dict[str, Any]:
+    """Return a record with the results of another measurement, and store it."""
+    found = record | speeds.combined(record, speeds.measure(reference, engine, facts.vocab_size, facts.context))
+    with contextlib.suppress(OSError, FinetaleError):  # it is measured again next time
+        rundir.add_file(folder, _RECORD, (json.dumps(found, indent=1) + "\n").encode())
+    return found
 
 
 def _places(loaded: LoadedModel, exact: bool) -> list[Path]:
@@ -374,13 +397,7 @@ def _convert(
         return
     fast = facts.engine(rows)
     announce("Measuring which engine is faster here")
-    rounds = [
-        (_speed(reference, facts), _speed(fast, facts)) for _ in range(2)
-    ]  # alternating, because timings are noisy
-    record["tokens_per_second"] = {
-        "torch": round(max(speed for speed, _ in rounds), 1),
-        "openvino": round(max(speed for _, speed in rounds), 1),
-    }
+    record |= speeds.measure(reference, fast, facts.vocab_size, facts.context)
 
 
 def _alone(rows: Rows, ids: Tensor, piece: int = CHUNK) -> Tensor:
@@ -412,21 +429,3 @@ def _general_texts(loaded: LoadedModel, facts: Facts) -> list[list[int]]:
     texts = (files(__package__) / "general-text.txt").read_text(encoding="utf-8").split("\n---\n")
     pieces = [[facts.begin, *ids.tolist()][: facts.context] for ids in encode_batch(loaded.tokenizer, texts)]
     return [piece for piece in pieces if len(piece) > 1]
-
-
-def _speed(engine: BatchingEngine, facts: Facts, texts: int = 8, prompt: int = 32, steps: int = 12) -> float:
-    """Return tokens per second for several texts together, reading of the prompts included."""
-    settings = SamplingSettings.resolve({"temperature": 0})
-    ids = [token % facts.vocab_size for token in range(1, max(1, min(prompt, facts.context - steps)) + 1)]
-    jobs = [Job([token % facts.vocab_size for token in ids], settings) for _ in range(min(texts, engine.slots))]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(engine.threads)
-    started = time.perf_counter()
-    engine.start([[job] for job in jobs])
-    for _ in range(steps):
-        engine.step()
-    seconds = time.perf_counter() - started
-    torch.set_num_threads(threads)
-    for job in jobs:
-        engine.drop(job)
-    return len(jobs) * steps / seconds
