@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import json
 import os
 import signal
 import socket
@@ -11,8 +14,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import httpx
 import pytest
 
 from finetale.errors import ConfigError
@@ -27,6 +30,27 @@ def folder() -> Iterator[Path]:
     """Return a folder with a short path, because that of a socket is limited to about 100 characters."""
     with tempfile.TemporaryDirectory(prefix="ft") as name:
         yield Path(name)
+
+
+class OverSocket(http.client.HTTPConnection):
+    """A connection through a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=30)
+        self.path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self.path))
+
+
+def ask(path: Path, route: str, body: Any = None, host: str = "localhost") -> str:
+    """Send a request through a Unix socket; return the body of the response."""
+    with contextlib.closing(OverSocket(path)) as connection:
+        headers = {"Host": host, "Content-Type": "application/json"}
+        connection.request("GET" if body is None else "POST", route, body and json.dumps(body), headers)
+        return connection.getresponse().read().decode()
 
 
 def test_a_client_of_the_socket_gets_texts_and_the_file_is_removed_at_the_end(tmp_path: Path, folder: Path) -> None:
@@ -46,14 +70,12 @@ def test_a_client_of_the_socket_gets_texts_and_the_file_is_removed_at_the_end(tm
         line = next(line for line in process.stdout if "Serving" in line)
         assert f" at unix:{path} (press Ctrl-C to stop)" in line
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://localhost") as client:
-            assert client.get("/v1/models").json()["data"][0]["id"] == "tiny"
-            body = {"model": "tiny", "prompt": "The", "max_tokens": 3, "temperature": 0}
-            assert client.post("/v1/completions", json=body).json()["usage"]["completion_tokens"] == 3
-            with client.stream("POST", "/v1/completions", json=body | {"stream": True}) as streamed:
-                assert list(streamed.iter_lines())[-2] == "data: [DONE]"
-            refused = client.get("/v1/models", headers={"Host": "attacker.example"})
-            assert refused.json()["error"]["code"] == "host_not_allowed"
+        assert json.loads(ask(path, "/v1/models"))["data"][0]["id"] == "tiny"
+        body = {"model": "tiny", "prompt": "The", "max_tokens": 3, "temperature": 0}
+        assert json.loads(ask(path, "/v1/completions", body))["usage"]["completion_tokens"] == 3
+        assert ask(path, "/v1/completions", body | {"stream": True}).endswith("data: [DONE]\n\n")
+        refused = json.loads(ask(path, "/v1/models", host="attacker.example"))
+        assert refused["error"]["code"] == "host_not_allowed"
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
         assert not path.exists()

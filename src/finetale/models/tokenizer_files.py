@@ -16,7 +16,7 @@ from finetale.extras import install_hint, is_installed
 from finetale.models import adapters, gguf
 from finetale.models.files import first_line, is_adapter
 from finetale.models.hub import download
-from finetale.models.names import BUNDLED_FOLDER, BUNDLED_NAME, check_name, is_hub_id
+from finetale.models.names import BUNDLED_FOLDER, BUNDLED_NAME, check_name, is_hub_id, name_of_folder
 from finetale.models.progress_bars import no_progress_bars
 from finetale.models.safety import check_tokenizer_files
 from finetale.tokens import check_tokenizer
@@ -51,11 +51,11 @@ def load_tokenizer(
         tokenizer = gguf.read_tokenizer(file, name)
         check_tokenizer(tokenizer, name)
         return tokenizer
-    folder = _folder(str(source), revision, offline)
+    folder = _folder(source if isinstance(source, str) else name_of_folder(source), revision, offline)
     if is_adapter(folder) and not (folder / "tokenizer_config.json").is_file():
         base, commit = adapters.named_base(folder, name)
         if base is not None:
-            folder = _folder(str(folder.parent / base) if base.startswith(".") else base, commit, offline)
+            folder = _folder(name_of_folder(folder.parent / base) if base.startswith(".") else base, commit, offline)
     check_tokenizer_files(name, folder)
     tokenizer = _read(folder, name)
     _without_dropout(tokenizer)
