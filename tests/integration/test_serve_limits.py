@@ -152,11 +152,15 @@ def test_the_rest_of_an_unread_body_has_a_timeout(limited: LimitedService) -> No
     ],
 )
 def test_many_errors_in_a_body_cost_no_more_than_one(limited: LimitedService, body: dict[str, Any]) -> None:
-    started = time.process_time()
-    status, _, data = limited.ask("POST", "/v1/completions", {"model": "tiny"} | body, Authorization=f"Bearer {KEY}")
-    assert status == 400
-    assert len(data) < 1000
-    assert time.process_time() - started < 0.25  # listing every error took 100 times as long
+    seconds = []
+    for _ in range(3):  # other programs slow some of them down
+        started = time.process_time()
+        words = {"model": "tiny"} | body
+        status, _, data = limited.ask("POST", "/v1/completions", words, Authorization=f"Bearer {KEY}")
+        seconds.append(time.process_time() - started)
+        assert status == 400
+        assert len(data) < 1000
+    assert min(seconds) < 0.25  # listing every error took 100 times as long
 
 
 def test_a_missing_body_gets_an_error(limited: LimitedService) -> None:
