@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from finetale.speed.allocator import cast
 from finetale.speed.loss import compute_type
-from finetale.speed.products import takes_over
+from finetale.speed.products import product_of, takes_over
 from finetale.speed.replacing import Replacement, computed_as, is_simple
 
 _TOLERANCE = 1e-5
@@ -90,9 +90,7 @@ class _LoRA(torch.autograd.Function):
         dtype = compute_type(input)
         with torch.autocast("cpu", enabled=False):
             rows = input.to(dtype).flatten(0, -2)
-            matrix = cast(weight, dtype, "weight")
-            matrix = matrix if transposed else matrix.t()  # (inputs, outputs)
-            product = rows @ matrix if bias is None else torch.addmm(bias.to(dtype), rows, matrix)
+            product = product_of(rows, weight, bias, transposed=transposed)
             low = rows @ cast(first, dtype, "first").t()  # (rows, rank)
             product.addmm_(low, cast(second, dtype, "second").t(), alpha=scale)
         ctx.save_for_backward(rows, weight, first, second, low)

@@ -78,6 +78,15 @@ def takes_over(input: torch.Tensor) -> bool:
     return input.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
+def product_of(
+    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, transposed: bool
+) -> torch.Tensor:
+    """Return the output of a linear layer for rows, in their type. `transposed`: the weight is (inputs, outputs)."""
+    matrix = cast(weight, rows.dtype, "weight")
+    matrix = matrix if transposed else matrix.t()
+    return rows @ matrix if bias is None else torch.addmm(bias.to(rows.dtype), rows, matrix)
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -86,9 +95,7 @@ class _Linear(torch.autograd.Function):
         dtype = compute_type(input)
         with torch.autocast("cpu", enabled=False):
             rows = input.to(dtype).flatten(0, -2)
-            matrix = cast(weight, dtype, "weight")
-            matrix = matrix if transposed else matrix.t()  # (inputs, outputs)
-            product = rows @ matrix if bias is None else torch.addmm(bias.to(dtype), rows, matrix)
+            product = product_of(rows, weight, bias, transposed=transposed)
         ctx.save_for_backward(rows if weight.requires_grad else None, weight)
         ctx.transposed, ctx.input_type = transposed, input.dtype
         return product.view(*input.shape[:-1], -1)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -35,6 +35,9 @@ from finetale.server.engines import Rows, speeds
 from finetale.server.engines.batching import CHUNK, BatchingEngine
 from finetale.server.engines.pytorch_rows import ALL_THREADS, SeparateRows, TorchRows, WholeRows
 from finetale.tokenizing import encode_batch
+
+if TYPE_CHECKING:
+    from finetale.server.engines.openvino_rows import OpenVinoRows
 
 _TORCH_TOLERANCE, _HALF_TOLERANCE = 1e-3, 0.02
 """Largest difference between scores of rows read together and alone, as a share of the largest score, in fp32 and in
@@ -223,25 +226,13 @@ def choose(
     cache.evict(cache.cache_root(None), limit)
     problem = record["problem"]
     if problem is None:
-        from finetale.server.engines.openvino_rows import OpenVinoRows
-
         if record["hurt"] is not None:
             message = f"{record['hurt']}; its weights stay as they are, which is slower."
             notify(WarningEvent(message=message))
         why = speeds.doubt(record) if wanted == "auto" else None
         if wanted == "openvino" or why is not None or _is_faster(record):
-            rounding = record["rounding"]
             try:
-                rows = OpenVinoRows(
-                    folder / _MODEL,
-                    context=facts.context,
-                    slots=slots,
-                    group=rounding["group"],
-                    fp32=rounding["fp32"],
-                    exact=rounding.get("exact", False),
-                    memory=memory,
-                )
-                engine = facts.engine(rows)
+                engine = facts.engine(_rounded_rows(folder, record["rounding"], facts, slots, memory))
                 if why is not None:
                     notify(StageEvent(message=f"Measuring again which engine is faster here, because {why}"))
                     record = _measured_again(record, folder, torch_engine(loaded, facts, slots), engine, facts)
@@ -250,7 +241,7 @@ def choose(
                     if held is not None:  # until the engine is freed
                         weakref.finalize(engine, held.release)
                     return engine
-                del engine, rows
+                del engine
             except (RuntimeError, OSError) as error:  # another process deleted it, or memory ran out
                 problem = f"the stored conversion can't be opened: {openvino.last_line(error)}"
     if problem is not None:
@@ -260,6 +251,23 @@ def choose(
     engine = torch_engine(loaded, facts, slots, dtype, memory, adapters=adapters)
     engine.rates = record.get("tokens_per_second", {})
     return engine
+
+
+def _rounded_rows(
+    folder: Path, rounding: dict[str, Any], facts: Facts, slots: int, memory: int | None = None
+) -> OpenVinoRows:
+    """Return the rows of a stored conversion with the precision of a rounding."""
+    from finetale.server.engines import openvino_rows
+
+    return openvino_rows.OpenVinoRows(
+        folder / _MODEL,
+        context=facts.context,
+        slots=slots,
+        group=rounding["group"],
+        fp32=rounding["fp32"],
+        exact=rounding.get("exact", False),
+        memory=memory,
+    )
 
 
 def _is_faster(record: dict[str, Any]) -> bool:
@@ -377,14 +385,7 @@ def _convert(
         rounded = rounding["weights"] == "int8"
         smaller = openvino.compress(converted, symmetric=rounding["symmetric"]) if rounded else converted
         openvino.save(smaller, place / _MODEL)
-        rows = OpenVinoRows(
-            place / _MODEL,
-            context=facts.context,
-            slots=slots,
-            group=rounding["group"],
-            fp32=rounding["fp32"],
-            exact=rounding.get("exact", False),
-        )
+        rows = _rounded_rows(place, rounding, facts, slots)
         after, chosen = _predictions(rows, texts, facts.vocab_size)
         record |= {"rounding": rounding}
         record["perplexity"] |= {"openvino": after, "same_choice": float((chosen == best).double().mean())}
