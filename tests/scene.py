@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from children import call
+from finetale.schema import Event, TrainEvent
+from finetale.training import Training
+from tiny import save_model, write_stories
 
 TRAIN = (
     *("train", "stories", "--model", "base", "--precision", "fp32", "--threads", "1"),
@@ -71,3 +79,33 @@ def digest_of(run: Path) -> str:
     files = (run / "model/model.safetensors", run / "adapter/adapter_model.safetensors")
     assert files[0].is_file()
     return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest()
+
+
+def make_run(folder: Path, *command: str) -> Path:
+    """Write stories/ and base/ into a folder, and run a command there that trains run/; return the folder."""
+    write_stories(folder / "stories", 30, words=60)
+    save_model(folder / "base", dropout=0.1)
+    code, output = call(folder, *command, "--out", "run")
+    assert code == 0, output
+    return folder
+
+
+def copy_run(finished: Path, to: Path) -> Path:
+    """Copy stories/, base/ and run/ to another folder, and let the run's settings name it; return the settings file."""
+    for name in ("base", "run", "stories"):
+        shutil.copytree(finished / name, to / name)
+    settings = to / "run" / "config.yaml"
+    settings.write_text(settings.read_text(encoding="utf-8").replace(str(finished), str(to)), encoding="utf-8")
+    return settings
+
+
+def stop_after_step_3() -> None:
+    """Send this process SIGTERM after its third step."""
+    emit = Training._emit
+
+    def emit_and_stop(self: Training, event: Event) -> None:
+        emit(self, event)
+        if isinstance(event, TrainEvent) and event.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    Training._emit = emit_and_stop  # type: ignore[method-assign]

@@ -19,8 +19,8 @@ from finetale.rundir import RunDirectory, sha256_of, verify_folder
 from finetale.server.engines import Job
 from finetale.server.model_spec import ModelSpec
 from finetale.tokens import train_tokenizer
-from scene import command_of, digest_of
-from tiny import save_model, story, write_stories
+from scene import command_of, copy_run, digest_of, make_run
+from tiny import story
 
 SHORT = ("--max-steps", "1", "--num-prompts", "1", "--num-samples", "1", "--max-new-tokens", "2", "--no-tensorboard")
 
@@ -28,21 +28,13 @@ SHORT = ("--max-steps", "1", "--num-prompts", "1", "--num-samples", "1", "--max-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with stories/, base/ and run/, a run of six steps with an adapter."""
-    folder = tmp_path_factory.mktemp("adapters")
-    write_stories(folder / "stories", 30, words=60)
-    save_model(folder / "base", dropout=0.1)
-    code, output = call(folder, *command_of("lora"), "--out", "run")
-    assert code == 0, output
-    return folder
+    return make_run(tmp_path_factory.mktemp("adapters"), *command_of("lora"))
 
 
 @pytest.fixture
 def here(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the finished run beside its base, as the current folder."""
-    for name in ("base", "run", "stories"):
-        shutil.copytree(finished / name, tmp_path / name)
-    settings = tmp_path / "run" / "config.yaml"
-    settings.write_text(settings.read_text(encoding="utf-8").replace(str(finished), str(tmp_path)), encoding="utf-8")
+    settings = copy_run(finished, tmp_path)
     RunDirectory(tmp_path / "run").update_manifest(config_sha256=sha256_of(settings))
     monkeypatch.setenv("FINETALE_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,8 @@ from finetale.config import Config
 from finetale.errors import ModelError, RunError
 from finetale.pipeline.prepare import prepare
 from finetale.rundir import RunDirectory, verify_folder
-from finetale.schema import Event, TrainEvent
-from finetale.training import Training
-from scene import digest_of, train_with
-from tiny import MODEL_FILES, save_model, write_stories
+from scene import copy_run, digest_of, make_run, stop_after_step_3, train_with
+from tiny import MODEL_FILES, save_model
 
 TRAIN = train_with(method="lora", lora_rank=2, learning_rate="1e-2", lora_dropout=0.1, audit_tokens=0, num_answers=0)
 
@@ -32,21 +28,13 @@ TRAIN = train_with(method="lora", lora_rank=2, learning_rate="1e-2", lora_dropou
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with stories/, base/ and run/, an uninterrupted run of six steps with an adapter."""
-    folder = tmp_path_factory.mktemp("adapters")
-    write_stories(folder / "stories", 30, words=60)
-    save_model(folder / "base", dropout=0.1)
-    code, output = call(folder, *TRAIN, "--out", "run")
-    assert code == 0, output
-    return folder
+    return make_run(tmp_path_factory.mktemp("adapters"), *TRAIN)
 
 
 @pytest.fixture
 def here(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the finished run beside its base, as the current folder."""
-    for name in ("base", "run", "stories"):
-        shutil.copytree(finished / name, tmp_path / name)
-    settings = tmp_path / "run" / "config.yaml"
-    settings.write_text(settings.read_text(encoding="utf-8").replace(str(finished), str(tmp_path)), encoding="utf-8")
+    copy_run(finished, tmp_path)
     monkeypatch.setenv("FINETALE_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -103,18 +91,6 @@ def test_frozen_matrices_are_kept_in_the_type_of_the_products(here: Path, precis
     assert {layer.attn.c_attn.base_layer.weight.dtype for layer in layers} == {kept}
     assert prepared.loaded.model.lm_head.weight.dtype == kept
     assert layers[0].mlp.c_fc.lora_A["default"].weight.dtype == torch.float32
-
-
-def stop_after_step_3() -> None:
-    """Send this process SIGTERM after its third step."""
-    emit = Training._emit
-
-    def emit_and_stop(self: Training, event: Event) -> None:
-        emit(self, event)
-        if isinstance(event, TrainEvent) and event.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    Training._emit = emit_and_stop  # type: ignore[method-assign]
 
 
 def test_a_stopped_run_resumes_to_the_same_bits(here: Path) -> None:

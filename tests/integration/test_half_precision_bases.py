@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -13,23 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from children import call
 from finetale.rundir import RunDirectory
-from finetale.schema import Event, TrainEvent
 from finetale.tokens import begin_and_end
-from finetale.training import Training
-from scene import command_of, digest_of
+from scene import command_of, digest_of, stop_after_step_3
 from tiny import model, story, tokenizer, write_stories
-
-
-def stop_after_step_3() -> None:
-    """Send this process SIGTERM after its third step."""
-    emit = Training._emit
-
-    def emit_and_stop(self: Training, event: Event) -> None:
-        emit(self, event)
-        if isinstance(event, TrainEvent) and event.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    Training._emit = emit_and_stop  # type: ignore[method-assign]
 
 
 def plain_loss(folder: Path, text: str) -> float:

@@ -32,9 +32,9 @@ from finetale.server.access import Limits
 from finetale.server.adapter_spec import AdapterSpec
 from finetale.server.app import Service
 from finetale.server.model_spec import ModelSpec
-from scene import train_with
+from scene import make_run, train_with
 from serving import Serving
-from tiny import llama_model, save_model, tokenizer, write_stories
+from tiny import llama_model, save_model, tokenizer
 
 TRAIN = train_with(method="lora", lora_rank=2, learning_rate="1e-2", audit_tokens=0, num_answers=0)
 NAMES = ("base", "letters", "tales")
@@ -56,11 +56,7 @@ def write_adapter(folder: Path, base: Path, seed: int, **settings: Any) -> Path:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with base/, run/ (a run that trained an adapter of it), tales/ (a DoRA adapter) and full/ (a run)."""
-    folder = tmp_path_factory.mktemp("adapters")
-    write_stories(folder / "stories", 30, words=60)
-    save_model(folder / "base", dropout=0.1)
-    code, output = call(folder, *TRAIN, "--out", "run")
-    assert code == 0, output
+    folder = make_run(tmp_path_factory.mktemp("adapters"), *TRAIN)
     code, output = call(folder, *train_with(audit_tokens=0, num_answers=0, max_steps=1), "--out", "full")
     assert code == 0, output
     write_adapter(folder / "tales", folder / "base", 1, method="dora")
