@@ -8,10 +8,14 @@ import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from children import call
+from finetale import models
+from finetale.config import Config
+from finetale.models import adapters
 from finetale.schema import Event, TrainEvent
 from finetale.training import Training
 from tiny import save_model, write_stories
@@ -109,3 +113,16 @@ def stop_after_step_3() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     Training._emit = emit_and_stop  # type: ignore[method-assign]
+
+
+def write_adapter(folder: Path, base: Path, seed: int, **settings: Any) -> Path:
+    """Write an adapter of a model folder with other matrices for each seed; return its folder."""
+    loaded = models.load(str(base))
+    adapters.attach(loaded.model, Config.resolve({"method": "lora", "lora_rank": 3} | settings), seed=seed)
+    for parameter in (each for each in loaded.model.parameters() if each.requires_grad):
+        parameter.data += 0.2 * (parameter.data - parameter.data.mean()).sin() + 0.05 * (seed + 1)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    sha256 = loaded.provenance.sha256
+    adapters.write(loaded.model, folder, base=str(base), revision=None, base_sha256=sha256)
+    return folder

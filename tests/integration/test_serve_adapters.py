@@ -23,34 +23,21 @@ import pytest
 
 from children import call
 from finetale import cli, models
-from finetale.config import Config, SamplingSettings
+from finetale.config import SamplingSettings
 from finetale.generate import Generator
-from finetale.models import LoadedModel, adapters
+from finetale.models import LoadedModel
 from finetale.notify import Notify
 from finetale.server import model_spec, service
 from finetale.server.access import Limits
 from finetale.server.adapter_spec import AdapterSpec
 from finetale.server.app import Service
 from finetale.server.model_spec import ModelSpec
-from scene import make_run, train_with
+from scene import make_run, train_with, write_adapter
 from serving import Serving
 from tiny import llama_model, save_model, tokenizer
 
 TRAIN = train_with(method="lora", lora_rank=2, learning_rate="1e-2", audit_tokens=0, num_answers=0)
 NAMES = ("base", "letters", "tales")
-
-
-def write_adapter(folder: Path, base: Path, seed: int, **settings: Any) -> Path:
-    """Write an adapter of a model folder with other matrices for each seed; return its folder."""
-    loaded = models.load(str(base))
-    adapters.attach(loaded.model, Config.resolve({"method": "lora", "lora_rank": 3} | settings), seed=seed)
-    for parameter in (each for each in loaded.model.parameters() if each.requires_grad):
-        parameter.data += 0.2 * (parameter.data - parameter.data.mean()).sin() + 0.05 * (seed + 1)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    sha256 = loaded.provenance.sha256
-    adapters.write(loaded.model, folder, base=str(base), revision=None, base_sha256=sha256)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -204,7 +204,8 @@ def command(
             specs: list[service.Spec] = []
             for each, load in (loads | {other: partial(_open, path, offline) for other, path in others}).items():
                 mine, template = (dict(beside), chat_template) if each == called else ({}, None)
-                base = ModelSpec(each, load, engine, precision, slots, queue, memory, template, mine)
+                parent = "base" if with_base and each == called else None
+                base = ModelSpec(each, load, engine, precision, slots, queue, memory, template, mine, parent)
                 specs += [base, *(AdapterSpec(other, path, base) for other, path in mine.items())]
 
             def check() -> None:

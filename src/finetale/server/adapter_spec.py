@@ -38,6 +38,11 @@ class AdapterSpec:
     path: str
     base: ModelSpec
 
+    @property
+    def parent(self) -> str:
+        """Name of its base."""
+        return self.base.name
+
     def open(self, notify: Notify, models_now: Mapping[str, Served | Upstream]) -> Served | Upstream | None:
         """Return the adapter, ready to serve; None if the one that is served has the same files and the same base.
 

@@ -6,11 +6,10 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
-from jinja2 import Environment, PackageLoader, Template
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -20,7 +19,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from finetale.errors import RequestError
-from finetale.server import ollama_routes, openapi, wire
+from finetale.server import ollama_routes, openapi, playground, wire
 from finetale.server.access import Answered, App, Guard, Limits
 from finetale.server.answer import Answer, EventStream, Post, Served, error_of
 from finetale.server.completion import Completion
@@ -45,6 +44,7 @@ class Service:
 
     def __init__(self, limits: Limits) -> None:
         self.models: dict[str, Served | Upstream] = {}
+        self.parents: dict[str, str] = {}  # name of a model → name of its base
         self.limits = limits
         self.loading = True
         self.draining = False
@@ -117,13 +117,8 @@ class Service:
         )
 
     async def playground(self, request: Request) -> Response:
-        """Return the page for trying the models. Its policy forbids outside resources and all scripts but its own."""
-        nonce = secrets.token_urlsafe(16)
-        page = _page().render(models=list(self.models), nonce=nonce)
-        policy = (
-            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
-            "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-        )
+        """Return the page for trying the models."""
+        page, policy = playground.page(list(self.models), secrets.token_urlsafe(16))
         headers = {
             "Content-Security-Policy": policy,
             "X-Content-Type-Options": "nosniff",
@@ -153,11 +148,23 @@ class Service:
 
     async def list_models(self, request: Request) -> Response:
         """List the models."""
-        return JSONResponse({"object": "list", "data": [_described(model) for model in self.models.values()]})
+        return JSONResponse({"object": "list", "data": [self._described(model) for model in self.models.values()]})
 
     async def one_model(self, request: Request) -> Response:
         """Describe one model."""
-        return JSONResponse(_described(self.model(request.path_params["name"])))
+        return JSONResponse(self._described(self.model(request.path_params["name"])))
+
+    def _described(self, model: Served | Upstream) -> dict[str, Any]:
+        """Return a model as /v1/models lists it. The names beyond OpenAI's are those of vLLM, but for `chat`."""
+        return {
+            "id": model.name,
+            "object": "model",
+            "created": model.created,
+            "owned_by": "finetale",
+            "max_model_len": model.vocabulary.context,
+            "parent": self.parents.get(model.name),
+            "chat": bool(model.vocabulary.chat_template),
+        }
 
     async def completions(self, request: Request) -> Response:
         """Complete prompts."""
@@ -291,17 +298,6 @@ class Service:
 
 def _client(request: Request) -> str:
     return request.client.host if request.client else ""
-
-
-@cache
-def _page() -> Template:
-    environment = Environment(loader=PackageLoader("finetale", "templates"), autoescape=True)
-    return environment.get_template("playground.html.j2")
-
-
-def _described(model: Served | Upstream) -> dict[str, Any]:
-    described = {"id": model.name, "object": "model", "created": model.created, "owned_by": "finetale"}
-    return described | {"max_model_len": model.vocabulary.context}  # the name that vLLM uses
 
 
 async def _until_disconnect(request: Request, work: Awaitable[T]) -> T:

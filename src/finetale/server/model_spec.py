@@ -47,6 +47,7 @@ class ModelSpec:
         kv_memory: maximum bytes of keys and values of attention; None for no limit.
         chat_template: file with a chat template; None for the model's own.
         adapters: runs or folders of the adapters that AdapterSpecs serve beside it, by their names.
+        parent: name of the model that it was trained from, if that is served too.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ModelSpec:
     kv_memory: int | None = None
     chat_template: Path | None = None
     adapters: Mapping[str, str] = field(default_factory=dict)
+    parent: str | None = None
 
     def open(self, notify: Notify, models_now: Mapping[str, Served | Upstream]) -> Served | Upstream | None:
         """Return the model, ready to serve; None if the one that is served has the same weights and its engine works.

@@ -99,6 +99,9 @@ _MODEL = {
         "object": {"const": "model"},
         "created": {"type": "integer"},
         "owned_by": {"type": "string"},
+        "max_model_len": {"type": "integer"},
+        "parent": {"type": ["string", "null"]},
+        "chat": {"type": "boolean"},
     },
 }
 _STATUS = {"type": "object", "required": ["status"], "properties": {"status": {"type": "string"}}}

@@ -87,6 +87,7 @@ def _run(
     check: Callable[[], None],
 ) -> None:
     service = Service(limits)
+    service.parents = {spec.name: spec.parent for spec in specs if spec.parent is not None}
     config = uvicorn.Config(
         service.app(),
         log_config=None,
