@@ -28,6 +28,7 @@ TEMPLATE = (
 MARKUP = "<img src=x onerror=alert(1)><script>alert(2)</script> & “quotes” 你好 🙂"
 SEED = r"seed (\d+)"
 expect = sync_api.expect
+expect.set_options(timeout=30_000)  # as long as clicks wait, for busy machines
 
 
 @pytest.fixture(scope="module")
@@ -124,16 +125,21 @@ def at_chat(page: Any) -> Any:
     return page
 
 
-def status(page: Any, text: str | re.Pattern[str], seconds: float = 30) -> None:
-    expect(page.locator("#status")).to_have_text(text, timeout=seconds * 1000)
+def status(page: Any, text: str | re.Pattern[str]) -> None:
+    expect(page.locator("#status")).to_have_text(text)
+
+
+def finish(page: Any, done: str = "Done.") -> None:
+    """Wait for the end of a text. A click that begins one marks the page at once."""
+    expect(page.locator("body")).not_to_have_class(re.compile("running"))
+    status(page, done)
 
 
 def say(page: Any, text: str) -> str:
     """Send a message; return the answer."""
     page.get_by_label("Your message").fill(text)
     page.get_by_role("button", name="Send", exact=True).click()
-    status(page, re.compile("Writing|Done"))
-    status(page, "Done.")
+    finish(page)
     return answer(page)
 
 
@@ -147,6 +153,5 @@ def written(page: Any) -> str:
 
 def go_on(page: Any, done: str = "Done.") -> str:
     page.get_by_role("button", name="Continue", exact=True).click()
-    status(page, re.compile("Writing|Done"))
-    status(page, done)
+    finish(page, done)
     return written(page)

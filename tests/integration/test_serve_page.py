@@ -17,6 +17,7 @@ from page import (
     chat,
     desk,
     expect,
+    finish,
     go_on,
     say,
     serving,
@@ -72,8 +73,8 @@ def test_a_seed_that_is_kept_gives_the_same_text_again(desk: Any) -> None:
     seed = re.search(SEED, desk.locator("#made").inner_text())
     assert seed is not None
     desk.get_by_role("button", name="Again").click()
+    finish(desk)
     expect(desk.locator("#made")).not_to_contain_text(seed[1])
-    status(desk, "Done.")
     assert written(desk) != first, "a new seed"
     desk.get_by_role("button", name="Undo").click()
     assert written(desk) == first, "the text that was replaced is still there"
@@ -165,6 +166,7 @@ def test_a_conversation_with_stop_versions_edits_and_files(chat: Any, tmp_path: 
     seed = re.search(SEED, chat.locator(".answer .note").inner_text())
     assert seed is not None
     chat.get_by_role("button", name="Again").click()
+    finish(chat)
     expect(chat.locator(".pager")).to_contain_text("2 of 2")
     second = answer(chat)
     assert second != first
@@ -173,10 +175,12 @@ def test_a_conversation_with_stop_versions_edits_and_files(chat: Any, tmp_path: 
     # The same seed gives the same answer.
     chat.get_by_role("button", name=f"Keep seed {seed[1]}").click()
     chat.get_by_role("button", name="Again").click()
+    finish(chat)
     expect(chat.locator(".pager")).to_contain_text("3 of 3")
     assert answer(chat) == first
     # An answer that was cut goes on.
     chat.get_by_role("button", name="Continue").click()
+    finish(chat)
     expect(chat.locator(".answer .note")).to_contain_text("24 tokens")
     assert answer(chat).startswith(first)
     longer = answer(chat)
@@ -198,7 +202,7 @@ def test_a_conversation_with_stop_versions_edits_and_files(chat: Any, tmp_path: 
     chat.locator(".user").first.get_by_role("button", name="Edit").click()
     chat.get_by_label("Edit the message").fill("The heron")
     chat.get_by_label("Edit the message").press("Control+Enter")
-    status(chat, "Done.")
+    finish(chat)
     expect(chat.locator(".turn")).to_have_count(2)
     expect(chat.locator(".user .prose")).to_have_text("The heron")
 
@@ -269,6 +273,7 @@ def test_a_base_and_its_tuned_model_answer_side_by_side_with_one_seed(visit: Ope
     page.get_by_label("Compare with", exact=True).uncheck()
     page.get_by_label("Seed", exact=True).fill(seed)
     page.get_by_role("button", name="Again").click()
+    finish(page)
     expect(page.locator(".pager")).to_contain_text("3 of 3")
     assert answer(page) == after
     # The same at the desk.

@@ -194,8 +194,16 @@ def test_markup_of_a_person_or_a_model_is_text(visit: Open) -> None:
     status(page, "Done: 2 texts.")
     expect(page.locator(".user .prose")).to_have_text(MARKUP)
     assert page.locator("main img, main script").count() == 0
-    refused = "() => { try { document.body.innerHTML = '<b>x</b>'; return false; } catch { return true; } }"
-    assert page.evaluate(refused), "the policy forbids markup from text"
+
+
+def test_the_policy_forbids_markup_from_text(browser: Any, serving: Serving) -> None:
+    with browser.new_context(http_credentials={"username": "me", "password": KEY}) as context:
+        page = context.new_page()
+        page.goto(f"http://127.0.0.1:{serving.port}/")
+        assert page.evaluate(
+            "() => { try { document.body.innerHTML = '<b>x</b>'; return false; } catch { return true; } }"
+        )
+        assert page.locator("main").count() == 1
 
 
 # -- for everybody
