@@ -94,7 +94,7 @@ def test_a_key_that_the_page_asks_for_stays_in_memory(visit: Open) -> None:
     dialog = page.get_by_role("dialog")
     expect(dialog).to_be_visible()
     for given in ("wrong", KEY):
-        page.get_by_label("API key").fill(given)
+        page.get_by_label("API key", exact=True).fill(given)
         page.get_by_role("button", name="Use this key").click()
     expect(page.get_by_label("Your message")).to_be_visible()
     at_chat(page)
