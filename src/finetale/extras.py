@@ -7,6 +7,7 @@ import importlib.util
 from finetale.errors import ConfigError
 
 EXTRA_OF: dict[str, str] = {
+    "cyllama": "export-gguf",
     "datasets": "datasets",
     "gguf": "gguf",
     "llguidance": "serve",

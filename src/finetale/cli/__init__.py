@@ -33,6 +33,7 @@ COMMANDS = {
     "generate": "Continue prompts with a model.",
     "compare": "Compare two models on the same text, prompts and seeds, or a run with its base.",
     "serve": "Serve a model with an OpenAI-compatible API.",
+    "export": "Convert a model for another program, and prove that it still writes the same.",
     "merge": "Merge an adapter into its base, as a model folder.",
     "report": "Write the report.html of a run again.",
     "runs": "List the runs here.",

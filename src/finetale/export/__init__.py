@@ -1,41 +1,75 @@
-"""Other formats for a trained model: one module per format, and the registry of them.
+"""Other formats for a trained model: one module per format, the registry of them, and the shared proof.
 
-A module of a format has what `Exporter` lists. It converts and writes, and does not judge the result: the caller
-compares the converted model with the original in PyTorch before anything uses it.
+A module of a format has what `Exporter` lists. It writes files and loads them with the program that they are for. It
+does not judge the result: `proof` compares the exported model with the original, and `pipeline.exporting` refuses what
+differs too much. To add a format, write its module and add a line to FORMATS.
 
+    safetensors folder of transformers, vLLM and TGI
+    gguf        llama.cpp, Ollama and LM Studio
     openvino    OpenVINO's format, with the key/value cache as state
+    runtimes    interface to the programs that run models; torch_runtime and llama_cpp implement it
+    proof       comparison of an exported model with the original
+
+Modules of formats are imported when they are used, because their packages are optional.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Protocol
 
 from finetale import extras
-from finetale.export import openvino
+
+if TYPE_CHECKING:
+    from finetale.export.runtimes import Runtime
+    from finetale.models import LoadedModel
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A type of weights that a format can have, and the bounds of its proof.
+
+    Attributes:
+        bits: bits per weight, about.
+        largest_change: largest change of the perplexity per token, percent.
+        same_choice: smallest share of tokens where the most likely next token is the original's.
+    """
+
+    bits: float
+    largest_change: float
+    same_choice: float
 
 
 class Exporter(Protocol):
-    """The functions of a format's module.
+    """The functions of a format's module."""
 
-    Attributes:
-        VERSION: number of the conversion; raised when the same weights would give a different file.
-    """
-
-    VERSION: int
-
-    def convert(self, model: PreTrainedModel) -> Any:
-        """Return the model in the format, in memory, with weights in fp32."""
-
-    def save(self, model: Any, file: Path) -> None:
-        """Write a converted model.
+    def check(self, loaded: LoadedModel) -> None:
+        """Refuse a model that the format can't hold, before any work.
 
         Raises:
-            OSError: the file cannot be written.
+            ModelError: says why.
         """
+
+    def write(self, loaded: LoadedModel, folder: Path, weights: str) -> None:
+        """Write a model into an empty folder.
+
+        Args:
+            loaded: the model in fp32 on the CPU. It is not changed.
+            weights: one of the format's types of weights.
+
+        Raises:
+            ModelError: the weights do not fit into their type, or the tokenizer can't be expressed.
+            OSError: a file cannot be written.
+        """
+
+    def open(self, folder: Path) -> Runtime:
+        """Load what `write` wrote, with the program that it is for."""
+
+    def usage(self, folder: Path) -> str:
+        """Return how to use the exported model, in Markdown."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +78,26 @@ class Format:
 
     Attributes:
         name: name of the format and of its module in this package.
-        exporter: the module.
+        purpose: what it is for.
+        weights: types of weights by name, the default first.
         packages: optional packages that it needs; `extras` knows how to install them.
     """
 
     name: str
-    exporter: Exporter
-    packages: tuple[str, ...]
+    purpose: str
+    weights: Mapping[str, Weights] = field(default_factory=dict)
+    packages: tuple[str, ...] = ()
+
+    @property
+    def exporter(self) -> Exporter:
+        """The module."""
+        found: Exporter = importlib.import_module(f"finetale.export.{self.name}")  # type: ignore[assignment]
+        return found
+
+    @property
+    def extra(self) -> str | None:
+        """The extra of Finetale that installs its packages; None if it needs none."""
+        return extras.EXTRA_OF[self.packages[0]] if self.packages else None
 
     def is_installed(self) -> bool:
         """Return whether all packages of the format are installed, without importing them."""
@@ -69,4 +116,27 @@ class Format:
             extras.require(package, purpose)
 
 
-FORMATS = {format.name: format for format in (Format("openvino", openvino, ("openvino", "nncf")),)}
+_FP32 = Weights(32, 0.01, 0.999)
+_FP16 = Weights(16, 0.1, 0.99)
+_BF16 = Weights(16, 1.0, 0.97)
+_INT8 = Weights(8.5, 1.0, 0.95)
+_INT4 = Weights(4.9, 10.0, 0.8)
+
+FORMATS: Mapping[str, Format] = {
+    each.name: each
+    for each in (
+        Format(
+            "safetensors",
+            "transformers, vLLM, TGI and most other programs",
+            {"fp16": _FP16, "bf16": _BF16, "fp32": _FP32},
+        ),
+        Format(
+            "gguf",
+            "llama.cpp, Ollama and LM Studio",
+            {"q8_0": _INT8, "f16": _FP16, "f32": _FP32, "q4_k_m": _INT4},
+            ("cyllama", "gguf"),
+        ),
+        Format("openvino", "OpenVINO on Intel processors", {}, ("openvino", "nncf")),
+    )
+}
+"""By name."""

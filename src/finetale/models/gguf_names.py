@@ -55,6 +55,7 @@ _GEMMA_NORMS = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+_ROTATED = ("attn_q", "attn_k")
 _QK_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 
 
@@ -99,16 +100,43 @@ class Architecture:
             return f"{self.outer[outer]}.{outer_end}" if outer in self.outer else None
         return f"{self.layers}.{int(layer)}.{self.inner[inner]}.{inner_end}" if inner in self.inner else None
 
+    def gguf_name_of(self, name: str) -> str | None:
+        """Return the name in a GGUF file of a tensor of transformers; None if the file has no place for it."""
+        stem, _, end = name.rpartition(".")
+        if stem.startswith(f"{self.layers}."):
+            number, _, part = stem.removeprefix(f"{self.layers}.").partition(".")
+            found = next((key for key, value in self.inner.items() if value == part), None)
+            return None if found is None or not number.isdecimal() else f"blk.{number}.{found}.{end}"
+        found = next((key for key, value in self.outer.items() if value == stem), None)
+        return None if found is None else f"{found}.{end}"
+
+    def stored(self, name: str, values: torch.Tensor, config: Any) -> torch.Tensor:
+        """Return the numbers of a tensor as the file stores them: the inverse of `converted`."""
+        part = _part(name)
+        if self.is_interleaved and part in _ROTATED:
+            halves = values.reshape(self._heads(part, config), 2, -1, *values.shape[1:])  # (heads, 2, half of a head, …)
+            return halves.transpose(1, 2).reshape(values.shape)
+        if self.norm_offset and part.endswith("norm"):
+            return values + self.norm_offset
+        return values.T if part in self.transposed and values.ndim == 2 else values
+
     def converted(self, name: str, values: torch.Tensor, config: Any) -> torch.Tensor:
         """Return the numbers of a tensor as transformers stores them."""
-        part = name.removeprefix("blk.").split(".")[-2]
-        if self.is_interleaved and part in ("attn_q", "attn_k"):
-            heads = config.num_attention_heads if part == "attn_q" else config.num_key_value_heads
-            pairs = values.reshape(heads, -1, 2, *values.shape[1:])  # (heads, half of a head, 2, …)
+        part = _part(name)
+        if self.is_interleaved and part in _ROTATED:
+            pairs = values.reshape(self._heads(part, config), -1, 2, *values.shape[1:])  # (heads, half of a head, 2, …)
             return pairs.transpose(1, 2).reshape(values.shape)
         if self.norm_offset and part.endswith("norm"):
             return values - self.norm_offset
         return values.T if part in self.transposed and values.ndim == 2 else values
+
+    def _heads(self, part: str, config: Any) -> int:
+        return int(config.num_attention_heads if part == "attn_q" else config.num_key_value_heads)
+
+
+def _part(name: str) -> str:
+    """Return the name of a tensor in GGUF without its layer and ending."""
+    return name.split(".")[-2]
 
 
 _LLAMA = Architecture("llama", _OUTER, _ATTENTION | _FEED_FORWARD | _NORMS, is_interleaved=True)
@@ -152,6 +180,77 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3": Architecture("qwen3", _OUTER, _ATTENTION | _FEED_FORWARD | _NORMS | _QK_NORMS),
 }
 """By llama.cpp's name. Others are refused, because nothing proves their conversion."""
+
+_LIKE_LLAMA = frozenset(["mistral"])
+"""Types of transformers that llama.cpp runs as Llama."""
+
+
+def architecture_of(model_type: str) -> str | None:
+    """Return llama.cpp's name of the architecture of a model type; None if it is not supported."""
+    if model_type in _LIKE_LLAMA:
+        return "llama"
+    return next((name for name, each in ARCHITECTURES.items() if each.model_type == model_type), None)
+
+
+def values_of(name: str, config: Any) -> dict[str, Any]:
+    """Return what a GGUF file states about a model, by key: the inverse of `config_of`.
+
+    Args:
+        name: llama.cpp's name of the architecture.
+        config: config of the model, with transformers' attributes.
+
+    Raises:
+        ModelError: the config scales rotary positions in a way that a file can't express.
+    """
+    found: dict[str, Any] = {f"{name}.{key}": getattr(config, value, None) for key, value in _KEYS.items()}
+    if name == "gpt2":
+        inner = config.n_inner or 4 * config.hidden_size
+        return found | {
+            "gpt2.feed_forward_length": inner,
+            "gpt2.attention.layer_norm_epsilon": float(config.layer_norm_epsilon),
+        }
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rope = config.rope_parameters or {}
+    local = rope.get("sliding_attention", {}).get("rope_theta")
+    rope = rope.get("full_attention", rope)
+    found |= {
+        f"{name}.{key}": getattr(config, value, None) for key, value in _OPTIONAL_KEYS.items() if key != "attention.key_length"
+    }
+    found |= {
+        f"{name}.attention.key_length": head_dim,
+        f"{name}.attention.value_length": head_dim,
+        f"{name}.vocab_size": config.vocab_size,
+        f"{name}.rope.freq_base": float(rope.get("rope_theta", 10_000.0)),
+        f"{name}.rope.freq_base_swa": local,
+        f"{name}.rope.dimension_count": int(head_dim * rope.get("partial_rotary_factor", 1.0)),
+    }
+    kind = rope.get("rope_type", "default")
+    if kind in ("linear", "yarn"):
+        found |= {f"{name}.rope.scaling.type": kind, f"{name}.rope.scaling.factor": float(rope["factor"])}
+        if kind == "yarn":
+            before = rope.get("original_max_position_embeddings")
+            found[f"{name}.rope.scaling.original_context_length"] = before
+    elif kind not in ("default", "llama3"):
+        raise ModelError(
+            f"Rotary positions that are scaled by {kind!r} can't be written to GGUF.", "Choose another format."
+        )
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def rotary_divisors(config: Any) -> np.ndarray[Any, Any] | None:
+    """Return the divisors of the rotary frequencies of Llama 3 for the tensor `rope_freqs`; None for other models."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "llama3":
+        return None
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return _divisors(rope["factor"], rope["rope_theta"], head_dim, rope)
+
+
+def _divisors(factor: float, base: float, head_dim: int, scaling: Mapping[str, float]) -> np.ndarray[Any, Any]:
+    wavelengths = 2 * np.pi * base ** (np.arange(0, head_dim, 2) / head_dim)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    smooth = ((scaling["original_max_position_embeddings"] / wavelengths - low) / (high - low)).clip(0, 1)
+    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
 
 
 def config_of(header: GgufHeader, path: Path) -> dict[str, Any]:
@@ -247,10 +346,7 @@ def _llama3_scaling(path: Path, tensor: GgufTensor, base: float, head_dim: int) 
     if tensor.type == "F32" and 2 * tensor.elements == head_dim:
         divisors = np.fromfile(path, np.float32, tensor.elements, offset=tensor.start)
         factor = float(divisors.max())
-        wavelengths = 2 * np.pi * base ** (np.arange(0, head_dim, 2) / head_dim)
-        low, high, old = _LLAMA3["low_freq_factor"], _LLAMA3["high_freq_factor"], 8192
-        smooth = ((old / wavelengths - low) / (high - low)).clip(0, 1)
-        if np.allclose(divisors, 1 / ((1 - smooth) / factor + smooth), rtol=1e-3):
+        if np.allclose(divisors, _divisors(factor, base, head_dim, _LLAMA3), rtol=1e-3):
             return {"factor": factor} | _LLAMA3
     raise ModelError(
         f"{path} scales its rotary positions in a way that is not Llama 3's ({_ROPE_TENSOR}).",

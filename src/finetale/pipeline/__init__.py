@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from finetale.pipeline.data import check_text
     from finetale.pipeline.evaluating import compare_on, evaluate_on, held_out_ids
+    from finetale.pipeline.exporting import export_model, list_formats
     from finetale.pipeline.forecast import plan_run
     from finetale.pipeline.merging import merge_adapter
     from finetale.pipeline.resuming import resume_run
@@ -20,8 +21,10 @@ _MODULES = {
     "check_text": "data",
     "compare_on": "evaluating",
     "evaluate_on": "evaluating",
+    "export_model": "exporting",
     "finish": "training_run",
     "held_out_ids": "evaluating",
+    "list_formats": "exporting",
     "merge_adapter": "merging",
     "open_base": "training_run",
     "plan_run": "forecast",
@@ -33,8 +36,10 @@ __all__ = [
     "check_text",
     "compare_on",
     "evaluate_on",
+    "export_model",
     "finish",
     "held_out_ids",
+    "list_formats",
     "merge_adapter",
     "open_base",
     "plan_run",

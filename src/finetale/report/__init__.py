@@ -11,7 +11,7 @@ Wording and layout are in `finetale/templates/`. A record that is absent makes i
 
 from __future__ import annotations
 
-from finetale.report.card import model_card
+from finetale.report.card import export_card, model_card
 from finetale.report.page import render_report, write_report
 
-__all__ = ["model_card", "render_report", "write_report"]
+__all__ = ["export_card", "model_card", "render_report", "write_report"]

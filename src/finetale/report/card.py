@@ -13,7 +13,7 @@ from jinja2 import Template
 from finetale.formatting import plain
 from finetale.report.table import SPLITS
 from finetale.report.views import shared_view, template_environment
-from finetale.schema import ComparisonFile, DataFile, RunManifest
+from finetale.schema import ComparisonFile, DataFile, ExportFile, RunManifest
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _KEY_SETTINGS = (
@@ -76,7 +76,7 @@ def model_card(
     """
     view = shared_view(comparison, manifest, data)
     known = settings or manifest.config or {}
-    body = _template().render(
+    body = _template("model_card.md.j2").render(
         view,
         sample=next(iter(comparison.after.samples), None) if comparison else None,
         key_settings=[(name, plain(known[name])) for name in _KEY_SETTINGS if known.get(name) is not None],
@@ -84,6 +84,19 @@ def model_card(
     metadata = _metadata(view["name"], manifest, comparison, data)
     front_matter = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
     return f"---\n{front_matter}---\n\n{body.strip()}\n"
+
+
+def export_card(record: ExportFile, *, purpose: str, usage: str) -> str:
+    """Return the card of an exported model, in Markdown.
+
+    Args:
+        record: content of export.json.
+        purpose: the programs that the format is for.
+        usage: how to use the files, in Markdown.
+    """
+    name = re.split(r"[\\/]", record.model.rstrip("\\/"))[-1]
+    template = _template("export_card.md.j2")
+    return template.render(record=record, name=name, purpose=purpose, usage=usage).strip() + "\n"
 
 
 def escape_markdown(text: Any) -> str:
@@ -105,10 +118,10 @@ def fenced(text: Any, language: str = "text") -> str:
 
 
 @cache
-def _template() -> Template:
+def _template(name: str) -> Template:
     environment = template_environment(autoescape=False)
     environment.filters.update(md=escape_markdown, code=code_span, fenced=fenced)
-    return environment.get_template("model_card.md.j2")
+    return environment.get_template(name)
 
 
 def _longest_run_of_backticks(text: str) -> int:

@@ -83,6 +83,10 @@ class RunDirectory:
     def engines(self) -> Path:
         return self.root / "engines"
 
+    @property
+    def exports(self) -> Path:
+        return self.root / "exports"
+
     def checkpoint(self, step: int) -> Path:
         """Return the folder of the checkpoint after `step` optimizer steps."""
         return self.checkpoints / f"step-{step:08d}"

@@ -5,6 +5,7 @@
     data        data.json
     comparison  comparison.json
     events      events, and the lines of metrics.jsonl
+    export      export.json
     results     what check and plan return
 
 Only this package knows the names of the fields. Writers construct these classes and readers get them, so that mypy sees
@@ -78,6 +79,7 @@ from finetale.schema.events import (
     parse_events,
     recorded_lines,
 )
+from finetale.schema.export import ExportFile
 from finetale.schema.results import CheckResult, DiskForecast, MemoryForecast, PlanResult, TokenizerFit
 from finetale.schema.run import (
     AcceptedChange,
@@ -118,6 +120,7 @@ __all__ = [
     "Evaluation",
     "EvaluationEvent",
     "Event",
+    "ExportFile",
     "FigureIntervals",
     "Figures",
     "FileReport",

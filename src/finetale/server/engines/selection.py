@@ -15,7 +15,6 @@ import shutil
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from transformers import PreTrainedModel
 from finetale import cache, environment, rundir
 from finetale.errors import FinetaleError, ModelError
 from finetale.export import FORMATS, openvino
+from finetale.export.proof import general_texts
 from finetale.generate.reading import FAILURES
 from finetale.models import LoadedModel, adapter_hooks
 from finetale.notify import Notify
@@ -34,7 +34,6 @@ from finetale.schema import StageEvent, WarningEvent
 from finetale.server.engines import Rows, speeds
 from finetale.server.engines.batching import CHUNK, BatchingEngine
 from finetale.server.engines.pytorch_rows import ALL_THREADS, SeparateRows, TorchRows, WholeRows
-from finetale.tokenizing import encode_batch
 
 if TYPE_CHECKING:
     from finetale.server.engines.openvino_rows import OpenVinoRows
@@ -378,7 +377,7 @@ def _convert(
     announce("Comparing the converted model with PyTorch's")
     texts, of = held_out(), "held-out text"
     if not texts:
-        texts, of = _general_texts(loaded, facts), "general text"
+        texts, of = general_texts(loaded.tokenizer, facts.begin, facts.context), "general text"
     before, best = _predictions(reference.rows, texts, facts.vocab_size)
     record["perplexity"] = {"torch": before, "text": of, "tokens": sum(len(text) - 1 for text in texts)}
     for rounding in roundings:
@@ -423,10 +422,3 @@ def _predictions(rows: Rows, texts: Sequence[Sequence[int]], vocab_size: int) ->
         best.append(scores.argmax(dim=-1))
     likeliest = torch.cat(best)
     return float((nats / len(likeliest)).exp()), likeliest
-
-
-def _general_texts(loaded: LoadedModel, facts: Facts) -> list[list[int]]:
-    """Return token ids of texts of several kinds and languages, for a model without held-out text."""
-    texts = (files(__package__) / "general-text.txt").read_text(encoding="utf-8").split("\n---\n")
-    pieces = [[facts.begin, *ids.tolist()][: facts.context] for ids in encode_batch(loaded.tokenizer, texts)]
-    return [piece for piece in pieces if len(piece) > 1]
