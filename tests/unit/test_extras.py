@@ -33,6 +33,7 @@ def test_each_extra_is_declared() -> None:
     assert set(extras.EXTRA_OF.values()) == {
         "answers",
         "datasets",
+        "export-gguf",
         "formats",
         "gguf",
         "sentencepiece",

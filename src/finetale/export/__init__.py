@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -91,7 +91,7 @@ class Format:
     @property
     def exporter(self) -> Exporter:
         """The module."""
-        found: Exporter = importlib.import_module(f"finetale.export.{self.name}")  # type: ignore[assignment]
+        found: Exporter = importlib.import_module(f"finetale.export.{self.name}")
         return found
 
     @property
@@ -133,7 +133,8 @@ FORMATS: Mapping[str, Format] = {
         Format(
             "gguf",
             "llama.cpp, Ollama and LM Studio",
-            {"q8_0": _INT8, "f16": _FP16, "f32": _FP32, "q4_k_m": _INT4},
+            # Keys and values are in fp16 there, so f32 has the bounds of f16.
+            {"q8_0": _INT8, "f16": _FP16, "f32": replace(_FP16, bits=32), "q4_k_m": _INT4},
             ("cyllama", "gguf"),
         ),
         Format("openvino", "OpenVINO on Intel processors", {}, ("openvino", "nncf")),

@@ -66,7 +66,7 @@ class _Process:
     """A process that holds llama.cpp; see `llama_process`."""
 
     def __init__(self) -> None:
-        self._messages = tempfile.TemporaryFile()
+        self._messages = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         self._process = subprocess.Popen(
             [sys.executable, "-m", "finetale.export.llama_process"],
             stdin=subprocess.PIPE,

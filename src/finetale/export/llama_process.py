@@ -36,7 +36,7 @@ class Holder:
         """Load a model, with llama.cpp's defaults for keys and values."""
         library = _library()
 
-        class Model(library.LlamaModel):  # type: ignore[misc]
+        class Model(library.LlamaModel):  # type: ignore[misc,name-defined]
             """A model with the size of its vocabulary, which cyllama 0.2 asks for and does not define."""
 
             @property

@@ -114,7 +114,9 @@ class Architecture:
         """Return the numbers of a tensor as the file stores them: the inverse of `converted`."""
         part = _part(name)
         if self.is_interleaved and part in _ROTATED:
-            halves = values.reshape(self._heads(part, config), 2, -1, *values.shape[1:])  # (heads, 2, half of a head, …)
+            halves = values.reshape(
+                self._heads(part, config), 2, -1, *values.shape[1:]
+            )  # (heads, 2, half of a head, …)
             return halves.transpose(1, 2).reshape(values.shape)
         if self.norm_offset and part.endswith("norm"):
             return values + self.norm_offset
@@ -214,7 +216,9 @@ def values_of(name: str, config: Any) -> dict[str, Any]:
     local = rope.get("sliding_attention", {}).get("rope_theta")
     rope = rope.get("full_attention", rope)
     found |= {
-        f"{name}.{key}": getattr(config, value, None) for key, value in _OPTIONAL_KEYS.items() if key != "attention.key_length"
+        f"{name}.{key}": getattr(config, value, None)
+        for key, value in _OPTIONAL_KEYS.items()
+        if key != "attention.key_length"
     }
     found |= {
         f"{name}.attention.key_length": head_dim,
@@ -250,7 +254,8 @@ def _divisors(factor: float, base: float, head_dim: int, scaling: Mapping[str, f
     wavelengths = 2 * np.pi * base ** (np.arange(0, head_dim, 2) / head_dim)
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     smooth = ((scaling["original_max_position_embeddings"] / wavelengths - low) / (high - low)).clip(0, 1)
-    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+    found: np.ndarray[Any, Any] = (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+    return found
 
 
 def config_of(header: GgufHeader, path: Path) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from finetale.export import FORMATS, Format
 from finetale.export.proof import Proof, check_tokens, general_texts, prove
 from finetale.export.runtimes import Runtime
 from finetale.export.torch_runtime import TorchRuntime
-from finetale.formatting import shell_command
 from finetale.generate import Generator
 from finetale.models import LoadedModel
 from finetale.notify import Notify, stage, warn

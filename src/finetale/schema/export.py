@@ -32,6 +32,8 @@ class ExportFile(Record):
     smallest_same_choice: float = Field(description="Bound of `same_choice`.")
     greedy_tokens: int = Field(description="Tokens that each model wrote, always the most likely one.")
     greedy_equal: float = Field(description="Share of them that are equal up to the first difference, 0 to 1.")
-    accepted_loss: bool = Field(default=False, description="Whether a bound was exceeded and `--accept-loss` was given.")
+    accepted_loss: bool = Field(
+        default=False, description="Whether a bound was exceeded, and accepted by `--accept-loss`."
+    )
     tokens_per_second: float = Field(description="Tokens per second of the exported model, one text at a time.")
     original_tokens_per_second: float = Field(description="The same of the original in PyTorch.")
