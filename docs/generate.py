@@ -22,6 +22,7 @@ from finetale.schema import (
     ComparisonFile,
     DataFile,
     Evaluation,
+    ExportFile,
     PlanResult,
     Record,
     RunManifest,
@@ -75,7 +76,8 @@ def schema() -> str:
     lines = [
         "# Files of a run",
         "",
-        "A run directory holds `run.json`, `data.json`, `comparison.json` and `metrics.jsonl` (one event per line).",
+        "A run directory holds `run.json`, `data.json`, `comparison.json` and `metrics.jsonl` (one event per line);",
+        "an export holds `export.json`.",
         f"This page lists their fields in version {SCHEMA_VERSION} of the format (`schema_version`). "
         "Finetale also opens",
         "files of version 1. Later versions may add fields: ignore the fields that you do not know. Numbers "
@@ -90,6 +92,7 @@ def schema() -> str:
         ("data.json", [DataFile]),
         ("comparison.json", [ComparisonFile]),
         ("metrics.jsonl and events", EVENTS),
+        ("export.json", [ExportFile]),
         ("check --json, plan --json, evaluate --json", [CheckResult, PlanResult, Evaluation]),
     )
     for title, kinds in parts:

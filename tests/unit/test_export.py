@@ -10,23 +10,24 @@ import pytest
 from finetale import export
 from finetale.export import FORMATS
 
+SHARED = {"runtimes", "torch_runtime", "llama_cpp", "llama_process", "modelfile", "proof"}
 
-def test_each_module_of_the_package_is_a_registered_format() -> None:
+
+def test_each_module_of_the_package_is_a_format_or_shared() -> None:
     folder = Path(export.__file__).parent
     modules = {file.stem for file in folder.glob("*.py") if file.stem != "__init__"}
-    assert modules == set(FORMATS)
+    assert modules == set(FORMATS) | SHARED
     assert "openvino" in modules
 
 
-@pytest.mark.parametrize("name", sorted(FORMATS))
+@pytest.mark.parametrize("name", sorted(name for name, each in FORMATS.items() if each.weights))
 def test_each_format_implements_the_exporter_interface(name: str) -> None:
     found = FORMATS[name]
     assert found.name == name
     exporter = found.exporter
     assert vars(exporter)["__name__"] == f"finetale.export.{name}"
-    assert exporter.VERSION >= 1
-    assert callable(exporter.convert)
-    assert callable(exporter.save)
+    assert all(callable(getattr(exporter, each)) for each in ("check", "write", "open", "usage"))
+    assert all(bound.bits >= 4 and 0 < bound.same_choice < 1 for bound in found.weights.values())
 
 
 def test_a_format_is_installed_if_all_its_packages_are(monkeypatch: pytest.MonkeyPatch) -> None:

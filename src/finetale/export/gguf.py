@@ -178,7 +178,7 @@ def _rounded(name: str, tensor: NDArray[np.float32], kind: str) -> NDArray[Any]:
     """
     if kind == "f32" or tensor.ndim == 1 or name.startswith("position_embd"):
         return tensor
-    if float(np.abs(tensor).max(initial=0)) > np.finfo(np.float16).max:
+    if float(np.abs(tensor).max(initial=0)) > float(np.finfo(np.float16).max):
         raise ModelError(f"Weights of {name} are too large for fp16.", "Choose --weights f32.")
     return tensor.astype(np.float16)
 

@@ -11,6 +11,7 @@ from finetale import models
 from finetale.errors import ModelError
 from finetale.export.torch_runtime import TorchRuntime
 from finetale.models import LoadedModel
+from finetale.models.progress_bars import no_progress_bars
 
 _TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -32,7 +33,8 @@ def open(folder: Path) -> TorchRuntime:
     """See Exporter. Sums are in fp32."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, local_files_only=True)
+    with no_progress_bars():
+        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, local_files_only=True)
     return TorchRuntime(model.eval(), AutoTokenizer.from_pretrained(str(folder), local_files_only=True))
 
 
