@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib.util
 import json
+import operator
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -260,6 +262,22 @@ def test_a_required_tool_is_called(model: str, choice: Any, client: openai.OpenA
 
 
 @MODELS
+def test_a_streamed_call_arrives_in_pieces(model: str, client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": model, "messages": ASKED, "tools": [WEATHER], "tool_choice": NAMED, "seed": 4}
+    asked |= {"max_tokens": 300}
+    whole = client.chat.completions.create(**asked).choices[0]
+    (call,) = whole.message.tool_calls
+    chunks = list(client.chat.completions.create(stream=True, **asked))
+    parts = [part for chunk in chunks for part in chunk.choices[0].delta.tool_calls or []]
+    assert parts[0].id
+    assert [part.function.name for part in parts] == ["weather"] + [None] * (len(parts) - 1)
+    assert len(parts) > 5
+    assert "".join(part.function.arguments for part in parts) == call.function.arguments
+    assert {part.index for part in parts} == {0}
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices[0].finish_reason] == ["tool_calls"]
+
+
+@MODELS
 def test_openai_parses_the_arguments_of_a_tool(model: str, client: openai.OpenAI) -> None:
     found = client.chat.completions.parse(
         model=model,
@@ -321,5 +339,7 @@ def test_langchain_with_tools(serving: Serving) -> None:
     assert call["name"] == "weather"
     jsonschema.validate(call["args"], WEATHER["function"]["parameters"])  # type: ignore[index]
     chunks = list(chat.bind_tools([WEATHER], tool_choice="weather").stream("The weather?"))
-    assert [call["name"] for chunk in chunks for call in chunk.tool_call_chunks] == ["weather"]
+    assert [call["name"] for chunk in chunks for call in chunk.tool_call_chunks if call["name"]] == ["weather"]
+    (call,) = functools.reduce(operator.add, chunks).tool_calls
+    jsonschema.validate(call["args"], WEATHER["function"]["parameters"])  # type: ignore[index]
     assert chat.bind_tools([WEATHER]).invoke("The weather?").content

@@ -11,11 +11,12 @@ import pytest
 
 from finetale.errors import RequestError
 from finetale.server import tools
+from finetale.server.call_reader import HERMES, LLAMA, MISTRAL, PLAIN, CallReader, Notation, joined
 from finetale.server.forms import Form
 from finetale.server.grammars import Grammars
 from finetale.server.messages import Tool, ToolParameters
 from finetale.server.ollama import Reply
-from finetale.server.tools import HERMES, LLAMA, MISTRAL, PLAIN, CallReader, Calls, Notation
+from finetale.server.tools import Calls
 from finetale.tokens import begin_and_end
 from tiny import tokenizer
 
@@ -67,17 +68,50 @@ def test_a_template_shows_its_notation(template: str | None, notation: Notation 
     assert tools.notation_of(template) == notation
 
 
+def read(notation: Notation, text: str, size: int = 1000) -> tuple[str, list[dict[str, Any]]]:
+    """Return the text beside the calls, and the parts of the calls, of a text in pieces of some size."""
+    reader = CallReader(notation, NAMES)
+    found = [*(reader.add(text[at : at + size]) for at in range(0, len(text), size)), reader.end()]
+    return "".join(content for content, _ in found), [part for _, parts in found for part in parts]
+
+
 @pytest.mark.parametrize("name", NOTATIONS)
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_calls_are_found_in_pieces_of_any_size(name: str, size: int) -> None:
-    reader, text = CallReader(NOTATIONS[name], NAMES), TEXTS[name]
-    content = "".join(reader.add(text[at : at + size]) for at in range(0, len(text), size))
-    rest, calls = reader.end()
-    assert (content.strip(), rest) == ("Let me see." if name in ("hermes", "mistral") else "", "")
+    content, parts = read(NOTATIONS[name], TEXTS[name], size)
+    calls = joined(parts)
+    assert content == ("Let me see." if name in ("hermes", "mistral") else "")
     assert [call["function"]["name"] for call in calls] == ["weather", "light"][: len(calls)]
-    assert json.loads(calls[0]["function"]["arguments"]) == {"city": "北京"}
+    assert [call["function"]["arguments"] for call in calls] == ['{"city": "北京"}', "{}"][: len(calls)]
     assert len(calls) == (2 if name in ("hermes", "mistral") else 1)
     assert len({call["id"] for call in calls}) == len(calls)
+
+
+def test_arguments_arrive_as_they_are_written() -> None:
+    reader = CallReader(HERMES, NAMES)
+    assert reader.add('Well. <tool_call>{"name": "weather", "arguments": ') == ("Well.", [])
+    _, (named, part) = reader.add('{"city": "Pa')
+    assert named["function"] == {"name": "weather", "arguments": ""}
+    assert part == {"index": 0, "function": {"arguments": '{"city": "Pa'}}
+    assert reader.add('ris {}\\" [') == ("", [{"index": 0, "function": {"arguments": 'ris {}\\" ['}}])
+    assert reader.add('"}}') == ("", [{"index": 0, "function": {"arguments": '"}'}}])
+    assert reader.add("</tool_call> and more") == ("", [])
+    assert reader.end() == ("", [])
+
+
+def test_a_call_that_was_cut_has_what_was_written() -> None:
+    content, parts = read(HERMES, '<tool_call>{"name": "weather", "arguments": {"city"', 4)
+    (call,) = joined(parts)
+    assert (content, call["function"]) == ("", {"name": "weather", "arguments": '{"city"'})
+
+
+def test_the_keys_of_a_call_may_have_another_order() -> None:
+    text = '<tool_call>{"arguments": {"city": "x"}, "name": "weather"}</tool_call>'
+    for size in (1, 1000):
+        content, parts = read(HERMES, TEXTS["hermes"] + text, size)
+        assert [call["function"]["name"] for call in joined(parts)] == ["weather", "light", "weather"]
+        assert [call["index"] for call in joined(parts)] == [0, 1, 2]
+        assert content == "Let me see."
 
 
 @pytest.mark.parametrize(
@@ -85,7 +119,8 @@ def test_calls_are_found_in_pieces_of_any_size(name: str, size: int) -> None:
     [
         (HERMES, "Just text < with > signs"),
         (HERMES, "a <tool_call> of a bird"),
-        (HERMES, '<tool_call>{"name": "weather", "arguments": {"city"'),
+        (HERMES, '<tool_call>{"name": "weather", "arguments": '),
+        (HERMES, '<tool_call>{"name": "' + "x" * 2000),
         (HERMES, '<tool_call>{"name": "unknown", "arguments": {}}</tool_call>'),
         (HERMES, '<tool_call>{"name": "light", "arguments": 3}</tool_call>'),
         (HERMES, "<tool_call>" + "[" * 100_000),
@@ -99,18 +134,14 @@ def test_calls_are_found_in_pieces_of_any_size(name: str, size: int) -> None:
 )
 def test_what_is_no_call_stays_text(notation: Notation, text: str) -> None:
     for size in (1, 1000):
-        reader = CallReader(notation, NAMES)
-        content = "".join(reader.add(text[at : at + size]) for at in range(0, len(text), size))
-        rest, calls = reader.end()
-        assert content + rest == text
-        assert calls == []
+        assert read(notation, text, size) == (text, [])
 
 
 def test_text_is_passed_on_before_the_end() -> None:
     reader = CallReader(HERMES, NAMES)
-    assert reader.add("Let me") == "Let me"
-    assert reader.add(" see <to") == " see "
-    assert reader.add("day>") == "<today>"
+    assert reader.add("Let me") == ("Let me", [])
+    assert reader.add(" see <to") == (" see", [])
+    assert reader.add("day>") == (" <today>", [])
 
 
 def written(form: Form, seed: int) -> str | None:
@@ -143,10 +174,9 @@ def test_a_required_call_can_be_read(name: str, monkeypatch: pytest.MonkeyPatch)
         text = written(form, seed)
         if text is None:
             continue
-        reader = CallReader(NOTATIONS[name], NAMES)
-        assert reader.add(text) == ""
-        rest, calls = reader.end()
-        assert rest == "", text
+        content, parts = read(NOTATIONS[name], text, 5)
+        assert content == "", text
+        calls = joined(parts)
         most = max(most, len(calls))
         for call in calls:
             found.add(call["function"]["name"])
@@ -219,10 +249,9 @@ def test_what_begins_like_a_call_becomes_one(name: str, monkeypatch: pytest.Monk
             text += add(chance.choice(allowed))
         else:
             continue
-        reader = CallReader(notation, NAMES)
-        assert reader.add(text.decode()) == "Just text, <tool> [x].\n"
-        rest, calls = reader.end()
-        assert rest == ""
+        content, parts = read(notation, text.decode())
+        assert content == "Just text, <tool> [x]."
+        calls = joined(parts)
         assert {call["function"]["name"] for call in calls} <= NAMES
         assert calls
     assert ended > 2
@@ -267,11 +296,14 @@ def test_a_stream_with_calls() -> None:
         for place, piece in enumerate(pieces)
     ]
     other = shape.part(1, "Just text", "length", None, first=True)
-    assert "".join(part["delta"].get("content", "") for part in parts) == "Let me see.\n"
+    assert "".join(part["delta"].get("content", "") for part in parts) == "Let me see."
     assert parts[0]["delta"]["role"] == "assistant"
     assert [part["finish_reason"] for part in parts] == [None] * (len(parts) - 1) + ["tool_calls"]
-    calls = parts[-1]["delta"]["tool_calls"]
+    each = [part["delta"].get("tool_calls", []) for part in parts]
+    assert sum(map(bool, each)) > 3  # not whole at the end
+    calls = joined(call for part in each for call in part)
     assert [(call["index"], call["function"]["name"]) for call in calls] == [(0, "weather"), (1, "light")]
+    assert [call["function"]["arguments"] for call in calls] == ['{"city": "北京"}', "{}"]
     assert (other["delta"]["content"], other["finish_reason"]) == ("Just text", "length")
 
 

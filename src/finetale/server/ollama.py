@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from finetale.errors import RequestError
+from finetale.server import wire
+from finetale.server.call_reader import joined
 from finetale.server.forms import Text
 from finetale.server.messages import Tool
 
@@ -169,24 +171,22 @@ class Reply:
 
     async def lines(self, events: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
         """Yield the lines of a stream, from the server-sent events of OpenAI's API."""
-        reason, usage, rest = None, None, b""
-        async for data in events:
-            *parts, rest = (rest + data).split(b"\n\n")
-            for part in parts:
-                text = part.removeprefix(b"data: ")
-                if not text.strip() or text == b"[DONE]":
-                    continue
-                body = json.loads(text)
-                if "error" in body:
-                    yield _line({"error": body["error"]["message"]})
-                    return
-                usage = body.get("usage") or usage
-                for choice in body["choices"]:
-                    self._first = self._first or time.perf_counter_ns()
-                    reason = choice["finish_reason"] or reason
-                    message = choice.get("delta") or {"content": choice.get("text")}
-                    if message.get("content") or message.get("tool_calls"):
-                        yield _line(self._part(message) | {"done": False})
+        reason, usage = None, None
+        calls: list[dict[str, Any]] = []
+        async for body in wire.bodies(events):
+            if "error" in body:
+                yield _line({"error": body["error"]["message"]})
+                return
+            usage = body.get("usage") or usage
+            for choice in body["choices"]:
+                self._first = self._first or time.perf_counter_ns()
+                reason = choice["finish_reason"] or reason
+                message = choice.get("delta") or {"content": choice.get("text")}
+                calls += message.get("tool_calls") or []
+                if message.get("content"):
+                    yield _line(self._part({"content": message["content"]}) | {"done": False})
+        if calls:  # Ollama's clients expect whole calls
+            yield _line(self._part({"tool_calls": joined(calls)}) | {"done": False})
         yield _line(self._part({}) | self._end(reason, usage))
 
     def _part(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -196,10 +196,7 @@ class Reply:
             return head | {"response": text}
         shown: dict[str, Any] = {"role": "assistant", "content": text}
         if calls := message.get("tool_calls"):
-            shown["tool_calls"] = [
-                {"function": {"name": call["function"]["name"], "arguments": json.loads(call["function"]["arguments"])}}
-                for call in calls
-            ]
+            shown["tool_calls"] = [found for call in calls if (found := _call(call["function"]))]
         return head | {"message": shown}
 
     def _end(self, reason: str | None, usage: dict[str, int] | None) -> dict[str, Any]:
@@ -261,6 +258,17 @@ def shown(template: str | None, context: int, num_parameters: int, *, calls_tool
 def _check_no_images(images: list[Any] | None) -> None:
     if images:
         raise RequestError("images: are not supported.", "images")
+
+
+def _call(function: dict[str, str]) -> dict[str, Any] | None:
+    """Return a call in Ollama's form; None if its arguments are no JSON object, as in a text that was cut."""
+    try:
+        arguments = json.loads(function["arguments"])
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(arguments, dict):
+        return None
+    return {"function": {"name": function["name"], "arguments": arguments}}
 
 
 def _line(body: dict[str, Any]) -> bytes:

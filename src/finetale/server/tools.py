@@ -1,4 +1,4 @@
-"""Tool calls: how a chat template has them, the form of a required call, and calls in a model's text.
+"""Tool calls: how a chat template has them, the form of a required call, and responses with calls.
 
 A template shows the notation that its model was trained on. For a template without one, a required call is JSON.
 """
@@ -8,41 +8,16 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import secrets
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from finetale.errors import RequestError
+from finetale.server.call_reader import HERMES, LLAMA, MISTRAL, PLAIN, CallReader, Notation, joined
 from finetale.server.forms import JSON_SPACE, MAX_SCHEMA_CHARACTERS, Form
 from finetale.server.messages import NamedTool, Tool, ToolParameters
 from finetale.server.wire import CHAT, Shape, TokenText
 
 _MAX_CALLS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Notation:
-    """How a model writes tool calls.
-
-    Attributes:
-        start: text before the calls; empty if there is none.
-        arguments: key of the arguments.
-        kind: one object after `start` per call, with `end` behind it; a list of objects after one `start`; or an object
-            that is the whole text.
-        end: text after a call.
-    """
-
-    start: str
-    arguments: str
-    kind: Literal["tagged", "list", "whole"]
-    end: str = ""
-
-
-HERMES = Notation("<tool_call>", "arguments", "tagged", "</tool_call>")
-MISTRAL = Notation("[TOOL_CALLS]", "arguments", "list")
-LLAMA = Notation("<|python_tag|>", "parameters", "whole")
-PLAIN = Notation("", "arguments", "whole")
 
 
 def notation_of(template: str | None) -> Notation | None:
@@ -161,76 +136,6 @@ def _form(tools: Sequence[Tool], notation: Notation, *, several: bool, required:
     return Form("calls" if required else "possible calls", source, "tools")
 
 
-class CallReader:
-    """Finds the calls in a text that arrives in pieces. Text before the first call is passed on at once."""
-
-    def __init__(self, notation: Notation, names: frozenset[str]) -> None:
-        self._notation = notation
-        self._names = names
-        self._held = ""
-        self._is_call = False
-        self._is_first = True
-
-    def add(self, piece: str) -> str:
-        """Add text; return the text that is certain to be no part of a call."""
-        self._held += piece
-        if self._is_call:
-            return ""
-        held = self._held.lstrip() if self._is_first else self._held
-        if self._notation.kind == "whole":
-            if not held:
-                return ""
-            starts = held[0] == "{" or self._notation.start.startswith(held) or held.startswith(self._notation.start)
-            self._is_call = self._is_first and starts and bool(self._notation.start or held[0] == "{")
-        elif (place := self._held.find(self._notation.start)) >= 0:
-            self._is_call = True
-            return self._pass(place)
-        if self._is_call:
-            return ""
-        return self._pass(len(self._held) - _overlap(self._held, self._notation.start))
-
-    def end(self) -> tuple[str, list[dict[str, Any]]]:
-        """Return the rest of the text, and the calls. What is no valid call is text."""
-        calls = list(self._calls()) if self._is_call else []
-        if not calls or not all(call["function"]["name"] in self._names for call in calls):
-            return self._held, []
-        return "", calls
-
-    def _pass(self, length: int) -> str:
-        passed, self._held = self._held[:length], self._held[length:]
-        self._is_first = self._is_first and not passed
-        return passed
-
-    def _calls(self) -> Iterator[dict[str, Any]]:
-        text, notation = self._held, self._notation
-        if notation.kind == "tagged":
-            bodies = [part.split(notation.end)[0] for part in text.split(notation.start)[1:]]
-        else:
-            bodies = [text.strip().removeprefix(notation.start)] if notation.start else [text]
-        found: list[Any] = []
-        for body in bodies:
-            try:
-                value = json.loads(body)
-            except (ValueError, RecursionError):
-                return
-            found += value if notation.kind == "list" and isinstance(value, list) else [value]
-        for value in found:
-            name = value.get("name") if isinstance(value, dict) else None
-            arguments = value.get(notation.arguments, value.get("arguments")) if isinstance(value, dict) else None
-            if not isinstance(name, str) or not isinstance(arguments, dict):
-                yield {"function": {"name": ""}}  # invalid: the text stays text
-                continue
-            # Mistral's templates take ids of nine letters and digits only.
-            number = secrets.token_hex(5)[:9] if notation is MISTRAL else f"call_{secrets.token_hex(12)}"
-            function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
-            yield {"id": number, "type": "function", "function": function}
-
-
-def _overlap(text: str, start: str) -> int:
-    """Return the length of the longest beginning of `start` that `text` ends with."""
-    return next((size for size in range(min(len(start), len(text)), 0, -1) if text.endswith(start[:size])), 0)
-
-
 class CallShape(Shape):
     """Bodies of /v1/chat/completions with tool calls. Made for one request."""
 
@@ -238,6 +143,7 @@ class CallShape(Shape):
         self._notation = notation
         self._names = names
         self._readers: dict[int, CallReader] = {}
+        self._calling: set[int] = set()  # choices with a call
 
     def head(self, name: str, created: int, model: str) -> dict[str, Any]:
         """See Shape."""
@@ -254,24 +160,26 @@ class CallShape(Shape):
     def choice(self, index: int, text: str, reason: str | None, logprobs: Any) -> dict[str, Any]:
         """See Shape."""
         reader = CallReader(self._notation, self._names)
-        content = reader.add(text)
-        rest, calls = reader.end()
-        choice = CHAT.choice(index, (content + rest), "tool_calls" if calls and reason == "stop" else reason, logprobs)
+        (content, parts), (rest, more) = reader.add(text), reader.end()
+        calls = [{key: call[key] for key in call if key != "index"} for call in joined([*parts, *more])]
+        choice = CHAT.choice(index, content + rest, "tool_calls" if calls and reason == "stop" else reason, logprobs)
         if calls:
-            choice["message"] |= {"content": content.strip() or None, "tool_calls": calls}
+            choice["message"] |= {"content": (content + rest) or None, "tool_calls": calls}
         return choice
 
     def part(self, index: int, text: str, reason: str | None, logprobs: Any, *, first: bool) -> dict[str, Any]:
-        """See Shape. The calls of a choice are in its last part."""
+        """See Shape. Calls come as the model writes them: the name of each, then parts of its arguments."""
         reader = self._readers.setdefault(index, CallReader(self._notation, self._names))
-        content = reader.add(text)
-        calls: list[dict[str, Any]] = []
+        content, calls = reader.add(text)
         if reason is not None:
-            rest, calls = reader.end()
-            content += rest
-        part = CHAT.part(index, content, "tool_calls" if calls and reason == "stop" else reason, logprobs, first=first)
+            rest, more = reader.end()
+            content, calls = content + rest, [*calls, *more]
+        if calls:
+            self._calling.add(index)
+        called = reason == "stop" and index in self._calling
+        part = CHAT.part(index, content, "tool_calls" if called else reason, logprobs, first=first)
         if not content and not first:
             del part["delta"]["content"]
         if calls:
-            part["delta"]["tool_calls"] = [{"index": place} | call for place, call in enumerate(calls)]
+            part["delta"]["tool_calls"] = joined(calls)
         return part

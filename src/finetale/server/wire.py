@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
@@ -437,3 +437,14 @@ def event(body: Mapping[str, Any] | str) -> bytes:
 
 
 DONE = event("[DONE]")
+
+
+async def bodies(events: AsyncIterable[bytes]) -> AsyncIterator[dict[str, Any]]:
+    """Yield the bodies of server-sent events without names, whose bytes arrive in pieces of any size."""
+    rest = b""
+    async for data in events:
+        *whole, rest = (rest + data).split(b"\n\n")
+        for each in whole:
+            text = each.removeprefix(b"data: ").strip()
+            if text and text != b"[DONE]":
+                yield json.loads(text)
