@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import itertools
 import json
 import os
@@ -17,10 +18,12 @@ from typing import Any
 
 import psutil
 import pytest
+from transformers import PreTrainedModel
 
 from finetale import models
+from finetale.chat import PLAIN_TEMPLATE
 from serving import Client, Serving
-from tiny import model, save_model, tokenizer
+from tiny import model, tokenizer
 
 LONG = int(os.environ.get("FINETALE_SOAK_SECONDS", "600"))
 RUNS = [
@@ -30,13 +33,20 @@ RUNS = [
 ]
 """Engine and seconds of each test. OpenVINO converts a model at each reload, so its test is longer."""
 CLIENTS = 12
+POSITIONS = 600
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
 PROMPTS = [f"{word} number {number}" for number in range(5) for word in ("The lamp", "A heron", "Nobody")]
 
 
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize(("engine", "seconds"), RUNS)
 def test_a_long_load_leaks_nothing_and_fails_nowhere(tmp_path: Path, engine: str, seconds: int) -> None:
-    save_model(tmp_path / "tiny")
+    save(model(positions=POSITIONS), tmp_path / "tiny")
     with Serving(tmp_path, "tiny", "--engine", engine, "--slots", "8", "--queue", "16") as serving:
         process = psutil.Process(serving.process.pid)
         counts: Counter[str] = Counter()
@@ -76,6 +86,13 @@ def test_a_long_load_leaks_nothing_and_fails_nowhere(tmp_path: Path, engine: str
     assert grown[0] < 30e6
     assert grown[1] <= 4
     assert grown[2] <= 2
+
+
+def save(changed: PreTrainedModel, folder: Path) -> None:
+    folder.mkdir()
+    talks = copy.deepcopy(tokenizer())
+    talks.chat_template = PLAIN_TEMPLATE
+    models.save(changed, talks, folder)
 
 
 class Span:
@@ -172,7 +189,58 @@ async def counted(client: Client, prompt: str, text: str) -> bool:
     return True
 
 
-KINDS = {"whole": answered, "many": many, "streamed": streamed, "left": left, "refused": refused, "counted": counted}
+async def structured(client: Client, prompt: str, text: str) -> bool:
+    status, _, data, _ = await client.ask(*whole(prompt, temperature=1, max_tokens=200, guided_json=SCHEMA))
+    assert status == 200
+    (choice,) = json.loads(data)["choices"]
+    assert choice["finish_reason"] == "stop"
+    assert json.loads(choice["text"])["n"] in range(100)
+    return True
+
+
+async def long(client: Client, prompt: str, text: str) -> bool:
+    """Send a prompt that is read in several parts. Every third client leaves meanwhile."""
+    ids = [random.randrange(300) for _ in range(500)]
+    if ids[0] % 3 == 0:
+        client.send(*whole(ids))
+        await asyncio.sleep(0.02)
+        client.writer.transport.abort()
+        return False
+    assert (await client.ask(*whole(ids)))[0] == 200
+    return True
+
+
+async def embedded(client: Client, prompt: str, text: str) -> bool:
+    body = {"model": "tiny", "input": [prompt, "A heron waited. " * 20], "encoding_format": "base64"}
+    status, _, data, _ = await client.ask("POST", "/v1/embeddings", body)
+    if status == 400:  # OpenVINO
+        assert json.loads(data)["error"]["code"] == "no_embeddings"
+        return True
+    assert status == 200
+    assert len(json.loads(data)["data"]) == 2
+    return True
+
+
+async def responded(client: Client, prompt: str, text: str) -> bool:
+    client.send("POST", "/v1/responses", {"model": "tiny", "input": prompt, "max_output_tokens": 12, "stream": True})
+    assert (await client.head())[0] == 200
+    events = await client.events()
+    assert events[-1].startswith(("event: response.incomplete", "event: response.completed"))
+    return True
+
+
+KINDS = {
+    "whole": answered,
+    "many": many,
+    "streamed": streamed,
+    "left": left,
+    "refused": refused,
+    "counted": counted,
+    "structured": structured,
+    "long": long,
+    "embedded": embedded,
+    "responded": responded,
+}
 
 
 async def reload_now_and_then(serving: Serving, folder: Path, span: Span, interval: float) -> None:
@@ -181,11 +249,10 @@ async def reload_now_and_then(serving: Serving, folder: Path, span: Span, interv
         await asyncio.sleep(interval)
         if span.is_over():
             return
-        changed = model()
+        changed = model(positions=POSITIONS)
         changed.transformer.wpe.weight.data[-1] += number
         shutil.rmtree(folder / "tiny")
-        (folder / "tiny").mkdir()
-        models.save(changed, tokenizer(), folder / "tiny")
+        save(changed, folder / "tiny")
         serving.process.send_signal(signal.SIGHUP)
         while span.reloads() < number and not span.is_over():  # the service may still read the folder
             await asyncio.sleep(0.1)
