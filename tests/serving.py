@@ -35,8 +35,8 @@ class Serving:
                     [sys.executable, *python], cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True
                 )
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        found = re.search(r" at http://(?:127\.0\.0\.1|0\.0\.0\.0):(\d+)/", line)
+        self.line = line = self.process.stdout.readline()
+        found = re.search(r" at https?://(?:127\.0\.0\.1|0\.0\.0\.0):(\d+)/", line)
         assert found, line + self.log()
         self.port = int(found[1])
 

@@ -172,3 +172,15 @@ def test_ollamas_client(serving: Serving) -> None:
     with pytest.raises(ollama.ResponseError, match="does not exist"):
         client.chat(model="none", messages=ASKED)
     client._client.close()  # it has no method for this
+
+
+def test_embeddings(http: httpx2.Client) -> None:
+    found = post(http, "/api/embed", model="talks:latest", input=["The lamp", "A heron"])
+    body = {"model": "talks", "input": ["The lamp", "A heron"]}
+    expected = http.post("/v1/embeddings", json=body).json()
+    assert found["embeddings"] == [item["embedding"] for item in expected["data"]]
+    assert found["prompt_eval_count"] == expected["usage"]["prompt_tokens"]
+    (alone,) = post(http, "/api/embed", model="talks", input="The lamp")["embeddings"]
+    assert alone == pytest.approx(found["embeddings"][0], abs=1e-6)
+    assert post(http, "/api/embed", model="talks", input="")["embeddings"] == []
+    assert "can't be changed" in http.post("/api/embed", json=body | {"dimensions": 2}).json()["error"]

@@ -75,6 +75,11 @@ def command(
             help="Another site whose pages may send requests, as https://example.org. Repeat it for several.",
         ),
     ] = (),
+    tls_cert: Annotated[
+        Path | None,
+        Parameter(help="PEM file with a certificate, to serve https. Needs --tls-key. auto: http."),
+    ] = None,
+    tls_key: Annotated[Path | None, Parameter(help="PEM file with the private key of --tls-cert.")] = None,
     engine: Annotated[
         Literal["auto", "openvino", "torch", "vllm"],
         Parameter(
@@ -145,17 +150,20 @@ def command(
             from finetale.server.adapter_spec import AdapterSpec
             from finetale.server.connections import max_connections
             from finetale.server.model_spec import ModelSpec, read_template
+            from finetale.server.tls import Tls
         except ImportError as error:
             raise ConfigError(
                 f"A package for serving is missing: {error.name}.",
                 install_hint("serve"),
             ) from None
         from finetale import environment, models, pipeline
+        from finetale.notify import warn
 
         if memory is None:
             memory = environment.available_memory() // 4
         if chat_template is not None:
             read_template(chat_template)  # an invalid one is reported before the model is loaded
+        tls = Tls.of(tls_cert, tls_key)
         called = name or Path(model).name or model
         others = [_named(word) for word in also]
         beside = [_adapter(word) for word in adapter]
@@ -183,6 +191,8 @@ def command(
 
         with stack:
             display = stack.enter_context(progress(quiet=quiet, as_json=False))
+            if tls is not None and tls.is_key_public:
+                warn(display, f"All users of this machine may read the key {tls.key}: chmod 600 {tls.key}.")
 
             def open_first(notify: Notify) -> LoadedModel:
                 loaded = models.open_model(model, notify, revision=revision, offline=offline)
@@ -230,6 +240,7 @@ def command(
                 ready=ready,
                 reloads=reloads,
                 check=check,
+                tls=tls,
             )
         return 0
 

@@ -29,8 +29,8 @@ QUEUE_FULL = "Too many requests are waiting; try again soon.", "queue_full"
 _REST_SECONDS, _REST_BYTES = 2.0, 256 * 2**20
 _ROUTES = (
     *(*_OPEN, "/", "/metrics", "/openapi.json", "/v1/models", "/v1/completions", "/v1/chat/completions"),
-    *("/tokenize", "/detokenize"),
-    *("/api/version", "/api/tags", "/api/ps", "/api/show", "/api/chat", "/api/generate"),
+    *("/v1/responses", "/v1/embeddings", "/tokenize", "/detokenize"),
+    *("/api/version", "/api/tags", "/api/ps", "/api/show", "/api/chat", "/api/generate", "/api/embed"),
 )
 
 

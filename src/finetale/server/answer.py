@@ -37,7 +37,7 @@ class Served:
         worker: runs its engine.
         created: when it was opened, in seconds since 1970.
         provenance: where it came from.
-        host: the model in memory, to load adapters for; None if the engine takes no adapters.
+        host: the model in memory, to load adapters for and for embeddings; None if the engine is not PyTorch.
         adapter: the adapter to generate with; None for the engine's model alone.
         is_merged: whether it is an adapter that was merged into a copy of its base.
     """

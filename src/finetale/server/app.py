@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeVar
 
+import torch
 from anyio import CapacityLimiter, to_thread
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -17,12 +19,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
+from torch import Tensor
 
 from finetale.errors import RequestError
-from finetale.server import ollama_routes, openapi, playground, wire
+from finetale.server import ollama_routes, openapi, playground, responses_routes, wire
 from finetale.server.access import Answered, App, Guard, Limits
 from finetale.server.answer import Answer, EventStream, Post, Served, error_of
 from finetale.server.completion import Completion
+from finetale.server.embeddings import EmbeddingsRequest, embed, width_of
 from finetale.server.meters import Meters
 from finetale.server.token_routes import DetokenizeRequest, TokenizeRequest
 from finetale.server.tools import Calls
@@ -51,6 +55,7 @@ class Service:
         self.meters = Meters()
         self._post = Post()
         self._tokenizers = CapacityLimiter(_MAX_TOKENIZING)
+        self._embedding = CapacityLimiter(1)
 
     def add(self, model: Served | Upstream) -> None:
         """Serve a model. It replaces a model of the same name."""
@@ -73,6 +78,8 @@ class Service:
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/tokenize", self.tokenize, methods=["POST"]),
             Route("/detokenize", self.detokenize, methods=["POST"]),
+            Route("/v1/embeddings", self.embeddings, methods=["POST"]),
+            responses_routes.route(self),
             *ollama_routes.routes(self),
         ]
         handlers: dict[Any, Any] = {
@@ -155,7 +162,8 @@ class Service:
         return JSONResponse(self._described(self.model(request.path_params["name"])))
 
     def _described(self, model: Served | Upstream) -> dict[str, Any]:
-        """Return a model as /v1/models lists it. The names beyond OpenAI's are those of vLLM, but for `chat`."""
+        """Return a model as /v1/models lists it. The names beyond OpenAI's are vLLM's, but for the last two."""
+        host = model.host if isinstance(model, Served) else None
         return {
             "id": model.name,
             "object": "model",
@@ -164,6 +172,7 @@ class Service:
             "max_model_len": model.vocabulary.context,
             "parent": self.parents.get(model.name),
             "chat": bool(model.vocabulary.chat_template),
+            "embeddings": None if host is None else {"pooling": "mean", "dimensions": width_of(host)},
         }
 
     async def completions(self, request: Request) -> Response:
@@ -202,6 +211,45 @@ class Service:
         """Return the text of token ids."""
         asked = await self.read(DetokenizeRequest, request)
         return JSONResponse(await self._in_thread(partial(asked.answer, self.model(asked.model).vocabulary)))
+
+    async def embeddings(self, request: Request) -> Response:
+        """Return the embeddings of texts."""
+        return JSONResponse(await self.embedded(request, await self.read(EmbeddingsRequest, request)))
+
+    async def embedded(self, request: Request, asked: EmbeddingsRequest) -> dict[str, Any]:
+        """Return the body of embeddings. Requests take turns text by text, beside running completions."""
+        model = self.model(asked.model)
+        if isinstance(model, Upstream) or model.host is None:
+            raise RequestError(
+                f"The engine of {model.name} gives no embeddings. Serve it with --engine torch.",
+                "model",
+                code="no_embeddings",
+            )
+        host, adapter, width = model.host, model.adapter, width_of(model.host)
+        if asked.dimensions not in (None, width):
+            raise RequestError(
+                f"dimensions: can't be changed; embeddings of {model.name} have {width:,} numbers.", "dimensions"
+            )
+        model.worker.check(_client(request))
+        cancelled = threading.Event()
+
+        async def texts() -> list[Tensor]:
+            each = [partial(embed, host, text, adapter, cancelled) for text in ids]
+            return [await to_thread.run_sync(work, limiter=self._embedding) for work in each]
+
+        try:
+            async with asyncio.timeout(self.limits.request_seconds):
+                ids = await self._tokenized(partial(asked.encoded, model.vocabulary), model)
+                with model.worker.preparing():
+                    found = await _until_disconnect(request, texts())
+        except TimeoutError:
+            message = f"The response was not ready within {self.limits.request_seconds:g} seconds."
+            raise RequestError(message, status=504, kind="server_error", code="timeout") from None
+        finally:
+            cancelled.set()
+        num_tokens = sum(map(len, ids))
+        self.meters.prompt_tokens.labels(model.name).inc(num_tokens)
+        return await self._in_thread(partial(asked.body, torch.stack(found), num_tokens))
 
     async def _in_thread(self, make: Callable[[], T]) -> T:
         """Return the result of a function that tokenizes. Few run at a time."""

@@ -70,7 +70,8 @@ class CallReader:
     def add(self, piece: str) -> tuple[str, list[dict[str, Any]]]:
         """Add text; return the text that is certain to be no part of a call, and new parts of calls."""
         self._held += piece
-        text, parts = "", []
+        text = ""
+        parts: list[dict[str, Any]] = []
         state = None
         while state != self._state:
             state = self._state
@@ -139,8 +140,8 @@ class CallReader:
 
     def _arguments(self) -> Iterator[dict[str, Any]]:
         """Return the part with what is new of the arguments: an object up to its last bracket."""
-        size = 0
-        for size, character in enumerate(self._held, start=1):
+        size = len(self._held)
+        for place, character in enumerate(self._held):
             if self._is_escaped:
                 self._is_escaped = False
             elif self._is_string:
@@ -153,7 +154,7 @@ class CallReader:
             elif character in "}]":
                 self._depth -= 1
                 if self._depth == 0:
-                    self._state = "between"
+                    self._state, size = "between", place + 1
                     break
         new, self._held = self._held[:size], self._held[size:]
         if new:

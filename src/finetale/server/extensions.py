@@ -64,7 +64,13 @@ class Extensions(BaseModel):
             raise ValueError("prompt_logprobs: are not available in a stream")
 
 
-class ChatExtensions(BaseModel):
+class TemplateVariables(BaseModel):
+    """Variables for the chat template."""
+
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="Extension: variables of the chat template.")
+
+
+class ChatExtensions(TemplateVariables):
     """Parameters for the chat template."""
 
     add_generation_prompt: _Switch | None = Field(
@@ -73,7 +79,6 @@ class ChatExtensions(BaseModel):
     continue_final_message: _Switch | None = Field(
         None, description="Extension: continue the last message. Requires add_generation_prompt to be false."
     )
-    chat_template_kwargs: dict[str, Any] | None = Field(None, description="Extension: variables of the chat template.")
 
     def template_options(self) -> dict[str, Any]:
         """Return the options of `apply_chat_template`.

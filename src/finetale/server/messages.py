@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 from finetale.server.forms import Text
 
 MAX_TOOLS = 128
-_Name = Annotated[str, Field(strict=True, pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+Name = Annotated[str, Field(strict=True, pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
 class TextPart(BaseModel):
@@ -35,7 +35,7 @@ class CalledFunction(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    name: _Name
+    name: Name
     arguments: Text = Field(description="The arguments as JSON.")
 
 
@@ -101,7 +101,7 @@ class Function(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    name: _Name
+    name: Name
     description: Text | None = None
     parameters: dict[str, Any] | None = Field(None, description="JSON schema of the arguments. Default: none.")
     strict: Annotated[bool, Field(strict=True)] | None = None
@@ -137,7 +137,7 @@ class NamedFunction(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    name: _Name
+    name: Name
 
 
 class NamedTool(BaseModel):

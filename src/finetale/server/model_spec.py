@@ -215,14 +215,13 @@ def serve_model(
         loaded.tokenizer, facts.vocab_size, context, generator.ends, begins_chats=_begins_chats(loaded)
     )
     vocabulary.grammars.prepare()
-    takes_adapters = num_adapters > 0 and chosen.rows.takes_adapters
     return Served(
         name,
         vocabulary,
         Worker(chosen, max_waiting=max_waiting),
         int(time.time()),
         loaded.provenance,
-        loaded.model if takes_adapters else None,
+        loaded.model if chosen.rows.takes_adapters else None,
     )
 
 

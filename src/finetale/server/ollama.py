@@ -136,6 +136,20 @@ class GenerateRequest(_Request):
         return self.parameters() | {"messages": [*first, {"role": "user", "content": self.prompt}]}
 
 
+class EmbedRequest(BaseModel):
+    """Body of POST /api/embed."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    model: Text
+    input: Annotated[list[Text], Field(fail_fast=True)] | Text
+    dimensions: int | None = None
+
+    def converted(self) -> dict[str, Any]:
+        """Return the body of a request of OpenAI's API."""
+        return {"input": self.input, "dimensions": self.dimensions}
+
+
 class ShowRequest(BaseModel):
     """Body of POST /api/show. Old clients call the model `name`."""
 
@@ -213,6 +227,23 @@ class Reply:
             "eval_count": counts.get("completion_tokens", 0),
             "eval_duration": now - first,
         }
+
+
+def embedded(model: str, began: int, body: dict[str, Any]) -> dict[str, Any]:
+    """Return the body of /api/embed.
+
+    Args:
+        model: name of the model, as the client wrote it.
+        began: `time.perf_counter_ns()` at the begin.
+        body: the body of OpenAI's API.
+    """
+    return {
+        "model": model,
+        "embeddings": [item["embedding"] for item in body["data"]],
+        "total_duration": time.perf_counter_ns() - began,
+        "load_duration": 0,
+        "prompt_eval_count": body["usage"]["prompt_tokens"],
+    }
 
 
 def described(name: str, created: int, digest: str, num_parameters: int) -> dict[str, Any]:

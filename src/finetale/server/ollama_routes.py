@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ import finetale
 from finetale.errors import RequestError
 from finetale.server import ollama, wire
 from finetale.server.answer import EventStream
+from finetale.server.embeddings import EmbeddingsRequest
 from finetale.server.messages import ToolParameters
 from finetale.server.tools import Calls, notation_of
 from finetale.server.vllm import Upstream
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from finetale.server.answer import Served
     from finetale.server.app import Service
 
-PATHS = ("/api/version", "/api/tags", "/api/ps", "/api/show", "/api/chat", "/api/generate")
+PATHS = ("/api/version", "/api/tags", "/api/ps", "/api/show", "/api/chat", "/api/generate", "/api/embed")
 _UPSTREAM_TOKENS = 128
 """Default `num_predict` for vLLM, which does not fill the context."""
 _Handler = Callable[[Request], Awaitable[Response]]
@@ -32,7 +34,7 @@ _Handler = Callable[[Request], Awaitable[Response]]
 def routes(service: Service) -> list[Route]:
     """Return the routes."""
     found = OllamaRoutes(service)
-    handlers = (found.version, found.tags, found.running, found.show, found.chat, found.generate)
+    handlers = (found.version, found.tags, found.running, found.show, found.chat, found.generate, found.embed)
     return [
         Route(path, _with_errors(handler), methods=["POST" if place > 2 else "GET"])
         for place, (path, handler) in enumerate(zip(PATHS, handlers, strict=True))
@@ -82,7 +84,7 @@ class OllamaRoutes:
         reply = ollama.Reply(asked.model, chats=True)
         if not asked.messages:  # how clients load a model
             return JSONResponse(reply.loaded())
-        chat = _converted(wire.ChatRequest, asked.converted() | {"model": model.name})
+        chat = wire.valid(wire.ChatRequest, asked.converted() | {"model": model.name})
         return _answered(reply, await self._service.converse(request, chat))
 
     async def generate(self, request: Request) -> Response:
@@ -95,11 +97,21 @@ class OllamaRoutes:
         chats = bool(model.vocabulary.chat_template) and not asked.raw
         body = asked.converted(chats=chats) | {"model": model.name}
         if chats:
-            return _answered(reply, await self._service.converse(request, _converted(wire.ChatRequest, body)))
+            return _answered(reply, await self._service.converse(request, wire.valid(wire.ChatRequest, body)))
         default = _UPSTREAM_TOKENS if isinstance(model, Upstream) else None
-        completion = _converted(wire.CompletionRequest, {"max_tokens": default} | body)
+        completion = wire.valid(wire.CompletionRequest, {"max_tokens": default} | body)
         fills = Calls(ToolParameters(), None)
         return _answered(reply, await self._service.complete(request, completion, wire.TEXT, fills))
+
+    async def embed(self, request: Request) -> Response:
+        """Return the embeddings of texts."""
+        began = time.perf_counter_ns()
+        asked = await self._service.read(ollama.EmbedRequest, request)
+        body = asked.converted() | {"model": self._model(asked.model).name}
+        if not asked.input:  # how clients load a model
+            return JSONResponse(ollama.embedded(asked.model, began, {"data": [], "usage": {"prompt_tokens": 0}}))
+        found = await self._service.embedded(request, wire.valid(EmbeddingsRequest, body))
+        return JSONResponse(ollama.embedded(asked.model, began, found))
 
     def _model(self, name: str) -> Served | Upstream:
         short = name.removesuffix(":latest")
@@ -113,10 +125,6 @@ def _entry(model: Served | Upstream) -> dict[str, object]:
 
 def _parameters(model: Served | Upstream) -> int:
     return model.provenance.parameters if model.provenance else 0
-
-
-def _converted(kind: type[wire.Body], body: dict[str, object]) -> wire.Body:
-    return wire.read(kind, json.dumps(body).encode())
 
 
 def _answered(reply: ollama.Reply, response: Response) -> Response:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import finetale
+from finetale.server.embeddings import EmbeddingsRequest
+from finetale.server.responses import ResponsesRequest
 from finetale.server.token_routes import DetokenizeRequest, TokenizeRequest
 from finetale.server.wire import ChatRequest, CompletionRequest
 
@@ -79,6 +81,27 @@ _MESSAGE = {
 }
 _COMPLETION = _response_schema("text_completion", {"text": {"type": "string"}, "logprobs": _LOGPROBS})
 _CHAT = _response_schema("chat.completion", {"message": _MESSAGE, "logprobs": {"type": ["object", "null"]}})
+_RESPONSE = {
+    "type": "object",
+    "required": ["id", "object", "created_at", "status", "model", "output", "tools", "tool_choice", "usage"],
+    "properties": {
+        "id": {"type": "string"},
+        "object": {"const": "response"},
+        "created_at": {"type": "integer"},
+        "status": {"enum": ["completed", "incomplete"]},
+        "model": {"type": "string"},
+        "output": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["id", "type", "status"],
+                "properties": {"type": {"enum": ["message", "function_call"]}},
+            },
+        },
+        "usage": {"type": "object", "required": ["input_tokens", "output_tokens", "total_tokens"]},
+    },
+}
 _TOKENIZED = {
     "type": "object",
     "required": ["count", "max_model_len", "tokens", "token_strs"],
@@ -87,6 +110,25 @@ _TOKENIZED = {
         "max_model_len": {"type": "integer"},
         "tokens": {"type": "array", "items": {"type": "integer"}},
         "token_strs": {"type": ["array", "null"], "items": {"type": "string"}},
+    },
+}
+_EMBEDDINGS = {
+    "type": "object",
+    "required": ["object", "data", "model", "usage"],
+    "properties": {
+        "object": {"const": "list"},
+        "data": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["object", "index", "embedding"],
+                "properties": {
+                    "object": {"const": "embedding"},
+                    "index": {"type": "integer", "minimum": 0},
+                    "embedding": {"type": ["array", "string"], "items": {"type": "number"}},
+                },
+            },
+        },
     },
 }
 _DETOKENIZED = {"type": "object", "required": ["prompt"], "properties": {"prompt": {"type": "string"}}}
@@ -102,6 +144,7 @@ _MODEL = {
         "max_model_len": {"type": "integer"},
         "parent": {"type": ["string", "null"]},
         "chat": {"type": "boolean"},
+        "embeddings": {"type": ["object", "null"], "required": ["pooling", "dimensions"]},
     },
 }
 _STATUS = {"type": "object", "required": ["status"], "properties": {"status": {"type": "string"}}}
@@ -110,7 +153,14 @@ _STATUS = {"type": "object", "required": ["status"], "properties": {"status": {"
 def document(models: Sequence[str], *, needs_key: bool) -> dict[str, Any]:
     """Return the OpenAPI document of a service with the given models."""
     shapes: dict[str, Any] = {}
-    for kind in (CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest):
+    for kind in (
+        CompletionRequest,
+        ChatRequest,
+        ResponsesRequest,
+        EmbeddingsRequest,
+        TokenizeRequest,
+        DetokenizeRequest,
+    ):
         request = kind.model_json_schema(ref_template="#/components/schemas/{model}")
         request["properties"]["model"]["enum"] = list(models)
         shapes |= request.pop("$defs", {}) | {kind.__name__: request}
@@ -145,6 +195,8 @@ def document(models: Sequence[str], *, needs_key: bool) -> dict[str, Any]:
             },
             "/v1/completions": {"post": _generation_route("CompletionRequest", "Completions", _COMPLETION, errors)},
             "/v1/chat/completions": {"post": _generation_route("ChatRequest", "The next message", _CHAT, errors)},
+            "/v1/responses": {"post": _generation_route("ResponsesRequest", "The next message", _RESPONSE, errors)},
+            "/v1/embeddings": {"post": _route("EmbeddingsRequest", "Embeddings of texts", _EMBEDDINGS, errors)},
             "/tokenize": {"post": _route("TokenizeRequest", "Token ids of a text", _TOKENIZED, errors)},
             "/detokenize": {"post": _route("DetokenizeRequest", "The text of token ids", _DETOKENIZED, errors)},
         },

@@ -27,6 +27,7 @@ from finetale.server.engines.pytorch_rows import ALL_THREADS
 from finetale.server.listening import listening
 from finetale.server.logs import logged_as_json
 from finetale.server.model_spec import BYTES_PER_WEIGHT, ModelSpec
+from finetale.server.tls import Tls
 from finetale.server.vllm import Upstream, close_all
 from finetale.signals import Bell, StopRequest, handling, hangups, in_terminal
 
@@ -50,6 +51,7 @@ def run(
     ready: Callable[[str, list[str]], None],
     reloads: list[int],
     check: Callable[[], None] = lambda: None,
+    tls: Tls | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; then reject new requests and finish the running ones.
 
@@ -67,13 +69,15 @@ def run(
             served.
         reloads: list that `hangups` fills.
         check: callback that raises an error if the models can't be served; called before any is loaded.
+        tls: certificate and key; None for HTTP. A reload reads them again.
 
     Raises:
         ConfigError: the service cannot listen on the address.
         FinetaleError: a model cannot be served.
     """
     with listening(host, port) as (listener, url):
-        _run(listener, specs, limits, drain_seconds, notify, lambda served: ready(url, served), reloads, check)
+        url = url.replace("http://", "https://") if tls is not None else url
+        _run(listener, specs, limits, drain_seconds, notify, lambda served: ready(url, served), reloads, check, tls)
 
 
 def _run(
@@ -85,6 +89,7 @@ def _run(
     ready: Callable[[list[str]], None],
     reloads: list[int],
     check: Callable[[], None],
+    tls: Tls | None,
 ) -> None:
     service = Service(limits)
     service.parents = {spec.name: spec.parent for spec in specs if spec.parent is not None}
@@ -97,6 +102,8 @@ def _run(
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         http=bounded(limits),
         timeout_graceful_shutdown=round(drain_seconds) + 1,
+        ssl_certfile=None if tls is None else tls.certificate,
+        ssl_keyfile=None if tls is None else tls.key,
     )
     server = uvicorn.Server(config)
     bell, ended = Bell(), threading.Event()
@@ -128,6 +135,8 @@ def _run(
                 while not ended.is_set():
                     if reloads:  # also signals that came while loading
                         reloads.clear()
+                        if tls is not None and config.ssl is not None:
+                            tls.reload(config.ssl)
                         # In another thread: this one must handle shutdown meanwhile.
                         threading.Thread(target=reload, args=(service, specs), daemon=True).start()
                     bell.wait()

@@ -39,7 +39,7 @@ def _one_or_many(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-def _prompt(value: Any) -> Any:
+def checked_prompt(value: Any) -> Any:
     """Return a valid prompt. Report only the first problem, because a body can have a million of them."""
     if isinstance(value, str):
         return value
@@ -58,13 +58,18 @@ def _prompt(value: Any) -> Any:
     return value
 
 
+def as_list(prompt: Any) -> list[str] | list[list[int]]:
+    """Return a valid prompt as a list of strings or of lists of token ids."""
+    return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
+
+
 def _few(value: Any) -> Any:
     if isinstance(value, dict) and len(value) > MAX_BIASES:
         raise ValueError(f"must have at most {MAX_BIASES} tokens")
     return value
 
 
-_AnyPrompt = (
+AnyPrompt = (
     Text
     | Annotated[list[TokenId], Field(min_length=1)]
     | Annotated[list[Text], Field(min_length=1)]
@@ -91,17 +96,14 @@ _DEFAULT_MAX_TOKENS = 16
 """Default `max_tokens`, as in OpenAI's API."""
 
 
-class _GenerationRequest(FormParameters, Extensions):
-    """Parameters of both kinds of requests. Types are strict, and unknown parameters are errors.
+class SamplingParameters(BaseModel):
+    """Parameters of all requests that generate text. Types are strict.
 
     Some parameters of OpenAI's API concern its own service: where a response is stored, how it is billed. Clients send
     them with each request, so they are accepted and have no effect.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     model: Text = Field(description="Name of the model, as /v1/models lists it.")
-    n: int | None = Field(1, ge=1, le=128, strict=True, description="Completions per prompt.")
     temperature: float | None = Field(1.0, ge=0, le=2, strict=True, description="0: always the most likely token.")
     top_p: float | None = Field(1.0, gt=0, le=1, strict=True)
     stop: Annotated[_Stops, BeforeValidator(_one_or_many, json_schema_input_type=_Stop | _Stops)] | None = None
@@ -111,8 +113,6 @@ class _GenerationRequest(FormParameters, Extensions):
     logit_bias: _Biases | None = Field(
         None, max_length=MAX_BIASES, description="Token id to the value added to its score."
     )
-    stream: bool | None = Field(False, strict=True)
-    stream_options: StreamOptions | None = None
     user: Text | None = None
     store: bool | None = Field(None, strict=True, description=_NO_EFFECT)
     metadata: dict[str, Any] | None = Field(None, description=_NO_EFFECT)
@@ -126,10 +126,20 @@ class _GenerationRequest(FormParameters, Extensions):
     repetition_penalty: float | None = Field(1.0, ge=0.01, le=10, strict=True, description="Extension.")
 
 
+class _GenerationRequest(SamplingParameters, FormParameters, Extensions):
+    """Parameters of completions and chats. Unknown parameters are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    n: int | None = Field(1, ge=1, le=128, strict=True, description="Completions per prompt.")
+    stream: bool | None = Field(False, strict=True)
+    stream_options: StreamOptions | None = None
+
+
 class CompletionRequest(_GenerationRequest):
     """Body of POST /v1/completions."""
 
-    prompt: Annotated[Any, PlainValidator(_prompt, json_schema_input_type=_AnyPrompt)] = Field(
+    prompt: Annotated[Any, PlainValidator(checked_prompt, json_schema_input_type=AnyPrompt)] = Field(
         "", description="String, token ids, or a list of either. Empty: a new document."
     )
     max_tokens: int | None = Field(
@@ -165,8 +175,7 @@ class CompletionRequest(_GenerationRequest):
     @property
     def prompts(self) -> list[str] | list[list[int]]:
         """The prompts as a list of strings or of lists of token ids."""
-        prompt: Any = self.prompt
-        return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
+        return as_list(self.prompt)
 
     @property
     def wanted(self) -> int:
@@ -257,8 +266,20 @@ def read(kind: type[Body], body: bytes) -> Body:
         raise RequestError("The body must be a JSON object.")
     if len(values) > _MAX_PARAMETERS:
         raise RequestError(f"The body has {len(values):,} parameters; the maximum is {_MAX_PARAMETERS}.")
+    request = valid(kind, values)
+    if b"\\u" in body and _has_surrogate(values):
+        raise RequestError("The body has an unpaired surrogate, which is not valid text.")
+    return request
+
+
+def valid(kind: type[Body], values: dict[str, Any]) -> Body:
+    """Validate the parameters of a request.
+
+    Raises:
+        RequestError: names the parameter and the rule that it breaks.
+    """
     try:
-        request = kind.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         first = min(error.errors(), key=lambda item: len(item["loc"]))
         message = first["msg"].removeprefix("Value error, ")
@@ -273,9 +294,6 @@ def read(kind: type[Body], body: bytes) -> Body:
                 f"Missing required parameter: {parameter}.", parameter, code="missing_required_parameter"
             ) from None
         raise RequestError(f"{parameter}: {message[:1].lower()}{message[1:]}.", parameter) from None
-    if b"\\u" in body and _has_surrogate(values):
-        raise RequestError("The body has an unpaired surrogate, which is not valid text.")
-    return request
 
 
 def _path(location: Sequence[int | str], values: Any) -> str:
