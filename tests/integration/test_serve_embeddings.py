@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from finetale.models import load_tokenizer
 from finetale.tokens import begin_and_end
-from serving import Client, Serving
+from serving import Serving
 from tiny import save_model, story
 
 TEXTS = ["The lamp stood on the sill.", "北京 🦉", story(3, 300)]
@@ -25,7 +23,7 @@ TEXTS = ["The lamp stood on the sill.", "北京 🦉", story(3, 300)]
 def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     place = tmp_path_factory.mktemp("embeddings")
     save_model(place / "tiny", positions=600)
-    with Serving(place, "tiny", "--engine", "torch", "--queue", "0", "--slots", "1") as serving:
+    with Serving(place, "tiny", "--engine", "torch") as serving:
         yield serving
 
 
@@ -89,32 +87,6 @@ def test_what_is_refused(values: dict[str, Any], parameter: str, said: str, serv
     error = response.json()["error"]
     assert error["param"] == parameter
     assert said in error["message"]
-
-
-def test_a_request_counts_in_the_queue_and_ends_with_its_client(serving: Serving) -> None:
-    """With no room to wait, a second request is refused while the first is computed, and accepted once it has left."""
-    large = {"model": "tiny", "input": [[5] * 500] * 590}
-    small = {"model": "tiny", "input": "Hello."}
-
-    async def body() -> None:
-        leaving, asking = await Client.to(serving), await Client.to(serving)
-        leaving.send("POST", "/v1/embeddings", large)
-        for _ in range(400):
-            await asyncio.sleep(0.05)
-            status, _, data, _ = await asking.ask("POST", "/v1/embeddings", small)
-            if status == 429:
-                break
-        assert json.loads(data)["error"]["code"] == "queue_full"
-        await leaving.close()
-        for _ in range(400):
-            status, *_ = await asking.ask("POST", "/v1/embeddings", small)
-            if status == 200:
-                break
-            await asyncio.sleep(0.05)
-        assert status == 200
-        await asking.close()
-
-    asyncio.run(body())
 
 
 def test_openvino_gives_none(tmp_path: Any) -> None:
