@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from finetale.chat import chat_renderer
 from finetale.config import SamplingSettings
 from finetale.extras import is_installed
 from finetale.generate import Generator
@@ -76,13 +77,16 @@ def answer(
     if not asked:
         return None
     generator = Generator(loaded.model, loaded.tokenizer)
+    # Exercises have no beginning-of-text, which the templates of some models write.
+    writes_begin = not generator.lead and chat_renderer(loaded.tokenizer, "answers").writes_begin()
+    begin = loaded.tokenizer.decode([generator.begin]) if writes_begin else ""
     greedy = SamplingSettings(max_new_tokens=max_new_tokens, temperature=0)
     written: list[str] = []
     ended = 0
     for start in range(0, len(asked), _BATCH):
         if progress is not None:
             progress(start, len(asked))
-        prompts = [each.prompt for each in asked[start : start + _BATCH]]
+        prompts = [begin + each.prompt for each in asked[start : start + _BATCH]]
         for (sample,) in generator.generate(prompts, greedy, truncate=True, batch_size=_BATCH, between=between):
             written.append(sample.text)
             ended += sample.finish_reason == "end"

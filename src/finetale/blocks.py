@@ -43,12 +43,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of one split. `segments` are in block order; block i consists of segments[offsets[i] : offsets[i + 1]]."""
+    """Blocks of one split. `segments` are in block order; block i consists of segments[offsets[i] : offsets[i + 1]].
+
+    `begins` says whether beginning-of-text is part of the context in documents and in examples. Where it is not, only
+    the first token of a text is predicted from it: it becomes a document of its own.
+    """
 
     store: TokenStore
     block_size: int
     segments: NDArray[Any]
     offsets: NDArray[np.int64]
+    begins: tuple[bool, bool] = (True, True)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -84,7 +89,7 @@ class Blocks:
         counts = np.diff(self.offsets)[blocks]
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         chosen = np.repeat(self.offsets[blocks] - offsets[:-1], counts) + np.arange(offsets[-1])
-        return Blocks(self.store, self.block_size, self.segments[chosen], offsets)
+        return Blocks(self.store, self.block_size, self.segments[chosen], offsets, self.begins)
 
     def batch(self, blocks: NDArray[np.int64]) -> Batch:
         """Return the arrays of some of the blocks, one row per block."""
@@ -92,11 +97,11 @@ class Blocks:
         inputs, positions, documents = (np.zeros(shape, np.int64) for _ in range(3))
         labels = np.full(shape, IGNORE, np.int64)
         parts = np.full(shape, -1, np.int64)
-        tokens, context = self.store.tokens, self.store.context
+        tokens, context, first_of_part = self.store.tokens, self.store.context, self.store.parts["start"]
         for row, block in enumerate(blocks):
             at = 0
-            segments = self._segments_of(int(block))
-            for number, (start, count, part, skip) in enumerate(segments.tolist()):
+            number = 0
+            for start, count, part, skip in self._segments_of(int(block)).tolist():
                 ids = tokens[start : start + count + 1]
                 inputs[row, at : at + count] = ids[:-1]
                 labels[row, at + skip : at + count] = ids[1 + skip :]
@@ -105,12 +110,15 @@ class Blocks:
                     last = np.searchsorted(context[:, 0], start + count + 1, "left")
                     for begin, end in (context[first:last] - (start + 1)).tolist():
                         labels[row, at + max(begin, 0) : at + min(end, count)] = IGNORE
+                parts[row, at : at + count] = part
+                if start == first_of_part[part] and not self.begins[int(self.store.is_example[part])]:
+                    documents[row, at], at, count, number = number, at + 1, count - 1, number + 1
                 positions[row, at : at + count] = np.arange(count)
                 documents[row, at : at + count] = number
-                parts[row, at : at + count] = part
                 at += count
+                number += 1
             positions[row, at:] = np.arange(self.block_size - at)
-            documents[row, at:] = len(segments)
+            documents[row, at:] = number
         return Batch(inputs, labels, positions, documents, parts)
 
     def places(self, blocks: NDArray[np.int64]) -> NDArray[np.int64]:

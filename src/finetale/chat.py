@@ -88,13 +88,20 @@ class ChatRenderer:
         return Rendered(text, tuple(context), num_answers, len(messages) - last - 1, changed)
 
     def prompt(self, messages: Sequence[Message]) -> str:
-        """Return the text of a conversation up to the beginning of the next answer, without beginning-of-text.
+        """Return the text of a conversation up to the beginning of the next answer.
 
         Raises:
             UnusableExample: the template refuses the conversation.
         """
-        text, _ = self._render([{"role": each.role, "content": each.content} for each in messages], ask=True)
-        return text.removeprefix(self._special.get("bos_token") or "")
+        return self._render([{"role": each.role, "content": each.content} for each in messages], ask=True)[0]
+
+    def writes_begin(self) -> bool:
+        """Return whether the template writes beginning-of-text before a conversation."""
+        begin = self._special.get("bos_token")
+        try:
+            return bool(begin) and self.prompt([Message("user", "a", False)]).startswith(str(begin))
+        except UnusableExample:
+            return False
 
     def _by_difference(self, messages: list[dict[str, str]], answers: Sequence[int]) -> tuple[str, list[Span]]:
         text, _ = self._render(messages)
@@ -187,7 +194,7 @@ def chat_renderer(tokenizer: PreTrainedTokenizerBase | None, loss: str, name: st
 
 
 def conversation_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], name: str) -> str:
-    """Return the text that a model continues with its answer to a conversation, without beginning-of-text.
+    """Return the text that a model continues with its answer to a conversation.
 
     Args:
         name: name of the model, for messages.

@@ -50,7 +50,7 @@ SHAPE = {
     "initializer_range": 0.2,
 }
 NEO = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_layers": 2, "num_heads": 2, "max_position_embeddings": 256}
-FACTS = selection.Facts(VOCABULARY, (), 256, 0)
+FACTS = selection.Facts(VOCABULARY, (), 256)
 
 
 def build(config: Any) -> PreTrainedModel:
@@ -252,7 +252,7 @@ def test_models_without_a_batched_cache_are_served_one_row_at_a_time(tmp_path: P
     neo = build(GPTNeoConfig(**NEO | {"vocab_size": 400}, attention_types=[[["global", "local"], 1]], window_size=4))
     loaded = models.load(str(save_model(tmp_path / "tiny")))
     generator = Generator(neo, loaded.tokenizer)
-    facts = selection.Facts(generator.vocab_size, (), 256, generator.begin)
+    facts = selection.Facts(generator.vocab_size, (), 256)
     engine = selection.torch_engine(LoadedModel(neo, loaded.tokenizer, loaded.provenance), facts, 4)
     assert engine.name == "torch, one at a time"
     settings = SamplingSettings.resolve({"temperature": 1.0, "max_new_tokens": 20, "seed": 3})
@@ -275,7 +275,7 @@ def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
 def chosen(loaded: LoadedModel, wanted: str = "openvino", **values: Any) -> tuple[BatchingEngine, list[dict[str, Any]]]:
     events: list[Any] = []
     generator = Generator(loaded.model, loaded.tokenizer)
-    facts = selection.Facts(generator.vocab_size, (), generator.context, generator.begin)
+    facts = selection.Facts(generator.vocab_size, (), generator.context)
     given: dict[str, Any] = {"slots": 4, "held_out": list, "notify": events.append} | values
     return selection.choose(loaded, facts, wanted=wanted, **given), events
 

@@ -619,7 +619,7 @@ def loaded_as(config: Any, *, eager: bool = False) -> LoadedModel:
 
 def test_rows_share_a_batch_only_if_the_model_isolates_them() -> None:
     small = {"vocab_size": 100, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, "initializer_range": 0.5}
-    facts = selection.Facts(100, (), 64, 0)
+    facts = selection.Facts(100, (), 64)
     for eager in (False, True):
         assert selection.torch_engine(loaded_as(GPT2Config(**small), eager=eager), facts, 4).name == "torch"
     shape = {"vocab_size": 100, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "max_position_embeddings": 64}

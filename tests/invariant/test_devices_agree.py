@@ -279,7 +279,7 @@ def test_served_tokens_are_those_of_transformers(make: Make, prompts: list[str])
     tuned = make()
     generator = Generator(tuned, tokenizer())
     holes = tuple(token for token in generator.forbidden if token < generator.vocab_size)
-    facts = selection.Facts(generator.vocab_size, holes, generator.context, generator.begin)
+    facts = selection.Facts(generator.vocab_size, holes, generator.context)
     loaded = LoadedModel(tuned, tokenizer(), Provenance("tiny", "local", None, "0" * 64, tuned.num_parameters()))
     engine = selection.torch_engine(loaded, facts, 4)
     assert engine.name == "torch"

@@ -127,7 +127,7 @@ def test_what_is_done_with_a_type(architecture: Architecture, tmp_path: Path) ->
     assert models.locate(str(base)).positions == architecture.context
     assert find_route(loaded.model).isolation == architecture.documents
     assert find_way(loaded.model) == architecture.reading
-    facts = selection.Facts(len(tokenizer()), (), architecture.context or POSITIONS, 0)
+    facts = selection.Facts(len(tokenizer()), (), architecture.context or POSITIONS)
     assert selection.torch_engine(loaded, facts, 4).name == architecture.server
     for folder in (tmp_path / "saved", tmp_path / "saved again"):
         models.save(loaded.model, loaded.tokenizer, folder)
@@ -141,7 +141,7 @@ def test_an_adapter_beside_its_base_gives_the_scores_of_the_merged_model(
 ) -> None:
     base = str(architecture.save(tmp_path / "base"))
     loaded = models.open_model(base, lambda event: None)
-    facts = selection.Facts(len(tokenizer()), (), architecture.context or POSITIONS, 0)
+    facts = selection.Facts(len(tokenizer()), (), architecture.context or POSITIONS)
     assert selection.torch_engine(loaded, facts, 4, adapters=True).name == architecture.server
     trained = models.load(base).model
     adapters.attach(trained, Config.resolve({"method": "dora", "lora_rank": 2}), seed=0)

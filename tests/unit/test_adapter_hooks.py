@@ -24,7 +24,7 @@ from finetale.server.engines.pytorch_rows import SeparateRows, TorchRows, WholeR
 from tiny import llama_model, model, tokenizer
 
 VOCABULARY = 400
-FACTS = selection.Facts(VOCABULARY, (), 64, 0)
+FACTS = selection.Facts(VOCABULARY, (), 64)
 KINDS = {"one": {"lora_rank": 3}, "two": {"method": "dora", "lora_rank": 2, "lora_targets": "all-linear"}}
 Build = Callable[[], PreTrainedModel]
 

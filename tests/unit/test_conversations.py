@@ -19,6 +19,7 @@ from finetale.chat import PLAIN_TEMPLATE, ChatRenderer, chat_renderer, conversat
 from finetale.comparison import first_prompt
 from finetale.config import TextSettings
 from finetale.errors import SourceError, TokenizerError
+from finetale.models import lead_of, with_lead
 from finetale.server.completion import Vocabulary
 from finetale.text import read_parts
 from finetale.text.conversations import Message, UnusableExample
@@ -359,8 +360,8 @@ def test_the_server_and_the_command_line_read_the_same_tokens_as_training(templa
     store = build_store(parts, reader, tmp_path / "store", report=report.to_dict)
     trained = store.tokens[: learned_of(store)[0]].tolist()
     prompt = conversation_prompt(reader, [Message("user", ASK, False)], "x")
-    assert [0, *reader(prompt, add_special_tokens=False)["input_ids"]] == trained
-    assert Vocabulary(reader, len(reader), 64).encode_chat(talk[:1]) == trained
+    assert with_lead(reader(prompt, add_special_tokens=False)["input_ids"], lead_of(reader, True), 0) == trained
+    assert Vocabulary(reader, len(reader), 64, bos_before_text=True).encode_chat(talk[:1]) == trained
 
 
 def test_the_learned_answer_excludes_text_added_by_the_template(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def texts(generator: Generator, prompts: list[str], chosen: SamplingSettings, **
 
 
 def ids_of(prompt: str) -> list[int]:
-    return [END, *TOKENIZER.encode(prompt, add_special_tokens=False)]
+    return TOKENIZER.encode(prompt, add_special_tokens=False) or [END]
 
 
 def continuation(output: torch.Tensor, prompt: str) -> str:
@@ -384,7 +384,7 @@ def test_generation_ends_at_end_of_text(model: GPT2LMHeadModel, generator: Gener
 
 
 def test_a_prompt_that_leaves_room_for_one_token(generator: Generator) -> None:
-    prompt = TOKENIZER.decode(TOKENIZER.encode(" ".join(SENTENCES) * 4)[: CONTEXT - 2])
+    prompt = TOKENIZER.decode(TOKENIZER.encode(" ".join(SENTENCES) * 4)[: CONTEXT - 1])
     assert len(ids_of(prompt)) == CONTEXT - 1
     ((sample,),) = generator.generate([prompt], settings())
     assert sample.num_tokens <= 1

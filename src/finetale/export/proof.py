@@ -122,10 +122,14 @@ def difficult_texts() -> list[str]:
     return _parts("difficult-text.txt")
 
 
-def general_texts(tokenizer: PreTrainedTokenizerBase, begin: int | None, context: int) -> list[list[int]]:
-    """Return token ids of texts of several kinds and languages, for a model without held-out text."""
-    start = [] if begin is None else [begin]
-    pieces = [[*start, *ids.tolist()][:context] for ids in encode_batch(tokenizer, _parts("general-text.txt"))]
+def general_texts(tokenizer: PreTrainedTokenizerBase, lead: Sequence[int], context: int) -> list[list[int]]:
+    """Return token ids of texts of several kinds and languages, for a model without held-out text.
+
+    Args:
+        lead: ids that come before each text.
+        context: maximum tokens of a text.
+    """
+    pieces = [[*lead, *ids.tolist()][:context] for ids in encode_batch(tokenizer, _parts("general-text.txt"))]
     return [piece for piece in pieces if len(piece) > 1]
 
 

@@ -57,6 +57,7 @@ class Generator:
         self.model = model
         self.tokenizer = tokenizer
         self.begin, _ = begin_and_end(tokenizer)
+        self.lead = models.lead_of(tokenizer, models.mark_of(model))
         self.ends = models.end_ids(model, tokenizer)
         config = model.config.get_text_config()
         self.context: int = models.positions_of(config.to_dict()) or _UNLIMITED
@@ -161,7 +162,7 @@ class Generator:
         encoded = encode_batch(self.tokenizer, list(prompts)) if prompts else []
         for place, array in enumerate(encoded):
             text_ids = array.tolist()
-            ids = self._fit([self.begin, *text_ids], settings.max_new_tokens, truncate)
+            ids = self._fit(models.with_lead(text_ids, self.lead, self.begin), settings.max_new_tokens, truncate)
             room = min(settings.max_new_tokens, self.context - len(ids))
             for sample in range(n):
                 text = TextStream(self.tokenizer, text_ids[-CONTEXT_TOKENS:], settings.stop)

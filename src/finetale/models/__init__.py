@@ -9,6 +9,7 @@ from finetale.models import adapters
 from finetale.models.adapted import AdaptedBase
 from finetale.models.adapter_checks import check_adapters, find_adapters
 from finetale.models.adapter_folders import AdapterFolder, find_adapter
+from finetale.models.beginning import lead_of, mark_of, set_mark, with_lead
 from finetale.models.files import is_adapter, positions_of
 from finetale.models.generation import end_ids, suppressed_ids
 from finetale.models.hub import holds_adapter
@@ -59,21 +60,25 @@ __all__ = [
     "is_checkpointing",
     "is_hub_id",
     "is_new",
+    "lead_of",
     "load",
     "load_located",
     "load_tokenizer",
     "load_weights",
     "locate",
     "locate_adapter",
+    "mark_of",
     "name_of_folder",
     "open_model",
     "positions_of",
     "read_new_tokens",
     "save",
+    "set_mark",
     "shape_of",
     "suppressed_ids",
     "tokenizer_of",
     "tokenizer_warning",
     "warn_if_unfinished",
     "weights_sha256",
+    "with_lead",
 ]

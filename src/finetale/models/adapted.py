@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from finetale.models import adapters
+from finetale.models.beginning import set_mark
 from finetale.models.loading import Provenance, load_located, save
 from finetale.models.locating import Located
 
@@ -54,6 +55,7 @@ class AdaptedBase:
         The weights of the base are read again, because those in memory may be in bf16.
         """
         merged = adapters.merge_into(self.read(tokenizer), adapter, self.provenance.name)
+        set_mark(merged, True)
         save(merged, tokenizer, folder)
 
 

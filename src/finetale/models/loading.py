@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetale.chat import PLAIN_TEMPLATE
 from finetale.errors import ConfigError, ModelError, TokenizerError
 from finetale.models import adapters, gguf
+from finetale.models.beginning import MARK, lead_of, mark_of, set_mark
 from finetale.models.compatibility import add_older_keys
 from finetale.models.files import first_line, read_config
 from finetale.models.generation import drop_foreign_ids, generation_config
@@ -116,9 +118,21 @@ def load_located(
     sha256 = weights_sha256(located)
     if located.adapter is not None:
         model = adapters.merge_into(model, located.adapter, located.name)
+    if mark_of(model) is None and _is_trained(located, tokenizer):
+        set_mark(model, True)
     weights = None if located.file is None else gguf.describe(gguf.check_gguf(located.file))
     provenance = Provenance(located.name, located.kind, located.revision, sha256, parameters, weights, located.base)
     return LoadedModel(model, tokenizer, provenance, warning, located)
+
+
+def _is_trained(located: Located, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether Finetale trained a model whose config.json does not say what comes before a text.
+
+    Adapters and the folders of older versions do not say it. Finetale always trained with beginning-of-text.
+    """
+    if located.kind in ("run", "bundled") or tokenizer.chat_template == PLAIN_TEMPLATE:
+        return True
+    return located.base_sha256 is not None if located.adapter is not None else is_sealed(located.folder)
 
 
 def weights_sha256(located: Located) -> str:
@@ -205,6 +219,8 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
 def _set_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> None:
     """Set a model's special ids and generation_config to those of its tokenizer; keep other end ids that it lists."""
     begin, end = begin_and_end(tokenizer)
+    if mark_of(model) is None:
+        set_mark(model, bool(lead_of(tokenizer, None)))
     model.generation_config = generation_config(model, tokenizer, max_new_tokens=max_new_tokens)
     model.config.bos_token_id = begin
     if not isinstance(model.config.eos_token_id, list):
@@ -350,6 +366,7 @@ def _new(name: str, tokenizer: PreTrainedTokenizerBase, dropout: float | None, s
     begin, end = begin_and_end(tokenizer)
     rate = 0.1 if dropout is None else dropout
     config = GPT2Config(
+        **{MARK: True},
         vocab_size=max(tokenizer.get_vocab().values()) + 1,
         n_positions=positions,
         n_embd=width,

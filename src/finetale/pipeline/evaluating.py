@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from finetale import comparison, memorisation, models, tokens
 from finetale.answers import Exercise, answer, exercises
 from finetale.blocks import choose_evaluation_size
+from finetale.chat import chat_renderer
 from finetale.config import DEFAULT_EPOCHS, Config, read_settings_file
 from finetale.environment import resolve_precision
 from finetale.errors import FinetaleError, HubError, RunError, SourceError
@@ -86,12 +87,15 @@ def evaluate_model(
     positions = models.positions_of(loaded.model.config.to_dict())
     sized = config.model_copy(update={"block_size": choose_evaluation_size(positions, config.block_size)})
     forward = PackedForward(loaded.model, precision=resolve_precision(config.precision))
+    leads = bool(models.lead_of(loaded.tokenizer, models.mark_of(loaded.model)))
+    begins = (leads, leads or chat_renderer(loaded.tokenizer, "answers").writes_begin())
     found = {}
     watched = store.watched if measured_text is MeasuredText.HELD_OUT else []
     for label, split in (measured_text.splits | {name: name for name in watched}).items():
         blocks = evaluation_blocks(store, split, sized)
         if blocks is None:
             continue
+        blocks = replace(blocks, begins=begins)
         what = f"watched text {label.split()[1]}" if label in watched else f"the {label} text"
         message = f"Measuring {loaded.provenance.name} on {what}"
         stage(notify, message)

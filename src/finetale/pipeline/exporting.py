@@ -148,7 +148,7 @@ def _proof(loaded: LoadedModel, runtime: Runtime, notify: Notify) -> tuple[Proof
     texts, of = held_out_ids(loaded, notify, most=_MOST_TOKENS, window=window), "held-out text"
     texts = [text for text in texts if len(text) > 1]
     if not texts:
-        texts, of = general_texts(loaded.tokenizer, generator.begin, window), "general text"
+        texts, of = general_texts(loaded.tokenizer, generator.lead, window), "general text"
     original = TorchRuntime(loaded.model, loaded.tokenizer)
     stage(notify, f"Loaded by {runtime.name}; comparing with PyTorch")
     check_tokens(original, runtime, [loaded.tokenizer.decode(text, skip_special_tokens=True) for text in texts])

@@ -31,7 +31,7 @@ from finetale.pipeline.validation_sample import choose_eval_tokens, sample_block
 from finetale.rundir import RunDirectory
 from finetale.text.findings import text_findings, text_notes
 from finetale.text.source_names import kind_of_saved_text
-from finetale.tokens import TokenStore
+from finetale.tokens import TokenStore, begin_and_end
 from finetale.training import StepBudget, default_learning_rate
 
 if TYPE_CHECKING:
@@ -148,6 +148,14 @@ def prepare(
     examples = store.report.get("examples") or {"documents": 0}
     if examples["documents"] > examples.get("by_template", 0) and loaded.tokenizer.chat_template is None:
         loaded.tokenizer.chat_template = PLAIN_TEMPLATE  # saved with the model, for `serve` and `generate --chat`
+    if not models.lead_of(loaded.tokenizer, models.mark_of(loaded.model)):
+        begin = loaded.tokenizer.convert_ids_to_tokens(begin_and_end(loaded.tokenizer)[0])
+        note(
+            notify,
+            f"The tokenizer of {given} puts nothing before a text. Training puts {begin} before each document, and "
+            "the trained model gets it before each prompt.",
+        )
+    models.set_mark(loaded.model, True)
     check_fits(store, loaded)
     size = choose_block_size(store, models.positions_of(loaded.model.config.to_dict()), config.block_size)
     if config.stride is not None:

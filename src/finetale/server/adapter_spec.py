@@ -65,21 +65,23 @@ class AdapterSpec:
         provenance = Provenance(self.path, kind, None, sha256, base.provenance.parameters)
         models.warn_if_unfinished(provenance, notify)
         tokenizer = _tokenizer(found, self.name, base.vocabulary)
-        chats = found.base_sha256 is not None or tokenizer.chat_template == PLAIN_TEMPLATE  # trained by Finetale
+        trained = found.base_sha256 is not None or tokenizer.chat_template == PLAIN_TEMPLATE  # by Finetale
+        mark = True if trained else base.vocabulary.bos_before_text
         if isinstance(base, Upstream):
-            vocabulary = base.vocabulary.with_tokenizer(tokenizer, base.vocabulary.ends, begins_chats=chats)
+            vocabulary = base.vocabulary.with_tokenizer(tokenizer, base.vocabulary.ends, bos_before_text=mark)
             return Upstream(self.name, base.backend, vocabulary, int(time.time()), provenance, is_adapter=True)
         if base.host is None:
-            return self._merged(found, tokenizer, provenance, base.provenance, notify)
+            return self._merged(found, tokenizer, mark, provenance, base.provenance, notify)
         adapter = load_adapter(base.host, found.folder, self.name)
         ends = models.end_ids(base.host, tokenizer)
-        vocabulary = base.vocabulary.with_tokenizer(tokenizer, ends, begins_chats=chats)
+        vocabulary = base.vocabulary.with_tokenizer(tokenizer, ends, bos_before_text=mark)
         return Served(self.name, vocabulary, base.worker, int(time.time()), provenance, base.host, adapter)
 
     def _merged(
         self,
         found: AdapterFolder,
         tokenizer: PreTrainedTokenizerBase,
+        mark: bool | None,
         provenance: Provenance,
         base: Provenance,
         notify: Notify,
@@ -89,6 +91,8 @@ class AdapterSpec:
         if loaded.provenance.sha256 != base.sha256:
             raise ModelError(f"The base {base.name} has changed since it was loaded.", "Reload once more.")
         model = models.adapters.merge_into(loaded.model, found.folder, self.name)
+        if mark is not None:
+            models.set_mark(model, mark)
         merged = LoadedModel(model, tokenizer, provenance)
         served = serve_model(
             self.name,

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from finetale import models
 from finetale.errors import RequestError
 from finetale.generate.sampler import EXHAUSTED
 from finetale.generate.text import CONTEXT_TOKENS, TextStream
@@ -28,8 +29,8 @@ class Vocabulary:
     """A tokenizer for requests: token ids of a text, and the text of a token id.
 
     Args:
-        begins_chats: whether a conversation begins with beginning-of-text even where the template writes none, as in
-            the training text of Finetale's models.
+        bos_before_text: as `models.mark_of` returns it. If True, a conversation begins with beginning-of-text even
+            where the template writes none.
     """
 
     def __init__(
@@ -39,10 +40,11 @@ class Vocabulary:
         context: int,
         ends: tuple[int, ...] = (),
         *,
-        begins_chats: bool = True,
+        bos_before_text: bool | None = None,
     ) -> None:
         self.tokenizer = tokenizer
-        self.begins_chats = begins_chats
+        self.bos_before_text = bos_before_text
+        self.lead = models.lead_of(tokenizer, bos_before_text)
         self.begin, end = begin_and_end(tokenizer)
         self.ends = ends or (end,)
         self.vocab_size = vocab_size
@@ -53,10 +55,10 @@ class Vocabulary:
         """Longest prompt in characters; a longer one cannot fit the context, whatever its tokens are."""
 
     def with_tokenizer(
-        self, tokenizer: PreTrainedTokenizerBase, ends: tuple[int, ...], *, begins_chats: bool
+        self, tokenizer: PreTrainedTokenizerBase, ends: tuple[int, ...], *, bos_before_text: bool | None
     ) -> Vocabulary:
         """Return the vocabulary of an adapter of this model, whose tokenizer has the same tokens."""
-        found = Vocabulary(tokenizer, self.vocab_size, self.context, ends, begins_chats=begins_chats)
+        found = Vocabulary(tokenizer, self.vocab_size, self.context, ends, bos_before_text=bos_before_text)
         if ends == self.ends:
             found.grammars = self.grammars  # the tokens are the same, so they are read and compiled for once
         return found
@@ -75,8 +77,12 @@ class Vocabulary:
                 code="context_length_exceeded",
             )
 
+    def with_lead(self, ids: Sequence[int]) -> list[int]:
+        """Return the token ids of a text with those that come before it."""
+        return models.with_lead(ids, self.lead, self.begin)
+
     def encode(self, prompts: Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
-        """Return the token ids of prompts, which are strings or ids, without beginning-of-text.
+        """Return the token ids of prompts, which are strings or ids, without those that come before a text.
 
         Raises:
             RequestError: an id is not in the vocabulary.
@@ -127,8 +133,8 @@ class Vocabulary:
             )
         except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise RequestError(f"messages: the model's chat template rejects them: {error}.", "messages") from None
-        lead = [self.begin] if self.begins_chats and ids[:1] != [self.begin] else []
-        return [*lead, *map(int, ids)]
+        found = [int(token) for token in ids]
+        return self.with_lead(found) if self.bos_before_text else found
 
     def is_special(self, text: str) -> bool:
         """Return whether a text is a special token, which texts leave out."""
@@ -269,11 +275,10 @@ class Completion:
         constraint = _constraint(form, vocabulary)
         if constraint is not None and constraint.ends_itself:
             settings = settings.model_copy(update={"stop": ()})  # a stop string would cut the text
-        # A string gets beginning-of-text, as in `finetale generate`. Token ids are used unchanged.
-        lead = [vocabulary.begin] if isinstance(request.prompts[0], str) else []
+        is_text = isinstance(request.prompts[0], str)
         wanted = request.max_tokens if fills else request.wanted
         if (most := request.truncate_prompt_tokens) is not None:
-            most = max(1, (vocabulary.context - (wanted or 1)) if most == -1 else most) - len(lead)
+            most = max(1, (vocabulary.context - (wanted or 1)) if most == -1 else most) - len(vocabulary.lead) * is_text
         self.prompts = [_end_of(ids, most) for ids in vocabulary.encode(request.prompts)]
         stops = tuple(request.stop_token_ids or ())
         if any(token >= vocabulary.vocab_size for token in stops):
@@ -289,13 +294,15 @@ class Completion:
         self.groups: list[list[ChoiceBuilder]] = []
         before: Counter[tuple[int, ...]] = Counter()  # a repeated prompt gets other samples
         for number, ids in enumerate(self.prompts):
-            room = vocabulary.context - len(lead) - len(ids)
+            # As in `finetale generate`. Token ids are used unchanged.
+            whole = vocabulary.with_lead(ids) if is_text else ids
+            room = vocabulary.context - len(whole)
             least = 0 if wanted == 0 else 1
             if room < least or (wanted is not None and wanted > room):
                 raise RequestError(
                     f"The model's context length is {vocabulary.context} tokens. "
-                    f"The prompt has {len(lead) + len(ids)} tokens"
-                    + (", including beginning-of-text" if lead else "")
+                    f"The prompt has {len(whole)} tokens"
+                    + (", including beginning-of-text" if len(whole) > len(ids) else "")
                     + (f", and max_tokens is {wanted}." if wanted is not None else "."),
                     "max_tokens" if room >= 1 else "prompt",
                     code="context_length_exceeded",
@@ -305,7 +312,7 @@ class Completion:
             for sample in range(request.count):
                 own = None if constraint is None else constraint.copy()
                 job = Job(
-                    [*lead, *ids],
+                    whole,
                     settings,
                     bias,
                     before[tuple(ids)] + sample,

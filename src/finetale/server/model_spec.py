@@ -12,7 +12,6 @@ import torch
 from jinja2 import Environment, TemplateSyntaxError
 
 from finetale import environment, models, pipeline
-from finetale.chat import PLAIN_TEMPLATE
 from finetale.errors import ConfigError, ModelError
 from finetale.formatting import shell_command
 from finetale.generate import Generator
@@ -134,7 +133,11 @@ class ModelSpec:
             self.name,
             located.folder,
             Vocabulary(
-                loaded.tokenizer, facts.vocab_size, facts.context, facts.ends, begins_chats=_begins_chats(loaded)
+                loaded.tokenizer,
+                facts.vocab_size,
+                facts.context,
+                facts.ends,
+                bos_before_text=models.mark_of(loaded.model),
             ),
             slots=self.slots,
             max_waiting=self.max_waiting,
@@ -192,7 +195,7 @@ def serve_model(
     window = getattr(loaded.model.config.get_text_config(), "sliding_window", None)
     context = min(generator.context, window or _UNLIMITED_CONTEXT, _UNLIMITED_CONTEXT)
     holes = tuple(token for token in generator.forbidden if token < generator.vocab_size)
-    facts = selection.Facts(generator.vocab_size, holes, context, generator.begin)
+    facts = selection.Facts(generator.vocab_size, holes, context)
     if engine == "auto" and num_adapters and not _has_memory(loaded, num_adapters + 1):
         note(notify, f"PyTorch serves {name} and its adapters: OpenVINO's copies of the weights need too much memory.")
         engine = "torch"
@@ -212,7 +215,7 @@ def serve_model(
         exact=precision == "fp32",
     )
     vocabulary = Vocabulary(
-        loaded.tokenizer, facts.vocab_size, context, generator.ends, begins_chats=_begins_chats(loaded)
+        loaded.tokenizer, facts.vocab_size, context, generator.ends, bos_before_text=models.mark_of(loaded.model)
     )
     vocabulary.grammars.prepare()
     return Served(
@@ -229,8 +232,3 @@ def _has_memory(loaded: LoadedModel, copies: int) -> bool:
     """Return whether so many copies of the weights in int8 take at most half of the free memory."""
     needed = copies * loaded.provenance.parameters * BYTES_PER_WEIGHT
     return needed <= environment.available_memory() / 2
-
-
-def _begins_chats(loaded: LoadedModel) -> bool:
-    """Return whether a model was trained on conversations that begin with beginning-of-text: by Finetale."""
-    return loaded.provenance.kind == "run" or loaded.tokenizer.chat_template == PLAIN_TEMPLATE

@@ -24,7 +24,7 @@ class TokenizeRequest(ChatExtensions):
     prompt: Text | None = None
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
     tools: list[Tool] | None = Field(None, description="For messages.")
-    add_special_tokens: _Switch = Field(True, description="Begin a prompt with beginning-of-text, as completions do.")
+    add_special_tokens: _Switch = Field(True, description="Put the tokens before a prompt that completions put there.")
     return_token_strs: _Switch | None = Field(None, description="Also return the text of each token.")
 
     @model_validator(mode="after")
@@ -46,7 +46,7 @@ class TokenizeRequest(ChatExtensions):
             ids = vocabulary.encode_chat(plain, tools, self.template_options())
         else:
             ids = vocabulary.encode([self.prompt or ""])[0]
-            ids = [vocabulary.begin, *ids] if self.add_special_tokens else ids
+            ids = vocabulary.with_lead(ids) if self.add_special_tokens else ids
         names = [vocabulary.name_of(token) for token in ids] if self.return_token_strs else None
         return {"count": len(ids), "max_model_len": vocabulary.context, "tokens": ids, "token_strs": names}
 

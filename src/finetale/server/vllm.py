@@ -248,8 +248,8 @@ class Upstream:
         if isinstance(asked, wire.CompletionRequest):
             body["max_tokens"] = asked.wanted
         if isinstance(asked, wire.CompletionRequest) and not asked.echo and isinstance(asked.prompts[0], str):
-            # A string begins a document for every engine. vLLM would omit beginning-of-text.
-            body["prompt"] = [[self.vocabulary.begin, *ids] for ids in self.vocabulary.encode(asked.prompts)]
+            # vLLM would omit the beginning-of-text that the model was trained with.
+            body["prompt"] = [self.vocabulary.with_lead(ids) for ids in self.vocabulary.encode(asked.prompts)]
         return json.dumps(body).encode()
 
 

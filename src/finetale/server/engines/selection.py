@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from finetale import cache, environment, rundir
+from finetale import cache, environment, models, rundir
 from finetale.errors import FinetaleError, ModelError
 from finetale.export import FORMATS, openvino
 from finetale.export.proof import general_texts
@@ -70,13 +70,11 @@ class Facts:
         vocab_size: size of the vocabulary; the model's ids from here on are padding.
         holes: ids below `vocab_size` without a token.
         context: maximum tokens of a text.
-        begin: id of beginning-of-text.
     """
 
     vocab_size: int
     holes: tuple[int, ...]
     context: int
-    begin: int
 
     def engine(self, rows: Rows) -> BatchingEngine:
         """Return an engine on the given rows."""
@@ -377,7 +375,8 @@ def _convert(
     announce("Comparing the converted model with PyTorch's")
     texts, of = held_out(), "held-out text"
     if not texts:
-        texts, of = general_texts(loaded.tokenizer, facts.begin, facts.context), "general text"
+        lead = models.lead_of(loaded.tokenizer, models.mark_of(loaded.model))
+        texts, of = general_texts(loaded.tokenizer, lead, facts.context), "general text"
     before, best = _predictions(reference.rows, texts, facts.vocab_size)
     record["perplexity"] = {"torch": before, "text": of, "tokens": sum(len(text) - 1 for text in texts)}
     for rounding in roundings:
