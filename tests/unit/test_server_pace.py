@@ -34,3 +34,23 @@ def test_the_part_of_a_prompt_takes_as_long_as_two_steps() -> None:
 def test_little_is_read_before_anything_is_measured() -> None:
     pace = Pace(Clock())
     assert pace.tokens(running=True) <= 16
+
+
+def test_a_mixed_pass_takes_at_most_three_steps() -> None:
+    clock = Clock()
+    pace = Pace(clock, block=32, mixes=True)
+    with pace.stepping():
+        clock.now += 0.03
+    for _ in range(30):
+        with pace.reading(running=True) as tokens:
+            clock.now += 0.03 + 0.0005 * tokens
+        with pace.stepping():  # samples only, because the pass was mixed
+            clock.now += 0.001
+        assert tokens % 32 == 0
+    assert tokens == 96, "two steps of 0.03 s hold 120 tokens"
+    for _ in range(30):
+        with pace.reading(running=True) as tokens:
+            clock.now += 0.03 + 0.005 * tokens
+        with pace.stepping():
+            clock.now += 0.001
+    assert tokens == 32

@@ -27,6 +27,8 @@ class FakeEngine:
     threads = 1
     rates: ClassVar[dict[str, float]] = {}
     num_bytes = 0
+    block = 1
+    mixes = False
 
     def __init__(self, slots: int = 2) -> None:
         self.slots = slots

@@ -24,10 +24,16 @@ class Pace:
 
     Args:
         clock: returns the time in seconds.
+        block: number of tokens that take as long as one less.
+        mixes: whether running streams take part in a pass that reads prompts, so that it includes a step.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, *, block: int = 1, mixes: bool = False) -> None:
         self._clock = clock
+        self._least = max(_LEAST, block)
+        self._block = block
+        self._mixes = mixes
+        self._is_mixed = False  # the last pass
         self._step_seconds: float | None = None
         self._token_seconds: float | None = None  # of one token of a prompt
 
@@ -37,9 +43,12 @@ class Pace:
         Args:
             running: whether streams wait for it.
         """
-        if not running or self._step_seconds is None or self._token_seconds is None:
-            return _ALONE if not running else _LEAST
-        return max(_LEAST, min(_ALONE, int(_RATIO * self._step_seconds / self._token_seconds)))
+        if not running:
+            return _ALONE
+        if self._step_seconds is None or self._token_seconds is None:
+            return self._least
+        found = int(_RATIO * self._step_seconds / max(self._token_seconds, 1e-9))
+        return max(self._least, min(_ALONE, found // self._block * self._block))
 
     @contextmanager
     def reading(self, running: bool) -> Iterator[int]:
@@ -47,14 +56,20 @@ class Pace:
         tokens = self.tokens(running)
         started = self._clock()
         yield tokens
-        self._token_seconds = _averaged(self._token_seconds, (self._clock() - started) / tokens)
+        seconds = self._clock() - started
+        self._is_mixed = self._mixes and running
+        if self._is_mixed:
+            seconds -= self._step_seconds or 0.0
+        self._token_seconds = _averaged(self._token_seconds, max(0.0, seconds) / tokens)
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
-        """Measure a step."""
+        """Measure a step. One after a mixed pass does not count."""
         started = self._clock()
         yield
-        self._step_seconds = _averaged(self._step_seconds, self._clock() - started)
+        if not self._is_mixed:
+            self._step_seconds = _averaged(self._step_seconds, self._clock() - started)
+        self._is_mixed = False
 
 
 def _averaged(before: float | None, new: float) -> float:

@@ -52,7 +52,7 @@ class Worker:
         self.engine = engine
         self._queue: Turns[Ticket] = Turns(max_waiting)
         self._active: dict[int, tuple[Ticket, ChoiceBuilder]] = {}  # by id of the job
-        self._pace = Pace()
+        self._pace = Pace(block=engine.block, mixes=engine.mixes)
         self._num_preparing = 0
         self._change = threading.Condition()
         self._closing = False

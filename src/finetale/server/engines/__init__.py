@@ -84,12 +84,16 @@ class Engine(Protocol):
         name: name of the engine, for people.
         slots: maximum number of jobs.
         threads: number of torch threads to set in the thread that uses it.
+        block: number of tokens of a prompt that are read as fast as one less; the best sizes of parts are its multiples.
+        mixes: whether `read` also computes the scores of the running jobs, so that the next step needs no pass.
         rates: tokens per second of each engine that was compared for the model; empty without a comparison.
     """
 
     name: str
     slots: int
     threads: int
+    block: int
+    mixes: bool
     rates: Mapping[str, float]
 
     def admit(self, groups: Sequence[Sequence[Job]]) -> None:
@@ -141,12 +145,16 @@ class Rows(Protocol):
         slots: maximum number of rows.
         threads: number of torch threads to set in the thread that uses it.
         takes_adapters: whether a row can have an adapter.
+        block: number of tokens that attention reads together.
+        mixes: whether rows that read different numbers of tokens share a pass, which does all or nothing.
     """
 
     name: str
     slots: int
     threads: int
     takes_adapters: bool
+    block: int
+    mixes: bool
 
     def join(self, ids: Sequence[int] = (), adapter: LoadedAdapter | None = None) -> int:
         """Add a row at the end.

@@ -79,6 +79,8 @@ class BatchingEngine:
         self.name = rows.name
         self.slots = rows.slots
         self.threads = rows.threads
+        self.block = rows.block
+        self.mixes = rows.mixes
         self.rates: Mapping[str, float] = {}
         self._vocab_size = vocab_size
         self._holes = list(holes)
@@ -143,11 +145,14 @@ class BatchingEngine:
     def read(self, tokens: int) -> list[tuple[Job, Exception | None]]:
         """Read about this many more tokens of prompts; see Engine."""
         self._seat_more()
-        shares = self._shares(min(max(1, tokens), _TOKENS))
+        behind = self._behind() if self.mixes else []
+        shares = self._shares(min(max(1, tokens - len(behind)), _TOKENS))
+        if shares and shares[0][0].reports:
+            behind = []
         try:
-            return self._read_chunks(shares)
+            return self._read_chunks(shares, behind)
         except Exception as error:
-            if len(shares) == 1:
+            if len(shares) == 1 and not behind:
                 return [self._failed(shares[0][0], error)]
         # Read each alone to find the prompt that fails.
         found: list[tuple[Job, Exception | None]] = []
@@ -162,8 +167,7 @@ class BatchingEngine:
 
     def step(self) -> list[tuple[Job, Token]]:
         """Generate the next token of each job whose prompt is read."""
-        behind = [seat for seat in self._seats if seat.logits is None and seat.is_ready]
-        if behind:
+        if behind := self._behind():
             scores = self._read(behind, [seat.unread(1) for seat in behind])
             if scores is None:  # a job gave its row back
                 return self.step()
@@ -246,22 +250,38 @@ class BatchingEngine:
                 break
         return shares
 
-    def _read_chunks(self, shares: Sequence[tuple[_Seat, int]]) -> list[tuple[Job, Exception | None]]:
-        """Read the next tokens of some texts; return the jobs whose text is read now."""
+    def _behind(self) -> list[_Seat]:
+        """Return the jobs whose newest token must be read before the next step."""
+        return [seat for seat in self._seats if seat.logits is None and seat.is_ready]
+
+    def _read_chunks(
+        self, shares: Sequence[tuple[_Seat, int]], behind: Sequence[_Seat] = ()
+    ) -> list[tuple[Job, Exception | None]]:
+        """Read the next tokens of some texts; return the jobs whose text is read now.
+
+        Args:
+            behind: running jobs whose newest token is read in the same pass.
+        """
         if not shares:
             return []
         seats = [seat for seat, _ in shares]
         chunks = [seat.unread(most) for seat, most in shares]
-        scores = self._read(seats, chunks, every=seats[0].reports)
+        newest = [seat.unread(1) for seat in behind]
+        scores = self._read([*behind, *seats], [*newest, *chunks], every=seats[0].reports)
         if scores is None:  # a job gave its row back
             return []
+        scores = scores.clone()
+        for seat, logits in zip(behind, scores, strict=False):
+            seat.logits = logits
+            seat.num_read += 1
+        scores = scores[len(behind) :]
         for seat, chunk in zip(seats, chunks, strict=True):
             seat.num_read += len(chunk)
         if seats[0].reports:
             self._report(seats[0], scores)
             scores = scores[-1:]
         done: list[tuple[Job, Exception | None]] = []
-        for seat, logits in zip(seats, scores.clone(), strict=True):
+        for seat, logits in zip(seats, scores, strict=True):
             if seat.num_unread == 0:
                 seat.logits = logits
                 done.append((seat.job, None))

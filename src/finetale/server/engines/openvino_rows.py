@@ -44,6 +44,7 @@ class OpenVinoRows:
 
     name = "openvino"
     takes_adapters = False
+    mixes = True
     threads = 1  # OpenVINO's threads spin while they wait, so more torch threads would compete for the cores
 
     def __init__(
@@ -96,6 +97,7 @@ class OpenVinoRows:
             for name, port in ports.items()
         }
         size = next(shape for name, (_, shape) in self._shapes.items() if name.startswith("value"))[1]
+        self.block = size  # attention handles one page of new tokens at a time
         self._page_bytes: int = sum(kind.size * math.prod(shape) for kind, shape in self._shapes.values())
         row_pages = -(-context // size)
         allowed = slots * row_pages if memory is None else max(row_pages, memory // self._page_bytes)
