@@ -542,6 +542,33 @@ def test_a_full_disk_in_openvino_is_recognised(
     assert "it goes to the cache" in warning
 
 
+def test_a_disk_that_is_full_during_conversion_leaves_nothing_behind(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resource = pytest.importorskip("resource")
+    monkeypatch.setenv("FINETALE_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "cache" / "engines"
+    with monkeypatch.context() as patch:
+        full = shutil.disk_usage(tmp_path)._replace(free=3_000)
+        patch.setattr(shutil, "disk_usage", lambda path: full)
+        engine, events = chosen(loaded, "auto")
+    check_nothing_is_kept(engine, events, folder, "no space left: 1 MB are needed, and 0 MB are free")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))  # OpenVINO's error is that of a full disk
+    try:
+        engine, events = chosen(loaded, "auto")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    check_nothing_is_kept(engine, events, folder, "writing failed (1 MB are needed)")
+
+
+def check_nothing_is_kept(engine: BatchingEngine, events: list[Any], folder: Path, reason: str) -> None:
+    assert engine.name == "torch"
+    (warning,) = [event.message for event in events if event.event == "warning"]
+    assert f"the converted model can't be kept in {folder}: {reason}" in warning
+    assert list(folder.iterdir()) == []
+
+
 def test_pytorch_serves_a_model_whose_conversion_cannot_be_opened(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

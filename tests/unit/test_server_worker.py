@@ -29,6 +29,7 @@ class FakeEngine:
     num_bytes = 0
     block = 1
     mixes = False
+    rounds = False
 
     def __init__(self, slots: int = 2) -> None:
         self.slots = slots
@@ -226,6 +227,18 @@ def test_echo_without_new_tokens_returns_only_the_prompt(worker: Worker, engine:
     assert isinstance(piece, Piece)
     assert (piece.text, piece.finish_reason) == ("", "length")
     assert engine.active == 0
+
+
+@pytest.mark.parametrize("values", [{"echo": True, "logprobs": 1}, {"prompt_logprobs": 0}])
+def test_rounded_weights_give_no_log_probabilities_of_a_prompt(
+    worker: Worker, engine: FakeEngine, values: dict[str, Any]
+) -> None:
+    Sent(worker, "a", **values)
+    engine.rounds = True
+    with pytest.raises(RequestError, match="--precision fp32") as refused:
+        Sent(worker, "a", **values)
+    assert (refused.value.status, refused.value.code) == (400, "inexact")
+    assert Sent(worker, "a", logprobs=1).all(), "those of new tokens are given"
 
 
 def test_an_idle_engine_returns_its_memory(worker: Worker, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -48,15 +49,22 @@ def save(model: Any, file: Path) -> None:
     """Write a model as FILE.xml and FILE.bin.
 
     Raises:
-        OSError: the files cannot be written.
+        OSError: the files cannot be written. Nothing is left of them.
     """
     core()
     import openvino
 
+    needed = sum(node.get_byte_size() for node in model.get_ops() if node.get_type_name() == "Constant")
+    free = shutil.disk_usage(file.parent).free
+    size = f"{max(1, round(needed / 1e6)):,} MB are needed"
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"no space left: {size}, and {round(free / 1e6):,} MB are free", str(file))
     try:
         openvino.save_model(model, file, compress_to_fp16=False)
-    except RuntimeError as error:  # OpenVINO raises nothing more specific for a full disk
-        raise OSError(errno.EIO, last_line(error), str(file)) from None
+    except RuntimeError:  # OpenVINO raises nothing more specific, and its message names a class of C++
+        for part in (file, file.with_suffix(".bin")):
+            part.unlink(missing_ok=True)
+        raise OSError(errno.EIO, f"writing failed ({size})", str(file)) from None
 
 
 def convert(model: PreTrainedModel) -> Any:

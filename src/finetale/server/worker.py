@@ -23,6 +23,11 @@ _log = logging.getLogger("finetale.server")
 
 _IDLE_SECONDS = 60.0
 """Time without requests after which the engine returns its memory of keys and values."""
+_INEXACT = (
+    "The log-probabilities of a prompt are for evaluation, and this model is served with weights in 8 bits, which "
+    "change them. Start the service with --precision fp32.",
+    "logprobs",
+)
 Deliver = Callable[["Piece | Exception | None"], None]
 
 
@@ -84,8 +89,11 @@ class Worker:
         """Put a request into the queue.
 
         Raises:
-            RequestError: 429 if the queue is full; 503 if the service is shutting down or the engine has failed.
+            RequestError: 400 if the request wants the log-probabilities of a prompt and the weights are rounded; 429 if
+                the queue is full; 503 if the service is shutting down or the engine has failed.
         """
+        if self.engine.rounds and any(builder.job.reads_prompt for group in completion.groups for builder in group):
+            raise RequestError(*_INEXACT, code="inexact")
         ticket = Ticket(completion, deliver)
         ticket.waiting = deque(_portions(completion, self.engine.slots))
         with self._change:

@@ -84,8 +84,9 @@ class Engine(Protocol):
         name: name of the engine, for people.
         slots: maximum number of jobs.
         threads: number of torch threads to set in the thread that uses it.
-        block: number of tokens of a prompt that are read as fast as one less; the best sizes of parts are its multiples.
+        block: number of tokens of a prompt that attention reads together.
         mixes: whether `read` also computes the scores of the running jobs, so that the next step needs no pass.
+        rounds: whether it computes with rounded weights instead of the model's own.
         rates: tokens per second of each engine that was compared for the model; empty without a comparison.
     """
 
@@ -94,6 +95,7 @@ class Engine(Protocol):
     threads: int
     block: int
     mixes: bool
+    rounds: bool
     rates: Mapping[str, float]
 
     def admit(self, groups: Sequence[Sequence[Job]]) -> None:

@@ -81,6 +81,7 @@ class BatchingEngine:
         self.threads = rows.threads
         self.block = rows.block
         self.mixes = rows.mixes
+        self.rounds = False
         self.rates: Mapping[str, float] = {}
         self._vocab_size = vocab_size
         self._holes = list(holes)

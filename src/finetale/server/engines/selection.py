@@ -235,6 +235,7 @@ def choose(
                     record = _measured_again(record, folder, torch_engine(loaded, facts, slots), engine, facts)
                 if wanted == "openvino" or _is_faster(record):
                     engine.rates = record["tokens_per_second"]
+                    engine.rounds = record["rounding"]["weights"] == "int8"
                     if held is not None:  # until the engine is freed
                         weakref.finalize(engine, held.release)
                     return engine
@@ -333,10 +334,11 @@ def _make(
             record = {"problem": None, "hurt": None, "weights": loaded.provenance.sha256}
             rundir.write_sealed_folder(place, fill, keep=not place.exists())
         except OSError as error:
-            elsewhere = "; it goes to the cache" if number < len(places) - 1 else ""
-            message = f"The converted model can't be kept in {parent}: {error.strerror or error}{elsewhere}."
-            notify(WarningEvent(message=message))
-            continue
+            reason = f"he converted model can't be kept in {parent}: {error.strerror or error}"
+            if number < len(places) - 1:
+                notify(WarningEvent(message=f"T{reason}; it goes to the cache."))
+                continue
+            return {"problem": f"t{reason}"}, place
         except Exception as error:  # OpenVINO raises many types; not stored, because the next try may succeed
             return {"problem": f"{type(error).__name__}: {openvino.last_line(error)}"}, place
         if number < len(places) - 1:  # in the run's directory: delete conversions of older weights
@@ -344,7 +346,7 @@ def _make(
                 if other != place and (_read_record(other) or {}).get("weights") != loaded.provenance.sha256:
                     shutil.rmtree(other, ignore_errors=True)
         return _read_record(place) or record, place  # another process may have stored the same
-    return {"problem": "it can't be stored anywhere"}, places[-1]
+    raise AssertionError("there is no place for the converted model")
 
 
 def _convert(
