@@ -184,6 +184,44 @@ def test_neither_chunks_nor_little_memory_change_a_text(model: PreTrainedModel, 
         assert engine.rows.num_bytes <= 16 * 32 * 2 * 2 * 64 * 4, "the memory is returned"
 
 
+def test_a_prompt_that_fails_in_a_pass_with_running_texts_fails_alone(
+    converted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    greedy = SamplingSettings.resolve({"temperature": 0})
+    bad = 17
+    expected = Job([3, 4, 5], greedy)
+    engine = FACTS.engine(all_rows(None, converted, "openvino"))  # type: ignore[arg-type]
+    engine.start([[expected]])
+    finish(engine, [expected], length=8, chunk=32)
+    read = engine.rows.read
+    sizes: list[list[int]] = []
+
+    def failing(rows: Any, ids: Any, **more: Any) -> Any:
+        sizes.append([len(new) for new in ids])
+        if any(new[:1] == [bad] for new in ids):
+            raise RuntimeError("this prompt fails")
+        return read(rows, ids, **more)
+
+    running, wrong, right = Job([3, 4, 5], greedy), Job([bad, 2, 3], greedy), Job([6, 7, 8, 9], greedy)
+    engine.start([[running]])
+    engine.step()
+    monkeypatch.setattr(engine.rows, "read", failing)
+    engine.admit([[wrong], [right]])
+    found = dict(engine.read(32))
+    assert str(found.pop(wrong)) == "this prompt fails"
+    assert found == {right: None}
+    assert sizes == [[1, 3, 4], [3], [4]], "a pass for all, then one for each prompt"
+    engine.step()
+    last = Job([9, 8, 7, 6, 5], greedy)
+    engine.admit([[last]])
+    sizes.clear()
+    engine.read(32)
+    engine.step()
+    assert sizes == [[1, 1, 5]], "the running texts share the pass, and the step needs none"
+    finish(engine, [running, right, last], length=8, chunk=32)
+    assert running.tokens == expected.tokens
+
+
 def test_a_prompt_asked_twice_is_read_once(converted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FACTS.engine(all_rows(None, converted, "openvino"))  # type: ignore[arg-type]
     settings = SamplingSettings.resolve({"temperature": 0})
