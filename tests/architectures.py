@@ -64,6 +64,7 @@ class Architecture:
     def build(self, seed: int = 0, **changes: Any) -> PreTrainedModel:
         """Return the tiny model with random weights."""
         values = {"vocab_size": len(tokenizer()) + 8, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
+        values["bos_before_text"] = True  # as in a model that Finetale trained
         config = CONFIG_MAPPING[self.kind](**{**values, **self.config, **changes})
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config).eval()

@@ -76,6 +76,7 @@ def model(
         initializer_range=scale,
         bos_token_id=0,
         eos_token_id=0,
+        bos_before_text=True,  # as in a model that Finetale trained
     )
     return GPT2LMHeadModel(config).eval().to(DEVICE)
 
@@ -94,6 +95,7 @@ def llama_model(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
         "initializer_range": 0.2,
         "bos_token_id": 0,
         "eos_token_id": 0,
+        "bos_before_text": True,
     }
     return LlamaForCausalLM(LlamaConfig(**values | changes)).eval().to(DEVICE)
 

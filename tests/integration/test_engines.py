@@ -294,7 +294,7 @@ def test_models_without_a_batched_cache_are_served_one_row_at_a_time(tmp_path: P
     engine = selection.torch_engine(LoadedModel(neo, loaded.tokenizer, loaded.provenance), facts, 4)
     assert engine.name == "torch, one at a time"
     settings = SamplingSettings.resolve({"temperature": 1.0, "max_new_tokens": 20, "seed": 3})
-    ids = [generator.begin, *loaded.tokenizer("The lamp")["input_ids"]]
+    ids = [*generator.lead, *loaded.tokenizer("The lamp")["input_ids"]]
     jobs = [Job(ids, settings, sample=sample) for sample in range(3)]
     engine.start([jobs])
     for _ in range(20):

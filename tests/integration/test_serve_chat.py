@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +31,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
     chat_tokenizer = load_tokenizer(folder)
     chat_tokenizer.chat_template = TEMPLATE
     chat_tokenizer.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["bos_before_text"]  # as in a model that others trained
+    (folder / "config.json").write_text(json.dumps(config))
     folder = save_model(place / "pairs")
     pair_tokenizer = load_tokenizer(folder)
     pair_tokenizer.chat_template = PLAIN_TEMPLATE

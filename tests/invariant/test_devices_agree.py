@@ -267,7 +267,7 @@ def test_greedy_text_is_that_of_transformers(make: Make, prompts: list[str]) -> 
     ours = generator.generate(prompts, settings)
     assert len(ours) == 3
     for prompt, (sample,) in zip(prompts, ours, strict=True):
-        ids = [generator.begin, *tokenizer().encode(prompt, add_special_tokens=False)]
+        ids = [*generator.lead, *tokenizer().encode(prompt, add_special_tokens=False)]
         theirs = plain_tokens(tuned, ids, 20)
         assert sample.text == tokenizer().decode(theirs[: sample.num_tokens])
         assert sample.num_tokens == 20 or theirs[sample.num_tokens] in generator.ends
@@ -285,7 +285,7 @@ def test_served_tokens_are_those_of_transformers(make: Make, prompts: list[str])
     assert engine.name == "torch"
     settings = SamplingSettings.resolve({"temperature": 0})
     jobs = [
-        Job([generator.begin, *tokenizer().encode(text, add_special_tokens=False)], settings, top=2) for text in prompts
+        Job([*generator.lead, *tokenizer().encode(text, add_special_tokens=False)], settings, top=2) for text in prompts
     ]
     engine.start([[jobs[0]], [jobs[1]]])
     for step in range(12):
