@@ -30,6 +30,7 @@ from finetale.server.model_spec import BYTES_PER_WEIGHT, ModelSpec
 from finetale.server.tls import Tls
 from finetale.server.vllm import Upstream, close_all
 from finetale.signals import Bell, StopRequest, handling, hangups, in_terminal
+from finetale.speed import allocator
 
 _log = logging.getLogger("finetale.server")
 _reloading = threading.Lock()
@@ -213,6 +214,7 @@ def _settle() -> None:
     """Collect garbage, then exempt all current objects from later collections; scanning them takes 0.25 seconds."""
     gc.unfreeze()
     gc.collect()
+    allocator.release()  # what loading and converting models left
     gc.freeze()
 
 
