@@ -218,7 +218,7 @@ def _tokenizer_values(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         "tokenizer.ggml.merges": merges,
         "tokenizer.ggml.bos_token_id": begin,
         "tokenizer.ggml.eos_token_id": end,
-        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_bos_token": bool(models.lead_of(tokenizer, models.mark_of(model))),
         "tokenizer.ggml.add_space_prefix": False,
     }
     if ends:
