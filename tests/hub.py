@@ -136,12 +136,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 @dataclass
 class Machine:
-    """A hub, a machine that can reach it, and the working directory of its commands."""
+    """A hub, a machine that can reach it at `url`, and the working directory of its commands."""
 
     requests: list[str]
     worker: Worker
     work: Path
     home: Path
+    url: str
 
     def run(self, *arguments: str | Path) -> Result:
         """Run a command; `requests` then holds what it asked the hub."""

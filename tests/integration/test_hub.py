@@ -37,7 +37,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         hub.serve(base / "hub") as (url, requests),
         Worker(work, environment(base / "home", HF_ENDPOINT=url)) as worker,
     ):
-        yield Machine(requests, worker, work, base / "home")
+        yield Machine(requests, worker, work, base / "home", url)
 
 
 def _fill_hub(root: Path) -> None:

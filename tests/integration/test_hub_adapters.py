@@ -114,7 +114,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         hub.serve(base / "hub") as (url, requests),
         Worker(base / "work", environment(base / "home", HF_ENDPOINT=url)) as worker,
     ):
-        yield Machine(requests, worker, base / "work", base / "home")
+        yield Machine(requests, worker, base / "work", base / "home", url)
 
 
 @pytest.fixture(scope="module")
@@ -191,26 +191,68 @@ def test_an_adapter_in_the_cache_works_offline(machine: Machine, merged: Path) -
     assert machine.run("generate", "owner/adapter", *GREEDY).stdout == expected.stdout
 
 
-def test_an_adapter_is_served(machine: Machine, merged: Path) -> None:
-    expected = machine.run("generate", "merged", *GREEDY).stdout
-    env = environment(machine.home, HF_ENDPOINT="http://127.0.0.1:1", HF_HUB_OFFLINE="1")
-    process = start("serve", "owner/adapter", "--engine", "torch", "--port", "0", cwd=machine.work, env=env)
+def served_texts(machine: Machine, *words: str, hub_url: str = "http://127.0.0.1:1") -> dict[str, str]:
+    """Serve models; return the most likely text of each one by its name."""
+    env = environment(machine.home, HF_ENDPOINT=hub_url)
+    process = start("serve", *words, "--engine", "torch", "--port", "0", cwd=machine.work, env=env)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
         address = re.search(r"http://127\.0\.0\.1:\d+", line)
         assert address is not None, line + finish(process).stderr
         with urllib.request.urlopen(f"{address[0]}/v1/models") as answer:
-            (served,) = json.loads(answer.read())["data"]
-        body = {"model": served["id"], "prompt": "The lamp", "max_tokens": 8, "temperature": 0}
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"{address[0]}/v1/completions", json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request) as answer:
-            text = json.loads(answer.read())["choices"][0]["text"]
+            names = [model["id"] for model in json.loads(answer.read())["data"]]
+        return {name: completed(address[0], name) for name in names}
     finally:
         process.terminate()
         finish(process)
-    assert expected.rstrip("\n") == f"The lamp{text}".rstrip("\n")
+
+
+def completed(address: str, name: str) -> str:
+    body = {"model": name, "prompt": "The lamp", "max_tokens": 8, "temperature": 0}
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{address}/v1/completions", json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request) as answer:
+        text: str = json.loads(answer.read())["choices"][0]["text"]
+        return text
+
+
+def test_an_adapter_is_served(machine: Machine, merged: Path) -> None:
+    (text,) = served_texts(machine, "owner/adapter", "--offline").values()
+    assert f"The lamp{text}".strip() == machine.run("generate", "merged", *GREEDY).stdout.strip()
+
+
+def test_an_adapter_is_served_beside_its_base(machine: Machine, merged: Path) -> None:
+    shutil.rmtree(machine.home / "huggingface/hub/models--owner--adapter")
+    machine.requests.clear()
+    words = ("owner/tale", "--adapter", "tales=owner/adapter")
+    texts = served_texts(machine, *words, hub_url=machine.url)
+    assert machine.downloaded("owner/adapter") == OF_ADAPTER
+    assert list(texts) == ["tale", "tales"]
+    assert f"The lamp{texts['tale']}".strip() == machine.run("generate", "owner/tale", *GREEDY).stdout.strip()
+    assert f"The lamp{texts['tales']}".strip() == machine.run("generate", "merged", *GREEDY).stdout.strip()
+    assert texts["tale"] != texts["tales"]
+    machine.requests.clear()
+    assert served_texts(machine, *words, "--offline", hub_url=machine.url) == texts
+    assert machine.requests == []
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "way_out", "downloads"),
+    [
+        ("owner/tale", "owner/tale is a whole model, not an adapter.", "--also NAME=owner/tale", set()),
+        ("owner/nothing", "There is no model 'owner/nothing' on the Hub", "spelling", set()),
+        ("owner/other-kind", "is an adapter of the kind IA3", "Merge it with PEFT", {adapters.CONFIG_NAME}),
+        ("owner/other-layers", "is for layers called q_proj", "Name the model", OF_ADAPTER),
+    ],
+)
+def test_an_adapter_that_can_not_be_served_is_refused(
+    machine: Machine, merged: Path, name: str, words: str, way_out: str, downloads: set[str]
+) -> None:
+    error, hint = refused(machine.run("serve", "owner/tale", "--port", "0", "--adapter", f"a={name}"))
+    assert words in error
+    assert way_out in hint
+    assert machine.downloaded(name) <= downloads
 
 
 def test_only_the_tokenizer_is_downloaded_for_a_check(machine: Machine, merged: Path) -> None:

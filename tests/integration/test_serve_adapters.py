@@ -258,7 +258,7 @@ def test_the_old_base_is_freed_when_no_adapter_needs_it(here: Path) -> None:
         (["--adapter", "a=full"], "The run full has no adapter: it was trained with --method full."),
         (["--adapter", "a=base"], "base is a whole model, not an adapter."),
         (["--adapter", "a=../nowhere"], "There is no folder ../nowhere."),
-        (["--adapter", "a=owner/nowhere"], "`hf download owner/nowhere --local-dir adapter`"),
+        (["--offline", "--adapter", "a=owner/nowhere"], "owner/nowhere is not on this machine, and offline mode"),
         (["--adapter", "a=full", "--adapter", "b=nowhere"], "--method full. There is no folder nowhere."),
         (["--adapter", "a=llama"], "is for layers called "),
         (["--adapter", "a=sized"], "has the shape "),

@@ -54,8 +54,8 @@ def command(
         Parameter(
             name="--adapter",
             negative=(),
-            help="An adapter to serve beside MODEL, its base, as NAME=RUN or NAME=FOLDER. Repeat it for several. With "
-            "PyTorch and vLLM, all share one copy of the base's weights.",
+            help="An adapter to serve beside MODEL, its base, as NAME=RUN, NAME=FOLDER or NAME=OWNER/ADAPTER on "
+            "the Hub. Repeat it for several. With PyTorch and vLLM, all share one copy of the base's weights.",
         ),
     ] = (),
     with_base: Annotated[
@@ -215,12 +215,12 @@ def command(
             for each, load in (loads | {other: partial(_open, path, offline) for other, path in others}).items():
                 mine, template = (dict(beside), chat_template) if each == called else ({}, None)
                 parent = "base" if with_base and each == called else None
-                base = ModelSpec(each, load, engine, precision, slots, queue, memory, template, mine, parent)
-                specs += [base, *(AdapterSpec(other, path, base) for other, path in mine.items())]
+                base = ModelSpec(each, load, engine, precision, slots, queue, memory, template, mine, parent, offline)
+                specs += [base, *(AdapterSpec(other, path, base, offline) for other, path in mine.items())]
 
             def check() -> None:
                 if beside:
-                    found = models.find_adapters(dict(beside))
+                    found = models.find_adapters(dict(beside), offline=offline)
                     models.check_adapters(models.locate(model, revision=revision, offline=offline), found)
 
             service.run(

@@ -19,13 +19,13 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 
-def find_adapters(paths: Mapping[str, str]) -> dict[str, AdapterFolder]:
-    """Return the adapters of runs or folders, by the adapters' names.
+def find_adapters(paths: Mapping[str, str], *, offline: bool = False) -> dict[str, AdapterFolder]:
+    """Return the adapters of runs, folders or Hub ids, by the adapters' names.
 
     Raises:
-        ModelError: a path has no adapter, or its files are corrupted.
+        FinetaleError: a path has no adapter, its files are corrupted, or the Hub can't be reached.
     """
-    return _each(paths, lambda name, path: find_adapter(path))
+    return _each(paths, lambda name, path: find_adapter(path, offline=offline))
 
 
 def check_adapters(base: Located, found: Mapping[str, AdapterFolder]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from finetale.config import read_settings_file
 from finetale.errors import ModelError
 from finetale.formatting import shell_command
-from finetale.models import adapters
+from finetale.models import adapters, hub
 from finetale.models.files import is_adapter
 from finetale.models.locating import check_adapter, verify_adapter
 from finetale.models.names import is_hub_id
@@ -20,11 +20,12 @@ class AdapterFolder:
     """An adapter whose files are checked, but whose tensors are not read yet.
 
     Attributes:
-        path: the run or the folder, as a person gave it.
+        path: the run, the folder or the Hub id, as a person gave it.
         folder: the folder in PEFT's layout.
         run: the run that trained it, if `path` is one.
         base: name of the base that it was trained on; None if unknown.
         base_sha256: SHA-256 of that base's weights; None for an adapter of another program.
+        commit: commit on the Hub, if the adapter is from there.
     """
 
     path: str
@@ -32,6 +33,12 @@ class AdapterFolder:
     run: RunDirectory | None
     base: str | None
     base_sha256: str | None
+    commit: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """Where the adapter is: hub, run or local."""
+        return "hub" if self.commit is not None else "local" if self.run is None else "run"
 
     @property
     def tokenizer(self) -> Path | None:
@@ -59,11 +66,15 @@ class AdapterFolder:
         )
 
 
-def find_adapter(path: str) -> AdapterFolder:
-    """Return the adapter of a run or of an adapter folder, with its files checked.
+def find_adapter(path: str, *, offline: bool = False) -> AdapterFolder:
+    """Return the adapter of a run, of an adapter folder or on the Hub (downloading it), with its files checked.
+
+    Args:
+        path: the run, the folder or the Hub id OWNER/NAME.
 
     Raises:
         ModelError: there is none, or it is corrupted.
+        HubError: the Hub can't be reached or refuses.
     """
     place = Path(path).expanduser()
     run = RunDirectory(place)
@@ -76,23 +87,30 @@ def find_adapter(path: str) -> AdapterFolder:
         check_adapter(folder, path)
         base = settings.get("model")
         return AdapterFolder(path, folder, run, None if base is None else str(base), adapters.base_sha256(folder))
-    if not is_adapter(place):
+    commit = None
+    if "/" in path and is_hub_id(path) and not place.exists():
+        if not hub.holds_adapter(path, None, offline):
+            raise _whole_model(path)
+        place, commit = hub.download(path, None, offline)
+    elif not is_adapter(place):
         raise _not_an_adapter(path, place)
-    verify_adapter(place, None)
+    else:
+        verify_adapter(place, None)
     check_adapter(place, path)
     base, _ = adapters.named_base(place, path)
-    return AdapterFolder(path, place, None, base, adapters.base_sha256(place))
+    return AdapterFolder(path, place, None, base, adapters.base_sha256(place), commit)
+
+
+def _whole_model(path: str) -> ModelError:
+    return ModelError(f"{path} is a whole model, not an adapter.", f"Serve it with --also NAME={path}.")
 
 
 def _not_an_adapter(path: str, place: Path) -> ModelError:
     if (place / "config.json").is_file():
-        return ModelError(f"{path} is a whole model, not an adapter.", f"Serve it with --also NAME={path}.")
-    if not place.exists() and is_hub_id(path):
-        command = shell_command("hf", "download", path, "--local-dir", "adapter")
-        return ModelError(f"There is no folder {path}.", f"Download an adapter of the Hub first: `{command}`.")
+        return _whole_model(path)
     return ModelError(
         f"{path} is neither a run nor an adapter folder." if place.exists() else f"There is no folder {path}.",
-        f"Give a run, or a folder with {adapters.CONFIG_NAME} and {adapters.WEIGHTS_NAME}.",
+        f"Give a run, a folder with {adapters.CONFIG_NAME} and {adapters.WEIGHTS_NAME}, or OWNER/NAME on the Hub.",
     )
 
 

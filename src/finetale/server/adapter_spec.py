@@ -20,7 +20,7 @@ from finetale.models.adapter_hooks import load_adapter
 from finetale.notify import Notify, stage
 from finetale.server.answer import Served
 from finetale.server.completion import Vocabulary
-from finetale.server.model_spec import ModelSpec, serve_model
+from finetale.server.model_spec import ModelSpec, check_still_there, serve_model
 from finetale.server.vllm import Upstream
 
 
@@ -30,13 +30,15 @@ class AdapterSpec:
 
     Attributes:
         name: name in requests.
-        path: the run that trained it, or its folder.
+        path: the run that trained it, its folder, or its Hub id.
         base: the specification of its base, which is opened first.
+        offline: whether to use only files that are on this machine.
     """
 
     name: str
     path: str
     base: ModelSpec
+    offline: bool = False
 
     @property
     def parent(self) -> str:
@@ -55,14 +57,14 @@ class AdapterSpec:
         """
         base, serving = models_now[self.base.name], models_now.get(self.name)
         assert base.provenance is not None
-        found = models.find_adapter(self.path)
+        check_still_there(None if serving is None else serving.provenance)
+        found = models.find_adapter(self.path, offline=self.offline)
         sha256 = models.adapted_sha256(base.provenance.sha256, found.folder)
         if serving is not None and _is_current(serving, base, sha256):
             return None
         stage(notify, f"Loading the adapter {self.name}")
         found.check_base(self.name, base.provenance.name, base.provenance.sha256)
-        kind = "local" if found.run is None else "run"
-        provenance = Provenance(self.path, kind, None, sha256, base.provenance.parameters)
+        provenance = Provenance(self.path, found.kind, found.commit, sha256, base.provenance.parameters)
         models.warn_if_unfinished(provenance, notify)
         tokenizer = _tokenizer(found, self.name, base.vocabulary)
         trained = found.base_sha256 is not None or tokenizer.chat_template == PLAIN_TEMPLATE  # by Finetale

@@ -45,8 +45,9 @@ class ModelSpec:
         max_waiting: maximum number of requests in the queue.
         kv_memory: maximum bytes of keys and values of attention; None for no limit.
         chat_template: file with a chat template; None for the model's own.
-        adapters: runs or folders of the adapters that AdapterSpecs serve beside it, by their names.
+        adapters: runs, folders or Hub ids of the adapters that AdapterSpecs serve beside it, by their names.
         parent: name of the model that it was trained from, if that is served too.
+        offline: whether to use only files of adapters that are on this machine.
     """
 
     name: str
@@ -59,6 +60,7 @@ class ModelSpec:
     chat_template: Path | None = None
     adapters: Mapping[str, str] = field(default_factory=dict)
     parent: str | None = None
+    offline: bool = False
 
     def open(self, notify: Notify, models_now: Mapping[str, Served | Upstream]) -> Served | Upstream | None:
         """Return the model, ready to serve; None if the one that is served has the same weights and its engine works.
@@ -72,12 +74,7 @@ class ModelSpec:
         """
         serving = models_now.get(self.name)
         before = None if serving is None else serving.provenance
-        if (
-            before is not None
-            and before.kind in ("run", "local", "gguf")
-            and not Path(before.name).expanduser().exists()
-        ):
-            raise ModelError(f"{before.name} does not exist any more.", "")  # or the name would be looked up on the Hub
+        check_still_there(before)
         loaded = self.load(notify)
         if self.chat_template is not None:
             loaded.tokenizer.chat_template = read_template(self.chat_template)
@@ -106,7 +103,7 @@ class ModelSpec:
 
     def _upstream_adapters(self, loaded: LoadedModel) -> tuple[UpstreamAdapter, ...]:
         """Return the adapters for vLLM, checked."""
-        found = models.find_adapters(self.adapters)
+        found = models.find_adapters(self.adapters, offline=self.offline)
         made = []
         for name, adapter in found.items():
             adapter.check_base(name, loaded.provenance.name, loaded.provenance.sha256)
@@ -167,6 +164,17 @@ def read_template(path: Path) -> str:
             f"The chat template {path} is not valid Jinja: {error.message} (line {error.lineno}).", "Correct it."
         ) from None
     return text
+
+
+def check_still_there(served: Provenance | None) -> None:
+    """Check that the files of a served model or adapter exist, or its path would be looked up on the Hub.
+
+    Raises:
+        ModelError: they do not.
+    """
+    if served is None or served.kind not in ("run", "local", "gguf") or Path(served.name).expanduser().exists():
+        return
+    raise ModelError(f"{served.name} does not exist any more.", "")
 
 
 def serve_model(
