@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 import hub
 from commands import Worker, environment, finish, start
 from finetale import models
-from finetale.models import adapters
+from finetale.models import adapter_files
 from hub import Machine, refused
 from tiny import save_model, tokenizer, write_stories
 
@@ -242,7 +242,7 @@ def test_an_adapter_is_served_beside_its_base(machine: Machine, merged: Path) ->
     [
         ("owner/tale", "owner/tale is a whole model, not an adapter.", "--also NAME=owner/tale", set()),
         ("owner/nothing", "There is no model 'owner/nothing' on the Hub", "spelling", set()),
-        ("owner/other-kind", "is an adapter of the kind IA3", "Merge it with PEFT", {adapters.CONFIG_NAME}),
+        ("owner/other-kind", "is an adapter of the kind IA3", "Merge it with PEFT", {adapter_files.CONFIG_NAME}),
         ("owner/other-layers", "is for layers called q_proj", "Name the model", OF_ADAPTER),
     ],
 )
@@ -286,7 +286,7 @@ def test_an_adapter_without_safetensors_is_refused(machine: Machine, name: str, 
     error, hint = refused(machine.run("generate", f"owner/{name}", *GREEDY))
     assert f"The adapter owner/{name} {words}" in error
     assert way_out in hint
-    assert machine.downloaded(f"owner/{name}") == {adapters.CONFIG_NAME}
+    assert machine.downloaded(f"owner/{name}") == {adapter_files.CONFIG_NAME}
     error, _ = refused(machine.run("merge", "owner/tale", "--out", "none"))
     assert "owner/tale is neither a run nor an adapter." in error
     assert machine.downloaded("owner/tale") == set()

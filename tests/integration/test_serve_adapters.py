@@ -321,6 +321,28 @@ def test_openvino_serves_a_merged_copy_of_each_adapter(here: Path, monkeypatch: 
         served.close(10)
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
+def test_openvino_gets_a_new_copy_of_an_adapter_that_was_trained_again(here: Path) -> None:
+    texts = expected(here, ["The lamp"], 20)
+    with Serving(here, *WORDS, "--engine", "openvino", "--precision", "fp32") as serving, client_of(serving) as client:
+        assert {(name, "The lamp"): ask(client, name)[0] for name in NAMES} == texts
+        running = iter(
+            client.completions.create(model="tales", prompt="The lamp", max_tokens=20, temperature=0, stream=True)
+        )
+        old = next(running).choices[0].text
+        write_adapter(here / "tales", here / "base", 6)
+        new = expected(here, ["The lamp"], 20)
+        assert {key for key in texts if new[key] != texts[key]} == {("tales", "The lamp")}
+        reload(serving, "tales (openvino, merged adapter) has been reloaded")
+        assert old + "".join(piece.choices[0].text for piece in running) == texts["tales", "The lamp"]
+        assert {(name, "The lamp"): ask(client, name)[0] for name in NAMES} == new
+        for name in ("base", "letters"):
+            assert f"{name} has not changed" in serving.log()
+        code, log = serving.end()
+        assert code == 0
+        assert "Traceback" not in log
+
+
 def test_openvino_is_not_chosen_if_its_copies_need_too_much_memory(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_spec.environment, "available_memory", lambda: 500_000)
     base = ModelSpec("base", opened("base"), "auto", adapters={str(at): "tales" for at in range(9)})

@@ -16,7 +16,7 @@ from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
 from finetale import models
 from finetale.config import Config, SamplingSettings
 from finetale.errors import ModelError
-from finetale.models import LoadedModel, Provenance, adapter_hooks, adapters
+from finetale.models import LoadedModel, Provenance, adapter_files, adapter_hooks, adapters
 from finetale.models.adapter_hooks import LoadedAdapter, load_adapter
 from finetale.server.engines import Job, Rows, selection
 from finetale.server.engines.batching import BatchingEngine
@@ -212,7 +212,9 @@ def test_the_base_is_not_changed(tmp_path: Path) -> None:
         assert float((changed - before).abs().max()) > 0.1
         assert torch.equal(base(ids).logits, before)
     assert sum(len(module._forward_hooks) for module in base.modules()) == 8
-    assert adapter.num_bytes == sum(tensor.numel() * 4 for tensor in adapters.read_tensors(tmp_path / "one").values())
+    assert adapter.num_bytes == sum(
+        tensor.numel() * 4 for tensor in adapter_files.read_tensors(tmp_path / "one").values()
+    )
 
 
 class Odd(torch.nn.Module):

@@ -5,7 +5,7 @@ files are checked before weights are read. Weights come from safetensors only an
 folder is never run.
 """
 
-from finetale.models import adapters
+from finetale.models import adapter_files, adapters
 from finetale.models.adapted import AdaptedBase
 from finetale.models.adapter_checks import check_adapters, find_adapters
 from finetale.models.adapter_folders import AdapterFolder, find_adapter
@@ -43,6 +43,7 @@ __all__ = [
     "NewToken",
     "Provenance",
     "adapted_sha256",
+    "adapter_files",
     "adapters",
     "add_new_tokens",
     "best_checkpoint",

@@ -8,7 +8,7 @@ from pathlib import Path
 from finetale.config import read_settings_file
 from finetale.errors import ModelError
 from finetale.formatting import shell_command
-from finetale.models import adapters, hub
+from finetale.models import adapter_files, hub
 from finetale.models.files import is_adapter
 from finetale.models.locating import check_adapter, verify_adapter
 from finetale.models.names import is_hub_id
@@ -86,7 +86,7 @@ def find_adapter(path: str, *, offline: bool = False) -> AdapterFolder:
         verify_adapter(folder, run)
         check_adapter(folder, path)
         base = settings.get("model")
-        return AdapterFolder(path, folder, run, None if base is None else str(base), adapters.base_sha256(folder))
+        return AdapterFolder(path, folder, run, None if base is None else str(base), adapter_files.base_sha256(folder))
     commit = None
     if "/" in path and is_hub_id(path) and not place.exists():
         if not hub.holds_adapter(path, None, offline):
@@ -97,8 +97,8 @@ def find_adapter(path: str, *, offline: bool = False) -> AdapterFolder:
     else:
         verify_adapter(place, None)
     check_adapter(place, path)
-    base, _ = adapters.named_base(place, path)
-    return AdapterFolder(path, place, None, base, adapters.base_sha256(place), commit)
+    base, _ = adapter_files.named_base(place, path)
+    return AdapterFolder(path, place, None, base, adapter_files.base_sha256(place), commit)
 
 
 def _whole_model(path: str) -> ModelError:
@@ -110,7 +110,8 @@ def _not_an_adapter(path: str, place: Path) -> ModelError:
         return _whole_model(path)
     return ModelError(
         f"{path} is neither a run nor an adapter folder." if place.exists() else f"There is no folder {path}.",
-        f"Give a run, a folder with {adapters.CONFIG_NAME} and {adapters.WEIGHTS_NAME}, or OWNER/NAME on the Hub.",
+        f"Give a run, a folder with {adapter_files.CONFIG_NAME} and {adapter_files.WEIGHTS_NAME}, or OWNER/NAME "
+        "on the Hub.",
     )
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from finetale.models import adapters
+from finetale.models import adapter_files, adapters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -77,7 +77,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, name: str) -> LoadedAdapt
         ModelError: the files can't be read, the adapter is of another kind, or it does not fit the model.
     """
     fit = adapters.fit_of(model, folder, name)
-    tensors = adapters.without_copies(model, adapters.read_tensors(folder), name)
+    tensors = adapters.without_copies(model, adapter_files.read_tensors(folder), name)
     updates = {}
     for layer, module in fit.layers.items():
         down, up, *magnitude = (tensors[key].float() for key in fit.tensors_of(layer))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from finetale.errors import HubError
-from finetale.models import adapters
+from finetale.models import adapter_files
 from finetale.models.files import (
     INDEX,
     WEIGHTS,
@@ -63,8 +63,8 @@ def download(
     files = [item.rfilename for item in info.siblings or [] if "/" not in item.rfilename]
     if weights and holds_adapter_alone(files):
         check_adapter()
-        adapters.read_settings(first(adapters.CONFIG_NAME).parent, name)
-        adapters.check_files(name, files)
+        adapter_files.read_settings(first(adapter_files.CONFIG_NAME).parent, name)
+        adapter_files.check_files(name, files)
     elif weights:
         if "config.json" in files:
             check_config(name, read_config(first("config.json")))

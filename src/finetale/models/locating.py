@@ -9,7 +9,7 @@ from typing import Any
 from finetale.config import read_settings_file
 from finetale.errors import HubError, ModelError
 from finetale.formatting import shell_command
-from finetale.models import adapters, gguf
+from finetale.models import adapter_files, gguf
 from finetale.models.files import (
     check_config,
     check_files,
@@ -199,9 +199,9 @@ def check_adapter(folder: Path, name: str) -> None:
     Raises:
         ModelError: it does not.
     """
-    adapters.check_files(name, [file.name for file in folder.iterdir()])
+    adapter_files.check_files(name, [file.name for file in folder.iterdir()])
     check_tensors(name, folder)
-    adapters.read_settings(folder, name)
+    adapter_files.read_settings(folder, name)
 
 
 def _restore_hint(folder: Path, run: RunDirectory | None) -> str:
@@ -216,7 +216,7 @@ def _of_adapter(
     name: str, kind: str, folder: Path, commit: str | None, offline: bool, run: RunDirectory | None = None
 ) -> Located:
     check_adapter(folder, name)
-    base, revision = adapters.named_base(folder, name)
+    base, revision = adapter_files.named_base(folder, name)
     foreign = None
     if run is not None:
         settings = read_settings_file(run.config)
@@ -226,9 +226,9 @@ def _of_adapter(
     if base is None:
         raise ModelError(
             f"The adapter {name} does not name its base.",
-            f"{download_hint}and name its base in adapter/{adapters.CONFIG_NAME}."
+            f"{download_hint}and name its base in adapter/{adapter_files.CONFIG_NAME}."
             if kind == "hub"
-            else f"Name it in {folder / adapters.CONFIG_NAME}.",
+            else f"Name it in {folder / adapter_files.CONFIG_NAME}.",
         )
     try:
         if kind == "hub":  # an adapter from elsewhere must not choose a folder of this machine
@@ -240,12 +240,12 @@ def _of_adapter(
         raise HubError(f"The base of the adapter {name} can't be used: {error.message}", error.hint) from None
     except ModelError as error:
         if kind == "hub":
-            hint = f"{download_hint}and name another base in adapter/{adapters.CONFIG_NAME}."
+            hint = f"{download_hint}and name another base in adapter/{adapter_files.CONFIG_NAME}."
         elif run is not None:
             hint = "Put the base back."
         else:
             unseal = f", and delete its {MANIFEST_NAME}" if is_sealed(folder) else ""
-            hint = f"Put the base back, or give its place in {folder / adapters.CONFIG_NAME}{unseal}."
+            hint = f"Put the base back, or give its place in {folder / adapter_files.CONFIG_NAME}{unseal}."
         raise ModelError(f"The base of the adapter {name} can't be used: {error.message}", hint) from None
     places = [folder] if run is None else [folder, run.adapter]
     return replace(
@@ -255,7 +255,7 @@ def _of_adapter(
         revision=commit,
         adapter=folder,
         base=f"{base}@{located.revision}" if located.revision else base,
-        base_sha256=adapters.base_sha256(folder),
+        base_sha256=adapter_files.base_sha256(folder),
         tokenizer=next((place for place in places if (place / "tokenizer_config.json").is_file()), None),
         foreign_tokenizer=foreign,
     )

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from finetale.errors import TokenizerError
 from finetale.extras import install_hint, is_installed
-from finetale.models import adapters, gguf
+from finetale.models import adapter_files, gguf
 from finetale.models.files import first_line, is_adapter
 from finetale.models.hub import download
 from finetale.models.names import BUNDLED_FOLDER, BUNDLED_NAME, check_name, is_hub_id, name_of_folder
@@ -53,7 +53,7 @@ def load_tokenizer(
         return tokenizer
     folder = _folder(source if isinstance(source, str) else name_of_folder(source), revision, offline)
     if is_adapter(folder) and not (folder / "tokenizer_config.json").is_file():
-        base, commit = adapters.named_base(folder, name)
+        base, commit = adapter_files.named_base(folder, name)
         if base is not None:
             folder = _folder(name_of_folder(folder.parent / base) if base.startswith(".") else base, commit, offline)
     check_tokenizer_files(name, folder)

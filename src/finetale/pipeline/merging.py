@@ -119,7 +119,7 @@ def restore_adapter(run: RunDirectory, tokenizer: PreTrainedTokenizerBase, notif
 
     def fill(folder: Path) -> None:
         tokenizer.save_pretrained(str(folder))
-        for name in (models.adapters.CONFIG_NAME, models.adapters.WEIGHTS_NAME):
+        for name in (models.adapter_files.CONFIG_NAME, models.adapter_files.WEIGHTS_NAME):
             shutil.copyfile(checkpoint / name, folder / name)
 
     warn(notify, f"{run.adapter} {what}; it is written again from the checkpoint of step {step}.")

@@ -15,7 +15,7 @@ from finetale import environment, models, pipeline
 from finetale.errors import ConfigError, ModelError
 from finetale.formatting import shell_command
 from finetale.generate import Generator
-from finetale.models import LoadedModel
+from finetale.models import LoadedModel, Provenance
 from finetale.notify import Notify, note
 from finetale.server.answer import Served
 from finetale.server.completion import Vocabulary
