@@ -635,6 +635,25 @@ def test_the_fixed_memory_of_a_pass_does_not_grow_with_the_batch(blocks: Blocks)
     assert plan.sequence_bytes < 0.8 * whole.sequence_bytes  # no logits are stored
 
 
+def test_gradients_count_as_large_as_the_loop_keeps_them(blocks: Blocks) -> None:
+    tiny = speed.apply(model(0))
+    tiny.transformer.h[0].requires_grad_(False)
+    forward = PackedForward(tiny, precision="bf16")
+    plan = plan_memory(forward, blocks, 4)
+    trained = [parameter for parameter in tiny.parameters() if parameter.requires_grad]
+    weights_and_moments = sum(p.nbytes for p in tiny.parameters()) + sum(8 * p.numel() for p in trained)
+    for half, passes in ((True, 4), (False, 2)):
+        speed.use_half_gradients(tiny, half)
+        forward.loss(blocks.batch(np.arange(2))).backward()  # type: ignore[no-untyped-call]
+        gradients = sum(p.grad.nbytes for p in tiny.parameters() if p.grad is not None)
+        kept = plan.pass_bytes + passes * plan.sequence_bytes
+        assert plan.expected_bytes(passes) == weights_and_moments + gradients + kept
+        tiny.zero_grad()
+    assert plan.saved_bytes > 0 or not hasattr(torch.Tensor, "grad_dtype")
+    assert plan_memory(PackedForward(tiny), blocks, 4).saved_bytes == 0
+    assert plan_memory(forward, blocks, 4, moment_bytes=2).saved_bytes == 0
+
+
 def test_the_memory_probe_is_repeatable_and_does_not_change_the_model(blocks: Blocks) -> None:
     tiny = model(0, dropout=0.1)
     before, generator = weights(tiny), torch.get_rng_state()

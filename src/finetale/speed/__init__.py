@@ -28,7 +28,7 @@ from finetale.speed.loss import (
 from finetale.speed.low_rank import FastLoRA, is_low_rank
 from finetale.speed.modules import FastDropout, FusedGELU
 from finetale.speed.norms import FastRMSNorm, is_rms_norm
-from finetale.speed.products import FastConv1D, FastLinear, use_half_gradients
+from finetale.speed.products import FastConv1D, FastLinear, half_gradient_bytes, use_half_gradients
 from finetale.speed.replacing import Replacement, computed_as, is_simple, replace, restore
 from finetale.speed.rotary import FastRotary, uses_rotary
 from finetale.speed.rounding import round_stochastically
@@ -46,6 +46,7 @@ __all__ = [
     "apply",
     "chunk_bytes",
     "cross_entropy",
+    "half_gradient_bytes",
     "has_half_gradient",
     "has_kernel",
     "is_applied",

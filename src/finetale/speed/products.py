@@ -54,9 +54,7 @@ def use_half_gradients(model: nn.Module, yes: bool) -> None:
 
     Has no effect before torch 2.10, and on layers that are not replaced.
     """
-    if not hasattr(torch.Tensor, "grad_dtype"):
-        return
-    layers = [m for m in model.modules() if isinstance(m, FastLinear | FastConv1D) and m.weight.requires_grad]
+    layers = _with_half_gradients(model)
     for layer in layers:
         wanted = torch.bfloat16 if yes else layer.weight.dtype
         if layer.weight.grad_dtype != wanted:
@@ -65,6 +63,19 @@ def use_half_gradients(model: nn.Module, yes: bool) -> None:
         if layer not in _RELEASING:
             _RELEASING.add(layer)
             layer.weight.register_post_accumulate_grad_hook(_release)  # type: ignore[no-untyped-call]
+
+
+def half_gradient_bytes(model: nn.Module) -> int:
+    """Return how many bytes smaller all gradients of a model are with `use_half_gradients`."""
+    weights = {id(layer.weight): layer.weight for layer in _with_half_gradients(model)}
+    return sum(weight.numel() * (weight.element_size() - 2) for weight in weights.values())
+
+
+def _with_half_gradients(model: nn.Module) -> list[FastLinear | FastConv1D]:
+    """Return the layers whose gradients can be in bf16."""
+    if not hasattr(torch.Tensor, "grad_dtype"):
+        return []
+    return [m for m in model.modules() if isinstance(m, FastLinear | FastConv1D) and m.weight.requires_grad]
 
 
 def _release(weight: torch.Tensor) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from finetale import devices, models
+from finetale import devices, models, speed
 from finetale.blocks import Blocks
 from finetale.environment import available_memory
 from finetale.forward import PackedForward
@@ -34,6 +34,8 @@ class MemoryPlan:
         available_bytes: memory that the run can use.
         micro_batch_size: the chosen number of sequences per pass.
         max_sequences: the largest number of sequences per pass that fits.
+        step_sequences: sequences per optimizer step.
+        saved_bytes: memory that gradients in bf16 save if a step is one pass.
     """
 
     fixed_bytes: int
@@ -42,10 +44,13 @@ class MemoryPlan:
     available_bytes: int
     micro_batch_size: int
     max_sequences: int
+    step_sequences: int
+    saved_bytes: int
 
     def expected_bytes(self, micro_batch_size: int) -> int:
         """Return the memory of a run with this micro-batch size, in bytes."""
-        return self.fixed_bytes + self.pass_bytes + micro_batch_size * self.sequence_bytes
+        saved = self.saved_bytes if micro_batch_size >= self.step_sequences else 0
+        return self.fixed_bytes + self.pass_bytes + micro_batch_size * self.sequence_bytes - saved
 
 
 def plan_memory(forward: PackedForward, blocks: Blocks, most: int, *, moment_bytes: int = 4) -> MemoryPlan:
@@ -65,10 +70,11 @@ def plan_memory(forward: PackedForward, blocks: Blocks, most: int, *, moment_byt
     # Trained weights also have gradients and Adam's two moments.
     trained = 4 + 2 * moment_bytes
     fixed = sum((p.element_size() + (trained if p.requires_grad else 0)) * p.numel() for p in parameters)
+    saved = speed.half_gradient_bytes(forward.model) if may_use_half_gradients(forward, moment_bytes) else 0
     one, two = _kept_bytes_of_one_and_two(forward, blocks)
     if two is None:  # two sequences do not fit
         available = free_memory(forward.model)
-        return MemoryPlan(fixed, 0, one, available, _rounded(1, most), _rounded(1, most))
+        return MemoryPlan(fixed, 0, one, available, _rounded(1, most), _rounded(1, most), most, saved)
     sequence, once = max(1, two - one), max(0, 2 * one - two)
     available = free_memory(forward.model)
     limit = most
@@ -76,7 +82,14 @@ def plan_memory(forward: PackedForward, blocks: Blocks, most: int, *, moment_byt
         width = int(forward.model.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
         limit = min(limit, max(1, min(_CPU_TOKENS, _CPU_VALUES // width) // blocks.block_size))
     fits = max(1, int((_SHARE * available - fixed - once) // sequence))
-    return MemoryPlan(fixed, once, sequence, available, _rounded(min(limit, fits), most), _rounded(fits, most))
+    return MemoryPlan(
+        fixed, once, sequence, available, _rounded(min(limit, fits), most), _rounded(fits, most), most, saved
+    )
+
+
+def may_use_half_gradients(forward: PackedForward, moment_bytes: int = 4) -> bool:
+    """Return whether the loop keeps gradients of linear layers in bf16 when a step is one pass."""
+    return forward.device.type == "cpu" and forward.precision == "bf16" and moment_bytes == 4
 
 
 def _costliest_block(blocks: Blocks) -> int:
