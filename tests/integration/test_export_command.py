@@ -112,6 +112,14 @@ def test_llama_cpp_gives_the_scores_of_each_architecture(name: str, tmp_path: Pa
     )
 
 
+def test_openvino_runs_a_converted_folder(base: Path) -> None:
+    place, record = export(base, "openvino", weights="fp16")
+    files = (FOLDER - {"model.safetensors"}) | {"openvino_model.xml", "openvino_model.bin"}
+    assert {file.name for file in place.iterdir()} == files | PROOF
+    assert record.runtime.startswith("OpenVINO")
+    assert record.same_choice > record.smallest_same_choice
+
+
 def test_a_text_begins_in_llama_cpp_as_it_began_in_training(base: Path) -> None:
     import gguf as library
 
@@ -152,7 +160,7 @@ def test_a_model_that_differs_too_much_is_not_handed_over(
 @pytest.mark.parametrize(
     ("to", "weights", "message", "hint"),
     [
-        ("ggf", None, "The format 'ggf' is unknown. Known are safetensors, gguf", "Did you mean --to gguf?"),
+        ("ggf", None, "The format 'ggf' is unknown. Known are safetensors, gguf, openvino", "Did you mean --to gguf?"),
         ("gguf", "q9", "The format gguf has no weights of the type 'q9'.", "The default is --weights q8_0."),
     ],
 )

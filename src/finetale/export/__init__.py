@@ -118,7 +118,7 @@ class Format:
 
 _FP32 = Weights(32, 0.01, 0.999)
 _FP16 = Weights(16, 0.1, 0.99)
-_BF16 = Weights(16, 1.0, 0.97)
+_BF16 = Weights(16, 1.0, 0.95)
 _INT8 = Weights(8.5, 1.0, 0.95)
 _INT4 = Weights(4.9, 10.0, 0.8)
 
@@ -137,7 +137,13 @@ FORMATS: Mapping[str, Format] = {
             {"q8_0": _INT8, "f16": _FP16, "f32": replace(_FP16, bits=32), "q4_k_m": _INT4},
             ("cyllama", "gguf"),
         ),
-        Format("openvino", "OpenVINO on Intel processors", {}, ("openvino", "nncf")),
+        Format(
+            "openvino",
+            "OpenVINO, its GenAI library and its model server",
+            # It computes in bf16 where the processor has it.
+            {"int8": _INT8, "fp16": _BF16, "int4": _INT4},
+            ("openvino", "nncf"),
+        ),
     )
 }
 """By name."""

@@ -12,7 +12,7 @@ import io
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,16 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, DynamicLayer, PreTrainedModel
 from transformers.utils import logging
 
-from finetale import speed
+from finetale import models, speed
+from finetale.environment import versions
+from finetale.errors import ModelError
+from finetale.export.runtimes import Scores
+from finetale.models import LoadedModel
 
 VERSION = 3
 """Number of the conversion. Raise it when the same weights would give a different model, here or in the server."""
+
+_FILE = "openvino_model.xml"
 
 
 @cache
@@ -110,6 +116,91 @@ def convert(model: PreTrainedModel) -> Any:
     return converted
 
 
+def check(loaded: LoadedModel) -> None:
+    """See Exporter. What can't be traced is found by the conversion."""
+
+
+def write(loaded: LoadedModel, folder: Path, weights: str) -> None:
+    """See Exporter. The names of the files are those that OpenVINO's own tools use."""
+    core()
+    import openvino
+
+    try:
+        converted = convert(loaded.model)
+        if weights != "fp16":
+            converted = compress(converted, symmetric=False) if weights == "int8" else _in_four_bits(converted)
+    except Exception as error:  # OpenVINO raises many types
+        raise ModelError(
+            f"OpenVINO can't convert this {loaded.model.config.model_type} model: {last_line(error)}",
+            "Choose another format: finetale export MODEL --to list.",
+        ) from error
+    models.save(loaded.model, loaded.tokenizer, folder)
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    if weights == "fp16":
+        openvino.save_model(converted, folder / _FILE, compress_to_fp16=True)
+    else:
+        save(converted, folder / _FILE)
+
+
+def open(folder: Path) -> OpenVinoRuntime:
+    """See Exporter."""
+    return OpenVinoRuntime(folder)
+
+
+def usage(folder: Path) -> str:
+    """See Exporter."""
+    return """```python
+from optimum.intel import OVModelForCausalLM
+from transformers import AutoTokenizer
+
+model = OVModelForCausalLM.from_pretrained(".")
+tokenizer = AutoTokenizer.from_pretrained(".")
+```
+
+OpenVINO GenAI and the OpenVINO Model Server read the same files, after
+`convert_tokenizer . -o .` of the package openvino-tokenizers."""
+
+
+class OpenVinoRuntime:
+    """A converted model in OpenVINO, with its defaults for this processor. Implements Runtime."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer
+
+        self.name = f"OpenVINO {versions('openvino')['openvino']}"
+        self._tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        self._request = core().compile_model(str(folder / _FILE), "CPU").create_infer_request()
+        self._seen = 0
+
+    def encode(self, text: str) -> list[int]:
+        """See Runtime."""
+        found: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return found
+
+    def reset(self) -> None:
+        """See Runtime."""
+        self._request.reset_state()
+        self._seen = 0
+
+    def read(self, ids: Sequence[int]) -> Scores:
+        """See Runtime."""
+        positions = np.arange(self._seen, self._seen + len(ids), dtype=np.int64)
+        self._seen += len(ids)
+        inputs = {
+            "input_ids": np.array([ids], np.int64),
+            "attention_mask": np.ones((1, self._seen), np.int64),
+            "position_ids": positions[None],
+            "beam_idx": np.zeros(1, np.int32),
+        }
+        found: Scores = np.array(self._request.infer(inputs)["logits"][0], np.float32)
+        return found
+
+    def close(self) -> None:
+        """See Runtime."""
+        del self._request
+
+
 def compress(converted: Any, *, symmetric: bool) -> Any:
     """Return a copy with int8 weights: a scale per row of a weight matrix, and a zero point too if not symmetric."""
     core()
@@ -119,6 +210,18 @@ def compress(converted: Any, *, symmetric: bool) -> Any:
         nncf.set_log_level(40)
         mode = nncf.CompressWeightsMode.INT8_SYM if symmetric else nncf.CompressWeightsMode.INT8_ASYM
         return nncf.compress_weights(converted.clone(), mode=mode)
+
+
+def _in_four_bits(converted: Any) -> Any:
+    """Return a copy with int4 weights in groups of 32 columns; embeddings and the output layer are in int8."""
+    core()
+    with _silent():
+        import nncf
+
+        nncf.set_log_level(40)
+        return nncf.compress_weights(
+            converted.clone(), mode=nncf.CompressWeightsMode.INT4_ASYM, group_size=32, ratio=1.0
+        )
 
 
 class _GivenCache(Cache):  # type: ignore[misc]

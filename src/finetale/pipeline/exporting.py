@@ -98,7 +98,6 @@ def list_formats(name: str, *, revision: str | None = None, offline: bool = Fals
             "extra": each.extra,
         }
         for each in FORMATS.values()
-        if each.weights
     ]
 
 
@@ -108,7 +107,7 @@ def _chosen(to: str, weights: str | None) -> tuple[Format, str]:
     Raises:
         ConfigError: one of them is unknown.
     """
-    names = [each.name for each in FORMATS.values() if each.weights]
+    names = [each.name for each in FORMATS.values()]
     if to not in names:
         near = difflib.get_close_matches(to, names, 1)
         raise ConfigError(
