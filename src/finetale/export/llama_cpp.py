@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -106,8 +107,9 @@ class _Process:
 
     def close(self) -> None:
         """End the process."""
-        for pipe in (self._requests, self._answers):
-            pipe.close()
+        with contextlib.suppress(OSError):  # the process is gone, and a request is unsent
+            self._requests.close()
+        self._answers.close()
         self._process.wait()
         self._messages.close()
 
