@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
@@ -23,7 +24,7 @@ TEXTS = ["The lamp stood on the sill.", "北京 🦉", story(3, 300)]
 def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     place = tmp_path_factory.mktemp("embeddings")
     save_model(place / "tiny", positions=600)
-    with Serving(place, "tiny", "--engine", "torch") as serving:
+    with Serving(place, "tiny", "--engine", "torch", "--queue", "0", "--slots", "1") as serving:
         yield serving
 
 
@@ -98,3 +99,22 @@ def test_openvino_gives_none(tmp_path: Any) -> None:
         assert response.status_code == 400
         assert "Serve it with --engine torch" in response.json()["error"]["message"]
         assert httpx2.get(f"{url}/models", trust_env=False).json()["data"][0]["embeddings"] is None
+
+
+def test_a_request_counts_in_the_queue(serving: Serving) -> None:
+    """With no room to wait, a second request is refused while the first is computed."""
+    url = f"http://127.0.0.1:{serving.port}/v1/embeddings"
+
+    def ask(texts: list[list[int]]) -> httpx2.Response:
+        return httpx2.post(url, json={"model": "tiny", "input": texts}, trust_env=False, timeout=300)
+
+    with ThreadPoolExecutor() as threads:
+        large = threads.submit(ask, [[5] * 500] * 120)
+        found = []
+        while not large.done():
+            found.append(ask([[5]]))
+        assert large.result().status_code == 200
+    refused = [each for each in found if each.status_code == 429]
+    assert refused
+    assert refused[0].json()["error"]["code"] == "queue_full"
+    assert ask([[5]]).status_code == 200
