@@ -6,8 +6,9 @@ differs too much. To add a format, write its module and add a line to FORMATS.
 
     safetensors folder of transformers, vLLM and TGI
     gguf        llama.cpp, Ollama and LM Studio
+    html        one web page that runs a GPT-2 in a browser
     openvino    OpenVINO's format, with the key/value cache as state
-    runtimes    interface to the programs that run models; torch_runtime and llama_cpp implement it
+    runtimes    interface to the programs that run models; torch_runtime, llama_cpp and chromium implement it
     proof       comparison of an exported model with the original
 
 Modules of formats are imported when they are used, because their packages are optional.
@@ -144,6 +145,7 @@ FORMATS: Mapping[str, Format] = {
             {"int8": _INT8, "fp16": _BF16, "int4": _INT4},
             ("openvino", "nncf"),
         ),
+        Format("html", "one web page that runs a small model in any browser", {"int8": _INT8}),
     )
 }
 """By name."""
