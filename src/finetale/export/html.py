@@ -189,7 +189,8 @@ def _rounded(values: NDArray[np.float32]) -> bytes:
     """Return the scales of the rows, and the rows in 8 bits."""
     scales = np.abs(values).max(axis=1) / np.float32(127)
     scales[scales == 0] = 1
-    return scales.astype(np.float32).tobytes() + np.rint(values / scales[:, None]).astype(np.int8).tobytes()
+    rows = np.rint(values / scales[:, None]).astype(np.int8)
+    return bytes(scales.astype(np.float32).tobytes() + rows.tobytes())
 
 
 def _rules_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
