@@ -114,6 +114,18 @@ def test_the_same_seed_gives_the_same_text_and_temperature_0_needs_none(page: An
     assert page.locator("img").count() == 0
 
 
+def test_stop_ends_a_text_at_once(page: Any) -> None:
+    settings = {"length": 60, "temperature": 1, "top_p": 1, "top_k": 0, "seed": 1}
+    script = """settings => {
+        const writing = ask("write", { text: "The", settings }, () => {});
+        ask("stop");
+        return writing;
+    }"""
+    result = page.evaluate(script, settings)
+    assert result["stopped"]
+    assert result["count"] < 60
+
+
 def test_a_text_can_be_longer_than_the_context(page: Any) -> None:
     text = "The wind turned. " * 40
     assert write(page, text, length="20", seed="1", temperature="1").startswith(text)
