@@ -60,7 +60,7 @@ def ours(network: Any) -> Callable[[list[list[int]], int], int]:
     from finetale.server.engines import Job, selection
 
     settings = SamplingSettings.resolve({"temperature": 0})
-    facts = selection.Facts(network.config.vocab_size, (), network.config.n_positions, 0)
+    facts = selection.Facts(network.config.vocab_size, (), network.config.n_positions)
     provenance = Provenance("benchmark", "local", None, "0" * 64, network.num_parameters())
     loaded = LoadedModel(network, None, provenance)  # the engine needs no tokenizer
     engine = selection.torch_engine(loaded, facts, max(CLIENTS), network.dtype)
