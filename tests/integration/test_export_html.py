@@ -21,6 +21,7 @@ from finetale.cli import run
 from finetale.errors import ConfigError, ModelError
 from finetale.export import html
 from finetale.export.chromium import PageRuntime
+from finetale.models.beginning import set_mark
 from finetale.schema import Event, ExportFile
 from page import BROWSER, MARKUP, NEEDS_BROWSER, expect, status
 from tiny import tokenizer
@@ -92,6 +93,15 @@ def test_the_export_is_one_page_within_its_bounds(exported: tuple[Path, ExportFi
     assert abs(record.change.percent) < record.largest_change == 1.0
     assert record.same_choice >= record.smallest_same_choice == 0.95
     assert "double click" in (place / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_text_begins_as_it_did_in_training(begins: bool, tmp_path: Path) -> None:
+    model = architectures.ALL[0].build()
+    set_mark(model, begins)
+    models.save(model, tokenizer(), tmp_path / "base")
+    html.write(models.load(str(tmp_path / "base")), tmp_path, "int8")
+    assert f'"lead":[{0 if begins else ""}]' in (tmp_path / "base.html").read_text(encoding="utf-8")
 
 
 def test_a_name_is_text_and_never_markup(page: Any) -> None:

@@ -121,6 +121,7 @@ def _page(name: str, loaded: LoadedModel) -> str:
         "tokenizer": _rules_of(loaded.tokenizer),
         "size": generator.vocab_size,
         "begin": generator.begin,
+        "lead": generator.lead,
         "ends": models.end_ids(loaded.model, loaded.tokenizer),
         "forbidden": [token for token in generator.forbidden if token < generator.vocab_size],
     }

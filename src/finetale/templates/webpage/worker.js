@@ -33,9 +33,11 @@ function pause() {
   });
 }
 
-/* Return the ids that the model reads of a text: the beginning-of-text, and as much of the end as there is room for. */
+/* Return the ids that the model reads of a text: what comes before each text, and as much of the end as there is room
+   for. An empty text is beginning-of-text, because a model needs at least one token. */
 function promptOf(text, room) {
-  const ids = [about.begin, ...tokenizer.encode(text)];
+  let ids = [...about.lead, ...tokenizer.encode(text)];
+  if (ids.length === 0) ids = [about.begin];
   const context = about.shape.context;
   return ids.length <= context - room ? ids : ids.slice(-Math.max(context - room, context >> 1));
 }
