@@ -120,7 +120,7 @@ class Format:
 _FP32 = Weights(32, 0.01, 0.999)
 _FP16 = Weights(16, 0.1, 0.99)
 _BF16 = Weights(16, 1.0, 0.95)
-_INT8 = Weights(8.5, 1.0, 0.95)
+_INT8 = Weights(8.5, 1.0, 0.9)
 _INT4 = Weights(4.9, 10.0, 0.8)
 
 FORMATS: Mapping[str, Format] = {
