@@ -10,7 +10,7 @@ import pytest
 from finetale import export
 from finetale.export import FORMATS
 
-SHARED = {"runtimes", "torch_runtime", "llama_cpp", "llama_process", "modelfile", "proof"}
+SHARED = {"runtimes", "chromium", "torch_runtime", "llama_cpp", "llama_process", "modelfile", "proof"}
 
 
 def test_each_module_of_the_package_is_a_format_or_shared() -> None:
