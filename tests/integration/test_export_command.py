@@ -97,7 +97,9 @@ def test_transformers_loads_a_folder_in_the_type_that_was_asked_for(base: Path, 
     assert (record.change.percent == 0) == (weights == "fp32")
 
 
-@pytest.mark.parametrize("name", ["GPT-2", "Llama", "Qwen2", "Qwen3"])
+@pytest.mark.parametrize(
+    "name", ["GPT-2", "Llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Qwen2", "Qwen3"))]
+)
 def test_llama_cpp_gives_the_scores_of_each_architecture(name: str, tmp_path: Path) -> None:
     """llama.cpp keeps keys and values in fp16, so that its scores differ a little even with fp32 weights."""
     architecture = next(each for each in architectures.ALL if each.name == name)

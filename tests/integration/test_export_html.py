@@ -222,7 +222,7 @@ def test_a_browser_that_fails_is_an_error_and_not_a_crash(tmp_path: Path, monkey
 
 
 @NEEDS_BROWSER
-@pytest.mark.parametrize("activation", ["gelu", "relu"])
+@pytest.mark.parametrize("activation", ["gelu", pytest.param("relu", marks=pytest.mark.slow)])
 def test_other_activations_and_an_output_layer_of_its_own(activation: str, tmp_path: Path) -> None:
     config = GPT2Config(
         vocab_size=len(tokenizer()),

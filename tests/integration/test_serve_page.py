@@ -116,7 +116,7 @@ def test_a_text_longer_than_the_context_is_continued_from_its_end(desk: Any) -> 
 
 
 def test_a_text_grows_and_esc_stops_it_and_it_is_announced_twice(desk: Any) -> None:
-    desk.get_by_label("Tokens").fill("1500")
+    desk.get_by_label("Tokens").fill("1536")
     desk.get_by_label("Your text").fill("The lamp")
     desk.evaluate(
         "() => { window.said = []; new MutationObserver(() => said.push(document.querySelector('#status').textContent))"
@@ -124,13 +124,13 @@ def test_a_text_grows_and_esc_stops_it_and_it_is_announced_twice(desk: Any) -> N
     )
     desk.get_by_label("Your text").press("Control+Enter")
     lengths: set[int] = set()
-    while len(lengths) < 4:  # the time limit of the tests ends this loop if the text stops growing
+    while len(lengths) < 2:  # the time limit of the tests ends this loop if the text stops growing
         lengths.add(len(written(desk)))
     desk.keyboard.press("Escape")
     status(desk, "Stopped.")
     expect(desk.get_by_role("button", name="Continue", exact=True)).to_be_enabled()
     length = len(written(desk))
-    assert length > 20
+    assert length >= max(lengths) > len("The lamp")
     desk.wait_for_timeout(300)
     assert len(written(desk)) == length
     assert desk.evaluate("said") == ["Waiting …", "Writing …", "Stopped."]
@@ -222,7 +222,7 @@ def test_deleted_messages_can_be_brought_back_and_a_draft_survives_a_reload(chat
     assert answer(chat) == first
     expect(chat.get_by_label("Tokens")).to_have_value("12")
     # Typed text is also kept when the page is closed while the model writes.
-    chat.get_by_label("Tokens").fill("1500")
+    chat.get_by_label("Tokens").fill("1536")
     chat.get_by_role("button", name="Send", exact=True).click()
     status(chat, "Writing …")
     chat.reload()

@@ -16,7 +16,7 @@ def command(
     model: Model,
     /,
     *,
-    to: Annotated[str, Parameter(help="The format; `list` shows all of them.")],
+    to: Annotated[str, Parameter(help="The format; `list` shows all of them.")] = "list",
     weights: Annotated[
         str | None, Parameter(help="Type of the weights, such as q8_0. Default: the format's first.")
     ] = None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import os
 import shutil
 import sys
 import warnings
@@ -32,6 +33,8 @@ from finetale.models import LoadedModel
 VERSION = 3
 """Number of the conversion. Raise it when the same weights would give a different model, here or in the server."""
 
+GROUPED_HEADS = "TRANSFORMERS_SDPA_FORCE_GQA"
+"""Variable of transformers: whether PyTorch's attention gets grouped keys and values as they are."""
 _FILE = "openvino_model.xml"
 
 
@@ -93,6 +96,7 @@ def convert(model: PreTrainedModel) -> Any:
         torch.no_grad(),
         _silent(),
         _freeing_traces(),
+        _copying_grouped_heads(),
     ):
         shapes = _cache_shapes(model)
         names = ["input_ids", "attention_mask", "position_ids"]
@@ -334,6 +338,20 @@ def _freeing_traces() -> Iterator[None]:
     finally:
         compiled &= before
         getattr(torch._C, "_jit_clear_class_registry", lambda: None)()
+
+
+@contextlib.contextmanager
+def _copying_grouped_heads() -> Iterator[None]:
+    """Let transformers copy keys and values for each query head inside the context.
+
+    The engine of PyTorch avoids the copies, but OpenVINO recognises attention only with them.
+    """
+    before = os.environ.pop(GROUPED_HEADS, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[GROUPED_HEADS] = before
 
 
 @contextlib.contextmanager

@@ -79,7 +79,7 @@ class App {
     }
     const names = Object.keys(this.models);
     byId("model").replaceChildren(...names.map(name => build("option", {value: name, text: name, "data-model": name})));
-    this.choose(wanted);
+    this.choose({...wanted, mode: this.turned ?? wanted.mode}); // a person can be faster than the service
   }
 
   /** Use the model, the mode and the comparison of a state, as far as they are served. */
@@ -99,6 +99,7 @@ class App {
   }
 
   turnTo(mode) {
+    this.turned = mode;
     if (mode === "chat" && this.model && !this.models[this.model].chat) notify(say("no-chat", this.model));
     else this.mode = mode;
     this.refresh();
