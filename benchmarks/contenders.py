@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 
 class Clock:
@@ -56,25 +61,58 @@ def run_trainer(
     network: Any, rows: Any, collate: Any, *, batch_size: int, steps: int, skipped: int = 1, **settings: Any
 ) -> dict[str, Any]:
     """Time the steps of `transformers.Trainer` after the skipped ones; return seconds, text targets and memory."""
-    import transformers
-
     clock, tokens = Clock(skipped), []
     passes = settings.get("gradient_accumulation_steps", 1)
 
+    def counted(batch: Any) -> None:
+        tokens.append((batch["labels"][:, 1:] != -100).sum())
+
+    train_with_trainer(
+        network,
+        rows,
+        collate,
+        clock.step_done,
+        counted,
+        batch_size=batch_size,
+        steps=steps + skipped,
+        **settings,
+    )
+    return clock.figures | {"tokens": int(sum(tokens[skipped * passes :]))}
+
+
+def train_with_trainer(
+    network: Any,
+    rows: Any,
+    collate: Any,
+    step_done: Callable[[], None],
+    batch_seen: Callable[[Any], None] = lambda batch: None,
+    *,
+    batch_size: int,
+    steps: int,
+    **settings: Any,
+) -> None:
+    """Run steps of `transformers.Trainer`.
+
+    Args:
+        step_done: called after each step.
+        batch_seen: called with each batch.
+    """
+    import transformers
+
     class Counted(transformers.Trainer):
         def training_step(self, model: Any, inputs: Any, *rest: Any) -> Any:
-            tokens.append((inputs["labels"][:, 1:] != -100).sum())
+            batch_seen(inputs)
             return super().training_step(model, inputs, *rest)
 
     class Timed(transformers.TrainerCallback):
         def on_step_end(self, *rest: Any, **more: Any) -> None:
-            clock.step_done()
+            step_done()
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = transformers.TrainingArguments(
             output_dir=folder,
             per_device_train_batch_size=batch_size,
-            max_steps=steps + skipped,
+            max_steps=steps,
             logging_strategy="no",
             save_strategy="no",
             report_to=[],
@@ -82,7 +120,16 @@ def run_trainer(
             **{"learning_rate": 5e-5} | settings,
         )
         Counted(model=network, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[Timed()]).train()
-    return clock.figures | {"tokens": int(sum(tokens[skipped * passes :]))}
+
+
+@contextlib.contextmanager
+def turn() -> Iterator[None]:
+    """Wait until no other process is inside this context with the file named in GPU_LOCK; without it, do nothing."""
+    if "GPU_LOCK" not in os.environ:
+        yield
+        return
+    with filelock.FileLock(os.environ["GPU_LOCK"]):
+        yield
 
 
 def in_process(script: str, *words: str) -> dict[str, Any]:

@@ -4,9 +4,10 @@
 
 The models have random weights, a context of 1024, the vocabularies of GPT-2 and SmolLM2, and no dropout. The shape
 `gpt2-dropout` has the dropout rates of GPT-2's config. The models train on the bundled tales, repeated, with the
-bundled tokenizer and 64 sequences per step. The Trainer uses the largest of the micro-batches 64, 32, 16, 8 and 4 that
-fits. Finetale uses the micro-batch of its own memory plan. Every contender runs in a new process. The first steps,
-which compile, are not counted.
+bundled tokenizer and 64 sequences per step. Both use the micro-batch `--micro-batch`, or half of it, and so on, until
+it fits. Every contender runs in a new process. The first steps, which compile, are not counted. The time of a step is
+the median over the others, measured with events on the GPU. So a short program beside it does not change it. With the
+name of a file in GPU_LOCK, several benchmarks can compile at once and take turns to measure.
 
 MFU counts 6 FLOP per token and matrix parameter, plus the products of the attention, relative to the GPU's dense bf16
 peak. Finetale's attention sees the tokens of a document only, and only these products count. `--profile` adds the share
@@ -19,10 +20,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +74,7 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS[:4])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--profile", action="store_true", help="add the share of each kernel in Finetale's steps")
-    parser.add_argument("--micro-batch", type=int, default=STEP, help="the largest micro-batch of the Trainer to try")
+    parser.add_argument("--micro-batch", type=int, default=STEP, help="the largest micro-batch to try")
     parser.add_argument("--contender", nargs=2, metavar=("SHAPE", "NAME"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contender:
@@ -98,7 +101,7 @@ def compare(shape: str, steps: int, arguments: argparse.Namespace) -> dict[str, 
         if "error" in row:
             print(f"{name:<22}{row['error']}")
             continue
-        row["tokens_per_second"] = row["tokens"] / row["wall_seconds"]
+        row["tokens_per_second"] = row["tokens_per_step"] / row["step_seconds"]
         row["mfu"] = row["tokens_per_second"] * row["flop_per_token"] / row["peak_flops"] if row["peak_flops"] else None
         mfu = "-" if row["mfu"] is None else f"{row['mfu']:.1%}"
         memory = f"{row['peak_bytes'] / 2**20:,.0f} MiB"
@@ -121,9 +124,56 @@ def largest_that_fits(shape: str, name: str, steps: int, arguments: argparse.Nam
             return contenders.in_process(__file__, *words)
         except subprocess.CalledProcessError as error:
             print(f"{shape} {name} with micro-batches of {size}: exit code {error.returncode}", file=sys.stderr)
-        if name.startswith("finetale"):  # Finetale chooses its own micro-batch
-            break
     return {"error": "failed"}
+
+
+class Steps:
+    """The times of steps: on a GPU the device's, from events that nothing waits for. Takes the turn on the GPU.
+
+    Attributes:
+        number: steps to measure after the skipped ones.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._marks: list[Any] = []
+        self._turn = contextlib.ExitStack()
+
+    def step_done(self) -> None:
+        """Record the end of a step. The first step, which compiles, needs no turn."""
+        import torch
+
+        if not self._marks:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self._turn.enter_context(contenders.turn())
+        if torch.cuda.is_available():
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def is_last(self) -> bool:
+        """Return whether the step that was recorded last is the last one to measure."""
+        return len(self._marks) == self.number + SKIPPED
+
+    def figures(self) -> dict[str, Any]:
+        """Give the turn back; return the median seconds of a step, those of each step, and the peak memory."""
+        import torch
+
+        from finetale.environment import peak_memory
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self._turn.close()
+        pairs = pairwise(self._marks[SKIPPED - 1 :])
+        seconds = [one.elapsed_time(other) / 1e3 if torch.cuda.is_available() else other - one for one, other in pairs]
+        return {
+            "step_seconds": statistics.median(seconds),
+            "each_step": [round(value, 4) for value in seconds],
+            "peak_bytes": peak_memory(),
+        }
 
 
 def network_of(shape: str) -> Any:
@@ -177,6 +227,7 @@ def kernel_shares(found: list[dict[str, Any]], number: int = 25) -> Iterator[Non
     field = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     rows = sorted(profiler.key_averages(), key=lambda row: -getattr(row, field))
     total = sum(getattr(row, field) for row in rows) or 1
+    print(f"{total / 1e6:.3f} s in all kernels of a step", file=sys.stderr)
     found += [{"name": row.key[:90], "share": round(getattr(row, field) / total, 4)} for row in rows[:number]]
 
 
@@ -208,7 +259,9 @@ def run_finetale(shape: str, name: str, arguments: argparse.Namespace) -> dict[s
             "epochs": 10_000,
             "learning_rate": 5e-5,
             "compile": "off" if name == "finetale" or not on_gpu else "on",
+            "eval_every": 1_000_000,
             "save_every": 1_000_000,
+            "micro_batch_size": arguments.micro_batch,
             "log_every": 1_000_000,
             "probe": False,
         }
@@ -219,18 +272,19 @@ def run_finetale(shape: str, name: str, arguments: argparse.Namespace) -> dict[s
         budget = step_budget(config, blocks)
         tuned = tune(config, network, blocks, budget, lambda event: None)
         memory = estimate_memory(config.model_copy(update={"precision": precision}), network, blocks)
-        clock = contenders.Clock(SKIPPED)
+        steps = Steps(arguments.steps)
         tokens: list[int] = []
+        figures: dict[str, Any] = {}
         shares: list[dict[str, Any]] = []
 
         class Timed(Training):
             def _update(self, *, skip: bool) -> float:
                 rate = super()._update(skip=skip)
                 tokens.append(self.train_blocks.targets_in(self.budget.blocks_of(self.state.step, 0)))
-                if len(tokens) in (SKIPPED, arguments.steps + SKIPPED):  # do not synchronise with the GPU in between
-                    clock.done = len(tokens) - 1
-                    clock.step_done()
-                if len(tokens) == arguments.steps + SKIPPED and arguments.profile:
+                steps.step_done()
+                if steps.is_last():
+                    figures.update(steps.figures())
+                if steps.is_last() and arguments.profile:
                     with kernel_shares(shares):
                         self._gradients()
                         super()._update(skip=False)
@@ -244,7 +298,7 @@ def run_finetale(shape: str, name: str, arguments: argparse.Namespace) -> dict[s
             tokenizer=tokenizer,
             train_blocks=blocks,
             validation_blocks=None,
-            settings=config.model_copy(update={"micro_batch_size": tuned.choice.micro_batch_size}),
+            settings=config,
             evaluation=config,
             directory=RunDirectory(Path(folder) / "run"),
             budget=budget,
@@ -253,9 +307,9 @@ def run_finetale(shape: str, name: str, arguments: argparse.Namespace) -> dict[s
         ).run()
     extra = {"profile": shares} if arguments.profile else {}
     return (
-        clock.figures
+        figures
         | {
-            "tokens": sum(tokens[SKIPPED:]),
+            "tokens_per_step": sum(tokens[SKIPPED:]) / arguments.steps,
             "attention": tuned.choice.attention,
             "expected_bytes": memory.expected_bytes(tuned.choice.micro_batch_size),
             "seconds_in_all": time.perf_counter() - started,
@@ -276,21 +330,24 @@ def run_trainer(shape: str, name: str, arguments: argparse.Namespace) -> dict[st
     network = network_of(shape)
     size = min(CONTEXT, network.config.max_position_embeddings)
     rows = contenders.blocks_of(contenders.lines_of("bundled:tales"), models.load_tokenizer("bundled"), size)
+    wanted = STEP * (arguments.steps + SKIPPED)  # one epoch, so that no step is smaller and compiled again
+    rows = (rows * (wanted // len(rows) + 1))[:wanted]
     on_gpu = torch.cuda.is_available()
-    figures = contenders.run_trainer(
+    steps = Steps(arguments.steps)
+    contenders.train_with_trainer(
         network,
         rows,
         transformers.default_data_collator,
+        steps.step_done,
         batch_size=arguments.micro_batch,
-        steps=arguments.steps,
-        skipped=SKIPPED,
+        steps=arguments.steps + SKIPPED,
         gradient_accumulation_steps=STEP // arguments.micro_batch,
         bf16=resolve_precision("auto") == "bf16",
         torch_compile=on_gpu and name.endswith("compiled"),
         optim="adamw_torch_fused",
         use_cpu=not on_gpu,
-        num_train_epochs=10_000,
     )
+    figures = steps.figures() | {"tokens_per_step": STEP * (size - 1)}
     return figures | facts_of(network, arguments.micro_batch, size)
 
 

@@ -2,8 +2,9 @@
 
 A task is a process. Its exit code, its seconds and its result (the JSON object in the last line of its output, or the
 figures of its JUnit file) are written to state.json after each task. A later call with this file skips finished tasks.
-A task is not started if the time left is below what it needs; it is stopped at its own limit or at the end of the time.
-A task that failed is tried once more by a later call.
+A task is not started if the time left is below what it needs. It is stopped at its own limit or at the end of the time.
+A task that failed is tried once more by a later call. Tasks that measure start together, four at a time, because most
+of their time goes into imports and compilation. A lock (GPU_LOCK) lets one of them at a time use the GPU to measure.
 """
 
 from __future__ import annotations
@@ -14,14 +15,19 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import xml.etree.ElementTree as ET
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 TRIES = 2
+TOGETHER = 4
+"""Tasks of the stages `fast` and `serve` that run at the same time."""
 
 
 @dataclass(frozen=True)
@@ -47,25 +53,10 @@ def tasks(rehearsal: bool) -> list[Task]:
     """Return all tasks, the most valuable first within each stage."""
     found = [Task("correct", "doctor", ("-m", "finetale", "doctor", "--json"), 30, 90)]
     on_device = {} if rehearsal else {"FINETALE_TEST_DEVICE": "cuda"}
-    for name, files, needs in (
-        ("devices agree", ("tests/invariant/test_devices_agree.py",), 90),
-        ("masked loss", ("tests/invariant/test_masked_loss.py",), 60),
-        ("training agrees", ("tests/invariant/test_training_agrees.py",), 90),
-    ):
-        words: tuple[str, ...] = (
-            "-m",
-            "pytest",
-            *files,
-            "-q",
-            "-W",
-            "default",
-            "-p",
-            "no:cacheprovider",
-            "-m",
-            "slow or not slow",
-        )
-        words += ("-n", "2" if rehearsal else "4")
-        found.append(Task("correct", name, words, needs, 900 if rehearsal else 230, True, on_device))
+    files = [f"tests/invariant/test_{name}.py" for name in ("devices_agree", "masked_loss", "training_agrees")]
+    words: tuple[str, ...] = ("-m", "pytest", *files, "-v", "-W", "default", "-p", "no:cacheprovider")
+    words += ("-m", "slow or not slow", "-n", "2" if rehearsal else "8", "--dist", "worksteal")
+    found.append(Task("correct", "invariants", words, 90, 900 if rehearsal else 230, True, on_device))
     found += fast(rehearsal)
     sizes = ("--tiny",) if rehearsal else ()
     for contender in ("finetale", "transformers"):
@@ -80,22 +71,22 @@ def fast(rehearsal: bool) -> list[Task]:
     """Return the tasks that measure training."""
     compiled, plain = "finetale compiled", "finetale"
     theirs, theirs_plain = "trainer compiled", "trainer"
-    runs = [  # (shape, contender, largest micro-batch of the Trainer, more words)
-        ("gpt2", compiled, 64, ("--profile",)),
-        ("gpt2", theirs, 64, ()),
-        ("gpt2", plain, 64, ()),
-        ("gpt2-large", compiled, 16, ()),
-        ("gpt2-large", theirs, 16, ()),
-        ("llama-135m", compiled, 64, ("--profile",)),
-        ("llama-135m", theirs, 64, ()),
-        ("gpt2", theirs_plain, 64, ()),
-        ("gpt2-dropout", compiled, 64, ()),
-        ("gpt2-medium", compiled, 32, ()),
-        ("gpt2-medium", theirs, 32, ()),
-        ("gpt2-large", theirs_plain, 16, ()),
-        ("llama-135m", theirs_plain, 64, ()),
-        ("gpt2-medium", theirs_plain, 32, ()),
-        ("gpt2", "finetale max-autotune", 64, ()),
+    runs = [  # (shape, contender, largest micro-batch, more words)
+        ("gpt2", theirs, 32, ()),
+        ("gpt2", compiled, 32, ("--profile",)),
+        ("gpt2-large", theirs, 8, ("--steps", "8")),
+        ("gpt2-large", compiled, 8, ("--steps", "8")),
+        ("llama-135m", theirs, 16, ()),
+        ("llama-135m", compiled, 16, ("--profile",)),
+        ("gpt2", theirs_plain, 32, ()),
+        ("gpt2", plain, 32, ()),
+        ("gpt2-dropout", compiled, 32, ()),
+        ("gpt2-large", theirs_plain, 8, ("--steps", "8")),
+        ("llama-135m", theirs_plain, 16, ()),
+        ("gpt2-medium", theirs, 16, ()),
+        ("gpt2-medium", compiled, 16, ()),
+        ("gpt2-medium", theirs_plain, 16, ()),
+        ("gpt2", "finetale max-autotune", 32, ()),
     ]
     if rehearsal:
         runs = [("tiny", plain, 16, ("--profile",)), ("tiny", theirs_plain, 16, ()), ("tiny-llama", compiled, 16, ())]
@@ -114,6 +105,7 @@ def fast(rehearsal: bool) -> list[Task]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stages", nargs="*", help="correct, fast, serve, base; all if none is named")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="only these tasks, by their full names")
     parser.add_argument("--minutes", type=float, default=4.0, help="no task runs longer than to the end of this time")
     parser.add_argument("--state", type=Path, help="state.json of an earlier call")
     parser.add_argument("--rehearse", action="store_true", help="tiny shapes on the CPU")
@@ -126,30 +118,43 @@ def main() -> None:
             state = json.loads(file.read_text(encoding="utf-8"))
             break
     todo = [task for task in tasks(arguments.rehearse) if not arguments.stages or task.stage in arguments.stages]
+    todo = [task for task in todo if not arguments.only or task.name in arguments.only]
     end = time.monotonic() + 60 * arguments.minutes
-    for task in [] if arguments.list else todo:
+    together = [] if arguments.list else [task for task in todo if task.stage in ("fast", "serve")]
+    alone = [] if arguments.list else [task for task in todo if task not in together]
+    writing = threading.Lock()
+
+    def attempt(task: Task) -> None:
         earlier = state.get(task.name, {"tries": 0, "rc": None})
         left = end - time.monotonic()
         if earlier["rc"] == 0 or earlier["tries"] >= TRIES or left < min(task.needs, 60 * arguments.minutes):
-            continue
-        state[task.name] = run(task, min(task.limit, left), out) | {"tries": earlier["tries"] + 1}
-        (out / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+            return
+        found = run(task, min(task.limit, left), out, writing) | {"tries": earlier["tries"] + 1}
+        with writing:
+            state[task.name] = found
+            (out / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+
+    for task in alone:
+        attempt(task)
+    with ThreadPoolExecutor(1 if arguments.rehearse else TOGETHER) as pool:
+        for done in [pool.submit(attempt, task) for task in together]:
+            done.result()
     summarise(todo, state)
 
 
-def run(task: Task, seconds: float, out: Path) -> dict[str, Any]:
-    """Run a task; return its exit code (None if it was stopped), seconds and result."""
+def run(task: Task, seconds: float, out: Path, writing: threading.Lock) -> dict[str, Any]:
+    """Run a task; return its exit code (None if it was stopped), seconds and result.
+
+    Args:
+        writing: held while the task's output is appended to log.txt.
+    """
     report = out / "tests.xml"
     words = [sys.executable, *task.words, *((f"--junitxml={report}",) if task.tests else ())]
+    variables = os.environ | task.variables | {"GPU_LOCK": str(Path(tempfile.gettempdir()) / "gpu.lock")}
     print(f"{task.stage}: {task.name} (at most {seconds:.0f} s)", flush=True)
     began = time.monotonic()
-    with (out / "log.txt").open("ab") as log:
-        log.write(f"\n===== {task.name}\n".encode())
-        log.flush()
-        start = log.tell()
-        process = subprocess.Popen(
-            words, cwd=ROOT, env=os.environ | task.variables, stdout=log, stderr=log, start_new_session=True
-        )
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(words, cwd=ROOT, env=variables, stdout=log, stderr=log, start_new_session=True)
         stopped = False
         try:
             process.wait(seconds)
@@ -158,11 +163,13 @@ def run(task: Task, seconds: float, out: Path) -> dict[str, Any]:
         finally:  # the workers of a task belong to its session
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-    code = process.wait()
+        code = process.wait()
+        log.seek(0)
+        output = log.read()
+    with writing, (out / "log.txt").open("ab") as whole:
+        whole.write(f"\n===== {task.name}\n".encode() + output)
+    lines = output.decode(errors="replace").splitlines()
     found: dict[str, Any] = {"rc": None if stopped else code, "seconds": time.monotonic() - began}
-    with (out / "log.txt").open("rb") as log:
-        log.seek(start)
-        lines = log.read().decode(errors="replace").splitlines()
     found["result"] = outcomes(report) if task.tests else last_json(lines)
     if found["rc"] != 0:
         found["end"] = lines[-15:]

@@ -4,16 +4,23 @@
 
 The model has GPT-2's shape (124M) and random weights, in bf16 on a GPU. Each client sends a prompt of 64 tokens and
 generates 128 more, greedily, in the same process and without HTTP. The contender from transformers is
-`generate_batch`, its continuous batching. The second of two rounds counts. Prints one JSON object as its last line.
+`generate_batch`, its continuous batching. The best of two rounds after the first counts. Prints one JSON object as its
+last line.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import contenders
 
 CLIENTS = (1, 16, 64)
 
@@ -30,13 +37,16 @@ def main() -> None:
     if torch.cuda.is_available():
         network.to("cuda", torch.bfloat16)
     serve = ours(network) if arguments.contender == "finetale" else theirs(network)
-    rates = {}
+    rates: dict[str, float] = {}
     for clients in CLIENTS:
+        prompts = [[(7 * client + 3 * at + 1) % 1000 for at in range(prompt)] for client in range(clients)]
+        serve(prompts, new)
         for _ in range(2):
-            prompts = [[(7 * client + 3 * at + 1) % 1000 for at in range(prompt)] for client in range(clients)]
-            began = time.perf_counter()
-            number = serve(prompts, new)
-            rates[str(clients)] = number / (time.perf_counter() - began)
+            with contenders.turn():
+                began = time.perf_counter()
+                number = serve(prompts, new)
+                rate = number / (time.perf_counter() - began)
+            rates[str(clients)] = max(rate, rates.get(str(clients), 0.0))
         assert number == clients * new, f"{number} tokens instead of {clients * new}"
         print(f"{clients} clients: {rates[str(clients)]:,.0f} tokens/s", flush=True)
     peak = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None
@@ -82,8 +92,9 @@ def theirs(network: Any) -> Callable[[list[list[int]], int], int]:
     import torch
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
-    # Its default takes most of the memory, which on a CPU belongs to other processes too.
-    limits = None if torch.cuda.is_available() else ContinuousBatchingConfig(num_blocks=128, max_batch_tokens=256)
+    # Its default takes most of the memory, which belongs to other processes too. This is enough for 64 clients.
+    tokens = 4096 if torch.cuda.is_available() else 256
+    limits = ContinuousBatchingConfig(num_blocks=128, max_batch_tokens=tokens)
     config = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0, bos_token_id=0, max_new_tokens=1)
 
     def serve(prompts: list[list[int]], new: int) -> int:

@@ -34,6 +34,7 @@ from finetale.out_of_memory import fit_batches, is_out_of_memory
 from finetale.rundir import RunDirectory, verify_folder
 from finetale.schema import EvaluationEvent, Event, SampleEvent, TrainEvent, WarningEvent, event_line
 from finetale.signals import Stopped, StopRequest
+from finetale.speed import loss as loss_module
 from finetale.training import (
     MetricsFile,
     StepBudget,
@@ -597,12 +598,13 @@ def test_the_memory_plan_is_the_largest_power_of_two_that_fits(blocks: Blocks, m
     assert first.available_bytes == 1e12 + 4 * parameters
     assert first.micro_batch_size == 2048 // SIZE  # larger batches are not faster on a CPU
     vocabulary = len(tokenizer())
-    assert first.sequence_bytes > 4 * SIZE * (3 * vocabulary + 2 * 12 * 32)
-    assert first.expected_bytes(3) == first.fixed_bytes + first.pass_bytes + 3 * first.sequence_bytes
+    each = first.sequence_bytes + first.logit_bytes
+    assert each > 4 * SIZE * (3 * vocabulary + 2 * 12 * 32)
+    assert first.expected_bytes(3) == first.fixed_bytes + first.pass_bytes + 3 * each
     assert first.max_sequences == 1000
 
     def room(sequences: float) -> float:
-        return (first.fixed_bytes + first.pass_bytes + sequences * first.sequence_bytes) / 0.7 - 4 * parameters + 10
+        return (first.fixed_bytes + first.pass_bytes + sequences * each) / 0.7 - 4 * parameters + 10
 
     sizes = [planned(blocks, monkeypatch, room(number)).micro_batch_size for number in (0, 1, 1.9, 2, 7.9, 8)]
     assert sizes == [1, 1, 1, 2, 4, 8]
@@ -610,6 +612,18 @@ def test_the_memory_plan_is_the_largest_power_of_two_that_fits(blocks: Blocks, m
     assert planned(blocks, monkeypatch, 1e12, most=6).micro_batch_size == 6
     assert planned(blocks, monkeypatch, room(5), most=6).micro_batch_size == 4
     assert planned(blocks, monkeypatch, room(300)).max_sequences == 256
+
+
+def test_logits_in_chunks_take_no_more_memory_than_a_chunk(blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass of many sequences computes its logits in chunks, so their memory does not grow with the sequences."""
+    tiny = speed.apply(model(0))
+    chunk = 8 * SIZE * len(tokenizer()) * 4
+    monkeypatch.setattr(loss_module, "_CHUNK_BYTES", chunk)
+    plan = plan_memory(PackedForward(tiny), blocks, 1000)
+    grown = plan.expected_bytes(200) - plan.expected_bytes(100)
+    assert plan.logit_bytes == chunk // 8
+    assert grown == 100 * plan.sequence_bytes
+    assert plan.expected_bytes(100) - plan.expected_bytes(0) - 100 * plan.sequence_bytes <= chunk
 
 
 def test_the_probe_uses_the_block_with_the_longest_documents(tmp_path: Path) -> None:
@@ -646,7 +660,7 @@ def test_gradients_count_as_large_as_the_loop_keeps_them(blocks: Blocks) -> None
         speed.use_half_gradients(tiny, half)
         forward.loss(blocks.batch(np.arange(2))).backward()  # type: ignore[no-untyped-call]
         gradients = sum(p.grad.nbytes for p in tiny.parameters() if p.grad is not None)
-        kept = plan.pass_bytes + passes * plan.sequence_bytes
+        kept = plan.pass_bytes + passes * (plan.sequence_bytes + plan.logit_bytes)
         assert plan.expected_bytes(passes) == weights_and_moments + gradients + kept
         tiny.zero_grad()
     assert plan.saved_bytes > 0 or not hasattr(torch.Tensor, "grad_dtype")

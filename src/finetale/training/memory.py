@@ -6,7 +6,7 @@ same on every run. So the micro-batch size, and with it the rounding of sums, ch
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ _SHARE = 0.7
 """Share of the available memory that a run may use."""
 _CPU_TOKENS, _CPU_VALUES = 2048, 2**19
 """Maximum tokens and hidden values (tokens x width) per pass on a CPU. More exceed its cache (docs/performance.md)."""
+_MANY_TOKENS = 2**31
+"""More tokens than a pass has."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,9 @@ class MemoryPlan:
     Attributes:
         fixed_bytes: weights, gradients and Adam's two moments.
         pass_bytes: memory of a pass of any size, such as copies of the weights in bf16.
-        sequence_bytes: additional memory per sequence in a pass.
+        sequence_bytes: additional memory per sequence in a pass, without logits.
+        logit_bytes: memory for the logits of one sequence, and their gradient.
+        most_logit_bytes: the largest memory for logits; more are computed in chunks.
         available_bytes: memory that the run can use.
         micro_batch_size: the chosen number of sequences per pass.
         max_sequences: the largest number of sequences per pass that fits.
@@ -41,6 +45,8 @@ class MemoryPlan:
     fixed_bytes: int
     pass_bytes: int
     sequence_bytes: int
+    logit_bytes: int
+    most_logit_bytes: int
     available_bytes: int
     micro_batch_size: int
     max_sequences: int
@@ -50,7 +56,8 @@ class MemoryPlan:
     def expected_bytes(self, micro_batch_size: int) -> int:
         """Return the memory of a run with this micro-batch size, in bytes."""
         saved = self.saved_bytes if micro_batch_size >= self.step_sequences else 0
-        return self.fixed_bytes + self.pass_bytes + micro_batch_size * self.sequence_bytes - saved
+        logits = min(micro_batch_size * self.logit_bytes, self.most_logit_bytes)
+        return self.fixed_bytes + self.pass_bytes + micro_batch_size * self.sequence_bytes + logits - saved
 
 
 def plan_memory(forward: PackedForward, blocks: Blocks, most: int, *, moment_bytes: int = 4) -> MemoryPlan:
@@ -72,19 +79,30 @@ def plan_memory(forward: PackedForward, blocks: Blocks, most: int, *, moment_byt
     fixed = sum((p.element_size() + (trained if p.requires_grad else 0)) * p.numel() for p in parameters)
     saved = speed.half_gradient_bytes(forward.model) if may_use_half_gradients(forward, moment_bytes) else 0
     one, two = _kept_bytes_of_one_and_two(forward, blocks)
-    if two is None:  # two sequences do not fit
-        available = free_memory(forward.model)
-        return MemoryPlan(fixed, 0, one, available, _rounded(1, most), _rounded(1, most), most, saved)
-    sequence, once = max(1, two - one), max(0, 2 * one - two)
-    available = free_memory(forward.model)
+    fits_two = two is not None
+    two = 2 * one if two is None else two
+    vocabulary = int(forward.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+    plan = MemoryPlan(
+        fixed_bytes=fixed,
+        pass_bytes=max(0, 2 * one - two),
+        sequence_bytes=max(1, two - one),
+        logit_bytes=forward.loss_bytes(blocks.block_size, vocabulary),
+        most_logit_bytes=forward.loss_bytes(_MANY_TOKENS, vocabulary),
+        available_bytes=free_memory(forward.model),
+        micro_batch_size=1,
+        max_sequences=1,
+        step_sequences=most,
+        saved_bytes=saved,
+    )
+    sizes = [*(2**power for power in range((most - 1).bit_length())), most] if fits_two else [1]
+    usable = _SHARE * plan.available_bytes
+    fitting = [size for size in sizes if plan.expected_bytes(size) <= usable] or [1]
     limit = most
     if device.type == "cpu":
         width = int(forward.model.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
-        limit = min(limit, max(1, min(_CPU_TOKENS, _CPU_VALUES // width) // blocks.block_size))
-    fits = max(1, int((_SHARE * available - fixed - once) // sequence))
-    return MemoryPlan(
-        fixed, once, sequence, available, _rounded(min(limit, fits), most), _rounded(fits, most), most, saved
-    )
+        limit = max(1, min(_CPU_TOKENS, _CPU_VALUES // width) // blocks.block_size)
+    best = max((size for size in fitting if size <= limit), default=1)
+    return replace(plan, micro_batch_size=best, max_sequences=fitting[-1])
 
 
 def may_use_half_gradients(forward: PackedForward, moment_bytes: int = 4) -> bool:
@@ -96,11 +114,6 @@ def _costliest_block(blocks: Blocks) -> int:
     """Return the block whose attention keeps the most memory: about the squared lengths of its documents."""
     squares = blocks.segments["targets"].astype(np.float64) ** 2
     return int(np.argmax(np.add.reduceat(squares, blocks.offsets[:-1])))
-
-
-def _rounded(size: int, most: int) -> int:
-    """Round a micro-batch size down to a power of two, unless all sequences of a step fit."""
-    return most if size >= most else 2 ** (size.bit_length() - 1)
 
 
 def free_memory(model: torch.nn.Module) -> int:
@@ -140,7 +153,7 @@ def _kept_bytes_of_one_and_two(forward: PackedForward, blocks: Blocks) -> tuple[
 
 
 def _kept_bytes(forward: PackedForward, blocks: Blocks, number: int) -> int:
-    """Return the bytes kept for the backward pass of a number of sequences, plus the memory of the loss."""
+    """Return the bytes kept for the backward pass of a number of sequences."""
     kept: dict[int, int] = {}
     own = {p.untyped_storage().data_ptr() for p in forward.model.parameters()}
 
@@ -164,5 +177,4 @@ def _kept_bytes(forward: PackedForward, blocks: Blocks, number: int) -> int:
     if models.is_checkpointing(model):
         config = model.config.get_text_config()  # type: ignore[operator,union-attr]
         inputs = 4 * config.num_hidden_layers * config.hidden_size * blocks.block_size * number
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
-    return sum(kept.values()) + inputs + forward.loss_bytes(number * blocks.block_size, vocabulary)
+    return sum(kept.values()) + inputs
