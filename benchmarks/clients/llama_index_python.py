@@ -30,7 +30,7 @@ def stream():
 
 
 def tools():
-    tool = FunctionTool.from_defaults(weather)
+    tool = FunctionTool.from_defaults(weather, fn_schema=Trip)
     found = llm.chat_with_tools([tool], chat_history=MESSAGES, tool_required=True)
     (call, *_) = llm.get_tool_calls_from_response(found)
     expect(call.tool_name == "weather" and isinstance(call.tool_kwargs["days"], int), call)

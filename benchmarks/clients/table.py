@@ -75,7 +75,7 @@ class Client:
         if self.is_node:
             subprocess.run(["npm", "install", "--no-audit", "--no-fund", *self.packages], cwd=place, check=True)
         else:
-            venv.create(place, with_pip=True)
+            venv.create(place, with_pip=True, symlinks=True)
             subprocess.run([place / "bin" / "python", "-m", "pip", "install", "-q", *self.packages], check=True)
 
 

@@ -17,6 +17,10 @@ MAX_DEPTH = 64
 """Maximum nesting of a JSON schema."""
 JSON_SPACE = r"( |\n[ \t]{0,64})"
 """Space between the tokens of JSON. Unlimited space would let a weak model write spaces until its limit."""
+_CONDITIONS = ("if", "not", "dependentSchemas", "dependencies", "$dynamicRef", "$recursiveRef")
+_ALTERNATIVES = ("$ref", "anyOf", "oneOf", "allOf")
+_OTHERS = ("additionalProperties", "patternProperties", "unevaluatedProperties", "propertyNames", "minProperties")
+"""Keywords with which a schema speaks of properties that it does not list."""
 _NO_EFFECT = "Accepted, without effect."
 Text = Annotated[str, Field(strict=True)]
 _Switch = Annotated[bool, Field(strict=True)]
@@ -79,7 +83,9 @@ class StructuredOutputs(BaseModel):
     whitespace_pattern: Text | None = Field(None, description="Regular expression of the space in JSON.")
     disable_any_whitespace: _Switch = Field(False, description="JSON without space.")
     disable_fallback: _Switch | None = Field(None, description=_NO_EFFECT)
-    disable_additional_properties: _Switch | None = Field(None, description=_NO_EFFECT)
+    disable_additional_properties: _Switch = Field(
+        True, description="Objects have only the properties that their schema lists, unless it says otherwise."
+    )
 
 
 class FormParameters(BaseModel):
@@ -127,8 +133,9 @@ class FormParameters(BaseModel):
             values["json_object"] = {"type": "object"}
         if all(value is None for value in values.values()):
             raise ValueError("structured_outputs: needs json, regex, choice, grammar or json_object")
+        closing = wanted.disable_additional_properties
         return [
-            _form(kind, value, f"structured_outputs.{kind}", space)
+            _form(kind, value, f"structured_outputs.{kind}", space, closing=closing)
             for kind, value in values.items()
             if value is not None
         ]
@@ -144,8 +151,11 @@ class FormParameters(BaseModel):
         return [_form(kind, value, f"guided_{kind}", space) for kind, value in values.items() if value is not None]
 
 
-def json_form(schema: Any, parameter: str, space: str | None = JSON_SPACE) -> Form:
+def json_form(schema: Any, parameter: str, space: str | None = JSON_SPACE, *, closing: bool = True) -> Form:
     """Return the form of JSON with a schema.
+
+    Args:
+        closing: whether to close the schema's objects (see `closed`).
 
     Raises:
         ValueError: the schema is too large or nested too deeply.
@@ -156,12 +166,56 @@ def json_form(schema: Any, parameter: str, space: str | None = JSON_SPACE) -> Fo
         raise ValueError(f"{parameter}: must be a JSON schema that allows a value, as an object")
     if _depth(schema) > MAX_DEPTH:
         raise ValueError(f"{parameter}: is nested deeper than {MAX_DEPTH} levels")
-    text = json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(closed(schema) if closing else schema, ensure_ascii=False, separators=(",", ":"))
     if len(text) > MAX_SCHEMA_CHARACTERS:
         raise ValueError(f"{parameter}: has {len(text):,} characters; the maximum is {MAX_SCHEMA_CHARACTERS:,}")
     if space is not None and len(space) > MAX_GRAMMAR_CHARACTERS:
         raise ValueError("whitespace_pattern: is too long")
     return Form("json", text, parameter, space)
+
+
+def closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema whose objects have only the properties that they list, if it does not mention others.
+
+    JSON Schema allows any other property, and a small model then writes them until its limit. The texts of the closed
+    schema are valid for the original. A schema that joins the properties of several schemas is returned unchanged,
+    because closing one of them would exclude the properties of the others.
+    """
+    return _closed(schema) if not _joins(schema) else schema
+
+
+def _joins(node: Any) -> bool:
+    """Return whether a schema contains one that takes properties from several places."""
+    if isinstance(node, list):
+        return any(map(_joins, node))
+    if not isinstance(node, dict):
+        return False
+    joined = node.get("allOf")
+    if (isinstance(joined, list) and len(joined) > 1) or not node.keys().isdisjoint(_CONDITIONS):
+        return True
+    if "properties" in node and not node.keys().isdisjoint(_ALTERNATIVES):
+        return True
+    return any(map(_joins, node.values()))
+
+
+def _closed(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    changed = dict(node)
+    for name in ("items", "additionalProperties"):
+        if name in node:
+            changed[name] = _closed(node[name])
+    for name in ("anyOf", "oneOf", "allOf", "prefixItems"):
+        if isinstance(node.get(name), list):
+            changed[name] = [_closed(each) for each in node[name]]
+    for name in ("properties", "patternProperties", "$defs", "definitions"):
+        if isinstance(node.get(name), dict):
+            changed[name] = {key: _closed(each) for key, each in node[name].items()}
+    listed, required = node.get("properties"), node.get("required", [])
+    speaks_of_others = not node.keys().isdisjoint(_OTHERS) or not isinstance(required, list)
+    if isinstance(listed, dict) and listed and not speaks_of_others and all(name in listed for name in required):
+        changed["additionalProperties"] = False
+    return changed
 
 
 def choice_form(choices: Sequence[str], parameter: str) -> Form:
@@ -183,7 +237,7 @@ def literal(text: str) -> str:
     return re.sub(r"[\\.+*?()|\[\]{}^$/]", lambda found: "\\" + found[0], text)
 
 
-def _form(kind: str, value: Any, parameter: str, space: str | None) -> Form:
+def _form(kind: str, value: Any, parameter: str, space: str | None, *, closing: bool = True) -> Form:
     if kind == "json":
         if isinstance(value, str):
             if len(value) > MAX_SCHEMA_CHARACTERS:
@@ -194,7 +248,7 @@ def _form(kind: str, value: Any, parameter: str, space: str | None) -> Form:
                 value = json.loads(value)
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{parameter}: is not JSON ({error})") from None
-        return json_form(value, parameter, space)
+        return json_form(value, parameter, space, closing=closing)
     if kind == "json_object":
         return json_form(value, parameter, space)
     if kind == "choice":

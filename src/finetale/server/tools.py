@@ -13,7 +13,7 @@ from typing import Any
 
 from finetale.errors import RequestError
 from finetale.server.call_reader import HERMES, LLAMA, MISTRAL, PLAIN, CallReader, Notation, joined
-from finetale.server.forms import JSON_SPACE, MAX_SCHEMA_CHARACTERS, Form
+from finetale.server.forms import JSON_SPACE, MAX_SCHEMA_CHARACTERS, Form, closed
 from finetale.server.messages import NamedTool, Tool, ToolParameters
 from finetale.server.wire import CHAT, Shape, TokenText
 
@@ -109,7 +109,7 @@ def _form(tools: Sequence[Tool], notation: Notation, *, several: bool, required:
     rules = []
     for number, tool in enumerate(tools):
         head = f'{{"name": "{tool.function.name}", "{notation.arguments}": '
-        schema = tool.schema_of_arguments | {"x-guidance": {"whitespace_pattern": JSON_SPACE}}
+        schema = closed(tool.schema_of_arguments) | {"x-guidance": {"whitespace_pattern": JSON_SPACE}}
         rules.append(f"c{number}: {json.dumps(head)} a{number} {json.dumps('}')}")
         rules.append(f"a{number}: %json {json.dumps(schema, ensure_ascii=False)}")
     call = " | ".join(f"c{number}" for number in range(len(tools)))
