@@ -12,20 +12,22 @@ from checks import MODEL, ROOT, expect, run
 here = pathlib.Path(tempfile.mkdtemp())
 
 
-def load(*words):
-    command = [sys.executable, "-m", "guidellm", "benchmark", "run", "--target", ROOT]
-    command += ["--model", MODEL, "--processor", os.environ["FINETALE_MODEL"], "--max-requests", "8"]
-    command += ["--data", "prompt_tokens=32,output_tokens=16", "--outputs", "json", "--output-dir", str(here), *words]
+def stream():
+    options = {
+        "backend": f"kind=openai_http,target={ROOT},model={MODEL}",
+        "profile": "kind=concurrent,streams=4",
+        "constraint": "kind=max_requests,count=8",
+        "tokenizer": f"kind=huggingface_auto,model={os.environ['FINETALE_MODEL']}",
+        "data": "kind=synthetic_text,prompt_tokens=32,output_tokens=16",
+        "output": f"kind=json,path={here / 'found.json'}",
+    }
+    command = [sys.executable, "-m", "guidellm", "run", "--disable-console"]
+    command += [word for name, value in options.items() for word in (f"--{name}", value)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=280)
     expect(ended.returncode == 0, (ended.stdout + ended.stderr)[-500:])
-    found = json.loads(next(here.glob("*.json")).read_text())
-    (benchmark,) = found["benchmarks"]
+    (benchmark,) = json.loads((here / "found.json").read_text())["benchmarks"]
     totals = benchmark["metrics"]["request_totals"]
     expect(totals["successful"] == 8 and totals["errored"] == 0, totals)
-
-
-def stream():
-    load("--rate-type", "concurrent", "--rate", "4")
 
 
 run("guidellm", {"stream": stream})

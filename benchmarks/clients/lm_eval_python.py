@@ -34,9 +34,9 @@ rows = [
 )
 
 
-def scored(model, **values):
+def scored(kind, /, **values):
     found = simple_evaluate(
-        model=model,
+        model=kind,
         model_args=",".join(f"{name}={value}" for name, value in values.items()),
         tasks=["lamps"],
         task_manager=TaskManager(include_path=str(here), include_defaults=False),

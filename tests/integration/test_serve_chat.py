@@ -90,6 +90,17 @@ def test_a_chat_stream_adds_up_to_the_message(client: openai.OpenAI) -> None:
         assert [part.finish_reason for part in mine][-1] == choice.finish_reason
 
 
+def test_a_stream_can_send_the_usage_in_each_chunk(client: openai.OpenAI) -> None:
+    """As load generators ask for it (vLLM's extension)."""
+    options: Any = {"include_usage": True, "continuous_usage_stats": True}
+    parts = list(talk(client, temperature=0, stream=True, stream_options=options))
+    made = [part.usage.completion_tokens for part in parts]
+    assert len(made) > 4
+    assert made == sorted(made)
+    assert made[0] < made[-1] == 12
+    assert {part.usage.prompt_tokens for part in parts} == {parts[-1].usage.prompt_tokens}
+
+
 def test_log_probabilities_of_a_message(client: openai.OpenAI) -> None:
     content = talk(client, logprobs=True, top_logprobs=2).choices[0].logprobs.content
     assert len(content) == 12

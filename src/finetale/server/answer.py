@@ -198,6 +198,7 @@ class Answer:
         asked = self.completion.request
         wants_usage = asked.stream_options is not None and asked.stream_options.include_usage
         head = self._shape.stream_head(self.head) | ({"usage": None} if wants_usage else {})
+        continuously = wants_usage and asked.stream_options is not None and asked.stream_options.continuous_usage_stats
         openings: dict[int, int] = {}
         while True:
             piece = await self._next()
@@ -219,7 +220,8 @@ class Answer:
                 group = self.completion.groups[piece.index // asked.count]
                 choice |= {"prompt_token_ids": list(group[0].job.ids)} if first else {}
                 choice["token_ids"] = [token.id for token, _ in piece.tokens]
-            yield wire.event(head | {"choices": [choice]})
+            usage = {"usage": self.completion.usage_so_far()} if continuously else {}
+            yield wire.event(head | usage | {"choices": [choice]})
         if piece is None and wants_usage:
             yield wire.event(head | {"choices": [], "usage": self.completion.usage()})
         yield wire.DONE

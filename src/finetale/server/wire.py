@@ -87,6 +87,9 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     include_usage: bool = Field(False, strict=True, description="Send the usage in a last chunk.")
+    continuous_usage_stats: bool | None = Field(
+        None, strict=True, description="Extension: with include_usage, send the usage so far in each chunk."
+    )
     include_obfuscation: bool | None = Field(None, strict=True, description=_NO_EFFECT)
 
 
