@@ -1,12 +1,12 @@
 """Compare the methods of training: all weights, LoRA of several ranks, DoRA, and frozen layers.
 
     python benchmarks/methods.py OWN [--watch OTHER …] [--model bundled] [--ranks 4 16 64] [--freeze 3]
-        [--set NAME=VALUE …]
+        [--only NAME …] [--set NAME=VALUE …]
 
 Each run trains the model on OWN in a process of its own. The table has the trained parameters, the peak memory of
 training, target tokens per second of training, the size of a checkpoint, and the perplexity per token on the held-out
-part of OWN and on each watched text, before and after with the 95% interval of the change. Prints a table in Markdown,
-and one JSON object as its last line.
+part of OWN and on each watched text, before and after with the 95% interval of the change. Prints each row to standard
+error when it is done, then a table in Markdown, and one JSON object as its last line.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--ranks", type=int, nargs="+", default=[4, 16, 64])
     parser.add_argument("--freeze", default="3")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="only these rows, such as 'LoRA 64'")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     arguments = parser.parse_args()
     more = {name: yaml.safe_load(value) for name, _, value in (item.partition("=") for item in arguments.set)}
@@ -83,8 +84,10 @@ def main() -> None:
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, settings) in enumerate(methods(arguments.ranks, arguments.freeze).items()):
+            if arguments.only and name not in arguments.only:
+                continue
             rows[name] = train(Path(folder) / str(number), {**common, **settings, **more})
-            print(f"{name}: done", file=sys.stderr, flush=True)
+            print(json.dumps({name: rows[name]}), file=sys.stderr, flush=True)
     titles = ["method", "trained parameters", "peak memory", "tokens/s", "checkpoint", "held-out text"]
     titles += [f"watched: {source}" for source in arguments.watch]
     print("| " + " | ".join(titles) + " |")
