@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -115,3 +116,23 @@ def test_a_request_counts_in_the_queue(serving: Serving) -> None:
     refused = next(each for each in found if each.status_code == 429)
     assert refused.json()["error"]["code"] == "queue_full"
     assert ask(3).status_code == 200
+
+
+def test_a_client_that_leaves_frees_its_place(serving: Serving) -> None:
+    """There is no queue, so the next request is computed only when the texts of the first are given up."""
+    url = f"http://127.0.0.1:{serving.port}/v1/embeddings"
+
+    def ask(number: int, seconds: float) -> httpx2.Response:
+        body = {"model": "tiny", "input": [[5] * 590] * number}
+        return httpx2.post(url, json=body, trust_env=False, timeout=seconds)
+
+    started = time.monotonic()
+    assert ask(100, 60).status_code == 200
+    seconds = 5 * (time.monotonic() - started)  # of 500 texts
+    with pytest.raises(httpx2.TimeoutException):
+        ask(500, seconds / 10)
+    started = time.monotonic()
+    while (response := ask(1, 60)).status_code == 429:
+        assert time.monotonic() - started < seconds / 2, "the texts of the client that left are still computed"
+        time.sleep(0.05)
+    assert response.status_code == 200
