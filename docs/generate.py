@@ -24,6 +24,7 @@ from finetale.schema import (
     Evaluation,
     ExportFile,
     PlanResult,
+    PushResult,
     Record,
     RunManifest,
 )
@@ -93,7 +94,7 @@ def schema() -> str:
         ("comparison.json", [ComparisonFile]),
         ("metrics.jsonl and events", EVENTS),
         ("export.json", [ExportFile]),
-        ("check --json, plan --json, evaluate --json", [CheckResult, PlanResult, Evaluation]),
+        ("check --json, plan --json, evaluate --json, push --json", [CheckResult, PlanResult, Evaluation, PushResult]),
     )
     for title, kinds in parts:
         lines += [f"## {title}", ""]

@@ -59,7 +59,7 @@ def test_start_up_takes_under_a_third_of_a_second(words: list[str]) -> None:
 
 def test_every_command_has_help_and_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(COMMANDS) == 15
+    assert len(COMMANDS) == 16
     for name in COMMANDS:
         assert (ROOT / f"src/finetale/cli/{name}.py").is_file()
         assert f"finetale {name}" in readme

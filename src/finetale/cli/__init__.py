@@ -34,6 +34,7 @@ COMMANDS = {
     "compare": "Compare two models on the same text, prompts and seeds, or a run with its base.",
     "serve": "Serve a model with an OpenAI-compatible API.",
     "export": "Convert a model for another program, and prove that it still writes the same.",
+    "push": "Upload a run or a model folder to the Hub, as a private repository.",
     "merge": "Merge an adapter into its base, as a model folder.",
     "report": "Write the report.html of a run again.",
     "runs": "List the runs here.",

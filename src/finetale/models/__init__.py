@@ -32,6 +32,7 @@ from finetale.models.locating import Located, best_checkpoint, locate, locate_ad
 from finetale.models.names import BUNDLED_NAME, check_name, is_hub_id, is_new, name_of_folder, shape_of
 from finetale.models.opening import open_model, warn_if_unfinished
 from finetale.models.tokenizer_files import load_tokenizer, tokenizer_warning
+from finetale.models.uploading import Uploaded, check_repository, upload
 from finetale.models.vocabulary import NewToken, add_new_tokens, check_vocabulary, read_new_tokens
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Located",
     "NewToken",
     "Provenance",
+    "Uploaded",
     "adapted_sha256",
     "adapter_files",
     "adapters",
@@ -49,6 +51,7 @@ __all__ = [
     "best_checkpoint",
     "check_adapters",
     "check_name",
+    "check_repository",
     "check_vocabulary",
     "discard",
     "enable_checkpointing",
@@ -79,6 +82,7 @@ __all__ = [
     "suppressed_ids",
     "tokenizer_of",
     "tokenizer_warning",
+    "upload",
     "warn_if_unfinished",
     "weights_sha256",
     "with_lead",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from finetale.pipeline.exporting import export_model, list_formats
     from finetale.pipeline.forecast import plan_run
     from finetale.pipeline.merging import merge_adapter
+    from finetale.pipeline.pushing import Push, prepare_push
     from finetale.pipeline.resuming import resume_run
     from finetale.pipeline.training_run import finish, open_base, train_run
 
@@ -28,11 +29,14 @@ _MODULES = {
     "merge_adapter": "merging",
     "open_base": "training_run",
     "plan_run": "forecast",
+    "Push": "pushing",
+    "prepare_push": "pushing",
     "resume_run": "resuming",
     "train_run": "training_run",
 }
 
 __all__ = [
+    "Push",
     "check_text",
     "compare_on",
     "evaluate_on",
@@ -43,6 +47,7 @@ __all__ = [
     "merge_adapter",
     "open_base",
     "plan_run",
+    "prepare_push",
     "resume_run",
     "train_run",
 ]

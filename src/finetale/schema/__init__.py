@@ -6,7 +6,7 @@
     comparison  comparison.json
     events      events, and the lines of metrics.jsonl
     export      export.json
-    results     what check and plan return
+    results     what check, plan and push return
 
 Only this package knows the names of the fields. Writers construct these classes and readers get them, so that mypy sees
 when the two disagree. `docs/schema.md` is generated from them.
@@ -80,7 +80,15 @@ from finetale.schema.events import (
     recorded_lines,
 )
 from finetale.schema.export import ExportFile
-from finetale.schema.results import CheckResult, DiskForecast, MemoryForecast, PlanResult, TokenizerFit
+from finetale.schema.results import (
+    CheckResult,
+    DiskForecast,
+    MemoryForecast,
+    PlanResult,
+    PushedFile,
+    PushResult,
+    TokenizerFit,
+)
 from finetale.schema.run import (
     AcceptedChange,
     BaseModelSource,
@@ -144,6 +152,8 @@ __all__ = [
     "ProbeResult",
     "Problem",
     "Process",
+    "PushResult",
+    "PushedFile",
     "Record",
     "RecordedEvent",
     "RepeatExample",

@@ -1,4 +1,4 @@
-"""The results of `check` and `plan`: objects in Python, and the output of `--json` on the command line."""
+"""The results of `check`, `plan` and `push`: objects in Python, and the output of `--json` on the command line."""
 
 from __future__ import annotations
 
@@ -107,3 +107,30 @@ class PlanResult(Record):
             f"<PlanResult: {self.steps:,} steps, {self.tokens_per_second:,.0f} tokens/s, "
             f"{self.total_seconds:,.0f} s, {self.memory.expected_bytes / 2**30:.1f} GiB>"
         )
+
+
+class PushedFile(Record):
+    """A file that is uploaded."""
+
+    path: str = Field(description="Path in the repository.")
+    bytes: int = Field(description="Size, bytes.")
+
+
+class PushResult(Record):
+    """The result of `finetale push`: what is uploaded, and where it is."""
+
+    repository: str = Field(description="Name on the Hub, OWNER/NAME.")
+    public: bool = Field(description="Whether everyone may read it.")
+    files: list[PushedFile] = Field(description="The files, the largest first.")
+    left_out: list[str] = Field(default=[], description="Files of the folder that are not part of the model.")
+    findings: list[str] = Field(
+        default=[], description="Personal data and memorised passages that were found, as sentences."
+    )
+    not_looked_for: list[str] = Field(default=[], description="What of that was not looked for, as sentences.")
+    url: str | None = Field(default=None, description="Address of the repository; null before the upload.")
+    commit: str | None = Field(default=None, description="Commit of the upload; null before it.")
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.bytes for file in self.files)

@@ -97,7 +97,7 @@ def text_findings(text: Report) -> list[TextFinding]:
     report = _as_record(text)
     if report is None:
         return []
-    return [*_repeat_findings(report), *_shared_findings(report), *_personal_findings(report)]
+    return [*_repeat_findings(report), *_shared_findings(report), *personal_findings(report)]
 
 
 def _repeat_findings(report: TextReport) -> Iterator[TextFinding]:
@@ -152,7 +152,8 @@ def _shared_findings(report: TextReport) -> Iterator[TextFinding]:
         )
 
 
-def _personal_findings(report: TextReport) -> Iterator[TextFinding]:
+def personal_findings(report: TextReport) -> Iterator[TextFinding]:
+    """Yield a finding for the personal data in the text, if there is any. It matters unless it was masked."""
     personal = report.personal_data
     if personal is None or not personal.counts:
         return
