@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 from commands import Result, Worker
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -276,6 +278,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "private": self.hub.private.get(repo, False),
                 "gated": "manual" if repo.startswith(f"{GATED_OWNER}/") else False,
                 "tags": [],
+                "cardData": _front_matter(folder / "README.md"),
                 "siblings": [{"rfilename": file} for file in files],
             }
         )
@@ -396,3 +399,8 @@ def sha256(data: bytes) -> str:
 
 def _git_hash(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0%b" % (len(data), data)).hexdigest()
+
+
+def _front_matter(card: Path) -> Any:
+    parts = card.read_text(encoding="utf-8").split("---\n") if card.is_file() else []
+    return yaml.safe_load(parts[1]) if len(parts) > 2 and not parts[0] else None

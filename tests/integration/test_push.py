@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import ModelCard, constants
 from safetensors.torch import save_file
 
 import hub
@@ -140,8 +140,10 @@ def test_a_run_is_pushed_and_used_by_the_plain_client(place: Place) -> None:
     base = json.loads((place.work / "further" / "run.json").read_text())["base"]
     assert (base["name"], base["kind"]) == ("author/tale", "hub")
     assert base["revision"] == place.hub.commits["author/tale"] != hub.COMMIT
-    card = (place.work / "further" / "model" / "README.md").read_text()
-    assert "base_model: author/tale\n" in card
+    assert "license" not in base
+    card = ModelCard.load(place.work / "further" / "model" / "README.md").data.to_dict()
+    assert (card["base_model"], card["base_model_relation"]) == ("author/tale", "finetune")
+    assert "license" not in card
 
     place.token_file.unlink()
     try:
@@ -149,6 +151,30 @@ def test_a_run_is_pushed_and_used_by_the_plain_client(place: Place) -> None:
     finally:
         place.log_in(hub.TOKEN)
     assert "There is no model 'author/tale'" in error, "a private model is hidden from others"
+
+
+def test_the_licence_of_the_base_reaches_the_card(place: Place) -> None:
+    """It is in the card of a folder, and in what the Hub says of a repository; the card of a run states it again."""
+    licensed = save_model(place.work / "licensed")
+    (licensed / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    repo = place.new_name()
+    assert place.run("push", licensed, repo, "--quiet").code == 0
+    for base, run in ((repo, "from-hub"), ("from-hub", "from-run")):
+        result = place.run("train", "stories", "--model", base, "--out", run, *TINY)
+        assert result.code == 0, result.stderr
+        assert json.loads((place.work / run / "run.json").read_text())["base"]["license"] == "apache-2.0"
+        assert ModelCard.load(place.work / run / "model" / "README.md").data.license == "apache-2.0"
+    assert not [line for line in place.hub.requests if "README.md" in line]
+
+
+def test_an_adapter_alone_gets_a_card(place: Place) -> None:
+    repo = place.new_name()
+    result = place.run("push", place.work / "lora" / "adapter", repo)
+    assert result.code == 0, result.stderr
+    assert place.files(repo) >= {name.removeprefix("adapter/") for name in OF_ADAPTER} | {"README.md"}
+    card = ModelCard.load(place.hub.root / "models" / repo / "README.md").data.to_dict()
+    assert (card["library_name"], card["pipeline_tag"]) == ("peft", "text-generation")
+    assert "model-index" in card
 
 
 def test_pushing_again_sends_nothing_twice(place: Place) -> None:

@@ -14,9 +14,11 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 from finetale import formatting
 from finetale.errors import RunError
+from finetale.models.cards import read_license
 from finetale.report import charts, model_card, render_report, write_report
 from finetale.report.table import table_rows
 from finetale.rundir import RunDirectory, write_record
@@ -40,6 +42,7 @@ from finetale.schema import (
     Memorisation,
     MemorisationAudit,
     MemorisedPassage,
+    MixedText,
     Problem,
     Record,
     Repeats,
@@ -817,6 +820,9 @@ def test_model_card_has_metadata_numbers_and_the_account() -> None:
     assert "license" not in metadata
     results = metadata["model-index"][0]["results"]
     assert [result["metrics"][0]["value"] for result in results] == [24.8, 26.1]
+    assert [metric["type"] for metric in results[0]["metrics"]] == ["perplexity", "bits_per_byte"]
+    assert results[0]["metrics"][0]["args"]["interval_95"] == pytest.approx([23.8, 26.0], abs=0.05)
+    assert "datasets" not in metadata
     assert f"> {VERDICT}" in body
     assert (
         "| validation: perplexity per token | 61.3 (58.8 to 64.4) | 24.8 (23.8 to 26.0) | −59.6% (−62.1% to −56.8%) |"
@@ -851,6 +857,54 @@ def test_unusual_names_survive_in_the_front_matter(name: str) -> None:
 def test_only_a_hub_id_is_listed_as_base_model(base: dict[str, str], expected: str | None) -> None:
     metadata, _ = parse_card(model_card(RunManifest(base=BaseModelSource(**base)), None, None))
     assert metadata.get("base_model") == expected
+
+
+def test_the_hub_client_reads_the_front_matter() -> None:
+    base = {"name": "owner/base", "kind": "hub", "license": "apache-2.0"}
+    manifest = changed(example_manifest(), base=BaseModelSource(**base))
+    mixed = MixedText(source="hf:owner/general/long:train", share=0.1)
+    sources = ["hf:roneneldan/TinyStories:train", "hf:wikitext", "stories", "hf:wikitext:test"]
+    data = changed(example_data(), text=changed(example_data().text, sources=sources, mixed=[mixed]))
+    for adapter, library, relation in ((False, "transformers", "finetune"), (True, "peft", "adapter")):
+        content = model_card(manifest, example(), data, adapter=adapter)
+        card = ModelCard(content)
+        values = card.data.to_dict()
+        assert values["base_model"] == "owner/base"
+        assert (values["library_name"], values["base_model_relation"]) == (library, relation)
+        assert values["license"] == "apache-2.0"
+        assert "The licence is that of the base model (apache-2.0)." in content
+        assert values["pipeline_tag"] == "text-generation"
+        assert values["datasets"] == ["roneneldan/TinyStories", "wikitext", "owner/general"]
+        read = [(each.metric_type, each.dataset_split, each.metric_value) for each in card.data.eval_results]
+        after = example().after
+        assert read == [
+            (kind, split, pytest.approx(getattr(after.on(split), kind), abs=1e-4))
+            for split in ("validation", "test")
+            for kind in ("perplexity", "bits_per_byte")
+        ]
+        assert all(each.metric_args["interval_95"][0] < each.metric_value for each in card.data.eval_results)
+        # What the client writes from it is the same front matter.
+        assert yaml.safe_load(card.data.to_yaml()) == yaml.safe_load(content.split("---\n")[1])
+
+
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        ("---\nlicense: apache-2.0\n---\n# x", "apache-2.0"),
+        ("---\nlicense: other\n---\n", None),
+        ("---\nlicense: [mit, apache-2.0]\n---\n", None),
+        ("---\nlicense: 'see: my site <b>'\n---\n", None),
+        ("---\nlicense: {\n---\n", None),
+        ("---\n- mit\n---\n", None),
+        ("license: mit\n", None),
+        ("\xff", None),
+        (None, None),
+    ],
+)
+def test_only_a_clear_licence_is_read(tmp_path: Path, card: str | None, expected: str | None) -> None:
+    if card is not None:
+        (tmp_path / "README.md").write_bytes(card.encode("latin-1"))
+    assert read_license(tmp_path) == expected
 
 
 def test_the_model_card_shows_foreign_text_unchanged() -> None:

@@ -91,7 +91,7 @@ def find_adapter(path: str, *, offline: bool = False) -> AdapterFolder:
     if "/" in path and is_hub_id(path) and not place.exists():
         if not hub.holds_adapter(path, None, offline):
             raise _whole_model(path)
-        place, commit = hub.download(path, None, offline)
+        place, commit, _ = hub.download(path, None, offline)
     elif not is_adapter(place):
         raise _not_an_adapter(path, place)
     else:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from finetale.errors import HubError
 from finetale.models import adapter_files
+from finetale.models.cards import as_license, read_license
 from finetale.models.files import (
     INDEX,
     WEIGHTS,
@@ -27,6 +29,14 @@ _UNREACHABLE = (
 )
 
 
+class Download(NamedTuple):
+    """A local snapshot of a repository, its commit, and the licence that its card states, if it is known."""
+
+    folder: Path
+    commit: str | None
+    license: str | None
+
+
 def download(
     name: str,
     revision: str | None,
@@ -34,8 +44,10 @@ def download(
     *,
     weights: bool = True,
     check_adapter: Callable[[], None] = lambda: None,
-) -> tuple[Path, str | None]:
-    """Download the needed root-level files of a Hub repository; return the local snapshot and its commit.
+) -> Download:
+    """Download the needed root-level files of a Hub repository.
+
+    The licence is known online only, because the card is not downloaded.
 
     Args:
         weights: whether weights are needed, and not the tokenizer only.
@@ -53,7 +65,7 @@ def download(
                     name, revision=revision, local_files_only=True, allow_patterns=wanted, ignore_patterns=below
                 )
             )
-            return folder, folder.name
+            return Download(folder, folder.name, read_license(folder))
         info = HfApi().model_info(name, revision=revision)
 
     def first(file: str) -> Path:
@@ -73,7 +85,7 @@ def download(
             check_index(name, first(INDEX), files)
     with _hub_errors(name, revision, offline):
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=below))
-    return folder, folder.name
+    return Download(folder, folder.name, as_license(getattr(info.card_data, "license", None)))
 
 
 def holds_adapter(name: str, revision: str | None, offline: bool) -> bool:
@@ -81,7 +93,7 @@ def holds_adapter(name: str, revision: str | None, offline: bool) -> bool:
     from huggingface_hub import HfApi
 
     if offline or _hub_is_offline():
-        folder, _ = download(name, revision, offline)
+        folder = download(name, revision, offline).folder
         return holds_adapter_alone([file.name for file in folder.iterdir()])
     with _hub_errors(name, revision, offline):
         info = HfApi().model_info(name, revision=revision)

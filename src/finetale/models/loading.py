@@ -42,6 +42,8 @@ class Provenance:
     """Type and bits of the weights in a GGUF file, such as "Q4_K, 4.8 bits per weight"."""
     base: str | None = None
     """Name of the base of an adapter, with its commit if it is on the Hub."""
+    license: str | None = None
+    """Licence that its card states."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -121,7 +123,8 @@ def load_located(
     if mark_of(model) is None and _is_trained(located, tokenizer):
         set_mark(model, True)
     weights = None if located.file is None else gguf.describe(gguf.check_gguf(located.file))
-    provenance = Provenance(located.name, located.kind, located.revision, sha256, parameters, weights, located.base)
+    source = (located.name, located.kind, located.revision)
+    provenance = Provenance(*source, sha256, parameters, weights, located.base, located.license)
     return LoadedModel(model, tokenizer, provenance, warning, located)
 
 

@@ -10,6 +10,7 @@ from finetale.config import read_settings_file
 from finetale.errors import HubError, ModelError
 from finetale.formatting import shell_command
 from finetale.models import adapter_files, gguf
+from finetale.models.cards import read_license
 from finetale.models.files import (
     check_config,
     check_files,
@@ -46,6 +47,8 @@ class Located:
     """Folder of the tokenizer, if that of the weights does not have it."""
     foreign_tokenizer: bool | None = None
     """Whether that tokenizer is another one than that of the weights, if it is known."""
+    license: str | None = None
+    """Licence of the weights, if their card states one."""
 
     @property
     def source(self) -> Path:
@@ -104,11 +107,11 @@ def _locate(name: str, revision: str | None, offline: bool, adapter: str | None 
 
 
 def _of_hub(name: str, revision: str | None, offline: bool, adapter: str | None = None) -> Located:
-    folder, commit = download(name, revision, offline, check_adapter=lambda: _refuse_nested(name, adapter))
-    if is_adapter(folder):
+    found = download(name, revision, offline, check_adapter=lambda: _refuse_nested(name, adapter))
+    if is_adapter(found.folder):
         _refuse_nested(name, adapter)
-        return _of_adapter(name, "hub", folder, commit, offline)
-    return _checked(name, "hub", folder, commit)
+        return _of_adapter(name, "hub", found.folder, found.commit, offline)
+    return replace(_checked(name, "hub", found.folder, found.commit), license=found.license)
 
 
 def _of_gguf(name: str, path: Path) -> Located:
@@ -285,4 +288,4 @@ def _checked(name: str, kind: str, folder: Path, revision: str | None) -> Locate
     check_files(name, files)
     layers = next((config[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if key in config), None)
     check_tensors(name, folder, layers)
-    return Located(name, kind, folder, revision, config)
+    return Located(name, kind, folder, revision, config, license=read_license(folder))

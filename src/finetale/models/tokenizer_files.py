@@ -74,7 +74,7 @@ def _folder(source: str, revision: str | None, offline: bool) -> Path:
     if not folder.is_dir():
         if not is_hub_id(source):
             raise TokenizerError(f"The tokenizer {source} is neither a folder nor a Hub id.", "Check the path.")
-        folder, _ = download(source, revision, offline, weights=False)
+        folder = download(source, revision, offline, weights=False).folder
     return folder
 
 

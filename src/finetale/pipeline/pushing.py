@@ -11,6 +11,7 @@ from finetale.config import read_settings_file
 from finetale.errors import RunError
 from finetale.formatting import count, plural, shell_command
 from finetale.models import adapter_files
+from finetale.models.cards import CARD_NAME
 from finetale.notify import Notify, stage, warn
 from finetale.report import model_card
 from finetale.report.views import COPY_WARNING_WORDS
@@ -18,7 +19,6 @@ from finetale.rundir import MANIFEST_NAME, RunDirectory, is_sealed, sealed_sums,
 from finetale.schema import ComparisonFile, DataFile, PushedFile, PushResult
 from finetale.text.findings import not_looked_for, personal_findings
 
-CARD_NAME = "README.md"
 _OF_A_MODEL = (
     *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.*"),
@@ -104,6 +104,8 @@ def prepare_push(name: str, repository: str, notify: Notify, *, public: bool = F
         # A model folder of a run holds what the run learned.
         places = [RunDirectory(place) for place in (folder.resolve().parent, folder.resolve().parent.parent)]
         run = next((place for place in places if place.is_run()), run)
+        if run.is_run() and CARD_NAME not in contents and folder.resolve() == run.adapter.resolve():
+            contents[CARD_NAME] = _card(run, adapter=True)
     findings, unknown = _findings(run) if run.is_run() else ([], ["Where its text came from is not known."])
     files = [PushedFile(path=path, bytes=_size(content)) for path, content in contents.items()]
     result = PushResult(
@@ -173,10 +175,11 @@ def _of_folder(name: str, folder: Path) -> tuple[dict[str, Path | bytes], list[s
     return contents, left_out
 
 
-def _card(run: RunDirectory) -> bytes:
-    """Return the card of a run that was stopped before it wrote one."""
+def _card(run: RunDirectory, *, adapter: bool = False) -> bytes:
+    """Return the card of a run that was stopped before it wrote one, or of its adapter alone."""
     comparison, data = _records(run)
-    return model_card(run.read_manifest(), comparison, data, settings=read_settings_file(run.config)).encode()
+    settings = read_settings_file(run.config)
+    return model_card(run.read_manifest(), comparison, data, settings=settings, adapter=adapter).encode()
 
 
 def _records(run: RunDirectory) -> tuple[ComparisonFile | None, DataFile | None]:

@@ -13,7 +13,7 @@ from jinja2 import Template
 from finetale.formatting import plain
 from finetale.report.table import SPLITS
 from finetale.report.views import shared_view, template_environment
-from finetale.schema import ComparisonFile, DataFile, ExportFile, RunManifest
+from finetale.schema import ComparisonFile, DataFile, ExportFile, Figures, RunManifest
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _KEY_SETTINGS = (
@@ -65,6 +65,7 @@ def model_card(
     data: DataFile | None,
     *,
     settings: Mapping[str, Any] | None = None,
+    adapter: bool = False,
 ) -> str:
     """Return the model card: YAML front matter and Markdown.
 
@@ -73,15 +74,17 @@ def model_card(
         comparison: content of comparison.json, if the models were compared.
         data: content of data.json, if known.
         settings: of config.yaml, by name.
+        adapter: whether the card is that of the run's adapter alone, and not of its model.
     """
     view = shared_view(comparison, manifest, data)
     known = settings or manifest.config or {}
     body = _template("model_card.md.j2").render(
         view,
+        license=manifest.base.license if manifest.base else None,
         sample=next(iter(comparison.after.samples), None) if comparison else None,
         key_settings=[(name, plain(known[name])) for name in _KEY_SETTINGS if known.get(name) is not None],
     )
-    metadata = _metadata(view["name"], manifest, comparison, data)
+    metadata = _metadata(view["name"], manifest, comparison, data, adapter=adapter)
     front_matter = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
     return f"---\n{front_matter}---\n\n{body.strip()}\n"
 
@@ -129,24 +132,29 @@ def _longest_run_of_backticks(text: str) -> int:
 
 
 def _metadata(
-    name: str, manifest: RunManifest, comparison: ComparisonFile | None, data: DataFile | None
+    name: str, manifest: RunManifest, comparison: ComparisonFile | None, data: DataFile | None, *, adapter: bool
 ) -> dict[str, Any]:
     """Return the front matter.
 
-    It claims no licence: that depends on the licences of the base model and of the text, which only their user knows.
+    The licence is that of the base, if its card states one. That of the text is not known.
     """
     metadata: dict[str, Any] = {}
     if languages := _languages(data):
         metadata["language"] = languages
     base = manifest.base
+    if base is not None and base.license is not None:
+        metadata["license"] = base.license
     if base is not None and base.kind == "hub" and _HUB_ID.fullmatch(base.name):
-        metadata |= {"base_model": base.name, "base_model_relation": "finetune"}
-    metadata |= {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["finetale", "causal-lm"]}
+        metadata |= {"base_model": base.name, "base_model_relation": "adapter" if adapter else "finetune"}
+    if datasets := _datasets(data):
+        metadata["datasets"] = datasets
+    metadata |= {"library_name": "peft" if adapter else "transformers", "pipeline_tag": "text-generation"}
+    metadata["tags"] = ["finetale", "causal-lm", *(["lora"] if adapter else [])]
     results = [
         {
             "task": {"type": "text-generation"},
             "dataset": {"name": f"held-out text ({split})", "type": "text", "split": split},
-            "metrics": [{"type": "perplexity", "name": "perplexity per token", "value": figures.perplexity}],
+            "metrics": _metrics(figures),
         }
         for split in SPLITS
         if comparison is not None and (figures := comparison.after.on(split)) is not None
@@ -154,6 +162,26 @@ def _metadata(
     if results:
         metadata["model-index"] = [{"name": name, "results": results}]
     return metadata
+
+
+def _metrics(figures: Figures) -> list[dict[str, Any]]:
+    """Return the figures on one text. Their intervals are in `args`: the format has no place of its own for them."""
+    metrics = []
+    for key, name in (("perplexity", "perplexity per token"), ("bits_per_byte", "bits per byte")):
+        args: dict[str, Any] = {"documents": figures.documents, "tokens": figures.tokens}
+        interval = getattr(figures.interval, key) if figures.interval else None
+        if interval is not None:
+            args["interval_95"] = [round(end, 4) for end in interval]
+        metrics.append({"type": key, "name": name, "value": round(getattr(figures, key), 4), "args": args})
+    return metrics
+
+
+def _datasets(data: DataFile | None) -> list[str]:
+    """Return the ids of the datasets on the Hub that were trained on; of `hf:OWNER/NAME/CONFIG:SPLIT` the first two."""
+    text = data.text if data else None
+    sources = [*text.sources, *(mixed.source for mixed in text.mixed)] if text else []
+    names = ["/".join(source[3:].split(":")[0].split("/")[:2]) for source in sources if source.startswith("hf:")]
+    return [name for name in dict.fromkeys(names) if _HUB_ID.fullmatch(name)]
 
 
 def _languages(data: DataFile | None) -> list[str]:

@@ -34,10 +34,13 @@ class BaseModelSource(Record):
         default=None,
         description="Base of an adapter, with its commit if it is on the Hub (`NAME@COMMIT`); absent for other models.",
     )
+    license: str | None = Field(
+        default=None, description="Licence that its card states, as the Hub names it; absent if it is not known."
+    )
 
     @model_serializer(mode="wrap")
     def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        rare = ("weights", "base")
+        rare = ("weights", "base", "license")
         return {key: value for key, value in handler(self).items() if key not in rare or value is not None}
 
 
