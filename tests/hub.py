@@ -389,7 +389,8 @@ def _entries(folder: Path, paths: Iterator[Path]) -> list[dict[str, Any]]:
 
 
 def _etag(path: Path) -> str:
-    return hashlib.sha1(path.read_bytes()).hexdigest()
+    data = path.read_bytes()
+    return sha256(data) if path.name.endswith(LARGE) else hashlib.sha1(data).hexdigest()
 
 
 def sha256(data: bytes) -> str:

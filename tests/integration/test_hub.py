@@ -219,6 +219,13 @@ def test_a_missing_repository(machine: Machine) -> None:
     assert len(machine.requests) == 1
 
 
+def test_a_name_that_no_repository_has(machine: Machine) -> None:
+    error, hint = refused(machine.run("generate", "owner/ta--il", "The lamp"))
+    assert "'owner/ta--il' can't be a name on the Hub" in error
+    assert "spelling" in hint
+    assert machine.requests == []
+
+
 def test_a_missing_revision(machine: Machine) -> None:
     words = ("train", "stories", "--model", "owner/tale", "--revision", "v9", "--out", "none")
     error, hint = refused(machine.run(*words, *TINY))

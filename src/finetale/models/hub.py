@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from finetale.errors import HubError
 from finetale.models import adapter_files
@@ -22,11 +22,19 @@ from finetale.models.files import (
 from finetale.models.names import meant
 from finetale.models.safety import check_index
 
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
+
 _NO_NETWORK = "or give a local folder; `--model bundled` needs no network."
 _UNREACHABLE = (
     "Check the network; use a mirror with HF_ENDPOINT=https://…; if the model is on this machine, use --offline; "
     + _NO_NETWORK
 )
+
+
+_AGAIN = "Run again. Files that are complete are not downloaded again."
+_BROKEN = frozenset({"RemoteProtocolError", "ReadError", "ReadTimeout", "WriteError"})
+"""Errors of the client for a connection that broke after it was made."""
 
 
 class Download(NamedTuple):
@@ -136,17 +144,63 @@ def _hub_errors(name: str, revision: str | None, offline: bool) -> Iterator[None
                 f"{meant(name)}Run once without --offline (or HF_HUB_OFFLINE=1), {_NO_NETWORK}",
             ) from None
         raise HubError(f"The hub can't be reached for {where}.", meant(name) + _UNREACHABLE) from None
-    except (OSError, errors.HfHubHTTPError) as error:
-        if getattr(error, "errno", None) == 28:
+    except errors.HfHubHTTPError as error:
+        raise _answered(error, where, name) from None
+    except OSError as error:
+        if error.errno == 28:
             raise HubError(
                 f"The disk is full while downloading {where}.", "Free some space, or set HF_HOME to a larger disk."
             ) from None
+        if "Consistency check failed" in str(error):
+            raise HubError(f"The hub sent a file of {where} with another size than it says.", _AGAIN) from None
+        raise _unreachable(error, where, name) from None
+    except errors.HFValidationError:
         raise HubError(
-            f"The hub can't be reached for {where}: {first_line(error)}", meant(name) + _UNREACHABLE
+            f"{name!r} can't be a name on the Hub.", meant(name) + "Check the spelling: NAME or OWNER/NAME."
+        ) from None
+    except (ValueError, TypeError, LookupError) as error:  # of the client, for a page or other JSON
+        raise HubError(
+            f"The answer for {where} is not that of a hub: {first_line(error)}",
+            "Check HF_ENDPOINT, and whether this network wants a login in the browser.",
         ) from None
     except Exception as error:
         if type(error).__module__.split(".")[0] not in {"httpx", "httpx2", "httpcore", "httpcore2", "requests"}:
             raise
-        raise HubError(
-            f"The hub can't be reached for {where}: {first_line(error)}", meant(name) + _UNREACHABLE
-        ) from None
+        if type(error).__name__ in _BROKEN:
+            raise HubError(f"The download of {where} broke off: {first_line(error)}", _AGAIN) from None
+        raise _unreachable(error, where, name) from None
+
+
+def _unreachable(error: Exception, where: str, name: str) -> HubError:
+    return HubError(f"The hub can't be reached for {where}: {first_line(error)}", meant(name) + _UNREACHABLE)
+
+
+def _answered(error: HfHubHTTPError, where: str, name: str) -> HubError:
+    """Return the error for a status of HTTP."""
+    if error.response is None:
+        return _unreachable(error, where, name)
+    status, wait = error.response.status_code, str(error.response.headers.get("retry-after", ""))
+    if status in (401, 403):
+        return HubError(
+            f"The hub refuses access to {where} ({status}).",
+            "Run `hf auth login`, or set HF_TOKEN to a token that may read it.",
+        )
+    if status == 404:
+        return HubError(
+            f"The hub lists a file of {where} that it does not have (404).",
+            "Run again later, name another --revision, or unset HF_ENDPOINT if it is a mirror.",
+        )
+    if status == 416:
+        return HubError(f"The hub does not continue the download of {where} (416).", _AGAIN)
+    if status == 429:
+        return HubError(
+            f"The hub wants fewer requests (429, for {where}).",
+            f"Wait {f'{wait} seconds' if wait.isdigit() else 'some minutes'} and run again. With a token (HF_TOKEN) "
+            "the limit is higher.",
+        )
+    if status >= 500:
+        return HubError(
+            f"The hub has a fault ({status}, for {where}).",
+            "Run again later, use a mirror with HF_ENDPOINT=https://…, or --offline if the model is on this machine.",
+        )
+    return _unreachable(error, where, name)

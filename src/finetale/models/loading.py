@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetale.chat import PLAIN_TEMPLATE
-from finetale.errors import ConfigError, ModelError, TokenizerError
+from finetale.errors import ConfigError, HubError, ModelError, TokenizerError
 from finetale.models import adapters, gguf
 from finetale.models.beginning import MARK, lead_of, mark_of, set_mark
 from finetale.models.compatibility import add_older_keys
@@ -27,6 +28,8 @@ from finetale.tokens import begin_and_end, tokenizer_hash
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -179,8 +182,23 @@ def _hash_of_files(folder: Path, kind: str) -> str:
     # The manifest of a folder on this machine was verified when the model was located.
     known = sealed_sums(folder) if kind != "hub" and is_sealed(folder) else {}
     for file in sorted(folder.glob("*.safetensors")):
-        digest.update(bytes.fromhex(known.get(file.name) or sha256_of(file)))
+        digest.update(bytes.fromhex(known.get(file.name) or _checked_sha256(file)))
     return digest.hexdigest()
+
+
+def _checked_sha256(file: Path) -> str:
+    """Return the SHA-256 of a file. In the Hub's cache, a large file is a link to a file that is named by its SHA-256.
+
+    Raises:
+        HubError: the file has another SHA-256 than its name says.
+    """
+    sha256, blob = sha256_of(file), file.resolve()
+    if file.is_symlink() and _SHA256.fullmatch(blob.name) and blob.name != sha256:
+        raise HubError(
+            f"{file.name} differs from its SHA-256 on the hub: the download or the disk changed it.",
+            f"Delete {blob} and run again.",
+        )
+    return sha256
 
 
 def tokenizer_of(located: Located) -> PreTrainedTokenizerBase:
