@@ -230,9 +230,13 @@ def test_dry_run_shows_files_and_uses_no_network(place: Place) -> None:
     assert sizes["model.safetensors"] == (place.work / "lora" / "model" / "model.safetensors").stat().st_size
     assert set(sizes) >= {*MODEL_FILES, "report.html"} | OF_ADAPTER
     assert "manifest.json" not in sizes
-    assert {line.split()[-1] for line in lines if line.startswith("  ")} == set(sizes)
+    assert {line.split()[-1] for line in lines if line.startswith("  ")} == set(sizes) - {"report.html"}
     without = json.loads(place.run("push", "lora", "author/dry", "--dry-run", "--json", "--no-report").stdout)
     assert {each["path"] for each in without["files"]} == set(sizes) - {"report.html"}
+    public = json.loads(place.run("push", "lora", "author/dry", "--dry-run", "--json", "--public").stdout)
+    assert {each["path"] for each in public["files"]} == set(sizes) - {"report.html"}
+    asked = json.loads(place.run("push", "lora", "author/dry", "--dry-run", "--json", "--public", "--report").stdout)
+    assert {each["path"] for each in asked["files"]} == set(sizes)
 
 
 def test_only_the_files_of_a_model_are_pushed(place: Place) -> None:

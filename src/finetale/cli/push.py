@@ -26,8 +26,12 @@ def command(
         bool, Parameter(negative=(), help="Push although personal data or memorised passages were found.")
     ] = False,
     report: Annotated[
-        bool, Parameter(negative="--no-report", help="Include report.html, which quotes the text and names its files.")
-    ] = True,
+        bool | None,
+        Parameter(
+            negative="--no-report",
+            help="Include report.html, which quotes the text and names its files. Default: unless --public.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, Parameter(negative=(), help="Only show what would be uploaded. Uses no network.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,

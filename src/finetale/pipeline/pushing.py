@@ -79,14 +79,17 @@ class Push:
         return self.result.model_copy(update=changed)
 
 
-def prepare_push(name: str, repository: str, notify: Notify, *, public: bool = False, with_report: bool = True) -> Push:
+def prepare_push(
+    name: str, repository: str, notify: Notify, *, public: bool = False, with_report: bool | None = None
+) -> Push:
     """Collect and check the files of an upload. Uses no network.
 
     Args:
         name: a run, or a folder with a model or an adapter.
         repository: NAME or OWNER/NAME on the Hub.
         public: whether everyone may read it.
-        with_report: whether report.html of a run is part of it.
+        with_report: whether report.html of a run is part of it. None: only of what is private, because it quotes the
+            text and names its files.
 
     Raises:
         HubError: the name of the repository is invalid.
@@ -98,7 +101,7 @@ def prepare_push(name: str, repository: str, notify: Notify, *, public: bool = F
     run = RunDirectory(folder)
     left_out: list[str] = []
     if run.is_run():
-        contents = _of_run(name, run, notify, with_report=with_report)
+        contents = _of_run(name, run, notify, with_report=not public if with_report is None else with_report)
     else:
         contents, left_out = _of_folder(name, folder)
         # A model folder of a run holds what the run learned.
