@@ -31,7 +31,7 @@ test-all: $(DEV) lint    ## the slow tests too
 test-floor:    ## unit tests with the lowest versions of the dependencies; downloads several GB if torch has no CPU build
 	$(PYTHON) -m venv $(FLOOR)
 	$(FLOOR)/bin/pip install --quiet -c constraints-floor.txt torch
-	$(FLOOR)/bin/pip install --quiet -c constraints-floor.txt -e ".[answers,datasets,export-gguf,formats,gguf,sentencepiece,tensorboard]" hypothesis nbclient ipykernel pytest pytest-timeout pytest-xdist
+	$(FLOOR)/bin/pip install --quiet -c constraints-floor.txt -e ".[answers,datasets,export-gguf,export-onnx,formats,gguf,sentencepiece,tensorboard]" hypothesis nbclient ipykernel pytest pytest-timeout pytest-xdist
 	HF_HUB_OFFLINE=1 $(FLOOR)/bin/python -m pytest tests/unit tests/invariant
 
 lint: $(DEV)

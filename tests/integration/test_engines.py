@@ -29,7 +29,7 @@ from transformers import (
 from finetale import models, pipeline, rundir, speed
 from finetale.config import SamplingSettings
 from finetale.errors import ConfigError, GenerationError, ModelError
-from finetale.export import openvino
+from finetale.export import openvino, tracing
 from finetale.generate import Generator
 from finetale.models import LoadedModel
 from finetale.pipeline import evaluating
@@ -275,7 +275,7 @@ def test_a_prompt_asked_twice_is_read_once(converted: Any, monkeypatch: pytest.M
     ids=lambda config: config.model_type,
 )
 def test_other_architectures_are_converted(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(openvino.GROUPED_HEADS, "1")  # as after an engine of PyTorch
+    monkeypatch.setenv(tracing.GROUPED_HEADS, "1")  # as after an engine of PyTorch
     other = build(config)
     engine = FACTS.engine(OpenVinoRows(openvino.convert(other), context=256, slots=2, exact=True))
     assert engine.deviation(lambda ids: other(input_ids=ids).logits.detach()) < 1e-3
@@ -762,7 +762,7 @@ def watch(event, given):
 sys.addaudithook(watch)
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
-from finetale.export import openvino
+from finetale.export import openvino, tracing
 model = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_positions=64, n_embd=32, n_layer=1, n_head=2)).eval()
 openvino.compress(openvino.convert(model), symmetric=True)
 print("telemetry" if sys.modules.get("openvino_telemetry") else "done")

@@ -162,7 +162,12 @@ def test_a_model_that_differs_too_much_is_not_handed_over(
 @pytest.mark.parametrize(
     ("to", "weights", "message", "hint"),
     [
-        ("ggf", None, "The format 'ggf' is unknown. Known are safetensors, gguf, openvino", "Did you mean --to gguf?"),
+        (
+            "ggf",
+            None,
+            "The format 'ggf' is unknown. Known are safetensors, gguf, openvino, onnx",
+            "Did you mean --to gguf?",
+        ),
         ("gguf", "q9", "The format gguf has no weights of the type 'q9'.", "The default is --weights q8_0."),
     ],
 )
@@ -221,16 +226,31 @@ def test_a_crash_of_llama_cpp_is_an_error_and_not_a_crash(base: Path, tmp_path: 
 def test_the_list_shows_sizes_and_what_is_missing(
     base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("finetale.export.chromium.find_browser", lambda: "browser")
+    monkeypatch.setattr("finetale.models.load", None)  # the weights are not read
     assert run(["export", str(base), "--to", "list"]) == 0
     printed = capsys.readouterr().out
     assert "llama.cpp, Ollama and LM Studio" in printed
     assert "q4_k_m (" in printed
     assert "not installed" not in printed
+    parameters = AutoModelForCausalLM.from_pretrained(base).num_parameters()
+    assert pipeline.list_formats(str(base))[0]["weights"]["fp32"] == 4 * parameters  # type: ignore[index]
     monkeypatch.setattr("finetale.extras.is_installed", lambda package: False)
     assert run(["export", str(base), "--to", "list"]) == 0
     assert "not installed: pip install 'finetale[export-gguf]'" in capsys.readouterr().out
     assert run(["export", str(base), "--to", "gguf"]) == 1
     assert "pip install 'finetale[export-gguf]'" in capsys.readouterr().err
+
+
+def test_a_link_in_place_of_the_folder_of_exports_is_not_followed(finished: Path, tmp_path: Path) -> None:
+    run_folder = tmp_path / "run"
+    shutil.copytree(finished, run_folder, ignore=shutil.ignore_patterns("exports"))
+    (tmp_path / "elsewhere").mkdir()
+    (run_folder / "exports").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match=r"run/exports is a symbolic link, which is not followed\."):
+        export(run_folder, "safetensors")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert export(run_folder, "safetensors", out=tmp_path / "out")[0] == tmp_path / "out"
 
 
 def test_a_folder_of_exports_does_not_make_a_run_unreadable(finished: Path) -> None:

@@ -150,6 +150,14 @@ def test_weights_are_downloaded_once(machine: Machine, trained: Any) -> None:
     assert machine.downloaded("owner/tale") == set()
 
 
+def test_the_list_of_formats_downloads_no_weights(machine: Machine) -> None:
+    result = machine.run("export", "owner/shards", "--to", "list", "--json")
+    assert result.code == 0, result.stderr
+    assert {"config.json"} < machine.downloaded("owner/shards") <= NEEDED - {"model.safetensors"}
+    weights = {each["format"]: each["weights"] for each in json.loads(result.stdout)}
+    assert weights["safetensors"]["fp32"] == 2 * weights["safetensors"]["fp16"] > 10_000
+
+
 @pytest.mark.parametrize("revision", [(), ("--revision", hub.COMMIT)], ids=["branch", "commit"])
 def test_a_cached_model_works_offline(offline_worker: Worker, machine: Machine, trained: Any, revision: Any) -> None:
     out = machine.work / f"offline-{len(revision)}"

@@ -34,6 +34,7 @@ def test_each_extra_is_declared() -> None:
         "answers",
         "datasets",
         "export-gguf",
+        "export-onnx",
         "formats",
         "gguf",
         "sentencepiece",

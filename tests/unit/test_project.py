@@ -132,7 +132,7 @@ def test_the_layer_numbers_in_the_readme_match_the_contract() -> None:
 def test_the_floor_is_the_lowest_version_of_each_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    in_floor = ("answers", "datasets", "export-gguf", "formats", "gguf", "sentencepiece", "tensorboard")
+    in_floor = ("answers", "datasets", "export-gguf", "export-onnx", "formats", "gguf", "sentencepiece", "tensorboard")
     ranges = {*project["dependencies"], *(each for name in in_floor for each in extras[name])}
     pairs = [re.match(r"([\w-]+)>=([\d.]+)", each) for each in ranges]
     lowest = {pair[1]: pair[2] for pair in pairs if pair is not None}

@@ -8,6 +8,8 @@ differs too much. To add a format, write its module and add a line to FORMATS.
     gguf        llama.cpp, Ollama and LM Studio
     html        one web page that runs a GPT-2 in a browser
     openvino    OpenVINO's format, with the key/value cache as state
+    onnx        onnxruntime and transformers.js, with the key/value cache as inputs and outputs
+    tracing     a model in the form that the converters of openvino and onnx trace
     runtimes    interface to the programs that run models; torch_runtime, llama_cpp and chromium implement it
     proof       comparison of an exported model with the original
 
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from finetale import extras
+from finetale.errors import ConfigError
 
 if TYPE_CHECKING:
     from finetale.export.runtimes import Runtime
@@ -82,12 +85,14 @@ class Format:
         purpose: what it is for.
         weights: types of weights by name, the default first.
         packages: optional packages that it needs; `extras` knows how to install them.
+        needs_browser: whether its proof needs a browser.
     """
 
     name: str
     purpose: str
     weights: Mapping[str, Weights] = field(default_factory=dict)
     packages: tuple[str, ...] = ()
+    needs_browser: bool = False
 
     @property
     def exporter(self) -> Exporter:
@@ -101,8 +106,22 @@ class Format:
         return extras.EXTRA_OF[self.packages[0]] if self.packages else None
 
     def is_installed(self) -> bool:
-        """Return whether all packages of the format are installed, without importing them."""
-        return all(map(extras.is_installed, self.packages))
+        """Return whether nothing is missing."""
+        return self.missing() is None
+
+    def missing(self) -> str | None:
+        """Return what must be installed for the format; None if nothing is missing. Imports none of the packages."""
+        if not all(map(extras.is_installed, self.packages)):
+            return f"pip install 'finetale[{self.extra}]'"
+        if not self.needs_browser:
+            return None
+        from finetale.export.chromium import find_browser
+
+        try:
+            find_browser()
+        except ConfigError as error:
+            return error.hint
+        return None
 
     def require_packages(self, purpose: str) -> None:
         """Check that all packages of the format are installed.
@@ -145,7 +164,13 @@ FORMATS: Mapping[str, Format] = {
             {"int8": _INT8, "fp16": _BF16, "int4": _INT4},
             ("openvino", "nncf"),
         ),
-        Format("html", "one web page that runs a small model in any browser", {"int8": _INT8}),
+        Format(
+            "onnx",
+            "onnxruntime, and transformers.js in browsers and Node",
+            {"int8": replace(_INT8, bits=9), "fp32": _FP32},
+            ("onnx", "onnxruntime", "onnxscript"),
+        ),
+        Format("html", "one web page that runs a small model in any browser", {"int8": _INT8}, needs_browser=True),
     )
 }
 """By name."""

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
-import os
 import shutil
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -20,21 +17,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import Cache, DynamicCache, DynamicLayer, PreTrainedModel
-from transformers.utils import logging
+from transformers import PreTrainedModel
 
-from finetale import models, speed
+from finetale import models
 from finetale.environment import versions
 from finetale.errors import ModelError
 from finetale.export.runtimes import Scores
+from finetale.export.tracing import Explicit, cache_shapes, silent, traceable
 from finetale.models import LoadedModel
 
 VERSION = 3
 """Number of the conversion. Raise it when the same weights would give a different model, here or in the server."""
 
-GROUPED_HEADS = "TRANSFORMERS_SDPA_FORCE_GQA"
-"""Variable of transformers: whether PyTorch's attention gets grouped keys and values as they are."""
 _FILE = "openvino_model.xml"
 
 
@@ -88,17 +82,8 @@ def convert(model: PreTrainedModel) -> Any:
     core()
     import openvino
 
-    # OpenVINO recognises attention in transformers' own code only.
-    with (
-        speed.suspended(model),
-        _on_the_cpu(model),
-        torch.inference_mode(False),
-        torch.no_grad(),
-        _silent(),
-        _freeing_traces(),
-        _copying_grouped_heads(),
-    ):
-        shapes = _cache_shapes(model)
+    with traceable(model), _freeing_traces():
+        shapes = cache_shapes(model)
         names = ["input_ids", "attention_mask", "position_ids"]
         past = [f"past.{layer}.{part}" for layer in range(len(shapes)) for part in ("key", "value")]
         present = [name.replace("past", "present") for name in past]
@@ -106,7 +91,7 @@ def convert(model: PreTrainedModel) -> Any:
         ids, mask = torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 5, dtype=torch.int64)
         positions = torch.arange(2, 5).repeat(2, 1)
         caches = [torch.zeros(2, heads, 2, width) for pair in shapes for heads, width in pair]
-        converted = openvino.convert_model(_Explicit(model), example_input=(ids, mask, positions, *caches))
+        converted = openvino.convert_model(Explicit(model), example_input=(ids, mask, positions, *caches))
     sizes = [size for pair in shapes for size in pair]
     for port, name in zip(converted.inputs, [*names, *past], strict=True):
         port.get_tensor().set_names({name})
@@ -208,7 +193,7 @@ class OpenVinoRuntime:
 def compress(converted: Any, *, symmetric: bool) -> Any:
     """Return a copy with int8 weights: a scale per row of a weight matrix, and a zero point too if not symmetric."""
     core()
-    with _silent():
+    with silent():
         import nncf
 
         nncf.set_log_level(40)
@@ -219,71 +204,13 @@ def compress(converted: Any, *, symmetric: bool) -> Any:
 def _in_four_bits(converted: Any) -> Any:
     """Return a copy with int4 weights in groups of 32 columns; embeddings and the output layer are in int8."""
     core()
-    with _silent():
+    with silent():
         import nncf
 
         nncf.set_log_level(40)
         return nncf.compress_weights(
             converted.clone(), mode=nncf.CompressWeightsMode.INT4_ASYM, group_size=32, ratio=1.0
         )
-
-
-class _GivenCache(Cache):  # type: ignore[misc]
-    """A cache that takes the past keys and values and returns the new ones, each (rows, heads, tokens, width)."""
-
-    def __init__(self, past: list[tuple[Tensor, Tensor]]) -> None:
-        super().__init__(layer_class_to_replicate=DynamicLayer)
-        self.past = past
-        self.present: list[Tensor] = []
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-        """Append the new keys and values to the past; return all of them."""
-        keys = torch.cat([self.past[layer_idx][0], key_states], 2)
-        values = torch.cat([self.past[layer_idx][1], value_states], 2)
-        self.present += [keys, values]
-        return keys, values
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the number of tokens in the past."""
-        return self.past[0][0].shape[2]
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        """Return (number of columns of the mask, offset 0)."""
-        return self.get_seq_length() + query_length, 0
-
-
-class _Explicit(nn.Module):
-    """A model that takes its cache and mask as tensor arguments."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, *past: Tensor) -> Any:
-        """Return (logits, then keys and values of each layer)."""
-        cache = _GivenCache(list(zip(past[::2], past[1::2], strict=True)))
-        columns, tokens = attention_mask.shape[1], input_ids.shape[1]
-        causal = torch.arange(columns) <= (torch.arange(tokens) + (columns - tokens))[:, None]
-        visible = causal[None, None] & attention_mask[:, None, None, :].bool()  # (rows, 1, tokens, columns)
-        mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)
-        logits = self.model(
-            input_ids=input_ids,
-            position_ids=position_ids,
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
-        ).logits
-        return logits, *cache.present
-
-
-def _cache_shapes(model: PreTrainedModel) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Return, for each layer, (heads, width) of the keys and of the values."""
-    cache = DynamicCache()
-    model(input_ids=torch.ones(1, 2, dtype=torch.int64), past_key_values=cache, use_cache=True)
-    return [
-        ((layer.keys.shape[1], layer.keys.shape[3]), (layer.values.shape[1], layer.values.shape[3]))
-        for layer in cache.layers
-    ]
 
 
 def _hold_state(converted: Any, pairs: dict[str, str], sizes: dict[str, tuple[int, int]]) -> None:
@@ -314,17 +241,6 @@ def _hold_state(converted: Any, pairs: dict[str, str], sizes: dict[str, tuple[in
 
 
 @contextlib.contextmanager
-def _on_the_cpu(model: PreTrainedModel) -> Iterator[None]:
-    """Move a model to the CPU inside the context. OpenVINO converts it from there."""
-    device = model.device
-    model.to("cpu")
-    try:
-        yield
-    finally:
-        model.to(device)
-
-
-@contextlib.contextmanager
 def _freeing_traces() -> Iterator[None]:
     """Free the memory that torch keeps for each traced module: 10 MB for the smallest model, until the process ends.
 
@@ -338,34 +254,3 @@ def _freeing_traces() -> Iterator[None]:
     finally:
         compiled &= before
         getattr(torch._C, "_jit_clear_class_registry", lambda: None)()
-
-
-@contextlib.contextmanager
-def _copying_grouped_heads() -> Iterator[None]:
-    """Let transformers copy keys and values for each query head inside the context.
-
-    The engine of PyTorch avoids the copies, but OpenVINO recognises attention only with them.
-    """
-    before = os.environ.pop(GROUPED_HEADS, None)
-    try:
-        yield
-    finally:
-        if before is not None:
-            os.environ[GROUPED_HEADS] = before
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Suppress the output and warnings of tracing and compression."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logging.set_verbosity(verbosity)

@@ -9,7 +9,8 @@ from finetale.models import adapter_files, adapters
 from finetale.models.adapted import AdaptedBase
 from finetale.models.adapter_checks import check_adapters, find_adapters
 from finetale.models.adapter_folders import AdapterFolder, find_adapter
-from finetale.models.beginning import lead_of, mark_of, set_mark, with_lead
+from finetale.models.beginning import MARK, lead_of, mark_of, set_mark, with_lead
+from finetale.models.counting import count_parameters
 from finetale.models.files import is_adapter, positions_of
 from finetale.models.generation import end_ids, suppressed_ids
 from finetale.models.hub import holds_adapter
@@ -37,6 +38,7 @@ from finetale.models.vocabulary import NewToken, add_new_tokens, check_vocabular
 
 __all__ = [
     "BUNDLED_NAME",
+    "MARK",
     "AdaptedBase",
     "AdapterFolder",
     "LoadedModel",
@@ -53,6 +55,7 @@ __all__ = [
     "check_name",
     "check_repository",
     "check_vocabulary",
+    "count_parameters",
     "discard",
     "enable_checkpointing",
     "end_ids",

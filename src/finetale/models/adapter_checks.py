@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from finetale.errors import FinetaleError, ModelError
 from finetale.models import adapters
 from finetale.models.adapter_folders import AdapterFolder, find_adapter
+from finetale.models.counting import skeleton
 from finetale.models.loading import weights_sha256
 from finetale.models.locating import Located
-from finetale.models.safety import clean_config
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -34,24 +31,13 @@ def check_adapters(base: Located, found: Mapping[str, AdapterFolder]) -> None:
     Raises:
         ModelError: one does not.
     """
-    sha256, model = weights_sha256(base), _skeleton(base)
+    sha256, model = weights_sha256(base), skeleton(base.config)
 
     def check(name: str, adapter: AdapterFolder) -> None:
         adapter.check_base(name, base.name, sha256)
         adapters.fit_of(model, adapter.folder, name)
 
     _each(found, check)
-
-
-def _skeleton(located: Located) -> PreTrainedModel:
-    """Return a located model without weights: its layers, on PyTorch's device `meta`."""
-    import torch
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
-
-    config = CONFIG_MAPPING[located.config["model_type"]].from_dict(clean_config(located.config))
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    return model
 
 
 def _each(items: Mapping[str, S], work: Callable[[str, S], T]) -> dict[str, T]:

@@ -88,7 +88,7 @@ def export_model(
 
 def list_formats(name: str, *, revision: str | None = None, offline: bool = False) -> list[dict[str, object]]:
     """Return what each format is for: its name, types of weights with their size for a model, and what is missing."""
-    parameters = models.load(name, revision=revision, offline=offline).provenance.parameters
+    parameters = models.count_parameters(name, revision=revision, offline=offline)
     return [
         {
             "format": each.name,
@@ -96,6 +96,7 @@ def list_formats(name: str, *, revision: str | None = None, offline: bool = Fals
             "weights": {kind: round(parameters * value.bits / 8) for kind, value in each.weights.items()},
             "installed": each.is_installed(),
             "extra": each.extra,
+            "missing": each.missing(),
         }
         for each in FORMATS.values()
     ]
@@ -132,6 +133,8 @@ def _place(name: str, chosen: Format, kind: str, out: Path | None) -> Path:
     ending = f"{chosen.name}-{kind}"
     if out is None:
         run = RunDirectory(Path(name).expanduser())
+        if run.is_run() and run.exports.is_symlink():
+            raise RunError(f"{run.exports} is a symbolic link, which is not followed.", "Choose a folder with --out.")
         out = run.exports / ending if run.is_run() else Path(f"{Path(name).name.replace(':', '-')}-{ending}")
     out = out.expanduser()
     is_export = is_sealed(out) and (out / RECORD_NAME).is_file()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from finetale.export import openvino
+from finetale.export import tracing
 from finetale.generate.reading import STATES, cache_name, new_cache
 from finetale.models import adapter_hooks
 from finetale.models.adapter_hooks import LoadedAdapter
@@ -54,7 +54,7 @@ class TorchRows:
         if model.device.type == "cpu":
             # With a mask, transformers would copy the keys and values for each query head, for fear of a slow kernel on
             # GPUs. 32 tokens after 8,000 take a third of the time without the copy.
-            os.environ.setdefault(openvino.GROUPED_HEADS, "1")
+            os.environ.setdefault(tracing.GROUPED_HEADS, "1")
         self._adds_mask = getattr(model.config.get_text_config(), "_attn_implementation", "") == "eager"
 
     def join(self, ids: Sequence[int] = (), adapter: LoadedAdapter | None = None) -> int:
