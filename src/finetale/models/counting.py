@@ -37,7 +37,7 @@ def count_parameters(name: str, *, revision: str | None = None, offline: bool = 
     on_hub = _is_on_hub(name)
     if on_hub:
         check_name(name)
-        folder, _ = download(name, revision, offline, weights=False)
+        folder = download(name, revision, offline, weights=False).folder
     if is_adapter(folder):
         base, commit = adapter_files.named_base(folder, name)
         if base is not None and _is_on_hub(base):
