@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from finetale import models
 from finetale.environment import num_cores, versions
 from finetale.errors import ModelError
-from finetale.export.runtimes import Scores
+from finetale.export.runtimes import FolderRuntime, Scores
 from finetale.export.tracing import Explicit, cache_shapes, traceable
 from finetale.models import LoadedModel
 
@@ -170,7 +170,7 @@ def _begin(folder: Path) -> str:
     )
 
 
-class OnnxRuntime:
+class OnnxRuntime(FolderRuntime):
     """A model in onnxruntime, on the CPU. Implements Runtime.
 
     Raises:
@@ -179,10 +179,9 @@ class OnnxRuntime:
 
     def __init__(self, folder: Path) -> None:
         import onnxruntime
-        from transformers import AutoTokenizer
 
+        super().__init__(folder)
         self.name = f"onnxruntime {versions('onnxruntime')['onnxruntime']}"
-        self._tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = num_cores()
@@ -201,25 +200,13 @@ class OnnxRuntime:
         }
         self.reset()
 
-    def encode(self, text: str) -> list[int]:
-        """See Runtime."""
-        found: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
-        return found
-
     def reset(self) -> None:
         """See Runtime."""
         self._cache, self._seen = self._empty, 0
 
     def read(self, ids: Sequence[int]) -> Scores:
         """See Runtime."""
-        positions = np.arange(self._seen, self._seen + len(ids), dtype=np.int64)
-        self._seen += len(ids)
-        inputs = {
-            "input_ids": np.array([ids], np.int64),
-            "attention_mask": np.ones((1, self._seen), np.int64),
-            "position_ids": positions[None],
-        }
-        logits, *cache = self._session.run(None, inputs | self._cache)
+        logits, *cache = self._session.run(None, self.inputs_of(ids) | self._cache)
         self._cache = dict(zip(self._empty, cache, strict=True))
         scores: Scores = logits[0]
         return scores

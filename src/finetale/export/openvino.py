@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from finetale import models
 from finetale.environment import versions
 from finetale.errors import ModelError
-from finetale.export.runtimes import Scores
+from finetale.export.runtimes import FolderRuntime, Scores
 from finetale.export.tracing import Explicit, cache_shapes, silent, traceable
 from finetale.models import LoadedModel
 
@@ -151,21 +151,13 @@ OpenVINO GenAI and the OpenVINO Model Server read the same files, after
 `convert_tokenizer . -o .` of the package openvino-tokenizers."""
 
 
-class OpenVinoRuntime:
+class OpenVinoRuntime(FolderRuntime):
     """A converted model in OpenVINO, with its defaults for this processor. Implements Runtime."""
 
     def __init__(self, folder: Path) -> None:
-        from transformers import AutoTokenizer
-
+        super().__init__(folder)
         self.name = f"OpenVINO {versions('openvino')['openvino']}"
-        self._tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         self._request = core().compile_model(str(folder / _FILE), "CPU").create_infer_request()
-        self._seen = 0
-
-    def encode(self, text: str) -> list[int]:
-        """See Runtime."""
-        found: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
-        return found
 
     def reset(self) -> None:
         """See Runtime."""
@@ -174,14 +166,7 @@ class OpenVinoRuntime:
 
     def read(self, ids: Sequence[int]) -> Scores:
         """See Runtime."""
-        positions = np.arange(self._seen, self._seen + len(ids), dtype=np.int64)
-        self._seen += len(ids)
-        inputs = {
-            "input_ids": np.array([ids], np.int64),
-            "attention_mask": np.ones((1, self._seen), np.int64),
-            "position_ids": positions[None],
-            "beam_idx": np.zeros(1, np.int32),
-        }
+        inputs = self.inputs_of(ids) | {"beam_idx": np.zeros(1, np.int32)}
         found: Scores = np.array(self._request.infer(inputs)["logits"][0], np.float32)
         return found
 
