@@ -108,7 +108,9 @@ def desk(visit: Open) -> Any:
 
 def at_desk(page: Any) -> Any:
     page.get_by_role("button", name="Write", exact=True).click()
-    page.get_by_label("Compare with", exact=True).uncheck()
+    compare = page.get_by_label("Compare with", exact=True)
+    expect(compare).to_be_checked()  # once the list of models is there; until then it is hidden and unchecked
+    compare.uncheck()
     return page
 
 

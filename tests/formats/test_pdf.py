@@ -360,7 +360,8 @@ def test_a_failing_child_process_gives_one_error_sentence(file: Path, monkeypatc
 
 
 def test_a_file_that_takes_too_long_gives_one_error_sentence(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "SECONDS_PER_PAGE", 0.01)  # shorter than the start of a process
+    monkeypatch.setattr(reader, "SECONDS_PER_PAGE", 0.01)
+    monkeypatch.setattr(reader, "_START", "import time; time.sleep(60)")
     assert refusal(file, GOOD).startswith("took over 0.01 seconds when it was opened; it is damaged, or needs over ")
 
 

@@ -39,7 +39,7 @@ class Desk {
   get state() { return {text: this.text, marks: this.marks, caret: this.area.selectionEnd}; }
 
   typed() {
-    this.marks = shifted(this.marks, this.text, this.area.value);
+    this.marks = shifted(this.marks, this.text, this.area.value, this.area.selectionEnd);
     this.text = this.area.value;
     this.future = [];
     this.paint();
@@ -90,7 +90,7 @@ class Desk {
     const before = text.slice(0, caret);
     const own = before.endsWith(" ") && made.startsWith(" ") ? made.slice(1) : made;
     const whole = before + own + text.slice(caret);
-    const moved = shifted(marks, text, whole, caret);
+    const moved = shifted(marks, text, whole, caret + own.length);
     const mark = own ? [[caret, caret + own.length]] : [];
     this.show({text: whole, marks: [...moved, ...mark].sort((one, other) => one[0] - other[0])}, caret + own.length);
     this.written = whole;
@@ -183,13 +183,14 @@ class Desk {
   }
 }
 
-/** Return marks after an edit of the text. Typed text is not the model's. `at` is the place of an insertion, if it is known. */
-function shifted(marks, old, now, at = null) {
-  let start = at ?? 0;
+/** Return marks after an edit of the text that ends at `end` in the new one. Typed text is not the model's. */
+function shifted(marks, old, now, end) {
   const most = Math.min(old.length, now.length);
-  if (at === null) while (start < most && old[start] === now[start]) start++;
-  let same = 0;
-  while (same < most - start && old[old.length - 1 - same] === now[now.length - 1 - same]) same++;
+  let same = now.length - end, start = 0; // a letter can be typed before an equal one: only the cursor tells which is new
+  const isKnown = same <= most && old.endsWith(now.slice(end));
+  while (start < most - (isKnown ? same : 0) && old[start] === now[start]) start++;
+  if (!isKnown) same = 0;
+  while (!isKnown && same < most - start && old[old.length - 1 - same] === now[now.length - 1 - same]) same++;
   const removed = old.length - same, moved = now.length - old.length;
   return marks.flatMap(([from, to]) => [
     [from, Math.min(to, start)],
