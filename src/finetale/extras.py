@@ -12,6 +12,7 @@ EXTRA_OF: dict[str, str] = {
     "gguf": "gguf",
     "llguidance": "serve",
     "lxml": "formats",
+    "mlflow": "track-mlflow",
     "nncf": "serve",
     "sacrebleu": "answers",
     "onnx": "export-onnx",
@@ -21,6 +22,8 @@ EXTRA_OF: dict[str, str] = {
     "pypdfium2": "formats",
     "sentencepiece": "sentencepiece",
     "tensorboard": "tensorboard",
+    "trackio": "track-trackio",
+    "wandb": "track-wandb",
 }
 """Import name of an optional package → the extra of Finetale that installs it."""
 

@@ -30,7 +30,7 @@ _UNUSED = (
     "tokenizer",
     "long_document",
 )
-_TRAINING_ONLY = ("eval_every", "patience", "save_every", "keep_checkpoints", "log_every", "tensorboard")
+_TRAINING_ONLY = ("eval_every", "patience", "save_every", "keep_checkpoints", "log_every", "tensorboard", "track")
 
 
 @with_settings(TextSettings, TokenSettings, EvaluationSettings, skip=(*_UNUSED, *_TRAINING_ONLY))

@@ -26,6 +26,7 @@ Compile = Literal["auto", "on", "off"]
 OptimizerState = Literal["fp32", "bf16"]
 Undecodable = Literal["error", "replace"]
 Repeated = Literal["off", "exact", "near"]
+Tracker = Literal["wandb", "mlflow", "trackio"]
 
 DEFAULT_EPOCHS = 3.0
 DEFAULT_FRACTION = 0.05
@@ -439,6 +440,21 @@ class EvaluationSettings(Settings):
     tensorboard: bool | None = Field(
         None, description="Write the numbers for TensorBoard too. auto: where the package tensorboard is installed."
     )
+    track: tuple[Tracker, ...] = Field(
+        (),
+        description="Send settings, numbers and samples to trackers too: wandb, mlflow, trackio. Needs the extra of "
+        "the same name with track- before it, and the tracker's own login.",
+    )
+
+    @field_validator("track", mode="before")
+    @classmethod
+    def _one_tracker_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("track")
+    @classmethod
+    def _each_tracker_once(cls, value: tuple[Tracker, ...]) -> tuple[Tracker, ...]:
+        return tuple(dict.fromkeys(value))
 
 
 class SamplingSettings(Settings):

@@ -100,6 +100,8 @@ def prepare(
         config = config.model_copy(update={"tensorboard": is_installed("tensorboard")})
     elif config.tensorboard:
         require("tensorboard", "--tensorboard")
+    for tracker in config.track:
+        require(tracker, f"--track {tracker}")
     if store is None:
         text.check_sources(config.sources, config)
     given, config = config.model, absolute_names(config)

@@ -11,11 +11,12 @@ import platform
 import shutil
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from finetale import models, speed, training
+from finetale import models, speed, tracking, training
 from finetale.comparison import first_prompt
 from finetale.config import Config, SamplingSettings, read_settings_file
 from finetale.environment import hardware, peak_memory, versions
@@ -42,8 +43,9 @@ from finetale.rundir import (
     write_record,
     write_sealed_folder,
 )
-from finetale.schema import BaseModelSource, BeginEvent, DataFile, RunManifest
+from finetale.schema import BaseModelSource, BeginEvent, DataFile, Event, RunManifest
 from finetale.signals import Stopped, StopRequest
+from finetale.tracking import Trackers
 from finetale.training import Training, TrainState
 
 
@@ -71,13 +73,22 @@ def train_run(config: Config, notify: Notify) -> RunDirectory:
 
 def train_and_finish(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Path | None) -> RunDirectory:
     """Train from a checkpoint, or from the start if it is None; then compare with the base and write the report."""
-    with _status(run), memory_errors():
-        state = _train(run, prepared, notify, checkpoint)
+
+    def start() -> tracking.Start:
+        manifest = run.read_manifest()
+        given = manifest.tracking_id or uuid.uuid4().hex[:12]
+        run.update_manifest(tracking_id=given)
+        settings = portable(prepared.config).model_dump(mode="json")
+        return tracking.Start(given, manifest.name or run.root.name, settings, prepared.config.offline)
+
+    with _status(run), memory_errors(), Trackers(prepared.config.track, start, notify) as trackers:
+        state = _train(run, prepared, notify, checkpoint, trackers)
         config = prepared.config.model_copy(update={"micro_batch_size": state.micro_batch_size})
         models.discard(prepared.loaded.model)
         gc.collect()  # free the optimizer and gradients too, because the comparison loads two models
         speed.release()
         finish(run, config, notify, state)
+        trackers.figures = tracking.final_figures(run.read_comparison())
     return run
 
 
@@ -175,13 +186,21 @@ def check_base(manifest: RunManifest, loaded: LoadedModel) -> None:
         )
 
 
-def _train(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Path | None) -> TrainState:
+def _train(
+    run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Path | None, trackers: Trackers
+) -> TrainState:
     config, loaded = prepared.config, prepared.loaded
     budget = prepared.budget
     resume_step = training.read_state(checkpoint).step if checkpoint is not None else None
-    listeners: list[Any] = [training.MetricsFile(run.metrics, resume_step)]
+    metrics = training.MetricsFile(run.metrics, resume_step)
+    files: list[Any] = [metrics]
     if config.tensorboard:
-        listeners.append(training.TensorBoardFile(run.tensorboard, resume_step))
+        files.append(training.TensorBoardFile(run.tensorboard, resume_step))
+
+    def record(event: Event) -> None:
+        metrics(event)
+        notify(event)
+
     prompt = config.prompts[0] if config.prompts else first_prompt(prepared.store, loaded.tokenizer)
     sampling = config.narrow(SamplingSettings).model_copy(update={"max_new_tokens": min(60, config.max_new_tokens)})
 
@@ -203,7 +222,7 @@ def _train(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Pa
         compiled=config.compile == "on",
         # A run that was ended by its patience and is resumed with a new budget must not end again immediately.
         fresh_patience=any(change.step == resume_step for change in run.read_manifest().changes),
-        listeners=[*listeners, notify],
+        listeners=[*files, notify, trackers.listener(record)],
         adapted=prepared.adapted,
         settings_file=settings_bytes(config),
         sample=sample,
@@ -221,8 +240,8 @@ def _train(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Pa
     try:
         state = loop.run(checkpoint)
     finally:
-        for listener in listeners:
-            listener.close()
+        for file in files:
+            file.close()
         state = loop.state
         run.update_manifest(
             steps=state.step,

@@ -78,6 +78,7 @@ from finetale.schema.events import (
     event_line,
     parse_events,
     recorded_lines,
+    scalars,
 )
 from finetale.schema.export import ExportFile
 from finetale.schema.results import (
@@ -184,4 +185,5 @@ __all__ = [
     "parse",
     "parse_events",
     "recorded_lines",
+    "scalars",
 ]

@@ -151,6 +151,16 @@ RECORDED: tuple[str, ...] = ("train", "evaluation", "sample", "checkpoint", "war
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
 
 
+_SCALARS = ("loss", "perplexity", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes")
+
+
+def scalars(event: Event) -> dict[str, float]:
+    """Return the numbers of an event of the training loop, by the names that trackers show, such as `train/loss`."""
+    group = "validation" if isinstance(event, EvaluationEvent) else event.event
+    found = {f"{group}/{name}": getattr(event, name, None) for name in _SCALARS}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def event_line(event: Event) -> str:
     """Return an event as a line of `metrics.jsonl`, with its line feed."""
     values = event.to_dict()

@@ -152,12 +152,16 @@ class RunManifest(Record):
     speed: Speed | None = Field(default=None, description="How the run is computed.")
     versions: dict[str, str] | None = Field(default=None, description="Versions of Finetale, Python and libraries.")
     hardware: Hardware | None = Field(default=None, description="The machine.")
+    tracking_id: str | None = Field(
+        default=None, description="Identity of the run for the trackers of `track`; absent without them."
+    )
     changes: list[AcceptedChange] = Field(default=[], description="Changes accepted when the run was resumed.")
 
     @model_serializer(mode="wrap")
-    def _without_config(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Omit `config` if it is None, as in all files of version 2."""
-        return {key: value for key, value in handler(self).items() if key != "config" or value is not None}
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit `config` if it is None, as in all files of version 2, and `tracking_id`."""
+        rare = ("config", "tracking_id")
+        return {key: value for key, value in handler(self).items() if key not in rare or value is not None}
 
     @field_validator("command", mode="before")
     @classmethod

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import IO
 
 from finetale.rundir import write_bytes
-from finetale.schema import EvaluatingEvent, EvaluationEvent, Event, SampleEvent, event_line, recorded_lines
-
-_SCALARS = ("loss", "perplexity", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes")
+from finetale.schema import EvaluatingEvent, Event, SampleEvent, event_line, recorded_lines, scalars
 
 
 class MetricsFile:
@@ -56,11 +54,8 @@ class TensorBoardFile:
         step = getattr(event, "step", None)
         if step is None:
             return
-        group = "validation" if isinstance(event, EvaluationEvent) else event.event
-        for name in _SCALARS:
-            value = getattr(event, name, None)
-            if value is not None:
-                self._writer.add_scalar(f"{group}/{name}", value, step)
+        for name, value in scalars(event).items():
+            self._writer.add_scalar(name, value, step)
         if isinstance(event, SampleEvent):
             self._writer.add_text("sample", event.prompt + event.text, step)
 
