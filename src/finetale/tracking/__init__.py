@@ -90,8 +90,11 @@ class Trackers:
 
 
 def _warning(name: str, problem: str, event: Event | None = None) -> WarningEvent:
-    position = {key: getattr(event, key, None) for key in ("step", "tokens")}
-    return WarningEvent(message=f"The tracker {name} was dropped: {problem}. The run is not affected.", **position)
+    return WarningEvent(
+        message=f"The tracker {name} was dropped: {problem}. The run is not affected.",
+        step=getattr(event, "step", None),
+        tokens=getattr(event, "tokens", None),
+    )
 
 
 def final_figures(comparison: ComparisonFile) -> dict[str, float]:
