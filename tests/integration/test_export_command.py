@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from tokenizers import Regex, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import architectures
 from finetale import models, pipeline
@@ -25,6 +26,7 @@ from finetale.schema import Event, ExportFile
 from scene import command_of, make_run
 from tiny import tokenizer
 
+SHARDS = {"max_shard_size": "30KB"}
 PROOF = {"README.md", "export.json", "manifest.json"}
 FOLDER = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 
@@ -165,7 +167,7 @@ def test_a_model_that_differs_too_much_is_not_handed_over(
         (
             "ggf",
             None,
-            "The format 'ggf' is unknown. Known are safetensors, gguf, openvino, onnx",
+            "The format 'ggf' is unknown. Known are safetensors, adapter, gguf, openvino, onnx",
             "Did you mean --to gguf?",
         ),
         ("gguf", "q9", "The format gguf has no weights of the type 'q9'.", "The default is --weights q8_0."),
@@ -255,3 +257,46 @@ def test_a_link_in_place_of_the_folder_of_exports_is_not_followed(finished: Path
 
 def test_a_folder_of_exports_does_not_make_a_run_unreadable(finished: Path) -> None:
     assert RunDirectory.open(finished).read_manifest().status == "finished"
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by PeftModel
+def test_peft_loads_an_exported_adapter_beside_its_base(finished: Path, tmp_path: Path) -> None:
+    place, record = export(finished, "adapter")
+    assert place == finished / "exports" / "adapter-fp32"
+    names = {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert {file.name for file in place.iterdir()} == names | PROOF
+    assert record.runtime.startswith("PEFT ")
+    assert record.greedy_equal == 1.0
+    assert abs(record.change.percent) < 0.01
+    base = AutoModelForCausalLM.from_pretrained(finished.parent / "base").eval()
+    merged = AutoModelForCausalLM.from_pretrained(finished / "model").eval()
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        before, expected = base(ids).logits.clone(), merged(ids).logits
+        given = PeftModel.from_pretrained(base, str(place)).eval()(ids).logits
+    assert (given - expected).abs().max() < 1e-4 < (given - before).abs().max()
+    again, _ = export(place, "adapter", out=tmp_path / "again")
+    assert (again / "adapter_model.safetensors").read_bytes() == (place / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_model_without_an_adapter_has_none_to_export(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ModelError, match=r"^base has no adapter\. Hint: Choose --to safetensors for the whole model"):
+        export("base", "adapter")
+    assert run(["export", "base", "--to", "list"]) == 0
+    assert "the base\n    for a model with an adapter\n" in capsys.readouterr().out
+
+
+def test_a_folder_of_several_weight_files_is_loaded(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers splits the weights of large models."""
+    whole = AutoModelForCausalLM.from_pretrained("base").state_dict()
+    save = PreTrainedModel.save_pretrained
+    monkeypatch.setattr(
+        PreTrainedModel, "save_pretrained", lambda self, *args, **more: save(self, *args, **more | SHARDS)
+    )
+    place, record = export("base", "safetensors", weights="fp32")
+    files = {file.name for file in place.iterdir()}
+    assert "model.safetensors.index.json" in files
+    assert len({name for name in files if name.startswith("model-0")}) >= 2
+    assert record.same_choice == 1.0
+    loaded = AutoModelForCausalLM.from_pretrained(place).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in whole.items())

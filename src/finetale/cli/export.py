@@ -74,5 +74,6 @@ def command(
 def _print_formats(formats: list[dict[str, Any]]) -> None:
     for each in formats:
         sizes = ", ".join(f"{kind} ({formatting.size(size)})" for kind, size in each["weights"].items())
+        sizes = sizes or "for a model with an adapter"
         missing = "" if each["missing"] is None else f"\n    not installed: {each['missing']}"
         stdout().print(escape(f"{each['format']:<12} {each['purpose']}\n    {sizes}{missing}"), soft_wrap=True)

@@ -5,6 +5,7 @@ does not judge the result: `proof` compares the exported model with the original
 differs too much. To add a format, write its module and add a line to FORMATS.
 
     safetensors folder of transformers, vLLM and TGI
+    adapter     adapter alone, in PEFT's layout
     gguf        llama.cpp, Ollama and LM Studio
     html        one web page that runs a GPT-2 in a browser
     openvino    OpenVINO's format, with the key/value cache as state
@@ -69,8 +70,12 @@ class Exporter(Protocol):
             OSError: a file cannot be written.
         """
 
-    def open(self, folder: Path) -> Runtime:
-        """Load what `write` wrote, with the program that it is for."""
+    def open(self, folder: Path, loaded: LoadedModel) -> Runtime:
+        """Load what `write` wrote, with the program that it is for.
+
+        Args:
+            loaded: the original, for a format that needs its base.
+        """
 
     def usage(self, folder: Path) -> str:
         """Return how to use the exported model, in Markdown."""
@@ -86,6 +91,7 @@ class Format:
         weights: types of weights by name, the default first.
         packages: optional packages that it needs; `extras` knows how to install them.
         needs_browser: whether its proof needs a browser.
+        only_adapters: whether it holds an adapter without its base.
     """
 
     name: str
@@ -93,6 +99,7 @@ class Format:
     weights: Mapping[str, Weights] = field(default_factory=dict)
     packages: tuple[str, ...] = ()
     needs_browser: bool = False
+    only_adapters: bool = False
 
     @property
     def exporter(self) -> Exporter:
@@ -150,6 +157,7 @@ FORMATS: Mapping[str, Format] = {
             "transformers, vLLM, TGI and most other programs",
             {"fp16": _FP16, "bf16": _BF16, "fp32": _FP32},
         ),
+        Format("adapter", "PEFT, vLLM and other programs that have the base", {"fp32": _FP32}, only_adapters=True),
         Format(
             "gguf",
             "llama.cpp, Ollama and LM Studio",

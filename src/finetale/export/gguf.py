@@ -81,7 +81,7 @@ def write(loaded: LoadedModel, folder: Path, weights: str) -> None:
     (folder / "Modelfile").write_text(modelfile(file.name, loaded), encoding="utf-8")
 
 
-def open(folder: Path) -> LlamaRuntime:
+def open(folder: Path, loaded: LoadedModel) -> LlamaRuntime:
     """See Exporter."""
     return LlamaRuntime(next(folder.glob("*.gguf")))
 

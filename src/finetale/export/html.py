@@ -82,7 +82,7 @@ def write(loaded: LoadedModel, folder: Path, weights: str) -> None:
     (folder / f"{file}.html").write_text(_page(name, loaded), encoding="utf-8")
 
 
-def open(folder: Path) -> PageRuntime:
+def open(folder: Path, loaded: LoadedModel) -> PageRuntime:
     """See Exporter."""
     return PageRuntime(next(folder.glob("*.html")))
 

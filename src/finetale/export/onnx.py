@@ -129,7 +129,7 @@ def write(loaded: LoadedModel, folder: Path, weights: str) -> None:
     onnx.save(proto, str(target))
 
 
-def open(folder: Path) -> OnnxRuntime:
+def open(folder: Path, loaded: LoadedModel) -> OnnxRuntime:
     """See Exporter."""
     return OnnxRuntime(folder)
 

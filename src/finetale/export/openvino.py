@@ -132,7 +132,7 @@ def write(loaded: LoadedModel, folder: Path, weights: str) -> None:
         save(converted, folder / _FILE)
 
 
-def open(folder: Path) -> OpenVinoRuntime:
+def open(folder: Path, loaded: LoadedModel) -> OpenVinoRuntime:
     """See Exporter."""
     return OpenVinoRuntime(folder)
 

@@ -29,7 +29,7 @@ def write(loaded: LoadedModel, folder: Path, weights: str) -> None:
     models.save(model, loaded.tokenizer, folder)
 
 
-def open(folder: Path) -> TorchRuntime:
+def open(folder: Path, loaded: LoadedModel) -> TorchRuntime:
     """See Exporter. Sums are in fp32."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def export_model(
         stage(notify, f"Writing {to} with {kind} weights")
         exporter.write(loaded, folder, kind)
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        with contextlib.closing(exporter.open(folder)) as runtime:
+        with contextlib.closing(exporter.open(folder, loaded)) as runtime:
             proof, text = _proof(loaded, runtime, notify)
             record = _record(loaded, chosen, kind, size, runtime.name, proof, text)
         records.append(_judged(record, accept_loss, notify))
@@ -87,13 +88,24 @@ def export_model(
 
 
 def list_formats(name: str, *, revision: str | None = None, offline: bool = False) -> list[dict[str, object]]:
-    """Return what each format is for: its name, types of weights with their size for a model, and what is missing."""
+    """Return what each format is for: its name, types of weights with their size for a model, and what is missing.
+
+    A format for adapters has no types of weights for a model that has none on this machine.
+    """
     parameters = models.count_parameters(name, revision=revision, offline=offline)
+    run = RunDirectory(Path(name).expanduser())
+    adapter = run.adapter if run.is_run() else run.root
+    shapes = models.adapter_files.read_shapes(adapter) if models.is_adapter(adapter) else {}
+    in_adapter = sum(map(math.prod, shapes.values()))
     return [
         {
             "format": each.name,
             "purpose": each.purpose,
-            "weights": {kind: round(parameters * value.bits / 8) for kind, value in each.weights.items()},
+            "weights": {
+                kind: round((in_adapter if each.only_adapters else parameters) * value.bits / 8)
+                for kind, value in each.weights.items()
+                if shapes or not each.only_adapters
+            },
             "installed": each.is_installed(),
             "extra": each.extra,
             "missing": each.missing(),
