@@ -88,6 +88,8 @@ class Hub:
     """Whether a repository that was created by its users is private."""
     commits: dict[str, str] = field(default_factory=dict)
     """The newest commit of the repositories that were changed."""
+    titles: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Title of the last commit of each file, by repository."""
     received: int = 0
     """Bytes of large files that arrived."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -217,9 +219,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _commit(self, repo: str, lines: list[dict[str, Any]]) -> None:
         """Write all files of a commit, or none."""
         files: dict[str, bytes] = {}
+        removed, title = [], ""
         for line in lines:
             value = line["value"]
-            if line["key"] == "file":
+            if line["key"] == "header":
+                title = value["summary"]
+            elif line["key"] == "deletedFile":
+                removed.append(self.root / "models" / repo / value["path"])
+            elif line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 large = self.root / "lfs" / value["oid"]
@@ -230,6 +237,9 @@ class _Handler(BaseHTTPRequestHandler):
             file = self.root / "models" / repo / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(data)
+            self.hub.titles.setdefault(repo, {})[path] = title
+        for file in removed:
+            file.unlink()
         self.hub.commits[repo] = oid = hashlib.sha1(json.dumps(lines).encode()).hexdigest()
         return self._json({"commitUrl": f"{self.hub.url}/{repo}/commit/{oid}", "commitOid": oid})
 
@@ -265,7 +275,13 @@ class _Handler(BaseHTTPRequestHandler):
             if not below.is_dir():
                 return self._error("EntryNotFound")
             recursive = "recursive=true" in self.path.lower()
-            return self._json(_entries(folder, below.rglob("*") if recursive else below.glob("*")))
+            entries = _entries(folder, below.rglob("*") if recursive else below.glob("*"))
+            if "expand=true" in self.path.lower():
+                titles = self.hub.titles.get(repo, {})
+                for entry in entries:
+                    title = titles.get(entry["path"], "initial commit")
+                    entry["lastCommit"] = {"id": COMMIT, "title": title, "date": "2026-01-01T00:00:00.000Z"}
+            return self._json(entries)
         if verb == "paths-info":
             form = self.headers.get("Content-Type", "").startswith("application/x-www-form-urlencoded")
             paths = parse_qs(asked.decode())["paths"] if form else json.loads(asked)["paths"]

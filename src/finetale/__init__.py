@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from finetale.errors import FinetaleError
-    from finetale.library import Comparison, Run, Writer, check, compare, evaluate, load, plan, resume, train
+    from finetale.library import Comparison, Run, Writer, check, compare, evaluate, load, plan, push, resume, train
 
 # In a notebook without ipywidgets, tqdm warns about its own progress bars; Finetale has its own display.
 warnings.filterwarnings("ignore", message="IProgress not found")
@@ -25,7 +25,7 @@ warnings.filterwarnings("ignore", message="IProgress not found")
 __version__ = "0.1.0"
 
 _WHERE = dict.fromkeys(
-    ("Comparison", "Run", "Writer", "check", "compare", "evaluate", "load", "plan", "resume", "train"),
+    ("Comparison", "Run", "Writer", "check", "compare", "evaluate", "load", "plan", "push", "resume", "train"),
     "finetale.library",
 ) | {"FinetaleError": "finetale.errors"}
 
@@ -39,6 +39,7 @@ __all__ = [
     "evaluate",
     "load",
     "plan",
+    "push",
     "resume",
     "train",
 ]

@@ -454,13 +454,13 @@ def test_without_a_network(place: Place, monkeypatch: pytest.MonkeyPatch) -> Non
             start = time.monotonic()
             monkeypatch.setattr(constants, "ENDPOINT", endpoint)
             with pytest.raises(HubError, match=says) as raised:
-                uploading.upload("author/x", {"a": b""}, public=False, message="m")
+                uploading.upload("author/x", {"a": b""}, public=False, what="m")
             assert time.monotonic() - start < 10
             assert raised.value.hint
             assert constants.HF_HUB_DISABLE_XET is False
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         with pytest.raises(HubError, match="Offline mode is on"):
-            uploading.upload("author/x", {"a": b""}, public=False, message="m")
+            uploading.upload("author/x", {"a": b""}, public=False, what="m")
         refusing = f"http://user:hidden@127.0.0.1:{closed.getsockname()[1]}"
         env = environment(place.home, HF_TOKEN=hub.TOKEN, HF_ENDPOINT=refusing)
         result = finetale("push", "base", "author/x", "--quiet", cwd=place.work, env=env)
@@ -468,3 +468,42 @@ def test_without_a_network(place: Place, monkeypatch: pytest.MonkeyPatch) -> Non
         assert "The hub at http://127.0.0.1:" in error
         assert "hidden" not in result.stderr
         assert hub.TOKEN not in result.stderr
+
+
+def test_files_of_an_earlier_push_are_removed_and_no_others(place: Place) -> None:
+    repo, folder = place.new_name(), place.work / "shrinking"
+    save_model(folder, seed=9)
+    for name in ("vocab.txt", "LICENSE", "chat_template.jinja"):
+        (folder / name).write_text(f"the first {name}\n", encoding="utf-8")
+    result = place.run("push", folder, repo)
+    assert result.code == 0, result.stderr
+    assert "Removed" not in result.stderr
+    # Someone adds a file on the hub, and changes one that was pushed.
+    theirs = place.hub.root / "models" / repo
+    (theirs / "poem.txt").write_text("mine\n", encoding="utf-8")
+    (theirs / "LICENSE").write_text("changed\n", encoding="utf-8")
+    place.hub.titles[repo]["LICENSE"] = "Update LICENSE"
+    for name in ("vocab.txt", "LICENSE", "chat_template.jinja"):
+        (folder / name).unlink()
+    before = place.files(repo)
+    result = place.run("push", folder, repo, "--json")
+    assert result.code == 0, result.stderr
+    assert json.loads(result.stdout)["removed"] == ["chat_template.jinja", "vocab.txt"]
+    assert place.files(repo) == before - {"chat_template.jinja", "vocab.txt"} >= {"poem.txt", "LICENSE", "config.json"}
+    assert len([line for line in place.hub.requests if "/commit/" in line]) == 1
+
+
+def test_a_push_from_python(place: Place) -> None:
+    code = (
+        "import sys, finetale as ft\n"
+        "done = ft.push('lora', sys.argv[1], quiet=True)\n"
+        "print(done.url, done.public, len(done.files))\n"
+    )
+    repo = place.new_name()
+    env = environment(place.home, HF_ENDPOINT=place.hub.url, HF_TOKEN=hub.TOKEN)
+    words = [sys.executable, "-c", code, repo]
+    done = subprocess.run(words, env=env, cwd=place.work, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    url, public, count = done.stdout.split()
+    assert (url, public) == (f"{place.hub.url}/{repo}", "False")
+    assert int(count) == len(place.files(repo))

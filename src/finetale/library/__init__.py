@@ -1,4 +1,4 @@
-"""The Python interface: `train`, `resume`, `load`, `check`, `plan`, `evaluate`, `compare`, and what they return."""
+"""The Python interface: the functions of the commands, and what they return."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from finetale.environment import calm_threads
 from finetale.library.results import Comparison, Figures, Run
 from finetale.library.watching import OnEvent, watching
 from finetale.library.writer import Writer, load, model_name
-from finetale.schema import CheckResult, Evaluation, PlanResult
+from finetale.schema import CheckResult, Evaluation, PlanResult, PushResult
 from finetale.text.in_memory import as_source_names, write_texts
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "evaluate",
     "load",
     "plan",
+    "push",
     "resolve",
     "resume",
     "train",
@@ -152,6 +153,30 @@ def compare(
     names = _source_names(sources, texts, settings)
     with watching(quiet=quiet) as notify:
         return Comparison(pipeline.compare_on(model_name(before), model_name(after), names, settings, notify))
+
+
+def push(
+    run: str | Path | Run,
+    repository: str,
+    *,
+    public: bool = False,
+    anyway: bool = False,
+    report: bool | None = None,
+    quiet: bool = True,
+) -> PushResult:
+    """Upload a run or a model folder to the Hub: see `finetale push`.
+
+    Args:
+        repository: NAME or OWNER/NAME.
+        public: whether everyone may read it.
+        anyway: push although personal data or memorised passages were found.
+        report: whether report.html of a run is part of it. None: unless `public`.
+    """
+    with watching(quiet=quiet) as notify:
+        prepared = pipeline.prepare_push(str(run), repository, notify, public=public, with_report=report)
+        if not anyway:
+            prepared.refuse_findings()
+        return prepared.send(notify)
 
 
 def resolve(

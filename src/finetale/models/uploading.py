@@ -10,15 +10,20 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from finetale.errors import HubError
 from finetale.models.files import first_line
 
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
 _FIRST_TIMEOUTS, _TIMEOUTS = (5.0, 15.0, 15.0, 15.0), (5.0, 120.0, 120.0, 120.0)
 """Seconds to connect, to wait for an answer, to send, and to wait for a free connection: for the first request, and for
 the others. The client has no limits."""
+_TITLE = "Upload {} with Finetale"
+"""Title of a commit. It marks the files of an earlier push."""
 _LARGE = 1_000_000
 """Minimum bytes of a file that is sent before the commit."""
 _OFFICIAL = "https://huggingface.co"
@@ -32,12 +37,21 @@ _NETWORKING = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "requests"}
 
 @dataclass(frozen=True)
 class Uploaded:
-    """A finished upload: full name and address of the repository, its commit, and whether it is private."""
+    """A finished upload.
+
+    Attributes:
+        repository: full name of the repository.
+        url: its address.
+        commit: the commit.
+        private: whether the repository is private.
+        removed: files of an earlier upload that were removed.
+    """
 
     repository: str
     url: str
     commit: str
     private: bool
+    removed: tuple[str, ...] = ()
 
 
 def check_repository(name: str) -> None:
@@ -63,23 +77,26 @@ def upload(
     files: Mapping[str, Path | bytes],
     *,
     public: bool,
-    message: str,
+    what: str,
     progress: Callable[[str, int], None] = lambda name, done: None,
 ) -> Uploaded:
     """Upload files in one commit, to a repository that is created if there is none.
+
+    The same commit removes the files of an earlier upload that are not among these. Files that someone else wrote or
+    changed since stay.
 
     Args:
         repository: NAME or OWNER/NAME.
         files: content or local file by the path in the repository.
         public: whether everyone may read a new repository.
-        message: title of the commit.
+        what: what is uploaded, for the title of the commit.
         progress: called with the name of each file, and the bytes before it, when its upload begins.
 
     Raises:
         HubError: there is no token, the Hub refuses or can't be reached, or an existing repository is public and
             `public` is False. The repository is then as it was, or new and empty.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi, constants, get_session, get_token
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_session, get_token
     from huggingface_hub.errors import RepositoryNotFoundError
 
     endpoint = constants.ENDPOINT.rstrip("/")
@@ -95,8 +112,10 @@ def upload(
         if not may_write:
             raise HubError(f"The token of {user} may only read.", _LOGIN)
         full = repository if "/" in repository else f"{user}/{repository}"
+        removed: list[str] = []
         try:
             private = bool(api.model_info(full).private)
+            removed = [path for path in _uploaded_before(api, full) if path not in files]
         except RepositoryNotFoundError:
             api.create_repo(full, private=not public, exist_ok=True)
             private = not public
@@ -114,8 +133,23 @@ def upload(
                 api.preupload_lfs_files(full, [operations[name]], free_memory=False)
                 done += sizes[name]
         progress("the other files", done)
-        commit = api.create_commit(full, operations.values(), commit_message=message)
-    return Uploaded(full, f"{where}/{full}", commit.oid, private)
+        deletions = [CommitOperationDelete(path) for path in removed]
+        commit = api.create_commit(full, [*operations.values(), *deletions], commit_message=_TITLE.format(what))
+    return Uploaded(full, f"{where}/{full}", commit.oid, private, tuple(removed))
+
+
+def _uploaded_before(api: HfApi, repository: str) -> list[str]:
+    """Return the files of a repository whose last commit is an upload of Finetale.
+
+    Hubs that do not tell the last commit of a file have none.
+    """
+    start, end = _TITLE.split("{}")
+    found = []
+    for item in api.list_repo_tree(repository, recursive=True, expand=True):
+        commit = getattr(item, "last_commit", None)
+        if hasattr(item, "size") and commit and commit.title.startswith(start) and commit.title.endswith(end):
+            found.append(item.path)
+    return sorted(found)
 
 
 def _user(answer: Any, where: str) -> tuple[str, bool]:

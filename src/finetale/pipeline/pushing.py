@@ -12,7 +12,7 @@ from finetale.errors import RunError
 from finetale.formatting import count, plural, shell_command
 from finetale.models import adapter_files
 from finetale.models.cards import CARD_NAME
-from finetale.notify import Notify, stage, warn
+from finetale.notify import Notify, note, stage, warn
 from finetale.report import model_card
 from finetale.report.views import COPY_WARNING_WORDS
 from finetale.rundir import MANIFEST_NAME, RunDirectory, is_sealed, sealed_sums, verify_folder
@@ -70,12 +70,20 @@ class Push:
             self.result.repository,
             self.contents,
             public=self.result.public,
-            message=f"Upload {Path(self.name).expanduser().resolve().name} with Finetale",
+            what=Path(self.name).expanduser().resolve().name,
             progress=progress,
         )
         if done.private and self.result.public:
             warn(notify, f"{done.repository} exists and stays private. Its settings on the Hub make it public.")
-        changed = {"repository": done.repository, "url": done.url, "commit": done.commit, "public": not done.private}
+        if done.removed:
+            note(notify, f"Removed files of an earlier push: {', '.join(done.removed)}.")
+        changed = {
+            "repository": done.repository,
+            "url": done.url,
+            "commit": done.commit,
+            "public": not done.private,
+            "removed": list(done.removed),
+        }
         return self.result.model_copy(update=changed)
 
 

@@ -123,6 +123,9 @@ class PushResult(Record):
     public: bool = Field(description="Whether everyone may read it.")
     files: list[PushedFile] = Field(description="The files, the largest first.")
     left_out: list[str] = Field(default=[], description="Files of the folder that are not part of the model.")
+    removed: list[str] = Field(
+        default=[], description="Files of an earlier push that were removed; empty before the upload."
+    )
     findings: list[str] = Field(
         default=[], description="Personal data and memorised passages that were found, as sentences."
     )
