@@ -66,7 +66,7 @@ def test_every_command_has_help_and_is_in_the_readme() -> None:
 
 
 def test_public_names_are_listed() -> None:
-    assert len(finetale.__all__) == 11
+    assert len(finetale.__all__) == 12
     for name in finetale.__all__:
         assert getattr(finetale, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
