@@ -266,6 +266,7 @@ def test_peft_loads_an_exported_adapter_beside_its_base(finished: Path, tmp_path
     names = {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert {file.name for file in place.iterdir()} == names | PROOF
     assert record.runtime.startswith("PEFT ")
+    assert 'from_pretrained("path/of/the/base")' in (place / "README.md").read_text(encoding="utf-8")
     assert record.greedy_equal == 1.0
     assert abs(record.change.percent) < 0.01
     base = AutoModelForCausalLM.from_pretrained(finished.parent / "base").eval()

@@ -43,19 +43,21 @@ def open(folder: Path, loaded: LoadedModel) -> TorchRuntime:
 def usage(folder: Path) -> str:
     """See Exporter."""
     base, revision = adapter_files.named_base(folder, folder.name)
-    commit = f", revision={revision!r}" if revision else ""
-    return f"""The adapter changes the model that it was trained on, and only that one: `{base}`.
+    on_hub = base is not None and base != models.BUNDLED_NAME and models.is_hub_id(base)
+    place = f'"{base}"' if on_hub else '"path/of/the/base"'
+    commit = f', revision="{revision}"' if on_hub and revision else ""
+    return f"""The adapter works only beside the weights that it was trained on: those of {base}.
 
 ```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(".")
-base = AutoModelForCausalLM.from_pretrained({base!r}{commit})
+base = AutoModelForCausalLM.from_pretrained({place}{commit})
 model = PeftModel.from_pretrained(base, ".")
 ```
 
-vLLM takes it as `--lora-modules NAME=PATH` beside its base, and `finetale serve BASE --adapter NAME=PATH` does too."""
+`finetale serve BASE --adapter NAME=PATH` serves it. vLLM takes LoRA, but not DoRA, as `--lora-modules NAME=PATH`."""
 
 
 def _with_base(loaded: LoadedModel) -> Located:
