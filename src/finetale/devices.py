@@ -1,55 +1,35 @@
-"""The device of this process: the one place that builds an Accelerator. Knows nothing of models.
+"""The device of this process. Knows nothing of models.
 
-Accelerate reads dozens of variables from the environment, and `ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4` once changed a
-run's gradients. Here Finetale's own settings decide; variables of a launcher (RANK, WORLD_SIZE, MASTER_ADDR …) still
-count.
+Finetale's own settings decide how it computes. Variables with which `accelerate launch` asks for something else are
+reported and have no effect.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from finetale.errors import TrainingError
+from finetale import ranks
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import Accelerator
 
-_FOREIGN = ("ACCELERATE_", "FSDP_", "FP8_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")
-"""Prefixes of the variables by which Accelerate is configured."""
 _HARMLESS = ("ACCELERATE_DEBUG_MODE", "ACCELERATE_DISABLE_RICH", "ACCELERATE_ENABLE_RICH", "ACCELERATE_LOG_LEVEL")
 _ASKS_FOR_NOTHING = frozenset({"", "0", "default", "f", "false", "n", "no", "none", "off"})
 """Values with which `accelerate launch` marks a feature as not requested."""
-_PROCESS_COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-
-
-def accelerator() -> Accelerator:
-    """Return an Accelerator with Finetale's settings, without its mixed precision, accumulation and compilation.
-
-    Raises:
-        TrainingError: the program has built an Accelerator with other settings, which Accelerate shares.
-    """
-    from accelerate import Accelerator
-
-    with _foreign_settings_hidden():
-        try:
-            return Accelerator(mixed_precision="no", gradient_accumulation_steps=1)
-        except ValueError as error:
-            if "already been initialized" not in str(error):
-                raise
-            raise TrainingError(
-                "This program has built an Accelerator with other settings, and Accelerate allows one set per process.",
-                "Restart the Python process or the notebook's kernel before you call Finetale.",
-            ) from error
 
 
 def device() -> torch.device:
-    """Return the device to compute on: the accelerator if there is one, else the CPU."""
-    chosen: torch.device = accelerator().device
-    return chosen
+    """Return the device to compute on: the accelerator if there is one, else the CPU.
+
+    Each of several processes on one machine has an accelerator of its own.
+    """
+    import torch
+
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is None:
+        return torch.device("cpu")
+    return torch.device(found.type, ranks.local_rank()) if ranks.world_size() > 1 else found
 
 
 def ignored_settings() -> list[str]:
@@ -62,21 +42,6 @@ def ignored_settings() -> list[str]:
         and value.strip().lower() not in _ASKS_FOR_NOTHING
         and (name, value.strip()) != ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     ]
-
-
-def check_one_process() -> None:
-    """Refuse to start as one of several processes, which would all write to one run.
-
-    Raises:
-        TrainingError: names the launcher's variable.
-    """
-    for name in _PROCESS_COUNTS:
-        value = os.environ.get(name, "1")
-        if not value.isdigit() or int(value) > 1:
-            raise TrainingError(
-                f"Several processes were started ({name}={value}), and a run takes one so far.",
-                "Start `finetale` without torchrun, mpirun or accelerate launch.",
-            )
 
 
 def synchronize(device: torch.device) -> None:
@@ -97,14 +62,3 @@ def _module(device: torch.device) -> Any:
     import torch
 
     return {"cuda": torch.cuda, "mps": torch.mps}.get(device.type)
-
-
-@contextlib.contextmanager
-def _foreign_settings_hidden() -> Iterator[None]:
-    hidden = {name: value for name, value in os.environ.items() if name.startswith(_FOREIGN)}
-    for name in hidden:
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)

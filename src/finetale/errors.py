@@ -9,7 +9,8 @@
     ├── RunError                  a run directory that is missing, corrupted or in use
     ├── TrainingError             training can't start or can't continue
     │   ├── DivergedError         the loss or the gradients stopped being finite
-    │   └── MemoryLimitError      not even one sequence at a time fits into memory
+    │   ├── MemoryLimitError      not even one sequence at a time fits into memory
+    │   └── RankError             another process of the same run failed, or can't be reached
     ├── GenerationError           a prompt or a sampling setting that can't be used
     └── InterruptedRun            a signal stopped the run and it was saved: exit code 75
 
@@ -28,6 +29,8 @@ class FinetaleError(Exception):
     """
 
     exit_code = 1
+    told = False
+    """Whether another process of the run shows it."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -72,6 +75,14 @@ class DivergedError(TrainingError):
 
 class MemoryLimitError(TrainingError):
     """Memory is too small for one sequence at a time."""
+
+
+class RankError(TrainingError):
+    """Another process of the same run failed, or can't be reached."""
+
+    def __init__(self, message: str, hint: str = "", *, exit_code: int = 1) -> None:
+        super().__init__(message, hint)
+        self.exit_code = exit_code
 
 
 class GenerationError(FinetaleError):

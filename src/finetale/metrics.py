@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from finetale import speed
 from finetale.blocks import IGNORE, Blocks
 from finetale.forward import PackedForward
+from finetale.ranks import Ranks
 from finetale.schema import Change, FigureIntervals, Figures, Interval
 
 MIN_DOCUMENTS = 5
@@ -37,10 +38,10 @@ INTERVAL_METHOD = "jackknife-t"
 _LARGEST_EXPONENT = 700.0
 _SMALLEST = 1e-300
 _UPPER = 0.975  # of a two-sided 95% interval
+_ALONE = Ranks()
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 Floats = NDArray[np.float64]
-Reduce = Callable[[Floats], Floats]
 Unit = Literal["token", "byte"]
 
 
@@ -101,9 +102,7 @@ def measure(
     blocks: Blocks,
     *,
     batch_size: int = 8,
-    rank: int = 0,
-    world: int = 1,
-    reduce: Reduce | None = None,
+    ranks: Ranks = _ALONE,
     progress: Callable[[int, int], None] | None = None,
     between: Callable[[], None] | None = None,
 ) -> Measurement:
@@ -113,8 +112,7 @@ def measure(
 
     Args:
         batch_size: blocks per forward pass.
-        rank, world: this process takes every world-th batch.
-        reduce: sums an array over processes.
+        ranks: the processes that share the work. Each takes every n-th batch, and all get the whole result.
         progress: receives (batches done, batches) after each batch.
         between: called before each batch; may raise to stop.
     """
@@ -125,11 +123,11 @@ def measure(
     was_training = model.training
     model.eval()
     try:
-        with speed.kept_memory(), torch.inference_mode():
+        with ranks.together(), speed.kept_memory(), torch.inference_mode():
             for done, start in enumerate(starts):
                 if between is not None:
                     between()
-                if done % world != rank:
+                if done % ranks.world != ranks.rank:
                     continue
                 chosen = np.arange(start, min(start + batch_size, len(blocks)))
                 batch = blocks.batch(chosen)
@@ -142,8 +140,8 @@ def measure(
                     progress(done + 1, len(starts))
     finally:
         model.train(was_training)
-    if reduce is not None:
-        nats, counts = reduce(nats), reduce(counts)
+    for array in (nats, counts):
+        ranks.sum(torch.from_numpy(array))  # in place
     table = blocks.store.parts
     present = np.flatnonzero(counts)
     return Measurement(

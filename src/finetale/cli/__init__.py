@@ -86,7 +86,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except FinetaleError as error:
         if is_out_of_memory(error):
             return _memory_ran_out(error)
-        print_error(error.message, error.hint)
+        if not error.told:
+            print_error(error.message, error.hint)
         return error.exit_code
     except BrokenPipeError:  # as in `finetale runs | head -1`
         sys.stderr.close()

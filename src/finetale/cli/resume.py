@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from finetale import ranks
 from finetale.cli.output import Json, Quiet, RunFolder, print_json, progress
 
 
@@ -24,6 +26,10 @@ def command(
     max_steps: Annotated[
         int | None, Parameter(help="Train on until this many steps, counted from the beginning of the run.")
     ] = None,
+    processes: Annotated[
+        str | None,
+        Parameter(help="Number of processes of this machine that train together; auto: one per GPU. Default: one."),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
@@ -32,12 +38,16 @@ def command(
     A finished run stays unchanged, with exit code 0, unless --epochs or --max-steps asks for more training. The
     learning-rate schedule then spans all steps of the longer run.
     """
+    if processes is not None and (code := ranks.launch(processes, sys.argv[1:])) is not None:
+        return code
     from finetale import pipeline
     from finetale.cli.outcome import print_outcome
 
-    with progress(quiet=quiet, as_json=as_json) as display:
+    with progress(quiet=quiet or not ranks.is_main(), as_json=as_json) as display:
         budget = {"epochs": epochs, "max_steps": max_steps}
         run = pipeline.resume_run(directory, display, accept_changes=accept_changes, budget=budget)
+    if not ranks.is_main():
+        return 0
     if as_json:
         print_json(run.read_comparison().to_dict())
     else:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from finetale import ranks
 from finetale.cli.output import Json, Quiet, Source, print_json, progress
 from finetale.cli.settings import with_settings
 
@@ -15,6 +17,10 @@ from finetale.cli.settings import with_settings
 def command(
     *source: Source,
     config: Annotated[Path | None, Parameter(help="Settings file (YAML). Flags override it.")] = None,
+    processes: Annotated[
+        str | None,
+        Parameter(help="Number of processes of this machine that train together; auto: one per GPU. Default: one."),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     **settings: object,
@@ -23,12 +29,16 @@ def command(
 
     SOURCE is a file, a folder, - for standard input, bundled:tales, or hf:DATASET[/CONFIG][:SPLIT].
     """
+    if processes is not None and (code := ranks.launch(processes, sys.argv[1:])) is not None:
+        return code
     from finetale import library, pipeline
     from finetale.cli.outcome import print_outcome
 
     resolved = library.resolve(source, config, settings)
-    with progress(quiet=quiet, as_json=as_json) as display:
+    with progress(quiet=quiet or not ranks.is_main(), as_json=as_json) as display:
         run = pipeline.train_run(resolved, display)
+    if not ranks.is_main():
+        return 0
     if as_json:
         print_json(run.read_comparison().to_dict())
     else:

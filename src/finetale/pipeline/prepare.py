@@ -88,7 +88,6 @@ def prepare(
         tokenizer: tokenizer to use instead of training one for a `new:` model.
     """
     check_address_space()
-    devices.check_one_process()
     ignored = devices.ignored_settings()
     if ignored:
         message = (

@@ -21,6 +21,7 @@ from finetale.out_of_memory import memory_errors
 from finetale.pipeline.disk import check_disk, plan_disk
 from finetale.pipeline.kept_text import keep_text, kept_tokenizer, unchanged_text
 from finetale.pipeline.prepare import Prepared, prepare
+from finetale.pipeline.processes import follow
 from finetale.pipeline.training_run import (
     check_base,
     describe,
@@ -30,6 +31,7 @@ from finetale.pipeline.training_run import (
     this_process,
     train_and_finish,
 )
+from finetale.ranks import Ranks, joined
 from finetale.rundir import RunDirectory, recover, sha256_of, write_bytes, write_record
 from finetale.rundir.jsonfiles import json_bytes
 from finetale.schema import AcceptedChange, BaseModelSource, RunManifest
@@ -72,6 +74,16 @@ def resume_run(
             f"These settings can't be changed when a run is resumed: {', '.join(others)}.",
             "Give only epochs or max_steps. For other settings, edit config.yaml and set accept_changes.",
         )
+    with joined() as ranks:
+        if not ranks.is_main:
+            return follow(ranks) or RunDirectory.open(path)
+        with ranks.leading():
+            return _resume_run(path, notify, accept_changes, budget, ranks)
+
+
+def _resume_run(
+    path: str | Path, notify: Notify, accept_changes: bool, budget: Mapping[str, Any], ranks: Ranks
+) -> RunDirectory:
     run = RunDirectory.open(path)
     manifest = run.read_manifest()  # before the lock, so that an invalid directory stays untouched
     if manifest.status == "finished" and run.report.is_file() and not budget:
@@ -92,7 +104,7 @@ def resume_run(
         elif budget:
             check_disk(run.root, plan_disk(prepared))
         run.update_manifest(status="running", error=None, process=this_process())
-        return train_and_finish(run, prepared, notify, checkpoint)
+        return train_and_finish(run, prepared, notify, checkpoint, ranks)
 
 
 def _finished_message(run: RunDirectory) -> str:

@@ -33,6 +33,8 @@ from finetale.pipeline.evaluating import compare_models, open_as_configured
 from finetale.pipeline.kept_text import keep_inputs, keep_text, kept_text
 from finetale.pipeline.merging import restore_adapter
 from finetale.pipeline.prepare import Prepared, absolute_names, prepare, run_directory
+from finetale.pipeline.processes import follow, training_of
+from finetale.ranks import Ranks, joined
 from finetale.report import model_card, write_report
 from finetale.rundir import (
     LOCK_NAME,
@@ -46,7 +48,7 @@ from finetale.rundir import (
 from finetale.schema import BaseModelSource, BeginEvent, DataFile, Event, RunManifest
 from finetale.signals import Stopped, StopRequest
 from finetale.tracking import Trackers
-from finetale.training import Training, TrainState
+from finetale.training import TrainState
 
 
 @memory_errors()
@@ -57,6 +59,16 @@ def train_run(config: Config, notify: Notify) -> RunDirectory:
         FinetaleError: the run can't begin or continue. Until training begins, nothing is written.
         InterruptedRun: a signal stopped the run. It can be resumed.
     """
+    with joined() as ranks:
+        if not ranks.is_main:
+            found = follow(ranks)
+            assert found is not None
+            return found
+        with ranks.leading():
+            return _train_run(config, notify, ranks)
+
+
+def _train_run(config: Config, notify: Notify, ranks: Ranks) -> RunDirectory:
     run_directory(config)  # fail before the work if the directory can't be used
     with StopRequest(resumable=False):
         try:
@@ -68,10 +80,12 @@ def train_run(config: Config, notify: Notify) -> RunDirectory:
         with _taken(config) as run:
             check_disk(run.root, plan_disk(prepared))
             start_directory(run, prepared)
-            return train_and_finish(run, prepared, notify, None)
+            return train_and_finish(run, prepared, notify, None, ranks)
 
 
-def train_and_finish(run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Path | None) -> RunDirectory:
+def train_and_finish(
+    run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Path | None, ranks: Ranks
+) -> RunDirectory:
     """Train from a checkpoint, or from the start if it is None; then compare with the base and write the report."""
 
     def start() -> tracking.Start:
@@ -82,7 +96,7 @@ def train_and_finish(run: RunDirectory, prepared: Prepared, notify: Notify, chec
         return tracking.Start(given, manifest.name or run.root.name, settings, prepared.config.offline)
 
     with _status(run), memory_errors(), Trackers(prepared.config.track, start, notify) as trackers:
-        state = _train(run, prepared, notify, checkpoint, trackers)
+        state = _train(run, prepared, notify, checkpoint, trackers, ranks)
         config = prepared.config.model_copy(update={"micro_batch_size": state.micro_batch_size})
         models.discard(prepared.loaded.model)
         gc.collect()  # free the optimizer and gradients too, because the comparison loads two models
@@ -187,7 +201,12 @@ def check_base(manifest: RunManifest, loaded: LoadedModel) -> None:
 
 
 def _train(
-    run: RunDirectory, prepared: Prepared, notify: Notify, checkpoint: Path | None, trackers: Trackers
+    run: RunDirectory,
+    prepared: Prepared,
+    notify: Notify,
+    checkpoint: Path | None,
+    trackers: Trackers,
+    ranks: Ranks,
 ) -> TrainState:
     config, loaded = prepared.config, prepared.loaded
     budget = prepared.budget
@@ -209,24 +228,9 @@ def _train(
         with fast_products(loaded.model):
             return [(prompt, generator.generate([prompt], sampling, truncate=True, between=between)[0][0].text)]
 
-    loop = Training(
-        model=loaded.model,
-        tokenizer=loaded.tokenizer,
-        train_blocks=prepared.train,
-        validation_blocks=prepared.validation,
-        settings=config,
-        evaluation=config,
-        directory=run,
-        budget=budget,
-        precision=config.precision,
-        compiled=config.compile == "on",
-        # A run that was ended by its patience and is resumed with a new budget must not end again immediately.
-        fresh_patience=any(change.step == resume_step for change in run.read_manifest().changes),
-        listeners=[*files, notify, trackers.listener(record)],
-        adapted=prepared.adapted,
-        settings_file=settings_bytes(config),
-        sample=sample,
-    )
+    loop = training_of(run, prepared, checkpoint, ranks)
+    loop.listeners = [*files, notify, trackers.listener(record)]
+    loop.sample, loop.settings_file = sample, settings_bytes(config)
     notify(
         BeginEvent(
             step=resume_step or 0,
@@ -238,6 +242,9 @@ def _train(
     run.update_manifest(total_steps=budget.total_steps)
     started = time.perf_counter()
     try:
+        ranks.publish({"run": str(run.root.absolute()), "checkpoint": None if checkpoint is None else checkpoint.name})
+        with ranks.together():  # the other processes load the run
+            pass
         state = loop.run(checkpoint)
     finally:
         for file in files:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from finetale import speed
+from finetale import ranks, speed
 from finetale.blocks import Blocks
 from finetale.config import Config
 from finetale.environment import num_cores, reset_peak_memory, resolve_precision
@@ -57,6 +57,8 @@ def tune(config: Config, model: Any, blocks: Blocks, budget: StepBudget, notify:
     free |= {name for name in ("micro_batch_size", "threads") if getattr(config, name) is None}
     if config.precision == "auto" and device.type == "cpu":
         free.add("precision")
+    if ranks.world_size() > 1:
+        free.discard("threads")  # the other processes will use the other cores, which are idle during the probe
     if not config.probe or not config.speed:
         free.clear()
     if free:

@@ -1,10 +1,11 @@
-"""The training loop: turn blocks into weights, on top of Accelerate. Does not know about text.
+"""The training loop: turn blocks into weights, in one process or in several. Does not know about text.
 
 An optimizer step trains on `batch_size` blocks. Their order follows from (seed, epoch). The loss of a step is the sum
 of the losses of its targets divided by the number of targets, over all micro-batches and processes. So the sizes of
-micro-batches and the number of processes do not change the result. Dropout in each micro-batch is seeded by (seed,
-step, micro-batch, process). So a resumed run repeats it without saved random states, and an interrupted step is
-repeated whole.
+micro-batches and the number of processes do not change the result. Each process takes every n-th block of a step, and
+the gradients are summed after the backward passes, so that no wrapper hides the model. Dropout in each micro-batch is
+seeded by (seed, step, micro-batch, process), or by the place of its block in the step if it has only one. So a resumed
+run repeats it without saved random states, and an interrupted step is repeated whole.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from finetale.forward import PackedForward, find_route
 from finetale.metrics import Measurement, measure, perplexity
 from finetale.notify import Notify
 from finetale.out_of_memory import fit_batches, is_out_of_memory
+from finetale.ranks import Ranks
 from finetale.rundir import RunDirectory, write_sealed_folder
 from finetale.schema import (
     CheckpointEvent,
@@ -53,7 +55,6 @@ from finetale.training.optimizer import (
 )
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _ASYNCHRONOUS = ("cuda",)
@@ -153,7 +154,8 @@ class Training:
     """Content of config.yaml; each checkpoint holds a copy."""
     sample: Callable[[Callable[[], None]], list[tuple[str, str]]] | None = None
     """Returns prompts with their continuations. Receives a `check` function to call between tokens."""
-    accelerator: Accelerator = field(default_factory=devices.accelerator)
+    ranks: Ranks = field(default_factory=Ranks)
+    device: torch.device = field(default_factory=devices.device)
     state: TrainState = field(default_factory=TrainState)
     fresh_patience: bool = False
     """Whether a resumed run starts to count evaluations without a better loss from 0."""
@@ -167,7 +169,7 @@ class Training:
             InterruptedRun: a signal stopped the run. A checkpoint was saved.
         """
         assert self.settings.micro_batch_size is not None
-        self.model.to(self.accelerator.device)
+        self.model.to(self.device)
         if self.settings.gradient_checkpointing:
             models.enable_checkpointing(self.model)
         optimizer = build_optimizer(self.model, self.settings)
@@ -179,8 +181,9 @@ class Training:
             if self.fresh_patience:
                 self.state.bad_evaluations = 0
             self._saved = replace(self.state)
-        prepared, self._optimizer = self.accelerator.prepare(self.model, optimizer)
-        self._forward = PackedForward(prepared, precision=self.precision, route=route, compiled=self.compiled)
+        self.ranks.copy_from_main(self.model)
+        self._optimizer = optimizer
+        self._forward = PackedForward(self.model, precision=self.precision, route=route, compiled=self.compiled)
         # The fused AdamW reads on the device whether to skip the update. For others the host has to decide first.
         self._deferred = self._forward.device.type in _ASYNCHRONOUS and not isinstance(optimizer, HalfMomentsAdamW)
         self._bad = torch.zeros((), device=self._forward.device)
@@ -273,35 +276,42 @@ class Training:
 
     def _gradients(self) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Run all micro-batches of a step forward and backward; return loss, gradient norm and number of targets."""
-        step, world = self.state.step, self.accelerator.num_processes
-        blocks = self.budget.blocks_of(step, self.settings.seed)
+        ranks = self.ranks
+        blocks = self.budget.blocks_of(self.state.step, self.settings.seed)
         targets = self.train_blocks.targets_in(blocks)
-        mine = blocks[self.accelerator.process_index :: world]
-        size = self.state.micro_batch_size
+        with ranks.together():
+            total = self._passes(blocks, targets)
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        ranks.sum_gradients(parameters)
+        loss = ranks.sum(total)
+        norm = clip_gradients(self._optimizer, self.settings.max_grad_norm or math.inf)
+        if self._deferred:
+            self._bad = torch.maximum(self._bad, 1.0 - (torch.isfinite(loss) & torch.isfinite(norm)).float())
+            self._optimizer.found_inf = self._bad  # type: ignore[attr-defined]
+        return loss, norm, targets
+
+    def _passes(self, blocks: np.ndarray[Any, np.dtype[np.int64]], targets: int) -> torch.Tensor:
+        """Run this process's micro-batches of a step forward and backward; return its share of the loss."""
+        step, ranks, size = self.state.step, self.ranks, self.state.micro_batch_size
+        places = np.arange(len(blocks))[ranks.rank :: ranks.world]
         total = torch.zeros((), device=self._forward.device)
         model = self._forward.model.train()
-        chunks = [mine[at : at + size] for at in range(0, len(mine), size)]
-        # The sum of several passes needs fp32, as does the mean over processes.
-        once = len(chunks) == 1 and world == 1 and self.precision == "bf16" and not self._deferred
-        speed.use_half_gradients(model, once and isinstance(self._optimizer.optimizer, HalfGradientsAdamW))
+        chunks = [places[at : at + size] for at in range(0, len(places), size)]
+        # The sum of several passes needs fp32, as does the sum over processes.
+        once = len(chunks) == 1 and ranks.world == 1 and self.precision == "bf16" and not self._deferred
+        speed.use_half_gradients(model, once and isinstance(self._optimizer, HalfGradientsAdamW))
         with self._forward.autocast():  # around all micro-batches, so that the weights are cast once per step
             for number, chunk in enumerate(chunks):
                 self._stop.check()
-                seed_micro_batch(self.settings.seed, step, number, self.accelerator.process_index)
-                batch = self.train_blocks.batch(chunk)
-                last = number == len(chunks) - 1
-                with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                    # Accelerate averages gradients over processes; the scale makes this the mean over all targets.
-                    loss = self._forward.loss(batch, world / targets)
-                    with self._forward.no_autocast():
-                        self.accelerator.backward(loss)
+                if size == 1:  # so that the dropout of a block does not depend on the number of processes
+                    seed_micro_batch(self.settings.seed, step, int(chunk[0]), 0)
+                else:
+                    seed_micro_batch(self.settings.seed, step, number, ranks.rank)
+                loss = self._forward.loss(self.train_blocks.batch(blocks[chunk]), 1 / targets)
+                with self._forward.no_autocast():
+                    loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
-        norm = clip_gradients(self._optimizer.optimizer, self.settings.max_grad_norm or math.inf)
-        mean = self.accelerator.reduce(total, "sum") / world
-        if self._deferred:
-            self._bad = torch.maximum(self._bad, 1.0 - (torch.isfinite(mean) & torch.isfinite(norm)).float())
-            self._optimizer.optimizer.found_inf = self._bad
-        return mean, norm, targets
+        return total
 
     def _update(self, *, skip: bool) -> float:
         """Update the weights unless `skip`; return the learning rate.
@@ -312,6 +322,8 @@ class Training:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         if not skip:
+            if self.ranks.world > 1:  # moments in bf16 are rounded at random, and must be the same everywhere
+                seed_micro_batch(self.settings.seed, self.state.step, 0, self.ranks.world)
             self._optimizer.step()
         half = any(map(speed.has_half_gradient, self.model.parameters()))
         self._optimizer.zero_grad()
@@ -396,26 +408,24 @@ class Training:
         else:
             state.bad_evaluations += 1
         state.evaluated_step = state.step
-        if self.sample is not None and state.step and self.accelerator.is_main_process:
-            try:
-                samples = self.sample(self._stop.check)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                message = "Memory ran out while sampling; this step has no sample."
-                self._emit(WarningEvent(**self._position, message=message))
-                return
-            for prompt, text in samples:
-                self._emit(SampleEvent(**self._position, prompt=prompt, text=text))
+        if state.step:
+            with self.ranks.together():
+                if self.ranks.is_main and self.sample is not None:
+                    self._write_sample(self.sample)
+
+    def _write_sample(self, sample: Callable[[Callable[[], None]], list[tuple[str, str]]]) -> None:
+        try:
+            samples = sample(self._stop.check)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            message = "Memory ran out while sampling; this step has no sample."
+            self._emit(WarningEvent(**self._position, message=message))
+            return
+        for prompt, text in samples:
+            self._emit(SampleEvent(**self._position, prompt=prompt, text=text))
 
     def _measure(self, blocks: Blocks) -> Measurement:
-        device = self._forward.device
-
-        def reduce(array: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
-            # Only CUDA and CPU runs have several processes, and both support float64.
-            summed = self.accelerator.reduce(torch.from_numpy(array).to(device), "sum")
-            return np.asarray(summed.cpu().numpy(), np.float64)
-
         reported = time.monotonic()
 
         def progress(done: int, total: int) -> None:
@@ -428,9 +438,7 @@ class Training:
             self._forward,
             blocks,
             batch_size=self.state.micro_batch_size,
-            rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
-            reduce=reduce if self.accelerator.num_processes > 1 else None,
+            ranks=self.ranks,
             progress=progress,
             between=self._stop.check,
         )
@@ -438,49 +446,50 @@ class Training:
     def _save(self) -> Path:
         self._check_deferred()
         path, self._saved = self.directory.checkpoint(self.state.step), None
-        if self.accelerator.is_main_process:
-            plain = self.accelerator.unwrap_model(self._forward.model)
-            with disk_errors(path):
-                save_checkpoint(
-                    self.directory,
-                    self.state,
-                    plain,
-                    self.tokenizer,
-                    self._optimizer.optimizer,
-                    self.evaluation.keep_checkpoints,
-                    self.settings_file,
-                    self.adapted,
-                )
-            self._emit(CheckpointEvent(**self._position, path=str(path.relative_to(self.directory.root))))
-        self.accelerator.wait_for_everyone()
+        with self.ranks.together():
+            if self.ranks.is_main:
+                with disk_errors(path):
+                    save_checkpoint(
+                        self.directory,
+                        self.state,
+                        self.model,
+                        self.tokenizer,
+                        self._optimizer,
+                        self.evaluation.keep_checkpoints,
+                        self.settings_file,
+                        self.adapted,
+                    )
+                self._emit(CheckpointEvent(**self._position, path=str(path.relative_to(self.directory.root))))
         self._saved = replace(self.state)
         return path
 
     def _save_model(self) -> None:
-        if self.accelerator.is_main_process:
-            plain = self.accelerator.unwrap_model(self._forward.model)
-            check_finite(dict(plain.named_parameters()), self.state.step)
-            adapted, place = self.adapted, self.directory.adapter
-            if adapted is not None:
-                with disk_errors(place):
-                    write_sealed_folder(place, lambda folder: adapted.save_adapter(plain, folder, self.tokenizer))
+        with self.ranks.together():
+            if self.ranks.is_main:
+                self._write_model()
 
-            def fill(folder: Path) -> None:
-                if adapted is None:
-                    models.save(plain, self.tokenizer, folder)
-                else:
-                    adapted.save_merged(plain, self.tokenizer, place, folder)
+    def _write_model(self) -> None:
+        check_finite(dict(self.model.named_parameters()), self.state.step)
+        adapted, place = self.adapted, self.directory.adapter
+        if adapted is not None:
+            with disk_errors(place):
+                write_sealed_folder(place, lambda folder: adapted.save_adapter(self.model, folder, self.tokenizer))
 
-            with disk_errors(self.directory.model):
-                write_sealed_folder(self.directory.model, fill)
-        self.accelerator.wait_for_everyone()
+        def fill(folder: Path) -> None:
+            if adapted is None:
+                models.save(self.model, self.tokenizer, folder)
+            else:
+                adapted.save_merged(self.model, self.tokenizer, place, folder)
+
+        with disk_errors(self.directory.model):
+            write_sealed_folder(self.directory.model, fill)
 
     @property
     def _position(self) -> _Position:
         return {"step": self.state.step, "tokens": self.state.tokens}
 
     def _emit(self, event: Event) -> None:
-        if self.accelerator.is_main_process:
+        if self.ranks.is_main:
             for listener in self.listeners:
                 listener(event)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from finetale import devices, models, speed
+from finetale import devices, models, ranks, speed
 from finetale.blocks import Blocks
 from finetale.environment import available_memory
 from finetale.forward import PackedForward
@@ -126,7 +126,7 @@ def _available(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-    return available_memory()
+    return available_memory() // ranks.processes_here()
 
 
 def _kept_bytes_of_one_and_two(forward: PackedForward, blocks: Blocks) -> tuple[int, int | None]:

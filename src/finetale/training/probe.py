@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetale import devices, speed
+from finetale import devices, ranks, speed
 from finetale.blocks import Blocks
 from finetale.environment import num_cores, num_physical_cores
 from finetale.forward import PackedForward
@@ -252,5 +252,11 @@ def _restored(model: Any) -> Iterator[None]:
 
 
 def default_threads(device: torch.device) -> int | None:
-    """Return torch's default number of CPU threads, within the limits of a container; None on an accelerator."""
-    return min(num_cores(), torch.get_num_threads()) if device.type == "cpu" else None
+    """Return torch's default number of CPU threads, within the limits of a container; None on an accelerator.
+
+    The processes of a run share the cores of their machine. torchrun sets one thread for each.
+    """
+    if device.type != "cpu":
+        return None
+    share = max(1, num_cores() // ranks.processes_here())
+    return int(share if ranks.world_size() > 1 else min(share, torch.get_num_threads()))

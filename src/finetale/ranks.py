@@ -1,0 +1,409 @@
+"""The processes that train one run together: which one this is, sums over all of them, and failures that all share.
+
+torchrun starts the processes and describes them in environment variables; so does `accelerate launch`. The process of
+rank 0 is the main one: it alone reads the text, writes files and prints. The others load from the run directory what
+they need, and only train. This module alone imports `torch.distributed`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal
+
+from finetale.errors import ConfigError, FinetaleError, InterruptedRun, RankError, TrainingError
+from finetale.out_of_memory import is_out_of_memory
+from finetale.signals import handling
+
+if TYPE_CHECKING:
+    import torch
+
+_TIME_LIMIT = datetime.timedelta(minutes=30)
+"""Maximum wait for the other processes in one operation. Saving and sampling on the main process count too."""
+_FAREWELL = 60.0
+"""Seconds that a process waits after a failure, so that the main one can save its files first."""
+_POLL = 0.2
+"""Seconds between two looks at what the main process has published."""
+_BUCKET_BYTES = 25 << 20
+"""Bytes of gradients that are summed together, as in PyTorch's DDP."""
+_OTHER_LAUNCHERS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+_ENDED = "Another process of this run has ended or does not answer"
+
+Kind = Literal["stopped", "memory", "failed"]
+
+
+def world_size() -> int:
+    """Return the number of processes that train together."""
+    return _number("WORLD_SIZE", 1)
+
+
+def is_main() -> bool:
+    """Return whether this is the only process, or the one of rank 0."""
+    return world_size() == 1 or _number("RANK", 0) == 0
+
+
+def local_rank() -> int:
+    """Return the number of this process among those of this machine, counted from 0."""
+    return _number("LOCAL_RANK", 0) if world_size() > 1 else 0
+
+
+def processes_here() -> int:
+    """Return how many processes of the run share this machine."""
+    return max(1, _number("LOCAL_WORLD_SIZE", world_size())) if world_size() > 1 else 1
+
+
+def check_one_process() -> None:
+    """Refuse to start as one of several processes.
+
+    Raises:
+        TrainingError: names the launcher's variable.
+    """
+    for name in ("WORLD_SIZE", *_OTHER_LAUNCHERS):
+        if _number(name, 1) > 1:
+            raise TrainingError(
+                f"Several processes were started ({name}={os.environ[name]}), and this command takes one.",
+                "Start `finetale` without torchrun, mpirun or accelerate launch.",
+            )
+
+
+def _number(name: str, default: int) -> int:
+    value = os.environ.get(name, "")
+    return int(value) if value.isdigit() else default
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of a run. For a process alone every sum is its own, and nothing is waited for."""
+
+    rank: int = 0
+    world: int = 1
+    store: Any = None
+    """Key-value store of the launcher, which all processes reach."""
+
+    @property
+    def is_main(self) -> bool:
+        """Return whether this process writes and prints."""
+        return self.rank == 0
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum a tensor over all processes, in place; return it."""
+        if self.world > 1:
+            import torch.distributed
+
+            with _reached():
+                torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        """Sum the gradients of parameters over all processes.
+
+        A parameter without a gradient in all processes stays without one. A process that had no block in this step
+        adds zeros.
+        """
+        if self.world == 1:
+            return
+        import torch
+
+        here = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
+        anywhere = self.sum(here).tolist()
+        gradients = []
+        for parameter, number in zip(parameters, anywhere, strict=True):
+            if number:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                gradients.append(parameter.grad)
+        for bucket in _buckets(gradients):
+            flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+            self.sum(flat)
+            for gradient, piece in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
+                gradient.copy_(piece.view_as(gradient))
+
+    def copy_from_main(self, model: torch.nn.Module) -> None:
+        """Give a model in every process the weights and buffers of the main one."""
+        if self.world == 1:
+            return
+        import torch
+        import torch.distributed
+
+        with torch.no_grad(), _reached():
+            for tensor in [*model.parameters(), *model.buffers()]:
+                whole = tensor.detach().contiguous()
+                torch.distributed.broadcast(whole.view(-1).view(torch.uint8), src=0)
+                if whole.data_ptr() != tensor.data_ptr():
+                    tensor.copy_(whole)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Let all processes fail if one fails in this part, so that none waits for another forever.
+
+        Raises:
+            InterruptedRun: another process was stopped by a signal.
+            MemoryError: memory ran out in another process.
+            RankError: another process failed in another way.
+        """
+        if self.world == 1:
+            yield
+            return
+        try:
+            yield
+        except RankError:  # the other processes can't be reached
+            raise
+        except BaseException as error:
+            self._exchange(error)
+            raise
+        found = self._exchange(None)
+        if found is not None:
+            number, kind, message, hint, code = found
+            if kind == "stopped":
+                raise InterruptedRun(message)
+            if kind == "memory":
+                raise MemoryError(f"in process {number + 1} of {self.world}")
+            raise RankError(f"Process {number + 1} of {self.world} failed: {message}", hint, exit_code=code)
+
+    def _exchange(self, error: BaseException | None) -> tuple[int, Kind, str, str, int] | None:
+        """Tell the others of a failure; return the first failure of all processes, None if there is none."""
+        import torch
+        import torch.distributed
+
+        count = self.sum(torch.tensor(int(error is not None)))
+        if not int(count):
+            return None
+        mine = None if error is None else (self.rank, *_described(error))
+        told: list[Any] = [None] * self.world
+        with _reached():
+            torch.distributed.all_gather_object(told, mine)
+        # A signal goes before the failures that it causes, and lack of memory last, because it is tried again.
+        order = ("stopped", "failed", "memory")
+        first: tuple[int, Kind, str, str, int] = min(filter(None, told), key=lambda found: order.index(found[1]))
+        return first
+
+    # -- before and after the training loop
+
+    def publish(self, plan: dict[str, Any]) -> None:
+        """Tell the other processes what to do: which run to train, from which checkpoint."""
+        if self.world > 1:
+            self.store.set("plan", json.dumps(plan))
+
+    def plan(self, check: Callable[[], None]) -> dict[str, Any]:
+        """Wait until the main process has published what to do. This takes as long as the text takes.
+
+        Args:
+            check: called between two looks; may raise to stop.
+
+        Raises:
+            RankError: the main process failed. It says why itself.
+        """
+        plan: dict[str, Any] = self._wait_for("plan", check)
+        if plan.get("exit"):
+            raise RankError("The main process failed.", exit_code=plan["exit"])
+        return plan
+
+    def wait_for_main(self, check: Callable[[], None], *, seconds: float | None = None) -> None:
+        """Wait until the main process has finished its files.
+
+        Raises:
+            RankError: the main process failed, and it says why itself.
+        """
+        with contextlib.suppress(TimeoutError):
+            end = self._wait_for("end", check, seconds=seconds)
+            if end["exit"]:
+                raise RankError("The main process failed.", exit_code=end["exit"])
+
+    def wait_after_failure(self) -> None:
+        """Wait a while for the main process, which saves its files before it leaves: launchers end all at the first."""
+        with contextlib.suppress(FinetaleError):
+            self.wait_for_main(lambda: None, seconds=_FAREWELL)
+
+    def _wait_for(self, key: str, check: Callable[[], None], *, seconds: float | None = None) -> Any:
+        until = None if seconds is None else time.monotonic() + seconds
+        with _reached():
+            while not self.store.check([key]):
+                check()
+                if until is not None and time.monotonic() > until:
+                    raise TimeoutError
+                time.sleep(_POLL)
+            return json.loads(self.store.get(key))
+
+    @contextlib.contextmanager
+    def leading(self) -> Iterator[None]:
+        """Tell the other processes how the work of the main one ended."""
+        code = 0
+        try:
+            yield
+        except BaseException as error:
+            code = _described(error)[3]
+            raise
+        finally:
+            if self.world > 1:
+                with contextlib.suppress(Exception):  # the launcher may be gone
+                    if not self.store.check(["plan"]):
+                        self.publish({"exit": code})
+                    self.store.set("end", json.dumps({"exit": code}))
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Ranks]:
+    """Join the other processes that a launcher started; leave them at the end.
+
+    Raises:
+        TrainingError: the launcher does not say how to reach the others, or they can't be reached.
+    """
+    if world_size() == 1:
+        check_one_process()
+        yield Ranks()
+        return
+    import torch
+    import torch.distributed as distributed
+    from torch._C._distributed_c10d import PrefixStore
+
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise TrainingError(
+            f"Several processes were started (WORLD_SIZE={os.environ['WORLD_SIZE']}) without {', '.join(missing)}.",
+            "Start them with `finetale train --processes N` or with torchrun.",
+        )
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(local_rank())
+    try:
+        store, rank, world = next(distributed.rendezvous("env://", timeout=_TIME_LIMIT))  # type: ignore[attr-defined]
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            store=PrefixStore("group", store),
+            rank=rank,
+            world_size=world,
+            timeout=_TIME_LIMIT,
+        )
+    except RuntimeError as error:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise TrainingError(
+            f"The other processes can't be reached at {address}: {_first_line(error)}.",
+            "Check that all of them were started, and that no firewall is between them.",
+        ) from error
+    try:
+        yield Ranks(rank, world, PrefixStore("run", store))
+    finally:
+        with contextlib.suppress(Exception):
+            distributed.destroy_process_group()
+
+
+def launch(processes: str, words: Sequence[str]) -> int | None:
+    """Start this command in several processes of this machine, by PyTorch's own launcher.
+
+    Args:
+        processes: a number, or "auto" for one process per accelerator.
+        words: arguments of the command.
+
+    Returns:
+        exit code of the main process; None if one process is enough or a launcher has started this one.
+
+    Raises:
+        ConfigError: `processes` is neither.
+    """
+    if world_size() > 1:
+        return None
+    number = _number_of(processes)
+    if number == 1:
+        return None
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the processes say themselves what is wrong
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""  # it would end them without waiting for their exit codes
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=number,
+        run_id="finetale",
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+    )
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    with handling(dict.fromkeys(names, _pass_on)):
+        try:
+            elastic_launch(config, sys.executable)("-m", "finetale", *words)
+        except ChildFailedError as error:
+            failure = error.failures.get(0) or error.failures[min(error.failures)]
+            return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    return 0
+
+
+def _number_of(processes: str) -> int:
+    if processes == "auto":
+        import torch
+
+        return max(1, torch.accelerator.device_count())
+    if not processes.isdecimal() or int(processes) < 1:
+        raise ConfigError(
+            f"--processes is {processes!r}, and must be a number of at least 1, or auto.",
+            "auto starts one process per GPU.",
+        )
+    return int(processes)
+
+
+def _pass_on(number: int, frame: FrameType | None) -> None:
+    """Send a signal to the processes of the run. They save, and leave with their exit code."""
+    import psutil
+
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            child.send_signal(number)
+
+
+def _described(error: BaseException) -> tuple[Kind, str, str, int]:
+    """Return kind, message, hint and exit code of a failure."""
+    if isinstance(error, InterruptedRun):
+        return "stopped", error.message, error.hint, error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped", "Stopped by a signal.", "", 130
+    if isinstance(error, Exception) and is_out_of_memory(error):
+        return "memory", _first_line(error), "", 1
+    if isinstance(error, FinetaleError):
+        return "failed", error.message, error.hint, error.exit_code
+    return "failed", f"{type(error).__name__}: {_first_line(error)}.", "", 70
+
+
+@contextlib.contextmanager
+def _reached() -> Iterator[None]:
+    """Turn a failure of the network into one sentence.
+
+    Raises:
+        RankError: another process has ended, or did not answer within the time limit.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # among them DistError and its kinds
+        if is_out_of_memory(error):
+            raise
+        raise RankError(
+            f"{_ENDED}: {_first_line(error)}.",
+            "Its own message is above, or in the log of its machine. Continue with `finetale resume`.",
+        ) from error
+
+
+def _buckets(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Divide tensors into lists of one type and of about `_BUCKET_BYTES`."""
+    bucket: list[torch.Tensor] = []
+    for tensor in tensors:
+        full = sum(other.nbytes for other in bucket) + tensor.nbytes > _BUCKET_BYTES
+        if bucket and (full or tensor.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
+def _first_line(error: BaseException) -> str:
+    return (next(iter(str(error).splitlines()), "") or type(error).__name__).rstrip(".")
