@@ -11,10 +11,12 @@ from finetale import speed
 from finetale.blocks import Blocks
 from finetale.config import EvaluationSettings, TrainSettings
 from finetale.models import AdaptedBase
+from finetale.ranks import Ranks
 from finetale.rundir import RunDirectory
 from finetale.training import StepBudget, Training
 from tiny import DEVICE, model, tokenizer
 
+ALONE = Ranks()
 SETTINGS: dict[str, Any] = {
     "learning_rate": 1e-3,
     "batch_size": 8,
@@ -42,6 +44,7 @@ def train(
     patience: int = 0,
     compiled: bool = False,
     adapted: AdaptedBase | None = None,
+    ranks: Ranks = ALONE,
     **settings: Any,
 ) -> Training:
     """Run the loop on the tiny model and return it."""
@@ -59,6 +62,7 @@ def train(
         precision=wanted.precision,
         compiled=compiled,
         adapted=adapted,
+        ranks=ranks,
         listeners=list(listeners),
     )
     training.run(checkpoint)
