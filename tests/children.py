@@ -20,7 +20,6 @@ from pathlib import Path
 PRELOADED = (
     "torch",
     "torch._dynamo",
-    "accelerate",
     "transformers.models.auto.modeling_auto",
     "transformers.models.gpt2.modeling_gpt2",
     "finetale.library",
@@ -40,7 +39,7 @@ def start(folder: Path, words: Sequence[str], hook: Hook | None = None) -> BaseP
     Args:
         hook: function of a test module, called in the process before the command.
     """
-    process = CONTEXT.Process(target=_run, args=(str(folder), tuple(words), hook))
+    process = CONTEXT.Process(target=run, args=(str(folder), tuple(words), hook))
     process.start()
     return process
 
@@ -132,10 +131,11 @@ class Forked:
             return self.stdout.read(), None
 
 
-def _run(folder: str, words: tuple[str, ...], hook: Hook | None) -> None:
+def run(folder: str, words: tuple[str, ...], hook: Hook | None, printed: str = "printed") -> None:
+    """Run `finetale WORDS` in this process, as `start` does, and end the process."""
     os.chdir(folder)
     os.environ |= {"FINETALE_CACHE": "cache", "COLUMNS": "300"}
-    descriptor = os.open("printed", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    descriptor = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     _command(words, descriptor, descriptor, hook)
 
 

@@ -1,14 +1,16 @@
-"""Run a function in several processes that form one group, as torchrun would start them."""
+"""Run functions and commands in several processes that form one group, as torchrun would start them."""
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from children import CONTEXT, finish
+import children
+from children import CONTEXT, Hook, finish
 from finetale.ranks import Ranks, joined
 
 Work = Callable[[Ranks, Path], Any]
@@ -17,16 +19,9 @@ Work = Callable[[Ranks, Path], Any]
 def together(world: int, work: Work, folder: Path, seconds: float = 120) -> list[int]:
     """Run `work(ranks, folder)` in `world` processes; return their exit codes.
 
-    A process whose work raises prints nothing: it writes type and message of the exception into folder/failed-RANK and
-    exits with 1.
+    A process whose work raises writes type and message of the exception into folder/failed-RANK and exits with 1.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    started = [CONTEXT.Process(target=_run, args=(rank, world, port, work, folder)) for rank in range(world)]
-    for process in started:
-        process.start()
-    return [finish(process, seconds) for process in started]
+    return _codes(world, functools.partial(_work, work, folder), seconds)
 
 
 def failures(folder: Path, world: int) -> list[str]:
@@ -35,9 +30,29 @@ def failures(folder: Path, world: int) -> list[str]:
     return [file.read_text() if file.exists() else "" for file in files]
 
 
-def _run(rank: int, world: int, port: int, work: Work, folder: Path) -> None:
+def command(folder: Path, world: int, words: Sequence[str], hook: Hook | None = None) -> tuple[list[int], list[str]]:
+    """Run `finetale WORDS` in `world` processes; return the exit code and the output of each."""
+    codes = _codes(world, functools.partial(_command, folder, tuple(words), hook), 120)
+    return codes, [(folder / f"printed-{rank}").read_text(encoding="utf-8") for rank in range(world)]
+
+
+def _codes(world: int, work: Callable[[int], None], seconds: float) -> list[int]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    started = [CONTEXT.Process(target=_run, args=(rank, world, port, work)) for rank in range(world)]
+    for process in started:
+        process.start()
+    return [finish(process, seconds) for process in started]
+
+
+def _run(rank: int, world: int, port: int, work: Callable[[int], None]) -> None:
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in numbers.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    work(rank)
+
+
+def _work(work: Work, folder: Path, rank: int) -> None:
     import torch
 
     torch.set_num_threads(1)
@@ -48,3 +63,7 @@ def _run(rank: int, world: int, port: int, work: Work, folder: Path) -> None:
         (folder / f"failed-{rank}").write_text(f"{type(error).__name__}: {error}")
         os._exit(1)
     os._exit(0)
+
+
+def _command(folder: Path, words: tuple[str, ...], hook: Hook | None, rank: int) -> None:
+    children.run(str(folder), words, hook, printed=f"printed-{rank}")

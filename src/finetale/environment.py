@@ -16,7 +16,6 @@ VERSIONED = (
     "finetale",
     "torch",
     "transformers",
-    "accelerate",
     "datasets",
     "tokenizers",
     "safetensors",

@@ -31,6 +31,8 @@ _TIME_LIMIT = datetime.timedelta(minutes=30)
 """Maximum wait for the other processes in one operation. Saving and sampling on the main process count too."""
 _FAREWELL = 60.0
 """Seconds that a process waits after a failure, so that the main one can save its files first."""
+_LEAVING = 5.0
+"""Seconds that the main process waits at its end for the others."""
 _POLL = 0.2
 """Seconds between two looks at what the main process has published."""
 _BUCKET_BYTES = 25 << 20
@@ -248,6 +250,18 @@ class Ranks:
                     if not self.store.check(["plan"]):
                         self.publish({"exit": code})
                     self.store.set("end", json.dumps({"exit": code}))
+                    self._wait_for_the_others()
+
+    def leave(self) -> None:
+        """Tell the main process that this one needs nothing more from it."""
+        with contextlib.suppress(Exception):
+            self.store.add("left", 1)
+
+    def _wait_for_the_others(self) -> None:
+        """Wait shortly until the others have read how the work ended: this process may hold the store."""
+        until = time.monotonic() + _LEAVING
+        while self.store.add("left", 0) < self.world - 1 and time.monotonic() < until:
+            time.sleep(_POLL)
 
 
 @contextlib.contextmanager
@@ -318,7 +332,7 @@ def launch(processes: str, words: Sequence[str]) -> int | None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the processes say themselves what is wrong
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""  # it would end them without waiting for their exit codes
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -328,6 +342,7 @@ def launch(processes: str, words: Sequence[str]) -> int | None:
         rdzv_endpoint="127.0.0.1:0",
         local_addr="127.0.0.1",
         max_restarts=0,
+        signals_to_handle="",  # it would end them without waiting for their exit codes
     )
     names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     with handling(dict.fromkeys(names, _pass_on)):

@@ -49,7 +49,7 @@ def find_name(name: str) -> Name | None:
 
 
 _TOKENS = "the loss is a sum over tokens divided by their number"
-_DEVICES = "devices and processes are set by torchrun or accelerate launch"
+_DEVICES = "devices and processes are set by --processes, torchrun or accelerate launch"
 _SAFE = "checkpoints are always safetensors with a manifest"
 _FULL = "the fastest kernels of this machine are used"
 _LOCAL = "a run stays in its directory; push model/ with `hf upload` when you want to"

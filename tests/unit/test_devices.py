@@ -18,7 +18,6 @@ from torch.utils._pytree import tree_leaves
 from finetale import devices, memorisation
 from finetale.blocks import Blocks, pack
 from finetale.config import EvaluationSettings, SamplingSettings, TrainSettings
-from finetale.errors import TrainingError
 from finetale.forward import PackedForward
 from finetale.generate import Generator
 from finetale.metrics import measure
@@ -38,19 +37,6 @@ FOREIGN = {
     "ACCELERATE_USE_PARALLELISM_CONFIG": "true",
     "PARALLELISM_CONFIG_DP_SHARD_SIZE": "8",
 }
-
-
-@pytest.fixture(autouse=True)
-def no_shared_state() -> Iterator[None]:
-    """Reset the settings that Accelerate keeps for the whole process."""
-    from accelerate.state import AcceleratorState, GradientState
-
-    for shared in (AcceleratorState, GradientState):
-        shared._reset_state()
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @pytest.fixture
@@ -82,21 +68,24 @@ def norms(folder: Path, blocks: Blocks) -> list[float | None]:
 
 
 def test_settings_of_accelerate_in_the_environment_change_nothing(
-    tmp_path: Path, blocks: Blocks, monkeypatch: pytest.MonkeyPatch, no_shared_state: None
+    tmp_path: Path, blocks: Blocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from accelerate.state import AcceleratorState
-
     before = norms(tmp_path / "a", blocks)
-    AcceleratorState._reset_state(reset_partial_state=True)
     for name, value in FOREIGN.items():
         monkeypatch.setenv(name, value)
     assert norms(tmp_path / "b", blocks) == before
     assert len(before) == 2
-    accelerator = devices.accelerator()
-    assert accelerator.gradient_accumulation_steps == 1
-    assert (accelerator.mixed_precision, accelerator.device.type) == ("no", "cpu")
+    assert devices.device().type == "cpu"
     names = [line.split("=")[0] for line in devices.ignored_settings()]
     assert names == sorted(name for name in FOREIGN if name.startswith("ACCELERATE_"))
+
+
+def test_each_process_has_an_accelerator_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
+    assert devices.device() == torch.device("cuda")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert devices.device() == torch.device("cuda", 3)
 
 
 def test_unused_variables_of_a_launcher_are_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,23 +100,6 @@ def test_unused_variables_of_a_launcher_are_not_reported(monkeypatch: pytest.Mon
     assert devices.ignored_settings() == []
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "1")
     assert devices.ignored_settings() == ["ACCELERATE_USE_FSDP=1"]
-
-
-def test_an_existing_accelerator_with_other_settings_is_reported() -> None:
-    from accelerate import Accelerator
-
-    Accelerator(mixed_precision="bf16")
-    with pytest.raises(TrainingError, match="built an Accelerator with other settings"):
-        devices.accelerator()
-
-
-@pytest.mark.parametrize("name", ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"])
-def test_one_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setenv(name, "1")
-    devices.check_one_process()
-    monkeypatch.setenv(name, "2")
-    with pytest.raises(TrainingError, match=rf"\({name}=2\)"):
-        devices.check_one_process()
 
 
 class NoFloat64(TorchDispatchMode):

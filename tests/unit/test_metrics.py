@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from finetale.metrics import (
     ratio_interval,
     t_quantile,
 )
+from finetale.ranks import Ranks
 from finetale.tokens import TokenStore
 from tiny import part, store, story
 
@@ -87,24 +90,31 @@ def test_figures_follow_from_the_sums() -> None:
     assert [figures[name] for name in ("tokens", "words", "bytes", "documents")] == [200, 100, 800, 2]
 
 
+class Simulated(Ranks):
+    """One of several processes, of which no other exists. `store` is called with each tensor to sum."""
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.store(tensor)
+        return tensor
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        yield
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_measurements_of_several_processes_add_up(tmp_path: Path, world: int) -> None:
     blocks = pack(stored(tmp_path, 24), "train", 64)
     whole = counted(blocks, batch_size=2)
-    shares: list[list[Floats]] = []
+    shares: list[list[torch.Tensor]] = []
     for rank in range(world):
-        arrays: list[Floats] = []
-
-        def keep(array: Floats, arrays: list[Floats] = arrays) -> Floats:
-            arrays.append(array.copy())
-            return array
-
-        alone = counted(blocks, batch_size=2, rank=rank, world=world, reduce=keep)
+        kept: list[torch.Tensor] = []
+        alone = counted(blocks, batch_size=2, ranks=Simulated(rank, world, kept.append))
         assert 0 < alone.tokens.sum() < whole.tokens.sum()
-        shares.append(arrays)
-    assert [len(arrays) for arrays in shares] == [2] * world
-    sums = iter([np.sum(arrays, axis=0) for arrays in zip(*shares, strict=True)])
-    together = counted(blocks, batch_size=2, rank=0, world=world, reduce=lambda _: next(sums))
+        shares.append([tensor.clone() for tensor in kept])
+    assert [len(tensors) for tensors in shares] == [2] * world
+    sums = iter([torch.stack(tensors).sum(0) for tensors in zip(*shares, strict=True)])
+    together = counted(blocks, batch_size=2, ranks=Simulated(0, world, lambda tensor: tensor.copy_(next(sums))))
     for name in ("nats", "tokens", "words", "bytes"):
         np.testing.assert_allclose(getattr(together, name), getattr(whole, name), rtol=1e-12)
 

@@ -68,6 +68,8 @@ def follow(ranks: Ranks) -> RunDirectory | None:
     except FinetaleError as error:
         error.told = True
         raise
+    finally:
+        ranks.leave()
 
 
 def _prepare_from(run: RunDirectory, checkpoint: Path | None) -> Prepared:
