@@ -322,6 +322,7 @@ def launch(processes: str, words: Sequence[str]) -> int | None:
 
     Raises:
         ConfigError: `processes` is neither.
+        RankError: one of the processes was killed.
     """
     if world_size() > 1:
         return None
@@ -349,8 +350,15 @@ def launch(processes: str, words: Sequence[str]) -> int | None:
         try:
             elastic_launch(config, sys.executable)("-m", "finetale", *words)
         except ChildFailedError as error:
-            failure = error.failures.get(0) or error.failures[min(error.failures)]
-            return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+            rank, first = error.get_first_failure()
+            if first.exitcode < 0:  # it could not say anything itself
+                name = signal.Signals(-first.exitcode).name
+                raise RankError(
+                    f"Process {rank + 1} of {number} was ended by {name}, so the run was stopped.",
+                    "Continue with `finetale resume`. If the system ended it for lack of memory, use fewer processes.",
+                ) from None
+            main = error.failures.get(0, first).exitcode
+            return main if main > 0 else first.exitcode
     return 0
 
 

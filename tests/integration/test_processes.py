@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from children import call
@@ -128,19 +129,38 @@ def test_a_launcher_that_does_not_say_where_the_others_are_is_refused(
         assert f"Several processes were started ({name}=2)" in done.stderr
 
 
-def test_processes_starts_them_and_a_signal_stops_all_with_the_code_of_a_run_to_resume(folder: Path) -> None:
-    words = [*WORDS, "--out", "launched", "--processes", "2"]
-    words[words.index("--max-steps") + 1] = "5000"
-    words[words.index("--epochs") + 1] = "5000"
+def start_two(folder: Path, name: str) -> subprocess.Popen[bytes]:
+    """Start a long run in two processes, which prints into folder/said; return the launcher once it trains."""
+    words = [*WORDS, "--out", name, "--processes", "2"]
+    for flag in ("--max-steps", "--epochs"):
+        words[words.index(flag) + 1] = "5000"
     with (folder / "said").open("w") as said:
         started = subprocess.Popen([sys.executable, "-m", "finetale", *words], cwd=folder, stdout=said, stderr=said)
-        metrics = folder / "launched/metrics.jsonl"
-        for _ in range(600):
-            if started.poll() is not None or (metrics.is_file() and '"train"' in metrics.read_text()):
-                break
-            time.sleep(0.1)
-        started.send_signal(signal.SIGTERM)
-        code = started.wait(60)
+    metrics = folder / name / "metrics.jsonl"
+    for _ in range(600):
+        if started.poll() is not None or (metrics.is_file() and '"train"' in metrics.read_text()):
+            break
+        time.sleep(0.1)
+    return started
+
+
+def test_a_killed_process_ends_the_run_with_a_sentence(folder: Path) -> None:
+    started = start_two(folder, "bereft")
+    workers = psutil.Process(started.pid).children()
+    [second] = [worker for worker in workers if worker.environ().get("RANK") == "1"]
+    second.kill()
+    code = started.wait(60)
+    output = (folder / "said").read_text()
+    assert code == 1, output
+    assert "error: Process 2 of 2 was ended by SIGKILL, so the run was stopped." in output
+    assert "Traceback" not in output
+    assert not any(worker.is_running() for worker in workers)
+
+
+def test_processes_starts_them_and_a_signal_stops_all_with_the_code_of_a_run_to_resume(folder: Path) -> None:
+    started = start_two(folder, "launched")
+    started.send_signal(signal.SIGTERM)
+    code = started.wait(60)
     output = (folder / "said").read_text()
     assert code == 75, output
     assert output.count("error: Stopped by SIGTERM. ") == 1, output
