@@ -20,7 +20,7 @@ from finetale import __version__, environment
 def test_versions_are_those_of_the_running_packages() -> None:
     found = environment.versions()
     assert set(found) <= {"python", *environment.VERSIONED}
-    assert len(found) == 1 + len(environment.VERSIONED) == 10
+    assert len(found) == 1 + len(environment.VERSIONED) == 9
     assert found["python"] == platform.python_version()
     assert found["torch"] == torch.__version__
     assert found["finetale"] == __version__
