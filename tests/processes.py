@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import socket
@@ -16,12 +17,12 @@ from finetale.ranks import Ranks, joined
 Work = Callable[[Ranks, Path], Any]
 
 
-def together(world: int, work: Work, folder: Path, seconds: float = 120) -> list[int]:
-    """Run `work(ranks, folder)` in `world` processes; return their exit codes.
+def together(world: int, work: Work, folder: Path, seconds: float = 120, *, join: bool = True) -> list[int]:
+    """Run `work(ranks, folder)` in `world` processes; return their exit codes. Without `join` it joins them itself.
 
     A process whose work raises writes type and message of the exception into folder/failed-RANK and exits with 1.
     """
-    return _codes(world, functools.partial(_work, work, folder), seconds)
+    return _codes(world, functools.partial(_work, work, folder, join), seconds)
 
 
 def failures(folder: Path, world: int) -> list[str]:
@@ -52,12 +53,12 @@ def _run(rank: int, world: int, port: int, work: Callable[[int], None]) -> None:
     work(rank)
 
 
-def _work(work: Work, folder: Path, rank: int) -> None:
+def _work(work: Work, folder: Path, join: bool, rank: int) -> None:
     import torch
 
     torch.set_num_threads(1)
     try:
-        with joined() as ranks:
+        with joined() if join else contextlib.nullcontext(Ranks(rank)) as ranks:
             work(ranks, folder)
     except BaseException as error:
         (folder / f"failed-{rank}").write_text(f"{type(error).__name__}: {error}")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
+import itertools
 import json
 import logging
 import os
@@ -40,6 +42,9 @@ _BUCKET_BYTES = 25 << 20
 _OTHER_LAUNCHERS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _ENDED = "Another process of this run has ended or does not answer"
 
+_runs = itertools.count()
+"""Numbers of the runs of a program; each has keys of its own in the store."""
+
 Kind = Literal["stopped", "memory", "failed"]
 
 
@@ -61,20 +66,6 @@ def local_rank() -> int:
 def processes_here() -> int:
     """Return how many processes of the run share this machine."""
     return max(1, _number("LOCAL_WORLD_SIZE", world_size())) if world_size() > 1 else 1
-
-
-def check_one_process() -> None:
-    """Refuse to start as one of several processes.
-
-    Raises:
-        TrainingError: names the launcher's variable.
-    """
-    for name in ("WORLD_SIZE", *_OTHER_LAUNCHERS):
-        if _number(name, 1) > 1:
-            raise TrainingError(
-                f"Several processes were started ({name}={os.environ[name]}), and this command takes one.",
-                "Start `finetale` without torchrun, mpirun or accelerate launch.",
-            )
 
 
 def _number(name: str, default: int) -> int:
@@ -271,28 +262,23 @@ def joined() -> Iterator[Ranks]:
     Raises:
         TrainingError: the launcher does not say how to reach the others, or they can't be reached.
     """
+    _check_launcher()
     if world_size() == 1:
-        check_one_process()
         yield Ranks()
         return
     import torch
     import torch.distributed as distributed
     from torch._C._distributed_c10d import PrefixStore
 
-    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-    if missing:
-        raise TrainingError(
-            f"Several processes were started (WORLD_SIZE={os.environ['WORLD_SIZE']}) without {', '.join(missing)}.",
-            "Start them with `finetale train --processes N` or with torchrun.",
-        )
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(local_rank())
     try:
-        store, rank, world = next(distributed.rendezvous("env://", timeout=_TIME_LIMIT))  # type: ignore[attr-defined]
+        store, rank, world = _rendezvous()
+        number = next(_runs)
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-            store=PrefixStore("group", store),
+            store=PrefixStore(f"group-{number}", store),
             rank=rank,
             world_size=world,
             timeout=_TIME_LIMIT,
@@ -304,10 +290,30 @@ def joined() -> Iterator[Ranks]:
             "Check that all of them were started, and that no firewall is between them.",
         ) from error
     try:
-        yield Ranks(rank, world, PrefixStore("run", store))
+        yield Ranks(rank, world, PrefixStore(f"run-{number}", store))
     finally:
         with contextlib.suppress(Exception):
             distributed.destroy_process_group()
+
+
+def _check_launcher() -> None:
+    for name in ("WORLD_SIZE", *_OTHER_LAUNCHERS):
+        missing = [each for each in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(each)]
+        if _number(name, 1) > 1 and missing:
+            raise TrainingError(
+                f"Several processes were started ({name}={os.environ[name]}), but {', '.join(missing)} "
+                f"{'is' if len(missing) == 1 else 'are'} not set, so they can't reach each other.",
+                "Start them with `finetale train --processes N` or with torchrun.",
+            )
+
+
+@functools.cache
+def _rendezvous() -> tuple[Any, int, int]:
+    """Return the store of the launcher, rank and world size. Once per program: the main process may hold the store."""
+    from torch.distributed import rendezvous  # type: ignore[attr-defined]
+
+    store, rank, world = next(rendezvous("env://", timeout=_TIME_LIMIT))
+    return store, rank, world
 
 
 def launch(processes: str, words: Sequence[str]) -> int | None:

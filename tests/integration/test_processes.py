@@ -15,10 +15,12 @@ import numpy as np
 import psutil
 import pytest
 
+import finetale
 from children import call
+from finetale.ranks import Ranks
 from finetale.schema import Event, TrainEvent
 from finetale.training import Training
-from processes import command
+from processes import command, failures, together
 from scene import train_with
 from tiny import save_model, write_stories
 
@@ -169,3 +171,19 @@ def test_processes_starts_them_and_a_signal_stops_all_with_the_code_of_a_run_to_
     done = json.loads((folder / "launched/run.json").read_text())["steps"]
     code, output = call(folder, "resume", "launched", "--max-steps", str(done + 1), "--processes", "auto")
     assert code == 0, output
+
+
+def train_twice(ranks: Ranks, folder: Path) -> None:
+    """Train two runs from Python, one after the other, and resume the second."""
+    os.chdir(folder)
+    names = ("first", "second")
+    options = {"model": "base", "max_steps": 1, "precision": "fp32", "tensorboard": False}
+    runs = [finetale.train("stories", out=f"twice-{name}", **options) for name in names]
+    runs.append(finetale.resume("twice-second", max_steps=2))
+    assert [str(run.path.name) for run in runs] == ["twice-first", "twice-second", "twice-second"]
+    assert runs[-1].comparison.after.tokens > 0
+
+
+def test_a_program_can_train_several_runs(folder: Path) -> None:
+    assert together(2, train_twice, folder, join=False) == [0, 0], failures(folder, 2)
+    assert json.loads((folder / "twice-second/run.json").read_text())["steps"] == 2
