@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,19 +32,36 @@ def failures(folder: Path, world: int) -> list[str]:
     return [file.read_text() if file.exists() else "" for file in files]
 
 
-def command(folder: Path, world: int, words: Sequence[str], hook: Hook | None = None) -> tuple[list[int], list[str]]:
-    """Run `finetale WORDS` in `world` processes; return the exit code and the output of each."""
-    codes = _codes(world, functools.partial(_command, folder, tuple(words), hook), 120)
+def command(
+    folder: Path,
+    world: int,
+    words: Sequence[str],
+    hook: Hook | None = None,
+    *,
+    kill: tuple[int, float] | None = None,
+) -> tuple[list[int], list[str]]:
+    """Run `finetale WORDS` in `world` processes; return the exit code and the output of each.
+
+    Args:
+        kill: rank of a process, and seconds after which it is killed.
+    """
+    codes = _codes(world, functools.partial(_command, folder, tuple(words), hook), 120, kill)
     return codes, [(folder / f"printed-{rank}").read_text(encoding="utf-8") for rank in range(world)]
 
 
-def _codes(world: int, work: Callable[[int], None], seconds: float) -> list[int]:
+def _codes(world: int, work: Callable[[int], None], seconds: float, kill: tuple[int, float] | None = None) -> list[int]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     started = [CONTEXT.Process(target=_run, args=(rank, world, port, work)) for rank in range(world)]
     for process in started:
         process.start()
+    if kill is not None:
+        time.sleep(kill[1])
+        started[kill[0]].kill()
+        for process in started:  # a launcher ends the others, which may still wait for the first meeting
+            process.join(10)
+            process.kill()
     return [finish(process, seconds) for process in started]
 
 
