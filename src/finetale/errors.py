@@ -78,11 +78,18 @@ class MemoryLimitError(TrainingError):
 
 
 class RankError(TrainingError):
-    """Another process of the same run failed, or can't be reached."""
+    """Another process of the same run failed, or can't be reached.
 
-    def __init__(self, message: str, hint: str = "", *, exit_code: int = 1) -> None:
+    Args:
+        message, hint: as in FinetaleError.
+        exit_code: exit code of the process that failed.
+        lost: whether a process can't be reached; then nothing can be agreed any more.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, exit_code: int = 1, lost: bool = False) -> None:
         super().__init__(message, hint)
         self.exit_code = exit_code
+        self.lost = lost
 
 
 class GenerationError(FinetaleError):

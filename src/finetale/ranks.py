@@ -16,6 +16,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,8 @@ _POLL = 0.2
 _BUCKET_BYTES = 25 << 20
 """Bytes of gradients that are summed together, as in PyTorch's DDP."""
 _OTHER_LAUNCHERS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-_ENDED = "Another process of this run has ended or does not answer"
+_LAUNCHER = "FINETALE_LAUNCHER"
+"""Variable with the process id of the `finetale` command that has started this process and watches over it."""
 
 _runs = itertools.count()
 """Numbers of the runs of a program; each has keys of its own in the store."""
@@ -196,8 +198,6 @@ class Ranks:
             RankError: the main process failed. It says why itself.
         """
         plan: dict[str, Any] = self._wait_for("plan", check)
-        if plan.get("exit"):
-            raise RankError("The main process failed.", exit_code=plan["exit"])
         return plan
 
     def wait_for_main(self, check: Callable[[], None], *, seconds: float | None = None) -> None:
@@ -207,9 +207,7 @@ class Ranks:
             RankError: the main process failed, and it says why itself.
         """
         with contextlib.suppress(TimeoutError):
-            end = self._wait_for("end", check, seconds=seconds)
-            if end["exit"]:
-                raise RankError("The main process failed.", exit_code=end["exit"])
+            self._wait_for("end", check, seconds=seconds)
 
     def wait_after_failure(self) -> None:
         """Wait a while for the main process, which saves its files before it leaves: launchers end all at the first."""
@@ -224,7 +222,10 @@ class Ranks:
                 if until is not None and time.monotonic() > until:
                     raise TimeoutError
                 time.sleep(_POLL)
-            return json.loads(self.store.get(key))
+            found = json.loads(self.store.get(key))
+        if found.get("exit"):
+            raise RankError("The main process failed.", exit_code=found["exit"])
+        return found
 
     @contextlib.contextmanager
     def leading(self) -> Iterator[None]:
@@ -289,11 +290,25 @@ def joined() -> Iterator[Ranks]:
             f"The other processes can't be reached at {address}: {_first_line(error)}.",
             "Check that all of them were started, and that no firewall is between them.",
         ) from error
+    _leave_with_the_launcher()
     try:
         yield Ranks(rank, world, PrefixStore(f"run-{number}", store))
     finally:
         with contextlib.suppress(Exception):
             distributed.destroy_process_group()
+
+
+def _leave_with_the_launcher() -> None:
+    """Stop as at SIGTERM if the command that has started this process is gone."""
+    launcher = os.environ.get(_LAUNCHER)
+
+    def watch() -> None:
+        while str(os.getppid()) == launcher:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if launcher == str(os.getppid()):
+        threading.Thread(target=watch, name="finetale-launcher", daemon=True).start()
 
 
 def _check_launcher() -> None:
@@ -340,6 +355,7 @@ def launch(processes: str, words: Sequence[str]) -> int | None:
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the processes say themselves what is wrong
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ[_LAUNCHER] = str(os.getpid())
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -356,15 +372,15 @@ def launch(processes: str, words: Sequence[str]) -> int | None:
         try:
             elastic_launch(config, sys.executable)("-m", "finetale", *words)
         except ChildFailedError as error:
-            rank, first = error.get_first_failure()
-            if first.exitcode < 0:  # it could not say anything itself
-                name = signal.Signals(-first.exitcode).name
+            codes = {rank: failure.exitcode for rank, failure in sorted(error.failures.items())}
+            killed = {rank: -code for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM}
+            for rank, cause in killed.items():  # it could not say anything; the launcher ends the others by SIGTERM
+                name = signal.Signals(cause).name
                 raise RankError(
                     f"Process {rank + 1} of {number} was ended by {name}, so the run was stopped.",
                     "Continue with `finetale resume`. If the system ended it for lack of memory, use fewer processes.",
                 ) from None
-            main = error.failures.get(0, first).exitcode
-            return main if main > 0 else first.exitcode
+            return codes[min(codes, key=lambda rank: (codes[rank] < 0, rank))]
     return 0
 
 
@@ -415,10 +431,13 @@ def _reached() -> Iterator[None]:
     except RuntimeError as error:  # among them DistError and its kinds
         if is_out_of_memory(error):
             raise
-        raise RankError(
-            f"{_ENDED}: {_first_line(error)}.",
+        lost = RankError(
+            "Another process of this run has ended or does not answer.",
             "Its own message is above, or in the log of its machine. Continue with `finetale resume`.",
-        ) from error
+            lost=True,
+        )
+        lost.told = _LAUNCHER in os.environ
+        raise lost from error
 
 
 def _buckets(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:

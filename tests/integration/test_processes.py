@@ -169,17 +169,29 @@ def start_two(folder: Path, name: str) -> subprocess.Popen[bytes]:
     return started
 
 
-def test_a_killed_process_ends_the_run_with_a_sentence(folder: Path) -> None:
-    started = start_two(folder, "bereft")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_ends_the_run_with_a_sentence(folder: Path, rank: int) -> None:
+    started = start_two(folder, f"bereft-{rank}")
     workers = psutil.Process(started.pid).children()
-    [second] = [worker for worker in workers if worker.environ().get("RANK") == "1"]
-    second.kill()
-    code = started.wait(60)
+    first, second = sorted(workers, key=lambda worker: int(worker.environ()["RANK"]))
+    (second if rank else first).kill()
+    code = started.wait(20)
     output = (folder / "said").read_text()
     assert code == 1, output
-    assert "error: Process 2 of 2 was ended by SIGKILL, so the run was stopped." in output
+    assert output.count("error: ") == 1, output
+    assert f"error: Process {rank + 1} of 2 was ended by SIGKILL, so the run was stopped." in output
     assert "Traceback" not in output
     assert not any(worker.is_running() for worker in workers)
+
+
+def test_processes_without_their_launcher_save_and_leave(folder: Path) -> None:
+    started = start_two(folder, "orphans")
+    workers = psutil.Process(started.pid).children()
+    started.kill()
+    started.wait()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert alive == []
+    assert json.loads((folder / "orphans/run.json").read_text())["status"] == "interrupted"
 
 
 def test_processes_starts_them_and_a_signal_stops_all_with_the_code_of_a_run_to_resume(folder: Path) -> None:

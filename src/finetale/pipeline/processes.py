@@ -6,7 +6,7 @@ from pathlib import Path
 
 from finetale import models, training
 from finetale.config import Config, read_settings_file
-from finetale.errors import FinetaleError
+from finetale.errors import FinetaleError, RankError
 from finetale.pipeline.kept_text import kept_tokenizer
 from finetale.pipeline.prepare import Prepared, prepare
 from finetale.ranks import Ranks
@@ -52,7 +52,6 @@ def follow(ranks: Ranks) -> RunDirectory | None:
         with StopRequest() as stop:
             plan = ranks.plan(stop.check)
             if "run" not in plan:
-                ranks.wait_for_main(stop.check)
                 return None
             try:
                 with ranks.together():
@@ -60,8 +59,9 @@ def follow(ranks: Ranks) -> RunDirectory | None:
                     checkpoint = None if plan["checkpoint"] is None else run.checkpoints / plan["checkpoint"]
                     loop = training_of(run, _prepare_from(run, checkpoint), checkpoint, ranks)
                 loop.run(checkpoint)
-            except BaseException:
-                ranks.wait_after_failure()
+            except BaseException as error:
+                if not (isinstance(error, RankError) and error.lost):
+                    ranks.wait_after_failure()
                 raise
             ranks.wait_for_main(stop.check)
             return run
