@@ -38,6 +38,7 @@ from finetale.server.engines.batching import BatchingEngine
 from finetale.server.engines.openvino_rows import OpenVinoRows
 from finetale.server.engines.pytorch_rows import SeparateRows, TorchRows
 from finetale.tokens import begin_and_end
+from tiny import model as tiny_model
 from tiny import save_model
 
 VOCABULARY = 300
@@ -837,3 +838,25 @@ def test_the_use_of_the_processor_by_other_programs_is_measured() -> None:
         others = speeds._used() - before
         busy.kill()
     assert others > 0.2
+
+
+@pytest.mark.parametrize("others", range(6))
+@pytest.mark.parametrize("leaves", [False, True])
+@torch.inference_mode()
+def test_a_row_that_has_read_nothing_moves_and_leaves_whatever_slots_there_are(others: int, leaves: bool) -> None:
+    """Its cache may have no slot for it yet, if its first piece is too long for that cache or if it gives up."""
+    model = tiny_model(5, positions=600)
+    rows, alone = TorchRows(model, context=600, slots=8), TorchRows(model, context=600, slots=8)
+    for number in range(others):
+        rows.join()
+        rows.read([number], [[number + 1] * 3])
+    rows.join()
+    rows.join()
+    long = [1 + number % 50 for number in range(200)]
+    if leaves:
+        rows.leave(others)
+    alone.join()
+    expected = alone.read([0], [long])
+    torch.testing.assert_close(rows.read([others], [long]), expected, rtol=1e-4, atol=1e-4)
+    for _ in range(others + 1 + (not leaves)):
+        rows.leave(0)

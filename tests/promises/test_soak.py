@@ -225,7 +225,7 @@ async def responded(client: Client, prompt: str, text: str) -> bool:
     client.send("POST", "/v1/responses", {"model": "tiny", "input": prompt, "max_output_tokens": 12, "stream": True})
     assert (await client.head())[0] == 200
     events = await client.events()
-    assert events[-1].startswith(("event: response.incomplete", "event: response.completed"))
+    assert events[-1].startswith(("event: response.incomplete", "event: response.completed")), events[-1][:900]
     return True
 
 

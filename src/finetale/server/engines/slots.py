@@ -61,7 +61,8 @@ class SlotCache(Cache):  # type: ignore[misc]
         length = other.lengths[row]
         for layer, pair in enumerate(other._store):
             for mine, theirs in zip(self._stored(layer, *pair), pair, strict=True):
-                mine[new, :, :length] = theirs[row, :, :length]
+                if length:  # a row that has not read yet may have no slot
+                    mine[new, :, :length] = theirs[row, :, :length]
         self.lengths[new] = length
         return new
 
@@ -72,11 +73,13 @@ class SlotCache(Cache):  # type: ignore[misc]
         length, before = self.lengths[last], self.lengths[row]
         for keys, values in self._store:
             for store in (keys, values):
-                if row != last:
+                # A row that has not read yet may have no slot.
+                if row != last and length:
                     store[row, :, :length] = store[last, :, :length]
+                if row != last and before > length:
                     store[row, :, length:before] = 0
-                # The mask hides leftover values from the next row, but not NaN: 0 x NaN is NaN.
-                store[last, :, :length] = 0
+                if length:  # the mask hides leftover values from the next row, but not NaN: 0 x NaN is NaN
+                    store[last, :, :length] = 0
         self.lengths[row] = length
         self.lengths.pop()
 
