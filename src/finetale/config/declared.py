@@ -35,6 +35,11 @@ MIN_BLOCK_SIZE = 8
 """Smallest block size, in tokens. In a shorter block, a model sees too little text to learn from it."""
 
 
+def _as_list(value: Any) -> Any:
+    """Let one string stand for a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
 class TextSettings(Settings):
     """Text: sources, decoding, cleaning, splits"""
 
@@ -446,10 +451,7 @@ class EvaluationSettings(Settings):
         "the same name with track- before it, and the tracker's own login.",
     )
 
-    @field_validator("track", mode="before")
-    @classmethod
-    def _one_tracker_or_many(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+    _one_tracker_or_many = field_validator("track", mode="before")(_as_list)
 
     @field_validator("track")
     @classmethod
@@ -493,10 +495,7 @@ class SamplingSettings(Settings):
     stop: tuple[str, ...] = Field((), description="Strings that end a text; they are not part of it.")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of all random numbers.")
 
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+    _one_stop_or_many = field_validator("stop", mode="before")(_as_list)
 
     @field_validator("stop")
     @classmethod
@@ -534,10 +533,7 @@ class CompareSettings(SamplingSettings):
             raise ValueError(f"num_samples {self.num_samples} is larger than num_beams {self.num_beams}")
         return self
 
-    @field_validator("prompts", mode="before")
-    @classmethod
-    def _one_prompt_or_many(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+    _one_prompt_or_many = field_validator("prompts", mode="before")(_as_list)
 
     @field_validator("prompts")
     @classmethod
