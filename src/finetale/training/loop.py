@@ -44,6 +44,7 @@ from finetale.schema import (
     WarningEvent,
 )
 from finetale.signals import StopRequest
+from finetale.training.block_order import block_order
 from finetale.training.checkpoints import TrainState, check_finite, load_checkpoint, save_checkpoint
 from finetale.training.divergence import HISTORY, jump, not_finite
 from finetale.training.optimizer import (
@@ -109,9 +110,9 @@ class StepBudget:
         start, stop = step * self.batch_size, min((step + 1) * self.batch_size, self.total_blocks)
         chosen = []
         for epoch in range(start // self.num_blocks, -(-stop // self.num_blocks)):
-            order = np.random.default_rng([seed, epoch]).permutation(self.num_blocks)
             first = epoch * self.num_blocks
-            chosen.append(order[max(0, start - first) : stop - first])
+            places = max(0, start - first), min(self.num_blocks, stop - first)
+            chosen.append(block_order(self.num_blocks, seed, epoch, *places))
         return np.concatenate(chosen)
 
     def epoch_at(self, step: int) -> float:
