@@ -18,7 +18,7 @@ from finetale import models
 from finetale.blocks import Blocks, pack
 from finetale.config import Config, EvaluationSettings, TrainSettings, read_settings_file
 from finetale.errors import ConfigError, InterruptedRun
-from finetale.rundir import RunDirectory
+from finetale.rundir import RunDirectory, sha256_of
 from finetale.schema import Event, TrainEvent
 from finetale.signals import StopRequest
 from finetale.training import StepBudget, Training, newest_valid_checkpoint
@@ -281,6 +281,26 @@ def test_a_run_with_the_old_name_of_a_setting_resumes_without_a_warning(place: P
     assert code == 0, output
     assert "changed" not in output
     assert place.weights_of("stopped") == place.digest
+
+
+def test_a_run_without_a_setting_for_attention_goes_on_with_its_rate(place: Place) -> None:
+    """Older versions trained with the model's rate, 0.1 here. New runs train with 0."""
+    rate = {"attention_dropout": 0.1}
+    assert call(place.folder, *train_with(**rate, out="expected"))[0] == 0
+    assert "attention_dropout: 0.0\n" in (place.folder / "whole/config.yaml").read_text(encoding="utf-8")
+    assert place.weights_of("expected") != place.digest
+    for name, has_checkpoint in (("old", True), ("early", False)):
+        code, output = call(place.folder, *train_with(**rate, out=name), hook=stop_after_two)
+        assert code == 75, output
+        run = RunDirectory(place.folder / name)
+        text = run.config.read_text(encoding="utf-8")
+        run.config.write_text(text.replace("attention_dropout: 0.1\n", ""), encoding="utf-8")
+        run.update_manifest(config_sha256=sha256_of(run.config))
+        if not has_checkpoint:
+            shutil.rmtree(run.checkpoints)
+        code, output = call(place.folder, "resume", name)
+        assert code == 0, output
+        assert place.weights_of(name) == place.weights_of("expected")
 
 
 def test_an_unfinished_run_is_reported_as_unfinished(place: Place, stopped: RunDirectory) -> None:

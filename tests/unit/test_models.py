@@ -70,11 +70,19 @@ def test_provenance_and_fp32(folder: Path) -> None:
     assert not found.model.training
 
 
-def test_dropout_is_set_everywhere(folder: Path) -> None:
-    found = models.load(str(folder), dropout=0.3)
-    rates = [m.p for m in found.model.modules() if isinstance(m, torch.nn.Dropout)]
-    assert len(rates) >= 5
-    assert set(rates) == {0.3}
+@pytest.mark.parametrize(
+    ("rates", "everywhere", "attention"),
+    [((0.3, None), 0.3, 0.3), ((0.3, 0.0), 0.3, 0.0), ((None, 0.2), 0.1, 0.2), ((None, None), 0.1, 0.1)],
+)
+def test_dropout_rates(
+    rates: tuple[float | None, float | None], everywhere: float, attention: float, tmp_path: Path
+) -> None:
+    found = models.load(str(save_model(tmp_path / "base", dropout=0.1)), dropout=models.Dropout(*rates))
+    modules = {name: m.p for name, m in found.model.named_modules() if isinstance(m, torch.nn.Dropout)}
+    assert len(modules) >= 5
+    assert {rate for name, rate in modules.items() if "attn_dropout" in name} == {attention}
+    assert {rate for name, rate in modules.items() if "attn_dropout" not in name} == {everywhere}
+    assert found.model.config.attn_pdrop == attention
 
 
 def test_new_models() -> None:

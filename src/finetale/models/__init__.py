@@ -11,6 +11,7 @@ from finetale.models.adapter_checks import check_adapters, find_adapters
 from finetale.models.adapter_folders import AdapterFolder, find_adapter
 from finetale.models.beginning import MARK, lead_of, mark_of, set_mark, with_lead
 from finetale.models.counting import count_parameters
+from finetale.models.dropout import Dropout
 from finetale.models.files import is_adapter, positions_of
 from finetale.models.generation import end_ids, suppressed_ids
 from finetale.models.hub import holds_adapter
@@ -41,6 +42,7 @@ __all__ = [
     "MARK",
     "AdaptedBase",
     "AdapterFolder",
+    "Dropout",
     "LoadedModel",
     "Located",
     "NewToken",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from finetale.models import adapters
 from finetale.models.beginning import set_mark
+from finetale.models.dropout import OWN_RATES, Dropout
 from finetale.models.loading import Provenance, load_located, save
 from finetale.models.locating import Located
 
@@ -22,12 +23,12 @@ class AdaptedBase:
     Attributes:
         located: the files, in which the weights have their full precision.
         provenance: name, revision and SHA-256.
-        dropout: the setting that the base was loaded with.
+        dropout: the rates that the base was loaded with.
     """
 
     located: Located
     provenance: Provenance
-    dropout: float | None = None
+    dropout: Dropout = OWN_RATES
 
     def read(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         """Read the base again, in fp32, with embeddings for the tokenizer."""

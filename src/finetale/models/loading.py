@@ -14,6 +14,7 @@ from finetale.errors import ConfigError, HubError, ModelError, TokenizerError
 from finetale.models import adapters, gguf
 from finetale.models.beginning import MARK, lead_of, mark_of, set_mark
 from finetale.models.compatibility import add_older_keys
+from finetale.models.dropout import OWN_RATES, Dropout
 from finetale.models.files import first_line, read_config
 from finetale.models.generation import drop_foreign_ids, generation_config
 from finetale.models.locating import Located, locate
@@ -71,14 +72,14 @@ def load(
     revision: str | None = None,
     offline: bool = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    dropout: float | None = None,
+    dropout: Dropout = OWN_RATES,
     seed: int = 0,
 ) -> LoadedModel:
     """Load a model and its tokenizer.
 
     Args:
         tokenizer: replaces the model's own; required for new:SHAPE.
-        dropout: overrides all dropout rates of the config.
+        dropout: rates that replace those of the config.
         seed: of the random weights of new:SHAPE.
 
     Raises:
@@ -102,7 +103,7 @@ def load_located(
     located: Located,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    dropout: float | None = None,
+    dropout: Dropout = OWN_RATES,
     new_tokens: Sequence[NewToken] = (),
 ) -> LoadedModel:
     """Read weights and tokenizer of a located model. Errors as in `load`.
@@ -229,7 +230,7 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
     import torch
 
     located = Located(str(folder), "local", folder, None, read_config(folder / "config.json"))
-    stored = _read_weights(located, None)
+    stored = _read_weights(located, OWN_RATES)
     with torch.no_grad():
         found = stored.state_dict()
         for name, tensor in model.state_dict().items():
@@ -309,13 +310,13 @@ def is_checkpointing(model: torch.nn.Module) -> bool:
     return False
 
 
-def _read_weights(located: Located, dropout: float | None) -> PreTrainedModel:
+def _read_weights(located: Located, dropout: Dropout) -> PreTrainedModel:
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     try:
         config = CONFIG_MAPPING[located.config["model_type"]].from_dict(clean_config(located.config))
-        _set_dropout(config, dropout)
+        dropout.set_in(config)
         if located.file is not None:
             return gguf.read_model(located.file, config)
         with no_progress_bars():
@@ -371,21 +372,13 @@ def _make_reproducible(model: PreTrainedModel) -> None:
         model.set_experts_implementation("eager")
 
 
-def _set_dropout(config: Any, dropout: float | None) -> None:
-    if dropout is None:
-        return
-    for key in list(config.to_dict()):
-        if key.endswith(("_pdrop", "dropout")) and isinstance(getattr(config, key, None), int | float):
-            setattr(config, key, dropout)
-
-
-def _new(name: str, tokenizer: PreTrainedTokenizerBase, dropout: float | None, seed: int) -> PreTrainedModel:
+def _new(name: str, tokenizer: PreTrainedTokenizerBase, dropout: Dropout, seed: int) -> PreTrainedModel:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
     width, layers, heads, positions = shape_of(name)
     begin, end = begin_and_end(tokenizer)
-    rate = 0.1 if dropout is None else dropout
+    rate = 0.1 if dropout.rate is None else dropout.rate
     config = GPT2Config(
         **{MARK: True},
         vocab_size=max(tokenizer.get_vocab().values()) + 1,
@@ -397,7 +390,7 @@ def _new(name: str, tokenizer: PreTrainedTokenizerBase, dropout: float | None, s
         eos_token_id=end,
         resid_pdrop=rate,
         embd_pdrop=rate,
-        attn_pdrop=rate,
+        attn_pdrop=dropout.for_attention(rate),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

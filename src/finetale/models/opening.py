@@ -7,6 +7,7 @@ from typing import Any
 
 from finetale.environment import resolve_precision
 from finetale.formatting import shell_command
+from finetale.models.dropout import OWN_RATES, Dropout
 from finetale.models.loading import LoadedModel, Provenance, load
 from finetale.notify import Notify, stage, warn
 from finetale.rundir import RunDirectory
@@ -19,7 +20,7 @@ def open_model(
     tokenizer: Any = None,
     revision: str | None = None,
     offline: bool = False,
-    dropout: float | None = None,
+    dropout: Dropout = OWN_RATES,
     seed: int = 0,
     precision: str = "auto",
     attention: str = "auto",

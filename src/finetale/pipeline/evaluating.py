@@ -64,7 +64,7 @@ def open_as_configured(name: str, config: Config, notify: Notify, tokenizer: Any
         tokenizer=tokenizer,
         revision=config.revision,
         offline=config.offline,
-        dropout=config.dropout,
+        dropout=models.Dropout.of(config),
         seed=config.seed,
         precision=config.precision,
         attention=config.attention,

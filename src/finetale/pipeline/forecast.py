@@ -41,7 +41,7 @@ def plan_run(config: Config, notify: Notify) -> PlanResult:
         FinetaleError: the run could not start.
     """
     started = time.perf_counter()
-    prepared = prepare(keep_standard_input(config), notify)
+    prepared = prepare(keep_standard_input(config.for_new_run()), notify)
     preparation_seconds = time.perf_counter() - started
     resolved, blocks, budget = prepared.config, prepared.train, prepared.budget
     assert resolved.micro_batch_size is not None

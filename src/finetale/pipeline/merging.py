@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetale import models
-from finetale.config import read_settings_file
+from finetale.config import Config, read_settings_file
 from finetale.errors import RunError
 from finetale.formatting import shell_command
 from finetale.notify import Notify, stage, warn
@@ -97,7 +97,9 @@ def _write(located: models.Located, out: Path | None, notify: Notify, run: RunDi
     assert out is not None
     out = out.expanduser()
     stage(notify, f"Merging {located.name} into its base")
-    dropout = None if run is None else read_settings_file(run.config).get("dropout")
+    dropout = models.Dropout()
+    if run is not None:
+        dropout = models.Dropout.of(Config.resolve(read_settings_file(run.config)))
     loaded = models.load_located(located, dropout=dropout)
     if loaded.warning:
         warn(notify, loaded.warning)

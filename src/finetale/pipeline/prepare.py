@@ -142,9 +142,11 @@ def prepare(
     if loaded is None:
         stage(notify, f"Loading {config.model}")
         if located is None:
-            loaded = models.load(config.model, tokenizer=tokenizer, dropout=config.dropout, seed=config.seed)
+            loaded = models.load(config.model, tokenizer=tokenizer, dropout=models.Dropout.of(config), seed=config.seed)
         else:
-            loaded = models.load_located(located, tokenizer=tokenizer, dropout=config.dropout, new_tokens=new_tokens)
+            loaded = models.load_located(
+                located, tokenizer=tokenizer, dropout=models.Dropout.of(config), new_tokens=new_tokens
+            )
         loaded = replace(loaded, provenance=replace(loaded.provenance, name=given))
     examples = store.report.get("examples") or {"documents": 0}
     if examples["documents"] > examples.get("by_template", 0) and loaded.tokenizer.chat_template is None:
@@ -168,7 +170,7 @@ def prepare(
     adapted = None
     if config.has_adapter:
         assert loaded.located is not None
-        adapted = models.AdaptedBase(loaded.located, loaded.provenance, config.dropout)
+        adapted = models.AdaptedBase(loaded.located, loaded.provenance, models.Dropout.of(config))
         names = models.adapters.attach(loaded.model, config, config.seed)
         config = config.model_copy(update=config.resolved_adapter(names))
     blocks = pack(store, "train", size, fill=True)

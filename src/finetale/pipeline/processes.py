@@ -81,7 +81,7 @@ def _prepare_from(run: RunDirectory, checkpoint: Path | None) -> Prepared:
     config = Config.resolve(read_settings_file(run.config), {"out": str(run.root)})
     loaded = tokenizer = None
     if checkpoint is not None and not config.has_adapter:
-        loaded = models.load(models.name_of_folder(checkpoint), dropout=config.dropout)
+        loaded = models.load(models.name_of_folder(checkpoint), dropout=models.Dropout.of(config))
     else:
         tokenizer = kept_tokenizer(run, silent)
     return prepare(config, silent, loaded=loaded, store=open_store(run.tokens), tokenizer=tokenizer)

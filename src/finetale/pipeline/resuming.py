@@ -162,7 +162,7 @@ def _prepare_again(
             f"Start a new run from its model: `{shell_command('finetale', 'train', 'SOURCE', '--model', path)}`.",
         )
     if checkpoint is not None and not config.has_adapter:
-        loaded = models.load(models.name_of_folder(checkpoint), dropout=config.dropout)
+        loaded = models.load(models.name_of_folder(checkpoint), dropout=models.Dropout.of(config))
     # The tokens that the run keeps were made with the settings that it began with.
     shaped_anew = _SHAPE_TOKENS & _changed_names(unchanged, before)
     kept = None if shaped_anew else unchanged_text(run, config, notify)

@@ -69,6 +69,7 @@ def train_run(config: Config, notify: Notify) -> RunDirectory:
 
 
 def _train_run(config: Config, notify: Notify, ranks: Ranks) -> RunDirectory:
+    config = config.for_new_run()
     run_directory(config)  # fail before the work if the directory can't be used
     with StopRequest(resumable=False):
         try:

@@ -31,6 +31,7 @@ _KEY_SETTINGS = (
     "batch_size",
     "block_size",
     "dropout",
+    "attention_dropout",
     "precision",
     "seed",
 )
