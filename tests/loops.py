@@ -11,12 +11,12 @@ from finetale import speed
 from finetale.blocks import Blocks
 from finetale.config import EvaluationSettings, TrainSettings
 from finetale.models import AdaptedBase
-from finetale.ranks import Ranks
+from finetale.ranks import ALONE, Ranks
 from finetale.rundir import RunDirectory
 from finetale.training import StepBudget, Training
+from finetale.training.checkpoints import TrainState, load_moments, load_weights, moments_of, read_state
 from tiny import DEVICE, model, tokenizer
 
-ALONE = Ranks()
 SETTINGS: dict[str, Any] = {
     "learning_rate": 1e-3,
     "batch_size": 8,
@@ -67,6 +67,18 @@ def train(
     )
     training.run(checkpoint)
     return training
+
+
+def moments(tiny: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return the state of the optimizer of a model that is not divided, by name."""
+    return moments_of(optimizer, dict(tiny.named_parameters()), lambda name, tensor: tensor)
+
+
+def load_checkpoint(folder: Path, tiny: Any, optimizer: torch.optim.Optimizer) -> TrainState:
+    """Load a checkpoint into a model that is not divided and its optimizer."""
+    load_weights(folder, tiny)
+    load_moments(folder, optimizer, dict(tiny.named_parameters()), lambda name, tensor: tensor)
+    return read_state(folder)
 
 
 def sped_up(tiny: torch.nn.Module, precision: str = "fp32") -> torch.nn.Module:

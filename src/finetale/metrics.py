@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from finetale import speed
 from finetale.blocks import IGNORE, Blocks
 from finetale.forward import PackedForward
-from finetale.ranks import Ranks
+from finetale.ranks import ALONE, Ranks
 from finetale.schema import Change, FigureIntervals, Figures, Interval
 
 MIN_DOCUMENTS = 5
@@ -38,7 +38,6 @@ INTERVAL_METHOD = "jackknife-t"
 _LARGEST_EXPONENT = 700.0
 _SMALLEST = 1e-300
 _UPPER = 0.975  # of a two-sided 95% interval
-_ALONE = Ranks()
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 Floats = NDArray[np.float64]
@@ -102,7 +101,7 @@ def measure(
     blocks: Blocks,
     *,
     batch_size: int = 8,
-    ranks: Ranks = _ALONE,
+    ranks: Ranks = ALONE,
     progress: Callable[[int, int], None] | None = None,
     between: Callable[[], None] | None = None,
 ) -> Measurement:

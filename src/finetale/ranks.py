@@ -122,6 +122,13 @@ class Ranks:
             for gradient, piece in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
                 gradient.copy_(piece.view_as(gradient))
 
+    def mesh(self, device: str) -> Any:
+        """Return PyTorch's description of all processes as one row, for a type of device."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        with _reached():
+            return init_device_mesh(device, (self.world,))
+
     def copy_from_main(self, model: torch.nn.Module) -> None:
         """Give a model in every process the weights and buffers of the main one."""
         if self.world == 1:
@@ -163,6 +170,28 @@ class Ranks:
             if kind == "memory":
                 raise MemoryError(f"in process {number + 1} of {self.world}")
             raise RankError(f"Process {number + 1} of {self.world} failed: {message}", hint, exit_code=code)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let this process end if it fails in this part, in which it can't tell the others.
+
+        They wait for its weights, and end when it has.
+
+        Raises:
+            RankError: this process failed, or another one has ended.
+        """
+        try:
+            yield
+        except Exception as error:
+            if _is_of_network(error):
+                with _reached():
+                    raise
+            kind, message, _, code = _described(error)
+            where, hint = f"process {self.rank + 1} of {self.world}", ""
+            if kind == "memory":
+                message = "memory ran out, and where the weights are divided, passes can't be made smaller in between."
+                hint = "Begin with a smaller --micro-batch-size, or use more processes."
+            raise RankError(f"A step failed in {where}: {message}", hint, exit_code=code, lost=True) from error
 
     def _exchange(self, error: BaseException | None) -> tuple[int, Kind, str, str, int] | None:
         """Tell the others of a failure; return the first failure of all processes, None if there is none."""
@@ -254,6 +283,10 @@ class Ranks:
         until = time.monotonic() + _LEAVING
         while self.store.add("left", 0) < self.world - 1 and time.monotonic() < until:
             time.sleep(_POLL)
+
+
+ALONE = Ranks()
+"""The only process of a run."""
 
 
 @contextlib.contextmanager
@@ -438,6 +471,14 @@ def _reached() -> Iterator[None]:
         )
         lost.told = _LAUNCHER in os.environ
         raise lost from error
+
+
+def _is_of_network(error: Exception) -> bool:
+    """Return whether an error of torch comes from the connection to the other processes."""
+    from torch.distributed import DistError
+
+    of_torch = isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "onnection"))
+    return isinstance(error, DistError) or of_torch
 
 
 def _buckets(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:

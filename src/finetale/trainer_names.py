@@ -49,6 +49,7 @@ def find_name(name: str) -> Name | None:
 
 
 _TOKENS = "the loss is a sum over tokens divided by their number"
+_SHARD = "weights are divided among the processes with shard: true"
 _DEVICES = "devices and processes are set by --processes, torchrun or accelerate launch"
 _SAFE = "checkpoints are always safetensors with a manifest"
 _FULL = "the fastest kernels of this machine are used"
@@ -210,10 +211,10 @@ TRAINER_NAMES: dict[str, Name] = {
     "tpu_metrics_debug": Name("", _DEVICES),
     "sharded_ddp": Name("", _DEVICES),
     "deepspeed": Name("", _DEVICES),
-    "fsdp": Name("", _DEVICES),
-    "fsdp_config": Name("", _DEVICES),
-    "fsdp_min_num_params": Name("", _DEVICES),
-    "fsdp_transformer_layer_cls_to_wrap": Name("", _DEVICES),
+    "fsdp": Name("shard", _SHARD, value="true"),
+    "fsdp_config": Name("shard", _SHARD, value=""),
+    "fsdp_min_num_params": Name("shard", _SHARD, value=""),
+    "fsdp_transformer_layer_cls_to_wrap": Name("shard", _SHARD, value=""),
     "accelerator_config": Name("", _DEVICES),
     "parallelism_config": Name("", _DEVICES),
     "dispatch_batches": Name("", _DEVICES),

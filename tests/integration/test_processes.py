@@ -66,7 +66,8 @@ def stop_after(step: int) -> None:
 
 def test_a_run_goes_on_with_another_number_of_processes(folder: Path) -> None:
     words: tuple[str, ...] = (*WORDS, "--out", "moved")
-    for world, step in ((1, 1), (2, 2), (4, 4)):
+    for world, step, shard in ((1, 1, ""), (2, 2, "--shard"), (4, 4, "--no-shard"), (3, 5, "--shard")):
+        words = (*words, *filter(None, [shard]))
         codes, output = command(folder, world, words, functools.partial(stop_after, step))
         assert codes == [75] * world, output
         assert "Stopped by SIGTERM" in output[0]

@@ -45,6 +45,8 @@ CASES: dict[str, dict[str, Any]] = {
     "patience": {"patience": 2, "learning_rate": 0.03, "epochs": 8.0, "eval_every": 1},
     "a step without update": {"skip_updates": 3, "epochs": 20.0, "jump": True},
 }
+SHARDED = {2: list(CASES), 4: ["one pass", "ragged passes"]}
+"""Cases that are also trained with divided weights, by the number of processes."""
 
 
 class Watched(Blocks):
@@ -67,7 +69,8 @@ def carry_out(ranks: Ranks, folder: Path) -> None:
     blocks = pack(open_store(folder / "store"), "train", 64)
     masked = pack(open_store(folder / "store-answers"), "train", 64)
     held_out = pack(open_store(folder / "store"), "validation", 64)
-    for name, case in CASES.items():
+    cases = CASES | {f"{name}, sharded": CASES[name] | {"shard": True} for name in SHARDED.get(ranks.world, ())}
+    for name, case in cases.items():
         options = dict(case)
         tiny: Any = model(3, dropout=options.pop("dropout", 0.0))
         if "method" in options:
@@ -98,7 +101,8 @@ def carry_out(ranks: Ranks, folder: Path) -> None:
         )
         if ranks.is_main:
             (out / "rows.json").write_text(json.dumps([row.to_dict() for row in rows]))
-        torch.save(weights(training.model), out / f"weights-{ranks.rank}.pt")
+        with training._weights.whole() as whole:
+            torch.save(weights(whole), out / f"weights-{ranks.rank}.pt")
 
 
 def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float) -> None:
@@ -119,11 +123,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("case", [name.replace(" ", "-") for name in CASES])
-def test_several_processes_equal_one(folder: Path, case: str, world: int) -> None:
+@pytest.mark.parametrize(
+    ("world", "case", "shared_case"),
+    [
+        (world, case.replace(" ", "-"), f"{case}{kind}".replace(" ", "-"))
+        for world in (2, 4)
+        for kind in ("", ", sharded")
+        for case in (SHARDED[world] if kind else CASES)
+    ],
+)
+def test_several_processes_equal_one(folder: Path, world: int, case: str, shared_case: str) -> None:
+    def place(number: int) -> Path:
+        return folder / str(number) / (case if number == 1 else shared_case)
+
     def steps(number: int, event: str, *names: str) -> list[list[Any]]:
-        rows = json.loads((folder / str(number) / case / "rows.json").read_text())
+        rows = json.loads((place(number) / "rows.json").read_text())
         return [[row[name] for name in names] for row in rows if row["event"] == event]
 
     alone, shared = (steps(number, "train", "loss", "grad_norm", "tokens") for number in (1, world))
@@ -137,11 +151,11 @@ def test_several_processes_equal_one(folder: Path, case: str, world: int) -> Non
         assert len(steps(world, "stopped", "message")) == 1
     if case == "a-step-without-update":
         assert "updates skipped: 1" in steps(world, "warning", "message")[0][0]
-    main, *others = (torch.load(folder / str(world) / case / f"weights-{rank}.pt") for rank in range(world))
+    main, *others = (torch.load(place(world) / f"weights-{rank}.pt") for rank in range(world))
     for other in others:
         close(other, main, 0)
     if case != "moments-in-bf16":
-        close(main, torch.load(folder / "1" / case / "weights-0.pt"), 1e-5)
+        close(main, torch.load(place(1) / "weights-0.pt"), 1e-5)
 
 
 def test_the_case_is_ragged(folder: Path) -> None:

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
+import loops
 from finetale import speed
 from finetale.blocks import Blocks, pack
 from finetale.config import EvaluationSettings, TrainSettings
@@ -47,7 +48,7 @@ from finetale.training import (
     plan_memory,
     read_state,
 )
-from finetale.training.checkpoints import load_checkpoint, save_checkpoint
+from finetale.training.checkpoints import save_checkpoint
 from finetale.training.loop import disk_errors, seed_micro_batch
 from finetale.training.optimizer import build_optimizer, learning_rate, warmup_steps
 from tiny import model, store, story, tokenizer
@@ -273,7 +274,7 @@ def stepped(seed: int = 0, steps: int = 2) -> tuple[GPT2LMHeadModel, torch.optim
 def saved(run: RunDirectory, *steps: int, keep: int = 9) -> None:
     tiny, optimizer = stepped(steps=1)
     for step in steps:
-        save_checkpoint(run, TrainState(step=step), tiny, tokenizer(), optimizer, keep)
+        save_checkpoint(run, TrainState(step=step), tiny, tokenizer(), loops.moments(tiny, optimizer), keep)
 
 
 def names_of(run: RunDirectory) -> list[int]:
@@ -289,7 +290,7 @@ def damage(file: Path) -> None:
 def test_a_checkpoint_restores_weights_moments_and_counters(tmp_path: Path) -> None:
     tiny, optimizer = stepped(0)
     state = TrainState(7, 1234, 5.5, 2, 6, 3, 4.25, 1)
-    folder = save_checkpoint(RunDirectory(tmp_path), state, tiny, tokenizer(), optimizer, keep=2)
+    folder = save_checkpoint(RunDirectory(tmp_path), state, tiny, tokenizer(), loops.moments(tiny, optimizer), keep=2)
     assert folder.name == "step-00000007"
     assert sorted(file.name for file in folder.iterdir()) == [
         "config.json",
@@ -302,7 +303,7 @@ def test_a_checkpoint_restores_weights_moments_and_counters(tmp_path: Path) -> N
         "tokenizer_config.json",
     ]
     other, other_optimizer = stepped(1, steps=1)
-    assert load_checkpoint(folder, other, other_optimizer) == state == read_state(folder)
+    assert loops.load_checkpoint(folder, other, other_optimizer) == state == read_state(folder)
     assert same_bits(weights(tiny), weights(other))
     assert other.lm_head.weight is other.transformer.wte.weight
     number = 0
@@ -317,11 +318,13 @@ def test_a_checkpoint_restores_weights_moments_and_counters(tmp_path: Path) -> N
 
 def test_shared_weights_are_stored_once(tmp_path: Path) -> None:
     tiny, optimizer = stepped(0, steps=0)
-    folder = save_checkpoint(RunDirectory(tmp_path), TrainState(), tiny, tokenizer(), optimizer, keep=1)
+    folder = save_checkpoint(
+        RunDirectory(tmp_path), TrainState(), tiny, tokenizer(), loops.moments(tiny, optimizer), keep=1
+    )
     stored = load_file(str(folder / "model.safetensors"))
     assert sum(tensor.numel() for tensor in stored.values()) == tiny.num_parameters()
     assert load_file(str(folder / "optimizer.safetensors")) == {}
-    load_checkpoint(folder, tiny, optimizer)
+    loops.load_checkpoint(folder, tiny, optimizer)
     assert len(optimizer.state) == 0
 
 
@@ -740,7 +743,7 @@ def test_each_better_evaluation_resets_the_patience(
     tmp_path: Path, blocks: Blocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([5.0, 4.0, 4.5, 3.9, 4.0, 3.9, 1.0])
-    monkeypatch.setattr(Training, "_measure", lambda self, blocks: SimpleNamespace(loss=next(losses)))
+    monkeypatch.setattr(Training, "_measure", lambda self, model, blocks: SimpleNamespace(loss=next(losses)))
     evaluation = {"eval_every": 1, "patience": 2}
     state = training(tmp_path, blocks, Recorder(), validation=blocks, evaluation=evaluation).run()
     assert (state.step, state.best_step, state.best_loss, state.bad_evaluations) == (5, 3, 3.9, 2)
@@ -770,7 +773,7 @@ def test_without_validation_text_the_last_weights_are_kept(tmp_path: Path, block
 def test_the_keys_of_events(tmp_path: Path, blocks: Blocks, held_out: Blocks) -> None:
     recorder = Recorder()
     loop = training(tmp_path, blocks, recorder, validation=held_out, epochs=2.0)
-    loop.sample = lambda between: [("Once", " upon")]
+    loop.sample = lambda model, between: [("Once", " upon")]
     state = loop.run()
     train = recorder.of("train")
     assert [event.step for event in train] == list(range(1, state.step + 1))

@@ -30,6 +30,10 @@ def command(
         str | None,
         Parameter(help="Number of processes of this machine that train together; auto: one per GPU. Default: one."),
     ] = None,
+    shard: Annotated[
+        bool | None,
+        Parameter(help="Divide weights, gradients and moments among the processes, or not. Default: as before."),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
@@ -45,7 +49,7 @@ def command(
 
     with progress(quiet=quiet or not ranks.is_main(), as_json=as_json) as display:
         budget = {"epochs": epochs, "max_steps": max_steps}
-        run = pipeline.resume_run(directory, display, accept_changes=accept_changes, budget=budget)
+        run = pipeline.resume_run(directory, display, accept_changes=accept_changes, budget=budget, shard=shard)
     if not ranks.is_main():
         return 0
     if as_json:

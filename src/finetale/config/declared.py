@@ -348,6 +348,11 @@ class TrainSettings(Settings):
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass, which takes less memory and more time."
     )
+    shard: bool = Field(
+        False,
+        description="Divide weights, gradients and moments among the processes of the run (FSDP2), for a model that "
+        "does not fit whole (docs/guides/processes.md). One process has nothing to divide.",
+    )
     optimizer_state: OptimizerState = Field(
         "fp32",
         description="Precision of AdamW's two moments: fp32, or bf16 with stochastic rounding (4 bytes per weight "
@@ -603,6 +608,12 @@ class Config(
             raise ValueError(f"freeze has no effect with method {self.method}, which freezes all weights of the model")
         if self.new_tokens:
             raise ValueError(f"new_tokens need trained embeddings, which method {self.method} keeps; use method full")
+        return self
+
+    @model_validator(mode="after")
+    def _shards_are_not_compiled(self) -> Self:
+        if self.shard and self.compile == "on":
+            raise ValueError("compile on and shard can't be combined: the layers are gathered between their parts")
         return self
 
     @model_validator(mode="after")

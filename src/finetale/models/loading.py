@@ -261,17 +261,17 @@ def freeze(model: PreTrainedModel, what: str | None) -> None:
         embedding.requires_grad_(False)
     if what == "embeddings":
         return
-    layers = _layers(model)
-    if int(what) >= len(layers):
+    found = layers(model)
+    if int(what) >= len(found):
         raise ConfigError(
-            f"freeze {what} would leave nothing to train: the model has {len(layers)} layers.",
-            f"Choose --freeze {max(1, len(layers) - 1)} or less, or --freeze embeddings.",
+            f"freeze {what} would leave nothing to train: the model has {len(found)} layers.",
+            f"Choose --freeze {max(1, len(found) - 1)} or less, or --freeze embeddings.",
         )
-    for layer in layers[: int(what)]:
+    for layer in found[: int(what)]:
         layer.requires_grad_(False)
 
 
-def _layers(model: PreTrainedModel) -> list[torch.nn.Module]:
+def layers(model: PreTrainedModel) -> list[torch.nn.Module]:
     """Return the layers of a model from the lowest on: its longest list of modules."""
     import torch
 
@@ -283,7 +283,7 @@ def _position_embeddings(model: PreTrainedModel) -> list[torch.nn.Module]:
     """Return the embeddings outside the layers, without that of the tokens."""
     import torch
 
-    inside = {id(module) for layer in _layers(model) for module in layer.modules()}
+    inside = {id(module) for layer in layers(model) for module in layer.modules()}
     return [module for module in model.modules() if isinstance(module, torch.nn.Embedding) and id(module) not in inside]
 
 

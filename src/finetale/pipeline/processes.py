@@ -57,7 +57,8 @@ def follow(ranks: Ranks) -> RunDirectory | None:
                 with ranks.together():
                     run = RunDirectory.open(plan["run"])
                     checkpoint = None if plan["checkpoint"] is None else run.checkpoints / plan["checkpoint"]
-                    loop = training_of(run, _prepare_from(run, checkpoint), checkpoint, ranks)
+                    prepared = _prepare_from(run, checkpoint, shard=plan["shard"])
+                    loop = training_of(run, prepared, checkpoint, ranks)
                 loop.run(checkpoint)
             except BaseException as error:
                 if not (isinstance(error, RankError) and error.lost):
@@ -72,13 +73,13 @@ def follow(ranks: Ranks) -> RunDirectory | None:
         ranks.leave()
 
 
-def _prepare_from(run: RunDirectory, checkpoint: Path | None) -> Prepared:
+def _prepare_from(run: RunDirectory, checkpoint: Path | None, *, shard: bool) -> Prepared:
     """Prepare a run from its directory, where all automatic settings are resolved."""
 
     def silent(event: Event) -> None:
         """The main process shows what there is to show."""
 
-    config = Config.resolve(read_settings_file(run.config), {"out": str(run.root)})
+    config = Config.resolve(read_settings_file(run.config), {"out": str(run.root), "shard": shard})
     loaded = tokenizer = None
     if checkpoint is not None and not config.has_adapter:
         loaded = models.load(models.name_of_folder(checkpoint), dropout=models.Dropout.of(config))

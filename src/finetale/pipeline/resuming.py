@@ -52,6 +52,7 @@ def resume_run(
     *,
     accept_changes: bool = False,
     budget: Mapping[str, Any] | None = None,
+    shard: bool | None = None,
 ) -> RunDirectory:
     """Resume a run from its newest valid checkpoint. If training is done, only finish the comparison and the report.
 
@@ -60,6 +61,7 @@ def resume_run(
     Args:
         accept_changes: resume although the text or config.yaml has changed since the run began. run.json records the
             changes.
+        shard: whether to divide the weights among the processes. None: as before.
         budget: new `epochs` or `max_steps`. With them, training continues in a finished run too.
 
     Raises:
@@ -78,11 +80,16 @@ def resume_run(
         if not ranks.is_main:
             return follow(ranks) or RunDirectory.open(path)
         with ranks.leading():
-            return _resume_run(path, notify, accept_changes, budget, ranks)
+            return _resume_run(path, notify, accept_changes, budget, shard, ranks)
 
 
 def _resume_run(
-    path: str | Path, notify: Notify, accept_changes: bool, budget: Mapping[str, Any], ranks: Ranks
+    path: str | Path,
+    notify: Notify,
+    accept_changes: bool,
+    budget: Mapping[str, Any],
+    shard: bool | None,
+    ranks: Ranks,
 ) -> RunDirectory:
     run = RunDirectory.open(path)
     manifest = run.read_manifest()  # before the lock, so that an invalid directory stays untouched
@@ -92,7 +99,7 @@ def _resume_run(
     with StopRequest(), run.locked():
         try:
             with StopRequest(at_once=True):
-                prepared, checkpoint = _prepare_again(run, notify, accept_changes, budget)
+                prepared, checkpoint = _prepare_again(run, notify, accept_changes, budget, shard)
         except Stopped as stopped:
             raise InterruptedRun(
                 f"Stopped by {stopped} before training continued.",
@@ -116,7 +123,7 @@ def _finished_message(run: RunDirectory) -> str:
 
 
 def _prepare_again(
-    run: RunDirectory, notify: Notify, accept_changes: bool, budget: Mapping[str, Any]
+    run: RunDirectory, notify: Notify, accept_changes: bool, budget: Mapping[str, Any], shard: bool | None
 ) -> tuple[Prepared, Path | None]:
     """Return the prepared run, with its new budget if there is one, and the checkpoint to resume from."""
     path, manifest = run.root, run.read_manifest()
@@ -127,8 +134,9 @@ def _prepare_again(
     unchanged = config
     if budget:
         config = Config.resolve(config.model_dump(exclude=set(_BUDGET)), budget)
+    for_this_machine = {} if shard is None else {"shard": shard}
     if manifest.base is None:
-        return prepare(config, notify), None
+        return prepare(config.model_copy(update=for_this_machine), notify), None
     _check_base_is_there(path, manifest.base, config, notify)
     before = _settings_before(run, manifest)
     unasked = _changed_settings(unchanged, before)
@@ -167,6 +175,7 @@ def _prepare_again(
     shaped_anew = _SHAPE_TOKENS & _changed_names(unchanged, before)
     kept = None if shaped_anew else unchanged_text(run, config, notify)
     tokenizer = kept_tokenizer(run, notify) if kept is not None and loaded is None else None
+    config = config.model_copy(update=for_this_machine)
     prepared = prepare(config, notify, loaded=loaded, store=kept, tokenizer=tokenizer)
     if loaded is None:  # the run starts again, or goes on with an adapter of its base
         check_base(manifest, prepared.loaded)

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetale import models, speed, tracking, training
 from finetale.comparison import first_prompt
@@ -49,6 +49,9 @@ from finetale.schema import BaseModelSource, BeginEvent, DataFile, Event, RunMan
 from finetale.signals import Stopped, StopRequest
 from finetale.tracking import Trackers
 from finetale.training import TrainState
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @memory_errors()
@@ -224,9 +227,9 @@ def _train(
     prompt = config.prompts[0] if config.prompts else first_prompt(prepared.store, loaded.tokenizer)
     sampling = config.narrow(SamplingSettings).model_copy(update={"max_new_tokens": min(60, config.max_new_tokens)})
 
-    def sample(between: Callable[[], None]) -> list[tuple[str, str]]:
-        generator = Generator(loaded.model, loaded.tokenizer)
-        with fast_products(loaded.model):
+    def sample(model: PreTrainedModel, between: Callable[[], None]) -> list[tuple[str, str]]:
+        generator = Generator(model, loaded.tokenizer)
+        with fast_products(model):
             return [(prompt, generator.generate([prompt], sampling, truncate=True, between=between)[0][0].text)]
 
     loop = training_of(run, prepared, checkpoint, ranks)
@@ -243,7 +246,8 @@ def _train(
     run.update_manifest(total_steps=budget.total_steps)
     started = time.perf_counter()
     try:
-        ranks.publish({"run": str(run.root.absolute()), "checkpoint": None if checkpoint is None else checkpoint.name})
+        place = {"run": str(run.root.absolute()), "checkpoint": None if checkpoint is None else checkpoint.name}
+        ranks.publish(place | {"shard": config.shard})
         with ranks.together():  # the other processes load the run
             pass
         state = loop.run(checkpoint)

@@ -59,7 +59,8 @@ def tune(config: Config, model: Any, blocks: Blocks, budget: StepBudget, notify:
         free.add("precision")
     if ranks.world_size() > 1:
         free.discard("threads")  # the other processes will use the other cores, which are idle during the probe
-    if not config.probe or not config.speed:
+    divided = config.shard and ranks.world_size() > 1  # the probe trains the whole model in one process
+    if not config.probe or not config.speed or divided:
         free.clear()
     if free:
         stage(notify, "Measuring what is fastest on this machine")
@@ -86,7 +87,8 @@ def estimate_memory(config: Config, model: Any, blocks: Blocks) -> MemoryPlan:
     assert config.batch_size is not None
     moment_bytes = 2 if config.optimizer_state == "bf16" else 4
     forward = PackedForward(model, precision=config.precision)
-    return plan_memory(forward, blocks, config.batch_size, moment_bytes=moment_bytes)
+    parts = ranks.world_size() if config.shard else 1
+    return plan_memory(forward, blocks, config.batch_size, moment_bytes=moment_bytes, parts=parts)
 
 
 def targets_of(budget: StepBudget, blocks: Blocks) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +23,16 @@ from torch.linalg import vector_norm
 from finetale import models
 from finetale.errors import DivergedError, RunError
 from finetale.rundir import RunDirectory, read_json, verify_folder, write_bytes, write_json, write_sealed_folder
+from finetale.training.optimizer import MOMENTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 OPTIMIZER_NAME, STATE_NAME = "optimizer.safetensors", "state.json"
 SETTINGS_NAME = "config.yaml"
+Parameters = Mapping[str, torch.nn.Parameter]
+Change = Callable[[str, torch.Tensor], torch.Tensor]
+"""Receives the name of a weight and a tensor of its shape, or a process's part of one."""
 
 
 @dataclass
@@ -52,7 +56,7 @@ def save_checkpoint(
     state: TrainState,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    optimizer: torch.optim.Optimizer,
+    moments: dict[str, torch.Tensor],
     keep: int,
     settings_file: bytes | None = None,
     adapted: models.AdaptedBase | None = None,
@@ -60,6 +64,7 @@ def save_checkpoint(
     """Write the checkpoint of `state.step`, then delete all but the `keep` newest and the best.
 
     Args:
+        moments: the optimizer's state, from `moments_of`.
         keep: number of checkpoints to keep besides the best.
         settings_file: content of the run's config.yaml. A resumed run compares its settings with this copy.
         adapted: the base of the adapter that is trained; None where all weights are.
@@ -67,7 +72,6 @@ def save_checkpoint(
     Raises:
         DivergedError: a weight or a moment is not finite. Nothing is written.
     """
-    moments = _moments(model, optimizer)
     weights = model.state_dict() if adapted is None else models.adapters.tensors_of(model)
     check_finite({**weights, **moments}, state.step)
 
@@ -134,36 +138,53 @@ def read_state(folder: Path) -> TrainState:
     return TrainState(**values)
 
 
-def load_checkpoint(folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> TrainState:
-    """Load the weights and moments of a checkpoint into model and optimizer, in place; return the counters."""
+def load_weights(folder: Path, model: PreTrainedModel) -> None:
+    """Load the weights of a checkpoint into a model, in place."""
     if models.adapters.is_attached(model):
         models.adapters.load_into(model, folder)
     else:
         models.load_weights(model, folder)
+
+
+def load_moments(folder: Path, optimizer: torch.optim.Optimizer, parameters: Parameters, part_of: Change) -> None:
+    """Load the moments of a checkpoint into an optimizer.
+
+    Args:
+        parameters: those that the optimizer updates, by name.
+        part_of: returns what this process keeps of the moments of a parameter.
+    """
     stored = load_file(str(folder / OPTIMIZER_NAME))
     state: dict[int, dict[str, torch.Tensor]] = {}
-    for index, (name, parameter) in enumerate(_optimized(model, optimizer)):
+    for index, (name, parameter) in enumerate(_in_order(optimizer, parameters)):
         if f"step.{name}" in stored:
-            state[index] = {
-                "step": stored[f"step.{name}"],
-                "exp_avg": stored[f"exp_avg.{name}"].to(parameter.device),
-                "exp_avg_sq": stored[f"exp_avg_sq.{name}"].to(parameter.device),
+            state[index] = {"step": stored[f"step.{name}"]} | {
+                key: part_of(name, stored[f"{key}.{name}"].to(parameter.device)) for key in MOMENTS
             }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return read_state(folder)
 
 
-def _moments(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def moments_of(
+    optimizer: torch.optim.Optimizer, parameters: Parameters, whole_of: Change, *, here: bool = True
+) -> dict[str, torch.Tensor]:
+    """Return the state of an optimizer by names such as exp_avg.WEIGHT, on the CPU.
+
+    Args:
+        parameters: those that the optimizer updates, by name.
+        whole_of: returns the whole of a moment from what this process keeps of it.
+        here: whether this process needs them. Otherwise the result is empty.
+    """
     tensors = {}
-    for name, parameter in _optimized(model, optimizer):
+    for name, parameter in _in_order(optimizer, parameters):
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{key}.{name}"] = value.detach().contiguous().cpu()
+            whole = whole_of(name, value) if key in MOMENTS else value
+            if here:
+                tensors[f"{key}.{name}"] = whole.detach().contiguous().cpu()
     return tensors
 
 
-def _optimized(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.nn.Parameter]]:
+def _in_order(optimizer: torch.optim.Optimizer, parameters: Parameters) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """Yield the parameters with their names, in the optimizer's order."""
-    names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Any, str] = {parameter: name for name, parameter in parameters.items()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             yield names[parameter], parameter

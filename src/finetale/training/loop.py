@@ -31,7 +31,7 @@ from finetale.forward import PackedForward, find_route
 from finetale.metrics import Measurement, measure, perplexity
 from finetale.notify import Notify
 from finetale.out_of_memory import fit_batches, is_out_of_memory
-from finetale.ranks import Ranks
+from finetale.ranks import ALONE, Ranks
 from finetale.rundir import RunDirectory, write_sealed_folder
 from finetale.schema import (
     CheckpointEvent,
@@ -45,7 +45,15 @@ from finetale.schema import (
 )
 from finetale.signals import StopRequest
 from finetale.training.block_order import block_order
-from finetale.training.checkpoints import TrainState, check_finite, load_checkpoint, save_checkpoint
+from finetale.training.checkpoints import (
+    TrainState,
+    check_finite,
+    load_moments,
+    load_weights,
+    moments_of,
+    read_state,
+    save_checkpoint,
+)
 from finetale.training.divergence import HISTORY, jump, not_finite
 from finetale.training.optimizer import (
     HalfGradientsAdamW,
@@ -54,6 +62,7 @@ from finetale.training.optimizer import (
     clip_gradients,
     learning_rate,
 )
+from finetale.training.sharding import Sharded, Whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -65,6 +74,7 @@ _LOG_EVERY_ASYNCHRONOUS = 10
 _REPORT_SECONDS = 1.0
 """Minimum seconds between two progress events of an evaluation."""
 T = TypeVar("T")
+Sample = Callable[["PreTrainedModel", Callable[[], None]], list[tuple[str, str]]]
 
 
 class _Position(TypedDict):
@@ -153,9 +163,9 @@ class Training:
     """The base of the adapter that is trained; None where all weights are."""
     settings_file: bytes | None = None
     """Content of config.yaml; each checkpoint holds a copy."""
-    sample: Callable[[Callable[[], None]], list[tuple[str, str]]] | None = None
-    """Returns prompts with their continuations. Receives a `check` function to call between tokens."""
-    ranks: Ranks = field(default_factory=Ranks)
+    sample: Sample | None = None
+    """Returns prompts with their continuations. Receives the model, and a function to call between tokens."""
+    ranks: Ranks = ALONE
     device: torch.device = field(default_factory=devices.device)
     state: TrainState = field(default_factory=TrainState)
     fresh_patience: bool = False
@@ -173,18 +183,23 @@ class Training:
         self.model.to(self.device)
         if self.settings.gradient_checkpointing:
             models.enable_checkpointing(self.model)
-        optimizer = build_optimizer(self.model, self.settings)
         self.state.micro_batch_size = self.settings.micro_batch_size
         self._saved: TrainState | None = None
         route = find_route(self.model)
         if checkpoint is not None:
-            self.state = load_checkpoint(checkpoint, self.model, optimizer)
+            load_weights(checkpoint, self.model)
+        self.ranks.copy_from_main(self.model)
+        self._forward = PackedForward(self.model, precision=self.precision, route=route, compiled=self.compiled)
+        divided = self.settings.shard and self.ranks.world > 1
+        self._weights: Whole | Sharded = Sharded(self._forward, self.ranks) if divided else Whole(self._forward)
+        optimizer = build_optimizer(self.model, self.settings, self._weights.parameters.values())
+        if checkpoint is not None:
+            load_moments(checkpoint, optimizer, self._weights.parameters, self._weights.part_of)
+            self.state = read_state(checkpoint)
             if self.fresh_patience:
                 self.state.bad_evaluations = 0
             self._saved = replace(self.state)
-        self.ranks.copy_from_main(self.model)
         self._optimizer = optimizer
-        self._forward = PackedForward(self.model, precision=self.precision, route=route, compiled=self.compiled)
         # The fused AdamW reads on the device whether to skip the update. For others the host has to decide first.
         self._deferred = self._forward.device.type in _ASYNCHRONOUS and not isinstance(optimizer, HalfMomentsAdamW)
         self._bad = torch.zeros((), device=self._forward.device)
@@ -192,7 +207,8 @@ class Training:
         with speed.kept_memory(), StopRequest() as self._stop:
             try:
                 if checkpoint is None:
-                    self._save_model()  # so that a run has a model from the beginning
+                    with self._weights.whole(here=self.ranks.is_main) as model:
+                        self._save_model(model)  # so that a run has a model from the beginning
                 if isinstance(optimizer, HalfGradientsAdamW):
                     optimizer.allocate()
                 self._steps()
@@ -280,12 +296,19 @@ class Training:
         ranks = self.ranks
         blocks = self.budget.blocks_of(self.state.step, self.settings.seed)
         targets = self.train_blocks.targets_in(blocks)
-        with ranks.together():
-            total = self._passes(blocks, targets)
-        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        ranks.sum_gradients(parameters)
-        loss = ranks.sum(total)
-        norm = clip_gradients(self._optimizer, self.settings.max_grad_norm or math.inf)
+        limit = self.settings.max_grad_norm or math.inf
+        if isinstance(self._weights, Sharded):
+            with ranks.together():
+                self._stop.check()
+            with ranks.alone():
+                total = self._passes(blocks, targets)
+            self._weights.take_gradients()
+            loss, norm = ranks.sum(total), clip_gradients(self._optimizer, limit, ranks)
+        else:
+            with ranks.together():
+                total = self._passes(blocks, targets)
+            ranks.sum_gradients(list(self._weights.parameters.values()))
+            loss, norm = ranks.sum(total), clip_gradients(self._optimizer, limit)
         if self._deferred:
             self._bad = torch.maximum(self._bad, 1.0 - (torch.isfinite(loss) & torch.isfinite(norm)).float())
             self._optimizer.found_inf = self._bad  # type: ignore[attr-defined]
@@ -294,6 +317,7 @@ class Training:
     def _passes(self, blocks: np.ndarray[Any, np.dtype[np.int64]], targets: int) -> torch.Tensor:
         """Run this process's micro-batches of a step forward and backward; return its share of the loss."""
         step, ranks, size = self.state.step, self.ranks, self.state.micro_batch_size
+        divided = isinstance(self._weights, Sharded)
         places = np.arange(len(blocks))[ranks.rank :: ranks.world]
         total = torch.zeros((), device=self._forward.device)
         model = self._forward.model.train()
@@ -303,16 +327,25 @@ class Training:
         speed.use_half_gradients(model, once and isinstance(self._optimizer, HalfGradientsAdamW))
         with self._forward.autocast():  # around all micro-batches, so that the weights are cast once per step
             for number, chunk in enumerate(chunks):
-                self._stop.check()
+                if not divided:  # a process that stops here would leave the others waiting for its weights
+                    self._stop.check()
                 if size == 1:  # so that the dropout of a block does not depend on the number of processes
                     seed_micro_batch(self.settings.seed, step, int(chunk[0]), 0)
                 else:
                     seed_micro_batch(self.settings.seed, step, number, ranks.rank)
-                loss = self._forward.loss(self.train_blocks.batch(blocks[chunk]), 1 / targets)
+                loss = self._weights.loss(self.train_blocks.batch(blocks[chunk]), 1 / targets)
                 with self._forward.no_autocast():
                     loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
+            for _ in range(self._passes_of_all(len(blocks)) - len(chunks) if divided else 0):
+                loss = self._weights.loss(self.train_blocks.batch(blocks[:1]), 0.0)
+                with self._forward.no_autocast():
+                    loss.backward()  # type: ignore[no-untyped-call]
         return total
+
+    def _passes_of_all(self, num_blocks: int) -> int:
+        """Return the number of passes of the process with the most blocks of a step."""
+        return math.ceil(math.ceil(num_blocks / self.ranks.world) / self.state.micro_batch_size)
 
     def _update(self, *, skip: bool) -> float:
         """Update the weights unless `skip`; return the learning rate.
@@ -323,8 +356,9 @@ class Training:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         if not skip:
-            if self.ranks.world > 1:  # moments in bf16 are rounded at random, and must be the same everywhere
-                seed_micro_batch(self.settings.seed, self.state.step, 0, self.ranks.world)
+            if self.ranks.world > 1:  # moments in bf16 are rounded at random; where all are everywhere, equally
+                part = self.ranks.rank if isinstance(self._weights, Sharded) else 0
+                seed_micro_batch(self.settings.seed, self.state.step, part, self.ranks.world)
             self._optimizer.step()
         half = any(map(speed.has_half_gradient, self.model.parameters()))
         self._optimizer.zero_grad()
@@ -380,11 +414,15 @@ class Training:
 
     def _evaluate(self) -> None:
         """Measure the validation loss, and save the model if it is the best so far. At step 0 this is the base."""
+        with self._weights.whole() as model:
+            self._evaluate_whole(model)
+
+    def _evaluate_whole(self, model: PreTrainedModel) -> None:
         state = self.state
         loss, better = None, True
         if self.validation_blocks is not None:
             held_out = self.validation_blocks
-            loss = self._within_memory(lambda: self._measure(held_out)).loss
+            loss = self._within_memory(lambda: self._measure(model, held_out)).loss
             if not math.isfinite(loss):
                 raise DivergedError(
                     f"Step {state.step}: the validation loss is {loss}.",
@@ -405,18 +443,18 @@ class Training:
         if better:
             state.best_loss, state.best_step, state.bad_evaluations = loss, state.step, 0
             if state.step:
-                self._save_model()
+                self._save_model(model)
         else:
             state.bad_evaluations += 1
         state.evaluated_step = state.step
         if state.step:
             with self.ranks.together():
                 if self.ranks.is_main and self.sample is not None:
-                    self._write_sample(self.sample)
+                    self._write_samples(self.sample, model)
 
-    def _write_sample(self, sample: Callable[[Callable[[], None]], list[tuple[str, str]]]) -> None:
+    def _write_samples(self, sample: Sample, model: PreTrainedModel) -> None:
         try:
-            samples = sample(self._stop.check)
+            samples = sample(model, self._stop.check)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -426,7 +464,7 @@ class Training:
         for prompt, text in samples:
             self._emit(SampleEvent(**self._position, prompt=prompt, text=text))
 
-    def _measure(self, blocks: Blocks) -> Measurement:
+    def _measure(self, model: PreTrainedModel, blocks: Blocks) -> Measurement:
         reported = time.monotonic()
 
         def progress(done: int, total: int) -> None:
@@ -435,8 +473,11 @@ class Training:
                 reported = time.monotonic()
                 self._emit(EvaluatingEvent(step=self.state.step, done=done, total=total))
 
+        forward = self._forward
+        if model is not forward.model:
+            forward = PackedForward(model, precision=self.precision, route=forward.route)
         return measure(
-            self._forward,
+            forward,
             blocks,
             batch_size=self.state.micro_batch_size,
             ranks=self.ranks,
@@ -447,15 +488,17 @@ class Training:
     def _save(self) -> Path:
         self._check_deferred()
         path, self._saved = self.directory.checkpoint(self.state.step), None
-        with self.ranks.together():
-            if self.ranks.is_main:
+        weights, is_main = self._weights, self.ranks.is_main
+        with weights.whole(here=is_main) as model, self.ranks.together():
+            moments = moments_of(self._optimizer, weights.parameters, weights.whole_of, here=is_main)
+            if is_main:
                 with disk_errors(path):
                     save_checkpoint(
                         self.directory,
                         self.state,
-                        self.model,
+                        model,
                         self.tokenizer,
-                        self._optimizer,
+                        moments,
                         self.evaluation.keep_checkpoints,
                         self.settings_file,
                         self.adapted,
@@ -464,23 +507,23 @@ class Training:
         self._saved = replace(self.state)
         return path
 
-    def _save_model(self) -> None:
+    def _save_model(self, model: PreTrainedModel) -> None:
         with self.ranks.together():
             if self.ranks.is_main:
-                self._write_model()
+                self._write_model(model)
 
-    def _write_model(self) -> None:
-        check_finite(dict(self.model.named_parameters()), self.state.step)
+    def _write_model(self, model: PreTrainedModel) -> None:
+        check_finite(dict(model.named_parameters()), self.state.step)
         adapted, place = self.adapted, self.directory.adapter
         if adapted is not None:
             with disk_errors(place):
-                write_sealed_folder(place, lambda folder: adapted.save_adapter(self.model, folder, self.tokenizer))
+                write_sealed_folder(place, lambda folder: adapted.save_adapter(model, folder, self.tokenizer))
 
         def fill(folder: Path) -> None:
             if adapted is None:
-                models.save(self.model, self.tokenizer, folder)
+                models.save(model, self.tokenizer, folder)
             else:
-                adapted.save_merged(self.model, self.tokenizer, place, folder)
+                adapted.save_merged(model, self.tokenizer, place, folder)
 
         with disk_errors(self.directory.model):
             write_sealed_folder(self.directory.model, fill)

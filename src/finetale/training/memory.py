@@ -60,7 +60,9 @@ class MemoryPlan:
         return self.fixed_bytes + self.pass_bytes + micro_batch_size * self.sequence_bytes + logits - saved
 
 
-def plan_memory(forward: PackedForward, blocks: Blocks, most: int, *, moment_bytes: int = 4) -> MemoryPlan:
+def plan_memory(
+    forward: PackedForward, blocks: Blocks, most: int, *, moment_bytes: int = 4, parts: int = 1
+) -> MemoryPlan:
     """Probe passes of one and two sequences, and choose the largest micro-batch size that fits.
 
     The size is a power of two, or `most`.
@@ -68,6 +70,7 @@ def plan_memory(forward: PackedForward, blocks: Blocks, most: int, *, moment_byt
     Args:
         most: sequences per optimizer step on this device.
         moment_bytes: size of each of Adam's two moments, bytes per weight.
+        parts: number of processes among which weights, gradients and moments are divided.
 
     Raises:
         MemoryLimitError: one sequence does not fit.
@@ -77,6 +80,8 @@ def plan_memory(forward: PackedForward, blocks: Blocks, most: int, *, moment_byt
     # Trained weights also have gradients and Adam's two moments.
     trained = 4 + 2 * moment_bytes
     fixed = sum((p.element_size() + (trained if p.requires_grad else 0)) * p.numel() for p in parameters)
+    if parts > 1:  # evaluations gather the weights
+        fixed = fixed // parts + sum(p.nbytes for p in parameters)
     saved = speed.half_gradient_bytes(forward.model) if may_use_half_gradients(forward, moment_bytes) else 0
     one, two = _kept_bytes_of_one_and_two(forward, blocks)
     fits_two = two is not None

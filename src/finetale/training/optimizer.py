@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from finetale import speed
 from finetale.config import LearningRateSchedule, TrainSettings
+from finetale.ranks import ALONE, Ranks
 
 REFERENCE_PARAMETERS = 124_439_808
 """Number of parameters of the smallest GPT-2, for which the default learning rate is 1e-4."""
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq")
 _PIECE = 2**20
 """Values that are updated together."""
 
@@ -33,11 +35,18 @@ def default_learning_rate(parameters: int, *, new: bool, adapter: bool = False) 
     return float(f"{rate * (3 if new else _ADAPTER_FACTOR if adapter else 1):.2g}")
 
 
-def build_optimizer(model: torch.nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """Return AdamW over all trainable parameters, with weight decay on matrices only, not on biases and norms."""
+def build_optimizer(
+    model: torch.nn.Module, settings: TrainSettings, parameters: Iterable[torch.nn.Parameter] | None = None
+) -> torch.optim.AdamW:
+    """Return AdamW over all trainable parameters, with weight decay on matrices only, not on biases and norms.
+
+    Args:
+        parameters: what to update in place of the model's own: parts of them.
+    """
     assert settings.learning_rate is not None
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    parameters = [p for p in (model.parameters() if parameters is None else parameters) if p.requires_grad]
+    matrices = [p for p in parameters if p.ndim >= 2]
+    others = [p for p in parameters if p.ndim < 2]
     on_cpu = next(model.parameters()).device.type == "cpu"
     kind = torch.optim.AdamW
     if settings.optimizer_state == "bf16":
@@ -54,14 +63,22 @@ def build_optimizer(model: torch.nn.Module, settings: TrainSettings) -> torch.op
 
 
 @torch.no_grad()
-def clip_gradients(optimizer: torch.optim.Optimizer, limit: float) -> torch.Tensor:
+def clip_gradients(optimizer: torch.optim.Optimizer, limit: float, parts_of: Ranks = ALONE) -> torch.Tensor:
     """Scale all gradients so that their norm is at most `limit`; return the norm before.
+
+    Args:
+        parts_of: processes that hold parts of the gradients each; the norm is that of all parts.
 
     Gradients in bf16 are scaled by the optimizer when it converts them, so that they are not rounded again.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not isinstance(optimizer, HalfGradientsAdamW) or not any(_is_half(p) for p in parameters):
-        norm: torch.Tensor = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        if parts_of.world == 1:
+            norm: torch.Tensor = torch.nn.utils.clip_grad_norm_(parameters, limit)
+            return norm
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = parts_of.sum(norm.square()).sqrt()
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         return norm
     pieces = [piece for p in parameters for piece in _pieces(p.grad)]
     norms = [torch.linalg.vector_norm(_wide(piece)) for piece in pieces]
@@ -121,7 +138,7 @@ class HalfGradientsAdamW(torch.optim.AdamW):
             for parameter in group["params"]:
                 if not self.state[parameter]:
                     self.state[parameter]["step"] = torch.zeros((), dtype=torch.float32)
-                    for name in _MOMENTS:
+                    for name in MOMENTS:
                         self.state[parameter][name] = torch.zeros_like(parameter)
 
 
@@ -167,10 +184,10 @@ class HalfMomentsAdamW(torch.optim.AdamW):
                 state = self.state[parameter]
                 if not state:
                     state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-                    for name in _MOMENTS:
+                    for name in MOMENTS:
                         state[name] = torch.zeros_like(parameter, dtype=torch.bfloat16)
                 state["step"] += 1
-                first, second = (state[name].float() for name in _MOMENTS)
+                first, second = (state[name].float() for name in MOMENTS)
                 _update(parameter, parameter.grad, first, second, state["step"], group)
                 state["exp_avg"] = speed.round_stochastically(first)
                 state["exp_avg_sq"] = speed.round_stochastically(second)
@@ -179,7 +196,7 @@ class HalfMomentsAdamW(torch.optim.AdamW):
         """Load a state dict and keep the moments in bf16; AdamW's own method converts them to fp32."""
         super().load_state_dict(state_dict)
         for state in self.state.values():
-            for name in _MOMENTS:
+            for name in MOMENTS:
                 state[name] = state[name].to(torch.bfloat16)
 
 
