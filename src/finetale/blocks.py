@@ -7,6 +7,7 @@ Modeling"). If the blocks would be too empty, the emptiest are dissolved and the
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from functools import cached_property
@@ -88,8 +89,8 @@ class Blocks:
         """Return some of the blocks, in the order given."""
         counts = np.diff(self.offsets)[blocks]
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        chosen = np.repeat(self.offsets[blocks] - offsets[:-1], counts) + np.arange(offsets[-1])
-        return Blocks(self.store, self.block_size, self.segments[chosen], offsets, self.begins)
+        chosen = self.segments[_ranges(self.offsets[blocks], counts)]
+        return Blocks(self.store, self.block_size, chosen, offsets, self.begins)
 
     def batch(self, blocks: NDArray[np.int64]) -> Batch:
         """Return the arrays of some of the blocks, one row per block."""
@@ -390,75 +391,122 @@ def check_positions(block_size: int | None, positions: int | None) -> None:
 def share_blocks(store: TokenStore, size: int, segments: NDArray[Any], *, fill: bool = False) -> Blocks:
     """Give each full segment its own block and let shorter ones share. The blocks are in reading order."""
     full = segments["targets"] == size
-    short = segments[~full]
-    bins = _best_fit(short["targets"], size)
-    if fill and not store.is_example[short["part"]].any():  # a cut would part an answer from its prompt
-        short, bins = _fill_gaps(short, bins, size)
-    alone = segments[full]
-    order = np.concatenate([np.array(members, np.int64) for members in bins]) if bins else np.zeros(0, np.int64)
-    lengths = np.concatenate([np.ones(len(alone), np.int64), [len(members) for members in bins]]).astype(np.int64)
-    grouped = np.concatenate([alone, short[order]])
-    first = np.concatenate([[0], np.cumsum(lengths)])
-    reading = np.argsort(grouped["start"][first[:-1]], kind="stable")  # a memory map is read forwards
-    moved = np.concatenate([np.arange(first[b], first[b + 1]) for b in reading]) if len(reading) else order
-    offsets = np.concatenate([[0], np.cumsum(lengths[reading])]).astype(np.int64)
-    return Blocks(store, size, grouped[moved], offsets)
+    alone, short = np.flatnonzero(full), np.flatnonzero(~full)
+    bins = _best_fit(segments["targets"][short], size)
+    bins.members = short[bins.members]
+    if fill and not store.is_example[segments["part"][short]].any():  # a cut would part an answer from its prompt
+        segments, bins = _fill_gaps(segments, bins, size)
+    order = np.concatenate([alone, bins.members])
+    counts = np.concatenate([np.ones(len(alone), np.int64), bins.counts])
+    first = np.cumsum(counts) - counts
+    reading = np.argsort(segments["start"][order[first]], kind="stable")  # a memory map is read forwards
+    counts = counts[reading]
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return Blocks(store, size, segments[order[_ranges(first[reading], counts)]], offsets)
 
 
-def _best_fit(lengths: NDArray[np.int64], size: int) -> list[list[int]]:
-    """Return the indices of the segments that share each block, by best-fit decreasing.
+def _ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the numbers of consecutive ranges, joined: `counts` numbers from each of `starts`."""
+    ends = np.cumsum(counts)
+    found: NDArray[np.int64] = np.repeat(starts - (ends - counts), counts)
+    found += np.arange(len(found))
+    return found
 
-    A bit mask records which amounts of free space occur among the open blocks, so each segment takes constant time.
+
+@dataclass
+class _Bins:
+    """Segments that share blocks: the indices of all of them, block by block, and the number of them in each block."""
+
+    members: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+
+def _best_fit(lengths: NDArray[np.int64], size: int) -> _Bins:
+    """Let segments share blocks by best-fit decreasing.
+
+    Segments of one length are placed together, as many as the tightest blocks take: a block that takes one of them is
+    the tightest for the next one, until none fits. So the time depends on the number of different lengths, and memory
+    holds a few numbers per segment. A bit mask records which amounts of free space occur among the open blocks.
     """
-    bins: list[list[int]] = []
-    by_room: list[list[int]] = [[] for _ in range(size + 1)]
-    mask = 0
-    order = np.argsort(-lengths, kind="stable")
-    for segment, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
-        fitting = mask >> length
-        if fitting:
-            free = length + (fitting & -fitting).bit_length() - 1
-            index = by_room[free].pop()
-            if not by_room[free]:
-                mask &= ~(1 << free)
-        else:
-            index, free = len(bins), size
-            bins.append([])
-        bins[index].append(segment)
-        free -= length
-        if free:
-            by_room[free].append(index)
-            mask |= 1 << free
-    return bins
+    order = np.argsort((size - lengths).astype(np.min_scalar_type(size)), kind="stable")  # faster with few bits
+    values, numbers = np.unique(lengths, return_counts=True)
+    bin_of = np.empty(len(lengths), np.int64)
+    by_room = [array("q") for _ in range(size + 1)]
+    mask = at = num_bins = 0
+    for length, number in zip(values[::-1].tolist(), numbers[::-1].tolist(), strict=True):
+        waiting = number
+        while waiting:
+            fitting = mask >> length
+            free = length + (fitting & -fitting).bit_length() - 1 if fitting else size
+            per_bin = free // length
+            wanted = -(-waiting // per_bin)
+            if fitting:
+                taken = by_room[free][-wanted:]
+                taken.reverse()
+                del by_room[free][-wanted:]
+                if not by_room[free]:
+                    mask &= ~(1 << free)
+            else:
+                taken = array("q", range(num_bins, num_bins + wanted))
+                num_bins += wanted
+            placed = min(waiting, per_bin * len(taken))
+            bin_of[at : at + placed] = np.repeat(taken, per_bin)[:placed]
+            at, waiting = at + placed, waiting - placed
+            in_last = placed - per_bin * (len(taken) - 1)
+            for room, bins in ((free - per_bin * length, taken[:-1]), (free - in_last * length, taken[-1:])):
+                if room and bins:
+                    by_room[room].extend(bins)
+                    mask |= 1 << room
+    return _grouped(order, bin_of, num_bins)
 
 
-def _fill_gaps(segments: NDArray[Any], bins: list[list[int]], size: int) -> tuple[NDArray[Any], list[list[int]]]:
+def _grouped(segments: NDArray[np.int64], bin_of: NDArray[np.int64], num_bins: int) -> _Bins:
+    """Group segments by the number of their block. Within a block they keep their order."""
+    return _Bins(segments[np.argsort(bin_of, kind="stable")], np.bincount(bin_of, minlength=num_bins))
+
+
+def _fill_gaps(segments: NDArray[Any], bins: _Bins, size: int) -> tuple[NDArray[Any], _Bins]:
     """If too many positions are padding, dissolve the emptiest blocks and cut their segments into the largest gaps."""
-    if not bins:
+    num_bins = len(bins.counts)
+    if not num_bins:
         return segments, bins
-    content = [int(segments["targets"][members].sum()) for members in bins]
+    first = np.cumsum(bins.counts) - bins.counts
+    content = np.add.reduceat(segments["targets"][bins.members], first)
+    total = int(content.sum())
     crumb = min(16, max(1, size // 32))  # shorter pieces are not worth a cut
-    enough = -(-sum(content) // (size - crumb))
-    if len(bins) * size - sum(content) <= _MAX_PADDING * len(bins) * size or len(bins) <= enough:
+    enough = -(-total // (size - crumb))
+    if num_bins * size - total <= _MAX_PADDING * num_bins * size or num_bins <= enough:
         return segments, bins
-    fullest_first = sorted(range(len(bins)), key=lambda index: -content[index])
+    fullest_first = np.argsort(-content, kind="stable")
     kept, dissolved = fullest_first[:enough], fullest_first[enough:]
-    waiting = [tuple(segments[member].tolist()) for index in dissolved for member in bins[index]]
-    pieces: list[tuple[int, ...]] = []
-    for index in reversed(kept):
-        room = size - content[index]
-        while waiting and room >= crumb:
-            start, count, part, skip = waiting.pop()
+    waiting = segments[bins.members[_ranges(first[dissolved], bins.counts[dissolved])]]
+    left = len(waiting)  # the last ones are cut first
+    rest: tuple[int, int, int, int] | None = None  # of a segment that was cut
+    pieces, bin_of_pieces = array("q"), array("q")
+    for number in range(enough - 1, -1, -1):
+        room = size - int(content[kept[number]])
+        while (rest or left) and room >= crumb:
+            if rest is None:
+                left -= 1
+                rest = waiting[left].item()
+            start, count, part, skip = rest
             taken = min(count, room)
             if 0 < count - taken < crumb < taken - crumb:
                 taken -= crumb  # leave a rest that is not too short
-            bins[index].append(len(segments) + len(pieces))
-            pieces.append((start, taken, part, skip))
+            pieces.extend((start, taken, part, skip))
+            bin_of_pieces.append(number)
             room -= taken
-            if taken < count:
-                waiting.append((start + taken, count - taken, part, skip))
+            rest = (start + taken, count - taken, part, skip) if taken < count else None
+            if rest:
                 break
-    rest = _best_fit(np.array([piece[1] for piece in waiting], np.int64), size)
-    shifted = [[len(segments) + len(pieces) + member for member in members] for members in rest]
-    grown = np.concatenate([segments, np.array(pieces + waiting, SEGMENT_DTYPE)])
-    return grown, [bins[index] for index in kept] + shifted
+        if rest is None and not left:
+            break
+    cut = np.frombuffer(pieces, SEGMENT_DTYPE) if pieces else np.zeros(0, SEGMENT_DTYPE)
+    uncut = np.concatenate([waiting[:left], np.array([rest] if rest else [], SEGMENT_DTYPE)])
+    more = _best_fit(uncut["targets"], size)
+    members = [bins.members[_ranges(first[kept], bins.counts[kept])], len(segments) + np.arange(len(cut))]
+    bin_of = [np.repeat(np.arange(enough), bins.counts[kept]), np.frombuffer(bin_of_pieces, np.int64)]
+    filled = _grouped(np.concatenate(members), np.concatenate(bin_of), enough)
+    filled.members = np.concatenate([filled.members, len(segments) + len(cut) + more.members])
+    filled.counts = np.concatenate([filled.counts, more.counts])
+    return np.concatenate([segments, cut, uncut]), filled

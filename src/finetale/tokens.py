@@ -181,11 +181,13 @@ class TokenStore:
 
     def context_before(self, places: Any) -> NDArray[np.int64]:
         """Return the number of tokens of context before places in `tokens`. `places` is an array of indices."""
+        if not len(self.context):
+            return np.zeros(np.shape(places), np.int64)
         starts, stops = self.context[:, 0], self.context[:, 1]
         lengths = np.concatenate([[0], np.cumsum(stops - starts)])
         number = np.searchsorted(starts, places, "left")  # ranges that begin before the place
         last = np.maximum(number - 1, 0)
-        beyond = np.where(number > 0, np.maximum((stops[last] if len(stops) else 0) - places, 0), 0)
+        beyond = np.where(number > 0, np.maximum(stops[last] - places, 0), 0)
         found: NDArray[np.int64] = lengths[number] - beyond
         return found
 
