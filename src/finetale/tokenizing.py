@@ -28,7 +28,9 @@ _PIECE = re.compile(rf"[\s\S][^ {_MARKS}]*(?:(?: (?!\S)|(?<=\s) |(?<![^\W\d_])[{
 _CUT = re.compile(rf"(?<=\S)(?= \S)|(?<=[^\W\d_])(?=[{_MARKS}])")
 _SLICE_CHARACTERS = 500_000
 _MAX_PIECES = 300_000
-_MAX_PIECE_CHARACTERS = 10_000_000
+_MAX_PIECE_CHARACTERS = 4_000_000
+_CHARACTERS_AT_ONCE = 50_000
+"""Number of characters of pieces that the tokenizer gets at once. It needs up to 200 bytes per token meanwhile."""
 _COMPARED_CHARACTERS = 20_000
 _PROBE = (
     "It's 12:30, I'll say “yes” – the naïve café's 3.14 km.  Two  spaces,\n\n and lines\tand tabs \n  x_y a1b2 "
@@ -93,14 +95,15 @@ class Encoder:
         return found or _encode_pieces(self._tokenizer, text, context)
 
     def ranges(self, text: str, places: Sequence[tuple[int, int]], ids: Ids) -> list[tuple[int, int]]:
-        """Return the ranges of tokens at places of a text. For a long text, only pieces around them are encoded."""
-        if self._backend is None or len(text) <= _COMPARED_CHARACTERS:
+        """Return the ranges of tokens at places of a text. If possible, only pieces around them are encoded."""
+        if self._backend is None:
             return token_ranges(self._tokenizer, text, places, ids)
         lengths, counts = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)]
         for part in _slices(text):
             pieces = _PIECE.findall(part)
             lengths.append(np.fromiter(map(len, pieces), np.int64, len(pieces)))
-            counts.append(self._counts[self._numbers_of(pieces)])
+            numbers = self._numbers_of(pieces)  # before the counts are looked up, because new pieces have none yet
+            counts.append(self._counts[numbers])
         characters, tokens = np.cumsum(np.concatenate(lengths)), np.cumsum(np.concatenate(counts))
         found = []
         for start, stop in places:
@@ -119,24 +122,14 @@ class Encoder:
 
     def _encode(self, texts: Sequence[str]) -> list[Ids]:
         found: list[Ids] = []
-        group: list[str] = []
-        size = 0
-        for text in texts:
-            if len(text) > _SLICE_CHARACTERS:
+        for group in _groups(texts, _SLICE_CHARACTERS):
+            if len(group) == 1 and len(group[0]) > _SLICE_CHARACTERS:
+                found.append(np.concatenate([self._encode_group([part])[0] for part in _slices(group[0])]))
+            else:
                 found += self._encode_group(group)
-                group, size = [], 0
-                found.append(np.concatenate([self._encode_group([part])[0] for part in _slices(text)]))
-                continue
-            group.append(text)
-            size += len(text)
-            if size > _SLICE_CHARACTERS:
-                found += self._encode_group(group)
-                group, size = [], 0
-        return found + self._encode_group(group)
+        return found
 
     def _encode_group(self, texts: list[str]) -> list[Ids]:
-        if not texts:
-            return []
         pieces = [_PIECE.findall(text) for text in texts]
         numbers = self._numbers_of(list(chain.from_iterable(pieces)))
         counts = self._counts[numbers]
@@ -154,15 +147,30 @@ class Encoder:
         if new := self._known.new:
             self._backend.no_truncation()
             self._backend.no_padding()
-            encoded = [each.ids for each in self._backend.encode_batch_fast(new, add_special_tokens=False)]
-            counts = np.fromiter(map(len, encoded), np.int64, len(encoded))
-            ids = np.fromiter(chain.from_iterable(encoded), np.int32, int(counts.sum()))
-            self._starts = np.concatenate([self._starts, len(self._ids) + np.cumsum(counts) - counts])
-            self._counts = np.concatenate([self._counts, counts])
-            self._ids = np.concatenate([self._ids, ids])
+            ids, counts = [self._ids], [self._counts]
+            for group in _groups(new, _CHARACTERS_AT_ONCE):
+                encoded = [each.ids for each in self._backend.encode_batch_fast(group, add_special_tokens=False)]
+                counts.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
+                ids.append(np.fromiter(chain.from_iterable(encoded), np.int32, int(counts[-1].sum())))
+            self._ids, self._counts = np.concatenate(ids), np.concatenate(counts)
+            self._starts = np.cumsum(self._counts) - self._counts
             self._known.characters += sum(map(len, new))
             new.clear()
         return numbers
+
+
+def _groups(texts: Sequence[str], characters: int) -> Iterator[list[str]]:
+    """Group texts: at most a number of characters, or one longer text."""
+    group: list[str] = []
+    size = 0
+    for text in texts:
+        if group and size + len(text) > characters:
+            yield group
+            group, size = [], 0
+        group.append(text)
+        size += len(text)
+    if group:
+        yield group
 
 
 class _Numbers(dict[str, int]):

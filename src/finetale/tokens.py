@@ -13,12 +13,13 @@ import itertools
 import json
 import re
 import threading
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation", "test", "dropped")
 STORE_VERSION = 7
 END_OF_TEXT = "<|endoftext|>"
-_BATCH_CHARACTERS = 2_000_000
+_BATCH_CHARACTERS = 1_000_000
+_BYTES_AT_ONCE = 1 << 22
 _PROBE = "The quick brown fox, 12 jumps; 你好 — naïve?"
 
 
@@ -200,8 +202,12 @@ class TokenStore:
 
     @cached_property
     def largest_id(self) -> int:
-        """The largest id; -1 without tokens."""
-        return int(self.tokens.max()) if len(self.tokens) else -1
+        """The largest id; -1 without tokens. The file is read, because all pages of a map would stay in memory."""
+        largest = -1
+        with (self.folder / "tokens.bin").open("rb") as file:
+            while data := file.read(_BYTES_AT_ONCE):
+                largest = max(largest, int(np.frombuffer(data, self.info["dtype"]).max()))
+        return largest
 
     def name_of(self, part: int) -> str:
         """Return where a part comes from, as file:line."""
@@ -301,6 +307,47 @@ _CONTENT_DTYPE = np.dtype(
 )
 
 
+_ROWS_AT_ONCE = 1 << 18
+
+
+class _Table:
+    """Writes the table of the parts row by row, in the format of `np.save`, so that memory never holds all of it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rows = 0
+
+    def __enter__(self) -> Self:
+        self._file = self._path.open("wb")
+        self._write_header()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._file:
+            self._file.seek(0)
+            self._write_header()
+
+    def append(self, rows: Sequence[tuple[int, ...]]) -> None:
+        self._file.write(np.array(rows, PART_DTYPE).tobytes())
+        self._rows += len(rows)
+
+    def _write_header(self) -> None:
+        """Write the header, which NumPy pads so that its length is the same for any number of rows."""
+        facts = {"descr": np.lib.format.dtype_to_descr(PART_DTYPE), "fortran_order": False, "shape": (self._rows,)}
+        np.lib.format.write_array_header_1_0(self._file, facts)
+
+
+def _described(path: Path) -> Iterator[bytes]:
+    """Yield those columns of a table of parts that say what the text is, some rows at a time."""
+    table = np.load(path, mmap_mode="r", allow_pickle=False)
+    for start in range(0, len(table), _ROWS_AT_ONCE):
+        rows = table[start : start + _ROWS_AT_ONCE]
+        described = np.empty(len(rows), _CONTENT_DTYPE)
+        for name in _CONTENT_DTYPE.names or ():
+            described[name] = rows[name]
+        yield described.tobytes()
+
+
 def build_store(
     parts: Iterator[Part],
     tokenizer: PreTrainedTokenizerBase,
@@ -332,17 +379,16 @@ def build_store(
     dtype = np.uint16 if largest < 2**16 else np.uint32
     rows: list[tuple[int, ...]] = []
     sources: dict[str, int] = {}
-    tables: list[NDArray[Any]] = []
     dropped: Counter[str] = Counter()
     dropped_tokens: Counter[str] = Counter()
-    personal: list[tuple[int, int]] = []
-    context: list[tuple[int, int]] = []
+    personal, context = array("q"), array("q")  # two numbers per range, because a text can have millions
     seen = {"unknown": 0, "markers": 0, "ids": 0}
     sample = TextSample()
     unknown = tokenizer.unk_token_id if tokenizer.unk_token_id not in (begin, end) else None
     special = special_tokens_of(tokenizer)
 
     trained: Counter[int | None] = Counter()  # learned tokens, by number of the mixed source; None: the user's own text
+    learned_in: Counter[int] = Counter()  # learned tokens, by number of the split
     passages: Counter[int | None] = Counter()
     unused: Counter[int | None] = Counter()  # tokens of mixed text that are not trained on
 
@@ -370,6 +416,7 @@ def build_store(
             PassageFinder(target) as finder,
             Mixture(target / ".mixture.tmp", shares) as mixture,
             (target / "tokens.bin").open("wb") as file,
+            _Table(target / "parts.npy") as table,
         ):
             for batch in chosen_batches(mixture):
                 kept: list[tuple[str, str]] = []
@@ -395,6 +442,7 @@ def build_store(
                     kept.append((part.split, "\n".join(learned)))
                     size = sum(map(size_in_utf8, learned))
                     split = split_index(watched_split(part.beside or 0) if part.split == "watched" else part.split)
+                    learned_in[split] += targets - _length(unlearned)
                     if part.split == "train":
                         trained[part.beside] += targets - _length(unlearned)
                         passages[part.beside] += 1
@@ -405,47 +453,39 @@ def build_store(
                         (position, targets, split, int(part.ends), source, words, size, part.line, int(part.is_repeat))
                     )
                     if part.personal:
-                        ranges = encoder.ranges(part.text, part.personal, ids)
-                        personal.extend((position + 1 + a, position + 1 + b) for a, b in ranges)
-                    context.extend((position + 1 + a, position + 1 + b) for a, b in unlearned)
+                        for ends in encoder.ranges(part.text, part.personal, ids):
+                            personal.extend(position + 1 + end for end in ends)
+                    for ends in unlearned:
+                        context.extend(position + 1 + end for end in ends)
                     position += targets + 1
                 if pieces:
                     data = np.concatenate(pieces).astype(dtype).tobytes()
                     file.write(data)
                     content.update(data)
-                tables.append(np.array(rows, dtype=PART_DTYPE))
+                table.append(rows)
                 num_parts += len(rows)
                 rows.clear()
                 finder.add(kept)
                 if progress is not None:
                     progress(num_parts)
             shared = finder.compare()
-        table = np.concatenate([np.zeros(0, PART_DTYPE), *tables])
-        np.save(target / "parts.npy", table, allow_pickle=False)
-        np.save(target / "personal.npy", np.array(personal, np.int64).reshape(-1, 2), allow_pickle=False)
-        ranges_of_context = np.array(context, np.int64).reshape(-1, 2)
+        np.save(target / "personal.npy", np.array(personal).reshape(-1, 2), allow_pickle=False)
+        ranges_of_context = np.array(context).reshape(-1, 2)
         np.save(target / "context.npy", ranges_of_context, allow_pickle=False)
         write_json(target / "sources.json", {"names": list(sources)})
         # The hash covers the tokens and not the names of files: a text that was moved is the same text.
-        described = np.empty(len(table), _CONTENT_DTYPE)
-        for name in _CONTENT_DTYPE.names or ():
-            described[name] = table[name]
-        content.update(described.tobytes())
+        for described in _described(target / "parts.npy"):
+            content.update(described)
         if context:
             content.update(ranges_of_context.tobytes())
-        lengths = np.diff(ranges_of_context)[:, 0]
-        split_of = table["split"][np.searchsorted(table["start"], ranges_of_context[:, 0], "right") - 1]
-        totals = {
-            name: int(table["targets"][table["split"] == i].sum() - lengths[split_of == i].sum())
-            for i, name in enumerate(SPLITS[:3])
-        }
-        watched = table["split"] >= len(SPLITS)
+        totals = {name: learned_in[number] for number, name in enumerate(SPLITS[:3])}
+        watched = {split: tokens for split, tokens in learned_in.items() if split >= len(SPLITS)}
         account = {
             "trained": totals["train"],
             "validation": totals["validation"],
             "test": totals["test"],
-            "watched": int(table["targets"][watched].sum() - lengths[split_of >= len(SPLITS)].sum()),
-            "context": int(lengths.sum()),
+            "watched": sum(watched.values()),
+            "context": int(np.diff(ranges_of_context).sum()),
             "unused": unused.total(),
             "dropped": dropped_tokens.total(),
         }
@@ -458,7 +498,7 @@ def build_store(
             "dtype": np.dtype(dtype).str,
             "sha256": content.hexdigest(),
             "fingerprint": fingerprint,
-            "num_watched": int(table["split"][watched].max()) - len(SPLITS) + 1 if watched.any() else 0,
+            "num_watched": max(watched, default=len(SPLITS) - 1) - len(SPLITS) + 1,
             "tokens": {"read": sum(account.values())} | account,
             "dropped": [
                 {"reason": reason, "documents": count, "tokens": dropped_tokens[reason]}
@@ -565,7 +605,7 @@ def _first(*ids: int | None) -> int | None:
 
 
 def batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
-    """Group parts into batches of about two million characters, or 4,096 parts."""
+    """Group parts into batches of about one million characters, or 4,096 parts."""
     batch: list[Part] = []
     size = 0
     for part in parts:

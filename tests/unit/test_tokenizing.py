@@ -185,3 +185,31 @@ def test_offsets_of_a_long_text_equal_those_of_the_whole_text(monkeypatch: pytes
     rng = random.Random(0)
     places = [(start, start + rng.randint(1, 30)) for start in sorted(rng.sample(range(len(text) - 30), 200))]
     assert encoder.ranges(text, places, ids) == token_ranges(tokenizer(), text, places, ids)
+
+
+def test_places_are_found_in_texts_that_the_encoder_does_not_know_any_more() -> None:
+    texts = [story(number) + "今天我们，去河边。" for number in range(5)]
+    ids = encode_batch(tokenizer(), texts)
+    for text, its_ids in zip(texts, ids, strict=True):
+        places = [(0, 3), (len(text) // 2, len(text) // 2 + 9), (len(text) - 4, len(text))]
+        assert Encoder(tokenizer()).ranges(text, places, its_ids) == token_ranges(tokenizer(), text, places, its_ids)
+
+
+def test_the_tokenizer_gets_few_characters_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizing, "_CHARACTERS_AT_ONCE", 100)
+    texts = [mixed(seed, 3000) for seed in range(3)] + ["a" * 300 + " b", ""]
+    encoder = Encoder(tokenizer())
+    sizes = []
+
+    class Counting:
+        def __getattr__(self, name: str) -> object:
+            return getattr(tokenizer().backend_tokenizer, name)
+
+        def encode_batch_fast(self, pieces: list[str], **rest: object) -> object:
+            sizes.append((sum(map(len, pieces)), len(pieces)))
+            return tokenizer().backend_tokenizer.encode_batch_fast(pieces, **rest)
+
+    monkeypatch.setattr(encoder, "_backend", Counting())
+    assert all(map(np.array_equal, encoder.encode(texts), encode_batch(tokenizer(), texts)))
+    assert len(sizes) > 30
+    assert all(size <= 100 or number == 1 for size, number in sizes)
