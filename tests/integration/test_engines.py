@@ -223,8 +223,11 @@ def test_a_prompt_that_fails_in_a_pass_with_running_texts_fails_alone(
     assert running.tokens == expected.tokens
 
 
-def test_a_prompt_asked_twice_is_read_once(converted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = FACTS.engine(all_rows(None, converted, "openvino"))  # type: ignore[arg-type]
+@pytest.mark.parametrize(("kind", "block"), [("torch", 64), ("openvino", 32)])
+def test_a_prompt_asked_twice_is_read_once(
+    model: PreTrainedModel, converted: Any, monkeypatch: pytest.MonkeyPatch, kind: str, block: int
+) -> None:
+    engine = FACTS.engine(all_rows(model, converted, kind))
     settings = SamplingSettings.resolve({"temperature": 0})
     counts: list[int] = []
     read = engine.rows.read
@@ -242,13 +245,17 @@ def test_a_prompt_asked_twice_is_read_once(converted: Any, monkeypatch: pytest.M
         engine.start([[job]])
         found.append((counts[0], job))
         finish(engine, [job], length=10, chunk=256)
-    assert [count for count, _ in found] == [150, 150 - 128, 150 - 96, 150 - 128]
+    assert [count for count, _ in found] == [150, 150 - 128, 150 - 100 // block * block, 150 - 128]
     assert found[0][1].tokens == found[1][1].tokens == found[3][1].tokens
-    fresh = Job(found[2][1].ids, settings)
-    engine = FACTS.engine(all_rows(None, converted, "openvino"))  # type: ignore[arg-type]
+    engine = FACTS.engine(all_rows(model, converted, kind))
+    fresh, beside = Job(found[2][1].ids, settings), Job(prompt, settings)
     engine.start([[fresh]])
-    finish(engine, [fresh], length=10, chunk=256)
+    assert engine.rows.join(prompt) == 100 // block * block, "a running text counts too"
+    engine.rows.leave(1)
+    engine.start([[beside]])
+    finish(engine, [fresh, beside], length=10, chunk=256)
     assert fresh.tokens == found[2][1].tokens
+    assert beside.tokens == found[0][1].tokens
 
 
 @pytest.mark.parametrize(

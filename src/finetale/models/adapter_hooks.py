@@ -7,10 +7,11 @@ an adapter can be loaded, replaced and dropped while the model computes. Knows n
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,10 +59,12 @@ class LoadedAdapter:
     Attributes:
         name: name of the adapter.
         updates: what it adds, by the names of the layers.
+        number: a number that no other adapter has.
     """
 
     name: str
     updates: Mapping[str, LayerUpdate]
+    number: int = field(default_factory=itertools.count(1).__next__)
 
     @property
     def num_bytes(self) -> int:

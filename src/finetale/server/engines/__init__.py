@@ -1,7 +1,7 @@
 """Engines that generate tokens for a service. Jobs join and leave at any time; each step generates one token per job.
 
 batching        the engine: batches and samples jobs on any Rows
-pytorch_rows    Rows of a transformers model; slots is their key/value cache
+pytorch_rows    Rows of a transformers model; slots is their key/value cache, prefixes keeps beginnings of texts
 openvino_rows   Rows of a model in OpenVINO's format, for CPUs; pages is the table of their key/value cache
 selection       selection of the rows for a model, by measurement
 """

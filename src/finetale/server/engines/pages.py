@@ -54,7 +54,7 @@ class PageTable:
         """
         row = _Row()
         for start in range(0, max(0, len(ids) - 1) // self.size * self.size, self.size):
-            key = _key(row.key, ids[start : start + self.size])
+            key = chained(row.key, ids[start : start + self.size])
             page = self._pages.get(key)
             if page is None:
                 break
@@ -110,7 +110,7 @@ class PageTable:
         row.length += len(ids)
         row.tail += ids
         while len(row.tail) >= self.size:
-            row.key = _key(row.key, row.tail[: self.size])
+            row.key = chained(row.key, row.tail[: self.size])
             page = row.pages[(row.length - len(row.tail)) // self.size]
             del row.tail[: self.size]
             if row.key not in self._pages:
@@ -158,5 +158,6 @@ class PageTable:
             heapq.heappush(self._free, page)
 
 
-def _key(before: bytes, ids: Sequence[int]) -> bytes:
+def chained(before: bytes, ids: Sequence[int]) -> bytes:
+    """Return the key of tokens that follow the tokens with the key `before`."""
     return hashlib.blake2b(before + np.asarray(ids, np.int32).tobytes(), digest_size=16).digest()

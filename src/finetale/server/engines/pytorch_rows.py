@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -16,24 +18,29 @@ from finetale.generate.reading import STATES, cache_name, new_cache
 from finetale.models import adapter_hooks
 from finetale.models.adapter_hooks import LoadedAdapter
 from finetale.server.engines import NoRoom
+from finetale.server.engines.prefixes import SIZE, Prefixes
 from finetale.server.engines.slots import SlotCache
 
 ALL_THREADS = torch.get_num_threads()
 """Number of torch threads at import, before a worker changes it; later threads would inherit the changed number."""
 _FEWEST_COLUMNS = 128
+_KEPT_BYTES = 2**28
+"""Memory that beginnings of texts may take in any case if there is no limit."""
 
 
 class TorchRows:
     """Rows of different lengths in one pass, for models whose code supports it.
 
     A row is in the cache for texts of up to 128, 256, 512 … tokens, and moves to the next one when it is full. A pass
-    reads the rows of one cache. They may have different adapters.
+    reads the rows of one cache. They may have different adapters. The keys and values of texts that have left are kept,
+    for texts that begin alike, while their memory is not needed.
 
     Args:
         model: a causal language model that takes position_ids, a four-dimensional mask and a cache.
         context: maximum tokens per row.
         slots: maximum number of rows.
-        memory: maximum bytes of keys and values; one row of `context` tokens may exceed it. None for no limit.
+        memory: maximum bytes of keys and values; one row of `context` tokens may exceed it. None for no limit of the
+            rows; beginnings of texts then take at most as much as the rows took, or 256 MiB.
     """
 
     name = "torch"
@@ -50,6 +57,10 @@ class TorchRows:
         self._caches: dict[int, SlotCache] = {}  # by number of columns
         self._rows: list[tuple[SlotCache, int]] = []  # the cache of each row, and its number there
         self._adapters: list[LoadedAdapter | None] = []  # of each row
+        self._texts: list[list[int]] = []  # of each row, as far as it is read
+        self._kept = Prefixes()
+        self._column_bytes = 0  # of one token's keys and values; 0 before the first pass
+        self._most_bytes = 0  # of the rows since the last rest
         # Eager attention adds its mask to the scores; other implementations take a boolean mask.
         if model.device.type == "cpu":
             # With a mask, transformers would copy the keys and values for each query head, for fear of a slow kernel on
@@ -58,12 +69,36 @@ class TorchRows:
         self._adds_mask = getattr(model.config.get_text_config(), "_attn_implementation", "") == "eager"
 
     def join(self, ids: Sequence[int] = (), adapter: LoadedAdapter | None = None) -> int:
-        """Add an empty row. No beginnings of texts are kept."""
+        """Add a row that begins with the keys and values of the first tokens of `ids`, if they are known; see Rows."""
         assert len(self._rows) < self.slots, "no slot is free"
         cache = self._cache(1)
         self._rows.append((cache, cache.join()))
         self._adapters.append(adapter)
-        return 0
+        self._texts.append([])
+        return self._begin(len(self._rows) - 1, ids[: max(0, len(ids) - 1)])
+
+    def _begin(self, row: int, ids: Sequence[int]) -> int:
+        """Give an empty row the known first tokens of a text, in pieces; return their number."""
+        adapter = self._adapters[row]
+        alike = [_num_equal(text, ids) if self._adapters[at] is adapter else 0 for at, text in enumerate(self._texts)]
+        running = max(alike) // SIZE * SIZE
+        known = max(running, len(self._kept.find(_kind(adapter), ids)) * SIZE)
+        if not known:
+            return 0
+        try:
+            self._make_room(row, known)
+        except NoRoom:
+            return 0
+        pieces = self._kept.find(_kind(adapter), ids)  # those that were not dropped to make room
+        if running >= len(pieces) * SIZE:
+            other, place = self._rows[alike.index(max(alike))]
+            pieces = [other.views(place, 0, running)] if running else []
+        cache, place = self._rows[row]
+        for piece in pieces:
+            cache.extend(place, piece)
+        self._texts[row] += ids[: cache.lengths[place]]
+        self._limit_kept()
+        return cache.lengths[place]
 
     def copy(self, row: int) -> int:
         """Add a copy of a row."""
@@ -71,44 +106,91 @@ class TorchRows:
         self._check_room(cache)
         self._rows.append((cache, cache.take(cache, place)))
         self._adapters.append(self._adapters[row])
+        self._texts.append(list(self._texts[row]))
         return len(self._rows) - 1
 
     def leave(self, row: int) -> None:
-        """Remove a row."""
+        """Remove a row. Its keys and values are kept as far as memory allows."""
+        cache, place = self._rows[row]
+        # Memory that runs out must not end the request that leaves.
+        with torch.inference_mode(), contextlib.suppress(MemoryError, RuntimeError):
+            self._kept.keep(
+                _kind(self._adapters[row]), self._texts[row], partial(cache.views, place), self._most_kept()
+            )
         self._vacate(row)
-        last, adapter = self._rows.pop(), self._adapters.pop()
+        last, adapter, text = self._rows.pop(), self._adapters.pop(), self._texts.pop()
         if row < len(self._rows):
-            self._rows[row], self._adapters[row] = last, adapter
+            self._rows[row], self._adapters[row], self._texts[row] = last, adapter, text
 
     def rest(self) -> None:
         """Return the memory of keys and values."""
+        self._kept.shrink(0)
+        self._most_bytes = 0
         for cache in self._caches.values():
             cache.clear()
 
     @property
     def num_bytes(self) -> int:
         """Memory that keys and values take now, in bytes."""
-        return sum(cache.num_bytes for cache in self._caches.values())
+        return self._row_bytes() + self._kept.num_bytes
+
+    def _row_bytes(self) -> int:
+        return sum(cache.num_bytes for cache in list(self._caches.values()))
+
+    def _most_kept(self, more: int = 0) -> int:
+        """Return how many bytes the kept beginnings may take when the rows take `more` bytes more than now."""
+        if self._memory is None:
+            return max(_KEPT_BYTES, self._most_bytes)
+        return max(0, self._memory - self._row_bytes() - more)
+
+    def _limit_kept(self) -> None:
+        """Drop kept beginnings whose memory the rows have taken."""
+        for cache in self._caches.values():
+            if cache.slots:
+                self._column_bytes = cache.num_bytes // (cache.slots * cache.columns)
+        self._most_bytes = max(self._most_bytes, self._row_bytes())
+        self._kept.shrink(self._most_kept())
 
     def read(self, rows: Sequence[int], ids: Sequence[Sequence[int]], *, every: bool = False) -> Tensor:
         """Read more tokens of some rows; see Rows. A pass reads rows of one cache that read as many tokens."""
         for row, more in zip(rows, ids, strict=True):
             self._make_room(row, len(more))
+        used = [self._rows[row] for row in rows]
+        before = [cache.lengths[place] for cache, place in used]
+        try:
+            scores = self._read_in_passes(used, [self._adapters[row] for row in rows], ids, every)
+        except Exception:  # all or nothing: the caller reads each row again
+            for (cache, place), length in zip(used, before, strict=True):
+                cache.lengths[place] = length
+            raise
+        for row, more in zip(rows, ids, strict=True):
+            self._texts[row] += more
+        self._limit_kept()
+        return scores
+
+    def _read_in_passes(
+        self,
+        used: Sequence[tuple[SlotCache, int]],
+        adapters: Sequence[LoadedAdapter | None],
+        ids: Sequence[Sequence[int]],
+        every: bool,
+    ) -> Tensor:
+        """Return scores after reading more tokens of rows, given by their caches and numbers there."""
         passes: dict[tuple[int, int], list[int]] = {}
-        for place, (row, more) in enumerate(zip(rows, ids, strict=True)):
-            passes.setdefault((self._rows[row][0].columns, len(more)), []).append(place)
-        found: list[Tensor | None] = [None] * len(rows)
+        for place, ((cache, _), more) in enumerate(zip(used, ids, strict=True)):
+            passes.setdefault((cache.columns, len(more)), []).append(place)
+        found: list[Tensor | None] = [None] * len(used)
         for places in passes.values():
             # A pass reads neighbouring slots.
-            places.sort(key=lambda place: self._rows[rows[place]][1])
-            slots = [self._rows[rows[place]][1] for place in places]
+            places.sort(key=lambda place: used[place][1])
+            slots = [used[place][1] for place in places]
             breaks = [at for at in range(1, len(slots)) if slots[at] != slots[at - 1] + 1]
             for start, stop in pairwise([0, *breaks, len(slots)]):
                 logits = self._read(
-                    self._rows[rows[places[start]]][0],
+                    used[places[start]][0],
                     slots[start],
                     torch.tensor([ids[place] for place in places[start:stop]]),
-                    [self._adapters[rows[place]] for place in places[start:stop]],
+                    [adapters[place] for place in places[start:stop]],
                     every,
                 )
                 for place, scores in zip(places[start:stop], logits, strict=True):
@@ -162,16 +244,16 @@ class TorchRows:
             cache.clear()
 
     def _check_room(self, cache: SlotCache) -> None:
-        """Raise NoRoom if one more row of a cache needs more memory than there is."""
-        if self._memory is not None and len(self._rows) > 1:
-            more = cache.slots_to_add * cache.columns * self._bytes_per_column()
-            if more and self.num_bytes + more > self._memory:
-                raise NoRoom
+        """Drop kept beginnings in favour of one more row of a cache; raise NoRoom if there is still too little memory.
 
-    def _bytes_per_column(self) -> int:
-        """Return the memory of one token's keys and values, in bytes; 0 before the first pass."""
-        known = (each.num_bytes // (each.slots * each.columns) for each in self._caches.values() if each.slots)
-        return next(known, 0)
+        Before the first pass its memory is unknown, and nothing is checked.
+        """
+        more = cache.slots_to_add * cache.columns * self._column_bytes
+        if not more:
+            return
+        self._kept.shrink(self._most_kept(more))
+        if self._memory is not None and len(self._rows) > 1 and self.num_bytes + more > self._memory:
+            raise NoRoom
 
     def _mask(self, seen: Tensor) -> Tensor:
         seen = seen.to(self.model.device)
@@ -179,6 +261,17 @@ class TorchRows:
             return seen
         lowest = torch.finfo(self.model.dtype).min
         return torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device).masked_fill_(~seen, lowest)
+
+
+def _kind(adapter: LoadedAdapter | None) -> int:
+    """Return a number that differs for rows that may not share keys and values."""
+    return 0 if adapter is None else adapter.number
+
+
+def _num_equal(text: Sequence[int], ids: Sequence[int]) -> int:
+    """Return how many tokens two texts begin with in common."""
+    pairs = enumerate(zip(text, ids, strict=False))
+    return next((at for at, (one, other) in pairs if one != other), min(len(text), len(ids)))
 
 
 class SeparateRows:

@@ -124,6 +124,7 @@ def torch_engine(
             continue
         if difference <= (_TORCH_TOLERANCE if dtype == torch.float32 else _HALF_TOLERANCE):
             _copy_weights(model)
+            engine.rest()
             return engine
         why = f"scores differ by {difference:.1%}"
     raise ModelError(

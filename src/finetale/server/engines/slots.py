@@ -7,6 +7,7 @@ removed. TorchRows holds one such cache for each power of two, so that a long te
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -54,17 +55,26 @@ class SlotCache(Cache):  # type: ignore[misc]
         self.lengths.append(0)
         return self.rows - 1
 
-    @torch.inference_mode()
     def take(self, other: SlotCache, row: int) -> int:
         """Add a copy of another cache's row at the end; return its number."""
         new = self.join()
-        length = other.lengths[row]
-        for layer, pair in enumerate(other._store):
-            for mine, theirs in zip(self._stored(layer, *pair), pair, strict=True):
-                if length:  # a row that has not read yet may have no slot
-                    mine[new, :, :length] = theirs[row, :, :length]
-        self.lengths[new] = length
+        self.extend(new, other.views(row, 0, other.lengths[row]))
         return new
+
+    def views(self, row: int, start: int, stop: int) -> list[tuple[Tensor, Tensor]]:
+        """Return a row's keys and values of each layer from a token to before another, (1, heads, tokens, width)."""
+        if start == stop:  # a row that has not read yet may have no slot
+            return []
+        return [(keys[row, None, :, start:stop], values[row, None, :, start:stop]) for keys, values in self._store]
+
+    @torch.inference_mode()
+    def extend(self, row: int, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Append keys and values of more tokens, those of each layer, to a row."""
+        for layer, pair in enumerate(pairs):
+            for mine, theirs in zip(self._stored(layer, *pair), pair, strict=True):
+                mine[row, None, :, self.lengths[row] : self.lengths[row] + theirs.shape[2]] = theirs
+        if pairs:
+            self.lengths[row] += pairs[0][0].shape[2]
 
     @torch.inference_mode()
     def leave(self, row: int) -> None:
