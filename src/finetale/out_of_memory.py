@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from finetale.environment import address_space, address_space_limit
-from finetale.errors import FinetaleError, InterruptedRun, MemoryLimitError
+from finetale.errors import FinetaleError, InterruptedRun, MemoryLimitError, RankError
 
 _TEXTS = re.compile(
     r"out of memory|not enough memory|(can't|cannot|could not|couldn't|unable to|failed to) allocate|bad_alloc"
@@ -59,7 +59,7 @@ def _failure(error: BaseException) -> BaseException | None:
     """Return the exception for exhausted memory: this one, or one in its chain of causes."""
     if isinstance(error, MemoryError | MemoryLimitError):  # also numpy's and pyarrow's
         return error
-    if isinstance(error, InterruptedRun):
+    if isinstance(error, InterruptedRun | RankError):
         return None
     if isinstance(error, FinetaleError):  # such as "the weights can't be read", raised for a failed mmap
         reason = error.__cause__ or error.__context__

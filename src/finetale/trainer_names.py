@@ -210,7 +210,7 @@ TRAINER_NAMES: dict[str, Name] = {
     "tpu_num_cores": Name("", _DEVICES),
     "tpu_metrics_debug": Name("", _DEVICES),
     "sharded_ddp": Name("", _DEVICES),
-    "deepspeed": Name("", _DEVICES),
+    "deepspeed": Name("shard", _SHARD, value=""),
     "fsdp": Name("shard", _SHARD, value="true"),
     "fsdp_config": Name("shard", _SHARD, value=""),
     "fsdp_min_num_params": Name("shard", _SHARD, value=""),

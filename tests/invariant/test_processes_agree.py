@@ -3,6 +3,7 @@ stop together when one of them fails."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -170,6 +171,9 @@ def blocks_of(folder: Path) -> Blocks:
     return pack(open_store(folder / "store"), "train", 64)
 
 
+EITHER = pytest.mark.parametrize("shard", [False, True], ids=["whole", "sharded"])
+
+
 @pytest.fixture
 def stored(tmp_path: Path) -> Path:
     store(tmp_path, [story(number, 120) for number in range(8)])
@@ -201,7 +205,28 @@ def test_memory_that_runs_out_in_one_process_halves_the_passes_of_all(stored: Pa
     assert together(2, without_memory, stored) == [0, 0], failures(stored, 2)
 
 
-def stopped(ranks: Ranks, folder: Path) -> None:
+def short_of_memory(ranks: Ranks, folder: Path) -> None:
+    """Let memory run out in the last process, whose weights the others wait for."""
+
+    class Small(Blocks):
+        def batch(self, chosen: Any) -> Any:
+            if ranks.rank == ranks.world - 1:
+                raise MemoryError
+            return super().batch(chosen)
+
+    blocks = blocks_of(folder)
+    small = Small(**{field.name: getattr(blocks, field.name) for field in fields(blocks)})
+    train(folder / "run", small, ranks=ranks, shard=True)
+
+
+def test_memory_that_runs_out_where_weights_are_divided_ends_all(stored: Path) -> None:
+    assert together(2, short_of_memory, stored, seconds=60) == [1, 1]
+    first, second = failures(stored, 2)
+    assert first.startswith("RankError: Another process of this run has ended")
+    assert second.startswith("RankError: A step failed in process 2 of 2: memory ran out")
+
+
+def stopped(shard: bool, ranks: Ranks, folder: Path) -> None:
     """Send a signal to the last process in its third step."""
 
     def call(step: int, targets: int) -> int:
@@ -210,11 +235,12 @@ def stopped(ranks: Ranks, folder: Path) -> None:
         return targets
 
     blocks = Watched.of(blocks_of(folder), call)
-    train(folder / "run", blocks, ranks=ranks, epochs=8.0, micro_batch_size=2)
+    train(folder / "run", blocks, ranks=ranks, epochs=8.0, micro_batch_size=2, shard=shard)
 
 
-def test_a_signal_to_one_process_stops_all_and_the_run_is_saved(stored: Path) -> None:
-    assert together(4, stopped, stored) == [1] * 4
+@EITHER
+def test_a_signal_to_one_process_stops_all_and_the_run_is_saved(stored: Path, shard: bool) -> None:
+    assert together(4, functools.partial(stopped, shard), stored) == [1] * 4
     messages = failures(stored, 4)
     assert all(message.startswith("InterruptedRun: Stopped by SIGTERM. 2 of ") for message in messages), messages
     path, _ = newest_valid_checkpoint(RunDirectory(stored / "run"))
@@ -222,37 +248,39 @@ def test_a_signal_to_one_process_stops_all_and_the_run_is_saved(stored: Path) ->
     assert path.name == "step-00000002"
 
 
-def broken(ranks: Ranks, folder: Path) -> None:
+def broken(shard: bool, ranks: Ranks, folder: Path) -> None:
     """Give the last process a weight that is not a number."""
     tiny = model(3)
 
     def call(step: int, targets: int) -> int:
         if ranks.rank == ranks.world - 1:
             with torch.no_grad():
-                tiny.get_input_embeddings().weight[:] = float("nan")  # type: ignore[union-attr,index]
+                tiny.get_input_embeddings().weight.fill_(float("nan"))  # type: ignore[union-attr]
         return targets
 
     blocks = Watched.of(blocks_of(folder), call)
-    train(folder / "run", blocks, ranks=ranks, tiny=tiny)
+    train(folder / "run", blocks, ranks=ranks, tiny=tiny, shard=shard)
 
 
-def test_a_nan_in_one_process_ends_all(stored: Path) -> None:
-    assert together(2, broken, stored) == [1, 1]
+@EITHER
+def test_a_nan_in_one_process_ends_all(stored: Path, shard: bool) -> None:
+    assert together(2, functools.partial(broken, shard), stored) == [1, 1]
     assert all(message.startswith("DivergedError: Step 1: ") for message in failures(stored, 2)), failures(stored, 2)
 
 
-def without_disk(ranks: Ranks, folder: Path) -> None:
+def without_disk(shard: bool, ranks: Ranks, folder: Path) -> None:
     """Let the main process find no place for the first checkpoint."""
 
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
     loop.save_checkpoint = full  # type: ignore[assignment]
-    train(folder / "run", blocks_of(folder), ranks=ranks)
+    train(folder / "run", blocks_of(folder), ranks=ranks, shard=shard)
 
 
-def test_a_full_disk_of_the_main_process_ends_all_with_its_sentence(stored: Path) -> None:
-    assert together(2, without_disk, stored) == [1, 1]
+@EITHER
+def test_a_full_disk_of_the_main_process_ends_all_with_its_sentence(stored: Path, shard: bool) -> None:
+    assert together(2, functools.partial(without_disk, shard), stored) == [1, 1]
     first, second = failures(stored, 2)
     assert first.startswith("RunError: ")
     assert "No space left on device" in first
@@ -260,7 +288,7 @@ def test_a_full_disk_of_the_main_process_ends_all_with_its_sentence(stored: Path
     assert "No space left on device" in second
 
 
-def killed(ranks: Ranks, folder: Path) -> None:
+def killed(shard: bool, ranks: Ranks, folder: Path) -> None:
     """End the last process in its third step, as SIGKILL does."""
 
     def call(step: int, targets: int) -> int:
@@ -269,10 +297,11 @@ def killed(ranks: Ranks, folder: Path) -> None:
         return targets
 
     blocks = Watched.of(blocks_of(folder), call)
-    train(folder / "run", blocks, ranks=ranks, epochs=8.0)
+    train(folder / "run", blocks, ranks=ranks, epochs=8.0, shard=shard)
 
 
-def test_a_killed_process_does_not_let_the_others_wait(stored: Path) -> None:
-    assert together(4, killed, stored, seconds=60) == [1, 1, 1, -signal.SIGKILL]
+@EITHER
+def test_a_killed_process_does_not_let_the_others_wait(stored: Path, shard: bool) -> None:
+    assert together(4, functools.partial(killed, shard), stored, seconds=60) == [1, 1, 1, -signal.SIGKILL]
     messages = failures(stored, 3)
     assert all(message.startswith("RankError: Another process of this run has ended") for message in messages), messages

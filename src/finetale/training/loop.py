@@ -204,7 +204,8 @@ class Training:
         self._deferred = self._forward.device.type in _ASYNCHRONOUS and not isinstance(optimizer, HalfMomentsAdamW)
         self._bad = torch.zeros((), device=self._forward.device)
         self._log_every = self.evaluation.log_every or (_LOG_EVERY_ASYNCHRONOUS if self._deferred else 1)
-        with speed.kept_memory(), StopRequest() as self._stop:
+        # The arrays of gathered layers come and go; what is divided to save memory is returned to the system.
+        with contextlib.nullcontext() if divided else speed.kept_memory(), StopRequest() as self._stop:
             try:
                 if checkpoint is None:
                     with self._weights.whole(here=self.ranks.is_main) as model:
