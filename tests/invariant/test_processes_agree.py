@@ -37,6 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
     "accumulation": {"micro_batch_size": 1, "batch_size": 6},
     "ragged passes": {"micro_batch_size": 3, "batch_size": 7},
     "dropout": {"micro_batch_size": 1, "dropout": 0.2},
+    "recomputed": {"gradient_checkpointing": True},
     "moments in bf16": {"optimizer_state": "bf16"},
     "frozen": {"frozen": True},
     "adapter": {"method": "lora", "micro_batch_size": 2},

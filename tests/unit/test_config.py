@@ -115,6 +115,7 @@ def test_all_problems_are_reported_together() -> None:
         ({"batch_size": 2, "micro_batch_size": 4}, "micro_batch_size 4 is larger than batch_size 2"),
         ({"validation_fraction": 0.6, "test_fraction": 0.4}, "must stay below 1"),
         ({"warmup_steps": 1.5}, "must be whole"),
+        ({"shard": True, "compile": "on"}, "compile on and shard can't be combined"),
         ({"stop": [""]}, "a stop string is empty"),
         ({"documents": ""}, "separator of documents is empty"),
         ({"precision": "fp16"}, "precision = 'fp16'"),

@@ -29,7 +29,7 @@ import loops
 from finetale import speed
 from finetale.blocks import Blocks, pack
 from finetale.config import EvaluationSettings, TrainSettings
-from finetale.errors import DivergedError, InterruptedRun, MemoryLimitError, ModelError, RunError
+from finetale.errors import DivergedError, InterruptedRun, MemoryLimitError, ModelError, RankError, RunError
 from finetale.forward import PackedForward
 from finetale.out_of_memory import fit_batches, is_out_of_memory
 from finetale.rundir import RunDirectory, verify_folder
@@ -535,6 +535,7 @@ def raised_for(error: BaseException, reason: BaseException) -> BaseException:
         (array_memory_error(), True),
         (raised_for(ModelError("The weights can't be read."), OSError(errno.ENOMEM, "x")), True),
         (raised_for(InterruptedRun("Stopped."), MemoryError()), False),
+        (raised_for(RankError("A step failed."), MemoryError()), False),
         (raised_for(ModelError("The weights can't be read."), OSError(errno.EIO, "x")), False),
         (RuntimeError("shapes differ"), False),
         (ValueError("out of memory"), False),
@@ -615,6 +616,8 @@ def test_the_memory_plan_is_the_largest_power_of_two_that_fits(blocks: Blocks, m
     assert planned(blocks, monkeypatch, 1e12, most=6).micro_batch_size == 6
     assert planned(blocks, monkeypatch, room(5), most=6).micro_batch_size == 4
     assert planned(blocks, monkeypatch, room(300)).max_sequences == 256
+    divided = plan_memory(PackedForward(model(0)), blocks, 8, parts=4)
+    assert divided.fixed_bytes == (16 // 4 + 4) * parameters  # and the whole weights in evaluations
 
 
 def test_logits_in_chunks_take_no_more_memory_than_a_chunk(blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
