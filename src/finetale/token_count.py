@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from finetale.round_trip import TextSample
 from finetale.text.documents import SPLITS, size_in_utf8
 from finetale.tokenizing import Encoder
-from finetale.tokens import begin_and_end, check_known, encode_parts, tokenizer_warnings
+from finetale.tokenizing.batches import encode_parts
+from finetale.tokens import begin_and_end, check_known, tokenizer_warnings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

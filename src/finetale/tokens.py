@@ -16,6 +16,7 @@ import threading
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,7 @@ from finetale.signals import leave_open
 from finetale.text.documents import size_in_utf8
 from finetale.text.words import count_words
 from finetale.tokenizing import Encoder
+from finetale.tokenizing.batches import batches, encode_parts, encoded_batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +46,6 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation", "test", "dropped")
 STORE_VERSION = 7
 END_OF_TEXT = "<|endoftext|>"
-_BATCH_CHARACTERS = 1_000_000
 _BYTES_AT_ONCE = 1 << 22
 _PROBE = "The quick brown fox, 12 jumps; 你好 — naïve?"
 
@@ -358,6 +359,8 @@ def build_store(
     keep: bool = False,
     fingerprint: str | None = None,
     shares: Sequence[float] = (),
+    processes: int = 0,
+    warn: Callable[[str], None] = lambda message: None,
 ) -> TokenStore:
     """Tokenise parts into a store at `folder`, written atomically and sealed.
 
@@ -368,6 +371,9 @@ def build_store(
         keep: leave a store that another process has put at `folder` in the meantime.
         fingerprint: hash of the files that the parts come from; saved with the store.
         shares: by number of the source, the share of mixed text in the training tokens.
+        processes: number of processes that encode the text beside this one, if it is long and none of it is mixed.
+            The store does not depend on it.
+        warn: called with a sentence if one of these processes ends early.
 
     Raises:
         SourceError: the parts can't be read, or hold no text.
@@ -417,11 +423,11 @@ def build_store(
             Mixture(target / ".mixture.tmp", shares) as mixture,
             (target / "tokens.bin").open("wb") as file,
             _Table(target / "parts.npy") as table,
+            closing(encoded_batches(encoder, chosen_batches(mixture), 0 if shares else processes, warn)) as numbered,
         ):
-            for batch in chosen_batches(mixture):
+            for batch, encoded, contexts in numbered:
                 kept: list[tuple[str, str]] = []
                 pieces: list[NDArray[np.int64]] = []
-                encoded, contexts = encode_parts(encoder, batch)
                 together = np.concatenate(encoded)
                 if unknown is not None:
                     seen["unknown"] += int((together == unknown).sum())
@@ -514,20 +520,6 @@ def build_store(
     return open_store(folder)
 
 
-def encode_parts(encoder: Encoder, batch: list[Part]) -> tuple[list[NDArray[np.int64]], list[list[tuple[int, int]]]]:
-    """Return the ids of each part, and the ranges of its ids that are context. Drop parts that can't be masked."""
-    running = iter(encoder.encode([part.text for part in batch if not part.context]))
-    encoded, contexts = [], []
-    for part in batch:
-        example = encoder.encode_example(part.text, part.context) if part.context else (next(running), [])
-        if example is None:
-            part.dropped = part.dropped or "prompt and answer share a token"
-            example = (encoder.encode([part.text])[0], [])
-        encoded.append(example[0])
-        contexts.append(example[1])
-    return encoded, contexts
-
-
 def _length(ranges: Sequence[tuple[int, int]]) -> int:
     return sum(stop - start for start, stop in ranges)
 
@@ -602,20 +594,6 @@ def _is_consistent(store: TokenStore) -> bool:
 
 def _first(*ids: int | None) -> int | None:
     return next((i for i in ids if i is not None), None)
-
-
-def batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
-    """Group parts into batches of about one million characters, or 4,096 parts."""
-    batch: list[Part] = []
-    size = 0
-    for part in parts:
-        batch.append(part)
-        size += len(part.text)
-        if size >= _BATCH_CHARACTERS or len(batch) >= 4096:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def tokenizer_warnings(seen: dict[str, int], tokenizer: PreTrainedTokenizerBase, sample: TextSample) -> list[str]:

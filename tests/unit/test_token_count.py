@@ -13,7 +13,8 @@ from finetale.models import load_tokenizer
 from finetale.text import Part
 from finetale.text.documents import digest_of
 from finetale.token_count import TokenCount, TokenCounter
-from finetale.tokens import batches, build_store
+from finetale.tokenizing.batches import batches
+from finetale.tokens import build_store
 
 TEXT = "the fox and hen, went “home” through 12 snowy fields. Naïve 今天 owls sang"
 WORDS = TEXT.split()

@@ -90,7 +90,7 @@ def test_pieces_have_the_ids_of_the_whole_text(kind: str, slice_size: int, monke
         assert len(found) == 95
         for text, ids, whole in zip(texts, found, encode_batch(chosen, texts), strict=True):
             assert ids.tolist() == whole.tolist(), repr(text)
-    assert encoder._backend is not None, "the tokenizer can encode pieces"
+    assert encoder._pieces is not None, "the tokenizer can encode pieces"
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_tokenizers_with_long_range_rules_get_the_whole_text(make) -> None:
     encoder = Encoder(chosen)
     texts = [story(1), mixed(3, 300)]
     found = encoder.encode(texts)
-    assert encoder._backend is None
+    assert encoder._pieces is None
     for ids, whole in zip(found, encode_batch(chosen, texts), strict=True):
         assert np.array_equal(ids, whole)
 
@@ -120,7 +120,7 @@ def test_added_tokens_across_a_cut_prevent_cutting(flags: dict) -> None:
     chosen = wrapped(raw)
     text = "this is the end of the mask or mask. the mask ends"
     encoder = Encoder(chosen)
-    assert encoder._backend is None
+    assert encoder._pieces is None
     assert encoder.encode([text])[0].tolist() == encode_batch(chosen, [text])[0].tolist()
 
 
@@ -209,7 +209,7 @@ def test_the_tokenizer_gets_few_characters_at_once(monkeypatch: pytest.MonkeyPat
             sizes.append((sum(map(len, pieces)), len(pieces)))
             return tokenizer().backend_tokenizer.encode_batch_fast(pieces, **rest)
 
-    monkeypatch.setattr(encoder, "_backend", Counting())
+    monkeypatch.setattr(encoder._pieces, "_backend", Counting())
     assert all(map(np.array_equal, encoder.encode(texts), encode_batch(tokenizer(), texts)))
     assert len(sizes) > 30
     assert all(size <= 100 or number == 1 for size, number in sizes)

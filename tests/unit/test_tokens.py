@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, BertTokenizer, ByT5Tokenizer, PreTrained
 from finetale import tokens
 from finetale.errors import RunError, SourceError, TokenizerError
 from finetale.text import Part
+from finetale.tokenizing import batches as batching
 from finetale.tokenizing import encode_batch, token_ranges
 from finetale.tokens import (
     SPLITS,
@@ -286,7 +287,7 @@ def test_bert_like_texts_are_enclosed_by_cls_and_sep(tmp_path: Path) -> None:
 
 
 def test_parts_of_several_batches_keep_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "_BATCH_CHARACTERS", 100)
+    monkeypatch.setattr(batching, "BATCH_CHARACTERS", 100)
     progress: list[int] = []
     texts = [f"number {number} of some" for number in range(30)]
     made = build_store(
@@ -452,7 +453,7 @@ def test_the_table_of_parts_is_written_row_by_row_as_numpy_saves_it(tmp_path: Pa
 def test_the_memory_of_a_store_does_not_grow_with_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The table of parts takes 51 bytes per part on disk. It took 170 bytes of memory."""
     monkeypatch.setattr(tokens, "_ROWS_AT_ONCE", 1000)
-    monkeypatch.setattr(tokens, "_BATCH_CHARACTERS", 5_000)
+    monkeypatch.setattr(batching, "BATCH_CHARACTERS", 5_000)
 
     def peak(number: int) -> int:
         parts = (part("ab") for _ in range(number))

@@ -24,6 +24,8 @@ from finetale.rundir import temporary_name, write_bytes, write_sealed_folder
 from finetale.schema import CheckResult, DataFile, TokenizerFit
 from finetale.text.documents import SPLITS, Part, Split, digest_of
 from finetale.token_count import TokenCounter, look_ahead
+from finetale.tokenizing.batches import batches
+from finetale.tokenizing.processes import default_processes
 from finetale.tokens import TokenStore
 
 if TYPE_CHECKING:
@@ -71,6 +73,8 @@ def tokenise(config: Config, tokenizer: PreTrainedTokenizerBase, notify: Notify)
             keep=True,
             fingerprint=fingerprint,
             shares=[mix.share for mix in config.mixes],
+            processes=default_processes(),
+            warn=partial(warn, notify),
         )
         if folder is None:
             folder = root / "tokens" / f"stream-{_hash_of(config, store.info['sha256'], list(config.sources))}"
@@ -319,7 +323,7 @@ def _shared_passages(
     """Return the passages that splits share, and give the parts to a counter of tokens."""
     special = tokens.special_tokens_of(tokenizer)
     with tempfile.TemporaryDirectory() as place, PassageFinder(Path(place)) as finder:
-        for batch in tokens.batches(parts):
+        for batch in batches(parts):
             if counter is not None:
                 counter.add(batch)
             finder.add(

@@ -47,30 +47,34 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        self._backend: Any = tokenizer.backend_tokenizer if _may_be_cut(tokenizer) else None
+        self._pieces = PieceEncoder(tokenizer.backend_tokenizer) if _may_be_cut(tokenizer) else None
         self._compared = 0  # characters
-        self._forget()
-        if self._backend is not None and not self._agrees([_PROBE * 3]):
-            self._backend = None
+        if self._pieces is not None and not self._agrees(self._pieces, [_PROBE * 3]):
+            self._pieces = None
 
-    def _forget(self) -> None:
-        self._known = _Numbers()
-        self._ids: NDArray[np.int32] = np.zeros(0, np.int32)  # of all pieces, one after the other
-        self._starts: Ids = np.zeros(0, np.int64)  # by piece, index of its first id
-        self._counts: Ids = np.zeros(0, np.int64)
+    @property
+    def is_settled(self) -> bool:
+        """Whether texts are cut into pieces and enough of them were compared, so that other processes may do it too."""
+        return self._pieces is not None and self._compared >= _COMPARED_CHARACTERS
+
+    @property
+    def rules(self) -> str:
+        """The tokenizer as JSON, for `EncodingProcesses`."""
+        rules: str = self._tokenizer.backend_tokenizer.to_str()
+        return rules
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """Return the ids of each text."""
         if not texts:
             return []
-        if self._backend is not None and self._compared < _COMPARED_CHARACTERS:
+        if self._pieces is not None and self._compared < _COMPARED_CHARACTERS:
             sample = [text[:_COMPARED_CHARACTERS] for text in texts[:100]]
             self._compared += sum(map(len, sample))
-            if not self._agrees(sample):
-                self._backend = None
-        if self._backend is None:
+            if not self._agrees(self._pieces, sample):
+                self._pieces = None
+        if self._pieces is None:
             return encode_batch(self._tokenizer, list(texts))
-        return self._encode(texts)
+        return self._pieces.encode(texts)
 
     def encode_example(self, text: str, context: Sequence[tuple[int, int]]) -> tuple[Ids, list[tuple[int, int]]] | None:
         """Return the ids of a text, and the ranges of ids that hold its context.
@@ -86,8 +90,8 @@ class Encoder:
         Returns:
             None if a token holds characters of both, and they can't be encoded one by one.
         """
-        if self._backend is not None:
-            return _joined(self.encode(_pieces_of(text, context)), text, context)
+        if self._pieces is not None:
+            return joined(self.encode(pieces_of(text, context)), text, context)
         if self._tokenizer.is_fast:
             found = _encode_whole(self._tokenizer, text, context)
         else:
@@ -96,14 +100,13 @@ class Encoder:
 
     def ranges(self, text: str, places: Sequence[tuple[int, int]], ids: Ids) -> list[tuple[int, int]]:
         """Return the ranges of tokens at places of a text. If possible, only pieces around them are encoded."""
-        if self._backend is None:
+        if self._pieces is None:
             return token_ranges(self._tokenizer, text, places, ids)
         lengths, counts = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)]
         for part in _slices(text):
             pieces = _PIECE.findall(part)
             lengths.append(np.fromiter(map(len, pieces), np.int64, len(pieces)))
-            numbers = self._numbers_of(pieces)  # before the counts are looked up, because new pieces have none yet
-            counts.append(self._counts[numbers])
+            counts.append(self._pieces.counts_of(pieces))
         characters, tokens = np.cumsum(np.concatenate(lengths)), np.cumsum(np.concatenate(counts))
         found = []
         for start, stop in places:
@@ -116,11 +119,30 @@ class Encoder:
             found.append((here + a, here + b))
         return found
 
-    def _agrees(self, texts: list[str]) -> bool:
+    def _agrees(self, pieces: PieceEncoder, texts: list[str]) -> bool:
         whole = encode_batch(self._tokenizer, texts)
-        return all(map(np.array_equal, whole, self._encode(texts)))
+        return all(map(np.array_equal, whole, pieces.encode(texts)))
 
-    def _encode(self, texts: Sequence[str]) -> list[Ids]:
+
+class PieceEncoder:
+    """Encodes texts in pieces. The ids of earlier pieces are cached.
+
+    Args:
+        backend: a tokenizer of the library tokenizers for which the cuts of this module do not change the ids.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self._forget()
+
+    def _forget(self) -> None:
+        self._known = _Numbers()
+        self._ids: NDArray[np.int32] = np.zeros(0, np.int32)  # of all pieces, one after the other
+        self._starts: Ids = np.zeros(0, np.int64)  # by piece, index of its first id
+        self._counts: Ids = np.zeros(0, np.int64)
+
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """Return the ids of each text."""
         found: list[Ids] = []
         for group in _groups(texts, _SLICE_CHARACTERS):
             if len(group) == 1 and len(group[0]) > _SLICE_CHARACTERS:
@@ -128,6 +150,11 @@ class Encoder:
             else:
                 found += self._encode_group(group)
         return found
+
+    def counts_of(self, pieces: list[str]) -> Ids:
+        """Return the number of ids of each piece."""
+        numbers = self._numbers_of(pieces)  # first, because new pieces have no counts yet
+        return self._counts[numbers]
 
     def _encode_group(self, texts: list[str]) -> list[Ids]:
         pieces = [_PIECE.findall(text) for text in texts]
@@ -242,8 +269,8 @@ def _encode_pieces(
     tokenizer: PreTrainedTokenizerBase, text: str, context: Sequence[tuple[int, int]]
 ) -> tuple[Ids, list[tuple[int, int]]] | None:
     """Encode context and answers one by one. None if the text then reads otherwise, such as with an added space."""
-    encoded = encode_batch(tokenizer, _pieces_of(text, context))
-    ids, ranges = _joined(encoded, text, context)
+    encoded = encode_batch(tokenizer, pieces_of(text, context))
+    ids, ranges = joined(encoded, text, context)
     whole = encode_batch(tokenizer, [text])[0]
     before, after = (tokenizer.decode(each.tolist(), clean_up_tokenization_spaces=False) for each in (whole, ids))
     return (ids, ranges) if before == after else None
@@ -253,13 +280,13 @@ def _borders(text: str, context: Sequence[tuple[int, int]]) -> list[int]:
     return sorted({0, len(text), *(place for span in context for place in span)})
 
 
-def _pieces_of(text: str, context: Sequence[tuple[int, int]]) -> list[str]:
+def pieces_of(text: str, context: Sequence[tuple[int, int]]) -> list[str]:
     """Cut a text where its context starts and stops."""
     return [text[start:stop] for start, stop in pairwise(_borders(text, context))]
 
 
-def _joined(encoded: Sequence[Ids], text: str, context: Sequence[tuple[int, int]]) -> tuple[Ids, list[tuple[int, int]]]:
-    """Return the ids of all `_pieces_of` a text, and the ranges of ids that hold its context."""
+def joined(encoded: Sequence[Ids], text: str, context: Sequence[tuple[int, int]]) -> tuple[Ids, list[tuple[int, int]]]:
+    """Return the ids of all `pieces_of` a text, and the ranges of ids that hold its context."""
     at = dict(zip(_borders(text, context), np.cumsum([0, *map(len, encoded)]).tolist(), strict=True))
     ranges = [(at[start], at[stop]) for start, stop in context]
     return np.concatenate([np.zeros(0, np.int64), *encoded]), [each for each in ranges if each[0] < each[1]]
