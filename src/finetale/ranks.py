@@ -12,20 +12,16 @@ import datetime
 import functools
 import itertools
 import json
-import logging
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
-from finetale.errors import ConfigError, FinetaleError, InterruptedRun, RankError, TrainingError
+from finetale.errors import FinetaleError, InterruptedRun, RankError, TrainingError
 from finetale.out_of_memory import is_out_of_memory
-from finetale.signals import handling
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +37,7 @@ _POLL = 0.2
 _BUCKET_BYTES = 25 << 20
 """Bytes of gradients that are summed together, as in PyTorch's DDP."""
 _OTHER_LAUNCHERS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-_LAUNCHER = "FINETALE_LAUNCHER"
+LAUNCHER = "FINETALE_LAUNCHER"
 """Variable with the process id of the `finetale` command that has started this process and watches over it."""
 
 _runs = itertools.count()
@@ -298,6 +294,7 @@ def joined() -> Iterator[Ranks]:
     """
     _check_launcher()
     if world_size() == 1:
+        _leave_with_the_launcher()
         yield Ranks()
         return
     import torch
@@ -331,16 +328,20 @@ def joined() -> Iterator[Ranks]:
             distributed.destroy_process_group()
 
 
+def has_launcher() -> bool:
+    """Return whether a `finetale` command has started this process and watches over it."""
+    return os.environ.get(LAUNCHER) == str(os.getppid())
+
+
 def _leave_with_the_launcher() -> None:
     """Stop as at SIGTERM if the command that has started this process is gone."""
-    launcher = os.environ.get(_LAUNCHER)
 
     def watch() -> None:
-        while str(os.getppid()) == launcher:
+        while has_launcher():
             time.sleep(1)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    if launcher == str(os.getppid()):
+    if has_launcher():
         threading.Thread(target=watch, name="finetale-launcher", daemon=True).start()
 
 
@@ -362,81 +363,6 @@ def _rendezvous() -> tuple[Any, int, int]:
 
     store, rank, world = next(rendezvous("env://", timeout=_TIME_LIMIT))
     return store, rank, world
-
-
-def launch(processes: str, words: Sequence[str]) -> int | None:
-    """Start this command in several processes of this machine, by PyTorch's own launcher.
-
-    Args:
-        processes: a number, or "auto" for one process per accelerator.
-        words: arguments of the command.
-
-    Returns:
-        exit code of the main process; None if one process is enough or a launcher has started this one.
-
-    Raises:
-        ConfigError: `processes` is neither.
-        RankError: one of the processes was killed.
-    """
-    if world_size() > 1:
-        return None
-    number = _number_of(processes)
-    if number == 1:
-        return None
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the processes say themselves what is wrong
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    os.environ[_LAUNCHER] = str(os.getpid())
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=number,
-        run_id="finetale",
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
-        max_restarts=0,
-        signals_to_handle="",  # it would end them without waiting for their exit codes
-    )
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    with handling(dict.fromkeys(names, _pass_on)):
-        try:
-            elastic_launch(config, sys.executable)("-m", "finetale", *words)
-        except ChildFailedError as error:
-            codes = {rank: failure.exitcode for rank, failure in sorted(error.failures.items())}
-            killed = {rank: -code for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM}
-            for rank, cause in killed.items():  # it could not say anything; the launcher ends the others by SIGTERM
-                name = signal.Signals(cause).name
-                raise RankError(
-                    f"Process {rank + 1} of {number} was ended by {name}, so the run was stopped.",
-                    "Continue with `finetale resume`. If the system ended it for lack of memory, use fewer processes.",
-                ) from None
-            return codes[min(codes, key=lambda rank: (codes[rank] < 0, rank))]
-    return 0
-
-
-def _number_of(processes: str) -> int:
-    if processes == "auto":
-        import torch
-
-        return max(1, torch.accelerator.device_count())
-    if not processes.isdecimal() or int(processes) < 1:
-        raise ConfigError(
-            f"--processes is {processes!r}, and must be a number of at least 1, or auto.",
-            "auto starts one process per GPU.",
-        )
-    return int(processes)
-
-
-def _pass_on(number: int, frame: FrameType | None) -> None:
-    """Send a signal to the processes of the run. They save, and leave with their exit code."""
-    import psutil
-
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.Error):
-            child.send_signal(number)
 
 
 def _described(error: BaseException) -> tuple[Kind, str, str, int]:
@@ -469,7 +395,7 @@ def _reached() -> Iterator[None]:
             "Its own message is above, or in the log of its machine. Continue with `finetale resume`.",
             lost=True,
         )
-        lost.told = _LAUNCHER in os.environ
+        lost.told = LAUNCHER in os.environ
         raise lost from error
 
 

@@ -155,11 +155,16 @@ def test_processes_killed_at_random_lose_at_most_the_steps_after_a_checkpoint(fo
     same(folder / "hunted", folder / "whole")
 
 
-def start_two(folder: Path, name: str) -> subprocess.Popen[bytes]:
-    """Start a long run in two processes, which prints into folder/said; return the launcher once it trains."""
-    words = [*WORDS, "--out", name, "--processes", "2"]
+def with_steps(steps: int) -> list[str]:
+    words = list(WORDS)
     for flag in ("--max-steps", "--epochs"):
-        words[words.index(flag) + 1] = "5000"
+        words[words.index(flag) + 1] = str(steps)
+    return words
+
+
+def start(folder: Path, name: str, *flags: str, steps: int = 5000) -> subprocess.Popen[bytes]:
+    """Start a run in several processes, which prints into folder/said; return the launcher once it trains."""
+    words = [*with_steps(steps), "--out", name, *flags]
     with (folder / "said").open("w") as said:
         started = subprocess.Popen([sys.executable, "-m", "finetale", *words], cwd=folder, stdout=said, stderr=said)
     metrics = folder / name / "metrics.jsonl"
@@ -172,7 +177,7 @@ def start_two(folder: Path, name: str) -> subprocess.Popen[bytes]:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_ends_the_run_with_a_sentence(folder: Path, rank: int) -> None:
-    started = start_two(folder, f"bereft-{rank}")
+    started = start(folder, f"bereft-{rank}", "--processes", "2")
     workers = psutil.Process(started.pid).children()
     first, second = sorted(workers, key=lambda worker: int(worker.environ()["RANK"]))
     (second if rank else first).kill()
@@ -185,8 +190,47 @@ def test_a_killed_process_ends_the_run_with_a_sentence(folder: Path, rank: int) 
     assert not any(worker.is_running() for worker in workers)
 
 
+@pytest.mark.parametrize("flags", [(), ("--processes", "2", "--shard")], ids=["one", "sharded"])
+def test_a_run_is_resumed_after_a_kill(folder: Path, flags: tuple[str, ...]) -> None:
+    alone, name = folder / "alone-60", f"restarted-{len(flags)}"
+    if not alone.exists():
+        code, output = call(folder, *with_steps(60), "--out", alone.name)
+        assert code == 0, output
+    started = start(folder, name, "--max-restarts", "1", *flags, steps=60)
+    psutil.Process(started.pid).children()[-1].kill()
+    code = started.wait(120)
+    output = (folder / "said").read_text()
+    assert code == 0, output
+    assert " was ended by SIGKILL. The run continues from its last checkpoint (restart 1 of 1)." in output
+    assert "Traceback" not in output
+    assert "error:" not in output
+    same(folder / name, alone)
+    assert json.loads((folder / name / "run.json").read_text())["status"] == "finished"
+
+
+def test_no_restart_is_left_after_the_last_kill(folder: Path) -> None:
+    started = start(folder, "hopeless", "--max-restarts", "1")
+    for _ in range(2):
+        (worker,) = psutil.Process(started.pid).children()
+        worker.kill()
+        for _ in range(600):  # until it is replaced or the command ends
+            children = psutil.Process(started.pid).children() if started.poll() is None else []
+            if children != [worker] or started.poll() is not None:
+                break
+            time.sleep(0.1)
+        for _ in range(600):
+            if started.poll() is not None or psutil.Process(started.pid).children():
+                break
+            time.sleep(0.1)
+    code = started.wait(60)
+    output = (folder / "said").read_text()
+    assert code == 1, output
+    assert output.count("(restart 1 of 1)") == 1
+    assert "error: Process 1 of 1 was ended by SIGKILL, so the run was stopped." in output
+
+
 def test_processes_without_their_launcher_save_and_leave(folder: Path) -> None:
-    started = start_two(folder, "orphans")
+    started = start(folder, "orphans", "--processes", "2")
     workers = psutil.Process(started.pid).children()
     started.kill()
     started.wait()
@@ -196,7 +240,7 @@ def test_processes_without_their_launcher_save_and_leave(folder: Path) -> None:
 
 
 def test_processes_starts_them_and_a_signal_stops_all_with_the_code_of_a_run_to_resume(folder: Path) -> None:
-    started = start_two(folder, "launched")
+    started = start(folder, "launched", "--processes", "2")
     started.send_signal(signal.SIGTERM)
     code = started.wait(60)
     output = (folder / "said").read_text()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from finetale import ranks
+from finetale.cli.launch import MaxRestarts, Processes, in_processes
 from finetale.cli.output import Json, Quiet, RunFolder, print_json, progress
 
 
@@ -26,10 +26,8 @@ def command(
     max_steps: Annotated[
         int | None, Parameter(help="Train on until this many steps, counted from the beginning of the run.")
     ] = None,
-    processes: Annotated[
-        str | None,
-        Parameter(help="Number of processes of this machine that train together; auto: one per GPU. Default: one."),
-    ] = None,
+    processes: Processes = None,
+    max_restarts: MaxRestarts = 0,
     shard: Annotated[
         bool | None,
         Parameter(help="Divide weights, gradients and moments among the processes, or not. Default: as before."),
@@ -42,7 +40,7 @@ def command(
     A finished run stays unchanged, with exit code 0, unless --epochs or --max-steps asks for more training. The
     learning-rate schedule then spans all steps of the longer run.
     """
-    if processes is not None and (code := ranks.launch(processes, sys.argv[1:])) is not None:
+    if (code := in_processes(processes, max_restarts)) is not None:
         return code
     from finetale import pipeline
     from finetale.cli.outcome import print_outcome

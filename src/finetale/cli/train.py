@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from finetale import ranks
+from finetale.cli.launch import MaxRestarts, Processes, in_processes
 from finetale.cli.output import Json, Quiet, Source, print_json, progress
 from finetale.cli.settings import with_settings
 
@@ -17,10 +17,8 @@ from finetale.cli.settings import with_settings
 def command(
     *source: Source,
     config: Annotated[Path | None, Parameter(help="Settings file (YAML). Flags override it.")] = None,
-    processes: Annotated[
-        str | None,
-        Parameter(help="Number of processes of this machine that train together; auto: one per GPU. Default: one."),
-    ] = None,
+    processes: Processes = None,
+    max_restarts: MaxRestarts = 0,
     as_json: Json = False,
     quiet: Quiet = False,
     **settings: object,
@@ -29,7 +27,7 @@ def command(
 
     SOURCE is a file, a folder, - for standard input, bundled:tales, or hf:DATASET[/CONFIG][:SPLIT].
     """
-    if processes is not None and (code := ranks.launch(processes, sys.argv[1:])) is not None:
+    if (code := in_processes(processes, max_restarts)) is not None:
         return code
     from finetale import library, pipeline
     from finetale.cli.outcome import print_outcome

@@ -23,6 +23,7 @@ from finetale.environment import hardware, peak_memory, versions
 from finetale.errors import HubError, InterruptedRun, RunError
 from finetale.formatting import shell_command
 from finetale.generate import Generator
+from finetale.launching import announce
 from finetale.models import LoadedModel
 from finetale.models.frozen import fast_products
 from finetale.notify import Notify, stage
@@ -99,6 +100,7 @@ def train_and_finish(
         settings = portable(prepared.config).model_dump(mode="json")
         return tracking.Start(given, manifest.name or run.root.name, settings, prepared.config.offline)
 
+    announce(run.root)
     with _status(run), memory_errors(), Trackers(prepared.config.track, start, notify) as trackers:
         state = _train(run, prepared, notify, checkpoint, trackers, ranks)
         config = prepared.config.model_copy(update={"micro_batch_size": state.micro_batch_size})
