@@ -29,14 +29,14 @@ def pieces_of(ids: Sequence[int]) -> Any:
 def test_a_piece_is_found_only_after_the_same_beginning_and_kind() -> None:
     kept, limit = Prefixes(), 10**6
     text = [number % 50 for number in range(3 * SIZE + 9)]
-    kept.keep(0, text, pieces_of(text), limit)
+    kept.keep(0, text, 0, pieces_of(text), limit)
     found = kept.find(0, text)
     assert [pairs[0][0].flatten().tolist() for pairs in found] == [text[at : at + SIZE] for at in (0, SIZE, 2 * SIZE)]
     assert len(kept.find(0, [*text[:SIZE], 51, *text[SIZE + 1 :]])) == 1
     assert kept.find(0, text[SIZE:]) == []
     assert kept.find(1, text) == []
     assert kept.num_bytes == 3 * SIZE * 8
-    kept.keep(0, text, pieces_of(text), limit)
+    kept.keep(0, text, 0, pieces_of(text), limit)
     assert kept.num_bytes == 3 * SIZE * 8, "equal pieces are kept once"
 
 
@@ -44,15 +44,17 @@ def test_the_ends_of_the_oldest_texts_are_dropped_first() -> None:
     kept, piece = Prefixes(), SIZE * 8
     texts = [[start] * (3 * SIZE) for start in range(3)]
     for text in texts[:2]:
-        kept.keep(0, text, pieces_of(text), 6 * piece)
+        kept.keep(0, text, 0, pieces_of(text), 6 * piece)
     kept.find(0, texts[0])
-    kept.keep(0, texts[2], pieces_of(texts[2]), 6 * piece)
+    kept.keep(0, texts[2], 0, pieces_of(texts[2]), 6 * piece)
     assert [len(kept.find(0, text)) for text in texts] == [3, 0, 3]
     kept.shrink(5 * piece)
     assert [len(kept.find(0, text)) for text in texts] == [2, 0, 3]
     large = [9] * (9 * SIZE)
-    kept.keep(0, large, pieces_of(large), 4 * piece)
+    kept.keep(0, large, 0, pieces_of(large), 4 * piece)
     assert [len(kept.find(0, text)) for text in (*texts, large)] == [0, 0, 0, 4]
+    kept.keep(0, large, 5, pieces_of(large), 9 * piece)
+    assert len(kept.find(0, large)) == 4, "a piece is of no use without the one before"
     kept.shrink(0)
     assert kept.num_bytes == 0
     assert not kept.find(0, large)
@@ -106,7 +108,7 @@ def test_texts_with_known_beginnings_have_the_scores_of_texts_alone(seed: int, m
             read(len(texts) - 1, ids[count:])
             if texts[-1][0]:
                 read(drawn.randrange(len(texts)), [drawn.randrange(VOCABULARY)])
-        assert known > (5 if memory is None else 0)
+        assert known > 5 if memory is None else (known > 0) == (memory > 0)
         for _ in range(len(texts)):
             rows.leave(0)
         rows.rest()

@@ -1,4 +1,4 @@
-"""Keys and values of the beginnings of texts that have left, in pieces (prefix caching, Kwon et al. 2023).
+"""Copies of the keys and values of the beginnings of texts, in pieces (prefix caching, Kwon et al. 2023).
 
 A piece is found by a hash of all tokens up to its end, so texts that begin alike share the pieces of the beginning.
 Knows no rows.
@@ -40,25 +40,25 @@ class Prefixes:
         self._touch(known)
         return [self._pieces[key] for key in known]
 
-    def keep(self, kind: int, ids: Sequence[int], read: Callable[[int, int], Pairs], limit: int) -> None:
-        """Keep the whole pieces of a text, as far as `limit` bytes of all pieces allow.
+    def keep(self, kind: int, ids: Sequence[int], first: int, read: Callable[[int, int], Pairs], limit: int) -> None:
+        """Keep the whole pieces of a text from number `first` on, as far as `limit` bytes of all pieces allow.
 
         Args:
             read: returns views of the keys and values from one token to before another.
         """
         keys = _keys(kind, ids)
-        self._touch([key for key in keys if key in self._pieces])
-        for number, key in enumerate(keys):
+        for number, key in enumerate(keys[first:], start=first):
             if key in self._pieces:
                 continue
+            if number and keys[number - 1] not in self._pieces:  # of no use without it
+                break
             views = read(number * SIZE, (number + 1) * SIZE)
-            size = _bytes(views)
-            before = set(keys[:number])
+            size, before = _bytes(views), set(keys[:number])
             while self._pieces and self.num_bytes + size > limit and next(iter(self._pieces)) not in before:
                 self._drop_oldest()
             if self.num_bytes + size > limit:
                 break
-            self._pieces[key] = [(keys_.clone(), values.clone()) for keys_, values in views]
+            self._pieces[key] = [(key_states.clone(), value_states.clone()) for key_states, value_states in views]
             self.num_bytes += size
         self._touch([key for key in keys if key in self._pieces])
 

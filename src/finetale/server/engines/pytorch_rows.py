@@ -20,6 +20,7 @@ from finetale.models.adapter_hooks import LoadedAdapter
 from finetale.server.engines import NoRoom
 from finetale.server.engines.prefixes import SIZE, Prefixes
 from finetale.server.engines.slots import SlotCache
+from finetale.speed import attention
 
 ALL_THREADS = torch.get_num_threads()
 """Number of torch threads at import, before a worker changes it; later threads would inherit the changed number."""
@@ -32,8 +33,8 @@ class TorchRows:
     """Rows of different lengths in one pass, for models whose code supports it.
 
     A row is in the cache for texts of up to 128, 256, 512 … tokens, and moves to the next one when it is full. A pass
-    reads the rows of one cache. They may have different adapters. The keys and values of texts that have left are kept,
-    for texts that begin alike, while their memory is not needed.
+    reads the rows of one cache. They may have different adapters. Copies of keys and values are kept for texts
+    that begin alike, while their memory is not needed.
 
     Args:
         model: a causal language model that takes position_ids, a four-dimensional mask and a cache.
@@ -46,7 +47,7 @@ class TorchRows:
     name = "torch"
     threads = ALL_THREADS
     takes_adapters = True
-    block = 1
+    block = 32  # matrix products of 8 tokens take as long
     mixes = False
 
     def __init__(self, model: PreTrainedModel, *, context: int, slots: int = 16, memory: int | None = None) -> None:
@@ -61,12 +62,14 @@ class TorchRows:
         self._kept = Prefixes()
         self._column_bytes = 0  # of one token's keys and values; 0 before the first pass
         self._most_bytes = 0  # of the rows since the last rest
-        # Eager attention adds its mask to the scores; other implementations take a boolean mask.
+        kind = getattr(model.config.get_text_config(), "_attn_implementation", "")
+        # Eager attention adds its mask to the scores. PyTorch's takes a boolean mask too, which it would convert to
+        # numbers in each layer.
+        self._adds_mask = kind in ("eager", "sdpa", attention.NAME)
         if model.device.type == "cpu":
             # With a mask, transformers would copy the keys and values for each query head, for fear of a slow kernel on
             # GPUs. 32 tokens after 8,000 take a third of the time without the copy.
             os.environ.setdefault(tracing.GROUPED_HEADS, "1")
-        self._adds_mask = getattr(model.config.get_text_config(), "_attn_implementation", "") == "eager"
 
     def join(self, ids: Sequence[int] = (), adapter: LoadedAdapter | None = None) -> int:
         """Add a row that begins with the keys and values of the first tokens of `ids`, if they are known; see Rows."""
@@ -79,22 +82,16 @@ class TorchRows:
 
     def _begin(self, row: int, ids: Sequence[int]) -> int:
         """Give an empty row the known first tokens of a text, in pieces; return their number."""
-        adapter = self._adapters[row]
-        alike = [_num_equal(text, ids) if self._adapters[at] is adapter else 0 for at, text in enumerate(self._texts)]
-        running = max(alike) // SIZE * SIZE
-        known = max(running, len(self._kept.find(_kind(adapter), ids)) * SIZE)
+        kind = _kind(self._adapters[row])
+        known = len(self._kept.find(kind, ids)) * SIZE
         if not known:
             return 0
         try:
             self._make_room(row, known)
         except NoRoom:
             return 0
-        pieces = self._kept.find(_kind(adapter), ids)  # those that were not dropped to make room
-        if running >= len(pieces) * SIZE:
-            other, place = self._rows[alike.index(max(alike))]
-            pieces = [other.views(place, 0, running)] if running else []
         cache, place = self._rows[row]
-        for piece in pieces:
+        for piece in self._kept.find(kind, ids):  # those that were not dropped to make room
             cache.extend(place, piece)
         self._texts[row] += ids[: cache.lengths[place]]
         self._limit_kept()
@@ -110,13 +107,7 @@ class TorchRows:
         return len(self._rows) - 1
 
     def leave(self, row: int) -> None:
-        """Remove a row. Its keys and values are kept as far as memory allows."""
-        cache, place = self._rows[row]
-        # Memory that runs out must not end the request that leaves.
-        with torch.inference_mode(), contextlib.suppress(MemoryError, RuntimeError):
-            self._kept.keep(
-                _kind(self._adapters[row]), self._texts[row], partial(cache.views, place), self._most_kept()
-            )
+        """Remove a row."""
         self._vacate(row)
         last, adapter, text = self._rows.pop(), self._adapters.pop(), self._texts.pop()
         if row < len(self._rows):
@@ -164,9 +155,21 @@ class TorchRows:
                 cache.lengths[place] = length
             raise
         for row, more in zip(rows, ids, strict=True):
-            self._texts[row] += more
+            self._add(row, more)
         self._limit_kept()
         return scores
+
+    def _add(self, row: int, ids: Sequence[int]) -> None:
+        """Record the tokens that were read, and keep what they complete for texts that begin alike.
+
+        A copy of a whole text when it ends would stop the others for a fifth of a second after 8,000 tokens.
+        """
+        text, (cache, place) = self._texts[row], self._rows[row]
+        first = len(text) // SIZE
+        text += ids
+        if len(text) // SIZE > first:
+            with torch.inference_mode(), contextlib.suppress(MemoryError, RuntimeError):  # it is only for speed
+                self._kept.keep(_kind(self._adapters[row]), text, first, partial(cache.views, place), self._most_kept())
 
     def _read_in_passes(
         self,
@@ -266,12 +269,6 @@ class TorchRows:
 def _kind(adapter: LoadedAdapter | None) -> int:
     """Return a number that differs for rows that may not share keys and values."""
     return 0 if adapter is None else adapter.number
-
-
-def _num_equal(text: Sequence[int], ids: Sequence[int]) -> int:
-    """Return how many tokens two texts begin with in common."""
-    pairs = enumerate(zip(text, ids, strict=False))
-    return next((at for at, (one, other) in pairs if one != other), min(len(text), len(ids)))
 
 
 class SeparateRows:
