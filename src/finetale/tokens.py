@@ -428,13 +428,12 @@ def build_store(
             for batch, encoded, contexts in numbered:
                 kept: list[tuple[str, str]] = []
                 pieces: list[NDArray[np.int64]] = []
-                together = np.concatenate(encoded)
                 if unknown is not None:
-                    seen["unknown"] += int((together == unknown).sum())
+                    seen["unknown"] += sum(int(np.count_nonzero(ids == unknown)) for ids in encoded)
                 for part, ids in zip(batch, encoded, strict=True):
                     if not part.is_example:  # chat templates write markers
                         seen["markers"] += int(np.count_nonzero((ids == begin) | (ids == end)))
-                seen["ids"] += len(together)
+                seen["ids"] += sum(map(len, encoded))
                 for part, ids, unlearned in zip(batch, encoded, contexts, strict=True):
                     targets = len(ids) + part.ends if len(ids) else 0
                     if part.dropped is not None or not targets:
@@ -465,7 +464,7 @@ def build_store(
                         context.extend(position + 1 + end for end in ends)
                     position += targets + 1
                 if pieces:
-                    data = np.concatenate(pieces).astype(dtype).tobytes()
+                    data = np.concatenate(pieces, dtype=dtype, casting="unsafe").tobytes()
                     file.write(data)
                     content.update(data)
                 table.append(rows)

@@ -287,6 +287,8 @@ def pieces_of(text: str, context: Sequence[tuple[int, int]]) -> list[str]:
 
 def joined(encoded: Sequence[Ids], text: str, context: Sequence[tuple[int, int]]) -> tuple[Ids, list[tuple[int, int]]]:
     """Return the ids of all `pieces_of` a text, and the ranges of ids that hold its context."""
+    if not context and encoded:
+        return encoded[0], []
     at = dict(zip(_borders(text, context), np.cumsum([0, *map(len, encoded)]).tolist(), strict=True))
     ranges = [(at[start], at[stop]) for start, stop in context]
     return np.concatenate([np.zeros(0, np.int64), *encoded]), [each for each in ranges if each[0] < each[1]]
