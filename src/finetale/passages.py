@@ -5,7 +5,9 @@ quotation, a document that was cut so that its other end is trained on. The unit
 and Japanese, without regard to case, punctuation and white space. The result therefore does not depend on a tokenizer.
 
 Words are kept as hashes of 32 bits in temporary files, 4 bytes per word. Windows of WINDOW words are compared by hashes
-of 64 bits. Time is linear in the text. Memory is 128 MB at most, plus 8 bytes for each different window in common.
+of 64 bits. Memory is 300 MB at most, plus 8 bytes for each different window in common and a bit for each held-out word.
+Time is linear in the text up to about a gigabyte. Beyond that the files are read several times, each time for another
+range of the hashes.
 """
 
 from __future__ import annotations
@@ -31,8 +33,11 @@ _CHARACTERS = 1 << 18
 """Number of characters that are hashed at once. They fit into the processor's cache."""
 _CHUNK = 1 << 20
 """Number of windows that are compared at once."""
+_CHUNK_BEFORE = 32
+"""Number of windows before a chunk that can reach into it, rounded up to whole bytes of bits."""
 _MIN_BITS, _MAX_BITS = 16, 30
-_LARGEST_BUFFER = 1 << 22
+_MAX_CANDIDATES = 1 << 22
+"""Expected number of windows of the training text that share a bit of the table with held-out text by chance."""
 _BREAK = "\x1e"
 """Ends a part. Its hash is 0, which no word has."""
 _TABLE_SIZE = 0x32400
@@ -93,62 +98,98 @@ class PassageFinder:
             file.flush()
         held_out = _SPLITS[1:]
         number = sum(self._words[split] for split in held_out)
-        common = self._common(number) if number and self._words["train"] else np.zeros(0, np.uint64)
+        # By split, a bit for each window that also occurs in the training text.
+        hits = {split: np.zeros(-(-self._paths[split].stat().st_size // 32), np.uint8) for split in held_out}
+        if number and self._words["train"]:
+            size, range_bits = _size_of_table(self._words["train"], number)
+            for number_of_range in range(1 << range_bits):
+                common = self._common(size, range_bits, number_of_range)
+                for split in held_out:
+                    self._mark(split, common, hits[split])
         validation, test, watched = (
-            SharedText(words=self._words[split], shared=self._covered(split, common)) for split in held_out
+            SharedText(words=self._words[split], shared=self._covered(split, hits[split])) for split in held_out
         )
         unit = "characters" if self._sampled["character"] > self._sampled["word"] else "words"
         shared = SharedPassages(unit=unit, window=WINDOW, validation=validation, test=test)
         return shared.model_copy(update={"watched": watched}) if watched.words else shared
 
-    def _common(self, number: int) -> Hashes:
+    def _common(self, size: int, range_bits: int, number: int) -> Hashes:
         """Return the hashes of those windows of the training text that may also be in held-out text, ascending.
 
-        A bit table, indexed by the first bits of a hash, marks the windows of the held-out text.
+        A bit table, indexed by bits of a hash, marks the windows of the held-out text.
+
+        Args:
+            size: the table has 2 to this power bits.
+            range_bits: number of the first bits of a hash that are the number of its range.
+            number: the range to which the hashes are restricted.
         """
-        size = min(max(_MIN_BITS, (64 * number - 1).bit_length()), _MAX_BITS)
         bits = np.zeros(1 << size - 3, np.uint8)
-        shift = np.uint64(64 - size)
+
+        def within(hashes: Hashes) -> Hashes:
+            return hashes[hashes >> np.uint64(64 - range_bits) == number] if range_bits else hashes
+
+        def places_of(hashes: Hashes) -> NDArray[np.int64]:
+            places: NDArray[np.int64] = (hashes << np.uint64(range_bits) >> np.uint64(64 - size)).astype(np.int64)
+            return places
+
         for split in _SPLITS[1:]:
             for words, hashes in self._windows(split):
-                places = (hashes[_is_whole(words)] >> shift).astype(np.int64)
+                places = places_of(within(hashes[_is_whole(words)]))
                 for bit in range(8):  # one bit at a time, because |= ignores repeated places
                     bits[places[places & 7 == bit] >> 3] |= np.uint8(1 << bit)
         found: list[Hashes] = [np.zeros(0, np.uint64)]
         for _, hashes in self._windows("train"):
-            places = (hashes >> shift).astype(np.int64)
+            hashes = within(hashes)
+            places = places_of(hashes)
             # A window across two parts holds a break, so it equals no window of held-out text.
             found.append(hashes[bits[places >> 3] >> (places & 7).astype(np.uint8) & 1 == 1])
-            if sum(map(len, found[1:])) > _LARGEST_BUFFER:
+            if sum(map(len, found[1:])) > _MAX_CANDIDATES:
                 found = [np.unique(np.concatenate(found))]
         return np.unique(np.concatenate(found))
 
-    def _covered(self, split: str, common: Hashes) -> int:
-        """Count the words of a split that are within a window whose hash is in `common`."""
+    def _mark(self, split: str, common: Hashes, hits: NDArray[np.uint8]) -> None:
+        """Set the bit of each window of a split whose hash is in `common`."""
         if not len(common):
-            return 0
-        covered, before = 0, 0
-        for words, hashes in self._windows(split, overlap=WINDOW - 1):
+            return
+        for start, (words, hashes) in zip(range(0, 8 * len(hits), _CHUNK), self._windows(split), strict=True):
             places = np.searchsorted(common, hashes).clip(max=len(common) - 1)
-            hits = (common[places] == hashes) & _is_whole(words)
-            edges = np.zeros(len(words) + 1, np.int64)
-            edges[: len(hits)] += hits
-            edges[WINDOW : WINDOW + len(hits)] -= hits
-            # The first words were counted with the previous chunk. The last ones are counted with the next.
-            inside = np.cumsum(edges)[before : before + _CHUNK] > 0
-            covered += int(np.count_nonzero(inside))
-            before = WINDOW - 1
+            found = np.packbits((common[places] == hashes) & _is_whole(words))
+            hits[start // 8 : start // 8 + len(found)] |= found
+
+    def _covered(self, split: str, hits: NDArray[np.uint8]) -> int:
+        """Count the words of a split that are within a window whose bit is set."""
+        covered = 0
+        number = self._paths[split].stat().st_size // 4
+        for start in range(0, number if hits.any() else 0, _CHUNK):
+            first = max(0, start - _CHUNK_BEFORE)
+            stop = min(start + _CHUNK, number)
+            is_hit = np.unpackbits(hits[first // 8 : -(-stop // 8)])[: stop - first]
+            edges = np.zeros(len(is_hit) + WINDOW, np.int64)
+            edges[: len(is_hit)] += is_hit
+            edges[WINDOW:] -= is_hit
+            covered += int(np.count_nonzero(np.cumsum(edges)[start - first : stop - first]))
         return covered
 
-    def _windows(self, split: str, overlap: int = 0) -> Iterator[tuple[Words, Hashes]]:
-        """Yield words and the hashes of the windows that begin at them: _CHUNK windows after `overlap` earlier ones."""
+    def _windows(self, split: str) -> Iterator[tuple[Words, Hashes]]:
+        """Yield words, and the hashes of the _CHUNK windows that begin at them."""
         file, path = self._files[split], self._paths[split]
         number = path.stat().st_size // 4
         for start in range(0, number, _CHUNK):
-            first = max(0, start - overlap)
-            file.seek(4 * first)
-            words = np.frombuffer(file.read(4 * (start + _CHUNK + WINDOW - 1 - first)), np.uint32)
+            file.seek(4 * start)
+            words = np.frombuffer(file.read(4 * (_CHUNK + WINDOW - 1)), np.uint32)
             yield words, _window_hashes(words)
+
+
+def _size_of_table(trained: int, held_out: int) -> tuple[int, int]:
+    """Return (size, range_bits) for `_common`, so that few windows of the training text are found by chance.
+
+    Args:
+        trained: number of words of the training text.
+        held_out: number of words of all other text.
+    """
+    by_chance = trained * held_out // _MAX_CANDIDATES
+    size = min(max(_MIN_BITS, (64 * held_out - 1).bit_length(), by_chance.bit_length()), _MAX_BITS)
+    return size, max(0, -((size - by_chance.bit_length()) // 2))
 
 
 def word_hashes(text: str) -> Words:

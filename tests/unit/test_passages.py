@@ -65,15 +65,53 @@ def with_copies(rng: np.random.Generator) -> list[tuple[str, list[str]]]:
     return parts
 
 
-@pytest.mark.parametrize("chunk", [7, 50, 1 << 20])
-@pytest.mark.parametrize("buffer", [3, 1 << 22])
-def test_shared_passages_equal_those_counted_by_hand(monkeypatch: pytest.MonkeyPatch, chunk: int, buffer: int) -> None:
+@pytest.mark.parametrize("chunk", [8, 48, 1 << 20])
+@pytest.mark.parametrize(("bits", "candidates", "ranges"), [(30, 1 << 22, 1), (10, 300, 4), (6, 3, 128)])
+def test_shared_passages_equal_those_counted_by_hand(
+    monkeypatch: pytest.MonkeyPatch, chunk: int, bits: int, candidates: int, ranges: int
+) -> None:
     monkeypatch.setattr(passages, "_CHUNK", chunk)
-    monkeypatch.setattr(passages, "_LARGEST_BUFFER", buffer)
+    monkeypatch.setattr(passages, "_MIN_BITS", min(bits, 16))
+    monkeypatch.setattr(passages, "_MAX_BITS", bits)
+    monkeypatch.setattr(passages, "_MAX_CANDIDATES", candidates)
+    numbers = watch_ranges(monkeypatch)
     parts = with_copies(np.random.default_rng(0))
     found = counted([(split, " ".join(words)) for split, words in parts])
     assert found == by_hand(parts)
     assert sum(each.shared for each in found.values()) > 300
+    assert len(numbers) == ranges
+
+
+def watch_ranges(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the number of windows that may be in common, once per range of the hashes."""
+    numbers: list[int] = []
+    common = PassageFinder._common
+
+    def watched(self: PassageFinder, *arguments: int) -> passages.Hashes:
+        found = common(self, *arguments)
+        numbers.append(len(found))
+        return found
+
+    monkeypatch.setattr(PassageFinder, "_common", watched)
+    return numbers
+
+
+def test_few_windows_are_in_memory_at_once_however_long_the_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In 1 GB of Chinese, 9 million windows shared a bit with held-out text by chance."""
+    monkeypatch.setattr(passages, "_MAX_BITS", 14)
+    monkeypatch.setattr(passages, "_MAX_CANDIDATES", 500)
+    numbers = watch_ranges(monkeypatch)
+    words = [f"w{number}" for number in np.random.default_rng(0).integers(0, 60_000, 120_000)]
+    with PassageFinder(tmp_path) as finder:
+        finder.add([("train", " ".join(words[:100_000])), ("test", " ".join(words[99_900:]))])
+        found = finder.compare()
+    assert found.test is not None
+    assert (found.test.words, found.test.shared) == (20_100, 100)
+    assert len(numbers) == 16
+    assert 100 < max(numbers) < 600
+    assert sum(numbers) > 2_500
 
 
 def test_hashes_of_pieces_equal_those_of_the_whole_text(monkeypatch: pytest.MonkeyPatch) -> None:
