@@ -1,12 +1,13 @@
 """Measure tokens per second of a service: Finetale, `transformers serve` and `transformers` generate, on this CPU.
 
-    python benchmarks/serve_cpu.py [--quick]
+    python benchmarks/serve_cpu.py [--quick] [--only finetale genai]
 
 The model has the shape of GPT-2 124M, random weights and a synthetic vocabulary of the same size. Each request has a
 prompt of 64 tokens and generates 64 more, greedily. 1, 8 or 16 clients send requests at the same time. Each load runs
 twice, and the faster run counts. The baselines compute in bf16: `transformers serve` with its defaults,
 `transformers serve --continuous-batching`, and `generate` with all prompts in one batch. The contenders take turns.
-Each runs alone, after a warm-up request.
+Each runs alone, after a warm-up request. `genai` is the ContinuousBatchingPipeline of OpenVINO GenAI in one process,
+with int8 weights of `finetale export --to openvino`. If openvino_genai is not installed, it is left out with a message.
 
 Time to first token is the time from sending a request to the first event of its stream. Separate requests measure it.
 The table also shows the bundled model. `ratio_vs_transformers_serve` compares with the defaults of the command,
@@ -31,6 +32,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,7 @@ import contenders
 
 CLIENTS = (1, 8, 16)
 PROMPT, NEW = 64, 64
-OURS, GENERATE = "finetale", "generate"
+OURS, GENERATE, GENAI = "finetale", "generate", "genai"
 SERVES = {"transformers serve": (), "transformers serve, batching": ("--continuous-batching",)}
 
 
@@ -46,10 +49,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one turn of fewer requests")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="measure these contenders only")
     parser.add_argument("--generate", metavar="FOLDER", help=argparse.SUPPRESS)
+    parser.add_argument("--genai", metavar="FOLDER", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.generate:
-        print(json.dumps(run_generate(Path(arguments.generate))))
+    if arguments.generate or arguments.genai:
+        run, of = (run_generate, arguments.generate) if arguments.generate else (run_genai, arguments.genai)
+        print(json.dumps(run(Path(of))))
         return
     from finetale.environment import hardware, versions
 
@@ -57,7 +63,13 @@ def main() -> None:
         folder = make_model(Path(scratch) / "gpt2-shape")
         os.environ["FINETALE_CACHE"] = str(Path(scratch) / "cache")
         found: dict[str, list[dict[str, Any]]] = {}
-        names = [OURS, GENERATE, *SERVES, "bundled"]
+        names = [OURS, GENERATE, *SERVES, GENAI, "bundled"]
+        if unknown := set(arguments.only or ()) - set(names):
+            parser.error(f"unknown: {', '.join(sorted(unknown))}. The contenders are {', '.join(names)}")
+        names = arguments.only or names
+        if GENAI in names and find_spec("openvino_genai") is None:
+            print(f"{GENAI} is left out: openvino_genai is not installed", file=sys.stderr)
+            names = [name for name in names if name != GENAI]
         for turn in range(1 if arguments.quick else arguments.turns):
             for name in names:
                 figures = measure(name, folder, quick=arguments.quick)
@@ -72,12 +84,16 @@ def main() -> None:
             rows[OURS][number]["tokens_per_second"] / rows[name][number]["tokens_per_second"] for number in ("8", "16")
         )
 
+    compared = {
+        "ratio_vs_generate": GENERATE,
+        "ratio_vs_transformers_serve": "transformers serve",
+        "ratio_vs_transformers_serve_batching": "transformers serve, batching",
+        "ratio_vs_genai": GENAI,
+    }
     print(
         json.dumps(
-            {
-                "ratio_vs_generate": ratio(GENERATE),
-                "ratio_vs_transformers_serve": ratio("transformers serve"),
-                "ratio_vs_transformers_serve_batching": ratio("transformers serve, batching"),
+            {key: ratio(name) for key, name in compared.items() if {OURS, name} <= rows.keys()}
+            | {
                 "contenders": rows,
                 "hardware": hardware(),
                 "versions": versions() | versions("openvino", "nncf", "fastapi"),
@@ -146,6 +162,8 @@ def measure(name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
     """Return the figures of one contender by number of clients."""
     if name == GENERATE:
         return contenders.in_process(__file__, "--generate", str(folder))
+    if name == GENAI:
+        return contenders.in_process(__file__, "--genai", str(folder))
     model = Path("bundled") if name == "bundled" else folder
     with service(name, model) as (port, called):
         ask(port, called, prompts(model, 1, seed=99)[0], stream=True)
@@ -289,6 +307,44 @@ def run_generate(folder: Path) -> dict[str, Any]:
                 times.append(time.perf_counter() - started)
                 assert made.shape[1] == PROMPT + NEW
             found[str(number)] = {"tokens_per_second": number * NEW / min(times)}
+    return found
+
+
+def run_genai(folder: Path) -> dict[str, Any]:
+    """Measure OpenVINO GenAI's ContinuousBatchingPipeline with token ids, int8 weights and its default precision."""
+    import numpy as np
+    import openvino
+
+    from finetale import models
+    from finetale.export import openvino as exporter
+
+    contenders.quiet_transformers()
+    genai: Any = import_module("openvino_genai")
+    loaded = models.load(str(folder))
+    converted = folder.parent / "genai"
+    if not converted.exists():
+        converted.mkdir()
+        exporter.write(loaded, converted, "int8")
+    scheduler = genai.SchedulerConfig()
+    scheduler.max_num_seqs = max(CLIENTS)
+    scheduler.cache_size = 1  # GB
+    scheduler.enable_prefix_caching = False  # each load runs twice
+    pipeline = genai.ContinuousBatchingPipeline(converted, scheduler, "CPU")
+    settings = genai.GenerationConfig(max_new_tokens=NEW, min_new_tokens=NEW, ignore_eos=True, do_sample=False)
+    found = {}
+    for number in (1, *CLIENTS):  # the first run is the warm-up
+        ids = [loaded.tokenizer(text)["input_ids"] for text in prompts(folder, number, seed=number)]
+        times = []
+        for _ in range(2):
+            started = time.perf_counter()
+            handles = [
+                pipeline.add_request(at, openvino.Tensor(np.array([each])), settings) for at, each in enumerate(ids)
+            ]
+            while pipeline.has_non_finished_requests():
+                pipeline.step()
+            times.append(time.perf_counter() - started)
+            assert all(len(handle.read_all()[0].generated_ids) == NEW for handle in handles)
+        found[str(number)] = {"tokens_per_second": number * NEW / min(times)}
     return found
 
 
