@@ -41,9 +41,9 @@ def step_2_is_best_until_8() -> None:
     record_sizes()
     measured = Training._measure
 
-    def worse(self: Training, blocks: Blocks) -> SimpleNamespace:
+    def worse(self: Training, model: Any, blocks: Blocks) -> SimpleNamespace:
         shift = 0 if self.state.step <= 2 else -2 if self.state.step == 8 else 1
-        return SimpleNamespace(loss=measured(self, blocks).loss + shift)
+        return SimpleNamespace(loss=measured(self, model, blocks).loss + shift)
 
     Training._measure = worse  # type: ignore[assignment,method-assign]
 
