@@ -65,7 +65,7 @@ def launch(processes: str, words: Sequence[str], max_restarts: int, say: Callabl
         try:
             for restart in range(max_restarts + 1):
                 try:
-                    return _start(number, words)
+                    return _start(number, words, folder)
                 except _Killed as killed:
                     said = f"Process {killed.rank + 1} of {number} was ended by {killed.name}"
                     if restart == max_restarts:
@@ -89,8 +89,13 @@ def announce(run: Path) -> None:
         Path(os.environ[_RUN_FILE]).write_text(str(run.absolute()), "utf-8")
 
 
-def _start(number: int, words: Sequence[str]) -> int:
-    """Run a command in processes of its own; return its exit code."""
+def _start(number: int, words: Sequence[str], folder: str) -> int:
+    """Run a command in processes of its own; return its exit code.
+
+    Args:
+        folder: for the launcher's own files, of which it would leave an empty folder otherwise.
+    """
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -105,6 +110,7 @@ def _start(number: int, words: Sequence[str]) -> int:
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",
         local_addr="127.0.0.1",
+        logs_specs=DefaultLogsSpecs(log_dir=folder),
         max_restarts=0,  # it would repeat the command after every failure
         signals_to_handle="",  # it would end them without waiting for their exit codes
     )

@@ -613,7 +613,7 @@ class Config(
     @model_validator(mode="after")
     def _shards_are_not_compiled(self) -> Self:
         if self.shard and self.compile == "on":
-            raise ValueError("compile on and shard can't be combined: the layers are gathered between their parts")
+            raise ValueError("compile on and shard can't be combined; leave out one of them")
         return self
 
     @model_validator(mode="after")

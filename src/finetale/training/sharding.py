@@ -82,6 +82,7 @@ class Sharded:
         from torch.distributed.fsdp import fully_shard
         from torch.distributed.tensor import DTensor
 
+        self._ranks = ranks
         self._model: Any = forward.model
         empty = {id(p): _empty(p) for p in self._model.parameters()}
         self._whole: PreTrainedModel = copy.deepcopy(self._model, memo=empty)
@@ -121,10 +122,11 @@ class Sharded:
             here: whether this process needs the model. Otherwise its parameters are empty.
         """
         try:
-            for name, parameter in self._whole.named_parameters():
-                gathered = self._shards[name].full_tensor().detach()
-                if here:
-                    parameter.data = gathered
+            with self._ranks.alone():
+                for name, parameter in self._whole.named_parameters():
+                    gathered = self._shards[name].full_tensor().detach()
+                    if here:
+                        parameter.data = gathered
             yield self._whole
         finally:
             for parameter in self._whole.parameters():
@@ -135,9 +137,11 @@ class Sharded:
         from torch.distributed.tensor import DTensor
 
         like = self._shards[name]
-        return DTensor.from_local(
+        divided = DTensor.from_local(
             part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
-        ).full_tensor()
+        )
+        with self._ranks.alone():
+            return divided.full_tensor()
 
     def part_of(self, name: str, whole: torch.Tensor) -> torch.Tensor:
         """Return this process's part of a tensor that is to be divided as the weight `name` is."""
