@@ -1,4 +1,4 @@
-"""Start a command in several processes of this machine and again if one of them is killed."""
+"""Start a command in several processes of this machine, and start it again if one of them is killed."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def launch(processes: str, words: Sequence[str], max_restarts: int, say: Callabl
                             "Continue with `finetale resume`. If the system ended it for lack of memory, use fewer "
                             "processes.",
                         ) from None
-                if run_file.exists():
-                    flags = [word for word in words if word in _KEPT_FLAGS]
-                    words = words if words[0] == "resume" else ["resume", run_file.read_text("utf-8"), *flags]
-                say(f"{said}. The run continues from its last checkpoint (restart {restart + 1} of {max_restarts}).")
+                if run_file.exists() and words[0] != "resume":
+                    words = ["resume", run_file.read_text("utf-8"), *(word for word in words if word in _KEPT_FLAGS)]
+                goes_on = "continues from its last checkpoint" if words[0] == "resume" else "begins again"
+                say(f"{said}. The run {goes_on} (restart {restart + 1} of {max_restarts}).")
         finally:
             del os.environ[_RUN_FILE]
     raise AssertionError  # the last restart returns or raises

@@ -282,7 +282,10 @@ class ModelSettings(Settings):
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
     offline: bool = Field(False, description="Use only files that are on this machine.")
     dropout: float | None = Field(
-        None, ge=0, lt=1, description="Dropout rate during training. auto: the rates in the model's config."
+        None,
+        ge=0,
+        lt=1,
+        description="Dropout rate during training, except of attention. auto: the rates in the model's config.",
     )
     attention_dropout: float | None = Field(
         None,
