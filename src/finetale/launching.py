@@ -86,7 +86,7 @@ def launch(processes: str, words: Sequence[str], max_restarts: int, say: Callabl
 def announce(run: Path) -> None:
     """Tell the command that has started this process which run it may resume."""
     if _RUN_FILE in os.environ:
-        Path(os.environ[_RUN_FILE]).write_text(str(run.absolute()), "utf-8")
+        Path(os.environ[_RUN_FILE]).write_text(str(run), "utf-8")
 
 
 def _start(number: int, words: Sequence[str], folder: str) -> int:
